@@ -1,0 +1,1 @@
+"""Models: what a stage takes and gives."""

@@ -1,0 +1,139 @@
+"""The recipe: the whole truth of a run, as frozen, strict pydantic models. Reading YAML is `recipe_source`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compress.stages import AnyStage
+from compress.targets import TARGETS
+from compress.tasks import TASK_NAMES
+
+
+class Strict(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Strict):
+    """Where examples come from, and which of them each split holds."""
+
+    source: str | None = Field(
+        None,
+        description="`sample:NAME`, a folder with one file a split, or a Hugging Face dataset id. "
+        "May be left out when every split names a file.",
+    )
+    splits: dict[str, str] = Field(
+        {"train": "train", "validation": "validation", "test": "test"},
+        description="split -> its name in the source, or a CSV, JSONL or Parquet file",
+    )
+    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
+    labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
+    unlabeled: tuple[str, ...] = Field(
+        (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
+    )
+    max_length: int = Field(128, ge=4, description="tokens an example is cut to")
+
+
+class Limit(Strict):
+    """A bound on a metric of the final model, absolute or relative to another model of the run."""
+
+    metric: str
+    target: str = "cpu"
+    at_least: float | None = None
+    at_most: float | None = None
+    of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Limit:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("exactly one of at_least and at_most")
+        return self
+
+
+class Benchmark(Strict):
+    """How the measured models are timed."""
+
+    threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
+    batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
+    seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
+    examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
+
+
+def _single_key(value: Any) -> Any:
+    """`{distill: {...}}` or `distill` -> the stage's fields with its `kind` added."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, dict) and len(value) == 1 and "kind" not in value:
+        ((kind, fields),) = value.items()
+        if fields is None or isinstance(fields, dict):
+            return {**(fields or {}), "kind": kind}
+    return value
+
+
+class Recipe(Strict):
+    """A compression run from a starting model to a measured artifact."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the run")
+    description: str = ""
+    task: Annotated[str, Field(json_schema_extra={"enum": list(TASK_NAMES)})]
+    model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
+    trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
+    data: Data
+    seed: int = Field(0, ge=0)
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
+    targets: tuple[str, ...] = ("cpu",)
+    benchmark: Benchmark = Benchmark()
+    limits: tuple[Limit, ...] = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        return tuple(_single_key(item) for item in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in TASK_NAMES:
+            raise ValueError(f"one of {', '.join(TASK_NAMES)}")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in TARGETS]
+        if unknown:
+            raise ValueError(f"one of {', '.join(TARGETS)}")
+        return value
+
+    def labels(self) -> tuple[str, ...]:
+        """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
+        return stage_labels([stage.kind for stage in self.stages])
+
+
+def stage_labels(kinds: list[str]) -> tuple[str, ...]:
+    """`[distill, prune, distill]` -> `(distill, prune, distill-2)`."""
+    seen: dict[str, int] = {}
+    labels = []
+    for kind in kinds:
+        seen[kind] = seen.get(kind, 0) + 1
+        labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
+    return tuple(labels)
+
+
+FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+_SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
+
+
+def is_file_name(value: str) -> bool:
+    """Whether a split or unlabeled source names a data file rather than a split."""
+    return value.endswith(FILE_SUFFIXES)
+
+
+def is_sample(value: str) -> bool:
+    """Whether a reference has the form `sample:NAME`."""
+    return bool(_SAMPLE.match(value))

@@ -1,0 +1,101 @@
+"""What a stage is: one transformation of a model, whose fields are its parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from compress.data import Data
+    from compress.models.torch_model import TorchModel
+    from compress.progress import Progress
+    from compress.tasks.task import Task
+
+Takes = TypeVar("Takes")
+Gives = TypeVar("Gives")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use beside the model it transforms."""
+
+    task: Task
+    data: Data
+    seed: int
+    progress: Progress
+    earlier: Callable[[str], TorchModel]
+    """Loads the output of an earlier stage, by label; a stage names those labels in `refers_to`."""
+    scratch: Path
+    """An empty folder that is deleted after the stage."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before a stage can run."""
+
+    splits: tuple[str, ...] = ()
+    unlabeled: bool = False
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a stage says of its output, for the integrity check that follows it.
+
+    ``changes_weights``: at least one weight differs; ``max_size_ratio``: bytes out over bytes in;
+    ``same_predictions``: the largest allowed difference between its logits and its input's, or ``None``.
+    """
+
+    changes_weights: bool = True
+    max_size_ratio: float | None = None
+    same_predictions: float | None = None
+
+
+class Stage(BaseModel, ABC, Generic[Takes, Gives]):
+    """One transformation of a model. Subclasses are frozen and declare `kind: Literal[...]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: ClassVar[int] = 1
+    """Raised when the same parameters would give another output; part of the cache key."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose versions are part of the cache key."""
+    kind: str
+
+    @classmethod
+    def takes(cls) -> type[Any]:
+        """The model class that `run` takes."""
+        return _arguments(cls)[0]
+
+    @classmethod
+    def gives(cls) -> type[Any]:
+        """The model class that `run` returns."""
+        return _arguments(cls)[1]
+
+    def needs(self) -> Needs:
+        """The data that must be named in the recipe."""
+        return Needs()
+
+    def refers_to(self) -> tuple[str, ...]:
+        """Labels of earlier stages (or `start`) whose outputs this stage reads beside its input."""
+        return ()
+
+    def promise(self) -> Promise:
+        """What the integrity check may hold the output to."""
+        return Promise()
+
+    @abstractmethod
+    def run(self, model: Takes, context: Context) -> Gives:
+        """Return the transformed model; ``model`` may be changed in place. Raises `StageError`."""
+
+
+def _arguments(cls: type[Stage[Any, Any]]) -> tuple[type[Any], type[Any]]:
+    for base in cls.__mro__:
+        arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args", ())
+        if len(arguments) == 2:
+            return arguments[0], arguments[1]
+    raise TypeError(f"{cls.__name__} must subclass Stage[Takes, Gives]")

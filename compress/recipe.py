@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from compress.data.config import DataConfig
 from compress.stages import AnyStage
 from compress.targets import TARGETS
 from compress.tasks import TASK_NAMES
@@ -16,26 +16,6 @@ class Strict(BaseModel):
     """Frozen, with unknown keys forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Data(Strict):
-    """Where examples come from, and which of them each split holds."""
-
-    source: str | None = Field(
-        None,
-        description="`sample:NAME`, a folder with one file a split, or a Hugging Face dataset id. "
-        "May be left out when every split names a file.",
-    )
-    splits: dict[str, str] = Field(
-        {"train": "train", "validation": "validation", "test": "test"},
-        description="split -> its name in the source, or a CSV, JSONL or Parquet file",
-    )
-    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
-    labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
-    unlabeled: tuple[str, ...] = Field(
-        (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
-    )
-    max_length: int = Field(128, ge=4, description="tokens an example is cut to")
 
 
 class Limit(Strict):
@@ -82,7 +62,7 @@ class Recipe(Strict):
     task: Annotated[str, Field(json_schema_extra={"enum": list(TASK_NAMES)})]
     model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
-    data: Data
+    data: DataConfig
     seed: int = Field(0, ge=0)
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
@@ -123,17 +103,3 @@ def stage_labels(kinds: list[str]) -> tuple[str, ...]:
         seen[kind] = seen.get(kind, 0) + 1
         labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
     return tuple(labels)
-
-
-FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
-_SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
-
-
-def is_file_name(value: str) -> bool:
-    """Whether a split or unlabeled source names a data file rather than a split."""
-    return value.endswith(FILE_SUFFIXES)
-
-
-def is_sample(value: str) -> bool:
-    """Whether a reference has the form `sample:NAME`."""
-    return bool(_SAMPLE.match(value))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from compress.data import Data
+    from compress.data.dataset import Dataset
     from compress.models.torch_model import TorchModel
     from compress.progress import Progress
     from compress.tasks.task import Task
@@ -25,7 +25,7 @@ class Context:
     """What a stage may use beside the model it transforms."""
 
     task: Task
-    data: Data
+    data: Dataset
     seed: int
     progress: Progress
     earlier: Callable[[str], TorchModel]

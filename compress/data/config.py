@@ -1,0 +1,42 @@
+"""Where examples come from, as a recipe says it."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+_SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
+
+
+def is_file_name(value: str) -> bool:
+    """Whether a split or unlabeled source names a data file rather than a split."""
+    return value.endswith(FILE_SUFFIXES)
+
+
+def is_sample(value: str) -> bool:
+    """Whether a reference has the form `sample:NAME`."""
+    return bool(_SAMPLE.match(value))
+
+
+class DataConfig(BaseModel):
+    """Where examples come from, and which of them each split holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = Field(
+        None,
+        description="`sample:NAME`, a folder with one file a split, or a Hugging Face dataset id. "
+        "May be left out when every split names a file.",
+    )
+    splits: dict[str, str] = Field(
+        {"train": "train", "validation": "validation", "test": "test"},
+        description="split -> its name in the source, or a CSV, JSONL or Parquet file",
+    )
+    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
+    labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
+    unlabeled: tuple[str, ...] = Field(
+        (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
+    )
+    max_length: int = Field(128, ge=4, description="tokens an example is cut to")

@@ -1,0 +1,18 @@
+"""Tasks, by their Hugging Face names. The names are importable without torch; `get_task` loads one file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compress.tasks.task import Task
+
+_TASKS = {"text-classification": "compress.tasks.text_classification"}
+TASK_NAMES = tuple(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """The task of that name. Raises `KeyError` for a name outside `TASK_NAMES`."""
+    task: Task = import_module(_TASKS[name]).TASK
+    return task

@@ -1,0 +1,75 @@
+"""What a task knows: its columns, how it loads a model, how examples become inputs, the loss and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from compress.measurement import Measurement
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from compress.models.torch_model import TorchModel
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the task reads. ``label`` columns hold class names or ids."""
+
+    name: str
+    label: bool = False
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples, unpadded. ``inputs[i][name]`` is a 1-D int64 array; ``labels`` is [n] int64 or None.
+
+    ``padding`` gives, for each input name, the value that fills a shorter example on the right.
+    """
+
+    inputs: Sequence[dict[str, np.ndarray]]
+    padding: dict[str, int]
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, [n]."""
+        return np.array([len(next(iter(example.values()))) for example in self.inputs])
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The examples at ``indices``, padded to the longest: name -> [len(indices), length] int64."""
+        width = max(len(next(iter(self.inputs[i].values()))) for i in indices)
+        out = {}
+        for name, fill in self.padding.items():
+            array = np.full((len(indices), width), fill, dtype=np.int64)
+            for row, i in enumerate(indices):
+                array[row, : len(self.inputs[i][name])] = self.inputs[i][name]
+            out[name] = array
+        return out
+
+
+class Task(Protocol):
+    """One Hugging Face task. Implementations live in one file each and are registered in `compress.tasks`."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Turn rows (columns named as in `columns`; label columns optional) into inputs. Raises `DataError`."""
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Scalar training loss of a batch."""
+
+    def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+        """The task's metrics of ``outputs`` [n, ...] with 95% intervals and per-example raw outcomes."""

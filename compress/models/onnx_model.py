@@ -1,0 +1,7 @@
+"""A onnx model as a directory."""
+
+
+class OnnxModel:
+    """Placeholder of the foundation commit."""
+
+    kind = "onnx"

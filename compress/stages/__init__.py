@@ -1,0 +1,27 @@
+"""The built-in stages; the union below is their registry. Others come in by the entry point `compress.stages`."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Union
+
+from pydantic import Field
+
+from compress.stages.distill import Distill
+from compress.stages.export import Export
+from compress.stages.finetune import Finetune
+from compress.stages.prune import Prune
+from compress.stages.quantize import Quantize
+from compress.stages.stage import Stage
+from compress.stages.trim_vocabulary import TrimVocabulary
+
+BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (Finetune, Distill, Prune, TrimVocabulary, Export, Quantize)
+
+
+def _registered() -> dict[str, type[Stage[Any, Any]]]:
+    classes = [*BUILT_IN, *(entry.load() for entry in entry_points(group="compress.stages"))]
+    return {cls.model_fields["kind"].default: cls for cls in classes}
+
+
+STAGES: dict[str, type[Stage[Any, Any]]] = _registered()
+AnyStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007

@@ -1,0 +1,71 @@
+"""Train a student to answer as its teacher does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Needs, Stage
+from compress.training.config import Training
+
+
+class Student(BaseModel):
+    """Where the student comes from; exactly one field is set. Without any, the stage's input is the student."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="indices of the input's layers to keep, counted from 0"
+    )
+    config: dict[str, Any] | None = Field(
+        None, description="changes to the input's config, e.g. {hidden_size: 192}; weights start anew"
+    )
+    model: str | None = Field(None, description="Hugging Face id, local folder or `sample:NAME`")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if sum(value is not None for value in (self.layers, self.config, self.model)) != 1:
+            raise ValueError("exactly one of layers, config and model")
+        return self
+
+
+class Distill(Training, Stage[TorchModel, TorchModel]):
+    """Knowledge distillation (Hinton et al. 2015), with the representation losses of three papers.
+
+    ``distilbert``: cosine of the last hidden states (Sanh et al. 2019, section 2). ``tinybert``: MSE of
+    embeddings, hidden states and attention scores, layers mapped uniformly (Jiao et al. 2020, section 3.1).
+    ``minilm``: KL of the last layer's attention and value relations (Wang et al. 2020, section 3.1).
+    A learned projection joins widths that differ.
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    kind: Literal["distill"] = "distill"
+    teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
+    student: Student | None = Field(None, description="what is trained; default: the input")
+    method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
+        "logits", description="the loss on representations, beside the one on logits"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits")
+    labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
+    representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
+    use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
+
+    @model_validator(mode="after")
+    def _two_models(self) -> Distill:
+        if self.teacher is None and self.student is None:
+            raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        return self
+
+    def needs(self) -> Needs:
+        """Training examples, and unlabeled text if asked for."""
+        return Needs(splits=("train",), unlabeled=self.use_unlabeled)
+
+    def refers_to(self) -> tuple[str, ...]:
+        """The teacher's label."""
+        return (self.teacher,) if self.teacher else ()
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        raise AssertionError("being written")

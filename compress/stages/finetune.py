@@ -1,0 +1,23 @@
+"""Fine-tune a model on labeled examples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Needs, Stage
+from compress.training.config import Training
+
+
+class Finetune(Training, Stage[TorchModel, TorchModel]):
+    """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
+
+    packages = ("torch", "transformers", "accelerate")
+    kind: Literal["finetune"] = "finetune"
+
+    def needs(self) -> Needs:
+        """Labeled training examples."""
+        return Needs(splits=("train",))
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        raise AssertionError("being written")

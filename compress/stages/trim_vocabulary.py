@@ -1,0 +1,31 @@
+"""Drop the tokens that the data never uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Needs, Stage
+
+
+class TrimVocabulary(Stage[TorchModel, TorchModel]):
+    """Keep the embedding rows that training text uses, and rewrite the tokenizer to match.
+
+    Special tokens and all single characters (bytes, for a byte-level tokenizer) stay, so that unseen text still
+    splits into known pieces. Position embeddings beyond the recipe's ``max_length`` go too.
+    """
+
+    packages = ("torch", "transformers", "tokenizers")
+    kind: Literal["trim_vocabulary"] = "trim_vocabulary"
+    min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
+    use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
+    trim_positions: bool = Field(True, description="cut learned position embeddings to the recipe's max_length")
+
+    def needs(self) -> Needs:
+        """The text whose tokens are counted."""
+        return Needs(splits=("train",), unlabeled=self.use_unlabeled)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        raise AssertionError("being written")

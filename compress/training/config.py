@@ -1,0 +1,25 @@
+"""The parameters of a training loop, shared by every stage that trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Training(BaseModel):
+    """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
+    learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
+    batch_size: int = Field(32, ge=1, description="examples a step in each process")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
+    )
+    freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
+    keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")

@@ -1,0 +1,1 @@
+"""Mathematics on arrays and tensors: no files, no configuration, no logging."""

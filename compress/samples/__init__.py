@@ -1,0 +1,1 @@
+"""Real models and data that the package registry holds, fetched by name: `sample:NAME`."""

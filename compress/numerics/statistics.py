@@ -65,7 +65,7 @@ def clustered_bootstrap_intervals(
     """Percentile bootstrap of several statistics of the pooled samples, resampling whole clusters.
 
     Samples of one cluster (calls of one timing round, say) share what disturbed them, so they are drawn
-    together (Davison and Hinkley 1997, section 3.8). Returns an interval for each entry that ``statistics`` returns.
+    together (Davison and Hinkley 1997, section 3.8). Returns an interval for each value of ``statistics``.
     """
     arrays = [_finite(cluster) for cluster in clusters]
     if not arrays:

@@ -1,0 +1,29 @@
+"""Runtimes, by name. The names are importable without any of them; `get_runtime` loads one file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from compress.targets import Target
+
+if TYPE_CHECKING:
+    from compress.runtimes.runtime import Runtime
+
+_RUNTIMES = {"onnxruntime": "compress.runtimes.onnxruntime"}
+RUNTIME_NAMES = tuple(_RUNTIMES)
+
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises `KeyError` for a name outside `RUNTIME_NAMES`."""
+    runtime: Runtime = import_module(_RUNTIMES[name]).RUNTIME
+    return runtime
+
+
+def why_unavailable(target: Target) -> str | None:
+    """Why nothing can run on ``target`` here, or ``None`` where it can."""
+    try:
+        runtime = get_runtime(target.runtime)
+    except ImportError as error:
+        return f"the runtime {target.runtime!r} cannot be imported: {error}"
+    return runtime.unavailable(target)

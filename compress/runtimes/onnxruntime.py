@@ -1,0 +1,194 @@
+"""ONNX Runtime: an ONNX graph on one execution provider, and on that one only."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from compress.errors import InputError, ModelError, StageError
+from compress.runtimes.runtime import Batch
+from compress.targets import Target
+
+onnxruntime.disable_telemetry_events()
+
+_BAD_INPUT = (native.InvalidArgument,)
+_FAILURES = (
+    native.EPFail,
+    native.EngineError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelRequiresCompilation,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotFound,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+_ERRORS_ONLY = 3
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+class OnnxSession:
+    """An ONNX graph that was opened on exactly the provider that was asked for."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int
+    ) -> None:
+        self._session = session
+        self._graph = graph
+        self._outputs = [output.name for output in session.get_outputs()]
+        self.inputs = tuple(entry.name for entry in session.get_inputs())
+        self.provider = provider
+        self.settings: dict[str, Any] = {
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "provider": provider,
+            "intra_op_threads": threads,
+            "inter_op_threads": 1,
+            "execution": "sequential",
+            "graph_optimization": "all",
+            "intra_op_spinning": True,
+        }
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        try:
+            feed = {name: batch[name] for name in self.inputs}
+        except KeyError:
+            raise self._missing(batch) from None
+        try:
+            values = self._session.run(self._outputs, feed)
+        except _BAD_INPUT as error:
+            raise InputError(
+                f"The model refuses the batch: {_reason(error)}",
+                where=str(self._graph),
+                expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
+            ) from error
+        except _FAILURES as error:
+            raise StageError(
+                f"The model failed on a batch: {_reason(error)}", where=str(self._graph)
+            ) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def _missing(self, batch: Batch) -> InputError:
+        absent = [name for name in self.inputs if name not in batch]
+        return InputError(
+            f"The batch lacks the model's input {', '.join(absent)}.",
+            where=str(self._graph),
+            expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
+        )
+
+
+class OnnxRuntime:
+    """Opens ONNX graphs through ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> OnnxSession:
+        """Open the one graph of ``artifact``, a folder or the file; ``threads`` work within an operator."""
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        graph = find_graph(artifact)
+        reason = self.unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        try:
+            session = onnxruntime.InferenceSession(
+                graph, sess_options=_options(threads), providers=_providers(target.provider)
+            )
+        except _FAILURES as error:
+            raise ModelError(
+                f"ONNX Runtime cannot open the graph: {_reason(error)}",
+                where=str(graph),
+                mend="export the model again, or copy the folder again with all of its files",
+            ) from error
+        # Otherwise a failing provider is replaced during a later call, without a word.
+        session.disable_fallback()
+        taken = session.get_providers()
+        if taken[0] != target.provider:
+            raise StageError(
+                f"ONNX Runtime took {taken[0]} in place of {target.provider}.",
+                where=f"target {target.name!r}",
+                mend="see `compress doctor`; the provider's libraries or its device are missing",
+            )
+        return OnnxSession(session, graph, taken[0], threads)
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: no such provider in the package, or it can't open a graph."""
+        return _why_not(target.provider)
+
+
+@functools.cache
+def _why_not(provider: str) -> str | None:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        return f"the installed onnxruntime has no {provider} (it has {', '.join(available)})"
+    if provider == "CPUExecutionProvider":
+        return None
+    try:
+        session = onnxruntime.InferenceSession(_identity_graph(), _options(1), providers=_providers(provider))
+    except _FAILURES as error:
+        return f"{provider} does not start: {_reason(error)}"
+    if session.get_providers()[0] != provider:
+        return f"{provider} does not start here; its driver, libraries or device are missing"
+    return None
+
+
+def find_graph(artifact: Path) -> Path:
+    """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    if artifact.is_file() and artifact.suffix == ".onnx":
+        return artifact
+    if not artifact.is_dir():
+        what = "is not an ONNX file" if artifact.exists() else "does not exist"
+        raise ModelError(
+            f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file"
+        )
+    graphs = sorted(artifact.rglob("*.onnx"))
+    if len(graphs) != 1:
+        names = ", ".join(graph.relative_to(artifact).as_posix() for graph in graphs) or "none"
+        raise ModelError(
+            f"The folder holds {len(graphs)} ONNX graphs ({names}).",
+            where=str(artifact),
+            expected="exactly one, such as onnx/model.onnx",
+            mend="name the .onnx file itself" if graphs else "export the model to ONNX first",
+        )
+    return graphs[0]
+
+
+def _providers(provider: str) -> list[str]:
+    # Every provider leaves some operators (shapes, say) to the processor.
+    return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(_SPINNING, "1")
+    return options
+
+
+def _identity_graph() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's message on one line, without its code prefix."""
+    return " ".join(str(error).split(" : ", 3)[-1].split())
+
+
+RUNTIME = OnnxRuntime()

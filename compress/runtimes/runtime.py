@@ -1,0 +1,47 @@
+"""What a runtime does: open an artifact on a target and answer batches, for evaluation and bench alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from compress.targets import Target
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Session(Protocol):
+    """An artifact that was opened and answers."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that a batch must hold."""
+
+    @property
+    def provider(self) -> str:
+        """The device that was really taken, by the runtime's own name."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the runtime was told that bears on its speed, for the record."""
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """All outputs by name. Names that the model doesn't have are dropped.
+
+        Raises `InputError` for a missing input or one of the wrong type or shape, `StageError` when it fails.
+        """
+
+
+class Runtime(Protocol):
+    """One way of running artifacts. One file each, registered in `compress.runtimes`."""
+
+    name: str
+
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
+        """Open an artifact. Raises `ModelError` if it cannot be read, `StageError` without the target."""
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target, or ``None``."""

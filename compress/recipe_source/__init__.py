@@ -1,0 +1,129 @@
+"""Recipes as files: reading with all problems at once, writing, and the JSON Schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, create_model
+from pydantic_core import to_jsonable_python
+
+from compress.errors import Problem, RecipeError
+from compress.recipe import Recipe
+from compress.recipe_source.checks import Part, check_parts
+from compress.recipe_source.document import (
+    CORE_SCHEMA,
+    YAML_PREFIX,
+    Document,
+    core_pattern,
+    describe,
+    nearest_name,
+    read_document,
+)
+from compress.recipe_source.overrides import apply_override, single_keys
+from compress.recipe_source.schema import recipe_schema
+from compress.recipe_source.translate import salvage, validate
+from compress.stages import STAGES
+from compress.targets import TARGETS
+from compress.tasks import TASK_NAMES
+
+__all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
+
+_Header = create_model("_Header", __base__=Recipe, stages=(Any, ()))
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, each of ``overrides`` (`stages.1.distill.epochs=2`) replacing one field.
+
+    Raises `RecipeError` with every problem of the file: syntax, fields, and what must hold between them.
+    """
+    document = read_document(path)
+    single_keys(document)
+    for option in overrides:
+        apply_override(document, option)
+    _check_known_names(document)
+    header = validate(_Header, {**document.values, "stages": []}, document, ())
+    parts = _stage_parts(document)
+    check_parts(document, parts)
+    if document.problems:
+        raise RecipeError(sorted(document.problems, key=_reading_order))
+    assert header is not None
+    given = {name: getattr(header, name) for name in header.model_fields_set}
+    return Recipe(**{**given, "stages": tuple(part.stage for part in parts if part)})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out; reading it gives an equal recipe."""
+    values = _plain(recipe)
+    values["stages"] = [{fields.pop("kind"): fields} for fields in values["stages"]]
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or YAML 1.2 would read as something else; writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in CORE_SCHEMA:
+    _Dumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
+
+
+def _plain(value: Any) -> Any:
+    """Models as mappings of all their fields, without those left at `None`."""
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return {name: _plain(held) for name, held in fields.items() if held is not None}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return to_jsonable_python(value)
+
+
+def _check_known_names(document: Document) -> None:
+    """Note an unknown task or target here, where its nearest name is known."""
+    task = document.values.get("task")
+    if isinstance(task, str) and task not in TASK_NAMES:
+        near = nearest_name(task, TASK_NAMES)
+        document.problem(("task",), describe(task), f"one of {', '.join(TASK_NAMES)}", near)
+    targets = document.values.get("targets")
+    for index, name in enumerate(targets if isinstance(targets, list) else ()):
+        if isinstance(name, str) and name not in TARGETS:
+            near = nearest_name(name, list(TARGETS))
+            document.problem(("targets", index), describe(name), f"one of {', '.join(TARGETS)}", near)
+
+
+def _stage_parts(document: Document) -> list[Part | None]:
+    stages = document.values.get("stages")
+    if not isinstance(stages, list) or not stages:
+        found = describe(stages) if "stages" in document.values else "nothing"
+        document.problem(("stages",), found, "a list of at least one stage, e.g. `- export`")
+        return []
+    return [_stage_part(document, index, item) for index, item in enumerate(stages)]
+
+
+def _stage_part(document: Document, index: int, item: Any) -> Part | None:
+    path = ("stages", index)
+    if not isinstance(item, dict) or len(item) != 1:
+        document.problem(
+            path, describe(item), "one stage as a single name with its fields, e.g. `distill: {...}`"
+        )
+        return None
+    ((kind, fields),) = item.items()
+    below = (*path, kind)
+    if kind not in STAGES:
+        expected = f"a stage: one of {', '.join(STAGES)}"
+        document.problem(below, f"an unknown stage {kind!r}", expected, nearest_name(kind, list(STAGES)))
+        return Part(index, kind, below, {}, None, whole=False)
+    if not isinstance(fields, dict):
+        document.problem(below, describe(fields), f"the fields of {kind} as a mapping")
+        return Part(index, kind, below, {}, None, whole=False)
+    whole = validate(STAGES[kind], {**fields, "kind": kind}, document, below)
+    part = whole or salvage(STAGES[kind], {**fields, "kind": kind})
+    return Part(index, kind, below, fields, part, whole=whole is not None)
+
+
+def _reading_order(problem: Problem) -> tuple[bool, int]:
+    return problem.line is None, problem.line or 0

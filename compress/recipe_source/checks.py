@@ -1,0 +1,182 @@
+"""What must hold between the parts of a recipe: stages chain, labels exist, splits are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compress.data.config import DataConfig, is_file_name
+from compress.models.torch_model import TorchModel
+from compress.recipe import stage_labels
+from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
+from compress.stages import STAGES
+from compress.stages.stage import Stage
+
+START = "start"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage of a document. ``stage`` is what of it is valid; ``whole`` if nothing was left out."""
+
+    index: int
+    kind: str
+    path: FieldPath
+    fields: dict[str, Any]
+    stage: Stage[Any, Any] | None
+    whole: bool
+
+    @property
+    def cls(self) -> type[Stage[Any, Any]] | None:
+        return STAGES.get(self.kind)
+
+
+def check_parts(document: Document, parts: list[Part | None]) -> None:
+    """Note every problem between parts, wherever the parts it needs are valid."""
+    kinds = [_meant_kind(part) for part in parts]
+    labels = stage_labels(kinds)
+    _check_chain(document, parts)
+    _check_references(document, parts, labels)
+    _check_labels(document, parts, labels)
+    _check_splits(document, [part for part in parts if part])
+
+
+def _meant_kind(part: Part | None) -> str:
+    if part is None:
+        return "?"
+    return part.kind if part.cls else nearest_name(part.kind, list(STAGES)) or part.kind
+
+
+def _check_chain(document: Document, parts: list[Part | None]) -> None:
+    gives: type[Any] | None = TorchModel
+    giver = "the starting model"
+    for part in parts:
+        cls = part.cls if part else None
+        if part and cls and gives and not issubclass(gives, cls.takes()):
+            found = f"{part.kind}, which takes {_a(cls.takes())}, after {giver}, which is {_a(gives)}"
+            document.problem(part.path, found, _fits(gives, cls))
+        gives = cls.gives() if cls else None
+        giver = f"the output of stage {part.index} ({part.kind})" if part else ""
+
+
+def _fits(gives: type[Any], cls: type[Stage[Any, Any]]) -> str:
+    here = [kind for kind, other in STAGES.items() if issubclass(gives, other.takes())]
+    between = [kind for kind in here if issubclass(STAGES[kind].gives(), cls.takes())]
+    bridge = f", or {' or '.join(between)} between the two" if between else ""
+    return f"a stage that takes {_a(gives)} ({', '.join(here)}){bridge}"
+
+
+def _a(model: type[Any]) -> str:
+    return f"{'an' if model.__name__[0] in 'AEIOU' else 'a'} {model.__name__}"
+
+
+def _check_references(document: Document, parts: list[Part | None], labels: tuple[str, ...]) -> None:
+    for part in parts:
+        for label in part.stage.refers_to() if part and part.stage else ():
+            assert part
+            earlier = labels[: part.index]
+            path = _field_with(part, label)
+            if label in labels and label not in earlier:
+                order = "its own output" if label == labels[part.index] else "a later stage"
+                document.problem(path, f"{label!r}, {order}", f"an earlier stage: {_listed(earlier)}")
+            elif label != START and label not in earlier:
+                near = nearest_name(label, [START, *earlier])
+                document.problem(path, describe(label), f"an earlier stage: {_listed(earlier)}", near)
+            elif label != START:
+                other = parts[labels.index(label)]
+                gives = other.cls.gives() if other and other.cls else TorchModel
+                if not issubclass(gives, TorchModel):
+                    found = f"{label!r}, which gives {_a(gives)}"
+                    document.problem(path, found, f"a stage that gives {_a(TorchModel)}")
+
+
+def _field_with(part: Part, value: str) -> FieldPath:
+    """The stage's field that holds ``value``, so that the problem gets its line."""
+    return next(((*part.path, name) for name, held in part.fields.items() if held == value), part.path)
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    return ", ".join((START, *labels))
+
+
+def _check_labels(document: Document, parts: list[Part | None], labels: tuple[str, ...]) -> None:
+    baseline = _value(document, ("baseline",), START)
+    if baseline is not None and baseline not in (START, *labels):
+        document.problem(
+            ("baseline",),
+            describe(baseline),
+            f"the label of a stage: {_listed(labels)}",
+            nearest_name(baseline, [START, *labels]),
+        )
+    known = (START, "baseline", *labels)
+    targets = _value(document, ("targets",), ["cpu"])
+    for index in range(len(_value(document, ("limits",), []) or [])):
+        of = _value(document, ("limits", index, "of"), None)
+        if of is not None and of not in known:
+            expected = f"a model of the run: {', '.join(known)}"
+            document.problem(("limits", index, "of"), describe(of), expected, nearest_name(of, list(known)))
+        target = _value(document, ("limits", index, "target"), "cpu")
+        if target is not None and targets is not None and target not in targets:
+            expected = f"one of the recipe's targets: {', '.join(targets)}"
+            near = nearest_name(target, targets)
+            document.problem(("limits", index, "target"), describe(target), expected, near)
+
+
+def _check_splits(document: Document, parts: list[Part]) -> None:
+    data = document.values.get("data")
+    splits = _value(document, ("data", "splits"), DataConfig().splits) if isinstance(data, dict) else None
+    if splits is None:
+        return
+    listed = ", ".join(splits) or "none"
+    path = ("data", "splits") if "splits" in data else ("data",)
+    if "test" not in splits:
+        document.problem(path, f"the splits {listed}", "a split `test`, on which the result is measured")
+    for split in dict.fromkeys(
+        split for part in parts if part.whole and part.stage for split in part.stage.needs().splits
+    ):
+        users = [
+            part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits
+        ]
+        if split not in splits:
+            document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
+    for split, source in splits.items():
+        if split != "test" and source == splits.get("test"):
+            expected = "other rows: the test split must be seen by nothing else"
+            document.problem((*path, split), f"{source!r}, the same as test", expected)
+    if _value(document, ("data", "source"), None, broken="?") is None:
+        loose = [source for source in splits.values() if not is_file_name(source)]
+        if loose:
+            expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
+            document.problem(("data", "source"), f"no source for {', '.join(map(repr, loose))}", expected)
+    _check_unlabeled(document, parts)
+
+
+def _check_unlabeled(document: Document, parts: list[Part]) -> None:
+    if _value(document, ("data", "unlabeled"), [], broken=["?"]):
+        return
+    for part in parts:
+        if part.whole and part.stage and part.stage.needs().unlabeled:
+            expected = f"at least one source of unlabeled text, which {part.kind} reads"
+            document.problem(("data", "unlabeled"), "no unlabeled text", expected)
+            return
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
+
+
+def _value(document: Document, path: FieldPath, default: Any, broken: Any = None) -> Any:
+    """The value at a path, ``default`` where the recipe has none, ``broken`` where it is not valid."""
+    if any(known[: len(path)] == path for known in document.broken):
+        return broken
+    value = document.values
+    for step in path:
+        if isinstance(value, dict):
+            if step not in value:
+                return default
+            value = value[step]
+        elif isinstance(value, list) and step in range(len(value)):
+            value = value[int(step)]
+        else:
+            return broken
+    return value

@@ -1,0 +1,85 @@
+"""A GGUF file as a Hugging Face folder, dequantized to fp32."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compress.errors import ModelError, StorageError
+from compress.models.gguf_file import read_gguf
+from compress.models.model import digest_file
+
+
+def convert_gguf(file: Path, cache: Path) -> Path:
+    """The folder below ``cache`` that holds the file's model and tokenizer, converted at the first call.
+
+    The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
+    """
+    read_gguf(file)
+    target = cache / f"gguf-{digest_file(file)[:32]}"
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as scratch:
+            made = Path(scratch) / "model"
+            _write(file, made)
+            _move(made, target)
+    except OSError as error:
+        raise StorageError(
+            f"The converted model cannot be written: {error.strerror or error}.",
+            where=str(cache),
+            mend="Free some space or name another folder; fp32 takes 4 bytes a parameter.",
+        ) from error
+    return target
+
+
+def _move(made: Path, target: Path) -> None:
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(made)
+
+
+def _write(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(**place, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"transformers cannot convert this GGUF file: {error}",
+            where=str(file),
+            expected="an architecture that transformers reads from GGUF, such as llama, qwen2 or t5",
+            mend="Name the model's original Hugging Face checkpoint.",
+        ) from error
+    folder.mkdir()
+    _plain(auto, model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _plain(auto: Any, model: Any) -> Any:
+    """The same weights in a model that never heard of GGUF: save_pretrained refuses the one that was loaded."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = auto.from_config(config)
+    plain.load_state_dict(model.state_dict(), strict=True, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+

@@ -1,0 +1,154 @@
+"""Safetensors files by their header alone: names, types, shapes and places, without torch and without weights.
+
+Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import ModelError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the reference implementation."""
+
+_TYPES: dict[str, tuple[str, int]] = {
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F6_E2M3": ("float6_e2m3fn", 6),
+    "F6_E3M2": ("float6_e3m2fn", 6),
+    "F4": ("float4_e2m1fn", 4),
+    "C64": ("complex64", 64),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file. ``start`` is its byte offset from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[StoredTensor, ...]:
+    """Every tensor of a file in the order of its bytes. Raises `ModelError` for a truncated or broken file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise _truncated(path, f"{size} bytes", "at least the 8 bytes of the header's length")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > MAX_HEADER_BYTES:
+            raise _broken(path, f"its header claims {length} bytes")
+        if 8 + length > size:
+            raise _truncated(path, f"{size} bytes", f"{8 + length} bytes for the header alone")
+        header = _parse(path, file.read(length))
+    tensors = [_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
+    _check_layout(path, tensors, 8 + length, size)
+    return tuple(tensors)
+
+
+def load_array(tensor: StoredTensor) -> np.ndarray:
+    """A read-only view of the tensor's values, mapped from the file. Raises `ModelError` for a sub-byte type."""
+    dtype = numpy_type(tensor.dtype)
+    if dtype is None:
+        raise ModelError(f"The tensor {tensor.name!r} has the type {tensor.dtype}, which cannot be read.")
+    if tensor.elements == 0:
+        return np.empty(tensor.shape, dtype)
+    data = np.memmap(tensor.file, np.uint8, mode="r", offset=tensor.start, shape=(tensor.bytes,))
+    return data.view(dtype).reshape(tensor.shape)
+
+
+def numpy_type(name: str) -> np.dtype[Any] | None:
+    """The numpy type of that name, the 8- and 16-bit floats of `ml_dtypes` among them; None for sub-byte types."""
+    if name.startswith(("float4", "float6")):
+        return None
+    if name.startswith(("bfloat", "float8")):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise _broken(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype, bits = _TYPES[entry["dtype"]]
+        shape = tuple(int(size) for size in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"the entry of {name!r} is {entry!r}") from error
+    if min((begin, end - begin, *shape)) < 0 or math.prod(shape) * bits != (end - begin) * 8:
+        raise _broken(path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes")
+    return StoredTensor(name, dtype, shape, path, data_start + begin, end - begin)
+
+
+def _check_layout(path: Path, tensors: list[StoredTensor], data_start: int, size: int) -> None:
+    position = data_start
+    for tensor in tensors:
+        if tensor.start != position:
+            raise _broken(path, f"there is a gap or an overlap before {tensor.name!r}")
+        position += tensor.bytes
+    if position > size:
+        raise _truncated(path, f"{size} bytes", f"{position} bytes by its header")
+    if position < size:
+        raise _broken(path, f"{size - position} bytes follow the last tensor")
+
+
+def _truncated(path: Path, found: str, expected: str) -> ModelError:
+    return ModelError(
+        f"The safetensors file is truncated: it has {found}.",
+        where=str(path),
+        expected=expected,
+        mend="Fetch or copy the file again; its download or copy stopped early.",
+    )
+
+
+def _broken(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"Not a valid safetensors file: {reason}.",
+        where=str(path),
+        expected="a file as safetensors' save_file writes it",
+        mend="Fetch or copy the file again, or save it again with safetensors.",
+    )

@@ -1,0 +1,1 @@
+"""Timing of artifacts, each in a process of its own, side by side."""

@@ -1,0 +1,59 @@
+"""Which examples are timed, and how they are grouped into calls and rounds. Positions refer to `lengths`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Groups = list[list[int]]
+
+
+def draw_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
+    """Up to ``count`` examples drawn without replacement, in the order of their lengths."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.permutation(len(lengths))[:count]
+    return [int(i) for i in drawn[np.argsort(lengths[drawn], kind="stable")]]
+
+
+def stratified_rounds(count: int, size: int, seed: int) -> Groups:
+    """Split ``count`` examples, sorted by length, into rounds of at most ``size`` with like mixtures of lengths.
+
+    Round k of n takes every n-th example from the k-th on, so that one round's median is comparable with
+    another's. Both the rounds and the examples in them are in random order.
+    """
+    rounds = math.ceil(count / size)
+    generator = np.random.default_rng(seed)
+    return [
+        [int(i) for i in generator.permutation(np.arange(k, count, rounds))]
+        for k in generator.permutation(rounds)
+    ]
+
+
+def batches_by_length(count: int, size: int) -> Groups:
+    """Batches of exactly ``size`` neighbours of ``count`` examples sorted by length, to pad little.
+
+    A short remainder is left out; fewer examples than one batch are repeated to fill it.
+    """
+    if count < size:
+        return [[i % count for i in range(size)]]
+    return [list(range(start, start + size)) for start in range(0, count - size + 1, size)]
+
+
+def evenly_spaced(items: list[int], count: int) -> list[int]:
+    """``count`` of ``items``, spread over the whole list with the ends avoided; all where there are fewer."""
+    if count >= len(items):
+        return items
+    return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
+
+
+def length_buckets(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """The quarters of the data by length, as (shortest, longest); fewer where lengths tie over a boundary."""
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
+    buckets = []
+    below = -1
+    for edge in edges:
+        inside = lengths[(lengths > below) & (lengths <= edge)]
+        buckets.append((int(inside.min()), int(inside.max())))
+        below = edge
+    return buckets

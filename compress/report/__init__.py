@@ -1,0 +1,1 @@
+"""Reports: `report.json` and its views."""

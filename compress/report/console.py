@@ -1,0 +1,55 @@
+"""The report as a few lines for the end of a run."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compress.report.headline import verdict
+from compress.report.metrics import Metric, format_value, improvement, main_metrics
+from compress.report.rows import limit_bound, limit_found, limit_state, run_line
+from compress.report.schema import BASELINE, FINAL, Report
+
+_COLUMNS = ("agreement", "size_bytes", "parameters", "latency_ms", "speedup")
+_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
+_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
+
+
+def console_table(report: Report) -> RenderableType:
+    """Every model's main figures and ratios to the baseline, the limits, skipped targets and the verdict."""
+    parts: list[RenderableType] = [_measured(report, target) for target in report.targets]
+    for limit in report.limits:
+        state = limit_state(limit)
+        wanted = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
+        parts.append(Text(f"{wanted}: {limit_found(report, limit)}", style=_STYLES[state]))
+    parts += [Text(f"Skipped target {skip.target}: {skip.reason}", style="yellow") for skip in report.skipped]
+    parts += [Text(note, style="yellow") for note in report.notes]
+    status, sentence = verdict(report)
+    took = run_line(report)
+    parts.append(Text(f"{sentence}." + (f" Run {took}." if took else ""), style=_STYLES[status]))
+    return Group(*parts)
+
+
+def _measured(report: Report, target: str) -> Table:
+    metrics = [m for m in main_metrics(report.metrics(target)) if m.quality or m.name in _COLUMNS]
+    table = Table(title=Text(f"{report.recipe} on {target}"), title_justify="left", title_style="bold")
+    table.add_column("Model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric.title, justify="right")
+    for model in report.models:
+        cells = [_cell(report, model, metric, target) for metric in metrics]
+        if any(cells):
+            style = "bold" if model == FINAL else "dim" if model == BASELINE else ""
+            table.add_row(Text(model), *map(Text, cells), style=style)
+    return table
+
+
+def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
+    row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
+    if row is None:
+        return ""
+    value = format_value(metric, row.value)
+    gain = improvement(metric, row.value, before.value) if before and model != BASELINE else ""
+    ratio = gain.partition(" ")[0] if gain.endswith((metric.gain, "%")) else gain
+    return f"{value}\n{ratio}" if ratio and ratio != "same" else value

@@ -1,0 +1,134 @@
+"""The few figures a run is judged by: quality kept, times smaller, times faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.measurement import Measurement
+from compress.report.limits import paired_ratio_interval
+from compress.report.metrics import describe_metric, format_value, improvement, quality_metric, significant
+from compress.report.schema import BASELINE, FINAL, LimitResult, Report
+
+Status = Literal["passed", "missed", "none"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One tile: ``figure`` is the big number, ``label`` what it counts, ``detail`` where it comes from."""
+
+    label: str
+    figure: str
+    detail: str
+    status: Status = "none"
+    limit: str = ""
+
+
+def verdict(report: Report) -> tuple[Status, str]:
+    """Whether all limits were kept, and a sentence that says so."""
+    judged = [limit for limit in report.limits if not limit.skipped]
+    skipped = len(report.limits) - len(judged)
+    tail = f" ({skipped} not judged: target skipped)" if skipped else ""
+    if not judged:
+        return "none", f"No limits were judged{tail}" if skipped else "The recipe sets no limits"
+    if report.missed:
+        return "missed", f"{len(report.missed)} of {len(judged)} {_limits(len(judged))} missed{tail}"
+    return "passed", f"{'The limit is' if len(judged) == 1 else f'All {len(judged)} limits are'} kept{tail}"
+
+
+def _limits(count: int) -> str:
+    return "limit" if count == 1 else "limits"
+
+
+def headlines(report: Report, target: str) -> list[Headline]:
+    """The tiles of one target; what was not measured has none."""
+    return [
+        *_quality(report, target),
+        *_size(report, target),
+        *_speed(report, target),
+        *_agreement(report, target),
+    ]
+
+
+def _pair(report: Report, metric: str, target: str) -> tuple[Measurement, Measurement] | None:
+    before, after = report.find(BASELINE, metric, target), report.find(FINAL, metric, target)
+    return (before, after) if before and after and before.value > 0 and after.value > 0 else None
+
+
+def _quality(report: Report, target: str) -> Iterator[Headline]:
+    metric = quality_metric(report.metrics(target))
+    pair = _pair(report, metric.name, target) if metric and metric.quality else None
+    if metric is None or pair is None:
+        return
+    before, after = pair
+    kept = after.value / before.value if metric.better == "higher" else before.value / after.value
+    interval = paired_ratio_interval(after, before) if metric.better == "higher" else None
+    detail = _from_to(report, metric.name, target)
+    if interval:
+        detail += f"; 95% interval {interval[0] * 100:.1f}\u2013{interval[1] * 100:.1f}%"
+    status, limit = _limit(report, target, metric.name)
+    yield Headline(f"{metric.title} kept", f"{kept * 100:.1f}%", detail, status, limit)
+
+
+def _size(report: Report, target: str) -> Iterator[Headline]:
+    pair = _pair(report, "size_bytes", target)
+    if pair:
+        status, limit = _limit(report, target, "size_bytes")
+        figure, word = _figure("size_bytes", pair)
+        yield Headline(f"{word} on disk", figure, _from_to(report, "size_bytes", target), status, limit)
+
+
+def _speed(report: Report, target: str) -> Iterator[Headline]:
+    pair = _pair(report, "latency_ms", target)
+    paired = report.find(FINAL, "speedup", target)
+    if not pair and not paired:
+        return
+    status, limit = _limit(report, target, "speedup", "latency_ms")
+    detail = _from_to(report, "latency_ms", target)
+    if paired is None and pair is not None:
+        figure, word = _figure("latency_ms", pair)
+    elif paired is not None:
+        figure, word = f"{significant(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
+        if paired.low is not None and paired.high is not None:
+            interval = f"95% interval {significant(paired.low)}\u2013{significant(paired.high)}x"
+            detail = f"{detail}; {interval}" if detail else interval
+    yield Headline(f"{word} at batch 1", figure, detail, status, limit)
+
+
+def _agreement(report: Report, target: str) -> Iterator[Headline]:
+    row = report.find(FINAL, "agreement", target)
+    if row:
+        status, limit = _limit(report, target, "agreement")
+        figure = format_value(describe_metric("agreement", row.unit), row.value)
+        yield Headline("Agreement", figure, "same answer as the baseline", status, limit)
+
+
+def _figure(name: str, pair: tuple[Measurement, Measurement]) -> tuple[str, str]:
+    """(`22.4x`, `Smaller`) of a cost before and after."""
+    text = improvement(describe_metric(name), pair[1].value, pair[0].value)
+    if text == "same":
+        return "1x", "Same"
+    figure, _, word = text.partition(" ")
+    return figure, word.capitalize()
+
+
+def _from_to(report: Report, name: str, target: str) -> str:
+    pair = _pair(report, name, target)
+    if not pair:
+        return ""
+    metric = describe_metric(name, pair[0].unit)
+    return f"{format_value(metric, pair[0].value)} \u2192 {format_value(metric, pair[1].value)}"
+
+
+def _limit(report: Report, target: str, *metrics: str) -> tuple[Status, str]:
+    """The state of the limits on these metrics: one that is missed goes first."""
+    mine: list[LimitResult] = [
+        limit
+        for limit in report.limits
+        if limit.metric in metrics and limit.target == target and not limit.skipped
+    ]
+    mine.sort(key=lambda limit: limit.passed)
+    if not mine:
+        return "none", ""
+    return ("passed" if mine[0].passed else "missed"), mine[0].limit

@@ -1,0 +1,199 @@
+"""What the views know of a metric: its title, which way is better, and how a value is written."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compress.measurement import Measurement
+
+Style = Literal["percent", "bytes", "count", "milliseconds", "rate", "times", "plain"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric as people read it. ``gain`` and ``loss`` are the words after a ratio: `3x smaller`."""
+
+    name: str
+    title: str
+    style: Style = "plain"
+    better: Literal["higher", "lower", "unknown"] = "unknown"
+    gain: str = "higher"
+    loss: str = "lower"
+    quality: bool = False
+    unit: str = ""
+
+
+def _quality(name: str, title: str) -> Metric:
+    return Metric(name, title, "percent", "higher", quality=True)
+
+
+def _error(name: str, title: str, style: Style) -> Metric:
+    return Metric(name, title, style, "lower", "lower", "higher", quality=True)
+
+
+def _time(name: str, title: str) -> Metric:
+    return Metric(name, title, "milliseconds", "lower", "faster", "slower")
+
+
+_KNOWN = {
+    metric.name: metric
+    for metric in (
+        _quality("accuracy", "Accuracy"),
+        _quality("f1", "F1"),
+        _quality("precision", "Precision"),
+        _quality("recall", "Recall"),
+        _error("perplexity", "Perplexity", "plain"),
+        _error("word_error_rate", "Word error rate", "percent"),
+        _error("loss", "Loss", "plain"),
+        Metric("agreement", "Agreement", "percent", "higher"),
+        Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
+        Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
+        _time("latency_ms", "Latency"),
+        _time("latency_p90_ms", "Latency p90"),
+        _time("latency_p99_ms", "Latency p99"),
+        Metric("throughput", "Throughput", "rate", "higher", "more", "less"),
+        _time("startup_ms", "Start-up"),
+        _time("session_load_ms", "Session load"),
+        Metric("peak_memory_bytes", "Peak memory", "bytes", "lower", "less", "more"),
+        Metric("speedup", "Speed-up", "times", "higher", "faster", "slower"),
+    )
+}
+_LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
+_BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
+_RECALL = re.compile(r"^recall_at_(\d+)$")
+
+
+def describe_metric(name: str, unit: str = "") -> Metric:
+    """The known metric of that name, or one derived from its name's ending and its unit."""
+    if name in _KNOWN:
+        return replace(_KNOWN[name], unit=unit)
+    if match := _LENGTH.match(name):
+        return replace(_time(name, f"Latency, {match[1]}\u2013{match[2]} tokens"), unit=unit)
+    if match := _BATCH.match(name):
+        return replace(_time(name, f"Latency, batch {match[1]}"), unit=unit)
+    if match := _RECALL.match(name):
+        return replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
+    title = name.replace("_", " ").strip().capitalize() or name
+    if name.endswith("_bytes") or unit in {"byte", "bytes", "B"}:
+        return Metric(name, title.removesuffix(" bytes"), "bytes", "lower", "smaller", "larger", unit=unit)
+    if name.endswith("_ms") or unit == "ms":
+        return replace(_time(name, title.removesuffix(" ms")), unit=unit)
+    if unit in {"x", "times"}:
+        return Metric(name, title, "times", "higher", unit=unit)
+    if unit in {"fraction", "share", "%"}:
+        wrong = any(word in name for word in ("error", "loss", "miss"))
+        return replace(_error(name, title, "percent") if wrong else _quality(name, title), unit=unit)
+    return Metric(name, title, unit=unit)
+
+
+def length_bucket(name: str) -> tuple[int, int] | None:
+    """`latency_ms_length_9_16` -> (9, 16); None for any other metric."""
+    match = _LENGTH.match(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def quality_metric(units: dict[str, str]) -> Metric | None:
+    """The task's own measure among the metrics (name -> unit): the first known one, else agreement."""
+    described = [describe_metric(name, unit) for name, unit in units.items()]
+    own = [metric for metric in described if metric.quality]
+    return next(iter(own or [metric for metric in described if metric.name == "agreement"]), None)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` to that many significant digits, without an exponent: 0.04123 -> 0.0412, 1234.5 -> 1,234."""
+    if not math.isfinite(value):
+        return "\u221e" if value == math.inf else "-\u221e" if value == -math.inf else "not a number"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits}g}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{value:,.{decimals}f}"
+
+
+def format_value(metric: Metric, value: float) -> str:
+    """``value`` with its unit, for people."""
+    match metric.style:
+        case "percent":
+            return f"{value if metric.unit == '%' else value * 100:.2f}%"
+        case "bytes":
+            return format_bytes(value)
+        case "count":
+            return _scaled(value, 1000, ("", " K", " M", " B"))
+        case "milliseconds":
+            return format_seconds(value / 1000) if value >= 10_000 else f"{significant(value)} ms"
+        case "times":
+            return f"{significant(value)}x"
+        case "rate" | "plain":
+            return f"{significant(value)} {metric.unit}".rstrip()
+
+
+def format_interval(metric: Metric, low: float | None, high: float | None) -> str:
+    """`[85.84%, 88.76%]`, or nothing where no interval is known."""
+    if low is None or high is None:
+        return ""
+    return f"[{format_value(metric, low)}, {format_value(metric, high)}]"
+
+
+def format_measurement(row: Measurement) -> str:
+    """Value and interval of a row."""
+    metric = describe_metric(row.metric, row.unit)
+    return f"{format_value(metric, row.value)} {format_interval(metric, row.low, row.high)}".rstrip()
+
+
+def format_bytes(value: float) -> str:
+    """Decimal units, as disks are sold: 91,234,567 -> 91.2 MB."""
+    return _scaled(value, 1000, (" B", " kB", " MB", " GB", " TB"))
+
+
+def format_seconds(value: float) -> str:
+    """45.3 s, 6 min 12 s, 2 h 05 min."""
+    if value < 60:
+        return f"{significant(value)} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+    place = 0
+    while abs(value) >= step * 0.9995 and place < len(units) - 1:
+        value /= step
+        place += 1
+    return f"{value:,.0f}{units[0]}" if place == 0 else f"{significant(value)}{units[place]}"
+
+
+def improvement(metric: Metric, value: float, reference: float) -> str:
+    """``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, or nothing without a ratio."""
+    if reference == 0 or value == 0 or not (math.isfinite(value) and math.isfinite(reference)):
+        return ""
+    if metric.style == "percent":
+        return f"{value / reference * 100:.2f}%"
+    ratio = value / reference if metric.better != "lower" else reference / value
+    if ratio <= 0:
+        return ""
+    if metric.better == "unknown":
+        return f"{significant(ratio)}x"
+    if f"{ratio:.2f}" == "1.00":
+        return "same"
+    return f"{significant(ratio)}x {metric.gain}" if ratio > 1 else f"{significant(1 / ratio)}x {metric.loss}"
+
+
+_MAIN = ("agreement", "size_bytes", "parameters", "latency_ms", "latency_p90_ms", "throughput", "startup_ms",
+         "peak_memory_bytes", "speedup")  # fmt: skip
+
+
+def main_metrics(units: dict[str, str]) -> list[Metric]:
+    """The columns of the comparison: the task's own metrics, then the known costs that were measured."""
+    described = [describe_metric(name, unit) for name, unit in units.items()]
+    return [metric for metric in described if metric.quality] + [
+        describe_metric(name, units[name]) for name in _MAIN if name in units
+    ]
+
+
+def other_metrics(units: dict[str, str]) -> list[Metric]:
+    """Every measured metric that is not a column of the comparison."""
+    main = {metric.name for metric in main_metrics(units)}
+    return [describe_metric(name, unit) for name, unit in units.items() if name not in main]

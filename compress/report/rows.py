@@ -1,0 +1,66 @@
+"""Rows that several views show: environment, stages, intervals of limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from compress.report.metrics import (
+    describe_metric,
+    format_bytes,
+    format_interval,
+    format_seconds,
+    format_value,
+)
+from compress.report.schema import LimitResult, Report, StageRecord
+
+
+def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined with dots, and their values as text."""
+    for key, value in environment.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from environment_rows(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, _written(name, value)
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and name.endswith("_bytes"):
+        return format_bytes(value)
+    return "" if value is None else str(value)
+
+
+def limit_state(limit: LimitResult) -> str:
+    """`passed`, `missed` or `skipped`."""
+    return "skipped" if limit.skipped else "passed" if limit.passed else "missed"
+
+
+def limit_found(report: Report, limit: LimitResult) -> str:
+    """What was found, as a person compares it with the bound: `99.54% of baseline (86.9%)`."""
+    metric = describe_metric(limit.metric, report.metrics(limit.target).get(limit.metric, ""))
+    value = format_value(metric, limit.value) if limit.value is not None else ""
+    if limit.ratio is not None:
+        return f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
+    interval = format_interval(metric, limit.low, limit.high)
+    return " ".join(part for part in (value, interval, limit.reason or "") if part)
+
+
+def limit_bound(limit: LimitResult) -> str:
+    """The bound with proper signs: `at least 98.5% of baseline`."""
+    return limit.limit.replace(">=", "\u2265").replace("<=", "\u2264")
+
+
+def stage_cells(stage: StageRecord) -> tuple[str, str, str]:
+    """Time, whether cached, peak memory."""
+    peak = format_bytes(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else ""
+    return format_seconds(stage.seconds), "cached" if stage.cached else "ran", peak
+
+
+def run_line(report: Report) -> str:
+    """When it ran and how long it took."""
+    parts = [f"started {report.started}"] if report.started else []
+    parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
+    return ", ".join(parts)

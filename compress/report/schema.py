@@ -1,0 +1,207 @@
+"""`report.json`, schema 1: the truth of a run, of which Markdown, HTML, JUnit and the console are views."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compress.errors import InputError
+from compress.measurement import Measurement
+
+SCHEMA = 1
+BASELINE = "baseline"
+FINAL = "final"
+
+
+class Record(BaseModel):
+    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+
+class StageRecord(Record):
+    """One stage of the run. ``seconds`` is what it took in this run, so next to nothing when ``cached``."""
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float = Field(ge=0)
+    peak_rss_bytes: int | None = Field(None, ge=0)
+
+
+class LimitResult(Record):
+    """A limit of the recipe, and what the final model made of it.
+
+    ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds
+    ``ratio``, that value over the value of the model ``of``. ``skipped`` means that the target could not be
+    had, so that nothing was judged: ``passed`` is False then, and so is `missed`.
+    """
+
+    metric: str
+    target: str
+    limit: str = Field(description="as a person reads it: `>= 98.5% of baseline`")
+    value: float | None = None
+    passed: bool
+    bound: float | None = None
+    of: str | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    low: float | None = None
+    high: float | None = None
+    skipped: bool = False
+    reason: str | None = Field(None, description="why there is nothing to compare")
+
+    @property
+    def missed(self) -> bool:
+        """Whether the run should end with exit code 1 because of this limit."""
+        return not self.passed and not self.skipped
+
+
+class Skipped(Record):
+    """A target that could not be had here."""
+
+    target: str
+    reason: str
+
+
+class LayerBytes(Record):
+    """Bytes of one stored tensor, by the name it has in the file."""
+
+    name: str
+    bytes: int = Field(ge=0)
+    dtype: str
+
+
+class IntegrityRecord(Record):
+    """One check of a stage's output: what was asked, and what was found."""
+
+    stage: str
+    check: str
+    found: str
+    passed: bool = True
+
+
+class Report(Record):
+    """Everything that a run measured and decided."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    recipe: str
+    environment: dict[str, Any] = {}
+    stages: tuple[StageRecord, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    limits: tuple[LimitResult, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    description: str = ""
+    started: str | None = Field(None, description="ISO 8601, with the offset from UTC")
+    seconds: float | None = Field(None, ge=0, description="wall time of the whole run")
+    baseline: str = Field(
+        BASELINE, description="what the rows named `baseline` stand for: a stage's label or `start`"
+    )
+    notes: tuple[str, ...] = Field((), description="what a reader must know, e.g. that a timing was noisy")
+    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field(
+        {}, description="model label -> its stored tensors"
+    )
+    integrity: tuple[IntegrityRecord, ...] = ()
+
+    @field_validator("schema_version")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        if value != SCHEMA:
+            raise ValueError(f"schema {SCHEMA}")
+        return value
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The measured models: `baseline` first, then stages in the order they ran, `final` last."""
+        ranks = {BASELINE: -1, FINAL: len(self.stages) + 1}
+        ranks.update({stage.name: place for place, stage in enumerate(self.stages)})
+        seen = dict.fromkeys(row.model for row in self.measurements)
+        return tuple(sorted(seen, key=lambda model: ranks.get(model, len(self.stages))))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets on which something was measured, in the order of the rows."""
+        return tuple(dict.fromkeys(row.target for row in self.measurements))
+
+    @property
+    def missed(self) -> tuple[LimitResult, ...]:
+        """The limits that make the exit code 1."""
+        return tuple(limit for limit in self.limits if limit.missed)
+
+    def find(self, model: str, metric: str, target: str) -> Measurement | None:
+        """The row of that model, metric and target, if it was measured."""
+        return next(self._rows(model, metric, target), None)
+
+    def metrics(self, target: str) -> dict[str, str]:
+        """Metric -> unit of everything measured on ``target``, in the order of the rows."""
+        return {row.metric: row.unit for row in self.measurements if row.target == target}
+
+    def _rows(self, model: str, metric: str, target: str) -> Iterator[Measurement]:
+        wanted = (model, metric, target)
+        return (row for row in self.measurements if (row.model, row.metric, row.target) == wanted)
+
+    def to_json(self) -> str:
+        """`report.json`: indented, with one line for each row, however many raw samples that holds."""
+        fields = self.model_dump(mode="json", exclude_none=False)
+        lines = [f"  {json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _compact(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
+    return f"[\n{rows}\n  ]"
+
+
+def load_report(path: Path) -> Report:
+    """Read a `report.json`. Raises `InputError` if it is missing, is no report, or has a newer schema."""
+    return parse_report(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises `InputError` if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "There is no report here.",
+            where=str(path),
+            expected="a report.json that `compress run` wrote",
+            mend="finish the run first: `compress run RECIPE` resumes where it stopped",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "The report cannot be read.", where=str(path), expected=f"a readable file ({error})"
+        ) from None
+
+
+def parse_report(text: str, where: str) -> Report:
+    """The report in ``text``. Raises `InputError` that names ``where`` it came from."""
+    expected = f"a report.json of schema {SCHEMA}, as `compress run` writes it"
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"The report is not JSON: {error}", where=where, expected=expected) from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise InputError("This JSON is not a report: it names no schema.", where=where, expected=expected)
+    schema = content["schema"]
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+        raise InputError(
+            f"The report has schema {schema}, which is newer than this compress reads.",
+            where=where,
+            expected=expected,
+            mend="pip install --upgrade compress",
+        )
+    try:
+        return Report.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+        raise InputError(
+            "The report is not valid:\n  " + "\n  ".join(lines), where=where, expected=expected
+        ) from None

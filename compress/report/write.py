@@ -1,0 +1,48 @@
+"""Writing a report and its views into the folder of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from compress.errors import StorageError
+from compress.report.html import html_page
+from compress.report.markdown import markdown_report
+from compress.report.schema import Report
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md and report.html, each whole or not at all. Raises `StorageError`."""
+    contents = {
+        "report.json": report.to_json(),
+        "report.md": markdown_report(report),
+        "report.html": html_page(report),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write beside ``path`` and rename into place. Raises `StorageError`."""
+    beside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            beside = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+    except OSError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise StorageError(
+            f"The report cannot be written: {error.strerror or error}",
+            where=str(path),
+            expected="a folder on a disk with room for it",
+            mend="free some space, then run again: finished stages are cached",
+        ) from error

@@ -6,7 +6,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FILE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
 
 
@@ -34,9 +34,17 @@ class DataConfig(BaseModel):
         {"train": "train", "validation": "validation", "test": "test"},
         description="split -> its name in the source, or a CSV, JSONL or Parquet file",
     )
-    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
-    labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
+    columns: dict[str, str] = Field(
+        {}, description="the task's column name -> the column's name in the files"
+    )
+    labels: tuple[str, ...] | None = Field(
+        None, min_length=2, description="class names in the order of their ids"
+    )
     unlabeled: tuple[str, ...] = Field(
         (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
+    )
+    drop_overlap: bool = Field(
+        False,
+        description="leave out train and validation rows that also stand in test, instead of refusing them",
     )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")

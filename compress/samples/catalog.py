@@ -14,7 +14,7 @@ class Sample:
 
     ``filename`` and ``sha256`` are those of the file that the package manager downloads. ``folder`` is the
     path inside it (inside ``inner_archive``, where there is one) below which ``members`` lie, whose own
-    directories are kept. ``preparation`` is `module:function`, which turns the members into the sample's files.
+    directories are kept. ``preparation`` is `module:function`, which turns the members into the files.
     ``revision`` is raised when the same package would be turned into other files.
     """
 

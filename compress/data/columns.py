@@ -1,0 +1,147 @@
+"""Choose a task's columns among those of a source, and turn their values into strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from compress.data.files import Rows
+from compress.errors import DataError
+from compress.tasks.task import Column
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_SHOWN = 5
+
+
+def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
+    """Raises `DataError` for a mapped name that is none of the task's columns."""
+    names = [column.name for column in columns]
+    for name in mapping:
+        if name not in names:
+            raise DataError(
+                f"The task has no column {name!r}." + _hint(name, names),
+                where=f"data.columns.{name}",
+                expected=f"one of {', '.join(names)}",
+            )
+
+
+def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) -> pa.Table:
+    """A table of strings with the task's names; labels as the source spells them. Raises `DataError`."""
+    import pyarrow as pa
+
+    arrays = {}
+    for column in columns:
+        source_name = mapping.get(column.name, column.name)
+        if source_name not in rows.names:
+            raise _missing_column(rows, column.name, source_name)
+        values = rows.columns[source_name]
+        convert = _label_text if column.label else _text
+        arrays[column.name] = _strings(rows, source_name, values, convert)
+    return pa.table(arrays, schema=pa.schema([(column.name, pa.string()) for column in columns]))
+
+
+def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
+    """Distinct values in order: as numbers if all of them look like numbers."""
+    distinct = set(values)
+    if all(_NUMBER.fullmatch(value) for value in distinct):
+        return tuple(sorted(distinct, key=lambda value: (float(value), value)))
+    return tuple(sorted(distinct))
+
+
+def are_label_ids(values: Collection[str], labels: Sequence[str]) -> bool:
+    """Whether ``values`` are the ids 0 to n-1 of ``labels`` rather than their names."""
+    ids = {str(index) for index in range(len(labels))}
+    return not set(values) <= set(labels) and set(values) <= ids
+
+
+def check_labels(table: pa.Table, column: str, labels: Sequence[str], place: Callable[[int], str]) -> None:
+    """Raises `DataError` for the first label that is not among ``labels``."""
+    known = set(labels)
+    for index, value in enumerate(table[column].to_pylist()):
+        if value not in known:
+            raise DataError(
+                f"The label {value!r} is not among the labels." + _hint(value, labels),
+                where=place(index),
+                expected=f"one of {', '.join(labels)}",
+                mend="correct the row, or list every class under `data.labels` in the order of their ids",
+            )
+
+
+def _strings(
+    rows: Rows, column: str, values: Sequence[Any], convert: Callable[[Any], str | None]
+) -> list[str]:
+    converted: list[str] = []
+    empty: list[int] = []
+    for index, value in enumerate(values):
+        try:
+            text = convert(value)
+        except TypeError:
+            raise DataError(
+                f"The column {column!r} has a value of type {type(value).__name__}: {value!r:.60}.",
+                where=rows.place(index),
+                expected="a string",
+            ) from None
+        except UnicodeEncodeError:
+            raise DataError(
+                f"The column {column!r} has a value with half of a surrogate pair, which is no character.",
+                where=rows.place(index),
+            ) from None
+        if text is None:
+            empty.append(index)
+        else:
+            converted.append(text)
+    if empty:
+        shown = ", ".join(rows.place(index) for index in empty[:_SHOWN])
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise DataError(
+            f"The column {column!r} has {len(empty)} of {len(values)} values missing or empty.",
+            where=shown + more,
+            expected="a value in every row",
+            mend="fill these rows in or take them out",
+        )
+    return converted
+
+
+def _text(value: Any) -> str | None:
+    """``None`` for a missing or blank text."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return value if value.strip() else None
+
+
+def _label_text(value: Any) -> str | None:
+    """A class name, or an integer id as digits: `true`, 1 and 1.0 are `true`, `1` and `1`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if value != value:
+            return None
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, int | float):
+        return str(value)
+    text = _text(value)
+    return text.strip() if text is not None else None
+
+
+def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:
+    nearest = get_close_matches(source_name, rows.names, n=1)
+    example = nearest[0] if nearest else "COLUMN"
+    return DataError(
+        f"{rows.name} has no column {source_name!r}." + _hint(source_name, rows.names),
+        where=rows.name,
+        expected=f"one of its columns: {', '.join(rows.names)}",
+        mend=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}",
+    )
+
+
+def _hint(found: str, names: Collection[str]) -> str:
+    nearest = get_close_matches(found, names, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,213 @@
+"""The examples of a run: named splits with the task's columns, class names, and unlabeled text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compress.data.columns import are_label_ids, check_labels, check_mapping, choose, sorted_labels
+from compress.data.config import DataConfig, is_sample
+from compress.data.files import Rows
+from compress.data.overlap import keys, overlap_error, overlapping, without
+from compress.data.source import locate_split, locate_unlabeled, read
+from compress.errors import DataError
+from compress.progress import Progress
+from compress.samples.fetch import sample_directory
+from compress.tasks.task import Column
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEST = "test"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Checked examples. Tables hold strings, in columns named as the task names them; labels are class names.
+
+    ``unlabeled`` has the task's input columns only.
+    """
+
+    columns: tuple[Column, ...]
+    tables: Mapping[str, pa.Table]
+    labels: tuple[str, ...]
+    unlabeled: pa.Table | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the recipe's order."""
+        return tuple(self.tables)
+
+    def split(self, name: str) -> pa.Table:
+        """The rows of a split. Raises `DataError` for a split that the recipe does not name."""
+        if name not in self.tables:
+            raise DataError(
+                f"The recipe's data has no split {name!r}.",
+                where="data.splits",
+                expected=f"one of {', '.join(self.splits)}",
+            )
+        return self.tables[name]
+
+    def label_ids(self, split: str) -> np.ndarray:
+        """Ids of the rows' labels, [n] int64."""
+        ids = {label: index for index, label in enumerate(self.labels)}
+        column = label_column(self.columns)
+        assert column is not None, "a task without labels has no label ids"
+        return np.array([ids[label] for label in self.split(split)[column].to_pylist()], dtype=np.int64)
+
+    def digest(self, *splits: str, unlabeled: bool = False) -> str:
+        """SHA-256, as hex, over the rows of ``splits`` and the class names.
+
+        The order of rows counts; the format of the files, and the order of ``splits``, do not.
+        """
+        total = hashlib.sha256()
+        _add(total, self.labels)
+        for name in sorted(set(splits)):
+            _add_table(total, f"split {name}", self.split(name))
+        if unlabeled and self.unlabeled is not None:
+            _add_table(total, "unlabeled", self.unlabeled)
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split while it is being checked: its rows, and where they stand."""
+
+    rows: Rows
+    table: pa.Table
+
+
+def load_dataset(
+    config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress
+) -> Dataset:
+    """Read and check the data of a recipe. Relative paths count from ``folder``, then the current directory.
+
+    Raises `DataError`, or `SampleError` for a sample that cannot be fetched.
+    """
+    check_mapping(config.columns, columns)
+    parts = {split: _read_split(config, split, columns, folder, progress) for split in config.splits}
+    label = label_column(columns)
+    labels: tuple[str, ...] = ()
+    if label:
+        labels, parts = _name_labels(config, parts, label)
+    inputs = [column.name for column in columns if not column.label]
+    held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
+    tables = {}
+    for split, part in parts.items():
+        rows = overlapping(part.table, inputs, held_out) if split != TEST else []
+        tables[split] = _hold_out(config, split, part, rows, progress)
+    if label and "train" in tables:
+        _check_classes(tables["train"][label].to_pylist(), "train")
+    unlabeled = _read_unlabeled(config, columns, folder, progress)
+    if unlabeled is not None:
+        rows = overlapping(unlabeled, inputs, held_out)
+        unlabeled = without(unlabeled, rows)
+        if rows:
+            progress.note(f"{len(rows)} unlabeled texts also stand in the test split and are left out")
+    return Dataset(columns, tables, labels, unlabeled)
+
+
+def label_column(columns: Sequence[Column]) -> str | None:
+    """Name of the label column, if the task has one."""
+    return next((column.name for column in columns if column.label), None)
+
+
+def _read_split(
+    config: DataConfig, split: str, columns: Sequence[Column], folder: Path, progress: Progress
+) -> _Part:
+    location = locate_split(config, split, folder, lambda name: sample_directory(name, progress))
+    assert location is not None, "sample_directory always gives a folder"
+    rows = read(location, {config.columns.get(column.name, column.name) for column in columns})
+    return _Part(rows, choose(rows, columns, config.columns))
+
+
+def _name_labels(
+    config: DataConfig, parts: dict[str, _Part], label: str
+) -> tuple[tuple[str, ...], dict[str, _Part]]:
+    """The class names, and the parts with class names for labels, where the files may have ids."""
+    everywhere = {value for part in parts.values() for value in part.table[label].unique().to_pylist()}
+    if config.labels is None:
+        origin = "train" if "train" in parts else next(iter(parts))
+        labels = sorted_labels(parts[origin].table[label].unique().to_pylist())
+        _check_classes(labels, origin)
+    else:
+        labels = config.labels
+        if len(set(labels)) < len(labels):
+            raise DataError("A class is listed twice.", where="data.labels", expected="distinct names")
+        if are_label_ids(everywhere, labels):
+            parts = {split: _ids_to_names(part, label, labels) for split, part in parts.items()}
+    for part in parts.values():
+        check_labels(part.table, label, labels, part.rows.place)
+    return labels, parts
+
+
+def _ids_to_names(part: _Part, label: str, labels: Sequence[str]) -> _Part:
+    import pyarrow as pa
+
+    names = pa.array([labels[int(value)] for value in part.table[label].to_pylist()], pa.string())
+    position = part.table.column_names.index(label)
+    return replace(part, table=part.table.set_column(position, label, names))
+
+
+def _check_classes(labels: Sequence[str], split: str) -> None:
+    distinct = set(labels)
+    if len(distinct) < 2:
+        raise DataError(
+            f"The split {split!r} has a single class, {next(iter(distinct))!r}.",
+            where=f"data.splits.{split}",
+            expected="rows of at least two classes",
+        )
+
+
+def _hold_out(
+    config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress
+) -> pa.Table:
+    """The part less ``rows``, which also stand in the test split."""
+    if not rows:
+        return part.table
+    if not config.drop_overlap:
+        raise overlap_error(split, part.table, rows, part.rows.place)
+    if len(rows) == len(part.table):
+        raise DataError(
+            f"All rows of the split {split!r} also stand in the test split.", where=part.rows.name
+        )
+    progress.note(f"{len(rows)} rows of {split} also stand in the test split and are left out")
+    return without(part.table, rows)
+
+
+def _read_unlabeled(
+    config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress
+) -> pa.Table | None:
+    if not config.unlabeled:
+        return None
+    import pyarrow as pa
+
+    inputs = [column for column in columns if not column.label]
+    tables = []
+    for reference in config.unlabeled:
+        path = locate_unlabeled(reference, folder, lambda name: sample_directory(name, progress))
+        assert path is not None, "sample_directory always gives a folder"
+        # A sample's columns are called as the task calls them, whatever the user's files do.
+        mapping = {} if is_sample(reference) else config.columns
+        rows = read(path, {mapping.get(column.name, column.name) for column in inputs})
+        tables.append(choose(rows, inputs, mapping))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _add_table(total: hashlib._Hash, name: str, table: pa.Table) -> None:
+    _add(total, [name, *table.column_names])
+    for column in table.columns:
+        _add(total, column.to_pylist())
+
+
+def _add(total: hashlib._Hash, values: Sequence[str]) -> None:
+    """Counted and length-prefixed, so that no two lists of strings give the same bytes."""
+    total.update(f"{len(values)}\n".encode())
+    for value in values:
+        encoded = value.encode()
+        total.update(f"{len(encoded)}\n".encode() + encoded)

@@ -1,0 +1,197 @@
+"""Read a CSV, TSV, JSONL, JSON or Parquet file into columns, knowing the line that each row came from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.data.config import FILE_SUFFIXES
+from compress.errors import DataError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as they were read. ``names`` are all columns of the source, ``columns`` only those asked for.
+
+    A value is ``None`` where the source has none. ``lines`` has the line on which each row begins, from 1; it
+    is ``None`` for sources without lines.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    columns: Mapping[str, Sequence[Any]]
+    lines: Sequence[int] | None = None
+
+    def place(self, index: int) -> str:
+        """Where the row at ``index`` (from 0) stands, for a message."""
+        return f"{self.name}:{self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
+
+
+def read_file(path: Path, wanted: Collection[str]) -> Rows:
+    """The columns ``wanted``, as far as the file has them; rows as they stand. Raises `DataError`."""
+    if path.suffix not in FILE_SUFFIXES:
+        raise DataError(
+            f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}"
+        )
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path, wanted)
+        text = _read_text(path)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
+    if path.suffix in (".csv", ".tsv"):
+        return _read_csv(path, text, wanted)
+    return _from_objects(path, text, wanted)
+
+
+def _suffixes() -> str:
+    return ", ".join(FILE_SUFFIXES[:-1]) + f" or {FILE_SUFFIXES[-1]}"
+
+
+def _read_text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path.name} is not UTF-8: byte 0x{content[error.start]:02x} cannot be decoded.",
+            where=f"{path}:{line}",
+            expected="text in UTF-8",
+            mend=f"save it as UTF-8, e.g. iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if that is what it is",
+        ) from error
+    if not text.strip():
+        raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
+    return text
+
+
+def _no_rows(path: Path, found: str) -> DataError:
+    return DataError(f"{path.name} has {found}.", where=str(path), expected="at least one row")
+
+
+def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
+    records = list(_csv_records(path, text))
+    (_, header), body = records[0], records[1:]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path.name} has the column {repeated[0]!r} twice.", where=f"{path}:1")
+    if not body:
+        raise _no_rows(path, "a header and no rows")
+    for line, record in body:
+        if len(record) != len(header):
+            raise DataError(
+                f"{path.name} has a row with {len(record)} fields.",
+                where=f"{path}:{line}",
+                expected=f"{len(header)} fields, as its header has",
+                mend='put a value with a separator, quote or line break in "quotes"; a quote within is ""',
+            )
+    columns = {
+        name: [record[position] for _, record in body]
+        for position, name in enumerate(header)
+        if name in wanted
+    }
+    return Rows(path.name, tuple(header), columns, [line for line, _ in body])
+
+
+def _csv_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record that is not a blank line, with the line on which it begins."""
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    former_limit = csv.field_size_limit(max(len(text), 1))
+    line = 1
+    try:
+        for record in reader:
+            if record:
+                yield line, record
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name} cannot be parsed: {error}.",
+            where=f"{path}:{line}",
+            expected='fields in "quotes" end with a quote, and a quote within them is doubled ("")',
+        ) from error
+    finally:
+        csv.field_size_limit(former_limit)
+
+
+def _from_objects(path: Path, text: str, wanted: Collection[str]) -> Rows:
+    if path.suffix == ".jsonl":
+        lines, objects = _parse_lines(path, text)
+    else:
+        lines, objects = None, _parse_array(path, text)
+    names: dict[str, None] = {}
+    for index, item in enumerate(objects):
+        if not isinstance(item, dict):
+            place = f"{path}:{lines[index]}" if lines else f"{path}, row {index + 1}"
+            raise DataError(
+                f"{path.name} has a row that is no JSON object: {_short(item)}.",
+                where=place,
+                expected='an object such as {"text": "...", "label": "..."}',
+            )
+        names.update(dict.fromkeys(item))
+    columns = {name: [item.get(name) for item in objects] for name in names if name in wanted}
+    return Rows(path.name, tuple(names), columns, lines)
+
+
+def _parse_lines(path: Path, text: str) -> tuple[list[int], list[Any]]:
+    lines, objects = [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            objects.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f"{path.name} has a line that is not JSON: {error}.",
+                where=f"{path}:{number}",
+                expected="one JSON object on each line",
+            ) from error
+        lines.append(number)
+    return lines, objects
+
+
+def _parse_array(path: Path, text: str) -> list[Any]:
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path.name} is not JSON: {error.msg}.",
+            where=f"{path}:{error.lineno}",
+            expected="an array of objects",
+            mend="a file with one object on each line must be called .jsonl",
+        ) from error
+    if not isinstance(items, list):
+        raise DataError(
+            f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects"
+        )
+    if not items:
+        raise _no_rows(path, "an array without items")
+    return items
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if path.stat().st_size == 0:
+        raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = tuple(file.schema_arrow.names)
+            table = file.read(columns=[name for name in names if name in wanted])
+            rows = file.metadata.num_rows
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
+    if not rows:
+        raise _no_rows(path, "columns and no rows")
+    return Rows(path.name, names, {name: table[name].to_pylist() for name in table.column_names})
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -84,9 +84,8 @@ def find(reference: str, folder: Path) -> Path | None:
 
 
 def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
-    for folder in folders:
-        path = find(reference, folder)
-        if path is not None and path.is_file():
+    for path in (folder / Path(reference).expanduser() for folder in [*folders, Path()]):
+        if path.is_file():
             if path.suffix not in FILE_SUFFIXES:
                 raise DataError(
                     f"{reference} is no data file that can be read.",

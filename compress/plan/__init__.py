@@ -1,0 +1,173 @@
+"""The plan of a run: what `compress check` proves and predicts before any model is loaded."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CompressError, InputError, MissingExtraError
+from compress.plan.contents import Estimate, Plan, StagePlan, TargetPlan
+from compress.plan.predict import Prediction, Predictor
+from compress.plan.render import render_plan
+from compress.plan.shape import Shape
+from compress.plan.sources import Sources
+from compress.recipe import Recipe
+from compress.runtimes import why_unavailable
+from compress.stages.stage import Stage
+from compress.targets import TARGETS
+
+__all__ = ["Plan", "make_plan", "render_plan"]
+
+UNPACKED = 2
+"""A fetched sample takes its download and about as much again for its files."""
+
+
+def make_plan(
+    recipe: Recipe,
+    recipe_folder: Path,
+    is_cached: Callable[[str], bool] | None = None,
+    artifacts: Path = Path("artifacts"),
+) -> Plan:
+    """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
+
+    ``is_cached`` says of a stage's label whether its output is there. Raises `InputError` with all problems.
+    """
+    sources = Sources(recipe, recipe_folder)
+    start = sources.find_all()
+    problems = sources.problems
+    problems += _missing_packages(recipe)
+    stages = _stage_plans(recipe, sources, start, is_cached, problems)
+    needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
+    if needed.value is not None and needed.value > free:
+        what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
+        mend = "Free some space (`compress cache prune`), or give --artifacts on another disk."
+        problems.append(InputError(what, where=str(artifacts), mend=mend))
+    if problems:
+        raise _all(problems)
+    return Plan(
+        recipe=recipe.name,
+        task=recipe.task,
+        sources=tuple(sources.rows),
+        stages=tuple(stages),
+        targets=tuple(_target_plan(name) for name in recipe.targets),
+        limits=recipe.limits,
+        seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
+        disk_needed_bytes=needed,
+        disk_free_bytes=free,
+        artifacts=str(artifacts),
+    )
+
+
+def _stage_plans(
+    recipe: Recipe,
+    sources: Sources,
+    start: Shape | None,
+    is_cached: Callable[[str], bool] | None,
+    problems: list[CompressError],
+) -> list[StagePlan]:
+    predictor = Predictor(
+        recipe, sources.texts, lambda name: sources.model(name, "student"), {"start": start}
+    )
+    plans: list[StagePlan] = []
+    shape = start
+    for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
+        cached = is_cached(label) if is_cached else None
+        try:
+            prediction = predictor.predict(stage, label, shape, cached)
+        except InputError as error:
+            problems.append(error)
+            return plans
+        shape = prediction.shape
+        plans.append(_stage_plan(stage, label, cached, prediction))
+    return plans
+
+
+def _stage_plan(stage: Stage[Any, Any], label: str, cached: bool | None, prediction: Prediction) -> StagePlan:
+    needs = stage.needs()
+    return StagePlan(
+        label=label,
+        kind=stage.kind,
+        takes=stage.takes().__name__,
+        gives=stage.gives().__name__,
+        reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
+        refers_to=stage.refers_to(),
+        cached=cached,
+        seconds=prediction.seconds,
+        peak_memory_bytes=prediction.peak_memory_bytes,
+        disk_bytes=prediction.disk_bytes,
+    )
+
+
+def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
+    """What stages that are not cached write, the final model once more for the run, and samples to fetch."""
+    new = [stage for stage in stages if not stage.cached]
+    written = [*(stage.disk_bytes for stage in new), *(stage.disk_bytes for stage in stages[-1:])]
+    labels = [*(stage.label for stage in new), "the final copy"]
+    total = _total(written, labels)
+    fetched = sum(sources.downloads.values()) * UNPACKED
+    if total.value is None:
+        return Estimate(value=fetched or None, note=total.note)
+    return Estimate(value=total.value + fetched, note=total.note)
+
+
+def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
+    known = [estimate.value for estimate in estimates if estimate.value is not None]
+    unknown = [label for estimate, label in zip(estimates, labels, strict=False) if estimate.value is None]
+    note = f"without {', '.join(unknown)}" if unknown else ""
+    return Estimate(value=sum(known) if known else None, note=note)
+
+
+def _free_bytes(artifacts: Path) -> int:
+    place = artifacts.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _target_plan(name: str) -> TargetPlan:
+    reason = why_unavailable(TARGETS[name])
+    return TargetPlan(name=name, available=reason is None, reason=reason or TARGETS[name].description)
+
+
+def _missing_packages(recipe: Recipe) -> list[CompressError]:
+    """One error for each package that a stage calls and that is not installed."""
+    stages: tuple[Stage[Any, Any], ...] = recipe.stages
+    users = {package: stage.kind for stage in reversed(stages) for package in stage.packages}
+    return [_missing(package, user) for package, user in users.items() if not _installed(package)]
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _missing(package: str, stage: str) -> InputError:
+    extra = _extra_with(package)
+    if extra:
+        return MissingExtraError(package, extra, f"The stage {stage}")
+    what = f"The stage {stage} needs the package {package!r}, which is not installed."
+    return InputError(what, mend=f"pip install {package}")
+
+
+def _extra_with(package: str) -> str | None:
+    """The extra of this package that installs ``package``."""
+    pattern = re.compile(rf"{re.escape(package)}\b.*extra == ['\"]([^'\"]+)['\"]", re.IGNORECASE)
+    try:
+        lines = requires("compress") or []
+    except PackageNotFoundError:
+        return None
+    return next((match[1] for line in lines if (match := pattern.match(line))), None)
+
+
+def _all(problems: Sequence[CompressError]) -> InputError:
+    if len(problems) == 1 and isinstance(problems[0], InputError):
+        return problems[0]
+    listed = "\n".join(str(problem) for problem in problems)
+    return InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")

@@ -1,0 +1,73 @@
+"""What a plan holds, as frozen pydantic models: the JSON of `compress check --json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.recipe import Limit
+
+
+class Strict(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(Strict):
+    """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not."""
+
+    value: float | None
+    note: str
+
+
+class StagePlan(Strict):
+    """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
+
+    label: str
+    kind: str
+    takes: str = Field(description="class of the model that goes in")
+    gives: str = Field(description="class of the model that comes out")
+    reads: tuple[str, ...] = Field(description="splits and other text")
+    refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads beside its input")
+    cached: bool | None
+    seconds: Estimate
+    peak_memory_bytes: Estimate
+    disk_bytes: Estimate
+
+
+class SourcePlan(Strict):
+    """The starting model, a split or unlabeled text."""
+
+    role: str
+    reference: str
+    status: Literal["here", "unknown until fetched"]
+    path: str | None
+    size_bytes: int | None = None
+    parameters: int | None = None
+    rows: int | None = Field(None, description="of data; estimated from the first rows except for Parquet")
+    note: str = ""
+
+
+class TargetPlan(Strict):
+    """Whether a target can be had here, or why it will be skipped."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+class Plan(Strict):
+    """Everything that can be said of a run before a model is loaded."""
+
+    recipe: str
+    task: str
+    sources: tuple[SourcePlan, ...]
+    stages: tuple[StagePlan, ...]
+    targets: tuple[TargetPlan, ...]
+    limits: tuple[Limit, ...]
+    seconds: Estimate
+    disk_needed_bytes: Estimate
+    disk_free_bytes: int
+    artifacts: str

@@ -1,0 +1,167 @@
+"""Time, memory and disk of each stage, from parameter counts and text sizes: all of it estimates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.plan.contents import Estimate
+from compress.plan.shape import Shape, pruned_shape, student_shape
+from compress.plan.sources import Text
+from compress.recipe import Recipe
+from compress.stages.distill import Distill
+from compress.stages.export import Export
+from compress.stages.finetune import Finetune
+from compress.stages.prune import Prune
+from compress.stages.quantize import Quantize
+from compress.stages.stage import Stage
+from compress.stages.trim_vocabulary import TrimVocabulary
+
+FLOPS_FORWARD = 2
+"""A multiplication and an addition for each parameter and token (Kaplan et al. 2020, section 2.1)."""
+FLOPS_TRAINING = 6
+"""Forward and backward (ibid.)."""
+TRAINING_BYTES = 16
+"""For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
+
+AnyStage = Stage[Any, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one stage costs, and the shape of what it gives (``None`` if that cannot be told)."""
+
+    shape: Shape | None
+    seconds: Estimate
+    peak_memory_bytes: Estimate
+    disk_bytes: Estimate
+
+
+@dataclass
+class Predictor:
+    """Follows the model's shape through the stages; ``shapes`` has each label's output and `start`."""
+
+    recipe: Recipe
+    texts: dict[str, Text]
+    find_shape: Callable[[str], Shape | None]
+    shapes: dict[str, Shape | None] = field(default_factory=dict)
+    weight_bits: tuple[int, int] = (32, 32)
+    rate: float | None = None
+
+    def predict(self, stage: AnyStage, label: str, before: Shape | None, cached: bool | None) -> Prediction:
+        """Predict one stage from its input's shape; call in the recipe's order. Raises `ModelError`."""
+        after = self._output(stage, before)
+        self.shapes[label] = after
+        if isinstance(stage, Quantize):
+            self.weight_bits = (8, stage.embedding_bits)
+        disk = self._disk(stage, after)
+        if cached:
+            nothing = Estimate(value=0, note="cached")
+            return Prediction(after, nothing, nothing, disk)
+        return Prediction(
+            after, self._seconds(stage, before, after), self._memory(stage, before, after), disk
+        )
+
+    def _output(self, stage: AnyStage, before: Shape | None) -> Shape | None:
+        if isinstance(stage, Distill) and stage.student and stage.student.model:
+            return self.find_shape(stage.student.model)
+        if before is None:
+            return None
+        if isinstance(stage, Distill):
+            return student_shape(stage, before)
+        if isinstance(stage, Prune):
+            return pruned_shape(stage, before)
+        return before if isinstance(stage, Finetune | TrimVocabulary | Export | Quantize) else None
+
+    def _disk(self, stage: AnyStage, shape: Shape | None) -> Estimate:
+        if shape is None:
+            return _unknown("the size of its output is not known before it runs")
+        working, tables = self.weight_bits
+        size = shape.working * working / 8 + shape.embeddings * tables / 8 + shape.processor_bytes
+        note = f"{working}-bit matrices, {tables}-bit embeddings, and the processor's files"
+        if isinstance(stage, TrimVocabulary):
+            note = "at most: how many tokens go is known once the text has been counted"
+        return Estimate(value=round(size), note=note)
+
+    def _seconds(self, stage: AnyStage, before: Shape | None, after: Shape | None) -> Estimate:
+        if isinstance(stage, Prune) and not stage.needs().splits:
+            return _unknown("no pass over data; seconds rather than minutes")
+        if not isinstance(stage, Finetune | Distill | Prune):
+            return _unknown("not predicted: it does not train")
+        if before is None or after is None:
+            return _unknown("the size of the model is not known yet")
+        train = self.texts.get("split train")
+        if train is None:
+            return _unknown("the training text is not here yet")
+        flops = self._flops(stage, before, after, train)
+        if flops is None:
+            return _unknown("the unlabeled text or the teacher is not here yet")
+        if self.rate is None:
+            self.rate = sgemm_flops_per_second()
+        note = (
+            f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of an fp32 matrix product here"
+        )
+        return Estimate(value=flops / self.rate, note=note)
+
+    def _flops(
+        self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text
+    ) -> float | None:
+        length = self.recipe.data.max_length
+        tokens = float(train.tokens(length))
+        if isinstance(stage, Prune) and stage.sparsity is None:
+            share = min(stage.importance_examples / train.rows, 1.0)
+            return FLOPS_TRAINING * before.working * tokens * share
+        if isinstance(stage, Distill):
+            teacher = self.shapes.get(stage.teacher) if stage.teacher else before
+            extra = [self.texts.get(f"unlabeled {name}") for name in self.recipe.data.unlabeled]
+            if teacher is None or (stage.use_unlabeled and None in extra):
+                return None
+            if stage.use_unlabeled:
+                tokens += sum(text.tokens(length) for text in extra if text)
+            return (FLOPS_TRAINING * after.working + FLOPS_FORWARD * teacher.working) * tokens * stage.epochs
+        return FLOPS_TRAINING * after.working * tokens * stage.epochs
+
+    def _memory(self, stage: AnyStage, before: Shape | None, after: Shape | None) -> Estimate:
+        if before is None or after is None:
+            return _unknown("the size of the model is not known yet")
+        if isinstance(stage, TrimVocabulary):
+            return Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
+        if not isinstance(stage, Finetune | Distill | Prune):
+            return _unknown("not predicted: it depends on the tool that is called")
+        trained = before if isinstance(stage, Prune) else after
+        if not (trained.hidden and trained.heads):
+            return _unknown("the config names no hidden_size and num_attention_heads")
+        activations = activation_bytes(trained, stage.batch_size, self.recipe.data.max_length)
+        teacher = (self.shapes.get(stage.teacher or "") or before) if isinstance(stage, Distill) else None
+        held = TRAINING_BYTES * trained.parameters + (4 * teacher.parameters if teacher else 0)
+        note = "at most: fp32 weights, gradients, moments, activations of a full batch; without torch itself"
+        return Estimate(value=round(held + activations), note=note)
+
+
+def activation_bytes(shape: Shape, batch: int, length: int) -> float:
+    """Activations kept for the backward pass, in fp32: twice the 16-bit sbh(34 + 5as/h) a layer.
+
+    Korthikanti et al. 2022, equation 1.
+    """
+    per_layer = length * batch * shape.hidden * (34 + 5 * shape.heads * length / shape.hidden)
+    return 2 * shape.layers * per_layer
+
+
+def sgemm_flops_per_second(budget_seconds: float = 0.02, size: int = 384) -> float:
+    """The best rate of an fp32 matrix product on this machine within ``budget_seconds``, by numpy."""
+    import numpy as np
+
+    left = np.full((size, size), 0.5, dtype=np.float32)
+    left @ left
+    best, end = float("inf"), time.perf_counter() + budget_seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - start)
+    return float(2 * size**3 / best)
+
+
+def _unknown(reason: str) -> Estimate:
+    return Estimate(value=None, note=reason)

@@ -1,0 +1,121 @@
+"""A plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
+from compress.recipe import Limit
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """Sources, stages, targets, limits and totals, one under the other."""
+    from rich.console import Group
+    from rich.text import Text
+
+    totals = Text(
+        f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
+        f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
+        f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
+    )
+    parts: list[RenderableType] = [
+        Text(f"{plan.recipe}: {plan.task}", style="bold"),
+        _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
+        _table(
+            "stages",
+            ("stage", "takes -> gives", "reads", "cached", "time", "peak memory", "disk"),
+            [_stage(stage) for stage in plan.stages],
+        ),
+        *_notes(plan),
+        _table("targets", ("target", "here", ""), [_target(target) for target in plan.targets]),
+    ]
+    if plan.limits:
+        parts.append(
+            _table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits])
+        )
+    return Group(*parts, totals)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _source(row: SourcePlan) -> tuple[str, ...]:
+    sizes = [
+        f"{row.parameters / 1e6:.1f}M parameters" if row.parameters is not None else "",
+        f"{row.rows:,} rows" if row.rows is not None else "",
+        _bytes(row.size_bytes) if row.size_bytes is not None else "",
+    ]
+    state = row.status + (f" ({row.note})" if row.note else "")
+    return row.role, row.reference, ", ".join(size for size in sizes if size) or "?", state
+
+
+def _stage(stage: StagePlan) -> tuple[str, ...]:
+    cached = {True: "yes", False: "no", None: "?"}[stage.cached]
+    reads = ", ".join((*stage.reads, *(f"output of {label}" for label in stage.refers_to))) or "-"
+    return (
+        stage.label,
+        f"{stage.takes} -> {stage.gives}",
+        reads,
+        cached,
+        _seconds(stage.seconds),
+        _bytes(stage.peak_memory_bytes.value),
+        _bytes(stage.disk_bytes.value),
+    )
+
+
+def _notes(plan: Plan) -> list[RenderableType]:
+    """Each way of estimating, and each reason for having none, once, with its stages."""
+    from rich.text import Text
+
+    users: dict[tuple[str, str], list[str]] = {}
+    for stage in plan.stages:
+        estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))
+        for quantity, estimate in estimates:
+            if estimate.note != "cached":
+                users.setdefault((quantity, estimate.note), []).append(stage.label)
+    lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
+    return [Text("\n".join(lines), style="dim")] if lines else []
+
+
+def _target(target: TargetPlan) -> tuple[str, ...]:
+    return target.name, "yes" if target.available else "no, will be skipped", target.reason
+
+
+def _limit(limit: Limit) -> tuple[str, ...]:
+    word, bound = ("at least", limit.at_least) if limit.at_least is not None else ("at most", limit.at_most)
+    return limit.metric, limit.target, f"{word} {bound:g}" + (f" of {limit.of}" if limit.of else "")
+
+
+def _note(estimate: Estimate) -> str:
+    return f" ({estimate.note})" if estimate.note else ""
+
+
+def _seconds(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "?"
+    if estimate.value < 90:
+        return f"~{estimate.value:.0f} s" if estimate.value else "0 s"
+    return f"~{estimate.value / 60:.0f} min" if estimate.value < 5400 else f"~{estimate.value / 3600:.1f} h"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "?"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} bytes"

@@ -1,0 +1,204 @@
+"""The model and the data of a recipe as they lie on this machine: sizes, without reading what is inside."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.data.config import is_sample
+from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled
+from compress.errors import CompressError, DataError, InputError, ModelError
+from compress.models.source import find_model
+from compress.plan.contents import SourcePlan
+from compress.plan.shape import Shape, read_shape
+from compress.recipe import Recipe
+from compress.samples.catalog import find_sample
+from compress.samples.fetch import cached_directory
+
+BYTES_PER_TOKEN = 4
+"""Of English text in WordPiece or byte-pair tokens, about."""
+_HEAD_BYTES = 1 << 16
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Size of a data file. ``rows`` is exact for Parquet and else estimated from the file's beginning."""
+
+    rows: int
+    size_bytes: int
+
+    def tokens(self, max_length: int) -> int:
+        """About how many tokens the examples hold, each cut at ``max_length``."""
+        return min(self.size_bytes // BYTES_PER_TOKEN, self.rows * max_length)
+
+
+class Sources:
+    """Finds what a recipe reads, collecting ``problems`` on the way."""
+
+    def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = recipe_folder
+        self.problems: list[CompressError] = []
+        self.rows: list[SourcePlan] = []
+        self.texts: dict[str, Text] = {}
+        self.downloads: dict[str, int] = {}
+
+    def find_all(self) -> Shape | None:
+        """Describe the model and every data source; the starting model's shape where it is here."""
+        shape = self.model(self.recipe.model, "model")
+        for split, reference in self.recipe.data.splits.items():
+            self._split(split, reference)
+        for reference in self.recipe.data.unlabeled:
+            self._unlabeled(reference)
+        return shape
+
+    def model(self, reference: str, role: str) -> Shape | None:
+        """Describe a model; its shape where it is here."""
+        try:
+            path = self._model_path(reference)
+            if path is None:
+                self._unknown(role, reference)
+                return None
+            shape = read_shape(path)
+        except InputError as error:
+            self.problems.append(error)
+            return None
+        row = SourcePlan(
+            role=role,
+            reference=reference,
+            status="here",
+            path=str(path),
+            size_bytes=_folder_bytes(path),
+            parameters=round(shape.parameters),
+        )
+        self.rows.append(row)
+        return shape
+
+    def _model_path(self, reference: str) -> Path | None:
+        """Where a model lies; ``None`` for one to be fetched. Raises `ModelError`, `SampleError`."""
+        if is_sample(reference):
+            sample = find_sample(reference)
+            if sample.kind != "model":
+                raise InputError(
+                    f"{reference} is data, not a model.", mend="`compress samples` lists the models"
+                )
+            return cached_directory(sample.name)
+        return find(reference, self.folder) or _in_hub_cache(reference)
+
+    def _split(self, split: str, reference: str) -> None:
+        source = self.recipe.data.source
+        shown = reference if source is None else f"{source} ({reference})"
+        try:
+            place = locate_split(self.recipe.data, split, self.folder, cached_directory)
+            self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
+        except InputError as error:
+            self.problems.append(error)
+
+    def _unlabeled(self, reference: str) -> None:
+        try:
+            place = locate_unlabeled(reference, self.folder, cached_directory)
+            self._describe(f"unlabeled {reference}", reference, place, (), reference)
+        except InputError as error:
+            self.problems.append(error)
+
+    def _describe(
+        self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
+    ) -> None:
+        if place is None or isinstance(place, HubSplit):
+            self._unknown(role, shown, source)
+            return
+        text, names = read_size(place)
+        missing = [column for column in columns if names and column not in names]
+        if missing:
+            raise DataError(
+                f"{place.name} has no column {missing[0]!r}.",
+                where=f"{place}, named in data.columns",
+                expected=f"one of its columns: {', '.join(names)}",
+            )
+        self.texts[role] = text
+        row = SourcePlan(
+            role=role,
+            reference=shown,
+            status="here",
+            path=str(place),
+            size_bytes=place.stat().st_size,
+            rows=text.rows,
+        )
+        self.rows.append(row)
+
+    def _unknown(self, role: str, shown: str, source: str | None = None) -> None:
+        reference = source or shown
+        note = "no local path; fetched from the Hugging Face Hub when the run begins"
+        if is_sample(reference):
+            sample = find_sample(reference)
+            self.downloads[sample.name] = sample.download_bytes
+            note = f"{sample.download_bytes / 1e6:.0f} MB: compress samples fetch {sample.name}"
+        self.rows.append(
+            SourcePlan(role=role, reference=shown, status="unknown until fetched", path=None, note=note)
+        )
+
+
+def _in_hub_cache(reference: str) -> Path | None:
+    """An earlier download of a Hugging Face id. Raises `ModelError` for what can be neither path nor id."""
+    try:
+        return find_model(reference)
+    except ModelError:
+        if not _HUB_ID.match(reference) or Path(reference).suffix in (
+            ".gguf",
+            ".onnx",
+            ".safetensors",
+            ".bin",
+        ):
+            raise
+        return None
+
+
+def _folder_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
+    """Rows and bytes of a data file, and its columns where its beginning tells them. Raises `DataError`."""
+    size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
+    if path.suffix == ".parquet":
+        return _parquet_size(path)
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    text = head.decode("utf-8-sig", errors="replace")
+    lines = max(text.count("\n"), 1) if size > len(head) else len(text.splitlines())
+    rows = max(round(lines * size / len(head)) - (path.suffix == ".csv"), 1)
+    return Text(rows, size), _columns(path.suffix, text)
+
+
+def _columns(suffix: str, head: str) -> tuple[str, ...]:
+    if suffix == ".csv":
+        return tuple(next(csv.reader(io.StringIO(head)), ()))
+    if suffix == ".jsonl":
+        try:
+            first = json.loads(head.split("\n", 1)[0])
+        except ValueError:
+            return ()
+        return tuple(first) if isinstance(first, dict) else ()
+    return ()
+
+
+def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    uncompressed = sum(group.total_byte_size for group in groups)
+    return Text(metadata.num_rows, uncompressed), tuple(metadata.schema.to_arrow_schema().names)

@@ -52,7 +52,7 @@ def check_model_folder(folder: Path) -> None:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that hold the model's weights: one, or the shards that the index names.
 
-    Raises `ModelError` when there are none, when a shard is missing, or when the index leads out of the folder.
+    Raises `ModelError` when there are none, a shard is missing, or the index leads out of the folder.
     """
     if (folder / WEIGHTS).is_file():
         return (folder / WEIGHTS,)
@@ -63,14 +63,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def check_weights_finite(folder: Path, progress: Progress | None = None) -> None:
-    """Read every tensor once, in pieces. Raises `ModelError` that names the first one with NaN or infinity."""
+    """Read every tensor once, in pieces. Raises `ModelError` naming the first with NaN or infinity."""
     tensors = [tensor for file in weight_files(folder) for tensor in read_header(file)]
     shown = (progress or SilentProgress()).track(tensors, "checking weights", len(tensors))
     for tensor in shown:
         count = count_not_finite(tensor)
         if count:
             raise ModelError(
-                f"The tensor {tensor.name!r} holds {count} values of {tensor.elements} that are NaN or infinite.",
+                f"{count} of {tensor.elements} values of the tensor {tensor.name!r} are NaN or infinite.",
                 where=str(tensor.file),
                 expected="finite weights",
                 mend="Take another checkpoint: a training run that diverged leaves such weights.",
@@ -127,7 +127,9 @@ def pickle_refusal(file: Path) -> ModelError:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
+    pickles = sorted(
+        p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin"
+    )
     if pickles:
         return pickle_refusal(pickles[0])
     if (folder / "adapter_model.safetensors").is_file():
@@ -178,7 +180,7 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def _stays(folder: Path, path: Path) -> bool:
-    """Inside the folder once links are followed; the Hub's cache links `snapshots/<revision>/` to `blobs/`."""
+    """Inside the folder once links are followed; the Hub's cache links its snapshots to `blobs/`."""
     target, home = path.resolve(), folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
@@ -194,7 +196,7 @@ def _check_index(folder: Path) -> None:
     wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
     if wrong:
         raise ModelError(
-            f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, the first being {wrong[0]!r}.",
+            f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, such as {wrong[0]!r}.",
             where=str(folder / INDEX),
             expected=f"{wrong[0]!r} in {mapping[wrong[0]]}",
             mend="Fetch the model again; index and shards are of different versions.",
@@ -222,7 +224,7 @@ def _check_processor(folder: Path, config: dict[str, Any]) -> None:
 
 
 def tokenizer_rows(folder: Path) -> int | None:
-    """Embedding rows that the tokenizer's largest id needs; None when its vocabulary is not in a text file."""
+    """Embedding rows that the largest token id needs; None when the vocabulary is not in a text file."""
     if (folder / "tokenizer.json").is_file():
         return _fast_tokenizer_rows(folder / "tokenizer.json")
     added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}

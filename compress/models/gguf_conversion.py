@@ -69,7 +69,7 @@ def _write(file: Path, folder: Path) -> None:
 
 
 def _plain(auto: Any, model: Any) -> Any:
-    """The same weights in a model that never heard of GGUF: save_pretrained refuses the one that was loaded."""
+    """The same weights in a model that save_pretrained takes: it refuses one that was loaded from GGUF."""
     import torch
 
     config = copy.deepcopy(model.config)
@@ -81,5 +81,3 @@ def _plain(auto: Any, model: Any) -> Any:
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
-
-

@@ -64,7 +64,7 @@ class _Cursor:
     def header(self, path: Path) -> GgufHeader:
         version = self.scalar("I")
         if version not in (2, 3):
-            raise _broken(path, f"its version is {version}, and only little-endian versions 2 and 3 are known")
+            raise _broken(path, f"its version is {version}; little-endian versions 2 and 3 are known")
         count, pairs = self.scalar("Q"), self.scalar("Q")
         metadata = {}
         for _ in range(pairs):

@@ -1,4 +1,4 @@
-"""Safetensors files by their header alone: names, types, shapes and places, without torch and without weights.
+"""Safetensors files by their header alone: names, types, shapes and places, without torch or weights.
 
 Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes without gaps.
 """
@@ -61,7 +61,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> tuple[StoredTensor, ...]:
-    """Every tensor of a file in the order of its bytes. Raises `ModelError` for a truncated or broken file."""
+    """Every tensor in the order of its bytes. Raises `ModelError` for a truncated or broken file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -80,7 +80,7 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
 
 
 def load_array(tensor: StoredTensor) -> np.ndarray:
-    """A read-only view of the tensor's values, mapped from the file. Raises `ModelError` for a sub-byte type."""
+    """A read-only view of the values, mapped from the file. Raises `ModelError` for a sub-byte type."""
     dtype = numpy_type(tensor.dtype)
     if dtype is None:
         raise ModelError(f"The tensor {tensor.name!r} has the type {tensor.dtype}, which cannot be read.")
@@ -91,13 +91,14 @@ def load_array(tensor: StoredTensor) -> np.ndarray:
 
 
 def numpy_type(name: str) -> np.dtype[Any] | None:
-    """The numpy type of that name, the 8- and 16-bit floats of `ml_dtypes` among them; None for sub-byte types."""
+    """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types."""
     if name.startswith(("float4", "float6")):
         return None
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return small
     return np.dtype(name)
 
 
@@ -120,7 +121,9 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(path, f"the entry of {name!r} is {entry!r}") from error
     if min((begin, end - begin, *shape)) < 0 or math.prod(shape) * bits != (end - begin) * 8:
-        raise _broken(path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes")
+        raise _broken(
+            path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes"
+        )
     return StoredTensor(name, dtype, shape, path, data_start + begin, end - begin)
 
 

@@ -13,6 +13,7 @@ __all__ = ["check_model_folder", "check_weights_finite", "find_model", "resolve_
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
+_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES)
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["original/*", "consolidated*", "*.fp16.safetensors", "onnx/*", "openvino/*"]
 
@@ -26,8 +27,8 @@ def resolve_model(
 ) -> Path:
     """A local folder in Hugging Face layout with safetensors weights, config and processor files, checked.
 
-    ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging Face id
-    with an optional `@revision`. A repository's Python files are fetched only with ``trust_remote_code``.
+    ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
+    Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
     Raises `ModelError` or `SampleError`.
     """
     found = _local(reference, progress or SilentProgress())
@@ -58,7 +59,12 @@ def _local(reference: str, progress: Progress) -> Path | None:
     path = Path(reference).expanduser()
     if path.exists():
         return path
-    if not _HUB_ID.match(reference) or path.suffix.lower() in (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES):
+    if not _HUB_ID.match(reference) or path.suffix.lower() in (
+        ".gguf",
+        ".onnx",
+        ".safetensors",
+        *PICKLE_SUFFIXES,
+    ):
         raise ModelError(
             f"There is no model {reference!r}.",
             where=reference,
@@ -123,9 +129,11 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
     except HFValidationError as error:
         raise _unavailable(reference, "it is neither a path here nor a valid Hugging Face id") from error
     except GatedRepoError as error:
-        raise _unavailable(reference, "its owner asks for consent first: accept it there, then `hf auth login`") from error
+        raise _unavailable(
+            reference, "its owner asks for consent: accept it there, then `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise _unavailable(reference, "neither a path here nor a public repository of that name exists") from error
+        raise _unavailable(reference, "neither a path here nor a public repository has that name") from error
     except RevisionNotFoundError as error:
         raise _unavailable(reference, f"it has no revision {match['revision']!r}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
@@ -145,7 +153,7 @@ def _unavailable(reference: str, reason: str) -> ModelError:
 
 
 def _offline(reference: str, local_only: bool) -> ModelError:
-    why = "no copy of it is here" if local_only else "the Hugging Face Hub can't be reached and no copy is here"
+    why = "no copy is here" if local_only else "the Hugging Face Hub can't be reached and no copy is here"
     return ModelError(
         f"The model {reference!r} is not a path here, and {why}.",
         where=reference,

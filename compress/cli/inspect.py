@@ -1,0 +1,39 @@
+"""`compress inspect`: where the bytes of a model are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a .safetensors, .gguf or .onnx file, sample:NAME, or a downloaded Hub id."
+        ),
+    ],
+    depth: Annotated[int, typer.Option(min=0, help="Levels of modules in the tree.")] = 3,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Read the weights too: zeros, range, mean, deviation, outliers.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=0, help="How many of the largest tensors to list.")] = 10,
+    json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
+) -> None:
+    """Show where a model's bytes and parameters are, by module, type and share."""
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.inspect.budget import budget_of
+    from compress.models.source import find_model
+    from compress.progress import SilentProgress
+
+    progress = SilentProgress() if json_ else ConsoleProgress()
+    budget = budget_of(find_model(model, progress), weights=weights, progress=progress, name=model)
+    if json_:
+        typer.echo(budget.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from compress.inspect.render import write_budget
+
+    write_budget(budget, depth, top, Console())

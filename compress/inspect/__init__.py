@@ -1,0 +1,1 @@
+"""The parameter budget of a model: what its bytes are spent on."""

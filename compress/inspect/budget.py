@@ -1,0 +1,199 @@
+"""The budget: a model's bytes and parameters by module, by layer and by type, and what is not weights."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.inspect.layers import group_layers
+from compress.inspect.statistics import TensorStatistics, measure_weights
+from compress.inspect.tensor import Contents, Format, TensorInfo
+from compress.inspect.tensors import SUFFIXES, read_model
+from compress.models.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
+from compress.progress import Progress, SilentProgress
+
+_TOKENIZER_FILES = (
+    *PROCESSOR_FILES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+class Frozen(BaseModel):
+    """Immutable, with unknown fields forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Module(Frozen):
+    """A module or tensor with everything below it. ``dtypes``: bytes; ``share``: of all tensors."""
+
+    name: str
+    bytes: int
+    parameters: int
+    share: float
+    dtypes: dict[str, int]
+    children: tuple[Module, ...] = ()
+
+
+class Layer(Frozen):
+    """A readable group of tensors. ``dtype`` is the one that takes most of its bytes."""
+
+    name: str
+    bytes: int
+    parameters: int
+    dtype: str
+
+
+class TypeShare(Frozen):
+    """What is stored in one type."""
+
+    bytes: int
+    parameters: int
+
+
+class Budget(Frozen):
+    """Where a model's bytes are. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
+
+    model: str
+    format: Format
+    total_bytes: int = Field(description="bytes on disk of every file that belongs to the model")
+    tensor_bytes: int
+    overhead: dict[str, int] = Field(description="bytes on disk that are not tensors, by kind")
+    parameters: int = Field(description="weights; scales, zero points and constants are none")
+    dtypes: dict[str, TypeShare]
+    notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...]
+    modules: Module
+    tensors: tuple[TensorInfo, ...]
+    statistics: dict[str, TensorStatistics] | None = None
+
+
+def budget_of(
+    path: Path, *, weights: bool = False, progress: Progress | None = None, name: str = ""
+) -> Budget:
+    """The budget of a model file or folder; ``weights`` reads every value too. Raises `ModelError`."""
+    contents = read_model(path)
+    tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
+    return Budget(
+        model=name or str(path),
+        format=contents.format,
+        total_bytes=sum(file.stat().st_size for file in contents.files),
+        tensor_bytes=tensor_bytes,
+        overhead=_overhead(contents, tensor_bytes),
+        parameters=sum(tensor.parameters for tensor in contents.tensors),
+        dtypes=_types(contents.tensors),
+        notes=_notes(path, contents),
+        layers=_layers(contents.tensors),
+        modules=module_tree(contents.tensors),
+        tensors=contents.tensors,
+        statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
+    )
+
+
+def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
+    """`{name, bytes, dtype}` of at most 40 layers in reading order, from headers. Raises `ModelError`."""
+    return [
+        layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)
+    ]
+
+
+def module_tree(tensors: Sequence[TensorInfo]) -> Module:
+    """Tensors rolled up by the dots in their names; numbered children in order, others by size."""
+    total = sum(tensor.bytes for tensor in tensors) or 1
+    return _module("", [(tensor.name.split("."), tensor) for tensor in tensors], total)
+
+
+def _module(name: str, below: list[tuple[list[str], TensorInfo]], total: int) -> Module:
+    parts: dict[str, list[tuple[list[str], TensorInfo]]] = defaultdict(list)
+    for path, tensor in below:
+        if path:
+            parts[path[0]].append((path[1:], tensor))
+    children = [_module(part, inner, total) for part, inner in parts.items()]
+    children.sort(key=lambda child: (int(child.name), 0) if child.name.isdigit() else (-1, -child.bytes))
+    dtypes: Counter[str] = Counter()
+    for _, tensor in below:
+        dtypes[tensor.dtype] += tensor.bytes
+    size = sum(tensor.bytes for _, tensor in below)
+    return Module(
+        name=name,
+        bytes=size,
+        parameters=sum(tensor.parameters for _, tensor in below),
+        share=size / total,
+        dtypes=dict(dtypes.most_common()),
+        children=tuple(children),
+    )
+
+
+def _layers(tensors: Sequence[TensorInfo]) -> tuple[Layer, ...]:
+    layers = []
+    for name, members in group_layers(tensors).items():
+        dtypes: Counter[str] = Counter()
+        for tensor in members:
+            dtypes[tensor.dtype] += tensor.bytes
+        layers.append(
+            Layer(
+                name=name,
+                bytes=dtypes.total(),
+                parameters=sum(tensor.parameters for tensor in members),
+                dtype=dtypes.most_common(1)[0][0],
+            )
+        )
+    return tuple(layers)
+
+
+def _types(tensors: Sequence[TensorInfo]) -> dict[str, TypeShare]:
+    size: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for tensor in tensors:
+        size[tensor.dtype] += tensor.bytes
+        parameters[tensor.dtype] += tensor.parameters
+    return {
+        dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()
+    }
+
+
+def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
+    held = set(contents.weight_files)
+    overhead: Counter[str] = Counter()
+    for file in contents.files:
+        overhead[_kind(file, held, contents.format)] += file.stat().st_size
+    overhead["graph" if contents.format == "onnx" else "header"] -= tensor_bytes
+    return dict(overhead.most_common())
+
+
+def _kind(file: Path, held: set[Path], form: Format) -> str:
+    if file in held:
+        return "graph" if form == "onnx" else "header"
+    if file.name in _TOKENIZER_FILES or file.suffix == ".model":
+        return "tokenizer"
+    if file.suffix in (*SUFFIXES, *PICKLE_SUFFIXES):
+        return "other weights"
+    return "configuration" if file.suffix == ".json" else "other files"
+
+
+def _notes(path: Path, contents: Contents) -> tuple[str, ...]:
+    notes = [f"{item.origin} shares the bytes of {item.tied_to}" for item in contents.tensors if item.tied_to]
+    config = path / "config.json"
+    if (
+        contents.format == "safetensors"
+        and config.is_file()
+        and read_json(config).get("tie_word_embeddings") is True
+    ):
+        heads = [
+            tensor.name
+            for tensor in contents.tensors
+            if tensor.name.startswith(("lm_head.", "cls.predictions"))
+        ]
+        notes += (
+            []
+            if heads
+            else ["tie_word_embeddings: an output layer, if there is one, uses the embedding table"]
+        )
+    return tuple(notes)

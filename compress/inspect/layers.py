@@ -1,0 +1,104 @@
+"""Tensor names as the layers that a person speaks of, such as `encoder.layer.0.attention`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from compress.inspect.tensor import TensorInfo
+
+_BLOCK = re.compile(r"^(?P<stack>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
+_NORM = re.compile(r"norm|^ln_?\d|(\.|^)ln", re.IGNORECASE)
+_PARTS = (
+    ("cross-attention", re.compile(r"cross_?att|encoder_attn|EncDecAttention", re.IGNORECASE)),
+    ("attention", re.compile(r"attn|attention", re.IGNORECASE)),
+    (
+        "feed-forward",
+        re.compile(
+            r"^(intermediate|output|fc_?\d|lin\d|wi|wo)\b|mlp|ffn|feed_?forward|DenseReluDense|expert|moe",
+            re.IGNORECASE,
+        ),
+    ),
+    ("norms", _NORM),
+)
+_PART_ORDER = {"attention": 0, "cross-attention": 1, "feed-forward": 2, "norms": 3}
+
+Groups = dict[str, list[TensorInfo]]
+
+
+def group_layers(tensors: Sequence[TensorInfo], at_most: int = 40) -> Groups:
+    """Tensors by layer, in reading order; coarser groups are taken until there are ``at_most``."""
+    prefix = model_prefix([tensor.name for tensor in tensors])
+    for rule in (_block_part, _block, _stack_part):
+        groups: Groups = defaultdict(list)
+        for tensor in tensors:
+            groups[rule(tensor.name.removeprefix(prefix))].append(tensor)
+        if len(groups) <= at_most:
+            break
+    return {name: groups[name] for name in sorted(_largest(groups, at_most), key=_reading_order)}
+
+
+def model_prefix(names: Iterable[str]) -> str:
+    """The wrapper of the model, such as `bert.` around `embeddings` and `encoder`; "" when there is none."""
+    names = [name for name in names if "." in name]
+    blocks = [name for name in names if _BLOCK.match(name)]
+    firsts = Counter(name.split(".")[0] for name in blocks)
+    if len(firsts) != 1:
+        return ""
+    first = next(iter(firsts))
+    inside = {name.split(".")[1] for name in names if name.startswith(f"{first}.")}
+    outside = {name.split(".")[0] for name in names} - {first}
+    if len(inside) < 2 or inside & outside or any(part.isdigit() for part in inside):
+        return ""
+    return f"{first}."
+
+
+def _block_part(name: str) -> str:
+    match = _BLOCK.match(name)
+    if not match:
+        return _outside_blocks(name)
+    return f"{match['stack']}{match['number']}.{_part(match['rest'])}"
+
+
+def _block(name: str) -> str:
+    match = _BLOCK.match(name)
+    return f"{match['stack']}{match['number']}" if match else _outside_blocks(name)
+
+
+def _stack_part(name: str) -> str:
+    match = _BLOCK.match(name)
+    return f"{match['stack']}*.{_part(match['rest'])}" if match else _outside_blocks(name)
+
+
+def _outside_blocks(name: str) -> str:
+    parts = name.split(".")
+    if len(parts) == 1 or parts[0] == "constants":
+        return parts[0]
+    return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else name
+
+
+def _part(rest: str) -> str:
+    first = rest.split(".")[0]
+    if _NORM.search(first):
+        return "norms"
+    return next((part for part, pattern in _PARTS if pattern.search(rest)), first)
+
+
+def _largest(groups: Groups, at_most: int) -> Groups:
+    if len(groups) <= at_most:
+        return groups
+    ranked = sorted(groups, key=lambda name: -sum(tensor.bytes for tensor in groups[name]))
+    kept = {name: groups[name] for name in ranked[: at_most - 1]}
+    kept["other"] = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]
+    return kept
+
+
+def _reading_order(name: str) -> tuple[int, str, int, int, str]:
+    """Embeddings, then blocks by number and part, then heads, then what is no layer."""
+    if name in ("constants", "other"):
+        return (3, name, 0, 0, name)
+    match = re.match(r"^(?P<stack>.*?\.)(?P<number>\d+)(\.(?P<part>.+))?$", name)
+    if match:
+        return (1, match["stack"], int(match["number"]), _PART_ORDER.get(match["part"] or "", 9), name)
+    return (0 if re.search("emb|wte|wpe|shared|stem", name) else 2, "", 0, 0, name)

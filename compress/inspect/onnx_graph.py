@@ -1,0 +1,243 @@
+"""An ONNX file's nodes and initializers, found by walking the protobuf wire format and stepping over weights.
+
+Field numbers are those of onnx.proto; wire types: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compress.errors import ModelError
+
+DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    8: "string",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    14: "complex64",
+    15: "complex128",
+    16: "bfloat16",
+    17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz",
+    19: "float8_e5m2",
+    20: "float8_e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4_e2m1fn",
+    24: "float8_e8m0fnu",
+    25: "uint2",
+    26: "int2",
+}
+_PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
+"""float_data, int32_data, string_data, int64_data, raw_data, double_data, uint64_data"""
+
+
+@dataclass
+class Initializer:
+    """A stored tensor. ``start`` and ``stop`` bound its TensorProto; ``external``: where its bytes are, if not inside."""
+
+    start: int
+    stop: int
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = "undefined"
+    bytes: int = 0
+    external: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Node:
+    """An operator with its integer attributes and metadata."""
+
+    op_type: str = ""
+    name: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    integers: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class OnnxGraph:
+    """All nodes and initializers of a model, those of subgraphs and functions among them."""
+
+    nodes: list[Node] = field(default_factory=list)
+    initializers: list[Initializer] = field(default_factory=list)
+
+
+def read_graph(path: Path) -> OnnxGraph:
+    """The graph of an ONNX file. Raises `ModelError` for a truncated file or something else."""
+    if path.stat().st_size == 0:
+        raise _broken(path, "it is empty")
+    graph = OnnxGraph()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            found = _Wire(data, graph).model(len(data))
+        except EOFError as error:
+            raise _broken(path, "it ends in the middle, or is another kind of file") from error
+        except (KeyError, ValueError) as error:
+            raise _broken(path, f"its contents make no sense ({error})") from error
+    if not found:
+        raise _broken(path, "it holds no graph")
+    return graph
+
+
+@dataclass
+class _Wire:
+    data: mmap.mmap
+    graph: OnnxGraph
+
+    def varint(self, position: int, stop: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            if position >= stop:
+                raise EOFError
+            byte = self.data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+            shift += 7
+            if shift > 63:
+                raise ValueError("an integer of more than 64 bits")
+
+    def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(field number, value, -1) for integers, (field number, start, stop) for everything else."""
+        while position < stop:
+            key, position = self.varint(position, stop)
+            number, wire = key >> 3, key & 7
+            if wire == 0:
+                value, position = self.varint(position, stop)
+                yield number, value, -1
+                continue
+            if wire not in (1, 2, 5):
+                raise ValueError(f"wire type {wire}")
+            length, position = self.varint(position, stop) if wire == 2 else ({1: 8, 5: 4}[wire], position)
+            if position + length > stop:
+                raise EOFError
+            yield number, position, position + length
+            position += length
+
+    def text(self, start: int, stop: int) -> str:
+        return self.data[start:stop].decode()
+
+    def model(self, stop: int) -> bool:
+        found = False
+        for number, start, end in self.fields(0, stop):
+            if number == 7 and end >= 0:
+                self.subgraph(start, end)
+                found = True
+            elif number == 25 and end >= 0:
+                self.function(start, end)
+        return found
+
+    def subgraph(self, start: int, stop: int) -> None:
+        for number, begin, end in self.fields(start, stop):
+            if number == 1:
+                self.node(begin, end)
+            elif number == 5:
+                self.graph.initializers.append(self.tensor(begin, end))
+            elif number == 15:
+                self.sparse(begin, end)
+
+    def function(self, start: int, stop: int) -> None:
+        for number, begin, end in self.fields(start, stop):
+            if number == 7:
+                self.node(begin, end)
+
+    def sparse(self, start: int, stop: int) -> None:
+        parts = [
+            self.tensor(begin, end) for number, begin, end in self.fields(start, stop) if number in (1, 2)
+        ]
+        for part in parts[1:]:
+            part.name = f"{parts[0].name}_indices"
+        self.graph.initializers += parts
+
+    def node(self, start: int, stop: int) -> None:
+        node = Node()
+        attributes = []
+        for number, begin, end in self.fields(start, stop):
+            if number == 1:
+                node.inputs.append(self.text(begin, end))
+            elif number == 2:
+                node.outputs.append(self.text(begin, end))
+            elif number == 3:
+                node.name = self.text(begin, end)
+            elif number == 4:
+                node.op_type = self.text(begin, end)
+            elif number == 5:
+                attributes.append((begin, end))
+            elif number == 9:
+                pair = self.pair(begin, end)
+                node.metadata[pair[0]] = pair[1]
+        for begin, end in attributes:
+            self.attribute(node, begin, end)
+        self.graph.nodes.append(node)
+
+    def attribute(self, node: Node, start: int, stop: int) -> None:
+        name = ""
+        for number, begin, end in self.fields(start, stop):
+            if number == 1:
+                name = self.text(begin, end)
+            elif number == 3:
+                node.integers[name] = begin
+            elif number in (5, 10):
+                tensor = self.tensor(begin, end)
+                tensor.name = (node.outputs or [node.name])[0]
+                self.graph.initializers.append(tensor)
+            elif number in (6, 11):
+                self.subgraph(begin, end)
+
+    def tensor(self, start: int, stop: int) -> Initializer:
+        tensor = Initializer(start, stop)
+        shape: list[int] = []
+        for number, begin, end in self.fields(start, stop):
+            if number == 1:
+                shape += [begin] if end < 0 else self.packed(begin, end)
+            elif number == 2:
+                tensor.dtype = DTYPES[begin]
+            elif number == 8:
+                tensor.name = self.text(begin, end)
+            elif number in _PAYLOADS:
+                tensor.bytes += _varint_bytes(begin) if end < 0 else end - begin
+            elif number == 13:
+                key, value = self.pair(begin, end)
+                tensor.external[key] = value
+        tensor.shape = tuple(shape)
+        return tensor
+
+    def packed(self, start: int, stop: int) -> list[int]:
+        values = []
+        while start < stop:
+            value, start = self.varint(start, stop)
+            values.append(value)
+        return values
+
+    def pair(self, start: int, stop: int) -> tuple[str, str]:
+        both = {number: self.text(begin, end) for number, begin, end in self.fields(start, stop)}
+        return both.get(1, ""), both.get(2, "")
+
+
+def _varint_bytes(value: int) -> int:
+    return max(1, (value.bit_length() + 6) // 7)
+
+
+def _broken(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"Not a whole ONNX file: {reason}.",
+        where=str(path),
+        expected="a file as onnx.save writes it",
+        mend="Fetch, copy or export the file again.",
+    )

@@ -17,7 +17,7 @@ def draw_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def stratified_rounds(count: int, size: int, seed: int) -> Groups:
-    """Split ``count`` examples, sorted by length, into rounds of at most ``size`` with like mixtures of lengths.
+    """Split ``count`` examples, sorted by length, into rounds of at most ``size`` with like mixtures.
 
     Round k of n takes every n-th example from the k-th on, so that one round's median is comparable with
     another's. Both the rounds and the examples in them are in random order.

@@ -45,7 +45,7 @@ def read_batches(path: Path) -> list[Batch]:
 def write_batches(path: Path, batches: Sequence[Batch]) -> None:
     """What `read_batches` reads."""
     entries = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
-    np.savez(path, **entries)
+    np.savez(path, allow_pickle=False, **entries)
 
 
 def peak_bytes() -> int:

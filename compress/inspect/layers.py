@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from compress.inspect.onnx_names import COMPANION_NAME
 from compress.inspect.tensor import TensorInfo
 
 _BLOCK = re.compile(r"^(?P<stack>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
@@ -75,7 +76,7 @@ def _outside_blocks(name: str) -> str:
     parts = name.split(".")
     if len(parts) == 1 or parts[0] == "constants":
         return parts[0]
-    return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else name
+    return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else COMPANION_NAME.sub(r"\g<weight>", name)
 
 
 def _part(rest: str) -> str:

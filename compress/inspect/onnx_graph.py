@@ -46,7 +46,7 @@ _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 
 @dataclass
 class Initializer:
-    """A stored tensor. ``start`` and ``stop`` bound its TensorProto; ``external``: where its bytes are, if not inside."""
+    """A stored tensor. ``start`` and ``stop`` bound its TensorProto; ``external`` places outside data."""
 
     start: int
     stop: int

@@ -1,8 +1,8 @@
 """What an ONNX initializer is for: the module it belongs to, its role, and how many weights it holds.
 
-Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module is found, in this
-order, from the bias that is added to the weight's product, from the exporter's scopes on the node, and from the
-node's name.
+Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module is found, in this order:
+from the bias that is added to the weight's product, the exporter's scopes on the node, the node's name, and the
+scopes of its neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compress.inspect.tensor import Role
 
 _GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+|arg\d+_\d+)$")
 _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")
-_COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax)$")
+COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax)$")
 _CARRIES_ON = frozenset(
     {
         *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -69,6 +69,7 @@ class _Names:
         for node in graph.nodes:
             for index, name in enumerate(node.inputs):
                 self.users[name].append((node, index))
+        self.makers = {name: node for node in graph.nodes for name in node.outputs}
         self.taken: set[str] = set()
 
     def all(self) -> list[Meaning]:
@@ -79,7 +80,7 @@ class _Names:
     def meaning(self, item: Initializer, weight_of: dict[str, str], names: dict[str, str]) -> Meaning:
         if item.name in weight_of:
             weight = names.get(weight_of[item.name])
-            suffix = _COMPANION_NAME.match(item.name)
+            suffix = COMPANION_NAME.match(item.name)
             own = item.name[suffix.end("weight") + 1 :] if suffix else item.name
             base = weight if weight else "" if "." in item.name else "quantization."
             return Meaning(f"{weight}_{own}" if weight else base + item.name, "quantization", 0, item.dtype)
@@ -101,7 +102,7 @@ class _Names:
                         if other in self.stored and (weight in self.stored or other not in weight_of):
                             weight_of[other] = weight if weight in self.stored else ""
         for name in self.stored:
-            match = _COMPANION_NAME.match(name)
+            match = COMPANION_NAME.match(name)
             if match and not weight_of.get(name):
                 base = match["weight"]
                 for candidate in (f"{base}_quantized", base, *(f"{base}_Q{bits}" for bits in (4, 8, 2))):
@@ -148,6 +149,9 @@ class _Names:
             full = full if full not in self.taken and full not in self.stored else f"{module}.{name}"
             self.taken.add(full)
             return full
+        around = self.module_around(item)
+        if around:
+            return f"{around}.{name}"
         return f"unnamed.{name}" if _GENERATED.match(name) else name
 
     def module_by_bias(self, item: Initializer) -> str:
@@ -190,6 +194,21 @@ class _Names:
             if "/" in node.name.strip("/"):
                 return node.name.strip("/").rpartition("/")[0].replace("/", ".")
         return ""
+
+    def module_around(self, item: Initializer) -> str:
+        """The deepest scope noted just before or behind an operator that an optimizer put in."""
+        scopes: list[str] = []
+        for node, _ in self.users[item.name]:
+            scopes += [_scopes(self.makers[name]) for name in node.inputs if name in self.makers]
+            behind = [node]
+            for _ in range(_MAX_HOPS // 2):
+                behind = [user for item in behind for out in item.outputs for user, _ in self.users[out]]
+                found = [scope for scope in map(_scopes, behind) if scope]
+                scopes += found
+                if found:
+                    break
+        inner = [scope for scope in scopes if scope and "norm" not in scope.rpartition(".")[2]]
+        return max(inner, key=lambda scope: scope.count("."), default="")
 
 
 def _scopes(node: Node) -> str:

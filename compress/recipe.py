@@ -1,4 +1,4 @@
-"""The recipe: the whole truth of a run, as frozen, strict pydantic models. Reading YAML is `recipe_source`."""
+"""The recipe: the whole truth of a run, as frozen, strict pydantic models. Read by `recipe_source`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Strict(BaseModel):
 class Limit(Strict):
     """A bound on a metric of the final model, absolute or relative to another model of the run."""
 
-    metric: str
-    target: str = "cpu"
-    at_least: float | None = None
-    at_most: float | None = None
+    metric: str = Field(description="a measured quantity, e.g. `accuracy`, `size_bytes` or `latency_ms`")
+    target: str = Field("cpu", description="where it is measured: one of the recipe's targets")
+    at_least: float | None = Field(None, description="the smallest value that passes")
+    at_most: float | None = Field(None, description="the largest value that passes")
     of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
 
     @model_validator(mode="after")
@@ -58,17 +58,22 @@ class Recipe(Strict):
     """A compression run from a starting model to a measured artifact."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the run")
-    description: str = ""
-    task: Annotated[str, Field(json_schema_extra={"enum": list(TASK_NAMES)})]
+    description: str = Field("", description="one line on what the recipe is for")
+    task: Annotated[
+        str,
+        Field(description="Hugging Face name of the task", json_schema_extra={"enum": list(TASK_NAMES)}),
+    ]
     model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
-    data: DataConfig
-    seed: int = Field(0, ge=0)
-    stages: tuple[AnyStage, ...] = Field(min_length=1)
-    baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
-    targets: tuple[str, ...] = ("cpu",)
-    benchmark: Benchmark = Benchmark()
-    limits: tuple[Limit, ...] = ()
+    data: DataConfig = Field(description="the examples to learn from and to be judged by")
+    seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
+    baseline: str = Field(
+        "start", description="label of the stage whose output is compared against, or `start`"
+    )
+    targets: tuple[str, ...] = Field(("cpu",), description="where the result runs and is measured")
+    benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
+    limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
 
     @field_validator("stages", mode="before")
     @classmethod

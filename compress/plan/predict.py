@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress.environment import cores_quota, granted_cores
 from compress.plan.contents import Estimate
 from compress.plan.shape import Shape, pruned_shape, student_shape
 from compress.plan.sources import Text
@@ -99,9 +100,9 @@ class Predictor:
         if flops is None:
             return _unknown("the unlabeled text or the teacher is not here yet")
         if self.rate is None:
-            self.rate = sgemm_flops_per_second()
+            self.rate = machine_flops_per_second()
         note = (
-            f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of an fp32 matrix product here"
+            f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
         )
         return Estimate(value=flops / self.rate, note=note)
 
@@ -149,18 +150,24 @@ def activation_bytes(shape: Shape, batch: int, length: int) -> float:
     return 2 * shape.layers * per_layer
 
 
-def sgemm_flops_per_second(budget_seconds: float = 0.02, size: int = 384) -> float:
-    """The best rate of an fp32 matrix product on this machine within ``budget_seconds``, by numpy."""
+def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
+    """The best rate of an fp32 matrix product on one core within ``budget_seconds``, times the cores granted.
+
+    The matrices stay below the size from which OpenBLAS takes several threads, which stall each other where
+    a container grants fewer cores than it shows.
+    """
     import numpy as np
 
+    size = 96
     left = np.full((size, size), 0.5, dtype=np.float32)
-    left @ left
     best, end = float("inf"), time.perf_counter() + budget_seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        left @ left
-        best = min(best, time.perf_counter() - start)
-    return float(2 * size**3 / best)
+        for _ in range(8):
+            left @ left
+        best = min(best, (time.perf_counter() - start) / 8)
+    cores = min(len(granted_cores()), cores_quota() or float("inf"))
+    return 2 * size**3 / best * max(cores, 1)
 
 
 def _unknown(reason: str) -> Estimate:

@@ -9,6 +9,7 @@ from compress.data.config import DataConfig, is_file_name
 from compress.models.torch_model import TorchModel
 from compress.recipe import stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
+from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.stage import Stage
 
@@ -39,6 +40,7 @@ def check_parts(document: Document, parts: list[Part | None]) -> None:
     _check_references(document, parts, labels)
     _check_labels(document, parts, labels)
     _check_splits(document, [part for part in parts if part])
+    _check_samples(document, parts)
 
 
 def _meant_kind(part: Part | None) -> str:
@@ -149,6 +151,25 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, loose))}", expected)
     _check_unlabeled(document, parts)
+
+
+def _check_samples(document: Document, parts: list[Part | None]) -> None:
+    """Every `sample:NAME` is in the catalogue, as a model or as data, whichever its field wants."""
+    wanted: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
+    unlabeled = _value(document, ("data", "unlabeled"), []) or []
+    wanted += [(("data", "unlabeled", index), "data") for index in range(len(unlabeled))]
+    for part in parts:
+        if part and isinstance(part.fields.get("student"), dict):
+            wanted.append(((*part.path, "student", "model"), "model"))
+    for path, kind in wanted:
+        reference = _value(document, path, None)
+        if isinstance(reference, str) and reference.startswith("sample:"):
+            names = [f"sample:{name}" for name, sample in SAMPLES.items() if sample.kind == kind]
+            if reference not in names:
+                near = nearest_name(reference, names)
+                document.problem(
+                    path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near
+                )
 
 
 def _check_unlabeled(document: Document, parts: list[Part]) -> None:

@@ -32,7 +32,6 @@ def recipe_schema() -> dict[str, Any]:
             {"type": "string", "enum": _bare_kinds(), "description": "a stage with all its defaults"},
         ]
     }
-    stages["description"] = "what happens to the model, in this order"
     schema["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
     schema["properties"]["limits"]["items"] = {
         **schema["properties"]["limits"]["items"],

@@ -1,0 +1,128 @@
+"""`compress recipes`: the recipes at hand, their JSON Schema, and a starter for a new one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start a new one.")
+_Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+_Folder = Annotated[Path | None, typer.Argument(help="Folder to look in; default: ./recipes.")]
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context, json_: _Json = False) -> None:
+    """List recipes, write their JSON Schema, or start a new one."""
+    if context.invoked_subcommand is None:
+        _show(_described(None), json_)
+
+
+@recipes_app.command("list")
+def list_recipes(folder: _Folder = None, json_: _Json = False) -> None:
+    """List the recipes of a folder: name, description, task, stages."""
+    _show(_described(folder), json_)
+
+
+@recipes_app.command("schema")
+def schema(
+    json_: Annotated[bool, typer.Option("--json", help="Has no effect: the schema is JSON.")] = False,
+) -> None:
+    """Write the JSON Schema of recipes, with which editors complete and check them."""
+    from compress.recipe_source import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@recipes_app.command("new")
+def new(
+    task: Annotated[str, typer.Option(help="Hugging Face name of the task.")] = "text-classification",
+    output: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    json_: _Json = False,
+) -> None:
+    """Write a commented starter recipe, every field explained."""
+    from compress.recipe_source.starter import STARTERS, starter
+
+    if task not in STARTERS:
+        raise _unknown_task(task, list(STARTERS))
+    text = starter(task)
+    if output is not None:
+        _write(output, text, force)
+    if json_:
+        typer.echo(json.dumps({"task": task, "file": str(output) if output else None, "recipe": text}))
+    elif output is None:
+        typer.echo(text, nl=False)
+    else:
+        typer.echo(str(output))
+
+
+def _unknown_task(task: str, known: list[str]) -> Exception:
+    from difflib import get_close_matches
+
+    from compress.errors import InputError
+
+    nearest = get_close_matches(task, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return InputError(
+        f"There is no starter for the task {task!r}.{hint}", expected=f"one of {', '.join(known)}"
+    )
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    from compress.errors import InputError
+
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        mend = "give another name, or --force to replace it"
+        raise InputError(f"{path} exists already.", where=str(path), mend=mend) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.", where=str(path)) from error
+
+
+def _described(folder: Path | None) -> list[dict[str, Any]]:
+    from compress.errors import InputError, RecipeError
+    from compress.recipe_source import read_recipe
+
+    place = folder or _default_folder()
+    if not place.is_dir():
+        mend = "name a folder with recipes, or start one with `compress recipes new`"
+        raise InputError("There is no such folder of recipes.", where=str(place), mend=mend)
+    described = []
+    for path in sorted(place.rglob("*.yaml")):
+        row: dict[str, Any] = {"path": str(path), "name": path.stem, "description": "", "task": None}
+        try:
+            recipe = read_recipe(path)
+        except RecipeError as error:
+            described.append({**row, "stages": [], "problems": [str(problem) for problem in error.problems]})
+            continue
+        row |= {"name": recipe.name, "description": recipe.description, "task": recipe.task}
+        described.append({**row, "stages": list(recipe.labels()), "problems": []})
+    return described
+
+
+def _default_folder() -> Path:
+    """`./recipes`, or the one beside the package in a source checkout."""
+    here = Path("recipes")
+    beside = Path(__file__).parents[2] / "recipes"
+    return beside if beside.is_dir() and not here.is_dir() else here
+
+
+def _show(described: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    for row in described:
+        typer.echo(f"{row['path']}: {row['name']}" + (f" ({row['task']})" if row["task"] else ""))
+        if row["description"]:
+            typer.echo(f"    {row['description']}")
+        if row["problems"]:
+            typer.echo(f"    {len(row['problems'])} problems: compress check {row['path']}")
+        else:
+            typer.echo(f"    {' -> '.join(row['stages'])}")
+    if not described:
+        typer.echo("no recipes", err=True)

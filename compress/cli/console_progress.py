@@ -21,7 +21,7 @@ class _Rate(ProgressColumn):
 
 
 class ConsoleProgress:
-    """A `compress.progress.Progress` for a person at a terminal; into a file or pipe only notes are written."""
+    """A `compress.progress.Progress` for a person at a terminal; files and pipes get only notes."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)

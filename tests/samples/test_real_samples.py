@@ -1,0 +1,106 @@
+"""The real packages, counted anew from the raw files with a few lines that share nothing with the package."""
+
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pyarrow.parquet as pq
+import pytest
+
+from compress.samples.fetch import cached_directory, sample_directory
+
+pytestmark = pytest.mark.slow
+
+
+def plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
+    """Ratings and texts of each file of the archive, downloaded here with pip."""
+    folder = tmp_path_factory.mktemp("raw")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "vaderSentiment==0.5",
+        "-d",
+        str(folder),
+    ]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(folder / "vaderSentiment-0.5.zip") as package:
+        inner = package.read("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        for name in ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets"):
+            content = archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt").read().decode()
+            rows = [line.split("\t") for line in content.split("\r\n") if line]
+            files[name] = [(float(rating), text) for _, rating, text in rows]
+    return files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def test_movie_reviews_hold_each_rated_text_in_one_split(raw):
+    files = sample_directory("movie-reviews")
+    tables = {name: pq.read_table(files / f"{name}.parquet") for name in ("train", "validation", "test")}
+    expected = {plain(t.replace("&amp;", "&")): r > 0 for r, t in raw["movieReviewSnippets"] if abs(r) > 0.5}
+    assert len(tables["test"]) == 2_000
+    assert len(tables["validation"]) == 500
+    assert len(tables["train"]) == len(expected) - 2_500
+    found = {
+        plain(row["text"]): row["label"] == "positive"
+        for table in tables.values()
+        for row in table.to_pylist()
+    }
+    assert found == expected  # as many keys as rows: no text stands twice
+    for table in tables.values():
+        positive = sum(label == "positive" for label in table["label"].to_pylist())
+        assert 0.45 < positive / len(table) < 0.55
+        assert set(table["label"].to_pylist()) == {"positive", "negative"}
+
+
+def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
+    texts = pq.read_table(sample_directory("snippets") / "unlabeled.parquet")["text"].to_pylist()
+    assert [len(raw[name]) for name in ("amazonReviewSnippets", "nytEditorialSnippets", "tweets")] == [
+        3_708,
+        5_190,
+        4_200,
+    ]
+    neutral = [t for r, t in raw["movieReviewSnippets"] if abs(r) <= 0.5]
+    others = [t for name in raw if name != "movieReviewSnippets" for _, t in raw[name]]
+    labeled = {plain(t) for r, t in raw["movieReviewSnippets"] if abs(r) > 0.5}
+    expected = {plain(text) for text in neutral + others} - labeled
+    assert len(texts) == len({plain(text) for text in texts}) == len(expected)
+    assert {
+        plain(text) for text in texts if "&" not in text and "<" not in text and ">" not in text
+    } <= expected
+    assert not [text for text in texts if "&amp;" in text or "&lt;" in text or "&#" in text]
+
+
+def test_minilm_opens_in_transformers():
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = sample_directory("minilm")
+    assert cached_directory("minilm") == folder
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_216
+    sentences = ["A cat sits on the mat.", "A kitten is on a rug.", "Shares fell in Tokyo."]
+    inputs = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.3

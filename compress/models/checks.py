@@ -42,11 +42,14 @@ def check_model_folder(folder: Path) -> None:
             expected="a folder in Hugging Face layout",
             mend="Check the path.",
         )
-    config = read_json(folder / "config.json")
-    for file in weight_files(folder):
-        read_header(file)
-    _check_index(folder)
-    _check_processor(folder, config)
+    try:
+        config = read_json(folder / "config.json")
+        for file in weight_files(folder):
+            read_header(file)
+        _check_index(folder)
+        _check_processor(folder, config)
+    except OSError as error:
+        raise unreadable(error, folder) from error
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -106,6 +109,15 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object"
         )
     return value
+
+
+def unreadable(error: OSError, path: Path) -> ModelError:
+    """The error for a file that the system doesn't let us read."""
+    return ModelError(
+        f"The model cannot be read: {error.strerror or error}.",
+        where=str(error.filename or path),
+        mend="Check the permissions of the file and that its disk is there.",
+    )
 
 
 def pickle_refusal(file: Path) -> ModelError:

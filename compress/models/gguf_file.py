@@ -72,6 +72,8 @@ class _Cursor:
             metadata[key] = self.value(self.scalar("I"))
         entries = [self.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _broken(path, f"its alignment is {alignment!r}")
         begin = math.ceil(self.position / alignment) * alignment
         return GgufHeader(metadata, tuple(_tensor(path, begin, *entry) for entry in entries))
 

@@ -1,7 +1,70 @@
-"""A onnx model as a directory."""
+"""An ONNX model as a directory: one graph, the config and the processor's files. Importing this imports no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+GRAPH_FOLDER = "onnx"
+FLOAT_GRAPH = "model.onnx"
+QUANTIZED_GRAPH = "model_quantized.onnx"
+EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 
 
+@dataclass
 class OnnxModel:
-    """Placeholder of the foundation commit."""
+    """A graph, the name of its file, and the small files that belong to it (name -> content).
 
-    kind = "onnx"
+    ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
+    sentence-transformers look for.
+    """
+
+    kind: ClassVar[str] = "onnx"
+    graph: onnx.ModelProto
+    file_name: str
+    companions: Mapping[str, bytes] = field(repr=False)
+
+    def save(self, directory: Path) -> None:
+        """Write the graph (weights inside, or beside it above 1.5 GB) and the companion files."""
+        import onnx
+
+        target = directory / GRAPH_FOLDER / self.file_name
+        target.parent.mkdir()
+        if self.graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES:
+            location = f"{self.file_name}.data"
+            onnx.save_model(self.graph, target, save_as_external_data=True, location=location)
+        else:
+            onnx.save_model(self.graph, target)
+        for name, content in self.companions.items():
+            (directory / name).write_bytes(content)
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> OnnxModel:
+        """Open what `save` wrote. Raises `ModelError` when there is not exactly one graph."""
+        import onnx
+
+        path = graph_file(directory)
+        companions = {
+            file.name: file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file() and file != path
+        }
+        return cls(onnx.load(path), path.name, companions)
+
+
+def graph_file(directory: Path) -> Path:
+    """The one ONNX file below ``directory``. Raises `ModelError` when there is none, or more than one."""
+    found = sorted(directory.rglob("*.onnx"))
+    if len(found) != 1:
+        raise ModelError(
+            f"Found {len(found)} ONNX files.",
+            where=str(directory),
+            expected=f"exactly one, such as {GRAPH_FOLDER}/{FLOAT_GRAPH}",
+            mend="name the folder of one exported model",
+        )
+    return found[0]

@@ -105,7 +105,7 @@ def numpy_type(name: str) -> np.dtype[Any] | None:
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")

@@ -1,7 +1,51 @@
-"""A torch model as a directory."""
+"""A torch model with its processor, as a directory in Hugging Face layout. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
+@dataclass
 class TorchModel:
-    """Placeholder of the foundation commit."""
+    """A transformers model and the processor that prepares its inputs."""
 
-    kind = "torch"
+    kind: ClassVar[str] = "torch"
+    module: PreTrainedModel
+    processor: Any
+    task: str
+
+    def save(self, directory: Path) -> None:
+        """Write config, safetensors weights and processor files into ``directory``."""
+        self.module.save_pretrained(directory, max_shard_size="4GB")
+        self.processor.save_pretrained(directory)
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> TorchModel:
+        """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
+        from compress.models.source import check_model_folder
+        from compress.tasks import get_task
+
+        check_model_folder(directory)
+        return get_task(task).load(directory, None, trust_remote_code=False)
+
+    def parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the model's ids."""
+        names: dict[int, str] = self.module.config.id2label
+        return tuple(names[index] for index in sorted(names))
+
+    def companions(self) -> dict[str, bytes]:
+        """Config and processor files (name -> content): what must lie beside the weights in any format."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.module.config.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

@@ -68,4 +68,10 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         return (self.teacher,) if self.teacher else ()
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        raise AssertionError("being written")
+        """Train the student on the ``train`` split, and on unlabeled text if asked for."""
+        from compress.training.distillation import Lesson, make_student
+
+        teacher = context.earlier(self.teacher) if self.teacher else model
+        student = make_student(self.student, model, teacher, context)
+        Lesson(self, teacher, student, context).teach()
+        return student

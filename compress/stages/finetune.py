@@ -20,4 +20,16 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         return Needs(splits=("train",))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        raise AssertionError("being written")
+        """Train ``model`` in place on the ``train`` split."""
+        from compress.training.loop import Trainee, forward, train
+        from compress.training.sparsity import keep_zeros
+
+        trainee = Trainee(
+            model.module,
+            context.encode("train", model),
+            loss=lambda module, batch: context.task.loss(forward(module, batch), batch["labels"]),
+            after_step=keep_zeros(model.module),
+            validate=context.validator(model),
+        )
+        train(trainee, self, context.seed, context.progress, "finetune")
+        return model

@@ -46,4 +46,11 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
         return Needs(splits=("train",) if trains or measures or self.layers else ())
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        raise AssertionError("being written")
+        """Prune ``model`` in place."""
+        from compress.training import structured_pruning, unstructured_pruning
+
+        if self.sparsity is not None:
+            unstructured_pruning.prune(model, self, context)
+        else:
+            structured_pruning.prune(model, self, context)
+        return model

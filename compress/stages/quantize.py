@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.models.onnx_model import OnnxModel
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel
+from compress.stages.stage import Context, Promise, Stage
 
 
 class Quantize(Stage[OnnxModel, OnnxModel]):
@@ -22,5 +22,16 @@ class Quantize(Stage[OnnxModel, OnnxModel]):
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
     embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
 
+    def promise(self) -> Promise:
+        """At most half the size: every large tensor is stored in 8 bits or fewer."""
+        return Promise(max_size_ratio=0.5 if self.embedding_bits < 32 else 0.95)
+
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
-        raise AssertionError("being written")
+        """Quantize the graph. Raises `StageError` when nothing in it could be quantized."""
+        from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+
+        graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
+        if self.embedding_bits < 32:
+            tables = quantize_embeddings(graph, self.embedding_bits)
+            context.progress.note(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
+        return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compress.data.dataset import Dataset
     from compress.models.torch_model import TorchModel
     from compress.progress import Progress
-    from compress.tasks.task import Task
+    from compress.tasks.task import Examples, Task
 
 Takes = TypeVar("Takes")
 Gives = TypeVar("Gives")
@@ -22,16 +22,43 @@ Gives = TypeVar("Gives")
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use beside the model it transforms."""
+    """What a stage may use beside the model it transforms.
+
+    ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
+    reference of the recipe into a local folder.
+    """
 
     task: Task
     data: Dataset
+    max_length: int
     seed: int
     progress: Progress
     earlier: Callable[[str], TorchModel]
-    """Loads the output of an earlier stage, by label; a stage names those labels in `refers_to`."""
-    scratch: Path
-    """An empty folder that is deleted after the stage."""
+    resolve: Callable[[str], Path]
+
+    def encode(self, split: str, model: TorchModel) -> Examples:
+        """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""
+        return self.task.encode(self.data.split(split), model.processor, model.labels(), self.max_length)
+
+    def encode_unlabeled(self, model: TorchModel) -> Examples | None:
+        """The recipe's unlabeled text as inputs of ``model``, if it names any."""
+        rows = self.data.unlabeled
+        return None if rows is None else self.task.encode(rows, model.processor, None, self.max_length)
+
+    def validator(self, model: TorchModel) -> Callable[[], float] | None:
+        """A function that returns the task's first metric on the validation split, or ``None`` without one."""
+        if "validation" not in self.data.splits:
+            return None
+        examples = self.encode("validation", model)
+
+        def merit() -> float:
+            from compress.training.predict import predict
+
+            assert examples.labels is not None
+            outputs = predict(model.module, examples)
+            return self.task.measure(outputs, examples.labels, "validation", "torch")[0].value
+
+        return merit
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field
@@ -21,6 +22,9 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
+    characters: Literal["all", "seen"] = Field(
+        "all", description="single characters kept for unseen text; `seen`: those of the training text, and ASCII"
+    )
     trim_positions: bool = Field(True, description="cut learned position embeddings to the recipe's max_length")
 
     def needs(self) -> Needs:
@@ -28,4 +32,17 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         return Needs(splits=("train",), unlabeled=self.use_unlabeled)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        raise AssertionError("being written")
+        """Trim ``model`` in place."""
+        from compress.models.vocabulary import trim, trim_positions
+
+        examples = [context.encode("train", model)]
+        unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None
+        examples += [unlabeled] if unlabeled is not None else []
+        counts = Counter(int(token) for part in examples for row in part.inputs for token in row["input_ids"])
+        before = model.module.config.vocab_size
+        used = {token for token, count in counts.items() if count >= self.min_count}
+        kept = trim(model, used, all_characters=self.characters == "all")
+        context.progress.note(f"trim_vocabulary: {len(kept)} of {before} tokens kept")
+        if self.trim_positions:
+            trim_positions(model, context.max_length)
+        return model

@@ -1,0 +1,102 @@
+"""The one seam through which torch models become ONNX graphs: Hugging Face's exporters (`transformers.exporters`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from compress.errors import StageError
+from compress.models.fusions import optimize_encoder
+from compress.tasks.task import Examples
+from compress.training.loop import tensors
+
+if TYPE_CHECKING:
+    from compress.models.torch_model import TorchModel
+
+_AXES = ("batch_size", "sequence_length")
+_SMALLEST_LENGTH = 2
+_PRODUCER = "compress"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph, and how often each rewrite matched in it."""
+
+    graph: onnx.ModelProto
+    rewrites: dict[str, int] = field(default_factory=dict)
+
+
+def export_onnx(model: TorchModel, examples: Examples, opset: int | None, fusions: bool) -> Exported:
+    """Trace ``model`` with dynamic batch and length; ``fusions`` targets ONNX Runtime's CPU operators.
+
+    Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
+    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`.
+    """
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    sample = _two_lengths(examples)
+    inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
+    longest = getattr(model.module.config, "max_position_embeddings", 512)
+    axes = {
+        0: torch.export.Dim(_AXES[0], min=1, max=65536),
+        1: torch.export.Dim(_AXES[1], min=_SMALLEST_LENGTH, max=longest),
+    }
+    config = OnnxConfig(
+        dynamic=True,
+        dynamic_shapes=dict.fromkeys(inputs, axes),
+        opset_version=opset,
+        ort_fusions="cpu" if fusions else None,
+    )
+    module = model.module.eval()
+    try:
+        with _quiet():
+            program: ir.Model = OnnxExporter().export(module, inputs, config).program
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise StageError(
+            f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
+        ) from error
+    rewrites = optimize_encoder(program) if fusions else {}
+    _strip(program)
+    return Exported(ir.to_proto(program), rewrites)
+
+
+def _two_lengths(examples: Examples) -> list[int]:
+    lengths = examples.lengths()
+    return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
+
+
+def _strip(model: ir.Model) -> None:
+    model.producer_name, model.producer_version, model.doc_string = _PRODUCER, None, None
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for output in node.outputs:
+                output.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and version notes off the terminal; its errors still come through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

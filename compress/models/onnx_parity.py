@@ -1,0 +1,53 @@
+"""Proof that an exported graph computes what the torch model computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from compress.errors import IntegrityError
+from compress.tasks.task import Examples
+from compress.training.loop import tensors
+
+if TYPE_CHECKING:
+    from compress.models.torch_model import TorchModel
+
+_BATCH = 8
+_SPREAD = 32
+
+
+def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
+    """The largest difference of a logit between the graph and torch, over padded and single batches.
+
+    Batches mix lengths from the shortest to the longest example, so padding is put to the test; the first example
+    also runs alone. Raises `IntegrityError` above ``tolerance``.
+    """
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    worst = 0.0
+    for indices in _batches(examples):
+        batch = examples.batch(indices)
+        outputs = session.run(["logits"], {name: batch[name] for name in names})[0]
+        inputs = {name: value for name, value in tensors(examples, indices).items() if name in examples.padding}
+        with torch.inference_mode():
+            expected = model.module.eval()(**inputs).logits.numpy()
+        worst = max(worst, float(np.abs(outputs - expected).max()))
+    if not worst <= tolerance:
+        raise IntegrityError(
+            f"The exported graph's logits differ from torch by {worst:.2e}.",
+            expected=f"at most {tolerance:g} on padded batches",
+            mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
+        )
+    return worst
+
+
+def _batches(examples: Examples) -> list[list[int]]:
+    """Up to four batches whose members lie far apart in length, and one single example."""
+    order = np.argsort(examples.lengths(), kind="stable")
+    spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
+    groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]
+    return [[int(i) for i in group] for group in groups] + [[int(order[0])]]

@@ -1,0 +1,124 @@
+"""INT8 weights in an ONNX graph: matrix products through ONNX Runtime's quantizer, embedding tables in blocks."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
+
+_OPERATORS = ["MatMul", "Gemm", "Attention"]
+_LARGEST_BLOCK = {8: 128, 4: 32}
+_SMALLEST_BLOCK = 16
+_CONTRIB = "com.microsoft"
+
+
+def quantize_products(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> onnx.ModelProto:
+    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights.
+
+    Recorded shapes are dropped first: those of a fused graph contradict what the quantizer infers.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    del source.graph.value_info[:]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "model.onnx"
+            quantize_dynamic(
+                source,
+                output,
+                op_types_to_quantize=_OPERATORS,
+                per_channel=per_channel,
+                reduce_range=reduce_range,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+            quantized = onnx.load(output)
+    finally:
+        logging.disable(before)
+    quantized.producer_name, quantized.producer_version = graph.producer_name, ""
+    return quantized
+
+
+def quantize_embeddings(model: onnx.ModelProto, bits: int) -> list[str]:
+    """Turn each look-up in a float table into `GatherBlockQuantized`, in place; returns the tables' names.
+
+    A table whose width has no block size (a power of two from 16 on) is left alone, and so not among the names.
+    """
+    graph = model.graph
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    lookups = [
+        node
+        for node in graph.node
+        if node.op_type == "Gather" and _axis(node) == 0 and _is_table(tables.get(node.input[0]))
+    ]
+    done = []
+    for name in dict.fromkeys(node.input[0] for node in lookups):
+        weight = numpy_helper.to_array(tables[name])
+        block = _block_size(weight.shape[1], bits)
+        readers = [node for node in graph.node if name in node.input]
+        if block is None or any(reader not in lookups for reader in readers):
+            continue
+        parts = _add_quantized(graph, name, weight, bits, block)
+        for node in readers:
+            _replace_lookup(node, parts, bits, block)
+        graph.initializer.remove(tables[name])
+        done.append(name)
+    if done and not any(entry.domain == _CONTRIB for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    return done
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+
+
+def _is_table(tensor: onnx.TensorProto | None) -> bool:
+    return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+
+
+def _block_size(width: int, bits: int) -> int | None:
+    size = _LARGEST_BLOCK[bits]
+    while size >= _SMALLEST_BLOCK:
+        if width % size == 0:
+            return size
+        size //= 2
+    return None
+
+
+def _add_quantized(
+    graph: onnx.GraphProto, name: str, weight: np.ndarray, bits: int, block: int
+) -> tuple[str, str, str]:
+    quantized = quantize_blocks(weight, bits, block)
+    integers, zero_points = quantized.integers, quantized.zero_points
+    if bits == 4:
+        integers, zero_points = pack_nibbles(integers), pack_nibbles(zero_points)
+    names = (f"{name}_quantized", f"{name}_scales", f"{name}_zero_points")
+    for part, array in zip(names, (integers, quantized.scales, zero_points), strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), part))
+    return names
+
+
+def _replace_lookup(node: onnx.NodeProto, parts: tuple[str, str, str], bits: int, block: int) -> None:
+    data, scales, zero_points = parts
+    replacement = helper.make_node(
+        "GatherBlockQuantized",
+        [data, node.input[1], scales, zero_points],
+        list(node.output),
+        name=node.name,
+        domain=_CONTRIB,
+        gather_axis=0,
+        quantize_axis=1,
+        block_size=block,
+        bits=bits,
+    )
+    node.CopyFrom(replacement)

@@ -1,0 +1,80 @@
+"""Round to nearest in blocks along a row: asymmetric integers with one scale and zero point for each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_GRID = np.linspace(1.0, 0.75, 11)
+
+
+@dataclass(frozen=True)
+class QuantizedBlocks:
+    """``weight ~ (integers - zero_points) * scales``, block by block.
+
+    ``integers`` is [rows, columns] uint8; ``scales`` float32 and ``zero_points`` uint8 are [rows, columns / block].
+    """
+
+    integers: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    block_size: int
+
+    def dequantize(self) -> np.ndarray:
+        """The float32 weights [rows, columns] that the integers stand for."""
+        rows = self.integers.shape[0]
+        blocks = self.integers.reshape(rows, -1, self.block_size).astype(np.float32)
+        return ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1)
+
+
+def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> QuantizedBlocks:
+    """Quantize ``weight`` [rows, columns] at ``bits`` <= 8; columns must be a multiple of ``block_size``.
+
+    For each block, of eleven ranges from its full range down to three quarters of it, the one with the least squared
+    error is taken (clipping pays at few bits; at eight bits the full range nearly always wins).
+    """
+    rows, columns = weight.shape
+    if columns % block_size:
+        raise ValueError(f"{columns} columns are not a multiple of the block size {block_size}")
+    blocks = weight.reshape(rows, -1, block_size).astype(np.float32)
+    low = np.minimum(blocks.min(axis=-1), 0.0)
+    high = np.maximum(blocks.max(axis=-1), 0.0)
+    best = _round(blocks, low, high, bits)
+    least = _squared_error(blocks, *best)
+    for share in _GRID[1:]:
+        candidate = _round(blocks, low * share, high * share, bits)
+        error = _squared_error(blocks, *candidate)
+        better = error < least
+        least = np.where(better, error, least)
+        best = tuple(
+            np.where(better[..., None] if new.ndim == 3 else better, new, old)
+            for new, old in zip(candidate, best, strict=True)
+        )
+    integers, scales, zero_points = best
+    return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
+
+
+def _round(
+    blocks: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    levels = 2**bits - 1
+    scales = ((high - low) / levels).astype(np.float32)
+    scales = np.where(scales == 0, np.float32(1), scales)
+    zero_points = np.clip(np.rint(-low / scales), 0, levels)
+    integers = np.clip(np.rint(blocks / scales[..., None]) + zero_points[..., None], 0, levels)
+    return integers.astype(np.uint8), scales, zero_points.astype(np.uint8)
+
+
+def _squared_error(
+    blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray, zero_points: np.ndarray
+) -> np.ndarray:
+    restored = (integers.astype(np.float32) - zero_points[..., None]) * scales[..., None]
+    return np.square(restored - blocks).sum(axis=-1)
+
+
+def pack_nibbles(integers: np.ndarray) -> np.ndarray:
+    """Two 4-bit integers to a byte along the last axis, the first in the low half: [..., n] -> [..., ceil(n / 2)]."""
+    if integers.shape[-1] % 2:
+        integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
+    return (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)

@@ -1,0 +1,68 @@
+"""Distillation losses as their papers define them. B: batch, L: length, H: heads, D: head size, C: classes."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax, softmax
+
+
+def softened_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], averaged over the batch.
+
+    Hinton et al. 2015, section 2; the factor T^2 keeps gradients of the same size for any temperature.
+    """
+    log_student = log_softmax(student / temperature, dim=-1)
+    log_teacher = log_softmax(teacher / temperature, dim=-1)
+    return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_cosine(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 - cos(student, teacher) over the real tokens of hidden states [B, L, W] (DistilBERT, section 2)."""
+    distance = 1 - cosine_similarity(student, teacher, dim=-1)
+    return (distance * mask).sum() / mask.sum()
+
+
+def hidden_mse(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the real tokens of hidden states [B, L, W] (TinyBERT, equation 8)."""
+    error = (student - teacher).square().mean(dim=-1)
+    return (error * mask).sum() / mask.sum()
+
+
+def attention_mse(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of unnormalised attention scores [B, H, L, L] over pairs of real tokens.
+
+    TinyBERT, equation 7. ``mask`` is [B, L]. Both sides have the same number of heads.
+    """
+    pairs = (mask[:, :, None] * mask[:, None, :])[:, None]
+    error = (student - teacher).square() * pairs
+    return error.sum() / (pairs.sum() * student.shape[1])
+
+
+def relation_kl(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, epsilon: float = 1e-9
+) -> torch.Tensor:
+    """KL(teacher || student) of relation scores [B, H, L, L] over key tokens, averaged over heads and real queries.
+
+    MiniLM, equations 5 and 8: with scores Q K^T / sqrt(D) it is the attention loss, with V V^T / sqrt(D) the
+    value-relation loss. ``mask`` is [B, L].
+    """
+    hidden = (1 - mask)[:, None, None, :].bool()
+    log_student = log_softmax(student.masked_fill(hidden, float("-inf")), dim=-1).masked_fill(hidden, 0.0)
+    teacher = softmax(teacher.masked_fill(hidden, float("-inf")), dim=-1)
+    divergence = (teacher * ((teacher + epsilon).log() - log_student)).masked_fill(hidden, 0.0).sum(dim=-1)
+    queries = mask[:, None, :].expand_as(divergence)
+    return (divergence * queries).sum() / queries.sum()
+
+
+def scaled_scores(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.Tensor:
+    """Per-head scores left right^T / sqrt(D), [B, H, L, L], of projections [B, L, H * D]."""
+    batch, length, width = left.shape
+    size = width // heads
+    a = left.view(batch, length, heads, size).transpose(1, 2)
+    b = right.view(batch, length, heads, size).transpose(1, 2)
+    return a @ b.transpose(2, 3) / size**0.5
+
+
+def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher layer (counted from 1) that each student layer learns from: g(m) = m N / M (TinyBERT, section 3)."""
+    return [round((m + 1) * teacher_layers / student_layers) for m in range(student_layers)]

@@ -1,0 +1,226 @@
+"""How a student learns from a teacher: where the student comes from, what it is shown, what it is scored on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.errors import StageError
+from compress.models.torch_model import TorchModel
+from compress.models.transformer import blocks, keep_layers
+from compress.numerics.distillation import (
+    attention_mse,
+    hidden_cosine,
+    hidden_mse,
+    relation_kl,
+    scaled_scores,
+    softened_kl,
+    uniform_layer_map,
+)
+from compress.tasks.task import Examples
+from compress.training.loop import Trainee, forward, train
+from compress.training.predict import predict
+from compress.training.sparsity import keep_zeros
+
+if TYPE_CHECKING:
+    from compress.stages.distill import Distill, Student
+    from compress.stages.stage import Context
+
+_NO_LABEL = -100
+
+
+def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
+    """The model to train: the stage's input, some of its layers, its config changed, or another model.
+
+    Raises `StageError` for config changes that do not make a valid model.
+    """
+    if origin is None:
+        return model
+    if origin.model is not None:
+        torch.manual_seed(context.seed)
+        return context.task.load(context.resolve(origin.model), teacher.labels(), trust_remote_code=False)
+    if origin.layers is not None:
+        student = TorchModel(copy.deepcopy(model.module), model.processor, model.task)
+        keep_layers(student.module, origin.layers)
+        return student
+    torch.manual_seed(context.seed)
+    config = copy.deepcopy(model.module.config)
+    unknown = [name for name in origin.config or {} if not hasattr(config, name)]
+    if unknown:
+        raise StageError(f"The config of a {config.model_type!r} model has no field {unknown[0]!r}.")
+    config.update(dict(origin.config or {}))
+    try:
+        module = type(model.module)(config)
+    except ValueError as error:
+        raise StageError(f"The student's config does not make a model: {error}") from error
+    return TorchModel(module.eval(), model.processor, model.task)
+
+
+class Lesson:
+    """One distillation: the teacher's answers, the losses and the training run.
+
+    With ``method: logits`` the teacher answers once, before training, and may have another tokenizer than the
+    student. The other methods compare representations, so both must read the same tokens.
+    """
+
+    def __init__(self, stage: Distill, teacher: TorchModel, student: TorchModel, context: Context) -> None:
+        self.stage = stage
+        self.teacher = teacher
+        self.student = student
+        self.context = context
+        self.examples = self._examples(student)
+        self.logits: torch.Tensor | None = None
+        self.comparison: _Comparison | None = None
+
+    def teach(self) -> None:
+        """Train the student in place. Raises `StageError` where a method cannot compare the two models."""
+        stage, context = self.stage, self.context
+        if stage.method == "logits":
+            context.progress.note("distill: the teacher answers")
+            self.logits = torch.from_numpy(predict(self.teacher.module, self._examples(self.teacher)))
+        else:
+            _require_same_tokens(self.teacher, self.student, stage.method)
+            self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)
+            self.teacher.module.eval().requires_grad_(False)
+        trainee = Trainee(
+            self.student.module,
+            self.examples,
+            loss=self._loss,
+            extra=self.comparison.parameters() if self.comparison else [],
+            after_step=keep_zeros(self.student.module),
+            validate=context.validator(self.student),
+        )
+        train(trainee, stage, context.seed, context.progress, "distill")
+
+    def _examples(self, model: TorchModel) -> Examples:
+        labeled = self.context.encode("train", model)
+        more = self.context.encode_unlabeled(model) if self.stage.use_unlabeled else None
+        if more is None:
+            return labeled
+        assert labeled.labels is not None
+        labels = np.concatenate([labeled.labels, np.full(len(more), _NO_LABEL)])
+        return Examples([*labeled.inputs, *more.inputs], labeled.padding, labels)
+
+    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        stage = self.stage
+        options = self.comparison.options if self.comparison else {}
+        outputs = forward(module, batch, **options)
+        if self.logits is not None:
+            taught = self.logits[batch["index"].cpu()].to(outputs.logits.device)
+        else:
+            assert self.comparison is not None
+            with torch.no_grad():
+                answers = self.comparison.ask_teacher(self.teacher.module, batch)
+            taught = answers.logits.float()
+        loss = stage.logits_weight * softened_kl(outputs.logits.float(), taught, stage.temperature)
+        if stage.labels_weight:
+            loss = loss + stage.labels_weight * self.context.task.loss(outputs, batch["labels"])
+        if self.comparison is not None and stage.representation_weight:
+            mask = batch["attention_mask"].float()
+            loss = loss + stage.representation_weight * self.comparison.loss(outputs, answers, mask)
+        return loss
+
+
+def _require_same_tokens(teacher: TorchModel, student: TorchModel, method: str) -> None:
+    if teacher.processor.get_vocab() != student.processor.get_vocab():
+        raise StageError(
+            f"method: {method} compares representations token by token, but teacher and student have different "
+            "vocabularies.",
+            mend="use method: logits, or trim the vocabulary after this stage",
+        )
+
+
+@dataclass
+class _Comparison:
+    """The loss on representations of one method. Projections map student widths to the teacher's."""
+
+    method: str
+    options: dict[str, Any]
+    projections: nn.ModuleList = field(default_factory=nn.ModuleList)
+    layer_map: Sequence[int] = ()
+    captured: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    heads: int = 0
+
+    @classmethod
+    def between(cls, method: str, teacher: nn.Module, student: nn.Module) -> _Comparison:
+        """Prepare ``method``. Raises `StageError` for head counts that it cannot compare."""
+        options: dict[str, Any] = {} if method == "minilm" else {"output_hidden_states": True}
+        comparison = cls(method, options)
+        teacher_blocks, student_blocks = blocks(teacher), blocks(student)  # type: ignore[arg-type]
+        widths = student.config.hidden_size, teacher.config.hidden_size  # type: ignore[union-attr]
+        if method in ("tinybert", "minilm"):
+            comparison.heads = teacher_blocks[-1].heads
+            counts = {block.heads for block in (*teacher_blocks, *student_blocks)}
+            if len(counts) != 1:
+                raise StageError(
+                    f"method: {method} compares attention head by head; the models have {sorted(counts)} heads.",
+                    mend="give the student the teacher's number of heads, or use method: logits or distilbert",
+                )
+        if method == "tinybert":
+            comparison.layer_map = uniform_layer_map(len(student_blocks), len(teacher_blocks))
+            comparison.projections = nn.ModuleList(
+                nn.Linear(*widths, bias=False) for _ in range(len(student_blocks) + 1)
+            )
+            pairs = [(student_blocks[m], teacher_blocks[n - 1]) for m, n in enumerate(comparison.layer_map)]
+        elif method == "minilm":
+            pairs = [(student_blocks[-1], teacher_blocks[-1])]
+        else:
+            pairs = []
+            if widths[0] != widths[1]:
+                comparison.projections = nn.ModuleList([nn.Linear(*widths, bias=False)])
+        for index, (student_block, teacher_block) in enumerate(pairs):
+            for role, block in (("student", student_block), ("teacher", teacher_block)):
+                for name in ("query", "key", "value"):
+                    comparison._capture(f"{role}.{index}", name, getattr(block, name))
+        return comparison
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The projections' weights, trained with the student and thrown away."""
+        return list(self.projections.parameters())
+
+    def ask_teacher(self, teacher: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        """The teacher's outputs for the batch."""
+        return forward(teacher, batch, **self.options)
+
+    def loss(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
+        """The method's loss on representations; ``mask`` is [B, L]."""
+        if self.method == "distilbert":
+            mine = student.hidden_states[-1].float()
+            mine = self.projections[0](mine) if len(self.projections) else mine
+            return hidden_cosine(mine, teacher.hidden_states[-1].float(), mask)
+        if self.method == "tinybert":
+            return self._tinybert(student, teacher, mask)
+        attention = relation_kl(self._scores("student.0", "key"), self._scores("teacher.0", "key"), mask)
+        return attention + relation_kl(self._values("student.0"), self._values("teacher.0"), mask)
+
+    def _tinybert(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
+        loss = torch.zeros((), device=mask.device)
+        for m, n in enumerate((0, *self.layer_map)):
+            mine = self.projections[m](student.hidden_states[m].float())
+            loss = loss + hidden_mse(mine, teacher.hidden_states[n].float(), mask)
+        for index in range(len(self.layer_map)):
+            mine, theirs = self._scores(f"student.{index}", "key"), self._scores(f"teacher.{index}", "key")
+            loss = loss + attention_mse(mine, theirs, mask)
+        return loss
+
+    def _capture(self, owner: str, name: str, layer: nn.Linear) -> None:
+        store = self.captured.setdefault(owner, {})
+
+        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            store[name] = output
+
+        layer.register_forward_hook(keep)
+
+    def _scores(self, owner: str, other: str) -> torch.Tensor:
+        store = self.captured[owner]
+        return scaled_scores(store["query"].float(), store[other].float(), self.heads)
+
+    def _values(self, owner: str) -> torch.Tensor:
+        value = self.captured[owner]["value"].float()
+        return scaled_scores(value, value, self.heads)

@@ -1,0 +1,223 @@
+"""The training loop: AdamW, linear warm-up and decay, batches of similar length, the best epoch kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from compress.environment import has_bf16
+from compress.errors import StageError
+from compress.progress import Progress
+from compress.tasks.task import Examples
+from compress.training.config import Training
+
+BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
+_POOL = 50
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained and how a batch is scored.
+
+    ``loss`` gets the module (wrapped for several processes) and a batch of model inputs with ``labels`` [B] and ``index`` [B] (positions in ``examples``).
+    ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
+    ``validate`` returns a figure of merit; larger is better.
+    """
+
+    module: nn.Module
+    examples: Examples
+    loss: BatchLoss
+    extra: list[nn.Parameter] = field(default_factory=list)
+    after_step: Callable[[int, int], None] | None = None
+    validate: Callable[[], float] | None = None
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Shuffled batches of examples of similar length, so that little is spent on padding.
+
+    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        pool = self.batch_size * _POOL
+        full, rest = divmod(len(self.lengths), pool)
+        return full * _POOL + math.ceil(rest / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        order = generator.permutation(len(self.lengths))
+        batches = []
+        pool = self.batch_size * _POOL
+        for start in range(0, len(order), pool):
+            members = order[start : start + pool]
+            members = members[np.argsort(self.lengths[members], kind="stable")]
+            batches += [
+                members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)
+            ]
+        generator.shuffle(batches)
+        yield from batches
+
+
+def train(trainee: Trainee, config: Training, seed: int, progress: Progress, description: str) -> list[float]:
+    """Train in place; returns the mean loss of each epoch. Raises `StageError` when the loss is not finite.
+
+    The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
+    `accelerate launch`, every process trains on its share of the batches.
+    """
+    torch.manual_seed(seed)
+    accelerator = Accelerator()
+    if config.freeze_embeddings:
+        trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
+    loader = DataLoader(
+        _Positions(len(trainee.examples)),  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=lambda indices: tensors(trainee.examples, indices),
+    )
+    optimizer = _optimizer(trainee, config)
+    module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
+    steps = max(1, round(config.epochs * len(loader)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
+    session = _Session(trainee, config, accelerator, optimizer, schedule, steps)
+    losses = session.run(module, loader, progress, description)
+    if config.freeze_embeddings:
+        trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
+    trainee.module.eval()
+    return losses
+
+
+def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
+    """The padded batch at ``indices`` as tensors, with ``index`` and, where there are labels, ``labels``."""
+    batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
+    batch["index"] = torch.tensor(indices)
+    if examples.labels is not None:
+        batch["labels"] = torch.from_numpy(examples.labels[indices])
+    return batch
+
+
+def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
+    """The module's output for the model inputs in ``batch``; ``labels`` and ``index`` are left out."""
+    return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
+
+
+class _Positions:
+    """A map-style dataset of its own indices; the collate function fetches whole batches."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
+    decayed, plain = [], list(trainee.extra)
+    for parameter in trainee.module.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+
+
+def _warm_up_then_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    warmup = max(1, round(warmup_ratio * steps))
+
+    def factor(step: int) -> float:
+        return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
+
+    return factor
+
+
+@dataclass
+class _Session:
+    trainee: Trainee
+    config: Training
+    accelerator: Accelerator
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    steps: int
+
+    def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
+        losses, total, done = [], 0.0, 0
+        best: tuple[float, dict[str, torch.Tensor]] | None = None
+        module.train()
+        for batch in progress.track(self._batches(loader), description, self.steps):
+            total += self._step(module, batch, done)
+            done += 1
+            if done % len(loader) == 0 or done == self.steps:
+                losses.append(total / ((done - 1) % len(loader) + 1))
+                total = 0.0
+                best = self._keep_best(best, progress, description, losses)
+                module.train()
+        if best is not None:
+            self.trainee.module.load_state_dict(best[1])
+        return losses
+
+    def _batches(self, loader: DataLoader[int]) -> Iterator[dict[str, torch.Tensor]]:
+        left = self.steps
+        while left > 0:
+            for batch in loader:
+                if left == 0:
+                    return
+                left -= 1
+                yield batch
+
+    def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
+        device = self.accelerator.device.type
+        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and has_bf16())
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = self.trainee.loss(module, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise StageError(
+                f"The training loss became {value} at step {done + 1} of {self.steps}.",
+                mend="lower learning_rate, or set precision: fp32",
+            )
+        self.accelerator.backward(loss)
+        parameters = [*self.trainee.module.parameters(), *self.trainee.extra]
+        self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.trainee.after_step is not None:
+            self.trainee.after_step(done + 1, self.steps)
+        return value
+
+    def _keep_best(
+        self,
+        best: tuple[float, dict[str, torch.Tensor]] | None,
+        progress: Progress,
+        description: str,
+        losses: list[float],
+    ) -> tuple[float, dict[str, torch.Tensor]] | None:
+        if self.trainee.validate is None:
+            progress.note(f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}")
+            return None
+        self.trainee.module.eval()
+        merit = self.trainee.validate()
+        progress.note(f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}, validation {merit:.4f}")
+        if not self.config.keep_best or (best is not None and best[0] >= merit):
+            return best
+        state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
+        return merit, state

@@ -1,0 +1,26 @@
+"""Outputs of a torch model over many examples, batched by length."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.tasks.task import Examples
+from compress.training.loop import tensors
+
+
+@torch.inference_mode()
+def predict(module: nn.Module, examples: Examples, batch_size: int = 64) -> np.ndarray:
+    """Logits of every example in the order given, [n, classes] float32; the module is put into eval mode."""
+    module.eval()
+    order = np.argsort(examples.lengths(), kind="stable")
+    parts = []
+    for start in range(0, len(order), batch_size):
+        batch = tensors(examples, order[start : start + batch_size].tolist())
+        inputs = {name: batch[name] for name in examples.padding}
+        parts.append(module(**inputs).logits.float().cpu().numpy())
+    stacked = np.concatenate(parts)
+    outputs = np.empty_like(stacked)
+    outputs[order] = stacked
+    return outputs

@@ -1,0 +1,125 @@
+"""Cut heads, neurons and layers whose importance, measured on data, is least."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.errors import StageError
+from compress.models.torch_model import TorchModel
+from compress.models.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
+from compress.numerics.distillation import softened_kl
+from compress.numerics.pruning import most_important, taylor_importance
+from compress.tasks.task import Examples
+from compress.training.loop import forward, tensors
+from compress.training.predict import predict
+
+if TYPE_CHECKING:
+    from compress.stages.prune import Prune
+    from compress.stages.stage import Context
+
+_BATCH = 32
+
+
+def prune(model: TorchModel, stage: Prune, context: Context) -> None:
+    """Remove whole layers first, then heads and neurons of the layers that are left, in place."""
+    examples = _sample(stage, model, context)
+    if stage.layers:
+        assert examples is not None
+        _remove_layers(model, stage.layers, examples, context)
+    if not (stage.heads or stage.feed_forward):
+        return
+    found = blocks(model.module)
+    heads, neurons = _importance(model.module, found, stage, examples, context)
+    if stage.heads:
+        count = _kept(found[0].heads, stage.heads, "attention heads")
+        keep_heads(model.module, [most_important(scores, count).tolist() for scores in heads])
+    if stage.feed_forward:
+        count = _kept(found[0].feed_forward_in.out_features, stage.feed_forward, "feed-forward neurons")
+        keep_neurons(model.module, [most_important(scores, count) for scores in neurons])
+
+
+def _sample(stage: Prune, model: TorchModel, context: Context) -> Examples | None:
+    if not stage.needs().splits:
+        return None
+    examples = context.encode("train", model)
+    count = min(stage.importance_examples, len(examples))
+    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
+    labels = None if examples.labels is None else examples.labels[chosen]
+    return Examples([examples.inputs[i] for i in chosen], examples.padding, labels)
+
+
+def _kept(total: int, share_removed: float, what: str) -> int:
+    count = round(total * (1 - share_removed))
+    if count < 1:
+        raise StageError(f"Removing {share_removed:.0%} of {total} {what} leaves none.", mend="remove a smaller share")
+    return count
+
+
+def _remove_layers(model: TorchModel, count: int, examples: Examples, context: Context) -> None:
+    """Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL)."""
+    total = len(layer_list(model.module))
+    if count >= total:
+        raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
+    reference = torch.from_numpy(predict(model.module, examples))
+    kept = list(range(total))
+    for _ in context.progress.track(range(count), "prune: layers", count):
+        damage = {}
+        for candidate in kept:
+            trial = copy.deepcopy(model.module)
+            keep_layers(trial, [index for index in kept if index != candidate])
+            damage[candidate] = float(softened_kl(torch.from_numpy(predict(trial, examples)), reference, 1.0))
+        kept.remove(min(damage, key=lambda index: (damage[index], index)))
+    context.progress.note(f"prune: layers {kept} of {total} kept")
+    keep_layers(model.module, kept)
+
+
+def _importance(
+    module: nn.Module, found: list[Block], stage: Prune, examples: Examples | None, context: Context
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Scores of the heads [heads] and neurons [neurons] of each block."""
+    if stage.importance == "magnitude":
+        heads = [_squared_norms(block.attention_output, block.head_size) for block in found]
+        return heads, [_squared_norms(block.feed_forward_out, 1) for block in found]
+    assert examples is not None
+    heads = [torch.zeros(block.heads) for block in found]
+    neurons = [torch.zeros(block.feed_forward_in.out_features) for block in found]
+    inputs: dict[nn.Module, torch.Tensor] = {}
+    handles = [
+        linear.register_forward_pre_hook(_keep_input(inputs))
+        for block in found
+        for linear in (block.attention_output, block.feed_forward_out)
+    ]
+    module.eval()
+    order = np.argsort(examples.lengths(), kind="stable")
+    starts = range(0, len(order), _BATCH)
+    for start in context.progress.track(starts, "prune: importance", len(starts)):
+        batch = tensors(examples, order[start : start + _BATCH].tolist())
+        outputs = forward(module, batch)
+        loss = context.task.loss(outputs, batch["labels"]) * len(batch["index"])
+        layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
+        gradients = torch.autograd.grad(loss, [inputs[layer] for layer in layers])
+        for index, block in enumerate(found):
+            attention, feed_forward = inputs[layers[2 * index]], inputs[layers[2 * index + 1]]
+            heads[index] += taylor_importance(attention.detach(), gradients[2 * index], block.head_size)
+            neurons[index] += taylor_importance(feed_forward.detach(), gradients[2 * index + 1], 1)
+    for handle in handles:
+        handle.remove()
+    return heads, neurons
+
+
+def _keep_input(store: dict[nn.Module, torch.Tensor]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        store[layer] = arguments[0]
+
+    return hook
+
+
+def _squared_norms(output: nn.Linear, group_size: int) -> torch.Tensor:
+    """Squared norms of the output weights of each group of input features, [in_features / group_size]."""
+    return output.weight.detach().square().sum(dim=0).view(-1, group_size).sum(dim=1)

@@ -1,0 +1,170 @@
+"""`compress doctor`: is everything here that a run needs?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_LITTLE_DISK_BYTES = 5_000_000_000
+_LITTLE_MEMORY_BYTES = 4_000_000_000
+_MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
+
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    advice: str | None = None
+
+
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
+) -> None:
+    """Look over this machine and installation. Exit code 1 if something must be mended before a run."""
+    import json
+
+    from compress.environment import environment
+
+    machine = environment()
+    findings = [
+        *_installation(),
+        *_targets(),
+        *_processor(machine),
+        *_memory(machine),
+        *_disk(Path.cwd()),
+        *_browser(),
+    ]
+    failed = any(finding.level == "problem" for finding in findings)
+    if json_:
+        report = {"ok": not failed, "findings": [asdict(f) for f in findings], "environment": machine}
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
+            if finding.advice:
+                typer.echo(f"         -> {finding.advice}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _installation() -> Iterator[Finding]:
+    from compress.installation import is_installed, packages
+
+    if not is_installed():
+        yield Finding("warning", "compress runs from its folder and is not installed", "pip install -e .")
+    required = [package for package in packages() if package.extra is None]
+    bad = [package for package in required if not package.fits]
+    for package in bad:
+        have = f"{package.installed} is installed" if package.installed else "it is missing"
+        yield Finding(
+            "problem",
+            f"{package.name} {package.wanted} is needed, {have}",
+            f"pip install '{package.name}{package.wanted}'",
+        )
+    if not bad:
+        yield Finding("ok", f"all {len(required)} required packages, in the versions wanted")
+    for extra in dict.fromkeys(package.extra for package in packages() if package.extra):
+        lacking = [package.name for package in packages() if package.extra == extra and not package.fits]
+        state = f"not installed (lacks {', '.join(lacking)})" if lacking else "installed"
+        yield Finding(
+            "ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None
+        )
+
+
+def _targets() -> Iterator[Finding]:
+    from compress.installation import packages
+    from compress.runtimes import why_unavailable
+    from compress.targets import TARGETS
+
+    for target in TARGETS.values():
+        reason = why_unavailable(target)
+        if reason is None:
+            yield Finding("ok", f"target {target.name}: available")
+        elif target.name == "cpu":
+            yield Finding("problem", f"target cpu: {reason}", "pip install --force-reinstall onnxruntime")
+        else:
+            yield Finding("ok", f"target {target.name}: not here, {reason}; recipes skip it")
+    versions = {package.name: package.installed for package in packages()}
+    if versions.get("onnxruntime-gpu") and why_unavailable(TARGETS["gpu"]):
+        yield Finding(
+            "warning",
+            "onnxruntime-gpu is installed and yet has no working CUDA provider",
+            "onnxruntime may have overwritten its files: pip install --force-reinstall --no-deps "
+            "onnxruntime-gpu; then look at the driver",
+        )
+
+
+def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
+    from compress.environment import has_bf16, has_int8_dot_product
+
+    granted, features = machine["cores_granted"], machine["features"]
+    yield Finding(
+        "ok", f"{machine['processor']}, {granted} cores granted ({', '.join(features) or 'features unknown'})"
+    )
+    quota = machine["cores_quota"]
+    if quota is not None and quota < granted:
+        yield Finding(
+            "warning",
+            f"a control group grants the time of {quota:g} cores only; timings will be throttled",
+            f"set benchmark.threads to at most {max(1, int(quota))}, or raise the limit",
+        )
+    if "avx2" in features and not has_int8_dot_product():
+        yield Finding(
+            "warning",
+            "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
+            "set `reduce_range: true` in the quantize stage",
+        )
+    if features and not has_bf16():
+        yield Finding("ok", "no bf16 arithmetic: training runs in fp32")
+    if machine["governor"] not in (None, "performance"):
+        yield Finding(
+            "warning",
+            f"the frequency governor is {machine['governor']!r}: timings will vary",
+            "cpupower frequency-set -g performance",
+        )
+    load = os.getloadavg()[0]
+    if load > granted:
+        yield Finding(
+            "warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing"
+        )
+
+
+def _memory(machine: dict[str, Any]) -> Iterator[Finding]:
+    sizes = [size for size in (machine["memory_bytes"], machine["memory_limit_bytes"]) if size is not None]
+    if not sizes:
+        return
+    text = f"{min(sizes) / 1e9:.1f} GB of memory"
+    if min(sizes) < _LITTLE_MEMORY_BYTES:
+        yield Finding("warning", f"{text} is little", "train small models, or lower batch_size")
+    else:
+        yield Finding("ok", text)
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free on the disk of the current folder"
+    if not os.access(folder, os.W_OK):
+        yield Finding("problem", "the current folder cannot be written to", "run from a folder of your own")
+    elif free < _LITTLE_DISK_BYTES:
+        yield Finding("warning", f"{text}, which is little", "`compress cache prune`, or free some space")
+    else:
+        yield Finding("ok", text)
+
+
+def _browser() -> Iterator[Finding]:
+    found = next((name for name in BROWSERS if shutil.which(name)), None)
+    if found:
+        yield Finding("ok", f"browser for the report's own tests: {found}")
+    else:
+        yield Finding(
+            "ok", "no Chromium: the tests marked `browser` are skipped", "install chromium to run them"
+        )

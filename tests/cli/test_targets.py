@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+import onnxruntime
+import typer
+from typer.testing import CliRunner
+
+from compress.cli.targets import targets
+from compress.targets import TARGETS
+
+
+def list_targets(*options: str) -> str:
+    app = typer.Typer()
+    app.command()(targets)
+    answer = CliRunner().invoke(app, list(options))
+    assert answer.exit_code == 0
+    return answer.stdout
+
+
+def test_every_target_is_available_or_says_why_not() -> None:
+    rows = json.loads(list_targets("--json"))
+    assert [row["name"] for row in rows] == list(TARGETS)
+    assert all(row["available"] == (row["reason"] is None) for row in rows)
+    for row in rows:
+        if row["provider"] not in onnxruntime.get_available_providers():
+            assert f"has no {row['provider']}" in row["reason"]
+    assert rows[0] == {
+        "name": "cpu",
+        "description": TARGETS["cpu"].description,
+        "runtime": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "available": True,
+        "reason": None,
+    }
+
+
+def test_the_list_reads_as_text() -> None:
+    text = list_targets()
+    assert "cpu  ONNX Runtime on this machine's processor\n     available\n" in text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from compress.measurement import Measurement
 from compress.report.labels import Box, Placed, place_labels
@@ -40,9 +42,7 @@ def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str
     points = _points(report, target, quality, cost)
     if len({model for point in points for model in point.models}) < 2:
         return None
-    x = Axis(
-        _cost_scale(points), _cost_title(cost), lambda value: format_value(cost, value).replace(".0 ", " "), 5
-    )
+    x = Axis(_cost_scale(points), _cost_title(cost), lambda value: _cost_tick(cost, value), 5)
     y = Axis(_quality_scale(points), quality.title, lambda value: _tick(quality, value))
     points = _merge(points, x.scale, y.scale)
     front = [
@@ -51,7 +51,7 @@ def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str
     label = f"{quality.title} against {cost.title.lower()} of {len(points)} models"
     parts = [x_axis(x, TOP, BOTTOM), y_axis(y, LEFT, RIGHT), polyline(front, "front")]
     parts += [_mark(point, x.scale, y.scale) for point in points]
-    return chart(WIDTH, HEIGHT, label, *parts, *_labels(points, x.scale, y.scale))
+    return chart(WIDTH, HEIGHT, label, *parts, *_labels(points, x.scale, y.scale, front))
 
 
 def _points(report: Report, target: str, quality: Metric, cost: Metric) -> list[Point]:
@@ -81,6 +81,10 @@ def _quality_scale(points: Sequence[Point]) -> Scale:
     return scale_around(
         [value for point in points for value in _ends(point.quality)], BOTTOM, TOP, margin=0.1
     )
+
+
+def _cost_tick(cost: Metric, value: float) -> str:
+    return f"{value:g} ms" if cost.style == "milliseconds" else format_value(cost, value).replace(".0 ", " ")
 
 
 def _tick(quality: Metric, value: float) -> str:
@@ -151,18 +155,31 @@ def shape(css_class: str, x: float, y: float, size: float = 5.5) -> str:
     return element("circle", {"cx": x, "cy": y, "r": size - 1, "class": "mark"})
 
 
-def _labels(points: Sequence[Point], x: Scale, y: Scale) -> list[str]:
+def _labels(points: Sequence[Point], x: Scale, y: Scale, front: Sequence[tuple[float, float]]) -> list[str]:
     ordered = sorted(points, key=lambda point: point.css_class == "step")
     places = [(x(point.cost.value), y(point.quality.value)) for point in ordered]
     bars = [
         Box(cx - 5, y(_ends(p.quality)[1]), cx + 5, y(_ends(p.quality)[0]))
         for (cx, _), p in zip(places, ordered, strict=True)
     ]
-    placed = place_labels(places, [p.label for p in ordered], Box(LEFT, TOP - 2, RIGHT + 10, BOTTOM), bars)
+    placed = place_labels(
+        places, [p.label for p in ordered], Box(LEFT, TOP - 2, RIGHT + 10, BOTTOM), [*bars, *_along(front)]
+    )
     parts = []
     for point, (cx, cy), spot in zip(ordered, places, placed, strict=True):
         parts += _label(point, cx, cy, spot)
     return parts
+
+
+def _along(front: Sequence[tuple[float, float]], step: float = 6.0) -> list[Box]:
+    """Small boxes on the line, for labels to keep clear of."""
+    boxes = []
+    for (x1, y1), (x2, y2) in pairwise(front):
+        count = max(1, round(math.dist((x1, y1), (x2, y2)) / step))
+        for i in range(count + 1):
+            x, y = x1 + (x2 - x1) * i / count, y1 + (y2 - y1) * i / count
+            boxes.append(Box(x - 2, y - 2, x + 2, y + 2))
+    return boxes
 
 
 def _label(point: Point, cx: float, cy: float, spot: Placed) -> list[str]:

@@ -10,7 +10,7 @@ from string import Template
 from compress.report.headline import headlines, verdict
 from compress.report.markup import escape, tag
 from compress.report.metrics import main_metrics, other_metrics
-from compress.report.rows import run_line
+from compress.report.rows import run_line, signs
 from compress.report.schema import Report
 from compress.report.sections import (
     bytes_section,
@@ -51,12 +51,12 @@ def _digest(content: str) -> str:
 
 
 def _body(report: Report) -> list[str]:
-    parts = [_header(report), notes_section(report)]
+    parts = [_header(report)]
     several = len(report.targets) > 1
     for target in report.targets:
         parts += [tag("h2", "", escape(f"On {target}"))] if several else []
         parts += [_tiles(report, target)]
-    parts += [limits_section(report)]
+    parts += [notes_section(report), limits_section(report)]
     for target in report.targets:
         place = f" on {target}" if several else ""
         units = report.metrics(target)
@@ -85,11 +85,11 @@ def _header(report: Report) -> str:
 
 
 def _tiles(report: Report, target: str) -> str:
-    signs = {"passed": "\u2713 ", "missed": "\u2717 ", "none": ""}
+    marks = {"passed": "\u2713 ", "missed": "\u2717 ", "none": ""}
     tiles = []
     for headline in headlines(report, target):
-        limit = headline.limit.replace(">=", "\u2265").replace("<=", "\u2264")
-        chip = tag("span", f"chip {headline.status}", escape(signs[headline.status] + limit)) if limit else ""
+        limit = signs(headline.limit)
+        chip = tag("span", f"chip {headline.status}", escape(marks[headline.status] + limit)) if limit else ""
         tiles.append(
             tag(
                 "div",

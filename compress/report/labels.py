@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-CHARACTER = 7.0
-"""Width of a character in a chart's coordinates, a little more than the font's mean."""
+CHARACTER = 7.8
+"""Width of a character in a chart's coordinates, ample enough for the larger letters on a phone."""
 LINE = 15.0
 
 

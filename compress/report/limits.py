@@ -99,7 +99,7 @@ def limit_text(limit: Limit, unit: str = "") -> str:
     metric = describe_metric(limit.metric, unit)
     match metric.style:
         case "percent":
-            return f"{sign} {bound if unit == '%' else bound * 100:.6g}%"
+            return f"{sign} {bound if metric.unit == '%' else bound * 100:.6g}%"
         case "bytes":
             return f"{sign} {format_bytes(bound)}"
         case "milliseconds":
@@ -107,14 +107,15 @@ def limit_text(limit: Limit, unit: str = "") -> str:
         case "times":
             return f"{sign} {bound:.6g}x"
         case _:
-            return f"{sign} {bound:,.6g} {unit}".rstrip()
+            return f"{sign} {bound:,.6g} {metric.unit}".rstrip()
 
 
 def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float, float] | None:
     """95% interval of the ratio of two proportions measured on the same examples, or None if they were not.
 
     Both must keep one outcome of 0 or 1 for each example, whose mean is their value. With
-    R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2) (Cochran 1977, Sampling Techniques, section 6.4).
+    R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2)
+    (Cochran 1977, Sampling Techniques, section 6.4).
     """
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2 or {*y, *x} - {0.0, 1.0}:

@@ -13,10 +13,18 @@ from compress.report.metrics import (
     main_metrics,
     other_metrics,
 )
-from compress.report.rows import environment_rows, limit_found, limit_state, run_line, stage_cells
+from compress.report.rows import (
+    environment_rows,
+    limit_bound,
+    limit_found,
+    limit_state,
+    run_line,
+    signs,
+    stage_cells,
+)
 from compress.report.schema import BASELINE, Report
 
-_SPECIAL = re.compile(r"([\\`*\[\]|])")
+_SPECIAL = re.compile(r"([\\`*\[\]|]|^[>#+-])")
 
 
 def markdown_report(report: Report) -> str:
@@ -27,7 +35,7 @@ def markdown_report(report: Report) -> str:
 def escape_markdown(value: str) -> str:
     """``value`` as plain words: no HTML, no emphasis, no table border, one line."""
     flat = " ".join(value.split())
-    return _SPECIAL.sub(r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    return _SPECIAL.sub(r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def markdown_table(
@@ -57,7 +65,9 @@ def _target(report: Report, target: str) -> Iterator[str]:
     yield ""
     for headline in headlines(report, target):
         label, figure, detail = map(escape_markdown, (headline.label, headline.figure, headline.detail))
-        limit = f", limit {escape_markdown(headline.limit)} {headline.status}" if headline.limit else ""
+        limit = (
+            f", limit {escape_markdown(signs(headline.limit))} {headline.status}" if headline.limit else ""
+        )
         yield f"- {label}: **{figure}**{f' ({detail})' if detail else ''}{limit}"
     units = report.metrics(target)
     yield from _measured(report, target, f"Measured on {target}", main_metrics(units))
@@ -105,7 +115,7 @@ def _against(report: Report, target: str, metrics: Sequence[Metric]) -> Iterator
 def _limits(report: Report) -> Iterator[str]:
     if report.limits:
         rows = [
-            (limit.metric, limit.target, limit.limit, limit_found(report, limit), limit_state(limit))
+            (limit.metric, limit.target, limit_bound(limit), limit_found(report, limit), limit_state(limit))
             for limit in report.limits
         ]
         yield from ("", "## Limits", "")

@@ -14,7 +14,10 @@ Style = Literal["percent", "bytes", "count", "milliseconds", "rate", "times", "p
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric as people read it. ``gain`` and ``loss`` are the words after a ratio: `3x smaller`."""
+    """One metric as people read it. ``gain`` and ``loss`` are the words after a ratio: `3x smaller`.
+
+    ``relative`` metrics compare with the baseline already, so that no ratio of theirs means anything.
+    """
 
     name: str
     title: str
@@ -23,6 +26,7 @@ class Metric:
     gain: str = "higher"
     loss: str = "lower"
     quality: bool = False
+    relative: bool = False
     unit: str = ""
 
 
@@ -48,28 +52,29 @@ _KNOWN = {
         _error("perplexity", "Perplexity", "plain"),
         _error("word_error_rate", "Word error rate", "percent"),
         _error("loss", "Loss", "plain"),
-        Metric("agreement", "Agreement", "percent", "higher"),
+        Metric("agreement", "Agreement", "percent", "higher", relative=True),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
         _time("latency_ms", "Latency"),
         _time("latency_p90_ms", "Latency p90"),
         _time("latency_p99_ms", "Latency p99"),
-        Metric("throughput", "Throughput", "rate", "higher", "more", "less"),
+        Metric("throughput", "Throughput", "rate", "higher", "more", "less", unit="examples/s"),
         _time("startup_ms", "Start-up"),
         _time("session_load_ms", "Session load"),
         Metric("peak_memory_bytes", "Peak memory", "bytes", "lower", "less", "more"),
-        Metric("speedup", "Speed-up", "times", "higher", "faster", "slower"),
+        Metric("speedup", "Speed-up", "times", "higher", "faster", "slower", relative=True),
     )
 }
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
+_NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _RECALL = re.compile(r"^recall_at_(\d+)$")
 
 
 def describe_metric(name: str, unit: str = "") -> Metric:
     """The known metric of that name, or one derived from its name's ending and its unit."""
     if name in _KNOWN:
-        return replace(_KNOWN[name], unit=unit)
+        return replace(_KNOWN[name], unit=unit or _KNOWN[name].unit)
     if match := _LENGTH.match(name):
         return replace(_time(name, f"Latency, {match[1]}\u2013{match[2]} tokens"), unit=unit)
     if match := _BATCH.match(name):
@@ -83,7 +88,7 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         return replace(_time(name, title.removesuffix(" ms")), unit=unit)
     if unit in {"x", "times"}:
         return Metric(name, title, "times", "higher", unit=unit)
-    if unit in {"fraction", "share", "%"}:
+    if unit in {"fraction", "ratio", "share", "%"}:
         wrong = any(word in name for word in ("error", "loss", "miss"))
         return replace(_error(name, title, "percent") if wrong else _quality(name, title), unit=unit)
     return Metric(name, title, unit=unit)
@@ -131,16 +136,21 @@ def format_value(metric: Metric, value: float) -> str:
 
 
 def format_interval(metric: Metric, low: float | None, high: float | None) -> str:
-    """`[85.84%, 88.76%]`, or nothing where no interval is known."""
+    """`85.84%` to `88.76%` with a dash between and the unit once, or nothing where no interval is known."""
     if low is None or high is None:
         return ""
-    return f"[{format_value(metric, low)}, {format_value(metric, high)}]"
+    first, last = format_value(metric, low), format_value(metric, high)
+    number, unit = _NUMBER.match(first), _NUMBER.match(last)
+    if number and unit and number[2] == unit[2]:
+        first = number[1]
+    return f"{first}\u2013{last}"
 
 
 def format_measurement(row: Measurement) -> str:
     """Value and interval of a row."""
     metric = describe_metric(row.metric, row.unit)
-    return f"{format_value(metric, row.value)} {format_interval(metric, row.low, row.high)}".rstrip()
+    interval = format_interval(metric, row.low, row.high)
+    return format_value(metric, row.value) + (f" ({interval})" if interval else "")
 
 
 def format_bytes(value: float) -> str:
@@ -166,8 +176,13 @@ def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
 
 
 def improvement(metric: Metric, value: float, reference: float) -> str:
-    """``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, or nothing without a ratio."""
-    if reference == 0 or value == 0 or not (math.isfinite(value) and math.isfinite(reference)):
+    """``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, else nothing."""
+    if (
+        metric.relative
+        or reference == 0
+        or value == 0
+        or not (math.isfinite(value) and math.isfinite(reference))
+    ):
         return ""
     if metric.style == "percent":
         return f"{value / reference * 100:.2f}%"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from compress.report.metrics import (
@@ -44,13 +45,19 @@ def limit_found(report: Report, limit: LimitResult) -> str:
     value = format_value(metric, limit.value) if limit.value is not None else ""
     if limit.ratio is not None:
         return f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
-    interval = format_interval(metric, limit.low, limit.high)
+    known = format_interval(metric, limit.low, limit.high)
+    interval = f"({known})" if known else ""
     return " ".join(part for part in (value, interval, limit.reason or "") if part)
 
 
 def limit_bound(limit: LimitResult) -> str:
-    """The bound with proper signs: `at least 98.5% of baseline`."""
-    return limit.limit.replace(">=", "\u2265").replace("<=", "\u2264")
+    """The bound as text."""
+    return signs(limit.limit)
+
+
+def signs(limit: str) -> str:
+    """`>=` and `<=` as one character each."""
+    return limit.replace(">=", "\u2265").replace("<=", "\u2264")
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str]:
@@ -59,8 +66,17 @@ def stage_cells(stage: StageRecord) -> tuple[str, str, str]:
     return format_seconds(stage.seconds), "cached" if stage.cached else "ran", peak
 
 
+def _moment(started: str) -> str:
+    """`2026-11-25 12:00 UTC`; what is no ISO 8601 time stays as it is."""
+    try:
+        moment = datetime.fromisoformat(started)
+    except ValueError:
+        return started
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
+
+
 def run_line(report: Report) -> str:
     """When it ran and how long it took."""
-    parts = [f"started {report.started}"] if report.started else []
+    parts = [f"started {_moment(report.started)}"] if report.started else []
     parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,20 @@ class Report(Record):
 
     def to_json(self) -> str:
         """`report.json`: indented, with one line for each row, however many raw samples that holds."""
-        fields = self.model_dump(mode="json", exclude_none=False)
+        fields = _encodable(self.model_dump(mode="json"))
         lines = [f"  {json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _encodable(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as the strings that pydantic reads back."""
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _compact(value: Any) -> str:

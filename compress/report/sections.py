@@ -73,14 +73,13 @@ def limits_section(report: Report) -> str:
     for limit in report.limits:
         state = limit_state(limit)
         chip = tag("span", f"chip {state}", SIGNS[state])
+        texts = (("on", limit.target), ("limit", limit_bound(limit)), ("found", limit_found(report, limit)))
         words = [
-            cell(escape(limit.target), css_class="left"),
-            cell(escape(limit_bound(limit)), css_class="left"),
+            element("td", {"class": "left wrap", "data-head": head}, escape(text)) for head, text in texts
         ]
-        found = cell(escape(limit_found(report, limit)), css_class="left wrap")
-        rows.append(tag("tr", "", row_head(limit.metric), *words, found, cell(chip)))
+        rows.append(tag("tr", "", row_head(limit.metric), *words, cell(chip)))
     heads = ("Metric", "Target", "Limit", "Found on the final model", "Verdict")
-    return section("Limits", table(heads, rows, left=(1, 2, 3))) if rows else ""
+    return section("Limits", table(heads, rows, "stack", left=(1, 2, 3))) if rows else ""
 
 
 def panel(heading: str, caption: str, drawing: str | None) -> str:
@@ -185,9 +184,13 @@ def _share(group: Group | None, total: int, model: str) -> str:
         return cell("", "0", "bar left")
     share = group.bytes / total if total else 0.0
     kinds = ", ".join(group.dtypes)
-    words = f"{format_bytes(group.bytes)} \u00b7 {share * 100:.1f}%"
+    words = f"{format_bytes(group.bytes)} \u00b7 {_percent(share)}"
     bar = meter(share, model, f"{share * 100:.1f}% of {model}")
     return cell(escape(words) + bar + tag("small", "", escape(kinds)), group.bytes, "bar left")
+
+
+def _percent(share: float) -> str:
+    return "under 0.1%" if 0 < share < 0.001 else f"{share * 100:.1f}%"
 
 
 def _largest(model: str, layers: Sequence[LayerBytes]) -> str:

@@ -126,7 +126,7 @@ def y_axis(axis: Axis, left: float, right: float) -> str:
     for tick in axis.scale.ticks(axis.count):
         y = axis.scale(tick)
         parts += [line(left, y, right, y, "grid"), text(left - 8, y + 4, axis.write(tick), "tick", "end")]
-    return "".join([*parts, text(4, axis.scale.end - 12, axis.title, "axis-title", "start")])
+    return "".join([*parts, text(4, axis.scale.end - 16, axis.title, "axis-title", "start")])
 
 
 def chart(width: float, height: float, label: str, *children: str) -> str:

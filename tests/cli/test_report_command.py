@@ -1,0 +1,67 @@
+"""`compress report`, by its function behind a bare typer app."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from compress.cli.report import report as report_command
+from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.report.schema import LimitResult, Report
+from compress.report.write import write_report
+
+app = typer.Typer()
+app.command()(report_command)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rows = (Measurement(model="final", metric="accuracy", target="cpu", value=0.875, unit="ratio", n=8),)
+    limits = (LimitResult(metric="accuracy", target="cpu", limit=">= 90%", value=0.875, passed=False),)
+    write_report(Report(recipe="r\u00e9sum\u00e9", measurements=rows, limits=limits), tmp_path)
+    return tmp_path
+
+
+def output(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json_is_the_file_itself(run: Path) -> None:
+    whole = (run / "report.json").read_text(encoding="utf-8")
+    assert output(str(run), "--json") == output(str(run), "--format", "json") == whole
+    assert json.loads(whole)["schema"] == 1
+
+
+def test_each_format_is_a_view(run: Path) -> None:
+    assert output(str(run), "--format", "html").startswith("<!doctype html>")
+    assert output(str(run / "report.json"), "--format", "markdown") == (run / "report.md").read_text(
+        encoding="utf-8"
+    )
+    assert ElementTree.fromstring(output(str(run), "--format", "junit")).get("failures") == "1"
+    assert "87.50%" in output(str(run))
+
+
+def test_a_run_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        output(str(tmp_path / "nothing"))
+    assert caught.value.exit_code == 2
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    code = "import compress.cli.report, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "transformers", "onnxruntime", "pyarrow", "datasets", "pydantic", "numpy"} & set(
+        loaded
+    )

@@ -1,0 +1,160 @@
+"""The page's markup, without a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from compress.report.html import html_page
+from compress.report.schema import Report, Skipped, StageRecord, parse_report
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags with attributes, and checks that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def parse(content: str) -> Page:
+    page = Page()
+    page.feed(content)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def hostile(report: Report) -> Report:
+    rows = tuple(
+        row.model_copy(update={"model": HOSTILE}) if row.model == "prune" else row
+        for row in report.measurements
+    )
+    layers = tuple(
+        layer.model_copy(update={"name": HOSTILE, "dtype": HOSTILE})
+        for layer in report.bytes_by_layer["final"]
+    )
+    limits = tuple(limit.model_copy(update={"reason": HOSTILE, "limit": HOSTILE}) for limit in report.limits)
+    changes = {
+        "recipe": HOSTILE,
+        "description": HOSTILE,
+        "started": HOSTILE,
+        "notes": (HOSTILE,),
+        "measurements": rows,
+        "environment": {HOSTILE: HOSTILE},
+        "skipped": (Skipped(target=HOSTILE, reason=HOSTILE),),
+        "stages": (StageRecord(name=HOSTILE, key=HOSTILE, cached=False, seconds=1),),
+        "bytes_by_layer": {"final": layers},
+        "limits": limits,
+    }
+    return report.model_copy(update=changes)
+
+
+def test_every_element_is_closed_and_nothing_points_outside(report: Report) -> None:
+    page = parse(html_page(report))
+    for _, attributes in page.found:
+        assert attributes.get("src") is None
+        assert attributes.get("href") in (None, "data:,")
+        assert "style" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"url\(|@import|https?://", html_page(report))
+
+
+def test_hostile_names_stay_text(report: Report) -> None:
+    plain, page = parse(html_page(report)), parse(html_page(hostile(report)))
+    scripts = [attributes for tag, attributes in page.found if tag == "script"]
+    assert scripts == [attributes for tag, attributes in plain.found if tag == "script"]
+    assert len(scripts) == 2
+    assert not any(tag == "img" for tag, _ in page.found)
+    assert not any("onerror" in attributes for _, attributes in page.found)
+    assert HOSTILE in page.texts
+
+
+def test_the_embedded_report_is_the_report(report: Report) -> None:
+    for given in (report, hostile(report)):
+        embedded = re.search(
+            r'<script type="application/json" id="report-json">(.*?)</script>', html_page(given), re.S
+        )
+        assert embedded is not None
+        assert parse_report(embedded[1], "page") == given
+
+
+def test_the_policy_admits_this_style_and_script_alone(report: Report) -> None:
+    content = html_page(report)
+    policy = next(
+        attributes["content"] or ""
+        for _, attributes in parse(content).found
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy
+    for name, pattern in (("style-src", r"<style>(.*?)</style>"), ("script-src", r"<script>(.*?)</script>")):
+        inline = re.search(pattern, content, re.S)
+        assert inline is not None
+        digest = base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+
+
+def test_the_page_shows_every_section(report: Report) -> None:
+    texts = parse(html_page(report)).texts
+    sections = ("Limits", "What each stage cost and saved", "Latency", "Every model", "Further measurements",
+                "Where the bytes are", "Stages", "Environment")  # fmt: skip
+    assert [text for text in texts if text in sections and text != "Latency"] == [
+        s for s in sections if s != "Latency"
+    ]
+    assert texts.count("\u2713 passed") == 3
+    assert texts.count("\u2717 missed") == 1
+    assert texts.count("not judged") == 1
+
+
+def test_sorting_uses_numbers_not_their_text(report: Report) -> None:
+    values = re.findall(r'data-value="([^"]*)">5\.12 MB', html_page(report))
+    assert [float(value) for value in values] == [5_120_000, 5_120_000]
+
+
+def test_an_empty_report_is_a_page() -> None:
+    page = parse(html_page(Report(recipe="empty")))
+    assert "The recipe sets no limits" in page.texts
+    assert not any(tag in ("svg", "table", "section") for tag, _ in page.found)
+
+
+def test_each_target_has_its_own_sections(build: Callable[..., Report]) -> None:
+    report = build()
+    gpu = tuple(row.model_copy(update={"target": "gpu"}) for row in report.measurements)
+    texts = parse(html_page(report.model_copy(update={"measurements": report.measurements + gpu}))).texts
+    assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(texts)
+
+
+@pytest.mark.parametrize("name", ["page.css", "page.js"])
+def test_assets_cannot_end_their_element(name: str) -> None:
+    from importlib.resources import files
+
+    assert "</" not in (files("compress.report") / name).read_text()
+
+
+def test_json_is_readable_by_the_browsers_parser(report: Report) -> None:
+    embedded = html_page(report).split('id="report-json">', 1)[1].split("</script>", 1)[0]
+    assert json.loads(embedded)["schema"] == 1
+    assert "<" not in embedded

@@ -1,0 +1,123 @@
+"""Markdown, JUnit, console and the headline figures of the made-up report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from compress.recipe import Limit
+from compress.report.console import console_table
+from compress.report.headline import headlines, verdict
+from compress.report.junit import junit_report
+from compress.report.markdown import escape_markdown, markdown_report
+from compress.report.schema import LimitResult, Report
+
+
+def tables(markdown: str) -> dict[str, list[list[str]]]:
+    """Heading -> the rows of the table below it."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in markdown.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("| "):
+            found.setdefault(heading, []).append([cell.strip() for cell in line[1:-1].split(" | ")])
+    return found
+
+
+def test_headlines_are_ratios_to_the_baseline(report: Report) -> None:
+    kept, smaller, faster, agreement = headlines(report, "cpu")
+    assert (kept.label, kept.figure, kept.status) == ("Accuracy kept", "99.5%", "passed")  # 1737 / 1746
+    assert (smaller.label, smaller.figure) == ("Smaller on disk", "17.8x")  # 91.3 / 5.12
+    assert (faster.figure, faster.status, faster.limit) == ("11.7x", "missed", "<= 0.2 ms")
+    assert agreement.figure == "96.15%"
+
+
+def test_the_verdict_counts_what_was_judged(build: Callable[..., Report]) -> None:
+    assert verdict(build()) == ("missed", "1 of 4 limits missed (1 not judged: target skipped)")
+    assert verdict(build(limits=())) == ("none", "The recipe sets no limits")
+    assert verdict(build(limits=[Limit(metric="accuracy", at_least=0.5)])) == ("passed", "The limit is kept")
+    gpu = Limit(metric="accuracy", target="gpu", at_least=0.5)
+    assert verdict(build(limits=[gpu]))[0] == "none"
+
+
+def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
+    found = tables(markdown_report(report))
+    heads, _, *rows = found["Measured on cpu"]
+    assert [row[0] for row in rows] == list(report.models)
+    final = dict(zip(heads, rows[-1], strict=True))
+    assert final["Accuracy"] == "86.85% (85.37\u201388.33%)"  # 1737 / 2000, 1.7% of it either way
+    assert final["Size on disk"] == "5.12 MB"
+    assert final["Speed-up"] == "11.7x (11.4\u201312.1x)"
+    ratios = dict(
+        zip(found["Against the baseline on cpu"][0], found["Against the baseline on cpu"][-1], strict=True)
+    )
+    assert ratios["Size on disk"] == "17.8x smaller"
+    assert ratios["Latency"] == "11.7x faster"
+
+
+def test_markdown_holds_limits_stages_environment_and_skipped_targets(report: Report) -> None:
+    text = markdown_report(report)
+    found = tables(text)
+    assert [row[-1] for row in found["Limits"][2:]] == ["passed", "passed", "passed", "missed", "skipped"]
+    assert found["Limits"][2][2:4] == ["\u2265 98.5% of baseline", "99.48% of baseline (86.85%)"]
+    assert found["Stages"][3][:3] == ["prune", "12.5 s", "cached"]
+    assert ["packages.torch", "2.13.0"] in found["Environment"]
+    assert "- gpu: ONNX Runtime has no CUDAExecutionProvider here" in text
+
+
+def test_markdown_shows_hostile_names_as_text(report: Report) -> None:
+    hostile = report.model_copy(update={"recipe": "<script>x</script> | [a](http://b)\n# c"})
+    text = markdown_report(hostile)
+    assert "<script>" not in text
+    assert text.splitlines()[0] == r"# &lt;script>x&lt;/script> \| \[a\](http://b) # c"
+    assert escape_markdown("> quote") == r"\> quote"
+
+
+def test_junit_counts_match_its_cases(report: Report) -> None:
+    root = ElementTree.fromstring(junit_report(report))
+    suite = root.find("testsuite")
+    assert suite is not None
+    cases = suite.findall("testcase")
+    counted = (len(cases), len(suite.findall(".//failure")), len(suite.findall(".//skipped")))
+    assert counted == (5, 1, 1)
+    assert tuple(int(suite.get(name, "")) for name in ("tests", "failures", "skipped")) == counted
+    failure = suite.find(".//failure")
+    assert failure is not None
+    assert failure.text == "latency_ms on cpu: wanted <= 0.2 ms, found 0.231 ms (0.228\u20130.234 ms)"
+
+
+def test_junit_survives_characters_that_xml_cannot_hold(report: Report) -> None:
+    limit = LimitResult(metric="a\x00<b>&", target="cpu", limit=">= 1", passed=False, reason="\x1b[31m")
+    root = ElementTree.fromstring(junit_report(report.model_copy(update={"limits": (limit,)})))
+    case = root.find(".//testcase")
+    assert case is not None
+    assert case.get("name") == "a\ufffd<b>& >= 1"
+
+
+def shown(report: Report, width: int = 120) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(console_table(report))
+    return stream.getvalue()
+
+
+def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
+    text = shown(report)
+    for words in ("baseline", "trim_vocabulary", "86.85%", "5.12 MB", "17.8x", "Skipped target gpu"):
+        assert words in text
+    assert "\u2717 latency_ms on cpu \u2264 0.2 ms: 0.231 ms" in text
+    assert "1 of 4 limits missed" in text
+
+
+def test_the_console_takes_names_as_text(build: Callable[..., Report]) -> None:
+    assert "[red]x[/red] on cpu" in shown(build(recipe="[red]x[/red]"))
+
+
+def test_an_empty_report_has_every_view() -> None:
+    empty = Report(recipe="empty")
+    assert "The recipe sets no limits" in shown(empty)
+    assert markdown_report(empty) == "# empty\n\n**The recipe sets no limits.**\n"
+    assert ElementTree.fromstring(junit_report(empty)).get("tests") == "0"

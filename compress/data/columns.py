@@ -84,7 +84,7 @@ def _strings(
             raise DataError(
                 f"The column {column!r} has a value of type {type(value).__name__}: {value!r:.60}.",
                 where=rows.place(index),
-                expected="a string",
+                expected="a string, or for labels a string or a number",
             ) from None
         except UnicodeEncodeError:
             raise DataError(

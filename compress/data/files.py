@@ -74,12 +74,16 @@ def _no_rows(path: Path, found: str) -> DataError:
     return DataError(f"{path.name} has {found}.", where=str(path), expected="at least one row")
 
 
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path.name} has the column {name!r} twice.", where=str(path))
+
+
 def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
     records = list(_csv_records(path, text))
     (_, header), body = records[0], records[1:]
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path.name} has the column {repeated[0]!r} twice.", where=f"{path}:1")
+    _check_names(path, header)
     if not body:
         raise _no_rows(path, "a header and no rows")
     for line, record in body:
@@ -145,7 +149,7 @@ def _parse_lines(path: Path, text: str) -> tuple[list[int], list[Any]]:
             continue
         try:
             objects.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path.name} has a line that is not JSON: {error}.",
                 where=f"{path}:{number}",
@@ -158,10 +162,11 @@ def _parse_lines(path: Path, text: str) -> tuple[list[int], list[Any]]:
 def _parse_array(path: Path, text: str) -> list[Any]:
     try:
         items = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
-            f"{path.name} is not JSON: {error.msg}.",
-            where=f"{path}:{error.lineno}",
+            f"{path.name} is not JSON: {error}.",
+            where=f"{path}{line}",
             expected="an array of objects",
             mend="a file with one object on each line must be called .jsonl",
         ) from error
@@ -183,13 +188,15 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = tuple(file.schema_arrow.names)
+            _check_names(path, names)
             table = file.read(columns=[name for name in names if name in wanted])
             rows = file.metadata.num_rows
-    except pa.ArrowInvalid as error:
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
     if not rows:
         raise _no_rows(path, "columns and no rows")
-    return Rows(path.name, names, {name: table[name].to_pylist() for name in table.column_names})
+    return Rows(path.name, names, columns)
 
 
 def _short(value: Any) -> str:

@@ -26,8 +26,10 @@ def read_hub_split(location: HubSplit, wanted: Collection[str]) -> Rows:
 def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
     """The rows of a `datasets.Dataset`, with class ids as class names. Raises `DataError`."""
     columns = {}
-    for column in (column for column in dataset.column_names if column in wanted):
-        values = list(dataset[column])
+    chosen = [column for column in dataset.column_names if column in wanted]
+    table = dataset.select_columns(chosen).with_format("arrow")[:]
+    for column in chosen:
+        values = table[column].to_pylist()
         class_names = getattr(dataset.features[column], "names", None)
         if class_names:  # -1 marks rows without a label, as in the test sets of GLUE
             values = [None if value is None or value < 0 else class_names[value] for value in values]

@@ -1,0 +1,159 @@
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compress.data.files import read_file
+from compress.errors import DataError
+
+WANTED = {"text", "label"}
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_csv_with_quotes_line_breaks_and_blank_lines(tmp_path):
+    content = '\ufeffid,text,label\r\n1,"a, ""b""\nc",x\r\n\r\n2,NA,007\r\n'
+    rows = read_file(write(tmp_path / "a.csv", content), WANTED)
+    assert rows.names == ("id", "text", "label")
+    assert rows.columns == {"text": ['a, "b"\nc', "NA"], "label": ["x", "007"]}
+    assert [rows.place(index) for index in (0, 1)] == ["a.csv:2", "a.csv:5"]
+
+
+def test_tsv_splits_at_tabs(tmp_path):
+    rows = read_file(write(tmp_path / "a.tsv", "text\tlabel\na, b\tx\n"), WANTED)
+    assert rows.columns == {"text": ["a, b"], "label": ["x"]}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1))
+def test_csv_reads_what_pyarrow_writes(tmp_path, texts):
+    pa.csv.write_csv(
+        pa.table({"text": texts, "label": [str(i) for i in range(len(texts))]}), tmp_path / "a.csv"
+    )
+    rows = read_file(tmp_path / "a.csv", WANTED)
+    assert rows.columns["text"] == texts
+    assert rows.columns["label"] == [str(i) for i in range(len(texts))]
+
+
+def test_a_field_longer_than_the_csv_modules_limit(tmp_path):
+    text = "long " * 40_000
+    assert read_file(write(tmp_path / "a.csv", f"text\n{text}\n"), WANTED).columns["text"] == [text]
+
+
+def test_jsonl_keeps_types_and_the_lines_of_rows(tmp_path):
+    content = '\ufeff{"text": "a", "label": 1}\n\n{"label": "x", "text": "2020-01-01", "more": []}\r\n'
+    rows = read_file(write(tmp_path / "a.jsonl", content), WANTED)
+    assert rows.names == ("text", "label", "more")
+    assert rows.columns == {"text": ["a", "2020-01-01"], "label": [1, "x"]}
+    assert rows.place(1) == "a.jsonl:3"
+
+
+def test_a_line_separator_within_json_text_ends_no_line(tmp_path):
+    line = json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False)
+    assert read_file(write(tmp_path / "a.jsonl", line + "\n"), WANTED).columns["text"] == ["a\u2028b\x85c"]
+
+
+def test_json_is_an_array_of_objects(tmp_path):
+    rows = read_file(write(tmp_path / "a.json", '[{"text": "a"}, {"text": null, "label": true}]'), WANTED)
+    assert rows.columns == {"text": ["a", None], "label": [None, True]}
+    assert rows.place(1) == "a.json, row 2"
+
+
+def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
+    label = pa.array(["x", "y", "x"]).dictionary_encode()
+    table = pa.table(
+        {"text": pa.array(["a", "b", None], pa.large_string()), "label": label, "image": [b"", b"", b""]}
+    )
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    rows = read_file(tmp_path / "a.parquet", WANTED)
+    assert rows.names == ("text", "label", "image")
+    assert rows.columns == {"text": ["a", "b", None], "label": ["x", "y", "x"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "where"),
+    [
+        ("a.csv", "", "is empty", "a.csv"),
+        ("a.csv", "\n \n", "is empty", "a.csv"),
+        ("a.csv", "text,label\n", "a header and no rows", "a.csv"),
+        ("a.csv", "text,text\na,b\n", "column 'text' twice", "a.csv"),
+        ("a.csv", 'text,label\n"a\nb",x\nc,y,z\n', "a row with 3 fields", "a.csv:4"),
+        ("a.csv", "text,label\na,x\nb\n", "a row with 1 fields", "a.csv:3"),
+        ("a.csv", 'text,label\na,x\n"b,x\nc,y\n', "cannot be parsed", "a.csv:3"),
+        ("a.csv", 'text,label\n"a" b,x\n', "cannot be parsed", "a.csv:2"),
+        ("a.csv", "text,label\na,x\ncafé,y\n".encode("cp1252"), "byte 0xe9", "a.csv:3"),
+        ("a.csv", "text,label\na,x\n".encode("utf-16"), "not UTF-8", "a.csv:1"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', "not JSON", "a.jsonl:2"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n', "no JSON object", "a.jsonl:2"),
+        ("a.jsonl", "", "is empty", "a.jsonl"),
+        ("a.json", '{"text": "a"}\n{"text": "b"}\n', "not JSON", "a.json:2"),
+        ("a.json", '{"text": ["a"]}', "holds", "a.json"),
+        ("a.json", "[]", "without items", "a.json"),
+        ("a.json", '[{"text": "a"}, 3]', "no JSON object: 3", "a.json, row 2"),
+        ("a.parquet", b"", "is empty", "a.parquet"),
+        ("a.parquet", b"PAR1 but no more", "no whole Parquet file", "a.parquet"),
+        ("a.txt", "text\na\n", "no data file", None),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, what, where):
+    with pytest.raises(DataError, match=what) as caught:
+        read_file(write(tmp_path / name, content), WANTED)
+    assert caught.value.what.startswith(name)
+    if where:
+        assert caught.value.where == str(tmp_path / where)
+
+
+def test_json_that_is_nested_too_deeply_is_an_error(tmp_path):
+    depth = sys.getrecursionlimit() * 60
+    nested = "[" * depth + "]" * depth
+    with pytest.raises(DataError, match="not JSON") as caught:
+        read_file(write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{nested}\n'), WANTED)
+    assert caught.value.where.endswith("a.jsonl:2")
+    with pytest.raises(DataError, match="not JSON"):
+        read_file(write(tmp_path / "a.json", nested), WANTED)
+
+
+def test_a_truncated_parquet_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": ["a"] * 100}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="no whole Parquet file"):
+        read_file(path, WANTED)
+
+
+def test_a_parquet_whose_strings_are_not_utf8(tmp_path):
+    array = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+    pa.parquet.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        read_file(tmp_path / "a.parquet", WANTED)
+
+
+def test_a_parquet_with_a_column_twice(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column 'text' twice"):
+        read_file(tmp_path / "a.parquet", WANTED)
+
+
+def test_damaged_pages_of_a_parquet_are_an_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": [f"text {i}" for i in range(1000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        read_file(path, WANTED)
+
+
+def test_a_parquet_without_rows_is_refused(tmp_path):
+    pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no rows"):
+        read_file(tmp_path / "a.parquet", WANTED)

@@ -1,0 +1,148 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress.data.config import DataConfig
+from compress.data.hub import HubSplit, rows_of
+from compress.data.source import locate_split, locate_unlabeled
+from compress.errors import DataError
+
+
+def closed(name):
+    return None
+
+
+def locate(folder, split="train", open_sample=closed, **config):
+    return locate_split(DataConfig(**config), split, folder, open_sample)
+
+
+def failure(folder, **config) -> DataError:
+    with pytest.raises(DataError) as caught:
+        locate(folder, **config)
+    return caught.value
+
+
+def make(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("text\na\n")
+    return path
+
+
+def test_paths_count_from_the_source_then_the_recipe_then_here(tmp_path, monkeypatch):
+    here, recipe = tmp_path / "here", tmp_path / "recipe"
+    here.mkdir()
+    recipe.mkdir()
+    monkeypatch.chdir(here)
+    config = {"source": "data", "splits": {"train": "a.csv"}}
+    make(here / "a.csv")
+    (recipe / "data").mkdir()
+    assert locate(recipe, **config).resolve() == here / "a.csv"
+    make(recipe / "a.csv")
+    assert locate(recipe, **config) == recipe / "a.csv"
+    make(recipe / "data" / "a.csv")
+    assert locate(recipe, **config) == recipe / "data" / "a.csv"
+
+
+def test_an_absolute_path_is_taken_as_it_is(tmp_path):
+    path = make(tmp_path / "a.csv")
+    assert locate(Path("elsewhere"), splits={"train": str(path)}) == path
+
+
+def test_a_missing_file_names_the_nearest_and_where_it_was_looked_for(tmp_path):
+    make(tmp_path / "reviews_train.csv")
+    error = failure(tmp_path, splits={"train": "review_train.csv"})
+    assert error.where == "data.splits.train"
+    assert str(tmp_path) in error.expected
+    assert "reviews_train.csv" in error.mend
+
+
+def test_a_split_without_a_source_must_be_a_data_file(tmp_path):
+    error = failure(tmp_path, splits={"train": "train.txt"})
+    assert "'train.txt'" in error.what
+    assert ".csv" in error.expected
+
+
+def test_a_folder_without_the_split_lists_those_it_has(tmp_path):
+    make(tmp_path / "data" / "train.csv")
+    make(tmp_path / "data" / "dev.csv")
+    make(tmp_path / "data" / "notes.txt")
+    error = failure(tmp_path, split="validation", source="data")
+    assert "no split 'validation'" in error.what
+    assert error.expected == "one of its splits: dev, train"
+
+
+def test_a_folder_with_two_files_of_a_split(tmp_path):
+    make(tmp_path / "data" / "train.csv")
+    make(tmp_path / "data" / "train.jsonl")
+    assert "train.csv, train.jsonl" in failure(tmp_path, source="data").what
+
+
+def test_a_source_that_is_a_file_belongs_under_splits(tmp_path):
+    make(tmp_path / "a.csv")
+    assert "{train: a.csv}" in failure(tmp_path, source="a.csv").mend
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "a/b/c", "nowhere.csv", "no such folder"])
+def test_what_is_neither_a_path_nor_a_dataset_id(tmp_path, source):
+    error = failure(tmp_path, source=source)
+    assert "does not exist" in error.what
+    assert error.where == "data.source"
+
+
+@pytest.mark.parametrize("source", ["imdb", "stanfordnlp/imdb"])
+def test_anything_else_is_a_dataset_id(tmp_path, source):
+    assert locate(tmp_path, source=source) == HubSplit(source, "train")
+
+
+def test_samples_are_opened_only_by_the_function_given(tmp_path):
+    make(tmp_path / "train.parquet")
+    assert locate(tmp_path, source="sample:movie-reviews") is None
+    found = locate(tmp_path, source="sample:movie-reviews", open_sample=lambda name: tmp_path)
+    assert found == tmp_path / "train.parquet"
+    with pytest.raises(DataError, match="is a model") as error:
+        locate(tmp_path, source="sample:minilm")
+    assert "compress samples" in error.value.mend
+
+
+def test_unlabeled_text_comes_from_a_file_or_a_sample_that_has_some(tmp_path):
+    path = make(tmp_path / "a.csv")
+    assert locate_unlabeled("a.csv", tmp_path, closed) == path
+    assert locate_unlabeled("sample:snippets", tmp_path, closed) is None
+    with pytest.raises(DataError, match="no unlabeled text"):
+        locate_unlabeled("sample:movie-reviews", tmp_path, lambda name: tmp_path)
+    make(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"a\.txt is no data file"):
+        locate_unlabeled("a.txt", tmp_path, closed)
+    with pytest.raises(DataError, match="does not exist"):
+        locate_unlabeled("b.csv", tmp_path, closed)
+
+
+def test_class_ids_of_a_hub_dataset_become_names():
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    rows = rows_of(dataset, "imdb (train)", {"label"})
+    assert rows.names == ("text", "label")
+    assert rows.columns == {"label": ["pos", "neg", None]}
+    assert rows.place(2) == "imdb (train), row 3"
+
+
+def test_a_hub_dataset_without_network_is_an_error_that_says_so():
+    code = """
+from compress.data.hub import HubSplit, read_hub_split
+from compress.errors import DataError
+try:
+    read_hub_split(HubSplit("no/such", "train"), {"text"})
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}, check=True
+    )
+    assert "'no/such' cannot be fetched" in done.stdout
+    assert "connect and try again" in done.stdout

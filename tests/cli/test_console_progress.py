@@ -1,0 +1,21 @@
+import io
+
+from rich.console import Console
+
+from compress.cli.console_progress import ConsoleProgress
+
+
+def test_items_pass_while_a_terminal_sees_the_count():
+    out = io.StringIO()
+    progress = ConsoleProgress(Console(file=out, force_terminal=True, width=100))
+    assert list(progress.track(iter("abc"), "letters [x]", 3)) == ["a", "b", "c"]
+    assert "letters [x]" in out.getvalue()
+    assert "3/3" in out.getvalue()
+
+
+def test_a_file_gets_the_notes_alone():
+    out = io.StringIO()
+    progress = ConsoleProgress(Console(file=out, width=40, soft_wrap=True))
+    assert list(progress.track(range(3), "numbers", 3)) == [0, 1, 2]
+    progress.note("[not markup] " + "a long line " * 5)
+    assert out.getvalue() == "[not markup] " + "a long line " * 5 + "\n"

@@ -1,0 +1,86 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from compress.cli.samples import samples_app
+from compress.errors import SampleError
+from compress.samples.catalog import SAMPLES
+from compress.samples.fetch import entry_name
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "compress" / "samples"
+
+
+def put(cache, name, content="x") -> str:
+    """An entry as `fetch` leaves it, with one small file."""
+    home = cache / entry_name(SAMPLES[name])
+    (home / "files").mkdir(parents=True)
+    (home / "files" / "a.txt").write_text(content)
+    sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # of the letter x
+    (home / "manifest.json").write_text(json.dumps({"files": {"a.txt": {"size_bytes": 1, "sha256": sha256}}}))
+    return str(home / "files")
+
+
+@pytest.mark.parametrize("command", [["list", "--json"], ["--json"]])
+def test_the_list_as_json_says_what_is_fetched(cache, command):
+    folder = put(cache, "snippets")
+    result = runner.invoke(samples_app, command)
+    assert result.exit_code == 0
+    folders = {row["name"]: row["folder"] for row in json.loads(result.stdout)}
+    assert folders == {"minilm": None, "movie-reviews": None, "snippets": folder}
+
+
+@pytest.mark.parametrize("command", [["list"], []])
+def test_the_list_gives_licence_and_size(command):
+    result = runner.invoke(samples_app, command)
+    assert re.search(r"sample:minilm +\(model, 83\.5 MB, not fetched\)", result.stdout)
+    assert "Apache-2.0" in result.stdout
+    assert "vaderSentiment==0.5" in result.stdout
+
+
+def test_fetch_gives_the_folder_of_what_is_there(cache):
+    folder = put(cache, "snippets")
+    result = runner.invoke(samples_app, ["fetch", "snippets", "--json"])
+    assert json.loads(result.stdout) == {"snippets": folder}
+    assert runner.invoke(samples_app, ["fetch", "sample:snippets"]).stdout == f"sample:snippets\t{folder}\n"
+
+
+def test_verify_finds_what_the_size_does_not_show(cache, monkeypatch):
+    put(cache, "snippets", "y")
+    assert runner.invoke(samples_app, ["fetch", "snippets"]).exit_code == 0
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
+    result = runner.invoke(samples_app, ["fetch", "snippets", "--verify"])
+    assert isinstance(result.exception, SampleError)
+    assert "cannot be fetched" in str(result.exception)
+    assert "a.txt has another SHA-256" in result.stderr
+
+
+def test_a_misspelt_name_fetches_nothing(cache):
+    result = runner.invoke(samples_app, ["fetch", "snippets", "movie-review"])
+    assert isinstance(result.exception, SampleError)
+    assert "Did you mean 'movie-reviews'" in str(result.exception)
+    assert not cache.exists()
+
+
+def test_listing_loads_neither_torch_nor_pyarrow():
+    code = """
+import sys
+from typer.testing import CliRunner
+from compress.cli.samples import samples_app
+assert "compress.samples.fetch" not in sys.modules
+assert CliRunner().invoke(samples_app, ["list"]).exit_code == 0
+heavy = {"torch", "transformers", "onnxruntime", "pyarrow", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -67,7 +67,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Double-quoted where there is a line break: PyYAML folds the rarer ones (NEL, LS, PS) otherwise."""
+        style = '"' if len(data.splitlines()) > 1 or data != data.strip() else None
+        return self.represent_scalar(YAML_PREFIX + "str", data, style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _tag, _pattern, _first in CORE_SCHEMA:
     _Dumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
 

@@ -112,7 +112,8 @@ def _check_labels(document: Document, parts: list[Part | None], labels: tuple[st
         )
     known = (START, "baseline", *labels)
     targets = _value(document, ("targets",), ["cpu"])
-    for index in range(len(_value(document, ("limits",), []) or [])):
+    limits = document.values.get("limits")
+    for index in range(len(limits) if isinstance(limits, list) else 0):
         of = _value(document, ("limits", index, "of"), None)
         if of is not None and of not in known:
             expected = f"a model of the run: {', '.join(known)}"
@@ -156,8 +157,10 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
 def _check_samples(document: Document, parts: list[Part | None]) -> None:
     """Every `sample:NAME` is in the catalogue, as a model or as data, whichever its field wants."""
     wanted: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
-    unlabeled = _value(document, ("data", "unlabeled"), []) or []
-    wanted += [(("data", "unlabeled", index), "data") for index in range(len(unlabeled))]
+    data = document.values.get("data")
+    unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
+    count = len(unlabeled) if isinstance(unlabeled, list) else 0
+    wanted += [(("data", "unlabeled", index), "data") for index in range(count)]
     for part in parts:
         if part and isinstance(part.fields.get("student"), dict):
             wanted.append(((*part.path, "student", "model"), "model"))

@@ -1,0 +1,157 @@
+"""`compress check` and `compress recipes`, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from compress.cli.check import check
+from compress.cli.recipes import recipes_app
+from compress.errors import InputError, RecipeError
+from compress.recipe import Recipe
+from compress.recipe_source import read_recipe
+from compress.recipe_source.starter import STARTERS, starter
+from compress.tasks import TASK_NAMES
+
+app = typer.Typer()
+app.command("check")(check)
+app.add_typer(recipes_app, name="recipes")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def data_files(folder: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.csv").write_text("text,label\ngood film,positive\nbad film,negative\n")
+
+
+def test_every_task_has_a_starter() -> None:
+    assert set(STARTERS) == set(TASK_NAMES)
+
+
+def test_new_writes_a_recipe_that_reads(tmp_path: Path) -> None:
+    assert run("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
+    recipe = read_recipe(tmp_path / "mine.yaml")
+    assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "export", "quantize")
+    assert recipe.data.splits["train"] == "train.csv"
+
+
+def test_starter_mentions_every_field_of_the_recipe_and_of_its_stages() -> None:
+    text = starter("text-classification")
+    recipe = Recipe.model_validate(yaml.safe_load(text))
+    for model in (recipe, recipe.data, recipe.benchmark, recipe.limits[0], *recipe.stages):
+        for name in type(model).model_fields.keys() - {"kind"}:
+            assert f"{name}:" in text, name
+
+
+def test_starter_says_the_defaults_as_they_are(tmp_path: Path) -> None:
+    text = starter("text-classification")
+    lines = [line for line in text.splitlines() if line.startswith("      # ") and ": " in line]
+    uncommented = text.replace("      # batch_size: 32", "      batch_size: 32", 1)
+    assert lines
+    path = tmp_path / "u.yaml"
+    path.write_text(uncommented)
+    assert read_recipe(path) == Recipe.model_validate(yaml.safe_load(text))
+
+
+def test_check_explains_the_placeholders_of_the_starter(tmp_path: Path) -> None:
+    run("recipes", "new", "--output", "mine.yaml")
+    with pytest.raises(InputError) as caught:
+        run("check", "mine.yaml")
+    for split in ("train", "validation", "test"):
+        assert f"{split}.csv does not exist" in str(caught.value)
+
+
+def test_new_keeps_what_is_there_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        run("recipes", "new", "--output", str(path))
+    assert path.read_text() == "mine"
+    run("recipes", "new", "--output", str(path), "--force")
+    assert read_recipe(path).name == "my-classifier"
+
+
+def test_new_writes_to_standard_output_and_json() -> None:
+    text = run("recipes", "new")
+    assert text == starter("text-classification")
+    assert json.loads(run("recipes", "new", "--json"))["recipe"] == text
+
+
+def test_new_for_an_unknown_task_offers_the_nearest() -> None:
+    with pytest.raises(InputError, match="Did you mean 'text-classification'"):
+        run("recipes", "new", "--task", "text-clasification")
+
+
+def test_new_into_a_missing_folder() -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        run("recipes", "new", "--output", "none/mine.yaml")
+
+
+def test_schema_accepts_the_starter_and_refuses_a_misspelling() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(run("recipes", "schema")))
+    text = starter("text-classification")
+    assert validator.is_valid(yaml.safe_load(text))
+    assert not validator.is_valid(yaml.safe_load(text.replace("teacher:", "teachr:")))
+
+
+def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "more").mkdir(parents=True)
+    (tmp_path / "recipes" / "good.yaml").write_text(starter("text-classification"))
+    (tmp_path / "recipes" / "more" / "bad.yaml").write_text("name: bad\n")
+    rows = json.loads(run("recipes", "list", "--json"))
+    assert [row["path"] for row in rows] == ["recipes/good.yaml", "recipes/more/bad.yaml"]
+    assert rows[0]["stages"][0] == "finetune"
+    assert len(rows[1]["problems"]) == 4  # task, model, data, stages
+    assert rows == json.loads(run("recipes", "--json"))
+    text = run("recipes")
+    assert "finetune -> prune -> distill" in text
+    assert "4 problems: compress check recipes/more/bad.yaml" in text
+
+
+def test_list_of_a_folder_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        run("recipes", "list", "nowhere")
+
+
+def test_check_prints_the_plan(tmp_path: Path) -> None:
+    data_files(tmp_path)
+    run("recipes", "new", "--output", "mine.yaml")
+    text = run("check", "mine.yaml")
+    assert "my-classifier" in text
+    assert "quantize" in text
+    assert "unknown until" in text
+
+
+def test_check_as_json_with_an_override(tmp_path: Path) -> None:
+    data_files(tmp_path)
+    run("recipes", "new", "--output", "mine.yaml")
+    plan = json.loads(run("check", "mine.yaml", "--json", "--set", "stages.4=export", "--set", "name=other"))
+    assert plan["recipe"] == "other"
+    assert [stage["label"] for stage in plan["stages"]][-2:] == ["export", "quantize"]
+    assert plan["artifacts"] == "artifacts"
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_check_reports_recipe_problems(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: bad\n")
+    with pytest.raises(RecipeError) as caught:
+        run("check", "bad.yaml")
+    assert {problem.field for problem in caught.value.problems} == {"task", "model", "data", "stages"}

@@ -169,11 +169,10 @@ def bytes_section(report: Report) -> str:
             *(_share(groups[model].get(name), totals[model], model) for model in shown))
         for name in union(*groups.values())
     ]  # fmt: skip
-    body = table(
-        ["Module", *(f"{model}, share of its own bytes" for model in shown)], rows, "sortable", left=(1, 2)
-    )
+    hint = tag("p", "quiet", "Below, by module: bytes, and the share of that model's own total.")
+    body = table(["Module", *shown], rows, "sortable split", left=(1, 2))
     body = body.replace(
-        '<div class="card scroll">', '<div class="card scroll">' + tag("div", "scale", *scale), 1
+        '<div class="card scroll">', '<div class="card scroll">' + tag("div", "scale", *scale, hint), 1
     )
     tensors = [_largest(model, report.bytes_by_layer[model]) for model in shown]
     return section("Where the bytes are", body, *tensors)
@@ -208,7 +207,7 @@ def stages_section(report: Report) -> str:
     longest = max((stage.seconds for stage in report.stages), default=0.0) or 1.0
     rows = [_stage(report, stage, longest) for stage in report.stages]
     heads = ("Stage", "Time", "Share of the longest", "Cache", "Peak memory", "Integrity", "Cache key")
-    return section("Stages", table(heads, rows, "sortable", left=(2, 3, 5, 6))) if rows else ""
+    return section("Stages", table(heads, rows, "sortable stages", left=(2, 3, 5, 6))) if rows else ""
 
 
 def _stage(report: Report, stage: StageRecord, longest: float) -> str:

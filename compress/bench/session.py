@@ -150,7 +150,8 @@ class _Bench:
             rows += writer.batched(batched.rounds, name, self._settings.batch_size)
             rows += [writer.speedup(single.rounds, name, timed_as[baseline])]
             rows += writer.starts(starts[name]) + writer.memory(memory[name], self._settings.batch_size)
-        notes = [str(noise), *self._notes(rows, single, batched)]
+        own = [row for row in rows if row.model in artifacts]
+        notes = [str(noise), *self._notes(own, single, batched)]
         settings = {name: opened[name]["settings"] for name in artifacts}
         return BenchResult(rows, notes, self._environment(noise, settings, single, batched))
 

@@ -59,11 +59,12 @@ def test_the_tightest_group_of_version_2_counts(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/self/cgroup": "0::/jobs/nightly\n",
-            f"{group}/cpu.max": "max 100000\n",
+            f"{group}/cpu.max": "300000 100000\n",
             f"{group}/cpu.stat": "usage_usec 9\nnr_throttled 3\nthrottled_usec 1500000\n",
             f"{group}/memory.max": "4000000000\n",
             "sys/fs/cgroup/jobs/cpu.max": "150000 100000\n",
-            "sys/fs/cgroup/jobs/memory.max": "max\n",
+            "sys/fs/cgroup/jobs/memory.max": "9000000000\n",
+            "sys/fs/cgroup/cpu.max": "max 100000\n",
         },
     )
     assert subject.cores_quota(root) == 1.5

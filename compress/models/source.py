@@ -12,7 +12,7 @@ from compress.progress import Progress, SilentProgress
 __all__ = ["check_model_folder", "check_weights_finite", "find_model", "resolve_model"]
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
-_HUB_ID = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
+_HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES)
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["original/*", "consolidated*", "*.fp16.safetensors", "onnx/*", "openvino/*"]

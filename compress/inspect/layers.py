@@ -37,7 +37,8 @@ def group_layers(tensors: Sequence[TensorInfo], at_most: int = 40) -> Groups:
             groups[rule(tensor.name.removeprefix(prefix))].append(tensor)
         if len(groups) <= at_most:
             break
-    return {name: groups[name] for name in sorted(_largest(groups, at_most), key=_reading_order)}
+    kept = _largest(groups, at_most)
+    return {name: kept[name] for name in sorted(kept, key=_reading_order)}
 
 
 def model_prefix(names: Iterable[str]) -> str:

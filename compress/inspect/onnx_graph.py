@@ -39,6 +39,8 @@ DTYPES = {
     24: "float8_e8m0fnu",
     25: "uint2",
     26: "int2",
+    27: "float6_e2m3fn",
+    28: "float6_e3m2fn",
 }
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """float_data, int32_data, string_data, int64_data, raw_data, double_data, uint64_data"""

@@ -184,7 +184,9 @@ def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
         length = int(item.external.get("length") or size - offset)
     except ValueError as error:
         raise ModelError(
-            f"The place of {item.name!r} in its file is {item.external!r}.", where=str(path), expected="numbers"
+            f"The place of {item.name!r} in its file is {item.external!r}.",
+            where=str(path),
+            expected="numbers",
         ) from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(

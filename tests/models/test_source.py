@@ -84,8 +84,9 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("call", ["resolve_model", "find_model"])
 def test_offline_without_a_copy_says_what_to_do(call: str, tmp_path: Path) -> None:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", OFFLINE.format(call=call)]
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE.format(call=call)],
+        command,
         env=environment,
         text=True,
         capture_output=True,
@@ -96,7 +97,7 @@ def test_offline_without_a_copy_says_what_to_do(call: str, tmp_path: Path) -> No
 
 
 def cached(home: Path, bert: Path) -> Path:
-    """A repository in the layout of the Hub's cache, with links to blobs, as a finished download leaves it."""
+    """A repository in the layout of the Hub's cache, with links to blobs, as a download leaves it."""
     revision = "0" * 39 + "1"
     repository = home / "hub" / "models--someone--some-model"
     snapshot = repository / "snapshots" / revision

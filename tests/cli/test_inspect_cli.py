@@ -1,0 +1,66 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from compress.cli.inspect import inspect
+from compress.errors import ModelError
+
+app = typer.Typer()
+app.command()(inspect)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    weights = {"embed.weight": np.zeros((8, 2), np.float32), "head.weight": np.ones((2, 2), np.float16)}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json_holds_the_whole_budget(model: Path) -> None:
+    budget = json.loads(run(str(model), "--json", "--weights"))
+    assert budget["model"] == str(model)
+    assert budget["parameters"] == 20
+    assert budget["tensor_bytes"] == 8 * 2 * 4 + 2 * 2 * 2
+    assert [layer["name"] for layer in budget["layers"]] == ["embed", "head"]
+    assert budget["statistics"]["embed.weight"]["sparsity"] == 1
+    assert {tensor["file"] for tensor in budget["tensors"]} == {"model.safetensors"}
+
+
+def test_table_shows_modules(model: Path) -> None:
+    text = run(str(model), "--top", "1")
+    assert "88.9%" in text  # 64 of 72 bytes
+    assert "largest 1 tensors" in text
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "notes.txt", "weights.bin"])
+def test_bad_input_is_one_error(model: Path, name: str) -> None:
+    if name != "none.safetensors":
+        (model / name).write_bytes(b"x")
+    with pytest.raises(ModelError) as caught:
+        run(str(model / name))
+    assert str(model / name) in str(caught.value)
+
+
+def test_headers_need_neither_torch_nor_transformers(model: Path) -> None:
+    code = (
+        "import sys; from compress.cli.inspect import inspect; "
+        f"inspect({str(model)!r}, depth=2, weights=True, top=3, json_=True); "
+        "assert not {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == 20

@@ -1,0 +1,63 @@
+from io import StringIO
+from pathlib import Path
+
+from onnx_samples import classifier
+from rich.console import Console
+
+from compress.inspect.budget import budget_of
+from compress.inspect.render import bar, format_bytes, format_count, write_budget
+
+
+def shown(path: Path, depth: int, top: int, weights: bool = False) -> str:
+    console = Console(file=StringIO(), width=160)
+    write_budget(budget_of(path, weights=weights), depth, top, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def test_bars_are_proportional() -> None:
+    assert bar(0).strip() == ""
+    assert bar(0.5) == "█" * 8 + " " * 8
+    assert bar(1) == "█" * 16
+    assert bar(1 / 128) == "▏" + " " * 15
+
+
+def test_sizes_are_decimal() -> None:
+    assert [format_bytes(n) for n in (0, 999, 1000, 91_618_861, 4_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "91.6 MB",
+        "4.0 GB",
+    ]
+    assert [format_count(n) for n in (5, 22_713_986, 7_000_000_000)] == ["5", "22.7M", "7.0B"]
+
+
+def test_depth_limits_the_tree(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    flat, deep = shown(path, 1, 0), shown(path, 9, 0)
+    assert "classifier" in flat
+    assert "attention" not in flat
+    assert "query+key" in deep
+    assert "largest" not in flat
+
+
+def test_largest_tensors_and_statistics(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    text = shown(path, 1, 2, weights=True)
+    assert "largest 2 tensors" in text
+    row = next(line for line in text.splitlines() if "output.dense.weight" in line)
+    assert row.split() == [
+        "m.encoder.layer.0.output.dense.weight",
+        "4x6",
+        "float32",
+        "96",
+        "B",
+        f"{96 / 341:.1%}",
+        "0.0%",
+        "1",
+        "1",
+        "1",
+        "0",
+        "0.000%",
+    ]

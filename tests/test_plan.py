@@ -244,14 +244,16 @@ def _truncated(folder: Path) -> None:
         (lambda folder: (folder / "model" / "model.safetensors").unlink(), "no safetensors weights"),
         (lambda folder: (folder / "train.csv").unlink(), "train.csv does not exist"),
         (lambda folder: (folder / "train.csv").write_text(""), "train.csv is empty"),
+        (lambda folder: (folder / "train.csv").write_text("text,label\n"), "columns and no rows"),
+        (lambda folder: (folder / "artifacts").write_text(""), "artifacts is a file"),
     ],
-    ids=["pickle", "truncated", "no config", "no weights", "no file", "empty file"],
+    ids=["pickle", "truncated", "no config", "no weights", "no file", "empty file", "no rows", "artifacts"],
 )
 def test_damage_is_found_before_the_run(
     folder: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     damage(folder)
-    assert words in refusal(recipe(), folder, tmp_path)
+    assert words in refusal(recipe(), folder, tmp_path / "artifacts")
 
 
 def test_a_model_that_is_neither_a_path_nor_an_id(folder: Path, tmp_path: Path) -> None:
@@ -307,6 +309,14 @@ def test_parquet_rows_come_from_its_metadata(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"text": [f"sentence {i}" for i in range(1234)]}), path)
     text, columns = read_size(path)
     assert (text.rows, columns) == (1234, ("text",))
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_rows_of_json(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": f"sentence {i}", "label": "yes"} for i in range(50)]
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    assert read_size(path)[0].rows == 50
 
 
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:

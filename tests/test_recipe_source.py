@@ -258,6 +258,7 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
         ("stages.0.epochs", "recipe"),
         ("=1", "recipe"),
         ("stages.x.epochs=1", "stages.x"),
+        ("stages.1.student.layers.5=1", "stages.1.distill.student.layers.5"),
     ],
 )
 def test_an_override_that_does_not_fit_is_named_without_a_line(
@@ -356,6 +357,17 @@ def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     text = text.replace("      teacher: finetune\n", "      <<: *t\n      epochs: 3\n")
     stage = read_recipe(write(tmp_path, text)).stages[1]
     assert (stage.epochs, stage.batch_size) == (3, 8)
+
+
+def test_a_merge_of_no_mapping_hides_no_other_problem(tmp_path: Path) -> None:
+    problems = problems_of(write(tmp_path, GOOD.replace("org/model", "[1]") + "<<: 3\n"))
+    assert [(p.line, p.field) for p in problems] == [(3, "model"), (15, "<<")]
+
+
+def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("quantize:", "quantize: x"))
+    problems = problems_of(path, ("stages.3.embedding_bits=4",))
+    assert {p.field for p in problems} == {"stages.3.quantize", "stages.3.embedding_bits"}
 
 
 # writing

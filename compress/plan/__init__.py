@@ -40,6 +40,10 @@ def make_plan(
     start = sources.find_all()
     problems = sources.problems
     problems += _missing_packages(recipe)
+    if artifacts.exists() and not artifacts.is_dir():
+        problems.append(
+            InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder")
+        )
     stages = _stage_plans(recipe, sources, start, is_cached, problems)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
@@ -123,7 +127,7 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
 
 def _free_bytes(artifacts: Path) -> int:
     place = artifacts.absolute()
-    while not place.exists():
+    while not place.is_dir():
         place = place.parent
     return shutil.disk_usage(place).free
 

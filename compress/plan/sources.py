@@ -69,6 +69,10 @@ class Sources:
         except InputError as error:
             self.problems.append(error)
             return None
+        except OSError as error:
+            what = f"The model cannot be read: {error.strerror or error}."
+            self.problems.append(ModelError(what, where=error.filename or reference))
+            return None
         row = SourcePlan(
             role=role,
             reference=reference,
@@ -166,17 +170,28 @@ def _folder_bytes(path: Path) -> int:
 
 def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     """Rows and bytes of a data file, and its columns where its beginning tells them. Raises `DataError`."""
+    try:
+        text, columns = _parquet_size(path) if path.suffix == ".parquet" else _text_size(path)
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
+    if text.rows < 1:
+        found = "has columns and no rows" if columns else "is empty"
+        raise DataError(f"{path.name} {found}.", where=str(path), expected="at least one row")
+    return text, columns
+
+
+def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     size = path.stat().st_size
-    if size == 0:
-        raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
-    if path.suffix == ".parquet":
-        return _parquet_size(path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     text = head.decode("utf-8-sig", errors="replace")
-    lines = max(text.count("\n"), 1) if size > len(head) else len(text.splitlines())
-    rows = max(round(lines * size / len(head)) - (path.suffix == ".csv"), 1)
-    return Text(rows, size), _columns(path.suffix, text)
+    if path.suffix == ".json":
+        seen = text.count("}")
+    else:
+        seen = text.count("\n") if size > len(head) else len(text.splitlines())
+    columns = _columns(path.suffix, text)
+    rows = round(seen * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
+    return Text(rows, size), columns
 
 
 def _columns(suffix: str, head: str) -> tuple[str, ...]:
@@ -195,6 +210,8 @@ def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     import pyarrow as pa
     import pyarrow.parquet
 
+    if path.stat().st_size == 0:
+        return Text(0, 0), ()
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except pa.ArrowInvalid as error:

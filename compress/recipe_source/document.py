@@ -229,7 +229,8 @@ class _Values:
                     if isinstance(content, dict):
                         merged = {**content, **merged}
                     else:
-                        self.document.problem(path, f"`<<` with {describe(content)}", "`<<` with a mapping")
+                        self._note_line((*path, "<<"), key)
+                        self.document.problem((*path, "<<"), describe(content), "a mapping to merge in")
             elif not isinstance(key, yaml.ScalarNode):
                 self._note_line((*path, "?"), key)
                 self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")

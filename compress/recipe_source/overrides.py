@@ -85,9 +85,7 @@ def _steps(given: Document, place: Any, path: FieldPath, token: str) -> list[str
         given.problem(here, describe(token), f"{last} ({dotted(path)} has {len(place)} entries)")
         return None
     if not isinstance(place, dict):
-        given.problem(
-            here, f"{describe(place)} at {dotted(path)}", f"a field that exists; {dotted(path)} has none"
-        )
+        given.problem(here, f"{describe(place)} at {dotted(path)}", "a field of a mapping")
         return None
     if len(path) == 2 and path[0] == "stages" and len(place) == 1:
         (kind,) = place
@@ -97,6 +95,9 @@ def _steps(given: Document, place: Any, path: FieldPath, token: str) -> list[str
             given.problem(
                 here, repr(token), f"{kind!r}, the kind of stage {path[1]}", nearest_name(token, [kind])
             )
+            return None
+        if not isinstance(place[kind], dict):
+            given.problem(here, f"{describe(place[kind])} at {dotted(path)}.{kind}", "a field of a mapping")
             return None
         return [kind, token]
     return [token]

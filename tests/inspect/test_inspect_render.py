@@ -37,7 +37,7 @@ def test_depth_limits_the_tree(tmp_path: Path) -> None:
     path = classifier(tmp_path / "m.onnx")
     flat, deep = shown(path, 1, 0), shown(path, 9, 0)
     assert "classifier" in flat
-    assert "attention" not in flat
+    assert "encoder" not in flat
     assert "query+key" in deep
     assert "largest" not in flat
 

@@ -83,6 +83,8 @@ def test_shards_must_be_there_and_hold_what_the_index_says(tmp_path: Path) -> No
 
     shard(folder, {"a": "one.safetensors", "b": "one.safetensors"})
     assert "1 of 2 tensors are not where" in refusal(folder)
+    shard(folder, {"a": "two.safetensors", "b": "one.safetensors"})
+    assert "2 of 2 tensors are not where" in refusal(folder)
     shard(folder, {"a": "one.safetensors", "b": "three.safetensors"})
     assert "shard 'three.safetensors' is missing" in refusal(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 1}}))
@@ -90,11 +92,20 @@ def test_shards_must_be_there_and_hold_what_the_index_says(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["../out.safetensors", "sub/../../out.safetensors", "{absolute}", "link.safetensors"]
+    "name",
+    [
+        "../out.safetensors",
+        "sub/../../out.safetensors",
+        "sub/../in.safetensors",
+        "{absolute}",
+        "link.safetensors",
+    ],
 )
 def test_shards_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     folder = make_folder(tmp_path / "m")
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "out.safetensors")
+    save_file({"a": np.ones(2, np.float32)}, folder / "in.safetensors")
+    (folder / "sub").mkdir()
     (folder / "link.safetensors").symlink_to(tmp_path / "out.safetensors")
     shard(folder, {"a": name.format(absolute=tmp_path / "out.safetensors")})
     assert "lies outside the model folder" in refusal(folder)

@@ -59,7 +59,7 @@ def classifier(path: Path) -> Path:
 
 
 def with_external_data(folder: Path) -> Path:
-    """`a.weight` (3 x 4 fp32) and its twin `b.weight` at one place of `m.data`, and `c.weight` behind them."""
+    """`a.weight` (3 x 4 fp32) and its twin `b.weight` at one place of `m.data`, then `c.weight`."""
     (folder / "m.data").write_bytes(
         np.arange(12, dtype=np.float32).tobytes() + np.ones(2, np.float32).tobytes()
     )

@@ -115,7 +115,7 @@ class Cache:
         try:
             with _storage(partial):
                 record = self._seal(key, partial, dict(write(partial / CONTENT)))
-                os.replace(partial, self.root / key)
+                partial.replace(self.root / key)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -94,9 +94,7 @@ def spread_cores(count: int, root: Path = _ROOT) -> tuple[int, ...]:
     second: list[int] = []
     seen: set[str] = set()
     for core in granted_cores():
-        siblings = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(
-            core
-        )
+        siblings = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
         (second if siblings in seen else first).append(core)
         seen.add(siblings)
     return tuple(sorted((first + second)[:count]))

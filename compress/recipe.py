@@ -41,6 +41,7 @@ class Benchmark(Strict):
     batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
     seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
     examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
+    every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 
 
 def _single_key(value: Any) -> Any:
@@ -68,9 +69,7 @@ class Recipe(Strict):
     data: DataConfig = Field(description="the examples to learn from and to be judged by")
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
-    baseline: str = Field(
-        "start", description="label of the stage whose output is compared against, or `start`"
-    )
+    baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
     targets: tuple[str, ...] = Field(("cpu",), description="where the result runs and is measured")
     benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")

@@ -117,9 +117,7 @@ def test_pinned_cores_avoid_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (("amx_int8",), False, True),
     ],
 )
-def test_features_decide(
-    present: tuple[str, ...], bf16: bool, dot: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_decide(present: tuple[str, ...], bf16: bool, dot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "features", lambda: present)
     assert subject.has_bf16() is bf16
     assert subject.has_int8_dot_product() is dot

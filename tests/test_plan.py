@@ -86,13 +86,9 @@ def refusal(wanted: Recipe, folder: Path, artifacts: Path) -> str:
 
 def test_parameters_are_those_that_torch_counts(model: Path) -> None:
     shape, module = read_shape(model), bert()
-    embeddings = sum(
-        parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name
-    )
+    embeddings = sum(parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name)
     attention = sum(parameters(layer.attention) for layer in module.bert.encoder.layer)
-    feed_forward = sum(
-        parameters(layer.intermediate) + parameters(layer.output) for layer in module.bert.encoder.layer
-    )
+    feed_forward = sum(parameters(layer.intermediate) + parameters(layer.output) for layer in module.bert.encoder.layer)
     assert shape.parameters == parameters(module)
     assert (shape.embeddings, shape.attention, shape.feed_forward) == (embeddings, attention, feed_forward)
     assert (shape.layers, shape.hidden, shape.intermediate, shape.heads) == (4, 16, 32, 2)
@@ -108,9 +104,7 @@ def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path)
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 8}, {"intermediate_size": 64}, {"num_hidden_layers": 2, "hidden_size": 64}]
 )
-def test_a_student_from_a_config_has_about_the_size_that_torch_gives_it(
-    model: Path, changes: dict[str, int]
-) -> None:
+def test_a_student_from_a_config_has_about_the_size_that_torch_gives_it(model: Path, changes: dict[str, int]) -> None:
     stage = Distill.model_validate({"student": {"config": changes}})
     student = student_shape(stage, read_shape(model))
     assert student is not None
@@ -155,9 +149,7 @@ def test_distillation_adds_the_teachers_forward_pass(folder: Path, tmp_path: Pat
     assert distill.refers_to == ("finetune",)
 
 
-def test_memory_of_training_is_sixteen_bytes_a_parameter_and_the_activations(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_memory_of_training_is_sixteen_bytes_a_parameter_and_the_activations(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     # 4 layers x length 8 x batch 32 x (34 x 16 + 5 x 2 heads x 8) values' bytes, twice for fp32
     activations = 2 * 4 * 8 * 32 * (34 * 16 + 5 * 2 * 8)
@@ -286,13 +278,9 @@ def _without(missing: str) -> Callable[[str], str]:
     return version
 
 
-def test_a_missing_extra_names_the_pip_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress.plan, "version", _without("onnxscript"))
-    monkeypatch.setattr(
-        compress.plan, "requires", lambda name: ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
-    )
+    monkeypatch.setattr(compress.plan, "requires", lambda name: ["onnx>=1", "onnxscript>=0.7; extra == 'export'"])
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 
 

@@ -163,9 +163,7 @@ def test_one_mistake_gives_one_problem_in_plain_words(
         ("model: org/model", "model: sample:movie-reviews", 3, "model", "'sample:movie-reviews'"),
     ],
 )
-def test_parts_that_do_not_fit_together(
-    tmp_path: Path, old: str, new: str, line: int, field: str, words: str
-) -> None:
+def test_parts_that_do_not_fit_together(tmp_path: Path, old: str, new: str, line: int, field: str, words: str) -> None:
     assert old in GOOD
     problem = only_problem(write(tmp_path, GOOD.replace(old, new)))
     assert (problem.line, problem.field) == (line, field)
@@ -261,9 +259,7 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
         ("stages.1.student.layers.5=1", "stages.1.distill.student.layers.5"),
     ],
 )
-def test_an_override_that_does_not_fit_is_named_without_a_line(
-    tmp_path: Path, option: str, field: str
-) -> None:
+def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, option: str, field: str) -> None:
     problem = only_problem(write(tmp_path, GOOD), (option,))
     assert (problem.file, problem.line, problem.field) == (f"--set {option}", None, field)
 
@@ -351,9 +347,7 @@ def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -
 
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
-    text = GOOD.replace(
-        "finetune: {epochs: 2, learning_rate: 5e-5}", "finetune: &t {epochs: 2, batch_size: 8}"
-    )
+    text = GOOD.replace("finetune: {epochs: 2, learning_rate: 5e-5}", "finetune: &t {epochs: 2, batch_size: 8}")
     text = text.replace("      teacher: finetune\n", "      <<: *t\n      epochs: 3\n")
     stage = read_recipe(write(tmp_path, text)).stages[1]
     assert (stage.epochs, stage.batch_size) == (3, 8)

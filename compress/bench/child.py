@@ -20,9 +20,7 @@ from compress import errors
 from compress.errors import CompressError, StageError
 from compress.targets import Target
 
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.worker import main; main()"
-)
+_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.worker import main; main()"
 """As `python -m compress.bench.worker`, with this process's module path and without the current folder."""
 _TAIL_CHARACTERS = 2000
 _QUIT_SECONDS = 5.0
@@ -168,8 +166,7 @@ class Child:
 
 def _error(reply: dict[str, Any]) -> CompressError:
     kinds = {
-        kind.__name__: kind
-        for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
+        kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
     }
     kind = kinds.get(reply["kind"], StageError)
     return kind(reply["what"], where=reply["where"], expected=reply["expected"], mend=reply["mend"])

@@ -82,9 +82,7 @@ def judge(before: Snapshot, after: Snapshot, round_medians: Mapping[str, np.ndar
     spreads = {model: spread(medians) for model, medians in round_medians.items()}
     worst = max(spreads, key=spreads.__getitem__)
     findings = [
-        _finding(
-            spreads[worst], _NOISY_SPREAD, _UNUSABLE_SPREAD, f"the rounds of {worst!r} vary by {{:.0%}}"
-        ),
+        _finding(spreads[worst], _NOISY_SPREAD, _UNUSABLE_SPREAD, f"the rounds of {worst!r} vary by {{:.0%}}"),
         _finding(others, _NOISY_OTHERS, _UNUSABLE_OTHERS, "other processes took {:.0%} of the processor"),
         _finding(stolen, _NOISY_OTHERS, _UNUSABLE_OTHERS, "the hypervisor took {:.0%} of the processor"),
         _finding(throttled, 0.0, _UNUSABLE_THROTTLED, "the control group was throttled {:.1%} of the time"),

@@ -24,10 +24,7 @@ def stratified_rounds(count: int, size: int, seed: int) -> Groups:
     """
     rounds = math.ceil(count / size)
     generator = np.random.default_rng(seed)
-    return [
-        [int(i) for i in generator.permutation(np.arange(k, count, rounds))]
-        for k in generator.permutation(rounds)
-    ]
+    return [[int(i) for i in generator.permutation(np.arange(k, count, rounds))] for k in generator.permutation(rounds)]
 
 
 def batches_by_length(count: int, size: int) -> Groups:

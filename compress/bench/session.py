@@ -65,7 +65,7 @@ class _Timed:
 
 def measure_together(
     artifacts: Mapping[str, Path],
-    examples: Examples,
+    examples: Mapping[str, Examples],
     target: Target,
     settings: Benchmark,
     baseline: str,
@@ -73,7 +73,10 @@ def measure_together(
     seed: int,
     timeout_seconds: float = 600.0,
 ) -> BenchResult:
-    """Time every artifact on the same examples and compare each with ``artifacts[baseline]``.
+    """Time every artifact on the same rows and compare each with ``artifacts[baseline]``.
+
+    ``examples[label]`` are those rows as that artifact's own processor encodes them; rows are drawn, and told apart
+    by length, as the baseline's processor encodes them.
 
     A scenario (single calls, batches) ends when the median of every model is known within 2%, at the latest
     when it has taken ``settings.seconds`` for each model. Equal artifacts are measured once and reported
@@ -82,17 +85,21 @@ def measure_together(
     """
     if baseline not in artifacts:
         raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
-    if len(examples) == 0:
+    counts = {len(examples[label]) for label in artifacts}
+    if len(counts) != 1:
+        raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
+    if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     reason = why_unavailable(target)
     if reason is not None:
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
     timed_as = _equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
-        bench = _Bench(examples, target, settings, progress, seed, timeout_seconds, Path(scratch))
-        return bench.measure(
-            {name: artifacts[name] for name in dict.fromkeys(timed_as.values())}, timed_as, baseline
-        )
+        names = list(dict.fromkeys(timed_as.values()))
+        own = {name: examples[name] for name in names}
+        lengths = examples[baseline].lengths()
+        bench = _Bench(own, lengths, target, settings, progress, seed, timeout_seconds, Path(scratch))
+        return bench.measure({name: artifacts[name] for name in names}, timed_as, baseline)
 
 
 class _Bench:
@@ -100,7 +107,8 @@ class _Bench:
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Mapping[str, Examples],
+        lengths: np.ndarray,
         target: Target,
         settings: Benchmark,
         progress: Progress,
@@ -111,27 +119,28 @@ class _Bench:
         self._target, self._settings, self._progress = target, settings, progress
         self._seed, self._timeout = seed, timeout
         self._cores = spread_cores(settings.threads)
-        drawn = draw_by_length(examples.lengths(), settings.examples, seed)
-        self._lengths = examples.lengths()[drawn]
+        drawn = draw_by_length(lengths, settings.examples, seed)
+        self._lengths = lengths[drawn]
         batches = batches_by_length(len(drawn), settings.batch_size)
         self._singles = list(range(len(drawn)))
         self._batches = list(range(len(drawn), len(drawn) + len(batches)))
         middle = drawn[len(drawn) // 2]
-        self._all, self._first = scratch / "batches.npz", scratch / "first.npz"
-        write_batches(self._first, [examples.batch([middle])])
-        write_batches(
-            self._all,
-            [examples.batch([i]) for i in drawn] + [examples.batch([drawn[i] for i in b]) for b in batches],
-        )
+        self._all: dict[str, Path] = {}
+        self._first: dict[str, Path] = {}
+        for number, (name, own) in enumerate(examples.items()):
+            self._all[name], self._first[name] = scratch / f"{number}.npz", scratch / f"{number}-first.npz"
+            write_batches(self._first[name], [own.batch([middle])])
+            write_batches(
+                self._all[name],
+                [own.batch([i]) for i in drawn] + [own.batch([drawn[i] for i in batch]) for batch in batches],
+            )
 
-    def measure(
-        self, artifacts: Mapping[str, Path], timed_as: Mapping[str, str], baseline: str
-    ) -> BenchResult:
+    def measure(self, artifacts: Mapping[str, Path], timed_as: Mapping[str, str], baseline: str) -> BenchResult:
         """Every scenario of every artifact; rows are written for each label of ``timed_as``."""
         budget = self._settings.seconds * len(artifacts)
         with ExitStack() as stack:
             children = {name: stack.enter_context(Child(name)) for name in artifacts}
-            opened = {name: self._open(children[name], artifacts[name], self._all) for name in artifacts}
+            opened = {name: self._open(children[name], artifacts[name], self._all[name]) for name in artifacts}
             before = Snapshot.take(_own_seconds(children))
             single = self._time(children, self._single_schedule(children), budget, "Timing single examples")
             peaks = {name: child.memory()["peak_bytes"] for name, child in children.items()}
@@ -164,9 +173,7 @@ class _Bench:
     def _probe_seconds(self, children: Mapping[str, Child], batch: int) -> float:
         """What one call takes the slowest model, roughly."""
         calls = [batch] * 3
-        return (
-            max(float(np.median(child.round(calls, self._timeout, 1))) for child in children.values()) / 1e3
-        )
+        return max(float(np.median(child.round(calls, self._timeout, 1))) for child in children.values()) / 1e3
 
     def _single_schedule(self, children: Mapping[str, Child]) -> list[list[int]]:
         """Rounds short enough for two dozen of them in the slowest model's time."""
@@ -203,7 +210,7 @@ class _Bench:
         plan = [name for number in range(STARTS) for name in in_turn(list(artifacts), number)]
         for name in self._progress.track(plan, "Timing the start", len(plan)):
             with Child(name) as child:
-                load_ms = self._open(child, artifacts[name], self._first)["session_load_ms"]
+                load_ms = self._open(child, artifacts[name], self._first[name])["session_load_ms"]
                 child.round([0], self._timeout)
                 starts[name].startup_ms.append(1e3 * (time.perf_counter() - child.began))
                 starts[name].session_load_ms.append(load_ms)
@@ -230,9 +237,7 @@ class _Bench:
                 )
         return notes
 
-    def _environment(
-        self, noise: Noise, settings: dict[str, Any], single: _Timed, batched: _Timed
-    ) -> dict[str, Any]:
+    def _environment(self, noise: Noise, settings: dict[str, Any], single: _Timed, batched: _Timed) -> dict[str, Any]:
         return {
             **environment(),
             "target": asdict(self._target),

@@ -14,9 +14,7 @@ def check(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
     ] = None,
-    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path(
-        "artifacts"
-    ),
+    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""

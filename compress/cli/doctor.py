@@ -75,9 +75,7 @@ def _installation() -> Iterator[Finding]:
     for extra in dict.fromkeys(package.extra for package in packages() if package.extra):
         lacking = [package.name for package in packages() if package.extra == extra and not package.fits]
         state = f"not installed (lacks {', '.join(lacking)})" if lacking else "installed"
-        yield Finding(
-            "ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None
-        )
+        yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None)
 
 
 def _targets() -> Iterator[Finding]:
@@ -133,9 +131,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
         )
     load = os.getloadavg()[0]
     if load > granted:
-        yield Finding(
-            "warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing"
-        )
+        yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
 
 
 def _memory(machine: dict[str, Any]) -> Iterator[Finding]:
@@ -165,6 +161,4 @@ def _browser() -> Iterator[Finding]:
     if found:
         yield Finding("ok", f"browser for the report's own tests: {found}")
     else:
-        yield Finding(
-            "ok", "no Chromium: the tests marked `browser` are skipped", "install chromium to run them"
-        )
+        yield Finding("ok", "no Chromium: the tests marked `browser` are skipped", "install chromium to run them")

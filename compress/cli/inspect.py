@@ -10,9 +10,7 @@ import typer
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A folder, a .safetensors, .gguf or .onnx file, sample:NAME, or a downloaded Hub id."
-        ),
+        typer.Argument(help="A folder, a .safetensors, .gguf or .onnx file, sample:NAME, or a downloaded Hub id."),
     ],
     depth: Annotated[int, typer.Option(min=0, help="Levels of modules in the tree.")] = 3,
     weights: Annotated[

@@ -66,9 +66,7 @@ def _unknown_task(task: str, known: list[str]) -> Exception:
 
     nearest = get_close_matches(task, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return InputError(
-        f"There is no starter for the task {task!r}.{hint}", expected=f"one of {', '.join(known)}"
-    )
+    return InputError(f"There is no starter for the task {task!r}.{hint}", expected=f"one of {', '.join(known)}")
 
 
 def _write(path: Path, text: str, force: bool) -> None:

@@ -22,9 +22,7 @@ class ReportFormat(StrEnum):
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, its report.json, or a recipe's name.")],
-    format: Annotated[
-        ReportFormat, typer.Option(help="The view to write to standard output.")
-    ] = ReportFormat.console,
+    format: Annotated[ReportFormat, typer.Option(help="The view to write to standard output.")] = ReportFormat.console,
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Show the report of a finished run."""

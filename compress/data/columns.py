@@ -72,9 +72,7 @@ def check_labels(table: pa.Table, column: str, labels: Sequence[str], place: Cal
             )
 
 
-def _strings(
-    rows: Rows, column: str, values: Sequence[Any], convert: Callable[[Any], str | None]
-) -> list[str]:
+def _strings(rows: Rows, column: str, values: Sequence[Any], convert: Callable[[Any], str | None]) -> list[str]:
     converted: list[str] = []
     empty: list[int] = []
     for index, value in enumerate(values):

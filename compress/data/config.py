@@ -34,12 +34,8 @@ class DataConfig(BaseModel):
         {"train": "train", "validation": "validation", "test": "test"},
         description="split -> its name in the source, or a CSV, JSONL or Parquet file",
     )
-    columns: dict[str, str] = Field(
-        {}, description="the task's column name -> the column's name in the files"
-    )
-    labels: tuple[str, ...] | None = Field(
-        None, min_length=2, description="class names in the order of their ids"
-    )
+    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
+    labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
     unlabeled: tuple[str, ...] = Field(
         (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
     )

@@ -82,9 +82,7 @@ class _Part:
     table: pa.Table
 
 
-def load_dataset(
-    config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress
-) -> Dataset:
+def load_dataset(config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress) -> Dataset:
     """Read and check the data of a recipe. Relative paths count from ``folder``, then the current directory.
 
     Raises `DataError`, or `SampleError` for a sample that cannot be fetched.
@@ -117,18 +115,14 @@ def label_column(columns: Sequence[Column]) -> str | None:
     return next((column.name for column in columns if column.label), None)
 
 
-def _read_split(
-    config: DataConfig, split: str, columns: Sequence[Column], folder: Path, progress: Progress
-) -> _Part:
+def _read_split(config: DataConfig, split: str, columns: Sequence[Column], folder: Path, progress: Progress) -> _Part:
     location = locate_split(config, split, folder, lambda name: sample_directory(name, progress))
     assert location is not None, "sample_directory always gives a folder"
     rows = read(location, {config.columns.get(column.name, column.name) for column in columns})
     return _Part(rows, choose(rows, columns, config.columns))
 
 
-def _name_labels(
-    config: DataConfig, parts: dict[str, _Part], label: str
-) -> tuple[tuple[str, ...], dict[str, _Part]]:
+def _name_labels(config: DataConfig, parts: dict[str, _Part], label: str) -> tuple[tuple[str, ...], dict[str, _Part]]:
     """The class names, and the parts with class names for labels, where the files may have ids."""
     everywhere = {value for part in parts.values() for value in part.table[label].unique().to_pylist()}
     if config.labels is None:
@@ -164,25 +158,19 @@ def _check_classes(labels: Sequence[str], split: str) -> None:
         )
 
 
-def _hold_out(
-    config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress
-) -> pa.Table:
+def _hold_out(config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress) -> pa.Table:
     """The part less ``rows``, which also stand in the test split."""
     if not rows:
         return part.table
     if not config.drop_overlap:
         raise overlap_error(split, part.table, rows, part.rows.place)
     if len(rows) == len(part.table):
-        raise DataError(
-            f"All rows of the split {split!r} also stand in the test split.", where=part.rows.name
-        )
+        raise DataError(f"All rows of the split {split!r} also stand in the test split.", where=part.rows.name)
     progress.note(f"{len(rows)} rows of {split} also stand in the test split and are left out")
     return without(part.table, rows)
 
 
-def _read_unlabeled(
-    config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress
-) -> pa.Table | None:
+def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress) -> pa.Table | None:
     if not config.unlabeled:
         return None
     import pyarrow as pa

@@ -35,9 +35,7 @@ class Rows:
 def read_file(path: Path, wanted: Collection[str]) -> Rows:
     """The columns ``wanted``, as far as the file has them; rows as they stand. Raises `DataError`."""
     if path.suffix not in FILE_SUFFIXES:
-        raise DataError(
-            f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}"
-        )
+        raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}")
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path, wanted)
@@ -94,11 +92,7 @@ def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
                 expected=f"{len(header)} fields, as its header has",
                 mend='put a value with a separator, quote or line break in "quotes"; a quote within is ""',
             )
-    columns = {
-        name: [record[position] for _, record in body]
-        for position, name in enumerate(header)
-        if name in wanted
-    }
+    columns = {name: [record[position] for _, record in body] for position, name in enumerate(header) if name in wanted}
     return Rows(path.name, tuple(header), columns, [line for line, _ in body])
 
 
@@ -171,9 +165,7 @@ def _parse_array(path: Path, text: str) -> list[Any]:
             mend="a file with one object on each line must be called .jsonl",
         ) from error
     if not isinstance(items, list):
-        raise DataError(
-            f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects"
-        )
+        raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
     if not items:
         raise _no_rows(path, "an array without items")
     return items

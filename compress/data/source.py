@@ -62,9 +62,7 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
     directory = _data_sample(reference, open_sample)
     path = directory / "unlabeled.parquet" if directory else None
     if path and not path.is_file():
-        raise DataError(
-            f"{reference} has no unlabeled text.", where="data.unlabeled", expected="e.g. sample:snippets"
-        )
+        raise DataError(f"{reference} has no unlabeled text.", where="data.unlabeled", expected="e.g. sample:snippets")
     return path
 
 
@@ -112,9 +110,7 @@ def _not_found(reference: str, folders: list[Path], field: str) -> DataError:
 def _data_sample(reference: str, open_sample: OpenSample) -> Path | None:
     sample = find_sample(reference)
     if sample.kind != "data":
-        raise DataError(
-            f"{reference} is a {sample.kind}, not data.", mend="`compress samples` lists data samples"
-        )
+        raise DataError(f"{reference} is a {sample.kind}, not data.", mend="`compress samples` lists data samples")
     return open_sample(sample.name)
 
 

@@ -75,9 +75,7 @@ class Budget(Frozen):
     statistics: dict[str, TensorStatistics] | None = None
 
 
-def budget_of(
-    path: Path, *, weights: bool = False, progress: Progress | None = None, name: str = ""
-) -> Budget:
+def budget_of(path: Path, *, weights: bool = False, progress: Progress | None = None, name: str = "") -> Budget:
     """The budget of a model file or folder; ``weights`` reads every value too. Raises `ModelError`."""
     contents = read_model(path)
     tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
@@ -99,9 +97,7 @@ def budget_of(
 
 def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
     """`{name, bytes, dtype}` of at most 40 layers in reading order, from headers. Raises `ModelError`."""
-    return [
-        layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)
-    ]
+    return [layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)]
 
 
 def module_tree(tensors: Sequence[TensorInfo]) -> Module:
@@ -154,9 +150,7 @@ def _types(tensors: Sequence[TensorInfo]) -> dict[str, TypeShare]:
     for tensor in tensors:
         size[tensor.dtype] += tensor.bytes
         parameters[tensor.dtype] += tensor.parameters
-    return {
-        dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()
-    }
+    return {dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()}
 
 
 def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
@@ -181,19 +175,7 @@ def _kind(file: Path, held: set[Path], form: Format) -> str:
 def _notes(path: Path, contents: Contents) -> tuple[str, ...]:
     notes = [f"{item.origin} shares the bytes of {item.tied_to}" for item in contents.tensors if item.tied_to]
     config = path / "config.json"
-    if (
-        contents.format == "safetensors"
-        and config.is_file()
-        and read_json(config).get("tie_word_embeddings") is True
-    ):
-        heads = [
-            tensor.name
-            for tensor in contents.tensors
-            if tensor.name.startswith(("lm_head.", "cls.predictions"))
-        ]
-        notes += (
-            []
-            if heads
-            else ["tie_word_embeddings: an output layer, if there is one, uses the embedding table"]
-        )
+    if contents.format == "safetensors" and config.is_file() and read_json(config).get("tie_word_embeddings") is True:
+        heads = [tensor.name for tensor in contents.tensors if tensor.name.startswith(("lm_head.", "cls.predictions"))]
+        notes += [] if heads else ["tie_word_embeddings: an output layer, if there is one, uses the embedding table"]
     return tuple(notes)

@@ -160,9 +160,7 @@ class _Wire:
                 self.node(begin, end)
 
     def sparse(self, start: int, stop: int) -> None:
-        parts = [
-            self.tensor(begin, end) for number, begin, end in self.fields(start, stop) if number in (1, 2)
-        ]
+        parts = [self.tensor(begin, end) for number, begin, end in self.fields(start, stop) if number in (1, 2)]
         for part in parts[1:]:
             part.name = f"{parts[0].name}_indices"
         self.graph.initializers += parts

@@ -44,9 +44,7 @@ def load_values(tensor: TensorInfo, form: Format) -> np.ndarray:
     """The values of a tensor, mapped or dequantized; GGUF tensors come as fp32."""
     if form == "safetensors":
         return load_array(
-            StoredTensor(
-                tensor.name, tensor.dtype, tensor.shape, tensor.path, tensor.start, tensor.stored_bytes
-            )
+            StoredTensor(tensor.name, tensor.dtype, tensor.shape, tensor.path, tensor.start, tensor.stored_bytes)
         )
     data = np.memmap(tensor.path, np.uint8, mode="r", offset=tensor.start, shape=(tensor.stored_bytes,))
     if form == "gguf":
@@ -83,9 +81,7 @@ def describe(values: np.ndarray) -> TensorStatistics:
         )
     mean = total / count
     std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / count)
-    far = sum(
-        int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat)
-    )
+    far = sum(int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat))
     return TensorStatistics(
         sparsity=zeros / count,
         minimum=low,

@@ -105,9 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.name} is not valid JSON: {error}.", where=str(path), mend="Fetch or write the file again."
         ) from error
     if not isinstance(value, dict):
-        raise ModelError(
-            f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object"
-        )
+        raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
     return value
 
 
@@ -139,9 +137,7 @@ def pickle_refusal(file: Path) -> ModelError:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    pickles = sorted(
-        p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin"
-    )
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
     if pickles:
         return pickle_refusal(pickles[0])
     if (folder / "adapter_model.safetensors").is_file():
@@ -227,8 +223,7 @@ def _check_processor(folder: Path, config: dict[str, Any]) -> None:
     needed = tokenizer_rows(folder)
     if isinstance(known, int) and needed is not None and needed > known:
         raise ModelError(
-            f"The tokenizer does not fit the model: its token ids need {needed} embedding rows, "
-            f"the model has {known}.",
+            f"The tokenizer does not fit the model: its token ids need {needed} embedding rows, the model has {known}.",
             where=str(folder),
             expected=f"a tokenizer with at most {known} tokens (vocab_size of config.json)",
             mend="Take the tokenizer that the model was trained with, or resize the model's embeddings.",

@@ -121,9 +121,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(path, f"the entry of {name!r} is {entry!r}") from error
     if min((begin, end - begin, *shape)) < 0 or math.prod(shape) * bits != (end - begin) * 8:
-        raise _broken(
-            path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes"
-        )
+        raise _broken(path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes")
     return StoredTensor(name, dtype, shape, path, data_start + begin, end - begin)
 
 

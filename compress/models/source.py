@@ -129,9 +129,7 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
     except HFValidationError as error:
         raise _unavailable(reference, "it is neither a path here nor a valid Hugging Face id") from error
     except GatedRepoError as error:
-        raise _unavailable(
-            reference, "its owner asks for consent: accept it there, then `hf auth login`"
-        ) from error
+        raise _unavailable(reference, "its owner asks for consent: accept it there, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise _unavailable(reference, "neither a path here nor a public repository has that name") from error
     except RevisionNotFoundError as error:

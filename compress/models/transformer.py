@@ -65,7 +65,13 @@ _DISTILBERT = _Family(
     "ffn.lin1",
     "ffn.lin2",
 )
-FAMILIES = {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
+FAMILIES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": _DISTILBERT,
+}
 
 
 def _family(module: PreTrainedModel) -> _Family:
@@ -106,9 +112,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     layers = layer_list(module)
     wrong = [index for index in kept if not 0 <= index < len(layers)]
     if wrong or len(set(kept)) != len(kept):
-        raise StageError(
-            f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(layers) - 1}"
-        )
+        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(layers) - 1}")
     remaining = [layers[index] for index in sorted(kept)]
     heads = _recorded_heads(module)
     del layers[len(remaining) :]
@@ -116,7 +120,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
         layers[index] = layer
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
-                part.layer_idx = index
+                setattr(part, "layer_idx", index)  # noqa: B010
     module.config.num_hidden_layers = len(remaining)
     if heads:
         setattr(module.config, HEADS_KEY, [heads[index] for index in sorted(kept)])

@@ -63,7 +63,8 @@ def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
     model = definition["model"]
     if model["type"] not in _SUPPORTED:
         raise StageError(
-            f"A tokenizer of type {model['type']!r} cannot be trimmed.", expected=f"one of {', '.join(_SUPPORTED)}"
+            f"A tokenizer of type {model['type']!r} cannot be trimmed.",
+            expected=f"one of {', '.join(_SUPPORTED)}",
         )
     if model["type"] == "Unigram":
         return {token: index for index, (token, _) in enumerate(model["vocab"])}
@@ -79,9 +80,9 @@ def _closure(definition: dict[str, Any], used: set[int], all_characters: bool) -
     byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
     for token, index in vocabulary.items():
         piece = token.removeprefix(prefix)
-        if len(piece) == 1 and (all_characters or byte_level or piece.isascii()):
-            keep.add(index)
-        elif token.startswith("<0x") and len(token) == 6:
+        if (len(piece) == 1 and (all_characters or byte_level or piece.isascii())) or (
+            token.startswith("<0x") and len(token) == 6
+        ):
             keep.add(index)
     if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
         keep.add(vocabulary[model["unk_token"]])

@@ -25,7 +25,8 @@ class QuantizedBlocks:
         """The float32 weights [rows, columns] that the integers stand for."""
         rows = self.integers.shape[0]
         blocks = self.integers.reshape(rows, -1, self.block_size).astype(np.float32)
-        return ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1)
+        weight: np.ndarray = ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1)
+        return weight
 
 
 def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> QuantizedBlocks:
@@ -47,9 +48,10 @@ def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> Quantized
         error = _squared_error(blocks, *candidate)
         better = error < least
         least = np.where(better, error, least)
-        best = tuple(
-            np.where(better[..., None] if new.ndim == 3 else better, new, old)
-            for new, old in zip(candidate, best, strict=True)
+        best = (
+            np.where(better[..., None], candidate[0], best[0]),
+            np.where(better, candidate[1], best[1]),
+            np.where(better, candidate[2], best[2]),
         )
     integers, scales, zero_points = best
     return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
@@ -66,15 +68,15 @@ def _round(
     return integers.astype(np.uint8), scales, zero_points.astype(np.uint8)
 
 
-def _squared_error(
-    blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray, zero_points: np.ndarray
-) -> np.ndarray:
+def _squared_error(blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray, zero_points: np.ndarray) -> np.ndarray:
     restored = (integers.astype(np.float32) - zero_points[..., None]) * scales[..., None]
-    return np.square(restored - blocks).sum(axis=-1)
+    error: np.ndarray = np.square(restored - blocks).sum(axis=-1)
+    return error
 
 
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
     """Two 4-bit integers to a byte along the last axis, the first in the low half: [..., n] -> [..., ceil(n / 2)]."""
     if integers.shape[-1] % 2:
         integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
-    return (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)
+    packed: np.ndarray = (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)
+    return packed

@@ -60,7 +60,8 @@ def scaled_scores(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.
     size = width // heads
     a = left.view(batch, length, heads, size).transpose(1, 2)
     b = right.view(batch, length, heads, size).transpose(1, 2)
-    return a @ b.transpose(2, 3) / size**0.5
+    scores: torch.Tensor = a @ b.transpose(2, 3) / size**0.5
+    return scores
 
 
 def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:

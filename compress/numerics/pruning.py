@@ -22,7 +22,7 @@ def magnitude_masks(weights: Sequence[torch.Tensor], sparsity: float, scope: str
     if scope == "global":
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
         keep = _keep_largest(flat, sparsity)
-        parts = keep.split([weight.numel() for weight in weights])
+        parts = torch.split(keep, [weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
     return [_keep_largest(weight.detach().abs().flatten(), sparsity).view_as(weight) for weight in weights]
 

@@ -49,9 +49,7 @@ def bootstrap_interval(
     """Percentile bootstrap (Efron 1979; Efron and Tibshirani 1993, section 13.3) over axis 0."""
     array = _finite(samples)
     generator = np.random.default_rng(seed)
-    values = [
-        statistic(array[generator.integers(0, len(array), len(array))]) for _ in range(_positive(resamples))
-    ]
+    values = [statistic(array[generator.integers(0, len(array), len(array))]) for _ in range(_positive(resamples))]
     return _percentiles(np.asarray(values), confidence)
 
 
@@ -109,9 +107,7 @@ def paired_ratio_interval(
 def round_ratios(baseline_rounds: Sequence[ArrayLike], candidate_rounds: Sequence[ArrayLike]) -> Floats:
     """Median of each baseline round over the median of the candidate round beside it, [rounds]."""
     if len(baseline_rounds) != len(candidate_rounds):
-        raise ValueError(
-            f"rounds must pair: {len(baseline_rounds)} of the baseline and {len(candidate_rounds)} others"
-        )
+        raise ValueError(f"rounds must pair: {len(baseline_rounds)} of the baseline and {len(candidate_rounds)} others")
     baseline = np.array([np.median(_finite(samples)) for samples in baseline_rounds])
     candidate = np.array([np.median(_finite(samples)) for samples in candidate_rounds])
     if (baseline <= 0).any() or (candidate <= 0).any():

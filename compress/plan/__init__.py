@@ -41,9 +41,7 @@ def make_plan(
     problems = sources.problems
     problems += _missing_packages(recipe)
     if artifacts.exists() and not artifacts.is_dir():
-        problems.append(
-            InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder")
-        )
+        problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     stages = _stage_plans(recipe, sources, start, is_cached, problems)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
@@ -73,9 +71,7 @@ def _stage_plans(
     is_cached: Callable[[str], bool] | None,
     problems: list[CompressError],
 ) -> list[StagePlan]:
-    predictor = Predictor(
-        recipe, sources.texts, lambda name: sources.model(name, "student"), {"start": start}
-    )
+    predictor = Predictor(recipe, sources.texts, lambda name: sources.model(name, "student"), {"start": start})
     plans: list[StagePlan] = []
     shape = start
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):

@@ -61,9 +61,7 @@ class Predictor:
         if cached:
             nothing = Estimate(value=0, note="cached")
             return Prediction(after, nothing, nothing, disk)
-        return Prediction(
-            after, self._seconds(stage, before, after), self._memory(stage, before, after), disk
-        )
+        return Prediction(after, self._seconds(stage, before, after), self._memory(stage, before, after), disk)
 
     def _output(self, stage: AnyStage, before: Shape | None) -> Shape | None:
         if isinstance(stage, Distill) and stage.student and stage.student.model:
@@ -101,14 +99,10 @@ class Predictor:
             return _unknown("the unlabeled text or the teacher is not here yet")
         if self.rate is None:
             self.rate = machine_flops_per_second()
-        note = (
-            f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
-        )
+        note = f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
         return Estimate(value=flops / self.rate, note=note)
 
-    def _flops(
-        self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text
-    ) -> float | None:
+    def _flops(self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text) -> float | None:
         length = self.recipe.data.max_length
         tokens = float(train.tokens(length))
         if isinstance(stage, Prune) and stage.sparsity is None:

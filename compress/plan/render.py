@@ -34,9 +34,7 @@ def render_plan(plan: Plan) -> RenderableType:
         _table("targets", ("target", "here", ""), [_target(target) for target in plan.targets]),
     ]
     if plan.limits:
-        parts.append(
-            _table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits])
-        )
+        parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
     return Group(*parts, totals)
 
 

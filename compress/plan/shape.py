@@ -62,9 +62,7 @@ def read_shape(path: Path) -> Shape:
     files = weight_files(path)
     processor = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file not in files)
     tensors = [tensor for file in files for tensor in read_header(file)]
-    return count(
-        ((tensor.name, tensor.shape) for tensor in tensors), read_json(path / "config.json"), processor
-    )
+    return count(((tensor.name, tensor.shape) for tensor in tensors), read_json(path / "config.json"), processor)
 
 
 _GGUF_SIZES = {
@@ -74,9 +72,7 @@ _GGUF_SIZES = {
 }
 
 
-def count(
-    tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any], processor_bytes: int
-) -> Shape:
+def count(tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any], processor_bytes: int) -> Shape:
     """Sort tensors by name: tables, attention, the rest of a numbered layer, and everything else."""
     sums = dict.fromkeys(("embeddings", "attention", "feed_forward", "other"), 0)
     layers: set[int] = set()
@@ -131,9 +127,7 @@ def pruned_shape(stage: Prune, shape: Shape) -> Shape:
 
 def _with_layers(shape: Shape, layers: int) -> Shape:
     share = layers / shape.layers if shape.layers else 1.0
-    return replace(
-        shape, layers=layers, attention=shape.attention * share, feed_forward=shape.feed_forward * share
-    )
+    return replace(shape, layers=layers, attention=shape.attention * share, feed_forward=shape.feed_forward * share)
 
 
 def _reconfigured(shape: Shape, student: Student) -> Shape | None:

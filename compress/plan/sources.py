@@ -89,9 +89,7 @@ class Sources:
         if is_sample(reference):
             sample = find_sample(reference)
             if sample.kind != "model":
-                raise InputError(
-                    f"{reference} is data, not a model.", mend="`compress samples` lists the models"
-                )
+                raise InputError(f"{reference} is data, not a model.", mend="`compress samples` lists the models")
             return cached_directory(sample.name)
         return find(reference, self.folder) or _in_hub_cache(reference)
 
@@ -143,9 +141,7 @@ class Sources:
             sample = find_sample(reference)
             self.downloads[sample.name] = sample.download_bytes
             note = f"{sample.download_bytes / 1e6:.0f} MB: compress samples fetch {sample.name}"
-        self.rows.append(
-            SourcePlan(role=role, reference=shown, status="unknown until fetched", path=None, note=note)
-        )
+        self.rows.append(SourcePlan(role=role, reference=shown, status="unknown until fetched", path=None, note=note))
 
 
 def _in_hub_cache(reference: str) -> Path | None:

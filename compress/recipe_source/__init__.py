@@ -113,9 +113,7 @@ def _stage_parts(document: Document) -> list[Part | None]:
 def _stage_part(document: Document, index: int, item: Any) -> Part | None:
     path = ("stages", index)
     if not isinstance(item, dict) or len(item) != 1:
-        document.problem(
-            path, describe(item), "one stage as a single name with its fields, e.g. `distill: {...}`"
-        )
+        document.problem(path, describe(item), "one stage as a single name with its fields, e.g. `distill: {...}`")
         return None
     ((kind, fields),) = item.items()
     below = (*path, kind)

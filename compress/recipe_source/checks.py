@@ -137,9 +137,7 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
     for split in dict.fromkeys(
         split for part in parts if part.whole and part.stage for split in part.stage.needs().splits
     ):
-        users = [
-            part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits
-        ]
+        users = [part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits]
         if split not in splits:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     for split, source in splits.items():
@@ -170,9 +168,7 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
             names = [f"sample:{name}" for name, sample in SAMPLES.items() if sample.kind == kind]
             if reference not in names:
                 near = nearest_name(reference, names)
-                document.problem(
-                    path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near
-                )
+                document.problem(path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near)
 
 
 def _check_unlabeled(document: Document, parts: list[Part]) -> None:

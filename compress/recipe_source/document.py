@@ -142,9 +142,7 @@ def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         column = f" at column {mark.column + 1}" if mark else ""
-        refuse(
-            f"invalid YAML{column}: {error.problem or error.context}", "YAML", mark.line + 1 if mark else None
-        )
+        refuse(f"invalid YAML{column}: {error.problem or error.context}", "YAML", mark.line + 1 if mark else None)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         refuse(f"the character {chr(int(error.character))!r}", "text without control characters", line)

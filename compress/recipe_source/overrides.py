@@ -17,9 +17,7 @@ def single_key(document: Document, index: int) -> None:
     elif isinstance(item, dict) and isinstance(item.get("kind"), str):
         kind = item["kind"]
         stages[index] = {kind: {name: value for name, value in item.items() if name != "kind"}}
-        moved = {
-            known: line for known, line in document.lines.items() if known[:2] == path and len(known) > 2
-        }
+        moved = {known: line for known, line in document.lines.items() if known[:2] == path and len(known) > 2}
         for known, line in moved.items():
             del document.lines[known]
             document.lines[(*path, kind, *known[2:])] = line
@@ -92,9 +90,7 @@ def _steps(given: Document, place: Any, path: FieldPath, token: str) -> list[str
         if token == kind:
             return [token]
         if token in STAGES and token not in STAGES.get(kind, STAGES[token]).model_fields:
-            given.problem(
-                here, repr(token), f"{kind!r}, the kind of stage {path[1]}", nearest_name(token, [kind])
-            )
+            given.problem(here, repr(token), f"{kind!r}, the kind of stage {path[1]}", nearest_name(token, [kind]))
             return None
         if not isinstance(place[kind], dict):
             given.problem(here, f"{describe(place[kind])} at {dotted(path)}.{kind}", "a field of a mapping")

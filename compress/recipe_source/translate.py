@@ -64,9 +64,7 @@ def salvage(model: type[AnyModel], fields: Any) -> AnyModel | None:
     return salvage(model, {name: value for name, value in fields.items() if name not in bad})
 
 
-def _note(
-    detail: ErrorDetails, model: type[BaseModel], fields: Any, document: Document, path: FieldPath
-) -> None:
+def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: Document, path: FieldPath) -> None:
     location = _existing(fields, detail["loc"], detail["type"])
     where = (*path, *location)
     around = any(where[: len(broken)] == broken for broken in document.broken)

@@ -45,9 +45,7 @@ def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str
     x = Axis(_cost_scale(points), _cost_title(cost), lambda value: _cost_tick(cost, value), 5)
     y = Axis(_quality_scale(points), quality.title, lambda value: _tick(quality, value))
     points = _merge(points, x.scale, y.scale)
-    front = [
-        (x.scale(p.cost.value), y.scale(p.quality.value)) for p in pareto(points, quality.better == "higher")
-    ]
+    front = [(x.scale(p.cost.value), y.scale(p.quality.value)) for p in pareto(points, quality.better == "higher")]
     label = f"{quality.title} against {cost.title.lower()} of {len(points)} models"
     parts = [x_axis(x, TOP, BOTTOM), y_axis(y, LEFT, RIGHT), polyline(front, "front")]
     parts += [_mark(point, x.scale, y.scale) for point in points]
@@ -63,9 +61,7 @@ def _points(report: Report, target: str, quality: Metric, cost: Metric) -> list[
 
 
 def _cost_title(cost: Metric) -> str:
-    return (
-        f"{cost.title} at batch 1 (log scale)" if cost.name == "latency_ms" else f"{cost.title} (log scale)"
-    )
+    return f"{cost.title} at batch 1 (log scale)" if cost.name == "latency_ms" else f"{cost.title} (log scale)"
 
 
 def _ends(row: Measurement) -> tuple[float, float]:
@@ -78,9 +74,7 @@ def _cost_scale(points: Sequence[Point]) -> Scale:
 
 
 def _quality_scale(points: Sequence[Point]) -> Scale:
-    return scale_around(
-        [value for point in points for value in _ends(point.quality)], BOTTOM, TOP, margin=0.1
-    )
+    return scale_around([value for point in points for value in _ends(point.quality)], BOTTOM, TOP, margin=0.1)
 
 
 def _cost_tick(cost: Metric, value: float) -> str:

@@ -56,9 +56,7 @@ def _curve(row: Measurement, ordered: Sequence[float], x: Scale, y: Scale) -> st
     curve = [(x(percentile(ordered, i / count)), y(i / count)) for i in range(count + 1)]
     median = percentile(ordered, 0.5)
     metric = describe_metric(row.metric, row.unit)
-    tail = ", ".join(
-        f"p{share} {format_value(metric, percentile(ordered, share / 100))}" for share in (50, 90, 99)
-    )
+    tail = ", ".join(f"p{share} {format_value(metric, percentile(ordered, share / 100))}" for share in (50, 90, 99))
     side, anchor = (1, "start") if x(median) < (LEFT + RIGHT) / 2 else (-1, "end")
     at = x(median) + side * 12
     parts = [
@@ -94,9 +92,7 @@ def latency_by_length(report: Report, target: str) -> str | None:
 def _by_bucket(
     report: Report, model: str, target: str, buckets: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], Measurement]:
-    rows = {
-        bucket: report.find(model, f"latency_ms_length_{bucket[0]}_{bucket[1]}", target) for bucket in buckets
-    }
+    rows = {bucket: report.find(model, f"latency_ms_length_{bucket[0]}_{bucket[1]}", target) for bucket in buckets}
     return {bucket: row for bucket, row in rows.items() if row is not None}
 
 
@@ -113,15 +109,9 @@ def _series(
     places = [(centres[bucket], y(row.value)) for bucket, row in found.items()]
     parts = [polyline(places, "curve")]
     for (x, middle), row in zip(places, found.values(), strict=True):
-        bars = (
-            [line(x, y(row.low), x, y(row.high), "interval")]
-            if row.low is not None and row.high is not None
-            else []
-        )
+        bars = [line(x, y(row.low), x, y(row.high), "interval")] if row.low is not None and row.high is not None else []
         tip = title(f"{model}, {describe_metric(row.metric).title}\n{format_measurement(row)} (n = {row.n})")
-        parts.append(
-            element("g", {"class": f"point {model}", "tabindex": "0"}, *bars, shape(model, x, middle), tip)
-        )
+        parts.append(element("g", {"class": f"point {model}", "tabindex": "0"}, *bars, shape(model, x, middle), tip))
     last = places[-1]
     parts.append(text(last[0], last[1] - 13, model, f"label {model}", "middle"))
     return element("g", {"class": f"series {model}"}, *parts)

@@ -124,9 +124,7 @@ def _from_to(report: Report, name: str, target: str) -> str:
 def _limit(report: Report, target: str, *metrics: str) -> tuple[Status, str]:
     """The state of the limits on these metrics: one that is missed goes first."""
     mine: list[LimitResult] = [
-        limit
-        for limit in report.limits
-        if limit.metric in metrics and limit.target == target and not limit.skipped
+        limit for limit in report.limits if limit.metric in metrics and limit.target == target and not limit.skipped
     ]
     mine.sort(key=lambda limit: limit.passed)
     if not mine:

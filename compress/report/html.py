@@ -67,9 +67,7 @@ def _body(report: Report) -> list[str]:
             measurements_section(report, target, f"Further measurements{place}", other_metrics(units)),
         ]
     return [
-        part
-        for part in [*parts, bytes_section(report), stages_section(report), environment_section(report)]
-        if part
+        part for part in [*parts, bytes_section(report), stages_section(report), environment_section(report)] if part
     ]
 
 
@@ -78,9 +76,7 @@ def _header(report: Report) -> str:
     lead = tag("p", "lead", escape(report.description)) if report.description else ""
     facts = [run_line(report), f"measured on {', '.join(report.targets)}" if report.targets else ""]
     quiet = tag("p", "quiet", escape(", ".join(filter(None, facts))))
-    words = tag(
-        "div", "", tag("p", "eyebrow", "compress report"), tag("h1", "", escape(report.recipe)), lead, quiet
-    )
+    words = tag("div", "", tag("p", "eyebrow", "compress report"), tag("h1", "", escape(report.recipe)), lead, quiet)
     return tag("header", "head", words, tag("span", f"chip big {status}", escape(sentence)))
 
 

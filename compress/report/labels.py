@@ -47,9 +47,7 @@ def place_labels(
     taken = [*obstacles, *(Box(x - 6, y - 6, x + 6, y + 6) for x, y in points)]
     placed = []
     for (x, y), content in zip(points, texts, strict=True):
-        best = min(
-            _candidates(x, y, len(content) * CHARACTER), key=lambda option: _cost(option, bounds, taken)
-        )
+        best = min(_candidates(x, y, len(content) * CHARACTER), key=lambda option: _cost(option, bounds, taken))
         placed.append(Placed(best[0], best[1] > 9))
         taken.append(best[0])
     return placed

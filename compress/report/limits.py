@@ -29,9 +29,7 @@ def check_limits(
     return [_judge(limit, measurements, baseline_label, skipped) for limit in limits]
 
 
-def _judge(
-    limit: Limit, rows: Sequence[Measurement], baseline_label: str, skipped: Sequence[Skipped]
-) -> LimitResult:
+def _judge(limit: Limit, rows: Sequence[Measurement], baseline_label: str, skipped: Sequence[Skipped]) -> LimitResult:
     final = _find(rows, FINAL, limit)
     result = _unjudged(limit, final)
     for skip in skipped:
@@ -47,9 +45,7 @@ def _judge(
     if other is None:
         return result.model_copy(update={"reason": _absent(rows, limit.of, limit)})
     if other.value == 0:
-        return result.model_copy(
-            update={"reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"}
-        )
+        return result.model_copy(update={"reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"})
     ratio = final.value / other.value
     low, high = paired_ratio_interval(final, other) or (None, None)
     found = {"ratio": ratio, "ratio_low": low, "ratio_high": high, "passed": _within(limit, ratio)}
@@ -120,10 +116,7 @@ def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2 or {*y, *x} - {0.0, 1.0}:
         return None
-    if not (
-        math.isclose(fmean(y), above.value, abs_tol=1e-6)
-        and math.isclose(fmean(x), below.value, abs_tol=1e-6)
-    ):
+    if not (math.isclose(fmean(y), above.value, abs_tol=1e-6) and math.isclose(fmean(x), below.value, abs_tol=1e-6)):
         return None
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))

@@ -38,9 +38,7 @@ def escape_markdown(value: str) -> str:
     return _SPECIAL.sub(r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def markdown_table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)
-) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """A table of plain texts; columns other than ``left`` are set flush right."""
     rule = ["---" if place in left else "---:" for place in range(len(heads))]
     written = [[escape_markdown(cell) for cell in row] for row in rows]
@@ -65,9 +63,7 @@ def _target(report: Report, target: str) -> Iterator[str]:
     yield ""
     for headline in headlines(report, target):
         label, figure, detail = map(escape_markdown, (headline.label, headline.figure, headline.detail))
-        limit = (
-            f", limit {escape_markdown(signs(headline.limit))} {headline.status}" if headline.limit else ""
-        )
+        limit = f", limit {escape_markdown(signs(headline.limit))} {headline.status}" if headline.limit else ""
         yield f"- {label}: **{figure}**{f' ({detail})' if detail else ''}{limit}"
     units = report.metrics(target)
     yield from _measured(report, target, f"Measured on {target}", main_metrics(units))
@@ -76,9 +72,7 @@ def _target(report: Report, target: str) -> Iterator[str]:
 
 
 def _models(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
-    return [
-        model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)
-    ]
+    return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
 
 
 def _measured(report: Report, target: str, heading: str, metrics: Sequence[Metric]) -> Iterator[str]:

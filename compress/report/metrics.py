@@ -177,12 +177,7 @@ def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
 
 def improvement(metric: Metric, value: float, reference: float) -> str:
     """``value`` against ``reference``: `22.4x smaller`, `99.54%` for a quality, else nothing."""
-    if (
-        metric.relative
-        or reference == 0
-        or value == 0
-        or not (math.isfinite(value) and math.isfinite(reference))
-    ):
+    if metric.relative or reference == 0 or value == 0 or not (math.isfinite(value) and math.isfinite(reference)):
         return ""
     if metric.style == "percent":
         return f"{value / reference * 100:.2f}%"

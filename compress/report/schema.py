@@ -100,13 +100,9 @@ class Report(Record):
     description: str = ""
     started: str | None = Field(None, description="ISO 8601, with the offset from UTC")
     seconds: float | None = Field(None, ge=0, description="wall time of the whole run")
-    baseline: str = Field(
-        BASELINE, description="what the rows named `baseline` stand for: a stage's label or `start`"
-    )
+    baseline: str = Field(BASELINE, description="what the rows named `baseline` stand for: a stage's label or `start`")
     notes: tuple[str, ...] = Field((), description="what a reader must know, e.g. that a timing was noisy")
-    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field(
-        {}, description="model label -> its stored tensors"
-    )
+    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field({}, description="model label -> its stored tensors")
     integrity: tuple[IntegrityRecord, ...] = ()
 
     @field_validator("schema_version")
@@ -188,9 +184,7 @@ def read_text(path: Path) -> str:
             mend="finish the run first: `compress run RECIPE` resumes where it stopped",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "The report cannot be read.", where=str(path), expected=f"a readable file ({error})"
-        ) from None
+        raise InputError("The report cannot be read.", where=str(path), expected=f"a readable file ({error})") from None
 
 
 def parse_report(text: str, where: str) -> Report:
@@ -214,6 +208,4 @@ def parse_report(text: str, where: str) -> Report:
         return Report.model_validate(content)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise InputError(
-            "The report is not valid:\n  " + "\n  ".join(lines), where=where, expected=expected
-        ) from None
+        raise InputError("The report is not valid:\n  " + "\n  ".join(lines), where=where, expected=expected) from None

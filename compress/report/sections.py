@@ -60,9 +60,7 @@ def meter(share: float, css_class: str, label: str) -> str:
 def notes_section(report: Report) -> str:
     """What a reader must know before the figures: notes, skipped targets, failed checks."""
     lines = [*report.notes, *(f"Target {skip.target} was skipped: {skip.reason}" for skip in report.skipped)]
-    lines += [
-        f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed
-    ]
+    lines += [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
     items = [tag("li", "", escape(line)) for line in lines]
     return tag("ul", "card notes", *items) if items else ""
 
@@ -74,9 +72,7 @@ def limits_section(report: Report) -> str:
         state = limit_state(limit)
         chip = tag("span", f"chip {state}", SIGNS[state])
         texts = (("on", limit.target), ("limit", limit_bound(limit)), ("found", limit_found(report, limit)))
-        words = [
-            element("td", {"class": "left wrap", "data-head": head}, escape(text)) for head, text in texts
-        ]
+        words = [element("td", {"class": "left wrap", "data-head": head}, escape(text)) for head, text in texts]
         rows.append(tag("tr", "", row_head(limit.metric), *words, cell(chip)))
     heads = ("Metric", "Target", "Limit", "Found on the final model", "Verdict")
     return section("Limits", table(heads, rows, "stack", left=(1, 2, 3))) if rows else ""
@@ -97,9 +93,7 @@ def charts_section(report: Report, target: str, place: str) -> str:
         return ""
     caption = "Bars are 95% intervals; the dotted line joins the models that no other beats in both."
     panels = [
-        panel(
-            f"{quality.title} against {cost.title.lower()}", caption, trade_off(report, target, quality, cost)
-        )
+        panel(f"{quality.title} against {cost.title.lower()}", caption, trade_off(report, target, quality, cost))
         for cost in cost_metrics(report, target)
     ]
     return section(f"What each stage cost and saved{place}", _pair(panels))
@@ -171,9 +165,7 @@ def bytes_section(report: Report) -> str:
     ]  # fmt: skip
     hint = tag("p", "quiet", "Below, by module: bytes, and the share of that model's own total.")
     body = table(["Module", *shown], rows, "sortable split", left=(1, 2))
-    body = body.replace(
-        '<div class="card scroll">', '<div class="card scroll">' + tag("div", "scale", *scale, hint), 1
-    )
+    body = body.replace('<div class="card scroll">', '<div class="card scroll">' + tag("div", "scale", *scale, hint), 1)
     tensors = [_largest(model, report.bytes_by_layer[model]) for model in shown]
     return section("Where the bytes are", body, *tensors)
 

@@ -46,9 +46,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The coordinate of ``value``; values outside are drawn at the border."""
-        low, high, value = (
-            math.log(v) if self.logarithmic else v for v in (self.low, self.high, self._clip(value))
-        )
+        low, high, value = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, self._clip(value)))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def _clip(self, value: float) -> float:

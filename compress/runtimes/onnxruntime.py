@@ -38,9 +38,7 @@ _SPINNING = "session.intra_op.allow_spinning"
 class OnnxSession:
     """An ONNX graph that was opened on exactly the provider that was asked for."""
 
-    def __init__(
-        self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int
-    ) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int) -> None:
         self._session = session
         self._graph = graph
         self._outputs = [output.name for output in session.get_outputs()]
@@ -71,9 +69,7 @@ class OnnxSession:
                 expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
             ) from error
         except _FAILURES as error:
-            raise StageError(
-                f"The model failed on a batch: {_reason(error)}", where=str(self._graph)
-            ) from error
+            raise StageError(f"The model failed on a batch: {_reason(error)}", where=str(self._graph)) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def _missing(self, batch: Batch) -> InputError:
@@ -146,9 +142,7 @@ def find_graph(artifact: Path) -> Path:
         return artifact
     if not artifact.is_dir():
         what = "is not an ONNX file" if artifact.exists() else "does not exist"
-        raise ModelError(
-            f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file"
-        )
+        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file")
     graphs = sorted(artifact.rglob("*.onnx"))
     if len(graphs) != 1:
         names = ", ".join(graph.relative_to(artifact).as_posix() for graph in graphs) or "none"

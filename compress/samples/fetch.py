@@ -89,9 +89,7 @@ def damage(home: Path, *, contents: bool = False) -> str | None:
     """What is wrong with a cache entry, or ``None``; ``contents`` also compares each file's SHA-256."""
     try:
         listed = json.loads((home / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = {
-            str(name): (int(entry["size_bytes"]), str(entry["sha256"])) for name, entry in listed.items()
-        }
+        expected = {str(name): (int(entry["size_bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
     except FileNotFoundError:
         return "it has no manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -137,9 +135,7 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download) -
             raise wrong_digest(sample, found)
         entry = scratch / "entry"
         _unpack(sample, archive, scratch, entry, progress)
-        (entry / MANIFEST).write_text(
-            json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8"
-        )
+        (entry / MANIFEST).write_text(json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8")
         if home.exists():
             home.rename(scratch / "damaged")
         entry.rename(home)

@@ -33,9 +33,7 @@ def write_labeled(members: Path, files: Path, progress: Progress) -> None:
     for name, part in splits.items():
         _write(files / f"{name}.parquet", text=[text for text, _ in part], label=[label for _, label in part])
     counts = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
-    progress.note(
-        f"movie-reviews: {counts} rows; {len(rows) - sum(map(len, splits.values()))} neutral ones excluded"
-    )
+    progress.note(f"movie-reviews: {counts} rows; {len(rows) - sum(map(len, splits.values()))} neutral ones excluded")
 
 
 def write_unlabeled(members: Path, files: Path, progress: Progress) -> None:
@@ -66,9 +64,7 @@ def read_rated(path: Path) -> list[tuple[str, float]]:
             _, rating, text = parts
             rows.append((unescape(text).strip(), float(rating)))
         except ValueError as error:
-            raise SampleError(
-                f"{path.name}:{number} is not `id, rating, text` between tabs: {error}"
-            ) from error
+            raise SampleError(f"{path.name}:{number} is not `id, rating, text` between tabs: {error}") from error
     return rows
 
 
@@ -97,9 +93,7 @@ def distinct(rows: list[Row], progress: Progress) -> list[Row]:
     kept = [group[0] for group in groups.values() if len({label for _, label in group}) == 1]
     conflicts = len(groups) - len(kept)
     if len(kept) < len(rows):
-        progress.note(
-            f"{len(rows) - len(groups)} repeated texts, {conflicts} texts with conflicting ratings dropped"
-        )
+        progress.note(f"{len(rows) - len(groups)} repeated texts, {conflicts} texts with conflicting ratings dropped")
     return kept
 
 

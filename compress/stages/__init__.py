@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -24,4 +24,7 @@ def _registered() -> dict[str, type[Stage[Any, Any]]]:
 
 
 STAGES: dict[str, type[Stage[Any, Any]]] = _registered()
-AnyStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007
+if TYPE_CHECKING:
+    AnyStage = Stage[Any, Any]
+else:
+    AnyStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007

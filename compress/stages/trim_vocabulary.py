@@ -23,7 +23,8 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
     characters: Literal["all", "seen"] = Field(
-        "all", description="single characters kept for unseen text; `seen`: those of the training text, and ASCII"
+        "all",
+        description="single characters kept for unseen text; `seen`: those of the training text, and ASCII",
     )
     trim_positions: bool = Field(True, description="cut learned position embeddings to the recipe's max_length")
 

@@ -73,3 +73,6 @@ class Task(Protocol):
 
     def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
         """The task's metrics of ``outputs`` [n, ...] with 95% intervals and per-example raw outcomes."""
+
+    def same_answer(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Whether two models answer each example alike, [n] bool."""

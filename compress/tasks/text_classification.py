@@ -63,9 +63,10 @@ class TextClassification:
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
+        logits: torch.Tensor = outputs.logits.float()
         if not bool((labels != _IGNORED).any()):
-            return outputs.logits.sum() * 0.0
-        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels, ignore_index=_IGNORED)
+            return logits.sum() * 0.0
+        return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
     def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
         """Accuracy with its Wilson interval, and macro F1, of logits [n, classes]."""
@@ -85,9 +86,19 @@ class TextClassification:
                 raw=tuple(float(outcome) for outcome in correct),
             ),
             Measurement(
-                model=model, metric="f1", target=target, value=macro_f1(predicted, labels), unit="ratio", n=len(labels)
+                model=model,
+                metric="f1",
+                target=target,
+                value=macro_f1(predicted, labels),
+                unit="ratio",
+                n=len(labels),
             ),
         ]
+
+    def same_answer(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Whether both choose the same class, [n] bool."""
+        same: np.ndarray = outputs.argmax(axis=-1) == reference.argmax(axis=-1)
+        return same
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.errors import StageError
 from compress.models.torch_model import TorchModel
@@ -148,12 +149,12 @@ class _Comparison:
     heads: int = 0
 
     @classmethod
-    def between(cls, method: str, teacher: nn.Module, student: nn.Module) -> _Comparison:
+    def between(cls, method: str, teacher: PreTrainedModel, student: PreTrainedModel) -> _Comparison:
         """Prepare ``method``. Raises `StageError` for head counts that it cannot compare."""
         options: dict[str, Any] = {} if method == "minilm" else {"output_hidden_states": True}
         comparison = cls(method, options)
-        teacher_blocks, student_blocks = blocks(teacher), blocks(student)  # type: ignore[arg-type]
-        widths = student.config.hidden_size, teacher.config.hidden_size  # type: ignore[union-attr]
+        teacher_blocks, student_blocks = blocks(teacher), blocks(student)
+        widths: tuple[int, int] = student.config.hidden_size, teacher.config.hidden_size
         if method in ("tinybert", "minilm"):
             comparison.heads = teacher_blocks[-1].heads
             counts = {block.heads for block in (*teacher_blocks, *student_blocks)}

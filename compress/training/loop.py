@@ -27,7 +27,8 @@ _POOL = 50
 class Trainee:
     """What is trained and how a batch is scored.
 
-    ``loss`` gets the module (wrapped for several processes) and a batch of model inputs with ``labels`` [B] and ``index`` [B] (positions in ``examples``).
+    ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
+    ``index`` [B] (positions in ``examples``).
     ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
     ``validate`` returns a figure of merit; larger is better.
     """
@@ -66,9 +67,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         for start in range(0, len(order), pool):
             members = order[start : start + pool]
             members = members[np.argsort(self.lengths[members], kind="stable")]
-            batches += [
-                members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)
-            ]
+            batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
         generator.shuffle(batches)
         yield from batches
 
@@ -84,7 +83,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
-    loader = DataLoader(
+    loader: DataLoader[int] = DataLoader(
         _Positions(len(trainee.examples)),  # type: ignore[arg-type]
         batch_sampler=sampler,
         collate_fn=lambda indices: tensors(trainee.examples, indices),
@@ -129,7 +128,8 @@ class _Positions:
 
 
 def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
-    decayed, plain = [], list(trainee.extra)
+    decayed: list[nn.Parameter] = []
+    plain = list(trainee.extra)
     for parameter in trainee.module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)
@@ -159,12 +159,11 @@ class _Session:
     steps: int
 
     def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
-        losses, total, done = [], 0.0, 0
+        losses, total = [], 0.0
         best: tuple[float, dict[str, torch.Tensor]] | None = None
         module.train()
-        for batch in progress.track(self._batches(loader), description, self.steps):
+        for done, batch in enumerate(progress.track(self._batches(loader), description, self.steps), 1):
             total += self._step(module, batch, done)
-            done += 1
             if done % len(loader) == 0 or done == self.steps:
                 losses.append(total / ((done - 1) % len(loader) + 1))
                 total = 0.0
@@ -191,7 +190,7 @@ class _Session:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise StageError(
-                f"The training loss became {value} at step {done + 1} of {self.steps}.",
+                f"The training loss became {value} at step {done} of {self.steps}.",
                 mend="lower learning_rate, or set precision: fp32",
             )
         self.accelerator.backward(loss)
@@ -201,7 +200,7 @@ class _Session:
         self.schedule.step()
         self.optimizer.zero_grad()
         if self.trainee.after_step is not None:
-            self.trainee.after_step(done + 1, self.steps)
+            self.trainee.after_step(done, self.steps)
         return value
 
     def _keep_best(

@@ -113,7 +113,9 @@ def _importance(
     return heads, neurons
 
 
-def _keep_input(store: dict[nn.Module, torch.Tensor]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+def _keep_input(
+    store: dict[nn.Module, torch.Tensor],
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         store[layer] = arguments[0]
 

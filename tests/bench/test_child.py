@@ -35,9 +35,7 @@ def gone(child: Child) -> bool:
 
 def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
     examples = make_examples(3)
-    for found, expected in zip(
-        read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True
-    ):
+    for found, expected in zip(read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True):
         assert list(found) == ["input_ids", "attention_mask"]
         for name in found:
             np.testing.assert_array_equal(found[name], expected[name])

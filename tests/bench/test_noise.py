@@ -8,9 +8,7 @@ import pytest
 from compress.bench.noise import Snapshot, judge, spread
 
 CORES = 2
-BEFORE = Snapshot(
-    clock=100.0, busy_seconds=50.0, stolen_seconds=1.0, throttled_seconds=0.0, own_seconds=5.0, load=0.3
-)
+BEFORE = Snapshot(clock=100.0, busy_seconds=50.0, stolen_seconds=1.0, throttled_seconds=0.0, own_seconds=5.0, load=0.3)
 AFTER = replace(BEFORE, clock=110.0, busy_seconds=60.1, own_seconds=15.0)
 STILL = {"baseline": np.linspace(1.0, 1.02, 20), "final": np.linspace(0.1, 0.101, 20)}
 
@@ -40,9 +38,7 @@ def test_a_quiet_machine_is_quiet() -> None:
         ({"load": 3.2}, {}, "noisy", "the load was 3.2 on 2 cores before the start"),
     ],
 )
-def test_a_disturbance_is_named(
-    before: dict[str, float], after: dict[str, float], verdict: str, reason: str
-) -> None:
+def test_a_disturbance_is_named(before: dict[str, float], after: dict[str, float], verdict: str, reason: str) -> None:
     noise = judge(replace(BEFORE, **before), replace(AFTER, **after), STILL)
     assert (noise.verdict, noise.reasons) == (verdict, (reason,))
 

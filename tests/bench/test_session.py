@@ -19,11 +19,16 @@ from compress.targets import TARGETS, Target
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
 
-def bench(
-    artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]
-) -> BenchResult:
+def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]) -> BenchResult:
     return measure_together(
-        artifacts, make_examples(60), target, QUICK, baseline, SilentProgress(), seed=1, timeout_seconds=60
+        artifacts,
+        dict.fromkeys(artifacts, make_examples(60)),
+        target,
+        QUICK,
+        baseline,
+        SilentProgress(),
+        seed=1,
+        timeout_seconds=60,
     )
 
 
@@ -102,9 +107,7 @@ def test_length_buckets_share_out_the_same_calls(result: BenchResult) -> None:
     pooled = sorted(sample for r in buckets for sample in r.raw or ())
     assert pooled == sorted(row(result, "baseline", "latency_ms").raw or ())
     bounds = [tuple(map(int, r.metric.rsplit("_", 2)[1:])) for r in buckets]
-    assert [edge for bound in bounds for edge in bound] == sorted(
-        {edge for bound in bounds for edge in bound}
-    )
+    assert [edge for bound in bounds for edge in bound] == sorted({edge for bound in bounds for edge in bound})
 
 
 def test_much_less_work_is_faster(result: BenchResult) -> None:
@@ -148,9 +151,7 @@ def test_memory_holds_the_model(result: BenchResult) -> None:
     assert 0 < own < 50_000_000
 
 
-def test_models_take_turns_in_alternating_order(
-    result: BenchResult, asked: list[tuple[str, tuple[int, ...]]]
-) -> None:
+def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
     rounds = result.environment["rounds"]["batched"]
     starts = 2 * STARTS
     batched = asked[-starts - 2 * rounds : -starts]
@@ -160,9 +161,7 @@ def test_models_take_turns_in_alternating_order(
         assert calls == same_calls
 
 
-def test_a_corrupt_model_is_reported_and_no_process_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Child] = []
     genuine = Child.__init__
 
@@ -202,7 +201,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no example"):
         measure_together(
             {"baseline": folder},
-            make_examples(0),
+            {"baseline": make_examples(0)},
             TARGETS["cpu"],
             QUICK,
             "baseline",

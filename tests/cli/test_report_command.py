@@ -44,9 +44,7 @@ def test_json_is_the_file_itself(run: Path) -> None:
 
 def test_each_format_is_a_view(run: Path) -> None:
     assert output(str(run), "--format", "html").startswith("<!doctype html>")
-    assert output(str(run / "report.json"), "--format", "markdown") == (run / "report.md").read_text(
-        encoding="utf-8"
-    )
+    assert output(str(run / "report.json"), "--format", "markdown") == (run / "report.md").read_text(encoding="utf-8")
     assert ElementTree.fromstring(output(str(run), "--format", "junit")).get("failures") == "1"
     assert "87.50%" in output(str(run))
 
@@ -59,9 +57,5 @@ def test_a_run_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
     code = "import compress.cli.report, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"torch", "transformers", "onnxruntime", "pyarrow", "datasets", "pydantic", "numpy"} & set(
-        loaded
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "onnxruntime", "pyarrow", "datasets", "pydantic", "numpy"} & set(loaded)

@@ -35,9 +35,7 @@ def test_tsv_splits_at_tabs(tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1))
 def test_csv_reads_what_pyarrow_writes(tmp_path, texts):
-    pa.csv.write_csv(
-        pa.table({"text": texts, "label": [str(i) for i in range(len(texts))]}), tmp_path / "a.csv"
-    )
+    pa.csv.write_csv(pa.table({"text": texts, "label": [str(i) for i in range(len(texts))]}), tmp_path / "a.csv")
     rows = read_file(tmp_path / "a.csv", WANTED)
     assert rows.columns["text"] == texts
     assert rows.columns["label"] == [str(i) for i in range(len(texts))]
@@ -69,9 +67,7 @@ def test_json_is_an_array_of_objects(tmp_path):
 
 def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
     label = pa.array(["x", "y", "x"]).dictionary_encode()
-    table = pa.table(
-        {"text": pa.array(["a", "b", None], pa.large_string()), "label": label, "image": [b"", b"", b""]}
-    )
+    table = pa.table({"text": pa.array(["a", "b", None], pa.large_string()), "label": label, "image": [b"", b"", b""]})
     pa.parquet.write_table(table, tmp_path / "a.parquet")
     rows = read_file(tmp_path / "a.parquet", WANTED)
     assert rows.names == ("text", "label", "image")

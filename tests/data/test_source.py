@@ -122,9 +122,7 @@ def test_unlabeled_text_comes_from_a_file_or_a_sample_that_has_some(tmp_path):
 def test_class_ids_of_a_hub_dataset_become_names():
     import datasets
 
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     dataset = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
     rows = rows_of(dataset, "imdb (train)", {"label"})
     assert rows.names == ("text", "label")

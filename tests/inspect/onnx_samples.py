@@ -60,20 +60,14 @@ def classifier(path: Path) -> Path:
 
 def with_external_data(folder: Path) -> Path:
     """`a.weight` (3 x 4 fp32) and its twin `b.weight` at one place of `m.data`, then `c.weight`."""
-    (folder / "m.data").write_bytes(
-        np.arange(12, dtype=np.float32).tobytes() + np.ones(2, np.float32).tobytes()
-    )
+    (folder / "m.data").write_bytes(np.arange(12, dtype=np.float32).tobytes() + np.ones(2, np.float32).tobytes())
     places = {"a.weight": ((3, 4), 0, 48), "b.weight": ((3, 4), 0, 48), "c.weight": ((2,), 48, 8)}
     return save(folder / "m.onnx", [], [outside(name, *place) for name, place in places.items()])
 
 
-def outside(
-    name: str, shape: tuple[int, ...], offset: int, length: int, location: str = "m.data"
-) -> onnx.TensorProto:
+def outside(name: str, shape: tuple[int, ...], offset: int, length: int, location: str = "m.data") -> onnx.TensorProto:
     """An initializer whose bytes lie in another file."""
-    proto = TensorProto(
-        name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL
-    )
+    proto = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, "offset": str(offset), "length": str(length)}.items():
         proto.external_data.add(key=key, value=value)
     return proto

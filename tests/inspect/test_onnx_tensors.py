@@ -33,14 +33,10 @@ def test_graph_agrees_with_protobuf(tmp_path: Path) -> None:
 
 
 def test_constants_in_attributes_and_subgraphs_are_found(tmp_path: Path) -> None:
-    inner = helper.make_graph(
-        [], "inner", [], [], initializer=[tensor("inner.weight", np.ones(5, np.float32))]
-    )
+    inner = helper.make_graph([], "inner", [], [], initializer=[tensor("inner.weight", np.ones(5, np.float32))])
     nodes = [
         helper.make_node("Constant", [], ["outer.weight"], value=tensor("", np.ones((2, 3), np.float32))),
-        helper.make_node(
-            "If", ["c"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], [])
-        ),
+        helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], [])),
     ]
     found = tensors_of(save(tmp_path / "m.onnx", nodes, []))
     assert {name: (item.parameters, item.bytes) for name, item in found.items()} == {
@@ -84,9 +80,7 @@ def test_scopes_and_node_names_give_modules_too(tmp_path: Path) -> None:
     norm = helper.make_node("Split", ["p"], ["q"])
     after = helper.make_node("Reshape", ["q"], ["r"])
     after.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'm.layers.0.attn', 'view']")
-    tensors = [
-        tensor(name, np.ones((2, 2), np.float32)) for name in ("val_1", "onnx::MatMul_2", "packed_matmul_3")
-    ]
+    tensors = [tensor(name, np.ones((2, 2), np.float32)) for name in ("val_1", "onnx::MatMul_2", "packed_matmul_3")]
     found = tensors_of(save(tmp_path / "m.onnx", [scoped, named, packed, norm, after], tensors))
     assert found["val_1"].name == "m.mlp.up.weight"
     assert found["onnx::MatMul_2"].name == "m.mlp.down.weight"
@@ -98,9 +92,7 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
         helper.make_node(
             "MatMulNBits", ["x", "a.weight_Q4", "a.weight_scales"], ["y"], K=40, N=6, bits=4, block_size=32
         ),
-        helper.make_node(
-            "GatherBlockQuantized", ["e.weight", "ids", "e.scales"], ["z"], bits=4, block_size=16
-        ),
+        helper.make_node("GatherBlockQuantized", ["e.weight", "ids", "e.scales"], ["z"], bits=4, block_size=16),
         helper.make_node("DequantizeLinear", ["b.weight", "b.weight_scale"], ["w"]),
     ]
     int4 = helper.make_tensor("b.weight", TensorProto.INT4, (3, 5), list(range(-7, 8)))
@@ -117,9 +109,7 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
     assert found["a.weight_Q4"].bytes == 6 * 2 * 16
     assert (found["e.weight"].parameters, found["e.weight"].dtype) == (7 * 16, "uint4")
     assert (found["b.weight"].parameters, found["b.weight"].dtype, found["b.weight"].bytes) == (15, "int4", 8)
-    assert {found[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {
-        "quantization"
-    }
+    assert {found[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {"quantization"}
     assert load_values(found["b.weight"], "onnx").astype(int).reshape(-1).tolist() == list(range(-7, 8))
 
 

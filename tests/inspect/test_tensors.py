@@ -66,9 +66,7 @@ def test_tied_embedding_counts_once(tmp_path: Path) -> None:
 
 
 def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     save_file(
         {
             "l.qweight": np.zeros((2, 3), np.int32),  # 16 inputs, eight to an int32, by 3 outputs
@@ -102,9 +100,7 @@ def test_gguf_file_by_the_format(tmp_path: Path) -> None:
 
     assert (up.dtype, up.shape, up.parameters, up.bytes) == ("Q8_0", (3, 64), 192, 192 // 32 * 34)
     assert (norm.dtype, norm.parameters, norm.bytes) == ("F32", 64, 256)
-    step = (
-        np.abs(values).reshape(3, 2, 32).max(axis=2) / 127
-    )  # a block's scale: its largest magnitude over 127
+    step = np.abs(values).reshape(3, 2, 32).max(axis=2) / 127  # a block's scale: its largest magnitude over 127
     error = np.abs(load_values(up, "gguf").reshape(values.shape) - values).reshape(3, 2, 32).max(axis=2)
     assert (error <= step * 0.51).all()
     assert np.array_equal(load_values(norm, "gguf"), values[0])

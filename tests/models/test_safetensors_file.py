@@ -51,9 +51,7 @@ def test_header_gives_places_and_values_of_hand_made_bytes(tmp_path: Path) -> No
     assert load_array(second).astype(float).tolist() == [1.0, -2.0]
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float64, np.float16, np.int8, np.int64, np.bool_, ml_dtypes.float8_e5m2]
-)
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, np.int64, np.bool_, ml_dtypes.float8_e5m2])
 def test_values_agree_with_the_reference_writer(tmp_path: Path, dtype: type) -> None:
     values = np.arange(-6, 6).reshape(3, 4).astype(dtype)
     save_file({"w": values}, tmp_path / "x.safetensors")

@@ -37,9 +37,7 @@ def test_folder_is_checked(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["missing.gguf", "./missing", "a/b/c", "no such model", "model.bin"])
-def test_what_can_be_no_hub_id_is_not_looked_for_there(
-    reference: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_be_no_hub_id_is_not_looked_for_there(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("asked the Hub")
 

@@ -22,9 +22,7 @@ from compress.numerics.statistics import (
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson_agrees_with_scipy(successes: int, n: int, confidence: float) -> None:
     expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence) == pytest.approx(
-        (expected.low, expected.high), abs=1e-12
-    )
+    assert wilson_interval(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_wilson_gives_the_published_interval() -> None:
@@ -60,9 +58,7 @@ def test_clustered_bootstrap_is_the_brute_force_over_all_draws_of_clusters() -> 
     clusters = [[1.0, 1.0], [2.0, 4.0], [10.0, 10.0]]
     means = [np.mean([clusters[i] for i in draw]) for draw in product(range(3), repeat=3)]
     expected = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    ((low, high),) = clustered_bootstrap_intervals(
-        clusters, lambda x: [float(x.mean())], seed=0, resamples=4000
-    )
+    ((low, high),) = clustered_bootstrap_intervals(clusters, lambda x: [float(x.mean())], seed=0, resamples=4000)
     assert (low, high) == pytest.approx(tuple(expected))
 
 
@@ -125,9 +121,7 @@ def test_rounds_must_pair_and_be_finite() -> None:
         round_ratios([[1.0]], [[0.0]])
 
 
-@pytest.mark.parametrize(
-    ("only_a", "only_b"), [(0, 0), (0, 5), (5, 0), (10, 10), (3, 15), (121, 59), (70, 80)]
-)
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 5), (5, 0), (10, 10), (3, 15), (121, 59), (70, 80)])
 def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
     expected = 1.0 if only_a + only_b == 0 else stats.binomtest(only_a, only_a + only_b).pvalue
     assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)

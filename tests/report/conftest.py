@@ -29,8 +29,7 @@ def _latencies(median: float, count: int = 401) -> tuple[float, ...]:
     """Right-skewed samples around an exact ``median``, in an order that is not sorted."""
     shares = [((i * 163) % count + 0.5) / count for i in range(count)]
     return tuple(
-        median * math.exp(0.16 * math.log(share / (1 - share)) * (1.3 if share > 0.5 else 0.6))
-        for share in shares
+        median * math.exp(0.16 * math.log(share / (1 - share)) * (1.3 if share > 0.5 else 0.6)) for share in shares
     )
 
 
@@ -71,18 +70,12 @@ def _rows(model: str, right: int, size: int, parameters: int, latency: float) ->
 def _layers(
     hidden: int, feed_forward: int, layers: int, vocabulary: int, width: int, dtype: str
 ) -> Iterator[LayerBytes]:
-    yield LayerBytes(
-        name="bert.embeddings.word_embeddings.weight", bytes=vocabulary * hidden * width, dtype=dtype
-    )
-    yield LayerBytes(
-        name="bert.embeddings.position_embeddings.weight", bytes=128 * hidden * width, dtype=dtype
-    )
+    yield LayerBytes(name="bert.embeddings.word_embeddings.weight", bytes=vocabulary * hidden * width, dtype=dtype)
+    yield LayerBytes(name="bert.embeddings.position_embeddings.weight", bytes=128 * hidden * width, dtype=dtype)
     for layer in range(layers):
         prefix = f"bert.encoder.layer.{layer}"
         for name in ("self.query", "self.key", "self.value", "output.dense"):
-            yield LayerBytes(
-                name=f"{prefix}.attention.{name}.weight", bytes=hidden * hidden * width, dtype=dtype
-            )
+            yield LayerBytes(name=f"{prefix}.attention.{name}.weight", bytes=hidden * hidden * width, dtype=dtype)
             yield LayerBytes(name=f"{prefix}.attention.{name}.bias", bytes=hidden * 4, dtype="float32")
         for name in ("intermediate.dense", "output.dense"):
             yield LayerBytes(name=f"{prefix}.{name}.weight", bytes=hidden * feed_forward * width, dtype=dtype)

@@ -49,12 +49,10 @@ def parse(content: str) -> Page:
 
 def hostile(report: Report) -> Report:
     rows = tuple(
-        row.model_copy(update={"model": HOSTILE}) if row.model == "prune" else row
-        for row in report.measurements
+        row.model_copy(update={"model": HOSTILE}) if row.model == "prune" else row for row in report.measurements
     )
     layers = tuple(
-        layer.model_copy(update={"name": HOSTILE, "dtype": HOSTILE})
-        for layer in report.bytes_by_layer["final"]
+        layer.model_copy(update={"name": HOSTILE, "dtype": HOSTILE}) for layer in report.bytes_by_layer["final"]
     )
     limits = tuple(limit.model_copy(update={"reason": HOSTILE, "limit": HOSTILE}) for limit in report.limits)
     changes = {
@@ -94,9 +92,7 @@ def test_hostile_names_stay_text(report: Report) -> None:
 
 def test_the_embedded_report_is_the_report(report: Report) -> None:
     for given in (report, hostile(report)):
-        embedded = re.search(
-            r'<script type="application/json" id="report-json">(.*?)</script>', html_page(given), re.S
-        )
+        embedded = re.search(r'<script type="application/json" id="report-json">(.*?)</script>', html_page(given), re.S)
         assert embedded is not None
         assert parse_report(embedded[1], "page") == given
 
@@ -121,9 +117,7 @@ def test_the_page_shows_every_section(report: Report) -> None:
     texts = parse(html_page(report)).texts
     sections = ("Limits", "What each stage cost and saved", "Latency", "Every model", "Further measurements",
                 "Where the bytes are", "Stages", "Environment")  # fmt: skip
-    assert [text for text in texts if text in sections and text != "Latency"] == [
-        s for s in sections if s != "Latency"
-    ]
+    assert [text for text in texts if text in sections and text != "Latency"] == [s for s in sections if s != "Latency"]
     assert texts.count("\u2713 passed") == 3
     assert texts.count("\u2717 missed") == 1
     assert texts.count("not judged") == 1

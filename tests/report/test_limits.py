@@ -70,10 +70,7 @@ def test_what_was_not_measured_has_not_passed() -> None:
     (result,) = check_limits([Limit(metric="f1", at_least=0.5)], ROWS)
     assert result.missed
     assert result.value is None
-    assert (
-        result.reason
-        == "f1 of final was not measured on cpu; measured there: accuracy, latency_ms, size_bytes"
-    )
+    assert result.reason == "f1 of final was not measured on cpu; measured there: accuracy, latency_ms, size_bytes"
 
 
 def test_a_limit_on_a_skipped_target_is_neither_passed_nor_missed() -> None:

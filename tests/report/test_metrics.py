@@ -88,15 +88,9 @@ def test_improvement_words(name: str, value: float, reference: float, text: str)
 
 def test_an_interval_names_a_shared_unit_once() -> None:
     row = {"model": "final", "target": "cpu", "unit": "ms", "metric": "latency_ms"}
-    assert (
-        format_measurement(Measurement(value=2.71, low=2.67, high=2.75, **row))
-        == "2.71 ms (2.67\u20132.75 ms)"
-    )
+    assert format_measurement(Measurement(value=2.71, low=2.67, high=2.75, **row)) == "2.71 ms (2.67\u20132.75 ms)"
     wide = {**row, "metric": "size_bytes", "unit": "bytes"}
-    assert (
-        format_measurement(Measurement(value=2000, low=900, high=3000, **wide))
-        == "2.00 kB (900 B\u20133.00 kB)"
-    )
+    assert format_measurement(Measurement(value=2000, low=900, high=3000, **wide)) == "2.00 kB (900 B\u20133.00 kB)"
 
 
 def test_columns_and_the_rest_hold_every_metric_once() -> None:

@@ -22,9 +22,7 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
         "model", "metric", "target", "value", "unit", "low", "high", "n", "raw"
     }  # fmt: skip
     assert {"metric", "target", "limit", "value", "passed"} <= set(content["limits"][0])
-    assert content["skipped"] == [
-        {"target": "gpu", "reason": "ONNX Runtime has no CUDAExecutionProvider here"}
-    ]
+    assert content["skipped"] == [{"target": "gpu", "reason": "ONNX Runtime has no CUDAExecutionProvider here"}]
 
 
 def test_what_is_written_reads_back_the_same(report: Report, tmp_path: Path) -> None:
@@ -92,9 +90,7 @@ def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     assert load_report(tmp_path / "report.json") == Report(recipe="r")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "report.json").write_text("old")
 
     def full(self: Path, target: Path) -> None:

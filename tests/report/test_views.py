@@ -52,9 +52,7 @@ def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
     assert final["Accuracy"] == "86.85% (85.37\u201388.33%)"  # 1737 / 2000, 1.7% of it either way
     assert final["Size on disk"] == "5.12 MB"
     assert final["Speed-up"] == "11.7x (11.4\u201312.1x)"
-    ratios = dict(
-        zip(found["Against the baseline on cpu"][0], found["Against the baseline on cpu"][-1], strict=True)
-    )
+    ratios = dict(zip(found["Against the baseline on cpu"][0], found["Against the baseline on cpu"][-1], strict=True))
     assert ratios["Size on disk"] == "17.8x smaller"
     assert ratios["Latency"] == "11.7x faster"
 

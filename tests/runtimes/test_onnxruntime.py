@@ -56,9 +56,7 @@ def test_a_missing_input_is_named(tmp_path: Path, weight: np.ndarray) -> None:
         session.predict({"input_ids": np.zeros((1, 3))})
 
 
-@pytest.mark.parametrize(
-    "x", [np.zeros((1, 4), np.float32), np.zeros((1, 3), np.int64), np.zeros(3, np.float32)]
-)
+@pytest.mark.parametrize("x", [np.zeros((1, 4), np.float32), np.zeros((1, 3), np.int64), np.zeros(3, np.float32)])
 def test_a_wrong_shape_or_type_is_an_input_error(tmp_path: Path, weight: np.ndarray, x: np.ndarray) -> None:
     session = subject.RUNTIME.open(write_linear(tmp_path / "m.onnx", weight), CPU, threads=1)
     with pytest.raises(InputError, match="refuses the batch") as caught:
@@ -109,9 +107,7 @@ def test_an_absent_provider_is_refused_with_its_reason(tmp_path: Path, weight: n
         subject.RUNTIME.open(path, TARGETS["gpu"], threads=1)
 
 
-def test_a_silent_fallback_is_refused(
-    tmp_path: Path, weight: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_fallback_is_refused(tmp_path: Path, weight: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package built with CUDA on a machine without a device: it lists CUDA and then takes the processor."""
 
     class FallingBack(onnxruntime.InferenceSession):  # type: ignore[misc]

@@ -34,9 +34,7 @@ def tar_with(path: Path, name: str, kind: bytes = tarfile.REGTYPE) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "C:/evil.txt", "..\\evil.txt"]
-)
+@pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "C:/evil.txt", "..\\evil.txt"])
 @pytest.mark.parametrize("make", [zip_with, tar_with])
 def test_an_entry_that_leaves_the_folder_refuses_the_whole_archive(tmp_path, name, make):
     archive = make(tmp_path / "archive", name)

@@ -134,9 +134,7 @@ fetch(sample, Path(sys.argv[1]), SilentProgress(), download=download)
 
 def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path, labeled, package, progress):
     root = tmp_path / "cache"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(root), labeled.sha256], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), labeled.sha256], stdout=subprocess.PIPE)
     with process:
         assert process.stdout.readline() == b"downloading\n"
         process.send_signal(signal.SIGKILL)
@@ -156,8 +154,7 @@ def test_two_at_once_download_once(tmp_path, labeled, package, progress):
         return Path(shutil.copy(package, folder))
 
     threads = [
-        threading.Thread(target=fetch, args=(labeled, root, progress), kwargs={"download": slow})
-        for _ in range(2)
+        threading.Thread(target=fetch, args=(labeled, root, progress), kwargs={"download": slow}) for _ in range(2)
     ]
     for thread in threads:
         thread.start()

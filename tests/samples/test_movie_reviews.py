@@ -100,9 +100,7 @@ def test_written_splits_hold_every_rated_text_once(members, tmp_path, progress):
     }
     assert set(rows) == expected
     assert len(rows) == len(expected) == 2_596  # 2,700 less those divisible by 26
-    assert progress.notes == [
-        "movie-reviews: 96 train, 500 validation, 2000 test rows; 104 neutral ones excluded"
-    ]
+    assert progress.notes == ["movie-reviews: 96 train, 500 validation, 2000 test rows; 104 neutral ones excluded"]
 
 
 def test_unlabeled_text_repeats_no_text_and_none_of_a_split(members, tmp_path, progress):

@@ -67,11 +67,14 @@ def _match(split: ir.Node, mask: ir.Value) -> _SelfAttention | None:
     scores = paths[0]
     if scores is None or paths[1] is not scores or paths[2] is None:
         return None
-    scaled = only_consumer(scores.outputs[0], "Mul")
-    masked = only_consumer(scaled.outputs[0], "Add") if scaled else None
-    softmax = only_consumer(masked.outputs[0], "Softmax") if masked else None
-    weighted = only_consumer(softmax.outputs[0], "MatMul") if softmax else None
-    if scaled is None or masked is None or weighted is None or weighted is not paths[2]:
+    chain: list[ir.Node] = [scores]
+    for operator in ("Mul", "Add", "Softmax", "MatMul"):
+        following = only_consumer(chain[-1].outputs[0], operator)
+        if following is None:
+            return None
+        chain.append(following)
+    _, scaled, masked, _, weighted = chain
+    if weighted is not paths[2]:
         return None
     scale, heads = constant(scaled.inputs[1]), _heads(scores)
     if scale is None or scale.size != 1 or heads is None or not _comes_from_mask(masked.inputs[1], mask):

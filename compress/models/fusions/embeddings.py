@@ -10,7 +10,17 @@ import onnx_ir as ir
 
 from compress.models.fusions.graph import add_initializer, clean, constant
 
-_PASSES_ZEROS_ON = ("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "GatherElements", "Gather")
+_PASSES_ZEROS_ON = (
+    "Expand",
+    "Slice",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Identity",
+    "Cast",
+    "GatherElements",
+    "Gather",
+)
 
 
 def fold_constant_embeddings(model: ir.Model) -> int:

@@ -1,0 +1,67 @@
+"""The command line. Importing this imports typer and nothing heavy; each command imports what it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from compress import __version__
+from compress.cli.bench import bench
+from compress.cli.cache import cache_app
+from compress.cli.check import check
+from compress.cli.doctor import doctor
+from compress.cli.evaluate import evaluate
+from compress.cli.inspect import inspect
+from compress.cli.recipes import recipes_app
+from compress.cli.report import report
+from compress.cli.run import run
+from compress.cli.samples import samples_app
+from compress.cli.targets import targets
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="compress",
+    help="Turn a trained model into the smallest, fastest artifact that still does its job, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+for command in (run, check, inspect, evaluate, bench, report, doctor, targets):
+    app.command()(command)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(samples_app, name="samples")
+app.add_typer(cache_app, name="cache")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    # Read by huggingface_hub when it is first imported; no command sends anything that was not asked for.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 well, 1 a limit missed, 2 bad input, 3 a stage failed, 130 interrupted."""
+    from compress.errors import CompressError
+
+    try:
+        app(prog_name="compress", standalone_mode=True)
+    except CompressError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Finished stages are kept: the same command goes on from there.", err=True)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,73 @@
+"""What a person means by an artifact, and which recipe says how to feed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import InputError
+from compress.recipe import Recipe
+from compress.recipe_source import read_recipe
+from compress.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from compress.data.dataset import Dataset
+    from compress.progress import Progress
+    from compress.tasks.task import Task
+
+RECIPE = "recipe.yaml"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model folder and the recipe that says which task and data it is for."""
+
+    folder: Path
+    recipe: Recipe
+    recipe_folder: Path
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task."""
+        from compress.tasks import get_task
+
+        return get_task(self.recipe.task)
+
+    def dataset(self, progress: Progress) -> Dataset:
+        """The recipe's data."""
+        from compress.data.dataset import load_dataset
+
+        return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
+
+
+def find_artifact(path: Path, recipe: Path | None) -> Artifact:
+    """``path`` may be a run's folder, its `model` folder, a recipe's name (its latest run) or any model folder.
+
+    Raises `InputError` where there is no model, or no recipe for it.
+    """
+    named = Path("artifacts") / "runs" / path / "latest"
+    for place in (path / MODEL, path / "latest" / MODEL, path, named / MODEL):
+        if (place / "config.json").is_file():
+            break
+    else:
+        raise InputError(
+            f"There is no model in {str(path)!r}.",
+            expected="a run's folder, a folder with config.json and one .onnx file, or the name of a recipe",
+        )
+    source = recipe or place.parent / RECIPE
+    if not source.is_file():
+        raise InputError(
+            "Nothing says which task and data this model is for.",
+            where=str(place),
+            mend="name a recipe with --recipe; its task, data and benchmark sections are used",
+        )
+    return Artifact(place, read_recipe(source), source.parent)
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises `InputError` with the known names."""
+    if name not in TARGETS:
+        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(TARGETS)}")
+    return TARGETS[name]

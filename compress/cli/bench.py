@@ -1,0 +1,60 @@
+"""`compress bench ARTIFACT`: latency, throughput, start-up and memory on this machine, now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another artifact, timed in turns with the first, to compare with.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Where task and data come from; default: the recipe.yaml beside the model."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="Where to run it; see `compress targets`.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Batch of the throughput measurement.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time budget for each model and scenario.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write measurements, notes and environment as JSON.")] = False,
+) -> None:
+    """Time an artifact on real examples of the test split, in a process of its own."""
+    from compress.cli.artifact import find_artifact, find_target
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.rows import render_rows
+
+    found = find_artifact(artifact, recipe)
+    other = find_artifact(baseline, recipe) if baseline else None
+    place = find_target(target)
+    from compress.bench.session import measure_together
+    from compress.evaluate import encode_for
+    from compress.pipeline.quiet import quiet_libraries
+
+    quiet_libraries()
+    progress = ConsoleProgress()
+    changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
+    settings = found.recipe.benchmark.model_copy(
+        update={name: value for name, value in changed.items() if value is not None}
+    )
+    folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
+    rows = found.dataset(progress).split("test")
+    examples = {
+        label: encode_for(folder, found.task, rows, found.recipe.data.max_length) for label, folder in folders.items()
+    }
+    reference = next(iter(folders))
+    result = measure_together(folders, examples, place, settings, reference, progress, found.recipe.seed)
+    if json_:
+        measured = [row.model_dump() for row in result.measurements]
+        typer.echo(json.dumps({"measurements": measured, "notes": result.notes, "environment": result.environment}))
+        return
+    from rich.console import Console
+
+    Console().print(render_rows(result.measurements))
+    for note in result.notes:
+        typer.echo(note, err=True)

@@ -1,0 +1,71 @@
+"""`compress cache`: what finished stages take, and removing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+cache_app = typer.Typer(help="See or remove the outputs of finished stages.", invoke_without_command=True)
+_Artifacts = Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")]
+_Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+
+
+@cache_app.callback()
+def show(context: typer.Context, artifacts: _Artifacts = Path("artifacts"), json_: _Json = False) -> None:
+    """List the entries, oldest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from datetime import UTC, datetime
+
+    from compress.cache import Cache
+
+    rows = []
+    for entry in Cache(artifacts / "cache").entries():
+        size = sum(file["bytes"] for file in entry.record["files"].values())
+        made = datetime.fromtimestamp(entry.record["created"], UTC).isoformat(timespec="seconds")
+        rows.append({"key": entry.key, "name": entry.record["name"], "bytes": size, "created": made})
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{row['key'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {row['created']}  {row['name']}")
+    typer.echo(f"{len(rows)} entries, {sum(row['bytes'] for row in rows) / 1e6:.2f} MB")
+
+
+@cache_app.command()
+def prune(
+    artifacts: _Artifacts = Path("artifacts"),
+    older_than_days: Annotated[float, typer.Option(min=0, help="Remove entries older than this; 0: all.")] = 0.0,
+    json_: _Json = False,
+) -> None:
+    """Remove entries, and what killed runs left behind. Finished runs are not touched."""
+    import shutil
+    import time
+
+    from filelock import Timeout
+
+    from compress.cache import Cache
+    from compress.models.model import size_bytes
+
+    cache = Cache(artifacts / "cache")
+    removed, busy, freed = [], [], 0
+    for entry in cache.entries():
+        if time.time() - entry.record["created"] < older_than_days * 86400:
+            continue
+        try:
+            freed += cache.remove(entry.key)
+            removed.append(entry.key)
+        except Timeout:
+            busy.append(entry.key)
+    for partial in cache.partial_folders():
+        freed += size_bytes(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+    if json_:
+        typer.echo(json.dumps({"removed": removed, "in_use": busy, "freed_bytes": freed}))
+        return
+    typer.echo(f"{len(removed)} entries removed, {freed / 1e6:.2f} MB freed")
+    for key in busy:
+        typer.echo(f"{key[:12]} is in use by a run and stays", err=True)

@@ -1,0 +1,44 @@
+"""`compress evaluate ARTIFACT`: accuracy on the file that ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Where task and data come from; default: the recipe.yaml beside the model."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    target: Annotated[str, typer.Option(help="Where to run it; see `compress targets`.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
+    json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
+) -> None:
+    """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
+    from compress.cli.artifact import find_artifact, find_target
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.rows import render_rows
+
+    found = find_artifact(artifact, recipe)
+    place = find_target(target)
+    from compress.evaluate import encode_for, predict
+    from compress.pipeline.quiet import quiet_libraries
+
+    quiet_libraries()
+    progress = ConsoleProgress()
+    data = found.dataset(progress)
+    examples = encode_for(found.folder, found.task, data.split(split), found.recipe.data.max_length)
+    predictions = predict(found.folder, examples, place, threads, progress, f"evaluate on {target}")
+    rows = found.task.measure(predictions.outputs, predictions.labels, found.folder.name, target)
+    if json_:
+        typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(render_rows(rows))

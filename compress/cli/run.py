@@ -1,0 +1,42 @@
+"""`compress run RECIPE`: from a recipe to a measured artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
+    ] = None,
+    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
+    remeasure: Annotated[bool, typer.Option(help="Take new timings even if nothing changed.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write report.json to standard output.")] = False,
+) -> None:
+    """Run a recipe. Finished stages come from the cache, so a stopped run goes on where it was."""
+    from rich.console import Console
+
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.plan import make_plan
+    from compress.recipe_source import read_recipe
+
+    loaded = read_recipe(recipe, set_ or ())
+    make_plan(loaded, recipe.parent, None, artifacts)
+    from compress.pipeline.run import run as run_recipe
+
+    done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
+    if json_:
+        typer.echo(done.report.to_json(), nl=False)
+    else:
+        from compress.report.console import console_table
+
+        Console().print(console_table(done.report))
+    typer.echo(f"report: {done.folder / 'report.html'}", err=True)
+    typer.echo(f"model:  {done.folder / 'model'}", err=True)
+    if done.report.missed:
+        raise typer.Exit(1)

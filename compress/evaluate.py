@@ -1,0 +1,82 @@
+"""Accuracy of an artifact, through the runtime that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import DataError
+from compress.measurement import Measurement
+from compress.numerics.statistics import wilson_interval
+from compress.progress import Progress
+from compress.runtimes import get_runtime
+from compress.targets import Target
+from compress.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs [n, ...] of an artifact for every row of a split, and the rows' label ids [n]."""
+
+    outputs: np.ndarray
+    labels: np.ndarray
+
+
+def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
+    """Class names from the artifact's config, in the order of their ids."""
+    import json
+
+    config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
+    names = config.get("id2label")
+    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+
+
+def encode_for(artifact: Path, task: Task, rows: pa.Table, max_length: int) -> Examples:
+    """``rows`` as inputs of the artifact, by the processor that lies beside it."""
+    from transformers import AutoTokenizer
+
+    processor: Any = AutoTokenizer.from_pretrained(artifact)
+    return task.encode(rows, processor, artifact_labels(artifact), max_length)
+
+
+def predict(
+    artifact: Path, examples: Examples, target: Target, threads: int, progress: Progress, description: str
+) -> Predictions:
+    """Run every example, batched by length. Raises `DataError` for a split without labels, or what opening raises."""
+    if examples.labels is None:
+        raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
+    session = get_runtime(target.runtime).open(artifact, target, threads)
+    order = np.argsort(examples.lengths(), kind="stable")
+    starts = range(0, len(order), _BATCH)
+    parts = []
+    for start in progress.track(starts, description, len(starts)):
+        parts.append(session.predict(examples.batch(order[start : start + _BATCH].tolist()))["logits"])
+    stacked = np.concatenate(parts)
+    outputs = np.empty_like(stacked)
+    outputs[order] = stacked
+    return Predictions(outputs, examples.labels)
+
+
+def agreement(task: Task, own: np.ndarray, reference: np.ndarray, model: str, target: str) -> Measurement:
+    """The share of examples on which two models give the same answer, with its Wilson interval."""
+    same: Sequence[bool] = task.same_answer(own, reference).tolist()
+    low, high = wilson_interval(sum(same), len(same))
+    return Measurement(
+        model=model,
+        metric="agreement",
+        target=target,
+        value=sum(same) / len(same),
+        unit="ratio",
+        low=low,
+        high=high,
+        n=len(same),
+    )

@@ -1,0 +1,1 @@
+"""The road from a recipe to a measured artifact."""

@@ -1,0 +1,163 @@
+"""The contract that every stage's output keeps, checked on the files just written, before they get their name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import IntegrityError
+from compress.models.model import size_bytes
+from compress.models.onnx_model import OnnxModel
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Promise
+
+if TYPE_CHECKING:
+    from compress.tasks.task import Examples
+
+PROBES = 32
+_SAME = 1e-5
+
+
+@dataclass
+class Contract:
+    """The checks of one stage, in order; ``found`` keeps what each of them saw, for the report."""
+
+    label: str
+    promise: Promise
+    found: list[tuple[str, str]] = field(default_factory=list)
+
+    def check(
+        self,
+        model: TorchModel | OnnxModel,
+        before: Mapping[str, str],
+        before_bytes: int,
+        folder: Path,
+        probe: Probe,
+    ) -> None:
+        """Hold ``model``, saved in ``folder``, to the contract. ``before`` are the input's tensor digests.
+
+        Raises `IntegrityError` with the stage's name and what to try.
+        """
+        self._finite(model)
+        self._changed(before, tensor_digests(model))
+        self._size(before_bytes, size_bytes(folder))
+        outputs = probe.in_memory(model)
+        self._sane(outputs)
+        self._reloads(outputs, probe.from_disk(folder))
+
+    def _fail(self, what: str, mend: str) -> IntegrityError:
+        return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
+
+    def _finite(self, model: TorchModel | OnnxModel) -> None:
+        for name, array in float_arrays(model):
+            if not np.isfinite(array).all():
+                raise self._fail(
+                    f"the tensor {name!r} holds NaN or infinite values.",
+                    "lower the learning rate or set precision: fp32, and look at the stage's input",
+                )
+        self.found.append(("weights finite", "all"))
+
+    def _changed(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        if not self.promise.changes_weights:
+            return
+        changed = sum(before.get(name) != digest for name, digest in after.items()) + len(before.keys() - after.keys())
+        if changed == 0:
+            raise self._fail("no weight changed.", "check the stage's parameters: as given they do nothing")
+        self.found.append(("tensors changed", str(changed)))
+
+    def _size(self, before: int, after: int) -> None:
+        limit = self.promise.max_size_ratio
+        self.found.append(("size", f"{after:,} bytes, {after / before:.1%} of its input"))
+        if limit is not None and after > limit * before:
+            raise self._fail(
+                f"the result has {after:,} bytes, {after / before:.0%} of its input; at most {limit:.0%} was promised.",
+                "look at `compress inspect` for the tensors that stayed large",
+            )
+
+    def _sane(self, outputs: np.ndarray) -> None:
+        if not np.isfinite(outputs).all():
+            raise self._fail("its predictions hold NaN or infinite values.", "look at the stage's input and parameters")
+        if len(outputs) > 1 and np.ptp(outputs, axis=0).max() == 0:
+            raise self._fail("it predicts the same for every example.", "compress less, or train longer afterwards")
+        self.found.append(("predictions", "finite and not constant"))
+
+    def _reloads(self, expected: np.ndarray, reloaded: np.ndarray) -> None:
+        difference = float(np.abs(expected - reloaded).max())
+        if not difference <= _SAME:
+            raise self._fail(
+                f"once saved and loaded it predicts otherwise (a logit differs by {difference:.1e}).",
+                "this is a defect of the stage; please report it with the recipe",
+            )
+        self.found.append(("saved and loaded", f"logits differ by {difference:.0e}"))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to get predictions of a model for a few examples, from memory and from its files."""
+
+    load: Callable[[Path], TorchModel | OnnxModel]
+    encode: Callable[[Any], Examples]
+
+    def in_memory(self, model: TorchModel | OnnxModel) -> np.ndarray:
+        """Logits of the model object itself, [n, ...]."""
+        if isinstance(model, TorchModel):
+            from compress.training.predict import predict
+
+            return predict(model.module, self.encode(model.processor))
+        return _run_onnx(model.graph.SerializeToString(), self.encode(processor_of(model)))
+
+    def from_disk(self, folder: Path) -> np.ndarray:
+        """Logits after loading ``folder`` again, [n, ...]."""
+        return self.in_memory(self.load(folder))
+
+
+def processor_of(model: OnnxModel) -> Any:
+    """The processor among an ONNX model's companion files."""
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in model.companions.items():
+            (Path(folder) / name).write_bytes(content)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def _run_onnx(graph: bytes, examples: Examples) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    batch = examples.batch(range(len(examples)))
+    output: np.ndarray = session.run(["logits"], {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]
+    return output
+
+
+def float_arrays(model: TorchModel | OnnxModel) -> list[tuple[str, np.ndarray]]:
+    """Every floating-point weight as float32, with its name."""
+    if isinstance(model, TorchModel):
+        tensors = model.module.state_dict().items()
+        return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
+    from onnx import numpy_helper
+
+    arrays = ((tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.graph.initializer)
+    return [(name, array) for name, array in arrays if array.dtype.kind == "f"]
+
+
+def tensor_digests(model: TorchModel | OnnxModel) -> dict[str, str]:
+    """SHA-256 of each weight's shape and bytes, by name."""
+    import hashlib
+
+    if isinstance(model, TorchModel):
+        arrays = [(name, tensor.numpy()) for name, tensor in model.module.state_dict().items()]
+    else:
+        from onnx import numpy_helper
+
+        arrays = [(tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.graph.initializer]
+    return {
+        name: hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+        for name, array in arrays
+    }

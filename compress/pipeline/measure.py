@@ -1,0 +1,194 @@
+"""Measuring what a road made: every stage's output as a file, through the runtime of each target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bench.session import measure_together
+from compress.cache import cache_key, package_versions
+from compress.environment import environment
+from compress.evaluate import Predictions, agreement, encode_for, predict
+from compress.inspect.budget import budget_of, bytes_by_layer
+from compress.measurement import Measurement
+from compress.models.model import digest_directory, size_bytes
+from compress.models.torch_model import TorchModel
+from compress.pipeline.road import START, Road
+from compress.report.schema import BASELINE, FINAL, LayerBytes, Skipped
+from compress.runtimes import why_unavailable
+from compress.stages.export import Export
+from compress.targets import TARGETS, Target
+
+SPLIT = "test"
+_PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
+
+
+@dataclass
+class Findings:
+    """Everything measured in one run."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = field(default_factory=dict)
+
+
+def measure(road: Road, remeasure: bool) -> Findings:
+    """Evaluate and time the baseline, every stage's output and the final model on each target of the recipe.
+
+    Evaluations are exact repeats and come from the cache where nothing changed; so do timings, unless ``remeasure``.
+    """
+    findings = Findings(environment=environment())
+    artifacts = measurable(road)
+    for name in road.recipe.targets:
+        reason = why_unavailable(TARGETS[name])
+        if reason is not None:
+            road.progress.note(f"target {name}: skipped, {reason}")
+            findings.skipped.append(Skipped(target=name, reason=reason))
+            continue
+        session = _Session(road, TARGETS[name], artifacts)
+        findings.measurements += session.sizes() + session.accuracies()
+        rows, notes, machine = session.timings(remeasure)
+        findings.measurements += rows
+        findings.notes += notes
+        findings.environment |= machine
+    for label in (BASELINE, FINAL):
+        layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
+        findings.bytes_by_layer[label] = tuple(layers)
+    return findings
+
+
+def measurable(road: Road) -> dict[str, Path]:
+    """Label -> folder of an ONNX artifact: `baseline`, each stage (torch models exported), `final`.
+
+    Raises `StageError` where an output cannot be exported.
+    """
+    labels = road.recipe.labels()
+    exporter = next((stage for stage in road.recipe.stages if isinstance(stage, Export)), Export())
+    wanted = labels if road.recipe.benchmark.every_stage else labels[-1:]
+    artifacts = {BASELINE: _as_onnx(road, road.recipe.baseline, exporter)}
+    artifacts |= {label: _as_onnx(road, label, exporter) for label in wanted if label != road.recipe.baseline}
+    return {**artifacts, FINAL: artifacts.get(labels[-1], artifacts[BASELINE])}
+
+
+def _as_onnx(road: Road, label: str, exporter: Export) -> Path:
+    is_torch = label == START or road.recipe.stages[road.recipe.labels().index(label)].gives() is TorchModel
+    if not is_torch:
+        return road.finished[label].entry.folder
+    return road.apply(f"{label}, exported", exporter, label).entry.folder
+
+
+class _Session:
+    """The measurements of one target."""
+
+    def __init__(self, road: Road, target: Target, artifacts: Mapping[str, Path]) -> None:
+        self.road = road
+        self.target = target
+        self.artifacts = artifacts
+        self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
+
+    def sizes(self) -> list[Measurement]:
+        """Bytes on disk of the whole folder, and parameters."""
+        rows = []
+        for label, folder in self.artifacts.items():
+            parameters = budget_of(folder).parameters
+            for metric, value, unit in (
+                ("size_bytes", size_bytes(folder), "bytes"),
+                ("parameters", parameters, "parameters"),
+            ):
+                rows.append(Measurement(model=label, metric=metric, target=self.target.name, value=value, unit=unit))
+        return rows
+
+    def accuracies(self) -> list[Measurement]:
+        """The task's metrics on the test split, and agreement with the baseline."""
+        predictions = {label: self._predictions(label) for label in self.artifacts}
+        reference = predictions[BASELINE].outputs
+        rows = []
+        for label, found in predictions.items():
+            task, target = self.road.task, self.target.name
+            rows += task.measure(found.outputs, found.labels, label, target)
+            rows.append(agreement(task, found.outputs, reference, label, target))
+        return rows
+
+    def _predictions(self, label: str) -> Predictions:
+        road, folder = self.road, self.artifacts[label]
+        key = cache_key(
+            {
+                "kind": "evaluation",
+                "artifact": self.digests[label],
+                "data": road.data.digest(SPLIT),
+                "max_length": road.recipe.data.max_length,
+                "target": self.target.name,
+                "packages": package_versions(_PACKAGES),
+            }
+        )
+
+        def make(content: Path) -> Mapping[str, Any]:
+            examples = encode_for(folder, road.task, road.data.split(SPLIT), road.recipe.data.max_length)
+            threads, text = road.recipe.benchmark.threads, f"evaluate {label} on {self.target.name}"
+            found = predict(folder, examples, self.target, threads, road.progress, text)
+            np.savez(content / "predictions.npz", outputs=found.outputs, labels=found.labels)
+            return {"name": f"evaluation of {label}"}
+
+        with np.load(_kept(road, key, make) / "predictions.npz") as arrays:
+            return Predictions(arrays["outputs"], arrays["labels"])
+
+    def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
+        """Rows, notes and the machine of one interleaved session over all artifacts."""
+        road, recipe = self.road, self.road.recipe
+        machine = environment()
+        key = cache_key(
+            {
+                "kind": "benchmark",
+                "artifacts": self.digests,
+                "data": road.data.digest(SPLIT),
+                "target": self.target.name,
+                "settings": recipe.benchmark.model_dump(),
+                "max_length": recipe.data.max_length,
+                "machine": machine,
+                "seed": recipe.seed,
+            }
+        )
+        if remeasure and road.cache.peek(key) is not None:
+            road.cache.remove(key)
+        reused = road.cache.peek(key) is not None
+
+        def make(content: Path) -> Mapping[str, Any]:
+            rows = road.data.split(SPLIT)
+            examples = {
+                label: encode_for(folder, road.task, rows, recipe.data.max_length)
+                for label, folder in self.artifacts.items()
+            }
+            found = measure_together(
+                self.artifacts, examples, self.target, recipe.benchmark, BASELINE, road.progress, recipe.seed
+            )
+            kept = {
+                "rows": [row.model_dump() for row in found.measurements],
+                "notes": found.notes,
+                "environment": found.environment,
+            }
+            (content / "timings.json").write_text(json.dumps(kept))
+            return {"name": f"benchmark on {self.target.name}"}
+
+        kept = json.loads((_kept(road, key, make) / "timings.json").read_text())
+        notes = [f"{self.target.name}: {note}" for note in kept["notes"]]
+        if reused:
+            notes.append(
+                f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
+            )
+        return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
+
+
+def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """The folder of a cached measurement, made now if need be."""
+    entry = road.cache.find(key, road.progress.note)
+    if entry is None:
+        with road.cache.lock(key, lambda: road.progress.note("another run measures the same; waiting")):
+            entry = road.cache.find(key, road.progress.note) or road.cache.store(key, make)
+    return entry.folder

@@ -1,0 +1,225 @@
+"""Running a recipe's stages: find each output in the cache, or make it, check it and keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compress.cache import Cache, Entry, cache_key, package_versions
+from compress.data.dataset import Dataset, load_dataset
+from compress.errors import CompressError, StageError, StorageError
+from compress.models.model import digest_directory, size_bytes
+from compress.models.onnx_model import OnnxModel
+from compress.models.source import resolve_model
+from compress.models.torch_model import TorchModel
+from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.pipeline.resources import Meter
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.report.schema import IntegrityRecord, StageRecord
+from compress.stages.stage import Context, Stage
+from compress.tasks import get_task
+from compress.tasks.task import Task
+
+START = "start"
+AnyModel = TorchModel | OnnxModel
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage's output in the cache, and what the report says of it."""
+
+    entry: Entry
+    record: StageRecord
+    integrity: tuple[IntegrityRecord, ...]
+
+
+@dataclass
+class Road:
+    """One recipe on its way; stages run in order, each from the files of the one before it."""
+
+    recipe: Recipe
+    folder: Path
+    artifacts: Path
+    progress: Progress
+    finished: dict[str, Finished] = field(default_factory=dict)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The cache that all runs below the artifacts folder share."""
+        return Cache(self.artifacts / "cache")
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return get_task(self.recipe.task)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The recipe's data, read and checked once."""
+        return load_dataset(self.recipe.data, self.task.columns, self.folder, self.progress)
+
+    @cached_property
+    def start(self) -> Path:
+        """The folder of the starting model."""
+        return self.resolve(self.recipe.model)
+
+    @cached_property
+    def start_digest(self) -> str:
+        """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
+        head = {"labels": self.data.labels, "seed": self.recipe.seed, "task": self.recipe.task}
+        return cache_key({"files": digest_directory(self.start), "head": head})
+
+    def resolve(self, reference: str) -> Path:
+        """A model reference of the recipe as a local folder. Raises `ModelError` or `SampleError`."""
+        beside = self.folder / reference
+        return resolve_model(
+            str(beside) if beside.exists() else reference,
+            trust_remote_code=self.recipe.trust_remote_code,
+            cache=self.cache.root / "models",
+            progress=self.progress,
+        )
+
+    def travel(self) -> None:
+        """Run every stage. Raises `StageError`; finished stages stay in the cache."""
+        for index, (label, stage) in enumerate(zip(self.recipe.labels(), self.recipe.stages, strict=True)):
+            before = self.recipe.labels()[index - 1] if index else START
+            self.progress.note(f"[{index + 1}/{len(self.recipe.stages)}] {label}")
+            self.finished[label] = self.apply(label, stage, before)
+
+    def key(self, stage: Stage[Any, Any], before: str) -> str:
+        """The cache key of ``stage`` applied to the output of ``before``; both inputs must be finished."""
+        needs = stage.needs()
+        return cache_key(
+            {
+                "stage": stage.model_dump(mode="json"),
+                "version": stage.version,
+                "input": self.digest(before),
+                "refers_to": [self.digest(label) for label in stage.refers_to()],
+                "student": self._other_model_digest(stage),
+                "data": self.data.digest(*needs.splits, *self._validation(), unlabeled=needs.unlabeled)
+                if needs.splits or needs.unlabeled
+                else None,
+                "max_length": self.recipe.data.max_length,
+                "seed": self.recipe.seed,
+                "packages": package_versions(stage.packages),
+            }
+        )
+
+    def digest(self, label: str) -> str:
+        """Digest of a finished stage's files, or of the starting model."""
+        return self.start_digest if label == START else self.finished[label].entry.digest
+
+    def _validation(self) -> tuple[str, ...]:
+        return ("validation",) if "validation" in self.data.splits else ()
+
+    def _other_model_digest(self, stage: Stage[Any, Any]) -> str | None:
+        reference = getattr(getattr(stage, "student", None), "model", None)
+        return None if reference is None else digest_directory(self.resolve(reference))
+
+    def apply(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
+        """The output of ``stage`` on the output of ``before``: from the cache, or made now."""
+        key = self.key(stage, before)
+        entry = self.cache.find(key, self.progress.note)
+        if entry is None:
+            with self.cache.lock(key, lambda: self.progress.note(f"{label}: another run is at it; waiting")):
+                entry = self.cache.find(key, self.progress.note)
+                if entry is None:
+                    made = self.cache.store(key, lambda content: self._make(label, stage, before, content))
+                    return self._finished(label, made, cached=False)
+        self.progress.note(f"{label}: from the cache")
+        return self._finished(label, entry, cached=True)
+
+    def _finished(self, label: str, entry: Entry, cached: bool) -> Finished:
+        record = StageRecord(
+            name=label,
+            key=entry.key,
+            cached=cached,
+            seconds=entry.record["seconds"],
+            peak_rss_bytes=entry.record["peak_rss_bytes"],
+        )
+        found = tuple(
+            IntegrityRecord(stage=label, check=check, found=text) for check, text in entry.record["integrity"]
+        )
+        return Finished(entry, record, found)
+
+    def _make(self, label: str, stage: Stage[Any, Any], before: str, content: Path) -> Mapping[str, Any]:
+        with Meter() as meter:
+            model = self.load(before)
+            digests, before_bytes = tensor_digests(model), self._size(before)
+            try:
+                output = stage.run(model, self._context())
+                output.save(content)
+            except CompressError:
+                raise
+            except OSError:
+                raise
+            except (RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
+                raise _unexpected(label, error) from error
+            contract = Contract(label, stage.promise())
+            contract.check(output, digests, before_bytes, content, self._probe(stage))
+        return {
+            "name": label,
+            "stage": stage.model_dump(mode="json"),
+            "seconds": meter.seconds,
+            "peak_rss_bytes": meter.peak_rss_bytes,
+            "integrity": contract.found,
+        }
+
+    def load(self, label: str) -> AnyModel:
+        """A fresh copy of a finished stage's output, or of the starting model with a seeded head."""
+        if label == START:
+            import torch
+
+            torch.manual_seed(self.recipe.seed)
+            return self.task.load(self.start, self.data.labels, self.recipe.trust_remote_code)
+        folder = self.finished[label].entry.folder
+        model: AnyModel = self._class_of(label).load(folder, self.recipe.task)
+        return model
+
+    def _class_of(self, label: str) -> type[Any]:
+        return self.recipe.stages[self.recipe.labels().index(label)].gives()
+
+    def _size(self, label: str) -> int:
+        if label != START:
+            return size_bytes(self.finished[label].entry.folder)
+        return sum(path.stat().st_size for path in self.start.iterdir() if path.is_file())
+
+    def _probe(self, stage: Stage[Any, Any]) -> Probe:
+        split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
+        rows = self.data.split(split).slice(0, PROBES)
+        return Probe(
+            load=lambda folder: stage.gives().load(folder, self.recipe.task),
+            encode=lambda processor: self.task.encode(rows, processor, None, self.recipe.data.max_length),
+        )
+
+    def _context(self) -> Context:
+        return Context(
+            task=self.task,
+            data=self.data,
+            max_length=self.recipe.data.max_length,
+            seed=self.recipe.seed,
+            progress=self.progress,
+            earlier=self._earlier,
+            resolve=self.resolve,
+        )
+
+    def _earlier(self, label: str) -> TorchModel:
+        model = self.load(label)
+        if not isinstance(model, TorchModel):
+            raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
+        return model
+
+
+def _unexpected(label: str, error: BaseException) -> CompressError:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if "No space left on device" in str(error):
+        return StorageError("The disk is full.", where=f"stage {label!r}", mend="free space, then run again")
+    return StageError(
+        f"Stage {label!r} failed: {type(error).__name__}: {first}",
+        mend="see the run's log; finished stages are kept, so the next run resumes here",
+    )

@@ -1,0 +1,180 @@
+"""One whole run: the stages, the measurements, the report, and the folder that they end in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from compress.cache import package_versions
+from compress.data.config import is_sample
+from compress.errors import CompressError
+from compress.models.model import digest_directory
+from compress.pipeline.measure import measure
+from compress.pipeline.quiet import quiet_libraries
+from compress.pipeline.road import START, Road
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.recipe_source import dump_recipe
+from compress.report.limits import check_limits
+from compress.report.schema import Report
+from compress.report.write import write_report, write_whole
+
+Item = TypeVar("Item")
+LOG = "run.log"
+MODEL = "model"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its report and its folder."""
+
+    report: Report
+    folder: Path
+
+
+def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress, remeasure: bool = False) -> Run:
+    """Take ``recipe`` down the road; writes below ``artifacts`` and nowhere else.
+
+    Paths in the recipe count from ``recipe_folder``. Raises any `CompressError`; a failed or interrupted run leaves
+    its log, and finished stages in the cache, but no report and no `latest`.
+    """
+    quiet_libraries()
+    began, started = time.perf_counter(), datetime.now(UTC).astimezone()
+    folder = _new_folder(artifacts / "runs" / recipe.name, started)
+    with _logged(progress, folder / LOG) as logged:
+        road = Road(recipe, recipe_folder, artifacts, logged)
+        write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
+        road.travel()
+        findings = measure(road, remeasure)
+        limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
+        last = recipe.labels()[-1]
+        _copy_model(road.finished[last].entry.folder, folder)
+        write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
+        report = Report(
+            recipe=recipe.name,
+            description=recipe.description,
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - began,
+            baseline=recipe.baseline,
+            environment=findings.environment,
+            stages=tuple(road.finished[label].record for label in recipe.labels()),
+            integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
+            measurements=tuple(findings.measurements),
+            limits=tuple(limits),
+            skipped=tuple(findings.skipped),
+            notes=tuple(findings.notes),
+            bytes_by_layer=findings.bytes_by_layer,
+        )
+        write_report(report, folder)
+        _point_latest(folder)
+    return Run(report, folder)
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its local files named absolutely, so that it runs again from anywhere."""
+
+    def absolute(reference: str) -> str:
+        beside = folder / reference
+        return str(beside.resolve()) if not is_sample(reference) and beside.exists() else reference
+
+    data = recipe.data.model_copy(
+        update={
+            "source": recipe.data.source and absolute(recipe.data.source),
+            "splits": {split: absolute(name) for split, name in recipe.data.splits.items()},
+            "unlabeled": tuple(absolute(name) for name in recipe.data.unlabeled),
+        }
+    )
+    return recipe.model_copy(update={"data": data, "model": absolute(recipe.model)})
+
+
+def _new_folder(parent: Path, started: datetime) -> Path:
+    """A folder named after the time, made by this run alone."""
+    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
+            continue
+        return folder
+    raise AssertionError("a thousand runs in one second")
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    partial = folder / f".{MODEL}"
+    shutil.copytree(source, partial)
+    partial.rename(folder / MODEL)
+
+
+def _point_latest(folder: Path) -> None:
+    """Turn the link `latest` to ``folder`` in one step."""
+    link = folder.parent / f".{LATEST}-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.replace(folder.parent / LATEST)
+
+
+def _lock(road: Road) -> dict[str, object]:
+    """What it takes to get the same bytes again: seed, digests, versions, threads."""
+    import torch
+
+    packages = sorted({name for stage in road.recipe.stages for name in stage.packages})
+    splits = road.data.splits
+    return {
+        "seed": road.recipe.seed,
+        "threads": torch.get_num_threads(),
+        "packages": package_versions(("compress", *packages)),
+        "data": {split: road.data.digest(split) for split in splits},
+        START: digest_directory(road.start),
+        "stages": {label: finished.entry.digest for label, finished in road.finished.items()},
+    }
+
+
+class _LoggedProgress:
+    """Progress that also writes each note, with its time, into a log file."""
+
+    def __init__(self, inner: Progress, log: TextIO) -> None:
+        self._inner = inner
+        self._log = log
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Yield ``items`` through the inner progress."""
+        self.write(f"{description} ({total} steps)")
+        yield from self._inner.track(items, description, total)
+
+    def note(self, message: str) -> None:
+        """Say one line and log it."""
+        self.write(message)
+        self._inner.note(message)
+
+    def write(self, message: str) -> None:
+        """Log one line alone."""
+        self._log.write(f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n")
+        self._log.flush()
+
+
+@contextlib.contextmanager
+def _logged(progress: Progress, path: Path) -> Iterator[_LoggedProgress]:
+    """A progress that logs into ``path``; what ends the run early is logged with its traceback."""
+    with path.open("a", encoding="utf-8") as log:
+        logged = _LoggedProgress(progress, log)
+        try:
+            yield logged
+        except KeyboardInterrupt:
+            logged.write("interrupted")
+            raise
+        except CompressError:
+            logged.write(traceback.format_exc())
+            raise

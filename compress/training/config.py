@@ -21,5 +21,8 @@ class Training(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
+    )
     freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")

@@ -25,7 +25,7 @@ from compress.numerics.distillation import (
     uniform_layer_map,
 )
 from compress.tasks.task import Examples
-from compress.training.loop import Trainee, forward, train
+from compress.training.loop import Trainee, forward, train, uses_bf16
 from compress.training.predict import predict
 from compress.training.sparsity import keep_zeros
 
@@ -84,7 +84,7 @@ class Lesson:
         stage, context = self.stage, self.context
         if stage.method == "logits":
             context.progress.note("distill: the teacher answers")
-            self.logits = torch.from_numpy(predict(self.teacher.module, self._examples(self.teacher)))
+            self.logits = torch.from_numpy(predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage)))
         else:
             _require_same_tokens(self.teacher, self.student, stage.method)
             self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)

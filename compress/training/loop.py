@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     steps = max(1, round(config.epochs * len(loader)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
     session = _Session(trainee, config, accelerator, optimizer, schedule, steps)
-    losses = session.run(module, loader, progress, description)
+    with _dropout(trainee.module, config.dropout):
+        losses = session.run(module, loader, progress, description)
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
@@ -114,6 +116,11 @@ def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
 
+def uses_bf16(config: Training) -> bool:
+    """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
+    return config.precision == "bf16" or (config.precision == "auto" and has_bf16())
+
+
 class _Positions:
     """A map-style dataset of its own indices; the collate function fetches whole batches."""
 
@@ -125,6 +132,20 @@ class _Positions:
 
     def __getitem__(self, index: int) -> int:
         return index
+
+
+@contextlib.contextmanager
+def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
+    """Train with another dropout probability than the model's own, and put that back."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
+    before = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = layer.p if probability is None else probability
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.p = own
 
 
 def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
@@ -184,8 +205,7 @@ class _Session:
 
     def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
         device = self.accelerator.device.type
-        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and has_bf16())
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)):
             loss = self.trainee.loss(module, batch)
         value = float(loss.detach())
         if not math.isfinite(value):

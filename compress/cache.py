@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from compress.models.model import digest_file, size_bytes
 MANIFEST = "manifest.json"
 CONTENT = "content"
 _PARTIAL = "partial-"
+_OLD = ".old"
+_AT_ONCE_SECONDS = 0.05
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
@@ -53,9 +56,14 @@ class Entry:
         """SHA-256 over the names and contents of all files, as hex."""
         return str(self.record["digest"])
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, as the manifest has them."""
+        return sum(file["bytes"] for file in self.record["files"].values())
+
 
 class Cache:
-    """A folder of entries that several runs may use at once.
+    """A folder of entries that several runs may use at once. Nothing is written before the first `store`.
 
     An entry exists once its folder has its final name; a killed writer leaves only a partial folder, which the next
     writer of the same key removes. Raises `StorageError` where the folder cannot be read or written.
@@ -63,24 +71,41 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with _storage(root):
-            root.mkdir(parents=True, exist_ok=True)
+
+    def obtain(
+        self,
+        key: str,
+        write: Callable[[Path], Mapping[str, Any]],
+        on_damage: Callable[[str], None],
+        on_wait: Callable[[], None],
+    ) -> tuple[Entry, bool]:
+        """The entry of ``key``, and whether it was there already; else it is made by ``write``, as `store` says.
+
+        ``on_damage`` is told why an entry has to be made again, and ``on_wait`` is called while another run makes it.
+        """
+        entry = self.find(key, on_damage)
+        if entry is not None:
+            return entry, True
+        with self.lock(key, on_wait):
+            entry = self.find(key)
+            return (entry, True) if entry is not None else (self.store(key, write), False)
 
     def find(self, key: str, on_damage: Callable[[str], None] | None = None) -> Entry | None:
         """The entry of ``key`` after checking every file against the manifest.
 
-        A damaged entry is removed, and ``on_damage`` is told what was wrong with it.
+        A damaged entry counts as none, and ``on_damage`` is told what is wrong with it; `store` replaces it.
         """
         folder = self.root / key
-        with _storage(folder):
-            if not folder.exists():
+        with storage_errors(folder):
+            if not folder.is_dir():
                 return None
-            wrong, record = _check(folder)
-            if wrong is None:
-                return Entry(key, folder / CONTENT, record)
-            if on_damage is not None:
-                on_damage(f"cache entry {key[:12]} ({record.get('name', 'unknown')}): {wrong}; it is made again")
-            shutil.rmtree(folder)
+            record = _manifest(folder)
+            wrong = "its manifest cannot be read" if record is None else _difference(folder / CONTENT, record)
+        if record is not None and wrong is None:
+            return Entry(key, folder / CONTENT, record)
+        if on_damage is not None:
+            name = "" if record is None else f" ({record['name']})"
+            on_damage(f"cache entry {key[:12]}{name}: {wrong}; it is made again")
         return None
 
     def peek(self, key: str) -> Entry | None:
@@ -91,10 +116,11 @@ class Cache:
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep other runs from making the same entry; ``on_wait`` is called if another run is making it now."""
-        lock = FileLock(self.root / f"{key}.lock")
-        with _storage(self.root):
+        lock = self._lock(key)
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=0.05)
+                lock.acquire(timeout=_AT_ONCE_SECONDS)
             except TimeoutError:
                 on_wait()
                 lock.acquire()
@@ -103,57 +129,86 @@ class Cache:
         finally:
             lock.release()
 
-    def store(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        """Let ``write`` fill a folder and return its record, then give it its final name.
+    def _lock(self, key: str) -> FileLock:
+        return FileLock(self.root / f"{key}.lock")
 
-        Call it within `lock`. Whatever goes wrong, no entry is left; what an earlier, killed run left is removed.
+    def store(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
+        """Let ``write`` fill a folder and return its record, then give it its final name, in place of any other.
+
+        The record must have a ``name``. Call it within `lock`. Whatever goes wrong, no entry is left; what an
+        earlier, killed run left is removed.
         """
-        partial = self.root / f"{_PARTIAL}{key}"
-        with _storage(self.root):
+        partial, final = self.root / f"{_PARTIAL}{key}", self.root / key
+        with storage_errors(self.root):
             shutil.rmtree(partial, ignore_errors=True)
             (partial / CONTENT).mkdir(parents=True)
         try:
-            with _storage(partial):
-                record = self._seal(key, partial, dict(write(partial / CONTENT)))
-                partial.replace(self.root / key)
+            with storage_errors(partial):
+                record = _seal(key, partial, dict(write(partial / CONTENT)))
+                self._discard(final)
+                partial.replace(final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return Entry(key, self.root / key / CONTENT, record)
-
-    def _seal(self, key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
-        files = {}
-        for path in sorted(path for path in (partial / CONTENT).rglob("*") if path.is_file()):
-            _flush(path)
-            name = path.relative_to(partial / CONTENT).as_posix()
-            files[name] = {"sha256": digest_file(path), "bytes": path.stat().st_size}
-        record |= {"key": key, "files": files, "digest": _digest(files), "created": time.time()}
-        manifest = partial / MANIFEST
-        manifest.write_text(json.dumps(record, indent=1, sort_keys=True))
-        _flush(manifest)
-        return record
+        return Entry(key, final / CONTENT, record)
 
     def entries(self) -> list[Entry]:
         """Every entry, oldest first, by manifest alone."""
-        found = []
-        for folder in self.root.iterdir():
-            record = _manifest(folder) if folder.is_dir() and not folder.name.startswith(_PARTIAL) else None
-            if record is not None and "key" in record:
-                found.append(Entry(folder.name, folder / CONTENT, record))
-        return sorted(found, key=lambda entry: (entry.record["created"], entry.key))
+        found = (self.peek(folder.name) for folder in self._folders() if not folder.name.startswith(_PARTIAL))
+        return sorted((entry for entry in found if entry), key=lambda entry: (entry.record["created"], entry.key))
 
-    def remove(self, key: str) -> int:
-        """Remove an entry unless a run is making it; returns the bytes freed."""
-        folder = self.root / key
-        with _storage(folder), FileLock(self.root / f"{key}.lock", timeout=0.05):
-            freed = size_bytes(folder)
-            shutil.rmtree(folder)
-        (self.root / f"{key}.lock").unlink(missing_ok=True)
+    def remove(self, key: str) -> int | None:
+        """Remove an entry; returns the bytes freed, or ``None`` where a run is making it now."""
+        return self._remove(key, self.root / key)
+
+    def remove_partial(self) -> int:
+        """Remove what killed runs left behind, and nothing that a run is writing now; returns the bytes freed."""
+        partial = [folder for folder in self._folders() if folder.name.startswith(_PARTIAL)]
+        keys = [folder.name.removeprefix(_PARTIAL).removesuffix(_OLD) for folder in partial]
+        return sum(self._remove(key, folder) or 0 for key, folder in zip(keys, partial, strict=True))
+
+    def _remove(self, key: str, folder: Path) -> int | None:
+        lock = self._lock(key)
+        with storage_errors(folder):
+            try:
+                lock.acquire(timeout=_AT_ONCE_SECONDS)
+            except TimeoutError:
+                return None
+            try:
+                freed = size_bytes(folder)
+                self._discard(folder)
+                Path(lock.lock_file).unlink(missing_ok=True)
+            finally:
+                lock.release()
         return freed
 
-    def partial_folders(self) -> list[Path]:
-        """What killed runs left behind."""
-        return sorted(path for path in self.root.iterdir() if path.name.startswith(_PARTIAL))
+    def _discard(self, folder: Path) -> None:
+        """Take the name away before the files, so that nobody meets half an entry."""
+        if not folder.exists():
+            return
+        old = folder if folder.name.endswith(_OLD) else self.root / f"{_PARTIAL}{folder.name}{_OLD}"
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
+        shutil.rmtree(old)
+
+    def _folders(self) -> list[Path]:
+        with storage_errors(self.root):
+            return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
+
+
+def _seal(key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest of what lies in ``partial``, with everything on the disk before it returns."""
+    files = {}
+    for path in sorted(path for path in (partial / CONTENT).rglob("*") if path.is_file()):
+        _flush(path)
+        name = path.relative_to(partial / CONTENT).as_posix()
+        files[name] = {"sha256": digest_file(path), "bytes": path.stat().st_size}
+    record |= {"key": key, "files": files, "digest": _digest(files), "created": time.time()}
+    manifest = partial / MANIFEST
+    manifest.write_text(json.dumps(record, indent=1, sort_keys=True))
+    _flush(manifest)
+    return record
 
 
 def _flush(path: Path) -> None:
@@ -169,41 +224,51 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, or ``None`` where it is missing, no JSON, of another entry, or at odds with itself."""
     try:
         record = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        whole = record["key"] == folder.name and record["digest"] == _digest(record["files"])
+        whole = whole and isinstance(record["name"], str) and record["created"] >= 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if whole else None
 
 
-def _check(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with an entry, or ``None``, and its manifest."""
-    record = _manifest(folder)
-    if record is None or "files" not in record:
-        return "its manifest cannot be read", {}
-    content = folder / CONTENT
+def _difference(content: Path, record: Mapping[str, Any]) -> str | None:
+    """How the files in ``content`` differ from the manifest, or ``None``."""
     present = {path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file()}
-    if present != set(record["files"]):
-        odd = sorted(present ^ set(record["files"]))[0]
-        return f"{odd} is {'missing' if odd not in present else 'not in the manifest'}", record
+    odd = sorted(present ^ set(record["files"]))
+    if odd:
+        return f"{odd[0]} is {'missing' if odd[0] not in present else 'not in the manifest'}"
     for name, facts in record["files"].items():
-        if digest_file(content / name) != facts["sha256"]:
-            return f"{name} has changed", record
-    return None, record
+        try:
+            if digest_file(content / name) != facts["sha256"]:
+                return f"{name} has changed"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return None
 
 
 @contextlib.contextmanager
-def _storage(place: Path) -> Iterator[None]:
+def storage_errors(place: Path) -> Iterator[None]:
     """Turn the file system's errors into a `StorageError` that says what to do."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (28, 122)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(Path(error.filename or place)) from error
         raise StorageError(
-            "The disk is full." if full else f"The cache cannot be used: {error.strerror or error}",
-            where=str(place),
-            mend="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
-            "finished stages are kept"
-            if full
-            else "check the folder's permissions, or name another folder with --artifacts",
+            f"The folder for artifacts cannot be used: {error.strerror or error}.",
+            where=str(error.filename or place),
+            mend="check that it is a folder and its permissions, or name another folder with --artifacts",
         ) from error
+
+
+def disk_full(place: Path) -> StorageError:
+    """What to say when nothing more can be written at ``place``."""
+    return StorageError(
+        "The disk is full.",
+        where=str(place),
+        mend="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
+        "finished stages are kept",
+    )

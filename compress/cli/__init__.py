@@ -58,10 +58,12 @@ def main() -> None:
     from compress.errors import CompressError
 
     try:
-        app(prog_name="compress", standalone_mode=True)
+        app(prog_name="compress")
     except CompressError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished stages are kept: the same command goes on from there.", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        # typer has turned Ctrl-C into this exit code and said nothing.
+        if end.code == INTERRUPTED:
+            typer.echo("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
+        raise

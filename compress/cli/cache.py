@@ -24,9 +24,8 @@ def show(context: typer.Context, artifacts: _Artifacts = Path("artifacts"), json
 
     rows = []
     for entry in Cache(artifacts / "cache").entries():
-        size = sum(file["bytes"] for file in entry.record["files"].values())
         made = datetime.fromtimestamp(entry.record["created"], UTC).isoformat(timespec="seconds")
-        rows.append({"key": entry.key, "name": entry.record["name"], "bytes": size, "created": made})
+        rows.append({"key": entry.key, "name": entry.record["name"], "bytes": entry.size_bytes, "created": made})
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -42,27 +41,21 @@ def prune(
     json_: _Json = False,
 ) -> None:
     """Remove entries, and what killed runs left behind. Finished runs are not touched."""
-    import shutil
     import time
 
-    from filelock import Timeout
-
     from compress.cache import Cache
-    from compress.models.model import size_bytes
 
     cache = Cache(artifacts / "cache")
-    removed, busy, freed = [], [], 0
+    removed: list[str] = []
+    busy: list[str] = []
+    freed = 0
     for entry in cache.entries():
         if time.time() - entry.record["created"] < older_than_days * 86400:
             continue
-        try:
-            freed += cache.remove(entry.key)
-            removed.append(entry.key)
-        except Timeout:
-            busy.append(entry.key)
-    for partial in cache.partial_folders():
-        freed += size_bytes(partial)
-        shutil.rmtree(partial, ignore_errors=True)
+        size = cache.remove(entry.key)
+        freed += size or 0
+        (busy if size is None else removed).append(entry.key)
+    freed += cache.remove_partial()
     if json_:
         typer.echo(json.dumps({"removed": removed, "in_use": busy, "freed_bytes": freed}))
         return

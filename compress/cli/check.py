@@ -18,10 +18,12 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
+    from compress.pipeline.forecast import Forecast
     from compress.plan import make_plan, render_plan
     from compress.recipe_source import read_recipe
 
-    plan = make_plan(read_recipe(recipe, set_ or ()), recipe.parent, None, artifacts)
+    loaded = read_recipe(recipe, set_ or ())
+    plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

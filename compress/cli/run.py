@@ -22,11 +22,12 @@ def run(
     from rich.console import Console
 
     from compress.cli.console_progress import ConsoleProgress
+    from compress.pipeline.forecast import Forecast
     from compress.plan import make_plan
     from compress.recipe_source import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    make_plan(loaded, recipe.parent, None, artifacts)
+    make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
     from compress.pipeline.run import run as run_recipe
 
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)

@@ -23,7 +23,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
     """
     stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
-    target = cache / f"gguf-{digest_file(file)[:32]}"
+    target = converted_folder(file, cache)
     if target.is_dir():
         return target
     try:
@@ -39,6 +39,11 @@ def convert_gguf(file: Path, cache: Path) -> Path:
             mend="Free some space or name another folder; fp32 takes 4 bytes a parameter.",
         ) from error
     return target
+
+
+def converted_folder(file: Path, cache: Path) -> Path:
+    """Where `convert_gguf` puts the model of ``file``, whether it is there yet or not."""
+    return cache / f"gguf-{digest_file(file)[:32]}"
 
 
 def _move(made: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from compress.errors import ModelError
 from compress.models.checks import PICKLE_SUFFIXES, check_model_folder, check_weights_finite, pickle_refusal
 from compress.progress import Progress, SilentProgress
 
-__all__ = ["check_model_folder", "check_weights_finite", "find_model", "resolve_model"]
+__all__ = ["already_here", "check_model_folder", "check_weights_finite", "find_model", "resolve_model"]
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
@@ -48,6 +48,28 @@ def find_model(reference: str, progress: Progress | None = None) -> Path:
     """The file or folder that a reference names, without any download from the Hub. Raises `ModelError`."""
     found = _local(reference, progress or SilentProgress())
     return found if found is not None else _download(reference, local_only=True, python_files=False)
+
+
+def already_here(reference: str, cache: Path = DEFAULT_CACHE) -> Path | None:
+    """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first."""
+    if reference.startswith("sample:"):
+        from compress.samples.fetch import cached_directory
+
+        found = cached_directory(reference.removeprefix("sample:"))
+    else:
+        try:
+            found = find_model(reference)
+        except ModelError:
+            return None
+    if found is None or (found / "config.json").is_file():
+        return found
+    file = found if found.is_file() else _only_gguf(found)
+    if file is None or file.suffix.lower() != ".gguf":
+        return None
+    from compress.models.gguf_conversion import converted_folder
+
+    converted = converted_folder(file, cache)
+    return converted if converted.is_dir() else None
 
 
 def _local(reference: str, progress: Progress) -> Path | None:

@@ -18,7 +18,8 @@ from compress.inspect.budget import budget_of, bytes_by_layer
 from compress.measurement import Measurement
 from compress.models.model import digest_directory, size_bytes
 from compress.models.torch_model import TorchModel
-from compress.pipeline.road import START, Road
+from compress.pipeline.keys import START
+from compress.pipeline.road import Road
 from compress.report.schema import BASELINE, FINAL, LayerBytes, Skipped
 from compress.runtimes import why_unavailable
 from compress.stages.export import Export
@@ -117,7 +118,7 @@ class _Session:
         return rows
 
     def _predictions(self, label: str) -> Predictions:
-        road, folder = self.road, self.artifacts[label]
+        road, artifact = self.road, self.artifacts[label]
         key = cache_key(
             {
                 "kind": "evaluation",
@@ -130,13 +131,14 @@ class _Session:
         )
 
         def make(content: Path) -> Mapping[str, Any]:
-            examples = encode_for(folder, road.task, road.data.split(SPLIT), road.recipe.data.max_length)
+            examples = encode_for(artifact, road.task, road.data.split(SPLIT), road.recipe.data.max_length)
             threads, text = road.recipe.benchmark.threads, f"evaluate {label} on {self.target.name}"
-            found = predict(folder, examples, self.target, threads, road.progress, text)
+            found = predict(artifact, examples, self.target, threads, road.progress, text)
             np.savez(content / "predictions.npz", outputs=found.outputs, labels=found.labels)
             return {"name": f"evaluation of {label}"}
 
-        with np.load(_kept(road, key, make) / "predictions.npz") as arrays:
+        folder, _ = _kept(road, key, make)
+        with np.load(folder / "predictions.npz") as arrays:
             return Predictions(arrays["outputs"], arrays["labels"])
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
@@ -157,7 +159,6 @@ class _Session:
         )
         if remeasure and road.cache.peek(key) is not None:
             road.cache.remove(key)
-        reused = road.cache.peek(key) is not None
 
         def make(content: Path) -> Mapping[str, Any]:
             rows = road.data.split(SPLIT)
@@ -176,7 +177,8 @@ class _Session:
             (content / "timings.json").write_text(json.dumps(kept))
             return {"name": f"benchmark on {self.target.name}"}
 
-        kept = json.loads((_kept(road, key, make) / "timings.json").read_text())
+        folder, reused = _kept(road, key, make)
+        kept = json.loads((folder / "timings.json").read_text())
         notes = [f"{self.target.name}: {note}" for note in kept["notes"]]
         if reused:
             notes.append(
@@ -185,10 +187,8 @@ class _Session:
         return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
 
 
-def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> Path:
-    """The folder of a cached measurement, made now if need be."""
-    entry = road.cache.find(key, road.progress.note)
-    if entry is None:
-        with road.cache.lock(key, lambda: road.progress.note("another run measures the same; waiting")):
-            entry = road.cache.find(key, road.progress.note) or road.cache.store(key, make)
-    return entry.folder
+def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+    """The folder of a measurement, and whether it was in the cache; made now if need be."""
+    note = road.progress.note
+    entry, cached = road.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
+    return entry.folder, cached

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry, cache_key, package_versions
+from compress.cache import Cache, Entry, disk_full
 from compress.data.dataset import Dataset, load_dataset
-from compress.errors import CompressError, StageError, StorageError
+from compress.data.source import find
+from compress.errors import CompressError, StageError
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
-from compress.models.source import resolve_model
+from compress.models.source import check_weights_finite, resolve_model
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.pipeline.keys import START, Keys
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -24,7 +27,6 @@ from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
 from compress.tasks.task import Task
 
-START = "start"
 AnyModel = TorchModel | OnnxModel
 
 
@@ -46,6 +48,7 @@ class Road:
     artifacts: Path
     progress: Progress
     finished: dict[str, Finished] = field(default_factory=dict)
+    models: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def cache(self) -> Cache:
@@ -68,20 +71,23 @@ class Road:
         return self.resolve(self.recipe.model)
 
     @cached_property
-    def start_digest(self) -> str:
-        """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
-        head = {"labels": self.data.labels, "seed": self.recipe.seed, "task": self.recipe.task}
-        return cache_key({"files": digest_directory(self.start), "head": head})
+    def keys(self) -> Keys:
+        """The cache keys; each model's files are read for them once."""
+        digest = functools.cache(lambda reference: digest_directory(self.resolve(reference)))
+        return Keys(self.recipe, self.data, digest)
 
     def resolve(self, reference: str) -> Path:
-        """A model reference of the recipe as a local folder. Raises `ModelError` or `SampleError`."""
-        beside = self.folder / reference
-        return resolve_model(
-            str(beside) if beside.exists() else reference,
-            trust_remote_code=self.recipe.trust_remote_code,
-            cache=self.cache.root / "models",
-            progress=self.progress,
-        )
+        """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
+        if reference not in self.models:
+            folder = resolve_model(
+                str(find(reference, self.folder) or reference),
+                trust_remote_code=self.recipe.trust_remote_code,
+                cache=self.cache.root / "models",
+                progress=self.progress,
+            )
+            check_weights_finite(folder, self.progress)
+            self.models[reference] = folder
+        return self.models[reference]
 
     def travel(self) -> None:
         """Run every stage. Raises `StageError`; finished stages stay in the cache."""
@@ -90,48 +96,22 @@ class Road:
             self.progress.note(f"[{index + 1}/{len(self.recipe.stages)}] {label}")
             self.finished[label] = self.apply(label, stage, before)
 
-    def key(self, stage: Stage[Any, Any], before: str) -> str:
-        """The cache key of ``stage`` applied to the output of ``before``; both inputs must be finished."""
-        needs = stage.needs()
-        return cache_key(
-            {
-                "stage": stage.model_dump(mode="json"),
-                "version": stage.version,
-                "input": self.digest(before),
-                "refers_to": [self.digest(label) for label in stage.refers_to()],
-                "student": self._other_model_digest(stage),
-                "data": self.data.digest(*needs.splits, *self._validation(), unlabeled=needs.unlabeled)
-                if needs.splits or needs.unlabeled
-                else None,
-                "max_length": self.recipe.data.max_length,
-                "seed": self.recipe.seed,
-                "packages": package_versions(stage.packages),
-            }
-        )
-
     def digest(self, label: str) -> str:
         """Digest of a finished stage's files, or of the starting model."""
-        return self.start_digest if label == START else self.finished[label].entry.digest
-
-    def _validation(self) -> tuple[str, ...]:
-        return ("validation",) if "validation" in self.data.splits else ()
-
-    def _other_model_digest(self, stage: Stage[Any, Any]) -> str | None:
-        reference = getattr(getattr(stage, "student", None), "model", None)
-        return None if reference is None else digest_directory(self.resolve(reference))
+        return self.keys.start() if label == START else self.finished[label].entry.digest
 
     def apply(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
         """The output of ``stage`` on the output of ``before``: from the cache, or made now."""
-        key = self.key(stage, before)
-        entry = self.cache.find(key, self.progress.note)
-        if entry is None:
-            with self.cache.lock(key, lambda: self.progress.note(f"{label}: another run is at it; waiting")):
-                entry = self.cache.find(key, self.progress.note)
-                if entry is None:
-                    made = self.cache.store(key, lambda content: self._make(label, stage, before, content))
-                    return self._finished(label, made, cached=False)
-        self.progress.note(f"{label}: from the cache")
-        return self._finished(label, entry, cached=True)
+        key = self.keys.stage(stage, self.digest(before), [self.digest(other) for other in stage.refers_to()])
+        entry, cached = self.cache.obtain(
+            key,
+            lambda content: self._make(label, stage, before, content),
+            on_damage=self.progress.note,
+            on_wait=lambda: self.progress.note(f"{label}: another run is at it; waiting"),
+        )
+        if cached:
+            self.progress.note(f"{label}: from the cache")
+        return self._finished(label, entry, cached)
 
     def _finished(self, label: str, entry: Entry, cached: bool) -> Finished:
         record = StageRecord(
@@ -150,17 +130,13 @@ class Road:
         with Meter() as meter:
             model = self.load(before)
             digests, before_bytes = tensor_digests(model), self._size(before)
+            contract = Contract(label, stage.promise())
             try:
                 output = stage.run(model, self._context())
                 output.save(content)
-            except CompressError:
-                raise
-            except OSError:
-                raise
-            except (RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError) as error:
-                raise _unexpected(label, error) from error
-            contract = Contract(label, stage.promise())
-            contract.check(output, digests, before_bytes, content, self._probe(stage))
+                contract.check(output, digests, before_bytes, content, self._probe(stage))
+            except _failures() as error:
+                raise _unexpected(label, content, error) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -214,11 +190,22 @@ class Road:
         return model
 
 
-def _unexpected(label: str, error: BaseException) -> CompressError:
+def _failures() -> tuple[type[Exception], ...]:
+    """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
+    from onnx.checker import ValidationError
+    from safetensors import SafetensorError
+
+    from compress.runtimes.onnxruntime import FAILURES
+
+    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+    return (*own, ValidationError, SafetensorError, *FAILURES)
+
+
+def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
     if "No space left on device" in str(error):
-        return StorageError("The disk is full.", where=f"stage {label!r}", mend="free space, then run again")
+        return disk_full(folder)
     return StageError(
         f"Stage {label!r} failed: {type(error).__name__}: {first}",
         mend="see the run's log; finished stages are kept, so the next run resumes here",

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import BinaryIO, TypeVar
 
-from compress.cache import package_versions
-from compress.data.config import is_sample
+from compress.cache import package_versions, storage_errors
+from compress.data.config import is_file_name
+from compress.data.source import find
 from compress.errors import CompressError
 from compress.models.model import digest_directory
+from compress.pipeline.keys import START
 from compress.pipeline.measure import measure
 from compress.pipeline.quiet import quiet_libraries
-from compress.pipeline.road import START, Road
+from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.recipe_source import dump_recipe
@@ -50,7 +52,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     """
     quiet_libraries()
     began, started = time.perf_counter(), datetime.now(UTC).astimezone()
-    folder = _new_folder(artifacts / "runs" / recipe.name, started)
+    with storage_errors(artifacts):
+        folder = _new_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
@@ -58,7 +61,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         findings = measure(road, remeasure)
         limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
         last = recipe.labels()[-1]
-        _copy_model(road.finished[last].entry.folder, folder)
+        with storage_errors(folder):
+            _copy_model(road.finished[last].entry.folder, folder)
         write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
@@ -76,7 +80,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             bytes_by_layer=findings.bytes_by_layer,
         )
         write_report(report, folder)
-        _point_latest(folder)
+        with storage_errors(folder.parent):
+            _point_latest(folder)
     return Run(report, folder)
 
 
@@ -84,17 +89,26 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its local files named absolutely, so that it runs again from anywhere."""
 
     def absolute(reference: str) -> str:
-        beside = folder / reference
-        return str(beside.resolve()) if not is_sample(reference) and beside.exists() else reference
+        found = find(reference, folder)
+        return reference if found is None else str(found.resolve())
 
-    data = recipe.data.model_copy(
-        update={
-            "source": recipe.data.source and absolute(recipe.data.source),
-            "splits": {split: absolute(name) for split, name in recipe.data.splits.items()},
-            "unlabeled": tuple(absolute(name) for name in recipe.data.unlabeled),
-        }
+    data = recipe.data
+    source = data.source and absolute(data.source)
+    home = Path(source) if source and Path(source).is_dir() else folder
+    splits = {
+        split: absolute(str(home / name) if (home / name).is_file() else name) if is_file_name(name) else name
+        for split, name in data.splits.items()
+    }
+    changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
+    stages = tuple(
+        stage.model_copy(update={"student": student.model_copy(update={"model": absolute(student.model)})})
+        if (student := getattr(stage, "student", None)) is not None and student.model
+        else stage
+        for stage in recipe.stages
     )
-    return recipe.model_copy(update={"data": data, "model": absolute(recipe.model)})
+    return recipe.model_copy(
+        update={"data": data.model_copy(update=changes), "model": absolute(recipe.model), "stages": stages}
+    )
 
 
 def _new_folder(parent: Path, started: datetime) -> Path:
@@ -145,7 +159,7 @@ def _lock(road: Road) -> dict[str, object]:
 class _LoggedProgress:
     """Progress that also writes each note, with its time, into a log file."""
 
-    def __init__(self, inner: Progress, log: TextIO) -> None:
+    def __init__(self, inner: Progress, log: BinaryIO) -> None:
         self._inner = inner
         self._log = log
 
@@ -161,20 +175,21 @@ class _LoggedProgress:
 
     def write(self, message: str) -> None:
         """Log one line alone."""
-        self._log.write(f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n")
-        self._log.flush()
+        line = f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n"
+        self._log.write(line.encode())
 
 
 @contextlib.contextmanager
 def _logged(progress: Progress, path: Path) -> Iterator[_LoggedProgress]:
     """A progress that logs into ``path``; what ends the run early is logged with its traceback."""
-    with path.open("a", encoding="utf-8") as log:
+    # Unbuffered: on a full disk nothing stays behind that would fail again when the file is closed.
+    with storage_errors(path), path.open("ab", buffering=0) as log:
         logged = _LoggedProgress(progress, log)
         try:
             yield logged
-        except KeyboardInterrupt:
-            logged.write("interrupted")
-            raise
-        except CompressError:
-            logged.write(traceback.format_exc())
+        except (CompressError, KeyboardInterrupt) as error:
+            ending = "interrupted" if isinstance(error, KeyboardInterrupt) else traceback.format_exc()
+            # The disk may be full, and that be the error: it is on its way to the user, who needs no second one.
+            with contextlib.suppress(OSError):
+                logged.write(ending)
             raise

@@ -34,7 +34,8 @@ def make_plan(
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
 
-    ``is_cached`` says of a stage's label whether its output is there. Raises `InputError` with all problems.
+    ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
+    Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -75,8 +76,8 @@ def _stage_plans(
     plans: list[StagePlan] = []
     shape = start
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
-        cached = is_cached(label) if is_cached else None
         try:
+            cached = is_cached(label) if is_cached and not problems else None
             prediction = predictor.predict(stage, label, shape, cached)
         except InputError as error:
             problems.append(error)

@@ -17,7 +17,7 @@ from compress.targets import Target
 onnxruntime.disable_telemetry_events()
 
 _BAD_INPUT = (native.InvalidArgument,)
-_FAILURES = (
+FAILURES = (
     native.EPFail,
     native.EngineError,
     native.Fail,
@@ -68,7 +68,7 @@ class OnnxSession:
                 where=str(self._graph),
                 expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
             ) from error
-        except _FAILURES as error:
+        except FAILURES as error:
             raise StageError(f"The model failed on a batch: {_reason(error)}", where=str(self._graph)) from error
         return dict(zip(self._outputs, values, strict=True))
 
@@ -98,7 +98,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(
                 graph, sess_options=_options(threads), providers=_providers(target.provider)
             )
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ModelError(
                 f"ONNX Runtime cannot open the graph: {_reason(error)}",
                 where=str(graph),
@@ -129,7 +129,7 @@ def _why_not(provider: str) -> str | None:
         return None
     try:
         session = onnxruntime.InferenceSession(_identity_graph(), _options(1), providers=_providers(provider))
-    except _FAILURES as error:
+    except FAILURES as error:
         return f"{provider} does not start: {_reason(error)}"
     if session.get_providers()[0] != provider:
         return f"{provider} does not start here; its driver, libraries or device are missing"

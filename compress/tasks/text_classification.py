@@ -1,23 +1,23 @@
-"""Text classification: one text, one label."""
+"""Text classification: one text, one label. Importing this imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
 from compress.models.torch_model import TorchModel
-from compress.models.transformer import HEADS_KEY, shrink_to_recorded_heads
 from compress.numerics.statistics import wilson_interval
 from compress.tasks.task import Column, Examples
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from transformers import PreTrainedModel
 
 _IGNORED = -100
 
@@ -33,6 +33,8 @@ class TextClassification:
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
+        from transformers import AutoConfig, AutoTokenizer
+
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -63,6 +65,8 @@ class TextClassification:
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
+        import torch
+
         logits: torch.Tensor = outputs.logits.float()
         if not bool((labels != _IGNORED).any()):
             return logits.sum() * 0.0
@@ -130,6 +134,11 @@ def _set_labels(config: Any, labels: Sequence[str], has_head: bool) -> None:
 
 
 def _load_module(directory: Path, config: Any, trust_remote_code: bool) -> PreTrainedModel:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    from compress.models.transformer import HEADS_KEY, shrink_to_recorded_heads
+
     if getattr(config, HEADS_KEY, None):
         module = AutoModelForSequenceClassification.from_config(config)
         shrink_to_recorded_heads(module)

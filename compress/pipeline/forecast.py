@@ -1,0 +1,74 @@
+"""Which stages a run would find in the cache, told without loading a model. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from compress.cache import Cache
+from compress.data.dataset import load_dataset
+from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
+from compress.models.model import digest_directory
+from compress.models.source import already_here
+from compress.pipeline.keys import START, Keys
+from compress.progress import SilentProgress
+from compress.recipe import Recipe
+from compress.samples.fetch import cached_directory
+from compress.stages.distill import Distill
+from compress.tasks import get_task
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Called with a stage's label: whether `compress run` would take the stage from the cache.
+
+    Fetches and writes nothing, and trusts the manifests: while a model or the data of the recipe are not here, no
+    stage counts as cached. The first call reads the data, so it raises `DataError` for what a run would refuse.
+    """
+
+    recipe: Recipe
+    folder: Path
+    artifacts: Path
+
+    def __call__(self, label: str) -> bool:
+        return label in self._known
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """Label -> digest of each stage's output in the cache."""
+        recipe, cache = self.recipe, Cache(self.artifacts / "cache")
+        models = {reference: _model(reference, self.folder, cache) for reference in _references(recipe)}
+        if not cache.root.is_dir() or None in models.values() or not _data_is_here(recipe, self.folder):
+            return {}
+        data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
+        digests = {reference: digest_directory(path) for reference, path in models.items() if path}
+        return _walk(recipe, Keys(recipe, data, digests.__getitem__), cache)
+
+
+def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
+    """Label -> digest of what is in the cache, up to the first stage that is not."""
+    known = {START: keys.start()}
+    before = START
+    for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
+        entry = cache.peek(keys.stage(stage, known[before], [known[other] for other in stage.refers_to()]))
+        if entry is None:
+            break
+        known[label], before = entry.digest, label
+    return known
+
+
+def _references(recipe: Recipe) -> list[str]:
+    """Every model that a recipe names."""
+    distilled = (stage for stage in recipe.stages if isinstance(stage, Distill))
+    return [recipe.model, *(stage.student.model for stage in distilled if stage.student and stage.student.model)]
+
+
+def _model(reference: str, folder: Path, cache: Cache) -> Path | None:
+    return already_here(str(find(reference, folder) or reference), cache.root / "models")
+
+
+def _data_is_here(recipe: Recipe, folder: Path) -> bool:
+    splits = (locate_split(recipe.data, split, folder, cached_directory) for split in recipe.data.splits)
+    unlabeled = (locate_unlabeled(reference, folder, cached_directory) for reference in recipe.data.unlabeled)
+    return not any(place is None or isinstance(place, HubSplit) for place in (*splits, *unlabeled))

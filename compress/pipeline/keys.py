@@ -1,0 +1,56 @@
+"""What the cache knows each stage by: everything that decides its output, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.cache import cache_key, package_versions
+from compress.data.dataset import Dataset
+from compress.recipe import Recipe
+from compress.stages.stage import Stage
+
+START = "start"
+_VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a recipe's stages. ``model_digest`` gives the digest of a model's files by its reference."""
+
+    recipe: Recipe
+    data: Dataset
+    model_digest: Callable[[str], str]
+
+    def start(self) -> str:
+        """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
+        head = {"labels": self.data.labels, "seed": self.recipe.seed, "task": self.recipe.task}
+        return cache_key({"files": self.model_digest(self.recipe.model), "head": head})
+
+    def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
+        """The key of ``stage`` on files of ``input_digest``; ``referred``: digests of what it refers to, in order."""
+        return cache_key(
+            {
+                "stage": stage.model_dump(mode="json"),
+                "version": stage.version,
+                "input": input_digest,
+                "refers_to": list(referred),
+                "student": self._student(stage),
+                "data": self._data(stage),
+                "max_length": self.recipe.data.max_length,
+                "seed": self.recipe.seed,
+                "packages": package_versions(stage.packages),
+            }
+        )
+
+    def _student(self, stage: Stage[Any, Any]) -> str | None:
+        reference = getattr(getattr(stage, "student", None), "model", None)
+        return None if reference is None else self.model_digest(reference)
+
+    def _data(self, stage: Stage[Any, Any]) -> str | None:
+        needs = stage.needs()
+        if not needs.splits and not needs.unlabeled:
+            return None
+        validation = (_VALIDATION,) if _VALIDATION in self.data.splits else ()
+        return self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from compress.models.torch_model import TorchModel
 
 _SUPPORTED = ("WordPiece", "BPE", "Unigram")
 _ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+_SPACE = "▁"
+"""Begins every word of a SentencePiece tokenizer, so it is kept like an ASCII character."""
 
 
 def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) -> list[int]:
@@ -76,25 +78,34 @@ def _closure(definition: dict[str, Any], used: set[int], all_characters: bool) -
     """Ids to keep, ascending: the used, the special, the single characters, and what merges are made of."""
     model, vocabulary = definition["model"], _vocabulary(definition)
     keep = used | {token["id"] for token in definition.get("added_tokens", [])}
-    prefix = model.get("continuing_subword_prefix") or ""
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     byte_level = "ByteLevel" in json.dumps([definition.get("pre_tokenizer"), definition.get("decoder")])
     for token, index in vocabulary.items():
-        piece = token.removeprefix(prefix)
-        if (len(piece) == 1 and (all_characters or byte_level or piece.isascii())) or (
-            token.startswith("<0x") and len(token) == 6
-        ):
+        piece = token.removeprefix(prefix).removesuffix(suffix)
+        needed = all_characters or byte_level or piece.isascii() or piece == _SPACE
+        if (len(piece) == 1 and needed) or (token.startswith("<0x") and len(token) == 6):
             keep.add(index)
     if isinstance(model.get("unk_token"), str) and model["unk_token"] in vocabulary:
         keep.add(vocabulary[model["unk_token"]])
     if isinstance(model.get("unk_id"), int):
         keep.add(model["unk_id"])
     if model["type"] == "BPE":
-        # The last merge that makes a token comes after those that make its parts, so one backward pass suffices.
-        for left, right in reversed([_pair(merge) for merge in model["merges"]]):
-            whole = left + right.removeprefix(prefix)
-            if vocabulary.get(whole) in keep:
-                keep |= {vocabulary[left], vocabulary[right]}
+        _add_parts(keep, model["merges"], vocabulary, prefix)
     return sorted(keep)
+
+
+def _add_parts(keep: set[int], merges: Sequence[Any], vocabulary: Mapping[str, int], prefix: str) -> None:
+    """Add to ``keep``, in place, whatever its tokens are merged from, by any of the ways that lead to them."""
+    parts: dict[int, set[int]] = {}
+    for left, right in map(_pair, merges):
+        whole = vocabulary.get(left + right.removeprefix(prefix))
+        if whole is not None:
+            parts.setdefault(whole, set()).update((vocabulary[left], vocabulary[right]))
+    pending = list(keep)
+    while pending:
+        missing = parts.get(pending.pop(), set()) - keep
+        keep |= missing
+        pending += missing
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:
@@ -159,10 +170,18 @@ def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:
         head.weight = nn.Parameter(head.weight.detach()[kept].clone())
     if head is not None:
         if getattr(head, "bias", None) is not None and head.bias.shape[0] == height:
-            head.bias = nn.Parameter(head.bias.detach()[kept].clone())
+            _replace_everywhere(module, head.bias, nn.Parameter(head.bias.detach()[kept].clone()))
         head.out_features = len(kept)
         module.tie_weights()
     module.config.vocab_size = len(kept)
+
+
+def _replace_everywhere(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put ``new`` wherever ``module`` holds ``old``; transformers ties a bias that is left behind by cutting it off."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter is old:
+                setattr(part, name, new)
 
 
 def _keep_rows(table: nn.Embedding, rows: torch.Tensor) -> None:

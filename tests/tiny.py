@@ -32,6 +32,7 @@ LABELS = ("bad", "good")
 GOOD = ("great", "lovely", "superb", "moving", "funny", "clever")
 BAD = ("awful", "boring", "clumsy", "dreadful", "stale", "noisy")
 NEUTRAL = ("the", "film", "was", "a", "plot", "and", "its", "cast", "music", "scene", "very", "quite")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WIDTH, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 2, 48, 40
 
 
@@ -123,15 +124,22 @@ def logits(model: TorchModel, some_texts: list[str]) -> torch.Tensor:
 
 
 def word_piece() -> BertTokenizer:
-    """A WordPiece tokenizer as BERT has it."""
+    """A WordPiece tokenizer as BERT has it, written down: the trainer's ties fall anew in each process."""
+    words = (*GOOD, *BAD, *NEUTRAL)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?ß"
+    halves = sorted({f"##{word[3:]}" for word in words if len(word) > 4})
+    tokens = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words, *halves]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=POSITIONS)
+
+
+def trained_word_piece() -> BertTokenizer:
+    """A WordPiece tokenizer from the trainer, other in each process."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trained.train_from_iterator(
-        [*texts(), "zebra quartz é ß 3.14"],
-        trainers.WordPieceTrainer(vocab_size=180, special_tokens=special, show_progress=False),
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=180, special_tokens=list(SPECIAL), show_progress=False)
+    trained.train_from_iterator([*texts(), "zebra quartz ß 3.14"], trainer)
     return BertTokenizer(vocab=trained.get_vocab(), model_max_length=POSITIONS)
 
 

@@ -29,7 +29,7 @@ from compress.errors import StageError
 from compress.models.torch_model import TorchModel
 from compress.models.vocabulary import trim, trim_positions
 
-MAKERS = (tiny.word_piece, tiny.byte_level, tiny.byte_fallback, tiny.unigram)
+MAKERS = (tiny.word_piece, tiny.trained_word_piece, tiny.byte_level, tiny.byte_fallback, tiny.unigram)
 KEPT = ["great film", "the plot was boring", "boring boring", "the film was great"]
 OTHER = ["superb cast", "a clumsy scene and dreadful music", "lovely"]
 UNSEEN = "Zebra qué 漢字 🙂 3.14!"

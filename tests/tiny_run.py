@@ -21,8 +21,8 @@ from compress.recipe import Recipe
 
 LABELS = ("bad", "good")
 POLAR = {
-    "good": ("great", "lovely", "superb", "moving", "funny", "clever", "warm", "bright"),
-    "bad": ("awful", "boring", "clumsy", "dreadful", "stale", "noisy", "cold", "dull"),
+    "good": ("great", "lovely", "superb", "moving"),
+    "bad": ("awful", "boring", "clumsy", "dreadful"),
 }
 PLAIN = ("the", "film", "plot", "cast", "music", "scene", "story", "end", "was", "felt", "seemed", "very", "quite")
 UNUSED = ("zebra", "quartz", "violin", "harbour", "lantern", "walnut")

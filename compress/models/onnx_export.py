@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,12 @@ class Exported:
     rewrites: dict[str, int] = field(default_factory=dict)
 
 
-def export_onnx(model: TorchModel, examples: Examples, opset: int | None, fusions: bool) -> Exported:
+def export_onnx(
+    model: TorchModel, examples: Examples, opset: int | None, fusions: bool, leave_out: Collection[str] = ()
+) -> Exported:
     """Trace ``model`` with dynamic batch and length; ``fusions`` targets ONNX Runtime's CPU operators.
 
+    ``leave_out`` names rewrites of `compress.models.fusions` to do without, for measuring what each is worth.
     Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
     graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`.
     """
@@ -64,7 +67,7 @@ def export_onnx(model: TorchModel, examples: Examples, opset: int | None, fusion
         raise StageError(
             f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
         ) from error
-    rewrites = optimize_encoder(program) if fusions else {}
+    rewrites = optimize_encoder(program, leave_out) if fusions else {}
     _strip(program)
     return Exported(ir.to_proto(program), rewrites)
 

@@ -1,0 +1,86 @@
+"""What each graph rewrite is worth: the sample encoder, whole and cut, with all rewrites and without each of them.
+
+    python benchmarks/rewrites.py            # about four minutes on two idle cores
+
+Every variant is timed in one interleaved session against the exporter's own fusions alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from compress.bench.session import measure_together
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
+from compress.models.fusions import REWRITES
+from compress.models.onnx_export import export_onnx
+from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
+from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+from compress.models.torch_model import TorchModel
+from compress.models.transformer import blocks, keep_heads, keep_layers, keep_neurons
+from compress.pipeline.quiet import quiet_libraries
+from compress.progress import SilentProgress
+from compress.recipe import Benchmark
+from compress.samples.fetch import sample_directory
+from compress.targets import TARGETS
+from compress.tasks import get_task
+from compress.tasks.task import Examples
+
+NOTHING = tuple(REWRITES)
+VARIANTS = {"exporter alone": NOTHING, "all rewrites": (), **{f"without {name}": (name,) for name in REWRITES}}
+
+
+def main() -> None:
+    """Print a table: model, variant, latency with interval, and the ratio to the exporter alone."""
+    quiet_libraries()
+    task = get_task("text-classification")
+    data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
+    torch.manual_seed(0)
+    for name, cut, quantized in (("6 layers fp32", False, False), ("3 layers cut int8", True, True)):
+        model = task.load(sample_directory("minilm"), data.labels, trust_remote_code=False)
+        if cut:
+            _cut(model)
+        rows = task.encode(data.split("test"), model.processor, data.labels, 128)
+        _compare(name, model, rows, quantized)
+
+
+def _cut(model: TorchModel) -> None:
+    keep_layers(model.module, [0, 2, 5])
+    keep_heads(model.module, [range(block.heads // 2) for block in blocks(model.module)])
+    keep_neurons(model.module, [torch.arange(384) for _ in blocks(model.module)])
+
+
+def _compare(name: str, model: TorchModel, examples: Examples, quantized: bool) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {}
+        for variant, leave_out in VARIANTS.items():
+            folder = folders[variant] = Path(scratch) / variant.replace(" ", "-")
+            folder.mkdir()
+            graph = export_onnx(model, examples, None, fusions=True, leave_out=leave_out).graph
+            if quantized:
+                graph = quantize_products(graph, per_channel=True, reduce_range=False)
+                quantize_embeddings(graph, 8)
+            OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
+        result = measure_together(
+            folders,
+            dict.fromkeys(folders, examples),
+            TARGETS["cpu"],
+            Benchmark(seconds=6),
+            "exporter alone",
+            SilentProgress(),
+            seed=0,
+        )
+    found = {(row.model, row.metric): row for row in result.measurements}
+    for variant in VARIANTS:
+        latency, ratio = found[variant, "latency_ms"], found[variant, "speedup"]
+        interval = f"{latency.low:.3f} to {latency.high:.3f}" if latency.low and latency.high else ""
+        sys.stdout.write(f"{name:18s} {variant:28s} {latency.value:.3f} ms ({interval})  {ratio.value:.2f}x\n")
+    sys.stdout.write("\n".join(result.notes) + "\n")
+
+
+if __name__ == "__main__":
+    main()

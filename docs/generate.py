@@ -22,7 +22,11 @@ def commands() -> str:
         for parameter in command.params:
             if parameter.name in ("help", "install_completion", "show_completion"):
                 continue
-            shown = (parameter.metavar or str(parameter.name).upper()) if parameter.param_type_name == "argument" else parameter.opts[0]
+            shown = (
+                (parameter.metavar or str(parameter.name).upper())
+                if parameter.param_type_name == "argument"
+                else parameter.opts[0]
+            )
             lines.append(f"| `{shown}` | {getattr(parameter, 'help', None) or ''} |")
         lines.append("")
     return "\n".join(lines)

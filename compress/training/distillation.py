@@ -84,7 +84,8 @@ class Lesson:
         stage, context = self.stage, self.context
         if stage.method == "logits":
             context.progress.note("distill: the teacher answers")
-            self.logits = torch.from_numpy(predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage)))
+            answers = predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage))
+            self.logits = torch.from_numpy(answers)
         else:
             _require_same_tokens(self.teacher, self.student, stage.method)
             self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)

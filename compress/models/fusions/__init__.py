@@ -11,7 +11,6 @@ from compress.models.fusions.embeddings import fold_constant_embeddings
 from compress.models.fusions.first_token import select_first_token_early
 from compress.models.fusions.normalization import split_skip_normalization
 
-
 REWRITES: dict[str, Callable[[ir.Model], int]] = {
     "attention": fuse_encoder_attention,
     "constant_embeddings": fold_constant_embeddings,

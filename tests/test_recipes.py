@@ -1,0 +1,102 @@
+"""Every recipe in the tree: its header, its validity, and a whole run at tiny scale."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import LABELS, tokenizer, write_rows
+from transformers import BertConfig, BertModel
+
+from compress.pipeline.run import run
+from compress.progress import SilentProgress
+from compress.recipe import Benchmark, Recipe
+from compress.recipe_source import dump_recipe, read_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+HEADER = ("command:", "hardware:", "time:", "expect:")
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "tiny", "narrow"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_says_command_hardware_time_and_figures(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(comments)
+    assert all(word in text for word in HEADER)
+    assert f"compress run recipes/{path.name}" in text
+    assert re.search(r"expect:.*\d", text), "figures to expect"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_runs_at_tiny_scale(path: Path, tmp_path: Path) -> None:
+    recipe = shrunk(read_recipe(path), tmp_path)
+    done = run(recipe, tmp_path, tmp_path / "artifacts", SilentProgress())
+    assert [stage.name for stage in done.report.stages] == list(recipe.labels())
+    rows = {(row.model, row.metric): row.value for row in done.report.measurements}
+    assert rows["final", "size_bytes"] < rows["baseline", "size_bytes"]
+    assert 0 < rows["final", "latency_ms"]
+    assert len(done.report.limits) == len(recipe.limits)
+
+
+def shrunk(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on a six-layer toy encoder and toy rows, trained for a few steps, its limits kept for judging."""
+    write_model(folder / "model")
+    write_rows(folder)
+    with (folder / "unlabeled.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["text"], *[[f"the film was quite {word}"] for word in ("moving", "boring", "new")]]
+        )
+    data = recipe.data.model_copy(
+        update={
+            "source": None,
+            "splits": {split: f"{split}.csv" for split in ("train", "validation", "test")},
+            "unlabeled": ("unlabeled.csv",) if recipe.data.unlabeled else (),
+            "labels": None,
+            "max_length": 16,
+        }
+    )
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    update = {"model": "model", "data": data, "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4)}
+    changed = recipe.model_copy(update=update).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, "targets": ("cpu",)})
+
+
+def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
+    fields |= {name: value for name, value in small.items() if name in fields}
+    if (student := fields.get("student")) and student.get("config"):
+        fields["student"] = {"config": {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 32}}
+    return fields
+
+
+def write_model(folder: Path) -> None:
+    """Six layers of twelve heads like the sample's, with a width that has a block size."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+    )
+    BertModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+
+
+def test_dumped_recipe_is_the_recipe(tmp_path: Path) -> None:
+    for path in RECIPES:
+        recipe = read_recipe(path)
+        copy = tmp_path / path.name
+        copy.write_text(dump_recipe(recipe))
+        assert read_recipe(copy) == recipe

@@ -41,7 +41,7 @@ def test_runs_at_tiny_scale(path: Path, tmp_path: Path) -> None:
     assert [stage.name for stage in done.report.stages] == list(recipe.labels())
     rows = {(row.model, row.metric): row.value for row in done.report.measurements}
     assert rows["final", "size_bytes"] < rows["baseline", "size_bytes"]
-    assert 0 < rows["final", "latency_ms"]
+    assert rows["final", "latency_ms"] > 0
     assert len(done.report.limits) == len(recipe.limits)
 
 
@@ -50,9 +50,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     write_model(folder / "model")
     write_rows(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["text"], *[[f"the film was quite {word}"] for word in ("moving", "boring", "new")]]
-        )
+        csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
     data = recipe.data.model_copy(
         update={
             "source": None,

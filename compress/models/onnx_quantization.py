@@ -49,10 +49,11 @@ def quantize_products(graph: onnx.ModelProto, per_channel: bool, reduce_range: b
     return quantized
 
 
-def quantize_embeddings(model: onnx.ModelProto, bits: int) -> list[str]:
+def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | None = None) -> list[str]:
     """Turn each look-up in a float table into `GatherBlockQuantized`, in place; returns the tables' names.
 
-    A table whose width has no block size (a power of two from 16 on) is left alone, and so not among the names.
+    A block is the largest power of two up to ``largest_block`` that divides a table's width. A table without one
+    (from 16 on) is left alone, and so not among the names.
     """
     graph = model.graph
     tables = {tensor.name: tensor for tensor in graph.initializer}
@@ -64,7 +65,7 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int) -> list[str]:
     done = []
     for name in dict.fromkeys(node.input[0] for node in lookups):
         weight = numpy_helper.to_array(tables[name])
-        block = _block_size(weight.shape[1], bits)
+        block = _block_size(weight.shape[1], largest_block or _LARGEST_BLOCK[bits])
         readers = [node for node in graph.node if name in node.input]
         if block is None or any(reader not in lookups for reader in readers):
             continue
@@ -86,8 +87,7 @@ def _is_table(tensor: onnx.TensorProto | None) -> bool:
     return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
 
 
-def _block_size(width: int, bits: int) -> int | None:
-    size = _LARGEST_BLOCK[bits]
+def _block_size(width: int, size: int) -> int | None:
     while size >= _SMALLEST_BLOCK:
         if width % size == 0:
             return size

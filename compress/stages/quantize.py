@@ -21,6 +21,10 @@ class Quantize(Stage[OnnxModel, OnnxModel]):
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
     embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
+    embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
+        None,
+        description="weights of a row that share a scale; default: the most that fit, up to 128 at 8 bits, 32 at 4",
+    )
 
     def promise(self) -> Promise:
         """At most half the size: every large tensor is stored in 8 bits or fewer."""
@@ -32,6 +36,6 @@ class Quantize(Stage[OnnxModel, OnnxModel]):
 
         graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
         if self.embedding_bits < 32:
-            tables = quantize_embeddings(graph, self.embedding_bits)
+            tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             context.progress.note(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)

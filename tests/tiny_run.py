@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from compress.progress import SilentProgress
@@ -57,16 +56,20 @@ def write_rows(folder: Path, seed: int = 0) -> None:
 
 
 def tokenizer() -> BertTokenizer:
-    """WordPiece over all words of the task and some more."""
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*PLAIN, *POLAR["good"], *POLAR["bad"], *UNUSED]
-    trained.train_from_iterator(
-        words * 4, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    """WordPiece over letters, all words of the task and some more."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = (
+        *special,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *PLAIN,
+        *POLAR["good"],
+        *POLAR["bad"],
+        *UNUSED,
     )
-    return BertTokenizer(vocab=trained.get_vocab(), model_max_length=32)
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=32)
 
 
 def write_model(folder: Path, labels: Sequence[str] | None = None) -> None:
@@ -111,11 +114,6 @@ def write_all(folder: Path, **changes: Any) -> Path:
     write_model(folder / "model")
     write_rows(folder)
     return write_recipe(folder, **changes)
-
-
-def quick_stages(count: int) -> list[dict[str, Any]]:
-    """The first ``count`` stages."""
-    return [dict(stage) for stage in STAGES[:count]]
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,0 +1,365 @@
+"""Everything that can be wrong with what a user gives: one clear message, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import yaml
+
+from compress.cache import Cache
+from compress.cli import main
+from compress.errors import StorageError
+from compress.pipeline.road import Road
+from compress.pipeline.run import run
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+Refuse = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, data and recipe, which no test changes."""
+    folder = tmp_path_factory.mktemp("pristine")
+    tiny_run.write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to spoil, as the current folder."""
+    shutil.copytree(pristine, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def refuse(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Run a command that must end with ``code``; returns its one message."""
+
+    def call(*arguments: str, code: int = 2) -> str:
+        monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        stdout, stderr = capsys.readouterr()
+        assert (end.value.code, stdout) == (code, ""), stderr
+        assert "Traceback" not in stderr
+        assert stderr.count("error: ") == 1
+        cache = Cache(place / "artifacts" / "cache")
+        if cache.root.is_dir():
+            assert (cache.entries(), cache.remove_partial()) == ([], 0)
+        assert list(place.glob("artifacts/runs/*/latest")) == []
+        assert list(place.glob("artifacts/runs/*/*/report.json")) == []
+        return stderr[stderr.index("error: ") :]
+
+    return call
+
+
+def spoil(path: Path, **changes: Any) -> None:
+    """Replace top-level fields of a recipe."""
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}, sort_keys=False))
+
+
+TEN_MISTAKES = """\
+name: bad name!
+task: text-clasification
+model: 7
+data: {splits: {train: train.csv, test: test.csv}, max_length: 2, colums: {text: sentence}}
+seed: -1
+stages:
+  - finetun: {}
+  - distill: {student: {layers: [0]}, temperature: 0, epochs: many}
+targets: [cpuu]
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_ten_mistakes_are_all_listed_at_once(place: Path, refuse: Refuse, command: str) -> None:
+    (place / "tiny.yaml").write_text(TEN_MISTAKES)
+    said = refuse(command, "tiny.yaml")
+    assert "The recipe has 10 problems" in said
+    wanted = {
+        1: "name",
+        2: "'text-classification'",
+        3: "model",
+        4: "data.max_length",
+        5: "seed",
+        7: "'finetune'",
+        8: "stages.1.distill.temperature",
+        9: "targets",
+    }
+    for line, text in wanted.items():
+        assert re.search(rf"tiny\.yaml:{line}: .*{re.escape(text)}", said), (line, text, said)
+    assert "'columns'" in said
+    assert "stages.1.distill.epochs" in said
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_stages_that_do_not_chain(place: Path, refuse: Refuse, command: str) -> None:
+    spoil(place / "tiny.yaml", stages=[{"export": {}}, {"prune": {"feed_forward": 0.5}}], baseline="start")
+    said = refuse(command, "tiny.yaml")
+    assert "prune" in said
+    assert "TorchModel" in said or "torch" in said
+
+
+def test_a_missing_recipe(refuse: Refuse) -> None:
+    assert "none.yaml" in refuse("run", "none.yaml")
+
+
+def test_an_override_of_nothing(refuse: Refuse) -> None:
+    said = refuse("run", "tiny.yaml", "--set", "stages.0.finetune.epoch=2")
+    assert "epoch" in said
+    assert "'epochs'" in said
+
+
+def remove_train(place: Path) -> None:
+    (place / "train.csv").unlink()
+
+
+def empty_train(place: Path) -> None:
+    (place / "train.csv").write_text("")
+
+
+def rename_column(place: Path) -> None:
+    lines = (place / "test.csv").read_text().splitlines()
+    (place / "test.csv").write_text("\n".join(["sentence,label", *lines[1:]]))
+
+
+def repeat_a_test_row(place: Path) -> None:
+    row = (place / "test.csv").read_text().splitlines()[1]
+    with (place / "train.csv").open("a") as file:
+        file.write(row + "\n")
+
+
+def other_labels(place: Path) -> None:
+    shutil.rmtree(place / "model")
+    tiny_run.write_model(place / "model", labels=("negative", "positive"))
+
+
+def other_label_in_test(place: Path) -> None:
+    with (place / "test.csv").open("a") as file:
+        file.write("the film was what it was,neither\n")
+
+
+def nan_weights(place: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(place / "model" / "model.safetensors")
+    tensors["encoder.layer.1.intermediate.dense.weight"][3, 5] = torch.nan
+    save_file(tensors, place / "model" / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_weights(place: Path) -> None:
+    weights = place / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def foreign_tokenizer(place: Path) -> None:
+    path = place / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"more{index}": len(vocabulary) + index for index in range(50)}
+    path.write_text(json.dumps(content))
+
+
+def pickle_only(place: Path) -> None:
+    (place / "model" / "model.safetensors").rename(place / "model" / "pytorch_model.bin")
+
+
+def no_tokenizer(place: Path) -> None:
+    for path in place.glob("model/*token*"):
+        path.unlink()
+
+
+def config_of_another_model(place: Path) -> None:
+    config = json.loads((place / "model" / "config.json").read_text())
+    (place / "model" / "config.json").write_text(json.dumps({**config, "hidden_size": 96}))
+
+
+SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
+    (remove_train, ("train.csv", "does not exist")),
+    (empty_train, ("train.csv", "empty")),
+    (rename_column, ("test.csv", "'text'", "sentence")),
+    (repeat_a_test_row, ("train", "test")),
+    (other_labels, ("'bad'", "negative, positive")),
+    (other_label_in_test, ("'neither'",)),
+    (nan_weights, ("'encoder.layer.1.intermediate.dense.weight'", "1 of 8192 values", "NaN")),
+    (cut_weights, ("model.safetensors",)),
+    (foreign_tokenizer, ("tokenizer does not fit", "134")),
+    (pickle_only, ("pickle", "safetensors", "save_pretrained")),
+    (no_tokenizer, ("no tokenizer",)),
+    (config_of_another_model, ("model", "96")),
+]
+
+
+@pytest.mark.parametrize(("ruin", "expected"), SPOILED, ids=[ruin.__name__ for ruin, _ in SPOILED])
+def test_a_run_refuses(place: Path, refuse: Refuse, ruin: Callable[[Path], None], expected: tuple[str, ...]) -> None:
+    ruin(place)
+    said = refuse("run", "tiny.yaml")
+    for text in expected:
+        assert text in said
+
+
+def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> None:
+    spoil(place / "tiny.yaml", model="no-such-owner/no-such-model")
+    done = tiny_run.compress("run", "tiny.yaml", folder=place, HF_HOME=str(tmp_path / "hub"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert "no-such-owner/no-such-model" in done.stderr
+    assert "hf download" in done.stderr
+
+
+@pytest.mark.parametrize("blocked", ["artifacts/cache", "artifacts/runs", "artifacts/runs/tiny"])
+def test_a_file_where_a_folder_of_artifacts_should_be(place: Path, refuse: Refuse, blocked: str) -> None:
+    (place / blocked).parent.mkdir(parents=True)
+    (place / blocked).touch()
+    said = refuse("run", "tiny.yaml", code=3)
+    assert blocked in said
+    assert "--artifacts" in said
+
+
+def test_artifacts_that_are_a_file(place: Path, refuse: Refuse) -> None:
+    (place / "artifacts").touch()
+    assert "artifacts" in refuse("run", "tiny.yaml")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+class Filler(tiny_run.Notes):
+    """Progress that fills a disk to its last byte when it hears ``text``."""
+
+    def __init__(self, disk: Path, text: str) -> None:
+        super().__init__()
+        self.file = disk / "filler"
+        self.text = text
+
+    def note(self, message: str) -> None:
+        super().note(message)
+        if self.text in message:
+            self.fill()
+
+    def track(self, items: Any, description: str, total: int) -> Iterator[Any]:
+        if self.text in description:
+            self.fill()
+        yield from items
+
+    def fill(self) -> None:
+        with self.file.open("ab", buffering=0) as file:
+            for size in (1 << 16, 1 << 10, 1):
+                try:
+                    while file.write(b"x" * size):
+                        pass
+                except OSError:
+                    continue
+
+
+def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
+    recipe = tiny_run.load(place / "tiny.yaml")
+    for index, label in enumerate(tiny_run.LABELS_OF_STAGES):
+        filler = Filler(small_disk, f"] {label}")
+        with pytest.raises(StorageError, match="The disk is full") as caught:
+            Road(recipe, place, small_disk, filler).travel()
+        assert caught.value.exit_code == 3
+        assert "finished stages are kept" in str(caught.value)
+        assert len(Cache(small_disk / "cache").entries()) == index
+        assert Cache(small_disk / "cache").remove_partial() == 0
+        filler.file.unlink()
+    Road(recipe, place, small_disk, tiny_run.Notes()).travel()
+
+
+@pytest.mark.parametrize("moment", ["[1/1]", "finetune: epoch", "evaluate final"])
+def test_a_disk_that_fills_during_a_run(place: Path, small_disk: Path, moment: str) -> None:
+    recipe = tiny_run.load(place / "tiny.yaml", 'stages=[{"finetune": {"epochs": 1}}]', "baseline=start")
+    filler = Filler(small_disk, moment)
+    with pytest.raises(StorageError, match="The disk is full"):
+        run(recipe, place, small_disk, filler)
+    assert not (small_disk / "runs" / "tiny" / "latest").exists()
+    filler.file.unlink()
+    assert run(recipe, place, small_disk, tiny_run.Notes()).report.stages[0].cached is (moment == "evaluate final")
+
+
+def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Path, small_disk: Path) -> None:
+    Filler(small_disk, "").fill()
+    done = tiny_run.compress("run", "tiny.yaml", "--artifacts", small_disk, folder=place)
+    assert done.returncode == 2
+    assert "disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def artifact(place: Path, pristine: Path) -> Path:
+    """An ONNX artifact of the recipe, made without measuring."""
+    kept = pristine / "exported"
+    recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"export": {}}]', "baseline=start")
+    road = Road(recipe, pristine, kept, tiny_run.Notes())
+    road.travel()
+    shutil.copytree(road.finished["export"].entry.folder, place / "made")
+    return place / "made"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "bench"])
+def test_an_artifact_that_is_none(place: Path, refuse: Refuse, command: str) -> None:
+    (place / "empty").mkdir()
+    assert "no model in 'empty'" in refuse(command, "empty")
+    assert "no model in 'nowhere'" in refuse(command, "nowhere", "--recipe", "tiny.yaml")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "bench"])
+def test_an_artifact_that_cannot_be_used(artifact: Path, refuse: Refuse, command: str) -> None:
+    assert "--recipe" in refuse(command, "made")
+    given = ("made", "--recipe", "tiny.yaml")
+    assert "'gpuu'" in refuse(command, *given, "--target", "gpuu")
+    assert "CUDAExecutionProvider" in refuse(command, *given, "--target", "gpu", code=3 if command == "bench" else 2)
+    assert ".onnx" in refuse(command, "model", "--recipe", "tiny.yaml")
+    (artifact / "onnx" / "model.onnx").write_bytes(b"no graph at all")
+    assert "model.onnx" in refuse(command, *given)
+    for path in artifact.glob("*token*"):
+        path.unlink()
+    assert "tokenizer" in refuse(command, *given)
+    (artifact / "config.json").write_text("{")
+    assert "config.json" in refuse(command, *given)
+
+
+def test_a_split_that_the_recipe_does_not_name(artifact: Path, refuse: Refuse) -> None:
+    said = refuse("evaluate", "made", "--recipe", "tiny.yaml", "--split", "tests")
+    assert "'tests'" in said
+    assert "train, validation, test" in said
+
+
+def test_a_report_of_nothing(refuse: Refuse) -> None:
+    assert "'nothing'" in refuse("report", "nothing")
+
+
+@pytest.mark.parametrize("arguments", [("run", "tiny.yaml", "--sett", "a=1"), ("run",), ("rum",)])
+def test_an_unknown_option_or_command(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    stdout, stderr = capsys.readouterr()
+    assert (end.value.code, stdout) == (2, "")
+    assert "Usage: compress" in stderr

@@ -1,0 +1,51 @@
+"""What the command line imports before it has to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+HEAVY = ("torch", "transformers", "onnx", "datasets", "accelerate", "nncf", "optimum")
+PROBE = """
+import json, sys
+from compress.cli import main
+sys.argv = ["compress", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(json.dumps(sorted(name for name in sys.modules if "." not in name)), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with its model and data."""
+    return tiny_run.write_all(tmp_path_factory.mktemp("place"))
+
+
+def imported(*arguments: str | Path) -> set[str]:
+    """Top-level modules that a command has imported when it ends well."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("run", "--help"), ("recipes",)])
+def test_help_and_recipes_import_nothing_heavy(arguments: tuple[str, ...], recipe: Path) -> None:
+    folder = ("list", str(recipe.parent)) if arguments == ("recipes",) else ()
+    modules = imported(*arguments, *folder)
+    assert modules.isdisjoint((*HEAVY, "onnxruntime", "pyarrow", "numpy")), modules
+
+
+def test_check_imports_no_torch_even_where_it_looks_into_the_cache(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    modules = imported("check", recipe, "--artifacts", tmp_path)
+    assert modules.isdisjoint(HEAVY), modules
+    assert "pyarrow" in modules, "the data's digest is part of the keys"

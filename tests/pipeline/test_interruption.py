@@ -1,0 +1,167 @@
+"""Runs that are killed or interrupted, as processes: the next run goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny_run
+
+from compress.cache import Cache
+
+LABELS = tiny_run.LABELS_OF_STAGES
+OPTIONS = ("--set", "benchmark.every_stage=false")
+PATIENCE_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model, data and recipe, and the artifacts of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("place")
+    recipe = tiny_run.write_all(folder)
+    done = tiny_run.compress("run", recipe, "--artifacts", folder / "artifacts", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def start(place: Path, artifacts: Path) -> subprocess.Popen[str]:
+    """A run in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        tiny_run.command("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS),
+        env=tiny_run.surroundings(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], artifacts: Path, text: str) -> None:
+    """Until the run's log has ``text``."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        if any(text in log.read_text() for log in artifacts.glob("runs/tiny/*/run.log")):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    raise AssertionError(f"the run never said {text!r}")
+
+
+def finish(place: Path, artifacts: Path) -> dict[str, bool]:
+    """Run to the end; label -> whether the stage came from the cache."""
+    done = tiny_run.compress("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert tiny_run.stage_digests(artifacts) == tiny_run.stage_digests(place / "artifacts")
+    assert Cache(artifacts / "cache").remove_partial() == 0
+    return tiny_run.cached_stages(tiny_run.read_report(artifacts))
+
+
+def with_first(place: Path, artifacts: Path, count: int) -> None:
+    """Artifacts in which only the first ``count`` stages are done."""
+    keys = [stage["key"] for stage in tiny_run.read_report(place / "artifacts")["stages"]]
+    for key in keys[:count]:
+        shutil.copytree(place / "artifacts" / "cache" / key, artifacts / "cache" / key)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(LABELS)))
+def test_a_run_killed_within_a_stage_goes_on_from_there(place: Path, tmp_path: Path, index: int) -> None:
+    with_first(place, tmp_path, index)
+    process = start(place, tmp_path)
+    wait_for(process, tmp_path, f"[{index + 1}/{len(LABELS)}] {LABELS[index]}\n")
+    kill(process)
+    assert not (tmp_path / "runs" / "tiny" / "latest").exists()
+    assert len(Cache(tmp_path / "cache").entries()) == index
+    assert list(finish(place, tmp_path).values()) == [number < index for number in range(len(LABELS))]
+
+
+def test_a_run_killed_while_it_trains_leaves_a_partial_folder_that_counts_for_nothing(
+    place: Path, tmp_path: Path
+) -> None:
+    process = start(place, tmp_path)
+    wait_for(process, tmp_path, "finetune (")
+    kill(process)
+    assert [path.name[:8] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["partial-"]
+    assert Cache(tmp_path / "cache").entries() == []
+    assert not any(finish(place, tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
+    with_first(place, tmp_path, len(LABELS))
+    process = start(place, tmp_path)
+    wait_for(process, tmp_path, "evaluate final")
+    run = psutil.Process(process.pid)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not (children := run.children(recursive=True)) and time.monotonic() < end:
+        time.sleep(0.005)
+    kill(process)
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+    assert all(finish(place, tmp_path).values())
+
+
+@pytest.mark.parametrize("moment", ["finetune (", "[5/6] export"])
+def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_path: Path, moment: str) -> None:
+    with_first(place, tmp_path, 4 if "export" in moment else 0)
+    older = tmp_path / "runs" / "tiny" / "older"
+    older.mkdir(parents=True)
+    (older.parent / "latest").symlink_to("older")
+    process = start(place, tmp_path)
+    wait_for(process, tmp_path, moment)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert [line for line in stderr.splitlines() if "nterrupt" in line] == [stderr.splitlines()[-1]]
+    assert (older.parent / "latest").resolve() == older
+    assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("partial-")] == []
+    (log,) = tmp_path.glob("runs/tiny/20*/run.log")
+    assert log.read_text().splitlines()[-1].endswith(" interrupted")
+    assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
+    cached = finish(place, tmp_path)
+    assert cached["finetune"] is ("export" in moment)
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
+    with_first(place, tmp_path, len(LABELS))
+    process = start(place, tmp_path)
+    wait_for(process, tmp_path, "evaluate final")
+    run = psutil.Process(process.pid)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not (children := run.children(recursive=True)) and time.monotonic() < end:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_on_one_cache_end_alike(place: Path, tmp_path: Path) -> None:
+    both = [start(place, tmp_path) for _ in range(2)]
+    ended = [process.communicate(timeout=PATIENCE_SECONDS * 2) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    locks = [json.loads(path.read_text())["stages"] for path in tmp_path.glob("runs/tiny/20*/lock.json")]
+    assert locks == [tiny_run.stage_digests(place / "artifacts")] * 2
+    reports = [json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/20*/report.json")]
+    cached = [tiny_run.cached_stages(report) for report in reports]
+    assert [sorted(run[label] for run in cached) for label in LABELS] == [[False, True]] * len(LABELS)
+    rows = [[row for row in report["measurements"] if row["metric"] == "accuracy"] for report in reports]
+    assert rows[0] == rows[1]

@@ -1,0 +1,458 @@
+"""Whole runs of a tiny recipe: what they leave, what they reuse, what they decide."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import yaml
+from typer.testing import CliRunner
+
+from compress.cache import Cache
+from compress.cli import app
+from compress.errors import CompressError, IntegrityError, ModelError, StageError
+from compress.models.model import digest_directory, size_bytes
+from compress.pipeline.road import Road
+from compress.pipeline.run import Run, run, with_absolute_paths
+from compress.recipe import Recipe
+
+LABELS = tiny_run.LABELS_OF_STAGES
+BOTH = 'targets=["cpu", "gpu"]'
+
+# Tracing in the exporter warns; the command line silences the same in `quiet_libraries`.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
+
+@dataclass
+class Done:
+    """A finished run, with what it said."""
+
+    run: Run
+    said: list[str]
+    artifacts: Path
+
+    @property
+    def cached(self) -> dict[str, bool]:
+        return {stage.name: stage.cached for stage in self.run.report.stages}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        digests: dict[str, str] = json.loads((self.run.folder / "lock.json").read_text())["stages"]
+        return digests
+
+
+@dataclass
+class Travelled:
+    """Which stages came from the cache, their digests, and what was said."""
+
+    cached: dict[str, bool]
+    digests: dict[str, str]
+    said: list[str]
+
+
+def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
+    notes = tiny_run.Notes()
+    return Done(run(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes), notes.said, artifacts)
+
+
+def travel(recipe: Path, artifacts: Path, *overrides: str) -> Travelled:
+    """The stages alone, without measuring."""
+    notes = tiny_run.Notes()
+    road = Road(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes)
+    road.travel()
+    return Travelled(
+        {label: finished.record.cached for label, finished in road.finished.items()},
+        {label: finished.entry.digest for label, finished in road.finished.items()},
+        notes.said,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model, data and recipe, which no test changes."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_run.write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The first run of the recipe, with every stage measured and a target that is not to be had."""
+    return go(place / "tiny.yaml", tmp_path_factory.mktemp("first") / "artifacts", BOTH)
+
+
+@pytest.fixture(scope="module")
+def again(place: Path, first: Done) -> Done:
+    """The same once more."""
+    return go(place / "tiny.yaml", first.artifacts, BOTH)
+
+
+@pytest.fixture
+def warm(first: Done, tmp_path: Path) -> Path:
+    """A copy of the first run's artifacts, to go on from."""
+    shutil.copytree(first.artifacts, tmp_path / "artifacts", symlinks=True)
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def copy(place: Path, tmp_path: Path) -> Path:
+    """A copy of the recipe's folder, to change."""
+    shutil.copytree(place, tmp_path / "place")
+    return tmp_path / "place"
+
+
+def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
+    folder = first.run.folder
+    assert folder.parent == first.artifacts / "runs" / "tiny"
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.yaml",
+        "lock.json",
+        "model",
+        "report.json",
+        "report.md",
+        "report.html",
+        "run.log",
+    }
+    assert (folder / "model" / "config.json").is_file()
+    assert [path.name for path in folder.rglob("*.onnx")] == ["model_quantized.onnx"]
+    assert Cache(first.artifacts / "cache").remove_partial() == 0
+
+
+def test_the_model_that_ships_is_the_last_stages_output(first: Done) -> None:
+    entry = Cache(first.artifacts / "cache").find(first.run.report.stages[-1].key)
+    assert entry is not None
+    assert digest_directory(first.run.folder / "model") == digest_directory(entry.folder)
+
+
+def test_the_recipe_in_the_run_is_the_recipe_as_resolved(place: Path, first: Done, monkeypatch: Any) -> None:
+    written = tiny_run.load(first.run.folder / "recipe.yaml")
+    given = tiny_run.load(place / "tiny.yaml", BOTH)
+    assert written == with_absolute_paths(given, place)
+    assert written.model == str(place / "model")
+    assert written.data.splits == {split: str(place / f"{split}.csv") for split in tiny_run.ROWS}
+    assert written.stages == given.stages
+
+
+def test_the_recipe_in_the_run_runs_again_from_the_cache(first: Done) -> None:
+    done = travel(first.run.folder / "recipe.yaml", first.artifacts)
+    assert all(done.cached.values())
+
+
+def test_the_lock_has_seed_versions_and_digests(place: Path, first: Done) -> None:
+    import torch
+
+    lock = json.loads((first.run.folder / "lock.json").read_text())
+    assert lock["seed"] == 0
+    assert (
+        lock["packages"]["torch"] == torch.__version__.split("+")[0] or lock["packages"]["torch"] == torch.__version__
+    )
+    assert lock["start"] == digest_directory(place / "model")
+    assert tuple(lock["stages"]) == LABELS
+    assert set(lock["data"]) == set(tiny_run.ROWS)
+
+
+def test_every_model_of_the_run_has_its_rows(first: Done) -> None:
+    report = first.run.report
+    assert report.models == ("baseline", *LABELS[1:], "final")
+    for model in report.models:
+        metrics = {row.metric for row in report.measurements if row.model == model}
+        assert {"accuracy", "f1", "agreement", "size_bytes", "parameters", "latency_ms", "startup_ms"} <= metrics
+        assert {"peak_memory_bytes"} <= metrics
+        accuracy = report.find(model, "accuracy", "cpu")
+        assert accuracy is not None
+        assert accuracy.n == tiny_run.ROWS["test"]
+
+
+def test_the_size_in_the_report_is_the_size_of_the_files(first: Done) -> None:
+    row = first.run.report.find("final", "size_bytes", "cpu")
+    assert row is not None
+    assert row.value == size_bytes(first.run.folder / "model")
+
+
+def test_the_accuracy_in_the_report_is_that_of_the_shipped_file(place: Path, first: Done) -> None:
+    """Counted here with onnxruntime and the tokenizer alone, one row at a time.
+
+    INT8 scales come from the whole batch, so a row or two on the edge may fall otherwise than in batches.
+    """
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    model = first.run.folder / "model"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    labels = json.loads((model / "config.json").read_text())["id2label"]
+    session = onnxruntime.InferenceSession(model / "onnx" / "model_quantized.onnx")
+    names = [entry.name for entry in session.get_inputs()]
+    right = 0
+    lines = (place / "test.csv").read_text().splitlines()[1:]
+    for line in lines:
+        text, label = line.rsplit(",", 1)
+        inputs = tokenizer([text], return_tensors="np", truncation=True, max_length=16)
+        (logits,) = session.run(["logits"], {name: inputs[name].astype("int64") for name in names})
+        right += labels[str(int(logits[0].argmax()))] == label
+    row = first.run.report.find("final", "accuracy", "cpu")
+    assert row is not None
+    assert abs(row.value * len(lines) - right) <= 2
+    assert row.value > 0.8, "the toy task is learnable"
+
+
+def test_stages_cost_something_and_were_checked(first: Done) -> None:
+    report = first.run.report
+    assert [stage.name for stage in report.stages] == list(LABELS)
+    assert not any(stage.cached for stage in report.stages)
+    assert all(stage.seconds > 0 and (stage.peak_rss_bytes or 0) > 50_000_000 for stage in report.stages)
+    assert {(check.stage, check.check) for check in report.integrity} >= {
+        (label, check) for label in LABELS for check in ("weights finite", "saved and loaded", "predictions", "size")
+    }
+
+
+def test_a_target_that_is_not_here_is_skipped_with_its_reason(first: Done) -> None:
+    (skipped,) = first.run.report.skipped
+    assert skipped.target == "gpu"
+    assert "CUDAExecutionProvider" in skipped.reason
+    assert f"target gpu: skipped, {skipped.reason}" in first.said
+    assert {row.target for row in first.run.report.measurements} == {"cpu"}
+
+
+def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) -> None:
+    assert again.run.folder != first.run.folder
+    assert again.cached == dict.fromkeys(LABELS, True)
+    assert again.digests == first.digests
+    assert not any("epoch" in said for said in again.said)
+    assert any("epoch" in said for said in first.said)
+    timings = [[row for row in done.run.report.measurements if row.metric == "latency_ms"] for done in (first, again)]
+    assert timings[0] == timings[1]
+    assert any("earlier run" in note for note in again.run.report.notes)
+    assert (again.run.folder.parent / "latest").resolve() == again.run.folder.resolve()
+
+
+@pytest.mark.parametrize(
+    ("override", "from_stage"),
+    [("stages.2.prune.feed_forward=0.25", 2), ("stages.5.quantize.per_channel=false", 5), ("seed=1", 0)],
+)
+def test_a_changed_parameter_runs_its_stage_and_those_after_it(
+    place: Path, first: Done, warm: Path, override: str, from_stage: int
+) -> None:
+    done = travel(place / "tiny.yaml", warm, override)
+    assert [done.cached[label] for label in LABELS] == [index < from_stage for index in range(len(LABELS))]
+    assert all((done.digests[label] == first.digests[label]) == done.cached[label] for label in LABELS)
+
+
+def test_a_changed_name_or_limit_runs_nothing(place: Path, warm: Path) -> None:
+    limits = 'limits=[{"metric": "accuracy", "at_least": 0}]'
+    assert all(travel(place / "tiny.yaml", warm, "name=other", limits).cached.values())
+
+
+def test_changed_training_data_runs_everything_again(copy: Path, warm: Path) -> None:
+    rows = (copy / "train.csv").read_text().splitlines()
+    (copy / "train.csv").write_text("\n".join(rows[:-1]) + "\n")
+    done = travel(copy / "tiny.yaml", warm)
+    assert not any(done.cached[label] for label in LABELS[:5])
+
+
+def test_changed_test_rows_train_nothing_and_measure_again(copy: Path, first: Done, warm: Path) -> None:
+    rows = (copy / "test.csv").read_text().splitlines()
+    (copy / "test.csv").write_text("\n".join(rows[:-10]) + "\n")
+    done = go(copy / "tiny.yaml", warm, "benchmark.every_stage=false")
+    assert all(done.cached.values())
+    row = done.run.report.find("final", "accuracy", "cpu")
+    assert row is not None
+    assert row.n == tiny_run.ROWS["test"] - 10
+
+
+def test_the_same_data_in_another_format_runs_nothing(copy: Path, warm: Path) -> None:
+    for split in tiny_run.ROWS:
+        rows = [line.rsplit(",", 1) for line in (copy / f"{split}.csv").read_text().splitlines()[1:]]
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        (copy / f"{split}.jsonl").write_text("\n".join(lines))
+    splits = json.dumps({split: f"{split}.jsonl" for split in tiny_run.ROWS})
+    assert all(travel(copy / "tiny.yaml", warm, f"data.splits={splits}").cached.values())
+
+
+def test_a_changed_starting_model_runs_everything_again(copy: Path, warm: Path) -> None:
+    config = json.loads((copy / "model" / "config.json").read_text())
+    (copy / "model" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
+    assert not any(travel(copy / "tiny.yaml", warm).cached.values())
+
+
+def test_two_runs_from_nothing_give_the_same_bits(place: Path, first: Done, tmp_path: Path) -> None:
+    other = travel(place / "tiny.yaml", tmp_path / "artifacts")
+    assert not any(other.cached.values())
+    assert other.digests == first.digests
+
+
+def test_a_damaged_entry_is_reported_and_made_again(place: Path, first: Done, warm: Path) -> None:
+    key = first.run.report.stages[2].key
+    weights = warm / "cache" / key / "content" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = travel(place / "tiny.yaml", warm)
+    assert done.cached == {label: label != "prune" for label in LABELS}
+    assert done.digests == first.digests
+    assert any("(prune): model.safetensors has changed; it is made again" in said for said in done.said)
+
+
+def test_remeasuring_takes_new_timings_and_nothing_else(place: Path, first: Done, warm: Path) -> None:
+    notes = tiny_run.Notes()
+    recipe = tiny_run.load(place / "tiny.yaml", BOTH)
+    report = run(recipe, place, warm, notes, remeasure=True).report
+    assert all(stage.cached for stage in report.stages)
+    old = first.run.report.find("final", "latency_ms", "cpu")
+    new = report.find("final", "latency_ms", "cpu")
+    assert old is not None and new is not None
+    assert old.raw != new.raw
+    assert not any("earlier run" in note for note in report.notes)
+
+
+def test_relative_limits_are_ratios_of_the_rows(place: Path, first: Done, warm: Path) -> None:
+    rows = {model: first.run.report.find(model, "size_bytes", "cpu") for model in ("baseline", "distill", "final")}
+    sizes = {model: row.value for model, row in rows.items() if row is not None}
+    ratio = sizes["final"] / sizes["baseline"]
+    limits = [
+        {"metric": "size_bytes", "at_most": ratio * 1.001, "of": "baseline"},
+        {"metric": "size_bytes", "at_most": ratio * 0.999, "of": "baseline"},
+        {"metric": "size_bytes", "at_most": 1.0, "of": "distill"},
+        {"metric": "size_bytes", "at_least": sizes["final"]},
+        {"metric": "size_bytes", "at_least": sizes["final"] + 1},
+        {"metric": "accuracy", "target": "gpu", "at_least": 0.5},
+    ]
+    results = go(place / "tiny.yaml", warm, f"limits={json.dumps(limits)}", BOTH).run.report.limits
+    assert [(result.passed, result.missed) for result in results] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+    assert results[0].ratio == pytest.approx(ratio)
+    assert results[2].ratio == pytest.approx(sizes["final"] / sizes["distill"])
+    assert results[5].skipped
+
+
+@pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
+def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Path, at_least: float, code: int) -> None:
+    limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
+    arguments = [
+        "run",
+        str(place / "tiny.yaml"),
+        "--artifacts",
+        str(warm),
+        "--set",
+        limits,
+        "--set",
+        BOTH,
+        "--json",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    report = json.loads(result.stdout)
+    assert report["limits"][0]["passed"] is (code == 0)
+    assert report == tiny_run.read_report(warm)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, away from the recipe."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "here"
+
+
+def test_a_relative_model_counts_from_the_recipe_then_from_the_current_folder(
+    copy: Path, warm: Path, elsewhere: Path
+) -> None:
+    assert all(travel(copy / "tiny.yaml", warm).cached.values())
+    (copy / "model").rename(elsewhere / "model")
+    assert all(travel(copy / "tiny.yaml", warm).cached.values())
+    written = with_absolute_paths(tiny_run.load(copy / "tiny.yaml"), copy)
+    assert written.model == str(elsewhere / "model")
+
+
+def test_absolute_paths_leave_names_of_splits_and_samples_alone(tmp_path: Path, elsewhere: Path) -> None:
+    for name in ("train", "student", "data"):
+        (tmp_path / name).mkdir()
+    for name in ("data/test.csv", "test.csv", "more.csv"):
+        (tmp_path / name).touch()
+    values = {
+        "name": "r",
+        "task": "text-classification",
+        "model": "org/name",
+        "data": {
+            "source": "data",
+            "splits": {"train": "train", "test": "test.csv", "validation": "more.csv"},
+            "unlabeled": ["sample:snippets", "more.csv"],
+        },
+        "stages": [{"distill": {"student": {"model": "student"}}}],
+    }
+    resolved = with_absolute_paths(Recipe.model_validate(values), tmp_path)
+    assert resolved.model == "org/name"
+    assert resolved.data.source == str(tmp_path / "data")
+    assert resolved.data.splits == {
+        "train": "train",
+        "test": str(tmp_path / "data" / "test.csv"),
+        "validation": str(tmp_path / "more.csv"),
+    }
+    assert resolved.data.unlabeled == ("sample:snippets", str(tmp_path / "more.csv"))
+    assert resolved.model_dump()["stages"][0]["student"]["model"] == str(tmp_path / "student")
+
+
+def refusal(recipe: Path, artifacts: Path, *overrides: str) -> CompressError:
+    with pytest.raises(CompressError) as caught:
+        go(recipe, artifacts, *overrides)
+    return caught.value
+
+
+def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_path: Path) -> None:
+    error = refusal(place / "tiny.yaml", tmp_path, "stages.0.finetune.learning_rate=1", "stages.0.finetune.epochs=20")
+    assert isinstance(error, StageError)
+    assert Cache(tmp_path / "cache").entries() == []
+    assert not (tmp_path / "runs" / "tiny" / "latest").exists()
+    (folder,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"run.log", "recipe.yaml"}
+    assert error.what.splitlines()[0] in (folder / "run.log").read_text()
+
+
+def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
+    place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.stages.quantize import Quantize
+    from compress.stages.stage import Promise
+
+    monkeypatch.setattr(Quantize, "promise", lambda self: Promise(max_size_ratio=0.01))
+    with pytest.raises(CompressError) as caught:
+        travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
+    error = caught.value
+    assert isinstance(error, IntegrityError)
+    assert "'quantize'" in error.what and "at most 1% was promised" in error.what
+    assert error.exit_code == 3
+    monkeypatch.undo()
+    done = travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
+    assert done.cached == {label: label != "quantize" for label in LABELS}
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_stage(copy: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model" / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("intermediate.dense.weight"))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, copy / "model" / "model.safetensors", metadata={"format": "pt"})
+    error = refusal(copy / "tiny.yaml", tmp_path / "artifacts")
+    assert isinstance(error, ModelError)
+    assert name in error.what
+    assert Cache(tmp_path / "artifacts" / "cache").entries() == []
+
+
+def test_the_recipe_in_the_run_is_plain_yaml(first: Done) -> None:
+    values = yaml.safe_load((first.run.folder / "recipe.yaml").read_text())
+    assert values["name"] == "tiny"
+    assert values["targets"] == ["cpu", "gpu"]

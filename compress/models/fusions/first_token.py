@@ -60,9 +60,9 @@ def _selects_one_token(node: ir.Node) -> bool:
     return index is not None and index.ndim == 0
 
 
-def _only_feeding(last: ir.Value, select: ir.Node) -> set[ir.Node]:
-    """Position-wise nodes whose outputs reach nothing but ``select``."""
-    moved: set[ir.Node] = set()
+def _only_feeding(last: ir.Value, select: ir.Node) -> dict[ir.Node, None]:
+    """Position-wise nodes whose outputs reach nothing but ``select``, in an order that is the same in every process."""
+    moved: dict[ir.Node, None] = {}
     pending = [last.producer()]
     while pending:
         node = pending.pop()
@@ -70,9 +70,9 @@ def _only_feeding(last: ir.Value, select: ir.Node) -> set[ir.Node]:
             continue
         readers = {usage.node for output in node.outputs for usage in output.uses()}
         outward = any(output.is_graph_output() for output in node.outputs)
-        if outward or not readers <= moved | {select} or not _keeps_last_axis(node):
+        if outward or not readers <= {*moved, select} or not _keeps_last_axis(node):
             continue
-        moved.add(node)
+        moved[node] = None
         pending += [value.producer() for value in node.inputs if value is not None]
     return moved
 

@@ -23,7 +23,7 @@ class Quantize(Stage[OnnxModel, OnnxModel]):
     embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
     embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
         None,
-        description="weights of a row that share a scale; default: the most that fit, up to 128 at 8 bits, 32 at 4",
+        description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
     )
 
     def promise(self) -> Promise:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import DataError
+from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
+from compress.models.checks import check_processor, read_json
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes import get_runtime
@@ -32,19 +33,21 @@ class Predictions:
 
 
 def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
-    """Class names from the artifact's config, in the order of their ids."""
-    import json
-
-    config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
-    names = config.get("id2label")
+    """Class names from the artifact's config, in the order of their ids. Raises `ModelError` for a broken config."""
+    names = read_json(artifact / "config.json").get("id2label")
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
 def encode_for(artifact: Path, task: Task, rows: pa.Table, max_length: int) -> Examples:
-    """``rows`` as inputs of the artifact, by the processor that lies beside it."""
+    """``rows`` as inputs of the artifact, by the processor beside it. Raises `ModelError` where that does not load."""
     from transformers import AutoTokenizer
 
-    processor: Any = AutoTokenizer.from_pretrained(artifact)
+    # Without its files, transformers would make an empty tokenizer and say nothing.
+    check_processor(artifact, read_json(artifact / "config.json"))
+    try:
+        processor: Any = AutoTokenizer.from_pretrained(artifact)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The artifact's tokenizer cannot be loaded: {error}", where=str(artifact)) from error
     return task.encode(rows, processor, artifact_labels(artifact), max_length)
 
 

@@ -47,7 +47,7 @@ def check_model_folder(folder: Path) -> None:
         for file in weight_files(folder):
             read_header(file)
         _check_index(folder)
-        _check_processor(folder, config)
+        check_processor(folder, config)
     except OSError as error:
         raise unreadable(error, folder) from error
 
@@ -211,7 +211,8 @@ def _check_index(folder: Path) -> None:
         )
 
 
-def _check_processor(folder: Path, config: dict[str, Any]) -> None:
+def check_processor(folder: Path, config: dict[str, Any]) -> None:
+    """Prove that ``folder`` has a processor whose token ids the model of ``config`` knows. Raises `ModelError`."""
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise ModelError(
             "The model folder has no tokenizer or other processor.",

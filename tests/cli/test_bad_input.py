@@ -197,7 +197,7 @@ SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (foreign_tokenizer, ("tokenizer does not fit", "134")),
     (pickle_only, ("pickle", "safetensors", "save_pretrained")),
     (no_tokenizer, ("no tokenizer",)),
-    (config_of_another_model, ("model", "96")),
+    (config_of_another_model, ("model cannot be loaded",)),
 ]
 
 
@@ -245,7 +245,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 class Filler(tiny_run.Notes):
@@ -290,7 +290,7 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     Road(recipe, place, small_disk, tiny_run.Notes()).travel()
 
 
-@pytest.mark.parametrize("moment", ["[1/1]", "finetune: epoch", "evaluate final"])
+@pytest.mark.parametrize("moment", ["[1/1]", "finetune: epoch", "evaluate finetune"])
 def test_a_disk_that_fills_during_a_run(place: Path, small_disk: Path, moment: str) -> None:
     recipe = tiny_run.load(place / "tiny.yaml", 'stages=[{"finetune": {"epochs": 1}}]', "baseline=start")
     filler = Filler(small_disk, moment)
@@ -298,7 +298,7 @@ def test_a_disk_that_fills_during_a_run(place: Path, small_disk: Path, moment: s
         run(recipe, place, small_disk, filler)
     assert not (small_disk / "runs" / "tiny" / "latest").exists()
     filler.file.unlink()
-    assert run(recipe, place, small_disk, tiny_run.Notes()).report.stages[0].cached is (moment == "evaluate final")
+    assert run(recipe, place, small_disk, tiny_run.Notes()).report.stages[0].cached is (moment == "evaluate finetune")
 
 
 def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Path, small_disk: Path) -> None:
@@ -332,7 +332,7 @@ def test_an_artifact_that_cannot_be_used(artifact: Path, refuse: Refuse, command
     assert "--recipe" in refuse(command, "made")
     given = ("made", "--recipe", "tiny.yaml")
     assert "'gpuu'" in refuse(command, *given, "--target", "gpuu")
-    assert "CUDAExecutionProvider" in refuse(command, *given, "--target", "gpu", code=3 if command == "bench" else 2)
+    assert "CUDAExecutionProvider" in refuse(command, *given, "--target", "gpu", code=3)
     assert ".onnx" in refuse(command, "model", "--recipe", "tiny.yaml")
     (artifact / "onnx" / "model.onnx").write_bytes(b"no graph at all")
     assert "model.onnx" in refuse(command, *given)

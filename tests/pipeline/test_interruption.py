@@ -103,7 +103,7 @@ def test_a_run_killed_while_it_trains_leaves_a_partial_folder_that_counts_for_no
 def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
     with_first(place, tmp_path, len(LABELS))
     process = start(place, tmp_path)
-    wait_for(process, tmp_path, "evaluate final")
+    wait_for(process, tmp_path, "evaluate quantize")
     run = psutil.Process(process.pid)
     end = time.monotonic() + PATIENCE_SECONDS
     while not (children := run.children(recursive=True)) and time.monotonic() < end:
@@ -141,7 +141,7 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
 def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
     with_first(place, tmp_path, len(LABELS))
     process = start(place, tmp_path)
-    wait_for(process, tmp_path, "evaluate final")
+    wait_for(process, tmp_path, "evaluate quantize")
     run = psutil.Process(process.pid)
     end = time.monotonic() + PATIENCE_SECONDS
     while not (children := run.children(recursive=True)) and time.monotonic() < end:

@@ -1,0 +1,83 @@
+"""`--json` writes one JSON value to standard output and nothing else; `python -m compress` is the same program."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+RECIPE = {"stages": [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}], "baseline": "finetune"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `compress run tiny.yaml` was called."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_run.write_all(folder, **RECIPE)
+    done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == tiny_run.read_report(folder / "artifacts")
+    return folder
+
+
+def answer(place: Path, *arguments: str) -> Any:
+    """The JSON that a command writes."""
+    done = tiny_run.compress(*arguments, "--json", folder=place, XDG_CACHE_HOME=str(place / "user-cache"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_check(place: Path) -> None:
+    assert [stage["cached"] for stage in answer(place, "check", "tiny.yaml")["stages"]] == [True] * 3
+
+
+def test_evaluate_gives_the_rows_of_the_report(place: Path) -> None:
+    rows = {row["metric"]: row for row in answer(place, "evaluate", "tiny", "--threads", "1")}
+    report = tiny_run.read_report(place / "artifacts")
+    for metric in ("accuracy", "f1"):
+        (wanted,) = (row for row in report["measurements"] if (row["model"], row["metric"]) == ("final", metric))
+        assert (rows[metric]["value"], rows[metric]["n"]) == (wanted["value"], wanted["n"])
+
+
+def test_bench_compares_two_artifacts(place: Path) -> None:
+    found = answer(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
+    assert {row["model"] for row in found["measurements"]} == {"artifact", "baseline"}
+    assert all(row["value"] > 0 for row in found["measurements"] if row["metric"] == "latency_ms")
+    assert found["environment"]["cores_granted"] >= 1
+
+
+def test_report(place: Path) -> None:
+    assert answer(place, "report", "tiny") == tiny_run.read_report(place / "artifacts")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect", "model"), ("targets",), ("samples",), ("doctor",), ("recipes", "list", ".")]
+)
+def test_the_other_commands(place: Path, arguments: tuple[str, ...]) -> None:
+    assert answer(place, *arguments)
+
+
+def test_the_cache_is_listed_and_pruned(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "artifacts" / "cache", tmp_path / "artifacts" / "cache")
+    left = tmp_path / "artifacts" / "cache" / ("partial-" + "0" * 64)
+    (left / "content").mkdir(parents=True)
+    (left / "content" / "half").write_bytes(b"x" * 1000)
+    rows = answer(tmp_path, "cache")
+    assert [row["name"] for row in rows][:3] == ["finetune", "export", "quantize"]
+    content = tmp_path / "artifacts" / "cache" / rows[0]["key"] / "content"
+    assert rows[0]["bytes"] == sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
+    kept = answer(tmp_path, "cache", "prune", "--older-than-days", "1")
+    assert (kept["removed"], kept["freed_bytes"]) == ([], 1000)
+    pruned = answer(tmp_path, "cache", "prune")
+    assert (sorted(pruned["removed"]), pruned["in_use"]) == (sorted(row["key"] for row in rows), [])
+    assert pruned["freed_bytes"] > sum(row["bytes"] for row in rows)
+    assert answer(tmp_path, "cache") == []
+
+
+def test_looking_at_a_cache_that_is_none_makes_none(tmp_path: Path) -> None:
+    assert answer(tmp_path, "cache") == []
+    assert not (tmp_path / "artifacts").exists()

@@ -1,0 +1,116 @@
+"""What `compress check` says of the cache is what a run then finds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from compress.errors import DataError
+from compress.pipeline.forecast import Forecast
+from compress.pipeline.road import Road
+from compress.plan import make_plan
+
+LABELS = tiny_run.LABELS_OF_STAGES
+# Not among them: export, whose tracing takes seconds and whose warnings would have to be silenced.
+TORCH_LABELS = LABELS[:4]
+STAGES = f"stages={json.dumps(list(tiny_run.STAGES[:4]))}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of four stages that was run; its artifacts are beside it."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_run.write_all(folder)
+    Road(tiny_run.load(folder / "tiny.yaml", STAGES), folder, folder / "artifacts", tiny_run.Notes()).travel()
+    return folder
+
+
+def forecast(place: Path, *overrides: str) -> list[bool]:
+    """For each stage whether it is said to be cached, after proof that a run agrees on those that are."""
+    recipe = tiny_run.load(place / "tiny.yaml", STAGES, *overrides)
+    said = Forecast(recipe, place, place / "artifacts")
+    return [said(label) for label in recipe.labels()]
+
+
+def travelled(place: Path, artifacts: Path, *overrides: str) -> list[bool]:
+    """For each stage whether a run takes it from (a copy of) the cache."""
+    shutil.copytree(place / "artifacts", artifacts)
+    road = Road(tiny_run.load(place / "tiny.yaml", STAGES, *overrides), place, artifacts, tiny_run.Notes())
+    road.travel()
+    return [finished.record.cached for finished in road.finished.values()]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), [True] * 4),
+        (("stages.2.prune.feed_forward=0.25",), [True, True, False, False]),
+        (("stages.1.distill.teacher=finetune",), [True, False, False, False]),
+        (("seed=3",), [False] * 4),
+        (("data.max_length=12",), [False] * 4),
+        (("benchmark.seconds=1", "name=other"), [True] * 4),
+    ],
+)
+def test_the_forecast_is_what_a_run_finds(
+    place: Path, tmp_path: Path, overrides: tuple[str, ...], expected: list[bool]
+) -> None:
+    assert forecast(place, *overrides) == expected
+    assert travelled(place, tmp_path / "artifacts", *overrides) == expected
+
+
+def test_a_stage_removed_from_the_cache_takes_those_after_it_along(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "copy")
+    recipe = tiny_run.load(place / "tiny.yaml", STAGES)
+    road = Road(recipe, place, place / "artifacts", tiny_run.Notes())
+    road.travel()
+    shutil.rmtree(tmp_path / "copy" / "artifacts" / "cache" / road.finished["distill"].entry.key)
+    assert forecast(tmp_path / "copy") == [True, False, False, False]
+
+
+def test_nothing_is_cached_without_a_cache_and_none_is_made(place: Path, tmp_path: Path) -> None:
+    said = Forecast(tiny_run.load(place / "tiny.yaml", STAGES), place, tmp_path / "artifacts")
+    assert not any(said(label) for label in TORCH_LABELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model=no-such-owner/no-such-model",
+        "model=sample:minilm",
+        'data={"source": "sample:movie-reviews"}',
+        'data={"source": "no-such-owner/no-such-data"}',
+        'data.unlabeled=["sample:snippets"]',
+    ],
+)
+def test_nothing_is_cached_while_a_source_is_not_here_and_nothing_is_fetched(
+    place: Path, tmp_path: Path, monkeypatch: Any, override: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    assert forecast(place, override) == [False] * 4
+    assert not (tmp_path / "user-cache").exists()
+
+
+def test_the_plan_names_what_is_cached_and_needs_no_disk_for_it(place: Path) -> None:
+    recipe = tiny_run.load(place / "tiny.yaml", STAGES)
+    known = make_plan(recipe, place, Forecast(recipe, place, place / "artifacts"), place / "artifacts")
+    unknown = make_plan(recipe, place, None, place / "artifacts")
+    assert [stage.cached for stage in known.stages] == [True] * 4
+    assert [stage.cached for stage in unknown.stages] == [None] * 4
+    assert known.disk_needed_bytes.value is not None and unknown.disk_needed_bytes.value is not None
+    assert known.disk_needed_bytes.value < unknown.disk_needed_bytes.value
+
+
+def test_data_that_a_run_would_refuse_is_refused_by_check(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "copy")
+    row = (place / "test.csv").read_text().splitlines()[1]
+    with (tmp_path / "copy" / "train.csv").open("a") as file:
+        file.write(row + "\n")
+    recipe = tiny_run.load(tmp_path / "copy" / "tiny.yaml", STAGES)
+    with pytest.raises(DataError):
+        make_plan(recipe, tmp_path / "copy", Forecast(recipe, tmp_path / "copy", tmp_path / "copy" / "artifacts"))

@@ -28,8 +28,13 @@ def run(
 
     loaded = read_recipe(recipe, set_ or ())
     make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
+    from compress.pipeline.processes import is_first
     from compress.pipeline.run import run as run_recipe
+    from compress.pipeline.run import take_part
 
+    if not is_first():
+        take_part(loaded, recipe.parent, artifacts)
+        return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
     if json_:
         typer.echo(done.report.to_json(), nl=False)

@@ -23,7 +23,7 @@ from compress.pipeline.keys import START
 from compress.pipeline.measure import measure
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
-from compress.progress import Progress
+from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
@@ -42,6 +42,12 @@ class Run:
 
     report: Report
     folder: Path
+
+
+def take_part(recipe: Recipe, recipe_folder: Path, artifacts: Path) -> None:
+    """What a launched process other than the first does: train along; the first one measures and reports."""
+    quiet_libraries()
+    Road(recipe, recipe_folder, artifacts, SilentProgress()).travel()
 
 
 def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress, remeasure: bool = False) -> Run:

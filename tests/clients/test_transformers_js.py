@@ -1,0 +1,71 @@
+"""What ships opens unmodified in transformers.js, and answers there as it does here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import compress, latest, write_all
+
+from compress.evaluate import artifact_labels, encode_for, predict
+from compress.progress import SilentProgress
+from compress.targets import TARGETS
+from compress.tasks import get_task
+
+PACKAGE = "@huggingface/transformers"
+VERSION = "4.3.1"
+TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The package's entry file, installed once for this user without running any install script."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("no node and npm here")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    home = cache / "compress" / "tests" / f"transformers-js-{VERSION}"
+    entry = home / "node_modules" / PACKAGE / "dist" / "transformers.node.mjs"
+    if not entry.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run(["npm", "install", *flags, f"{PACKAGE}@{VERSION}"], cwd=home, check=True, timeout=900)
+    return entry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", [False, True])
+def test_same_answers_in_transformers_js(library: Path, tmp_path: Path, quantized: bool) -> None:
+    import pyarrow as pa
+
+    stages = [{"finetune": {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3}}, {"export": {}}]
+    stages += [{"quantize": {"embedding_bits": 4}}] if quantized else []
+    recipe = write_all(tmp_path, stages=stages)
+    done = compress("run", recipe, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model = latest(tmp_path / "artifacts") / "model"
+    answers = classify(library, model, "q8" if quantized else "fp32")
+
+    task = get_task("text-classification")
+    labels = artifact_labels(model)
+    assert labels is not None
+    rows = pa.table({"text": TEXTS, "label": [labels[0]] * len(TEXTS)})
+    examples = encode_for(model, task, rows, 16)
+    logits = predict(model, examples, TARGETS["cpu"], 1, SilentProgress(), "here").outputs
+    scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    assert [answer["label"] for answer in answers] == [labels[index] for index in logits.argmax(axis=-1)]
+    np.testing.assert_allclose([answer["score"] for answer in answers], scores.max(axis=-1), atol=2e-3)
+
+
+def classify(library: Path, model: Path, dtype: str) -> list[dict[str, float]]:
+    """The best label and its score for each text, from a node process."""
+    script = Path(__file__).parent / "classify.mjs"
+    arguments = [str(library), str(model.resolve().parent), model.name, dtype, json.dumps(TEXTS)]
+    done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers: list[dict[str, float]] = json.loads(done.stdout)
+    return answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ def export_onnx(
             f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
         ) from error
     rewrites = optimize_encoder(program, leave_out) if fusions else {}
+    _name_axes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites)
 
@@ -75,6 +77,21 @@ def export_onnx(
 def _two_lengths(examples: Examples) -> list[int]:
     lengths = examples.lengths()
     return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
+
+
+def _name_axes(model: ir.Model) -> None:
+    """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``."""
+    graph = model.graph
+    symbols = {
+        str(axis): name
+        for value in graph.inputs
+        for axis, name in zip(value.shape or (), _AXES, strict=False)
+        if isinstance(axis, ir.SymbolicDim)
+    }
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        for index, axis in enumerate(value.shape or ()):
+            if value.shape is not None and isinstance(axis, ir.SymbolicDim) and axis.value is not None:
+                value.shape[index] = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
 
 
 def _strip(model: ir.Model) -> None:

@@ -156,7 +156,7 @@ def _replace(graph: ir.Graph, match: _SelfAttention, mask: ir.Value, index: int)
         name=f"attention_{index}",
     )
     output = node.outputs[0]
-    output.dtype, output.shape = match.end.dtype, match.end.shape
+    output.type, output.shape = match.end.type, match.end.shape
     consumer = match.end.uses()[0].node
     graph.insert_before(consumer, node)
     match.end.replace_all_uses_with(output)

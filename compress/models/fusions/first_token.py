@@ -87,7 +87,7 @@ def _keeps_last_axis(node: ir.Node) -> bool:
 def _select(graph: ir.Graph, select: ir.Node, value: ir.Value, index: int) -> ir.Value:
     node = ir.node("Gather", [value, select.inputs[1]], attributes={"axis": 1}, name=f"first_token_{index}")
     output = node.outputs[0]
-    output.name, output.dtype = f"first_token_{index}", value.dtype
+    output.name, output.type = f"first_token_{index}", value.type
     if value.shape is not None and len(value.shape) == 3:
         output.shape = ir.Shape([value.shape[0], value.shape[2]])
     graph.append(node)

@@ -46,7 +46,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
         )
     )
     for new in added:
-        new.outputs[0].dtype, new.outputs[0].shape = old.dtype, old.shape
+        new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
     graph.insert_before(node, added)
     old.replace_all_uses_with(added[-1].outputs[0])
     graph.remove(node, safe=True)

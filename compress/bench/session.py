@@ -226,14 +226,17 @@ class _Bench:
             if restless:
                 notes.append(f"not steady after the warm-up on {scenario}: {', '.join(restless)}")
         watched = ("latency_ms", f"latency_ms_batch_{self._settings.batch_size}")
-        for row in rows:
-            if row.metric not in watched or row.low is None or row.high is None:
-                continue
-            width = (row.high - row.low) / row.value
-            if width > NARROW:
+        for metric in watched:
+            widths = {
+                row.model: (row.high - row.low) / row.value
+                for row in rows
+                if row.metric == metric and row.low is not None and row.high is not None
+            }
+            wide = [f"{model} ({width:.1%})" for model, width in widths.items() if width > NARROW]
+            if wide:
                 notes.append(
-                    f"{row.metric} of {row.model}: the interval is {width:.1%} of the median after "
-                    f"{row.n} calls, wanted {NARROW:.0%}; raise benchmark.seconds or quieten the machine"
+                    f"{metric}: the interval is wider than {NARROW:.0%} of the median for {', '.join(wide)}; "
+                    "raise benchmark.seconds or quieten the machine"
                 )
         return notes
 

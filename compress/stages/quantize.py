@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compress.errors import StageError
 from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel
 from compress.stages.stage import Context, Promise, Stage
 
@@ -38,4 +39,9 @@ class Quantize(Stage[OnnxModel, OnnxModel]):
         if self.embedding_bits < 32:
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             context.progress.note(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
+        if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
+            raise StageError(
+                "The graph holds nothing to quantize.",
+                expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+            )
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)

@@ -127,7 +127,7 @@ def surroundings(**changes: str) -> dict[str, str]:
 
 
 def compress(
-    *arguments: str | Path, folder: Path | None = None, timeout: float = 120, **changes: str
+    *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, in ``folder``, and wait for it."""
     return subprocess.run(

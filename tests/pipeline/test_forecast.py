@@ -50,7 +50,7 @@ def travelled(place: Path, artifacts: Path, *overrides: str) -> list[bool]:
     [
         ((), [True] * 4),
         (("stages.2.prune.feed_forward=0.25",), [True, True, False, False]),
-        (("stages.1.distill.teacher=finetune",), [True, False, False, False]),
+        (("stages.1.distill.temperature=3",), [True, False, False, False]),
         (("seed=3",), [False] * 4),
         (("data.max_length=12",), [False] * 4),
         (("benchmark.seconds=1", "name=other"), [True] * 4),

@@ -18,7 +18,7 @@ from compress.cache import Cache
 
 LABELS = tiny_run.LABELS_OF_STAGES
 OPTIONS = ("--set", "benchmark.every_stage=false")
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,222 @@
+"""Each breach of the contract is caught on a broken output, and the message names the stage and what to try."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from exports import exported
+from onnx import numpy_helper
+
+from compress.errors import IntegrityError
+from compress.models.model import size_bytes
+from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
+from compress.models.torch_model import TorchModel
+from compress.pipeline.integrity import PROBES, Contract, Probe, float_arrays, tensor_digests
+from compress.stages.stage import Promise
+
+AnyModel = TorchModel | OnnxModel
+
+
+def torch_model(seed: int = 0) -> TorchModel:
+    return tiny.encoder(seed=seed)
+
+
+def onnx_model() -> OnnxModel:
+    made = exported()
+    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+
+
+def probe(kind: type[AnyModel]) -> Probe:
+    rows = tiny.table(PROBES)
+    context = tiny.context()
+    return Probe(
+        load=lambda folder: kind.load(folder, tiny.TASK),
+        encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
+    )
+
+
+def check(before: AnyModel, after: AnyModel, folder: Path, promise: Promise | None = None, **changes: Any) -> Contract:
+    """Save ``after`` into ``folder`` and hold it to the contract of a stage called `squeeze`."""
+    (folder / "before").mkdir()
+    before.save(folder / "before")
+    (folder / "after").mkdir()
+    after.save(folder / "after")
+    contract = Contract("squeeze", promise or Promise())
+    contract.check(
+        after,
+        tensor_digests(before),
+        size_bytes(folder / "before"),
+        folder / "after",
+        changes.get("probe", probe(type(after))),
+    )
+    return contract
+
+
+def breach(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(IntegrityError) as caught:
+        check(*arguments, **options)
+    assert caught.value.what.startswith("Stage 'squeeze': ") and caught.value.mend
+    assert caught.value.exit_code == 3
+    return caught.value.what
+
+
+def test_an_output_that_keeps_the_contract_passes_and_says_what_was_seen(tmp_path: Path):
+    contract = check(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=1.01))
+    assert [name for name, _ in contract.found] == [
+        "weights finite", "tensors changed", "size", "predictions", "saved and loaded",
+    ]  # fmt: skip
+    found = dict(contract.found)
+    random = [name for name, _ in torch_model().module.named_parameters() if "LayerNorm" not in name]
+    assert found["tensors changed"] == str(len(random))
+    assert found["size"].endswith("100.0% of its input") and found["saved and loaded"] == "logits differ by 0e+00"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite(bad: float, tmp_path: Path):
+    model = torch_model(1)
+    with torch.no_grad():
+        model.module.bert.encoder.layer[1].output.dense.weight[3, 4] = bad
+    what = breach(torch_model(0), model, tmp_path)
+    assert "'bert.encoder.layer.1.output.dense.weight' holds NaN or infinite values" in what
+
+
+def test_a_weight_of_a_graph_that_is_not_finite(tmp_path: Path):
+    model = onnx_model()
+    tensor = next(tensor for tensor in model.graph.graph.initializer if tensor.name == "classifier.weight")
+    array = numpy_helper.to_array(tensor).copy()
+    array[0, 0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    assert "'classifier.weight' holds NaN" in breach(onnx_model(), model, tmp_path)
+
+
+def test_weights_that_did_not_change(tmp_path: Path):
+    assert "no weight changed" in breach(torch_model(0), torch_model(0), tmp_path)
+
+
+def test_unchanged_weights_pass_where_no_change_was_promised(tmp_path: Path):
+    contract = check(torch_model(0), torch_model(0), tmp_path, Promise(changes_weights=False))
+    assert "tensors changed" not in dict(contract.found)
+
+
+@pytest.mark.parametrize("change", ["one value", "a row less", "a tensor less"])
+def test_any_change_counts(change: str):
+    model, before = torch_model(0), tensor_digests(torch_model(0))
+    if change == "one value":
+        with torch.no_grad():
+            model.module.classifier.bias[1] += 1e-6
+    elif change == "a row less":
+        model.module.bert.embeddings.word_embeddings.weight = torch.nn.Parameter(
+            model.module.bert.embeddings.word_embeddings.weight[:-1].detach()
+        )
+    else:
+        del model.module.bert.encoder.layer[1]
+    contract = Contract("squeeze", Promise())
+    contract._changed(before, tensor_digests(model))
+    assert dict(contract.found)["tensors changed"] == ("16" if change == "a tensor less" else "1")
+
+
+def test_a_result_larger_than_promised(tmp_path: Path):
+    what = breach(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=0.5))
+    assert "100% of its input; at most 50% was promised" in what
+
+
+def test_a_result_as_small_as_promised(tmp_path: Path):
+    smaller = tiny.encoder(seed=1, num_hidden_layers=1)
+    check(torch_model(0), smaller, tmp_path, Promise(max_size_ratio=0.8))
+
+
+def test_the_same_prediction_for_every_example(tmp_path: Path):
+    model = torch_model(1)
+    torch.nn.init.zeros_(model.module.classifier.weight)
+    assert "predicts the same for every example" in breach(torch_model(0), model, tmp_path)
+
+
+def test_predictions_that_are_not_finite_from_weights_that_are(tmp_path: Path):
+    model = torch_model(1)
+    torch.nn.init.constant_(model.module.classifier.weight, 3e38)
+    torch.nn.init.constant_(model.module.bert.pooler.dense.bias, 20.0)
+    assert "predictions hold NaN or infinite values" in breach(torch_model(0), model, tmp_path)
+
+
+class Forgetful(TorchModel):
+    """A broken stage's output: what it saves is not what it holds."""
+
+    def save(self, directory: Path) -> None:
+        other = copy.deepcopy(self.module)
+        with torch.no_grad():
+            other.classifier.bias += 1e-3
+        TorchModel(other, self.processor, self.task).save(directory)
+
+
+def test_a_reload_that_predicts_otherwise(tmp_path: Path):
+    model = torch_model(1)
+    broken = Forgetful(model.module, model.processor, model.task)
+    what = breach(torch_model(0), broken, tmp_path, probe=probe(TorchModel))
+    assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
+
+
+class WrongTokens(TorchModel):
+    """A broken stage's output: its tokenizer is saved with other ids."""
+
+    def save(self, directory: Path) -> None:
+        self.module.save_pretrained(directory)
+        vocabulary = self.processor.get_vocab()
+        words = [token for token in vocabulary if token not in tiny.SPECIAL]
+        turned = dict(zip(words, [vocabulary[token] for token in reversed(words)], strict=True))
+        type(self.processor)(vocab={**vocabulary, **turned}).save_pretrained(directory)
+
+
+def test_a_reload_with_another_tokenizer(tmp_path: Path):
+    model = torch_model(1)
+    broken = WrongTokens(model.module, model.processor, model.task)
+    what = breach(torch_model(0), broken, tmp_path, probe=probe(TorchModel))
+    assert "once saved and loaded it predicts otherwise" in what
+
+
+def test_graphs_are_held_to_the_same_contract(tmp_path: Path):
+    model = onnx_model()
+    contract = check(onnx_model(), model, tmp_path, Promise(changes_weights=False))
+    assert dict(contract.found)["predictions"] == "finite and not constant"
+
+
+def test_a_constant_graph(tmp_path: Path):
+    model = onnx_model()
+    tensor = next(tensor for tensor in model.graph.graph.initializer if tensor.name == "classifier.weight")
+    tensor.CopyFrom(numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
+    assert "predicts the same for every example" in breach(onnx_model(), model, tmp_path)
+
+
+def _half(model: OnnxModel) -> None:
+    for tensor in model.graph.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+
+
+def test_arrays_of_a_model_are_all_its_floats():
+    model = torch_model()
+    names = {name for name, _ in float_arrays(model)}
+    assert names == {name for name, _ in model.module.named_parameters()}
+    assert {array.dtype for _, array in float_arrays(model)} == {np.dtype(np.float32)}
+    graph = onnx_model()
+    _half(graph)
+    kinds = {array.dtype for _, array in float_arrays(graph)}
+    assert kinds == {np.dtype(np.float16)}
+    floats = [tensor for tensor in graph.graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
+    assert len(float_arrays(graph)) == len(floats) > 10
+
+
+def test_digests_tell_shapes_apart():
+    one, other = onnx_model(), onnx_model()
+    tensor = other.graph.graph.initializer[0]
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
+    digests = tensor_digests(one), tensor_digests(other)
+    assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]

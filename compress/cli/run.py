@@ -28,9 +28,9 @@ def run(
 
     loaded = read_recipe(recipe, set_ or ())
     make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
-    from compress.pipeline.processes import is_first
     from compress.pipeline.run import run as run_recipe
     from compress.pipeline.run import take_part
+    from compress.training.processes import is_first
 
     if not is_first():
         take_part(loaded, recipe.parent, artifacts)

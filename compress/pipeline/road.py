@@ -19,7 +19,6 @@ from compress.models.source import check_weights_finite, resolve_model
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
 from compress.pipeline.keys import START, Keys
-from compress.pipeline.processes import first_says, is_first, several, wait_for_all
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -28,6 +27,7 @@ from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
 from compress.tasks.task import Task
 from compress.training.config import Training
+from compress.training.processes import first_says, is_first, several, wait_for_all
 
 AnyModel = TorchModel | OnnxModel
 
@@ -96,7 +96,8 @@ class Road:
         for index, (label, stage) in enumerate(zip(self.recipe.labels(), self.recipe.stages, strict=True)):
             before = self.recipe.labels()[index - 1] if index else START
             self.progress.note(f"[{index + 1}/{len(self.recipe.stages)}] {label}")
-            self.finished[label] = self.apply(label, stage, before)
+            apply = self._apply_together if several() else self.apply
+            self.finished[label] = apply(label, stage, before)
 
     def digest(self, label: str) -> str:
         """Digest of a finished stage's files, or of the starting model."""
@@ -104,31 +105,34 @@ class Road:
 
     def apply(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
         """The output of ``stage`` on the output of ``before``: from the cache, or made now."""
-        key = self.keys.stage(stage, self.digest(before), [self.digest(other) for other in stage.refers_to()])
-        if not is_first():
-            return self._take_part(key, label, stage, before)
-        if several():
-            first_says(self.cache.find(key) is not None)
         entry, cached = self.cache.obtain(
-            key,
+            self._key(stage, before),
             lambda content: self._make(label, stage, before, content),
             on_damage=self.progress.note,
             on_wait=lambda: self.progress.note(f"{label}: another run is at it; waiting"),
         )
-        wait_for_all()
         if cached:
             self.progress.note(f"{label}: from the cache")
         return self._finished(label, entry, cached)
 
-    def _take_part(self, key: str, label: str, stage: Stage[Any, Any], before: str) -> Finished:
-        """What the other processes do: train along with the first one, and take its output from the cache."""
-        if not first_says(False) and isinstance(stage, Training):
+    def _key(self, stage: Stage[Any, Any], before: str) -> str:
+        return self.keys.stage(stage, self.digest(before), [self.digest(other) for other in stage.refers_to()])
+
+    def _apply_together(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
+        """`apply` in several launched processes: all of them train, and the first one's output counts."""
+        key = self._key(stage, before)
+        done = first_says(self.cache.find(key) is not None)
+        if is_first():
+            finished = self.apply(label, stage, before)
+            wait_for_all()
+            return finished
+        if not done and isinstance(stage, Training):
             stage.run(self.load(before), self._context())
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
             raise StageError(f"Stage {label!r}: the first process left no output.")
-        return self._finished(label, entry, cached=False)
+        return self._finished(label, entry, cached=done)
 
     def _finished(self, label: str, entry: Entry, cached: bool) -> Finished:
         record = StageRecord(

@@ -18,6 +18,7 @@ from compress.environment import has_bf16
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.task import Examples
+from compress.training import processes
 from compress.training.config import Training
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
@@ -77,10 +78,10 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     """Train in place; returns the mean loss of each epoch. Raises `StageError` when the loss is not finite.
 
     The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
-    `accelerate launch`, every process trains on its share of the batches.
+    `torchrun` or `accelerate launch`, every process trains on its share of the batches.
     """
     torch.manual_seed(seed)
-    accelerator = Accelerator()
+    accelerator = processes.accelerator()
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)

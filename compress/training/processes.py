@@ -1,8 +1,12 @@
-"""Several processes on one recipe, as `accelerate launch` starts them: all train, the first one keeps the files."""
+"""Several processes on one recipe, as `torchrun` or `accelerate launch` start them: all train, the first one writes."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def several() -> bool:
@@ -15,21 +19,26 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def accelerator() -> Accelerator:
+    """The process's accelerator; processes without a GPU train together on the CPU only if accelerate is told so."""
+    import torch
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=several() and not torch.cuda.is_available())
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     if several():
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        accelerator().wait_for_everyone()
 
 
 def first_says(value: bool) -> bool:
     """The first process's ``value``, in every process."""
     if not several():
         return value
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()
+    accelerator()
     (said,) = broadcast_object_list([value])
     return bool(said)

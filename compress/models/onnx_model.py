@@ -50,21 +50,27 @@ class OnnxModel:
         """Open what `save` wrote. Raises `ModelError` when there is not exactly one graph."""
         import onnx
 
-        path = graph_file(directory)
+        path = find_graph(directory)
         companions = {
             file.name: file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file() and file != path
         }
         return cls(onnx.load(path), path.name, companions)
 
 
-def graph_file(directory: Path) -> Path:
-    """The one ONNX file below ``directory``. Raises `ModelError` when there is none, or more than one."""
-    found = sorted(directory.rglob("*.onnx"))
-    if len(found) != 1:
+def find_graph(artifact: Path) -> Path:
+    """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    if artifact.is_file() and artifact.suffix == ".onnx":
+        return artifact
+    if not artifact.is_dir():
+        what = "is not an ONNX file" if artifact.exists() else "does not exist"
+        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file")
+    graphs = sorted(artifact.rglob("*.onnx"))
+    if len(graphs) != 1:
+        names = ", ".join(graph.relative_to(artifact).as_posix() for graph in graphs) or "none"
         raise ModelError(
-            f"Found {len(found)} ONNX files.",
-            where=str(directory),
-            expected=f"exactly one, such as {GRAPH_FOLDER}/{FLOAT_GRAPH}",
-            mend="name the folder of one exported model",
+            f"The folder holds {len(graphs)} ONNX graphs ({names}).",
+            where=str(artifact),
+            expected="exactly one, such as onnx/model.onnx",
+            mend="name the .onnx file itself" if graphs else "export the model to ONNX first",
         )
-    return found[0]
+    return graphs[0]

@@ -11,6 +11,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, ModelError, StageError
+from compress.models.onnx_model import find_graph
 from compress.runtimes.runtime import Batch
 from compress.targets import Target
 
@@ -134,25 +135,6 @@ def _why_not(provider: str) -> str | None:
     if session.get_providers()[0] != provider:
         return f"{provider} does not start here; its driver, libraries or device are missing"
     return None
-
-
-def find_graph(artifact: Path) -> Path:
-    """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    if artifact.is_file() and artifact.suffix == ".onnx":
-        return artifact
-    if not artifact.is_dir():
-        what = "is not an ONNX file" if artifact.exists() else "does not exist"
-        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file")
-    graphs = sorted(artifact.rglob("*.onnx"))
-    if len(graphs) != 1:
-        names = ", ".join(graph.relative_to(artifact).as_posix() for graph in graphs) or "none"
-        raise ModelError(
-            f"The folder holds {len(graphs)} ONNX graphs ({names}).",
-            where=str(artifact),
-            expected="exactly one, such as onnx/model.onnx",
-            mend="name the .onnx file itself" if graphs else "export the model to ONNX first",
-        )
-    return graphs[0]
 
 
 def _providers(provider: str) -> list[str]:

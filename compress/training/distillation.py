@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from compress.errors import StageError
 from compress.models.torch_model import TorchModel
-from compress.models.transformer import blocks, keep_layers
+from compress.models.transformer import HEADS_KEY, blocks, keep_layers
 from compress.numerics.distillation import (
     attention_mse,
     hidden_cosine,
@@ -55,10 +57,13 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
     unknown = [name for name in origin.config or {} if not hasattr(config, name)]
     if unknown:
         raise StageError(f"The config of a {config.model_type!r} model has no field {unknown[0]!r}.")
-    config.update(dict(origin.config or {}))
+    if hasattr(config, HEADS_KEY):
+        # The new model has the same number of heads in each layer again.
+        delattr(config, HEADS_KEY)
     try:
+        config.update(dict(origin.config or {}))
         module = type(model.module)(config)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
         raise StageError(f"The student's config does not make a model: {error}") from error
     return TorchModel(module.eval(), model.processor, model.task)
 
@@ -98,7 +103,11 @@ class Lesson:
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
         )
-        train(trainee, stage, context.seed, context.progress, "distill")
+        try:
+            train(trainee, stage, context.seed, context.progress, "distill")
+        finally:
+            if self.comparison is not None:
+                self.comparison.close()
 
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)
@@ -148,6 +157,7 @@ class _Comparison:
     layer_map: Sequence[int] = ()
     captured: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     heads: int = 0
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
     @classmethod
     def between(cls, method: str, teacher: PreTrainedModel, student: PreTrainedModel) -> _Comparison:
@@ -186,6 +196,11 @@ class _Comparison:
         """The projections' weights, trained with the student and thrown away."""
         return list(self.projections.parameters())
 
+    def close(self) -> None:
+        """Stop listening to both models."""
+        for hook in self.hooks:
+            hook.remove()
+
     def ask_teacher(self, teacher: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
         """The teacher's outputs for the batch."""
         return forward(teacher, batch, **self.options)
@@ -217,7 +232,7 @@ class _Comparison:
         def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
             store[name] = output
 
-        layer.register_forward_hook(keep)
+        self.hooks.append(layer.register_forward_hook(keep))
 
     def _scores(self, owner: str, other: str) -> torch.Tensor:
         store = self.captured[owner]

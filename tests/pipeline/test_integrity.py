@@ -42,20 +42,16 @@ def probe(kind: type[AnyModel]) -> Probe:
     )
 
 
-def check(before: AnyModel, after: AnyModel, folder: Path, promise: Promise | None = None, **changes: Any) -> Contract:
+def check(
+    before: AnyModel, after: AnyModel, folder: Path, promise: Promise | None = None, kind: type[AnyModel] | None = None
+) -> Contract:
     """Save ``after`` into ``folder`` and hold it to the contract of a stage called `squeeze`."""
-    (folder / "before").mkdir()
-    before.save(folder / "before")
-    (folder / "after").mkdir()
-    after.save(folder / "after")
+    for name, model in (("before", before), ("after", after)):
+        (folder / name).mkdir()
+        model.save(folder / name)
     contract = Contract("squeeze", promise or Promise())
-    contract.check(
-        after,
-        tensor_digests(before),
-        size_bytes(folder / "before"),
-        folder / "after",
-        changes.get("probe", probe(type(after))),
-    )
+    size, digests = size_bytes(folder / "before"), tensor_digests(before)
+    contract.check(after, digests, size, folder / "after", probe(kind or type(after)))
     return contract
 
 
@@ -158,7 +154,7 @@ class Forgetful(TorchModel):
 def test_a_reload_that_predicts_otherwise(tmp_path: Path):
     model = torch_model(1)
     broken = Forgetful(model.module, model.processor, model.task)
-    what = breach(torch_model(0), broken, tmp_path, probe=probe(TorchModel))
+    what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
 
 
@@ -176,7 +172,7 @@ class WrongTokens(TorchModel):
 def test_a_reload_with_another_tokenizer(tmp_path: Path):
     model = torch_model(1)
     broken = WrongTokens(model.module, model.processor, model.task)
-    what = breach(torch_model(0), broken, tmp_path, probe=probe(TorchModel))
+    what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what
 
 

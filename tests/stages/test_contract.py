@@ -1,0 +1,141 @@
+"""One contract for every stage: a tiny model runs through it, is saved and loaded, and predicts the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny
+from exports import exported
+
+from compress.data.dataset import Dataset
+from compress.models.model import Model, digest_directory, size_bytes
+from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
+from compress.models.torch_model import TorchModel
+from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.stages import STAGES
+from compress.stages.stage import Context, Stage
+
+QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
+PARAMETERS: dict[str, list[dict[str, Any]]] = {
+    "finetune": [QUICK, {**QUICK, "freeze_embeddings": True, "dropout": 0.0}],
+    "distill": [
+        {**QUICK, "student": {"layers": [1]}},
+        {**QUICK, "student": {"layers": [0]}, "method": "distilbert", "use_unlabeled": True, "labels_weight": 0.5},
+        {**QUICK, "student": {"config": {"hidden_size": 16}}, "method": "tinybert"},
+        {**QUICK, "teacher": "finetune", "method": "minilm"},
+    ],
+    "prune": [
+        {"heads": 0.5, "feed_forward": 0.25},
+        {"layers": 1},
+        {"heads": 0.25, "importance": "magnitude"},
+        {"sparsity": 0.5},
+        {**QUICK, "sparsity": 0.5, "schedule": "cubic", "scope": "global"},
+    ],
+    "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
+    "export": [{}],
+    "quantize": [{}, {"embedding_bits": 4}, {"embedding_bits": 32, "per_channel": False, "reduce_range": True}],
+}
+CASES = [
+    pytest.param(kind, parameters, id=f"{kind}-{index}")
+    for kind, cases in PARAMETERS.items()
+    for index, parameters in enumerate(cases)
+]
+
+
+def test_every_stage_is_held_to_the_contract():
+    assert set(PARAMETERS) == set(STAGES)
+
+
+def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
+    return STAGES[kind].model_validate({"kind": kind, **parameters})
+
+
+def make_input(stage: Stage[Any, Any]) -> TorchModel | OnnxModel:
+    if stage.takes() is OnnxModel:
+        made = exported()
+        return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    return tiny.encoder()
+
+
+def make_context() -> Context:
+    data = tiny.dataset(train=64, validation=16, unlabeled=24)
+    return tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
+
+
+def run(stage: Stage[Any, Any], folder: Path) -> Model:
+    """The stage's output, saved into the new ``folder``."""
+    output: Model = stage.run(make_input(stage), make_context())
+    folder.mkdir()
+    output.save(folder)
+    return output
+
+
+@pytest.mark.parametrize(("kind", "parameters"), CASES)
+def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
+    kind: str, parameters: dict[str, Any], tmp_path: Path
+):
+    stage = stage_of(kind, parameters)
+    before = make_input(stage)
+    (tmp_path / "before").mkdir()
+    before.save(tmp_path / "before")
+    output = run(stage, tmp_path / "after")
+    assert type(output) is stage.gives() and isinstance(output, Model)
+
+    context = make_context()
+    rows = context.data.split("test")
+    assert len(rows) == PROBES
+    probe = Probe(
+        load=lambda folder: stage.gives().load(folder, tiny.TASK),
+        encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
+    )
+    outputs, reloaded = probe.in_memory(output), probe.from_disk(tmp_path / "after")
+    assert outputs.shape == (len(rows), 2) and np.ptp(outputs, axis=0).min() > 0
+    np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
+
+    contract = Contract(kind, stage.promise())
+    contract.check(output, tensor_digests(before), size_bytes(tmp_path / "before"), tmp_path / "after", probe)
+    assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [case for case in CASES if case.values[0] != "export"])
+def test_a_stage_gives_the_same_files_each_time(kind: str, parameters: dict[str, Any], tmp_path: Path):
+    # The export's bytes are compared in tests/models/test_onnx_export.py; tracing takes seconds.
+    stage = stage_of(kind, parameters)
+    for name in ("once", "twice"):
+        run(stage, tmp_path / name)
+    assert digest_directory(tmp_path / "once") == digest_directory(tmp_path / "twice")
+
+
+class Watched:
+    """A dataset that remembers what was read of it."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+        self.read: set[str] = set()
+        self.splits = data.splits
+
+    def split(self, name: str) -> pa.Table:
+        self.read.add(name)
+        return self._data.split(name)
+
+    @property
+    def unlabeled(self) -> pa.Table | None:
+        self.read.add("unlabeled")
+        return self._data.unlabeled
+
+
+@pytest.mark.parametrize(("kind", "parameters"), CASES)
+def test_what_a_stage_reads_is_what_it_declares(kind: str, parameters: dict[str, Any]):
+    # The cache key counts only the declared splits; a stage that read others would be kept when they change.
+    stage = stage_of(kind, parameters)
+    if kind == "export":
+        assert stage.needs().splits == ("train",)
+        return
+    data = Watched(make_context().data)
+    stage.run(make_input(stage), tiny.context(data, earlier=lambda label: tiny.encoder(seed=5)))  # type: ignore[arg-type]
+    allowed = {*stage.needs().splits, "validation", *(["unlabeled"] if stage.needs().unlabeled else [])}
+    assert set(stage.needs().splits) <= data.read <= allowed and "test" not in data.read

@@ -55,9 +55,9 @@ def predict(
     artifact: Path, examples: Examples, target: Target, threads: int, progress: Progress, description: str
 ) -> Predictions:
     """Run every example, batched by length. Raises `DataError` for a split without labels, or what opening raises."""
+    session = get_runtime(target.runtime).open(artifact, target, threads)
     if examples.labels is None:
         raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
-    session = get_runtime(target.runtime).open(artifact, target, threads)
     order = np.argsort(examples.lengths(), kind="stable")
     starts = range(0, len(order), _BATCH)
     parts = []

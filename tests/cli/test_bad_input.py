@@ -290,6 +290,7 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     Road(recipe, place, small_disk, tiny_run.Notes()).travel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["[1/1]", "finetune: epoch", "evaluate finetune"])
 def test_a_disk_that_fills_during_a_run(place: Path, small_disk: Path, moment: str) -> None:
     recipe = tiny_run.load(place / "tiny.yaml", 'stages=[{"finetune": {"epochs": 1}}]', "baseline=start")

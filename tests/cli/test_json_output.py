@@ -43,6 +43,7 @@ def test_evaluate_gives_the_rows_of_the_report(place: Path) -> None:
         assert (rows[metric]["value"], rows[metric]["n"]) == (wanted["value"], wanted["n"])
 
 
+@pytest.mark.slow
 def test_bench_compares_two_artifacts(place: Path) -> None:
     found = answer(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
     assert {row["model"] for row in found["measurements"]} == {"artifact", "baseline"}

@@ -16,6 +16,7 @@ import tiny_run
 
 from compress.cache import Cache
 
+pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES
 OPTIONS = ("--set", "benchmark.every_stage=false")
 PATIENCE_SECONDS = 300.0
@@ -76,7 +77,6 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(LABELS)))
 def test_a_run_killed_within_a_stage_goes_on_from_there(place: Path, tmp_path: Path, index: int) -> None:
     with_first(place, tmp_path, index)
@@ -99,7 +99,6 @@ def test_a_run_killed_while_it_trains_leaves_a_partial_folder_that_counts_for_no
     assert not any(finish(place, tmp_path).values())
 
 
-@pytest.mark.slow
 def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
     with_first(place, tmp_path, len(LABELS))
     process = start(place, tmp_path)
@@ -137,7 +136,6 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
     assert cached["finetune"] is ("export" in moment)
 
 
-@pytest.mark.slow
 def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
     with_first(place, tmp_path, len(LABELS))
     process = start(place, tmp_path)
@@ -153,7 +151,6 @@ def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path:
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
-@pytest.mark.slow
 def test_two_runs_at_once_on_one_cache_end_alike(place: Path, tmp_path: Path) -> None:
     both = [start(place, tmp_path) for _ in range(2)]
     ended = [process.communicate(timeout=PATIENCE_SECONDS * 2) for process in both]

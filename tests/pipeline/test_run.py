@@ -299,6 +299,7 @@ def test_a_damaged_entry_is_reported_and_made_again(place: Path, first: Done, wa
     assert any("(prune): model.safetensors has changed; it is made again" in said for said in done.said)
 
 
+@pytest.mark.slow
 def test_remeasuring_takes_new_timings_and_nothing_else(place: Path, first: Done, warm: Path) -> None:
     notes = tiny_run.Notes()
     recipe = tiny_run.load(place / "tiny.yaml", BOTH)

@@ -19,6 +19,8 @@ from transformers import (
     ElectraConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
 )
 
 from compress.data.dataset import Dataset
@@ -160,6 +162,13 @@ def byte_level() -> PreTrainedTokenizerFast:
     return _fast(trained, mask_token="<mask>", cls_token="<s>", sep_token="</s>")
 
 
+def roberta() -> RobertaTokenizer:
+    """The same tokenizer as RoBERTa's own class makes it."""
+    model = json.loads(byte_level().backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=POSITIONS)
+
+
 def byte_fallback() -> PreTrainedTokenizerFast:
     """A BPE tokenizer as Llama has it: ``▁`` for spaces, and bytes for characters outside the vocabulary."""
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -197,6 +206,13 @@ def unigram() -> PreTrainedTokenizerFast:
     trained.decoder = decoders.Metaspace()
     trained.post_processor = _bracketed(trained)
     return _fast(trained)
+
+
+def xlm_roberta() -> XLMRobertaTokenizer:
+    """The same tokenizer as XLM-RoBERTa's own class makes it."""
+    vocabulary = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"]
+    pieces = [(token, score) for token, score in [*vocabulary, ("<mask>", 0.0)]]
+    return XLMRobertaTokenizer(vocab=pieces, model_max_length=POSITIONS)
 
 
 def _bracketed(trained: Tokenizer) -> processors.TemplateProcessing:

@@ -28,6 +28,8 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) ->
     model other than WordPiece, BPE and Unigram.
     """
     definition = json.loads(model.processor.backend_tokenizer.to_str())
+    # What an earlier call left behind: the padding's id is an old one.
+    definition["padding"] = definition["truncation"] = None
     kept = _closure(definition, set(used), all_characters)
     new_ids = {old: new for new, old in enumerate(kept)}
     _rewrite(definition, new_ids)
@@ -155,7 +157,6 @@ def _replace_tokenizer(model: TorchModel, definition: dict[str, Any]) -> None:
     for name in ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "tokenizer_object"):
         kwargs.pop(name, None)
     replaced = type(model.processor)(tokenizer_object=backend, **kwargs)
-    replaced.backend_tokenizer.no_padding()
     replaced._tokenizer = backend
     model.processor = replaced
 

@@ -91,6 +91,7 @@ def test_removed_layers_are_gone(model: TorchModel):
     keep_layers(model.module, [1])
     assert len(layers) == 1 and model.module.config.num_hidden_layers == 1
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in layers[0].state_dict().items())
+    assert {part.layer_idx for part in layers.modules() if hasattr(part, "layer_idx")} <= {0}
 
 
 def test_a_removed_layer_is_as_if_it_passed_its_input_on():

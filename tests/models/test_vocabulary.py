@@ -29,7 +29,15 @@ from compress.errors import StageError
 from compress.models.torch_model import TorchModel
 from compress.models.vocabulary import trim, trim_positions
 
-MAKERS = (tiny.word_piece, tiny.trained_word_piece, tiny.byte_level, tiny.byte_fallback, tiny.unigram)
+MAKERS = (
+    tiny.word_piece,
+    tiny.trained_word_piece,
+    tiny.byte_level,
+    tiny.roberta,
+    tiny.byte_fallback,
+    tiny.unigram,
+    tiny.xlm_roberta,
+)
 KEPT = ["great film", "the plot was boring", "boring boring", "the film was great"]
 OTHER = ["superb cast", "a clumsy scene and dreadful music", "lovely"]
 UNSEEN = "Zebra qué 漢字 🙂 3.14!"
@@ -216,8 +224,21 @@ def test_post_processors_add_the_new_ids(post_processor: Callable[[int, int], An
     assert tokens_of(model.processor, KEPT) == before
     assert model.processor.convert_tokens_to_ids("[SEP]") < old
     assert model.module.config.pad_token_id == model.processor.pad_token_id < old
+    assert model.module.get_input_embeddings().padding_idx == model.processor.pad_token_id
     model.processor.save_pretrained(tmp_path)
     assert tokens_of(AutoTokenizer.from_pretrained(tmp_path), KEPT) == before
+
+
+def test_padding_and_truncation_of_an_earlier_call_leave_no_trace(tmp_path: Path):
+    processor = with_special_tokens_last(tiny.word_piece(), template)
+    processor(KEPT, padding=True, truncation=True, max_length=5)
+    assert processor.backend_tokenizer.padding and processor.backend_tokenizer.truncation
+    model = tiny.encoder(processor=processor)
+    trim(model, range(len(processor)))
+    model.processor.save_pretrained(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.padding is None and saved.truncation is None
+    assert "max_length" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
 
 
 def language_model(name: str) -> TorchModel:

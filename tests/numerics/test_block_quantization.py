@@ -66,8 +66,10 @@ def test_a_block_of_zeros_stays_zero_and_zero_is_always_exact():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_block_of_one_sign_spans_from_zero(sign: int):
-    quantized = quantize_blocks(sign * (np.abs(weight()) + 5), 8, BLOCK)
+    given = sign * (np.abs(weight()) + 5)
+    quantized = quantize_blocks(given, 8, BLOCK)
     assert (quantized.zero_points == (0 if sign > 0 else 255)).all()
+    np.testing.assert_allclose(quantized.dequantize(), given, atol=np.abs(given).max() / 255)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

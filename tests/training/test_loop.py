@@ -69,10 +69,13 @@ def test_a_seed_gives_the_same_bits_and_another_gives_others():
 
 
 def test_the_random_state_before_training_has_no_influence():
-    weights, _ = trained()
-    torch.manual_seed(123)
-    torch.rand(7)
-    assert same(weights, trained()[0])
+    states = []
+    for seed in (123, 7):
+        model, examples = classifier()
+        torch.manual_seed(seed)
+        train(Trainee(model.module, examples, task_loss), FAST, 0, SilentProgress(), "test")
+        states.append(model.module.state_dict())
+    assert same(*states)
 
 
 def test_training_lowers_the_loss_and_ends_in_eval_mode():
@@ -165,8 +168,8 @@ def test_batches_hold_similar_lengths_in_an_order_that_changes():
     order = np.random.default_rng(1).permutation(4000).reshape(-1, 8)
     assert padded < 1.1 * lengths.sum() < 1.5 * lengths.sum() < sum(8 * max(lengths[batch]) for batch in order)
     # Short and long batches come mixed, not sorted.
-    means = [float(lengths[batch].mean()) for batch in first]
-    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.2
+    means = [float(lengths[batch].mean()) for batch in LengthGroupedBatches(lengths[:400], 8, seed=3)]
+    assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.5
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 5), (1, 10), (2.3, 23), (0.01, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,13 @@ class TorchModel:
     def save(self, directory: Path) -> None:
         """Write config, safetensors weights and processor files into ``directory``."""
         self.module.save_pretrained(directory, max_shard_size="4GB")
-        self.processor.save_pretrained(directory)
+        # By way of a folder elsewhere, so that a full disk is an OSError: tokenizers would raise a bare Exception.
+        with tempfile.TemporaryDirectory() as scratch:
+            self.processor.save_pretrained(scratch)
+            for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+                target = directory / path.relative_to(scratch)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
 
     @classmethod
     def load(cls, directory: Path, task: str) -> TorchModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import tiny_run
 import yaml
+from safetensors import SafetensorError
 
 from compress.cache import Cache
 from compress.cli import main
 from compress.errors import StorageError
+from compress.models.torch_model import TorchModel
 from compress.pipeline.road import Road
 from compress.pipeline.run import run
 
@@ -288,6 +291,23 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
         assert Cache(small_disk / "cache").remove_partial() == 0
         filler.file.unlink()
     Road(recipe, place, small_disk, tiny_run.Notes()).travel()
+
+
+def test_a_disk_that_fills_between_the_weights_and_the_tokenizer(pristine: Path, small_disk: Path) -> None:
+    """Every file of a model in turn is the first without room; tokenizers writes its own from Rust."""
+    model = TorchModel.load(pristine / "model", "text-classification")
+    model.save(small_disk)
+    names = sorted(path.name for path in small_disk.iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(names)
+    for name in names:
+        for path in small_disk.iterdir():
+            path.write_bytes(path.read_bytes() if path.name != name else b"")
+        filler = Filler(small_disk, "")
+        filler.fill()
+        with pytest.raises((OSError, SafetensorError), match="No space left on device") as caught:
+            model.save(small_disk)
+        assert isinstance(caught.value, SafetensorError) or caught.value.errno == errno.ENOSPC
+        filler.file.unlink()
 
 
 @pytest.mark.slow

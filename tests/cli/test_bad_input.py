@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -293,21 +295,30 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     Road(recipe, place, small_disk, tiny_run.Notes()).travel()
 
 
-def test_a_disk_that_fills_between_the_weights_and_the_tokenizer(pristine: Path, small_disk: Path) -> None:
-    """Every file of a model in turn is the first without room; tokenizers writes its own from Rust."""
+def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Path) -> None:
+    """tokenizers writes its file from Rust, after the weights, and fails in its own way."""
     model = TorchModel.load(pristine / "model", "text-classification")
-    model.save(small_disk)
-    names = sorted(path.name for path in small_disk.iterdir())
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(names)
-    for name in names:
-        for path in small_disk.iterdir():
-            path.write_bytes(path.read_bytes() if path.name != name else b"")
+    failed_at: set[str] = set()
+    target = small_disk / "target"
+    for room in count(0, 4096):
+        target.mkdir()
         filler = Filler(small_disk, "")
         filler.fill()
-        with pytest.raises((OSError, SafetensorError), match="No space left on device") as caught:
-            model.save(small_disk)
-        assert isinstance(caught.value, SafetensorError) or caught.value.errno == errno.ENOSPC
+        os.truncate(filler.file, filler.file.stat().st_size - room)
+        try:
+            model.save(target)
+            break
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            failed_at.add(Path(error.filename or error.filename2 or "").name)
+        except SafetensorError as error:
+            assert "No space left on device" in str(error)
+            failed_at.add("model.safetensors")
+        shutil.rmtree(target)
         filler.file.unlink()
+    assert (target / "tokenizer.json").stat().st_size > 1000
+    assert "model.safetensors" in failed_at
+    assert len(failed_at) > 1
 
 
 @pytest.mark.slow

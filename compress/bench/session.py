@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,8 @@ STARTS = 6
 """Fresh processes for the start-up time: the fewest with an exact 95% interval of the median."""
 _LARGEST_ROUND = 32
 _ROUNDS_AIMED_AT = 24
+SETTLE_SECONDS = 0.02
+"""Pause before a model's turn: the threads of the one before it spin for some milliseconds after their last call."""
 _UNTIMED = 2
 
 
@@ -168,7 +169,11 @@ class _Bench:
         return child.open(artifact, self._target, self._settings.threads, self._cores, batches, self._timeout)
 
     def _run(self, child: Child) -> Run:
-        return partial(child.round, timeout=self._timeout, untimed=_UNTIMED)
+        def run(calls: Sequence[int]) -> list[float]:
+            time.sleep(SETTLE_SECONDS)
+            return child.round(calls, self._timeout, _UNTIMED)
+
+        return run
 
     def _probe_seconds(self, children: Mapping[str, Child], batch: int) -> float:
         """What one call takes the slowest model, roughly."""

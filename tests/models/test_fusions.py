@@ -241,6 +241,16 @@ def test_a_constant_with_a_length_axis_stops_the_move():
     assert (run(model, x=x) == expected).all()
 
 
+def test_a_choice_that_is_itself_wanted_is_left_alone():
+    proto = ir.to_proto(chooser())
+    del proto.graph.node[-1]
+    proto.graph.output[0].name = "chosen"
+    model, x = ir.from_proto(proto), whole(3, 5, 4, seed=5)
+    expected = run(proto, x=x)
+    assert select_first_token_early(model) == 0
+    assert [value.name for value in model.graph.outputs] == ["chosen"] and (run(model, x=x) == expected).all()
+
+
 def embeddings(types: np.ndarray, **changes: Any) -> ir.Model:
     nodes = [
         helper.make_node("Gather", ["words", "ids"], ["word"]),

@@ -11,7 +11,6 @@ import typer
 from typer.testing import CliRunner
 
 from compress import environment, installation
-from compress.cli import doctor as doctor_module
 from compress.cli.doctor import doctor
 from compress.installation import Package
 
@@ -106,7 +105,7 @@ def test_load_and_disk_are_warned_of(machine: dict[str, Any], monkeypatch: pytes
 
 
 def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     assert any("no Chromium" in what for what in findings("ok"))
 
 

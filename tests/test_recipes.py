@@ -70,7 +70,7 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     fields |= {name: value for name, value in small.items() if name in fields}
     if (student := fields.get("student")) and student.get("config"):
-        fields["student"] = {"config": {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 32}}
+        fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}
     return fields
 
 

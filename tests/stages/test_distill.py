@@ -38,7 +38,7 @@ class Losses(SilentProgress):
         self.seen: list[float] = []
 
     def note(self, message: str) -> None:
-        found = re.search(r"loss ([0-9.]+)", message)
+        found = re.search(r"loss (-?[0-9.]+)", message)
         self.seen += [float(found[1])] if found else []
 
 

@@ -164,6 +164,7 @@ def test_another_operator_set_can_be_asked_for():
     assert prove_equal(graph, made.model, made.examples, 1e-3) < 2e-5
 
 
+@pytest.mark.slow
 def test_a_single_row_can_be_traced():
     # Two equal rows are traced then; neither axis may freeze.
     model = tiny.encoder("bert", num_hidden_layers=1)

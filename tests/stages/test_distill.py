@@ -250,8 +250,9 @@ def test_another_architecture_is_compared_layer_by_layer(tmp_path: Path):
     place = saved(tiny.encoder("distilbert", seed=8), tmp_path / "student")
     for method in ("distilbert", "tinybert", "minilm"):
         given, losses = context()
-        Distill(**LEARN, method=method, logits_weight=0, student={"model": place}).run(teacher(), given)
-        assert losses.seen[-1] < losses.seen[0] * 0.7
+        quick = {**LEARN, "epochs": 3}
+        Distill(**quick, method=method, logits_weight=0, student={"model": place}).run(teacher(), given)
+        assert losses.seen[-1] < losses.seen[0] * 0.8
 
 
 @pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])

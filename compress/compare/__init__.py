@@ -1,0 +1,1 @@
+"""What changed from one measured model to another, and whether it matters."""

@@ -1,0 +1,96 @@
+"""What a comparison finds: one row a metric, and one record that views and the gate read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.numerics.decision import Verdict
+
+SCHEMA = 1
+
+How = Literal["side by side", "from reports"]
+
+
+class Record(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class Change(Record):
+    """One metric of a candidate against that of a baseline.
+
+    ``effect`` is the candidate's value over the baseline's less 1 where ``scale`` is `relative` (latency, size), and
+    the difference of the two where it is `absolute` (accuracy and other shares). Positive means that the candidate's
+    value is larger, which is not always worse: the verdict knows which way is better.
+    """
+
+    metric: str
+    target: str
+    unit: str
+    baseline: float
+    candidate: float
+    scale: Literal["relative", "absolute"]
+    effect: float
+    low: float = Field(description="lower bound of the effect at `confidence`; equal to `effect` for exact quantities")
+    high: float
+    confidence: float | None = Field(None, description="of the interval; None for exact quantities")
+    margin: float = Field(ge=0, description="the smallest effect that matters, on the same scale")
+    verdict: Verdict
+    n: int = Field(ge=1, description="pairs of samples behind the effect")
+    more: int | None = Field(0, description="further pairs that should settle it; 0 if settled, None if none would")
+    method: str = Field(description="how the interval was made, e.g. `paired rounds, t interval over process launches`")
+    note: str | None = Field(None, description="why the verdict is what it is, where figures alone don't say")
+
+
+class SliceChange(Record):
+    """The same for a part of the evaluation data."""
+
+    name: str = Field(description="as the recipe's `slices` name it")
+    rows: int = Field(ge=1)
+    change: Change
+
+
+class Flip(Record):
+    """An example that one of the two gets right and the other wrong."""
+
+    row: int = Field(ge=0, description="position in the test split")
+    now: Literal["wrong", "right"] = Field(description="what the candidate made of it")
+    label: str
+    baseline_answer: str
+    candidate_answer: str
+    example: str = Field(description="the example as text, or where it is to be found")
+
+
+class Side(Record):
+    """One of the two that are compared."""
+
+    name: str = Field(description="the folder or file, as it was given")
+    model: str = Field("final", description="which model of a run")
+    started: str | None = Field(None, description="when it was measured, ISO 8601")
+    host: str = Field("", description="the machine in a few words")
+
+
+class Comparison(Record):
+    """Everything that was found of one candidate against one baseline."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    baseline: Side
+    candidate: Side
+    how: How
+    changes: tuple[Change, ...]
+    slices: tuple[SliceChange, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    host_differences: tuple[str, ...] = Field((), description="how the two machines differ; times then don't compare")
+    notes: tuple[str, ...] = ()
+
+    def find(self, metric: str, target: str) -> Change | None:
+        """The change of that metric on that target, if it was compared."""
+        return next((row for row in self.changes if (row.metric, row.target) == (metric, target)), None)
+
+    @property
+    def worst_slice(self) -> SliceChange | None:
+        """The slice whose quality fell most, or rose least."""
+        return min(self.slices, key=lambda part: part.change.effect, default=None)

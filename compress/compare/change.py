@@ -64,6 +64,15 @@ class Flip(Record):
     example: str = Field(description="the example as text, or where it is to be found")
 
 
+class Uncompared(Record):
+    """A metric of which nothing can be said: it is missing on one side, or no number."""
+
+    metric: str
+    target: str
+    reason: str
+    candidate_lacks: bool = Field(False, description="the candidate is at fault, so that a gate on it must not pass")
+
+
 class Side(Record):
     """One of the two that are compared."""
 
@@ -85,6 +94,7 @@ class Comparison(Record):
     flips: tuple[Flip, ...] = ()
     host_differences: tuple[str, ...] = Field((), description="how the two machines differ; times then don't compare")
     notes: tuple[str, ...] = ()
+    uncompared: tuple[Uncompared, ...] = ()
 
     def find(self, metric: str, target: str) -> Change | None:
         """The change of that metric on that target, if it was compared."""

@@ -25,8 +25,17 @@ from compress.report.sections import (
 
 
 def html_page(report: Report) -> str:
-    """The whole page. Every text of the report is escaped; style and script are admitted by digest."""
-    style, script = _asset("page.css"), _asset("page.js")
+    """The whole page of a report."""
+    title = f"{report.recipe} \u00b7 compress report"
+    return whole_page(title, "\n".join(_body(report)), report.to_json())
+
+
+def whole_page(title: str, body: str, json: str, more_style: str = "", more_script: str = "") -> str:
+    """A page that asks for nothing: style and script within it are admitted by digest, all else is refused.
+
+    ``body`` is markup, escaped already; ``title`` is text; ``json`` is kept in the page for whoever saves it.
+    """
+    style, script = _asset("page.css") + more_style, _asset("page.js") + more_script
     # Only a style or script with exactly these bytes is admitted, so nothing injected could run.
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -34,11 +43,11 @@ def html_page(report: Report) -> str:
     )
     return Template(_asset("page.html")).substitute(
         policy=policy,
-        title=escape(f"{report.recipe} \u00b7 compress report"),
+        title=escape(title),
         style=style,
         script=script,
-        body="\n".join(_body(report)),
-        json=report.to_json().replace("<", "\\u003c"),
+        body=body,
+        json=json.replace("<", "\\u003c"),
     )
 
 

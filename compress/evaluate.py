@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.data.membership import Part
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
 from compress.models.checks import check_processor, read_json
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
+from compress.report.metrics import slice_metric
 from compress.runtimes import get_runtime
 from compress.targets import Target
 from compress.tasks.task import Examples, Task
@@ -83,3 +85,18 @@ def agreement(task: Task, own: np.ndarray, reference: np.ndarray, model: str, ta
         high=high,
         n=len(same),
     )
+
+
+def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Measurement]:
+    """`METRIC[NAME]` for each part, with its Wilson interval, of every row that keeps outcomes of 0 and 1."""
+    rows = []
+    for row in whole:
+        if row.raw is None or set(row.raw) - {0.0, 1.0}:
+            continue
+        outcomes = np.array(row.raw)
+        for part in parts:
+            right, n = int(outcomes[part.rows].sum()), int(part.rows.sum())
+            low, high = wilson_interval(right, n)
+            changed = {"value": right / n, "low": low, "high": high, "n": n, "raw": None}
+            rows.append(row.model_copy(update={"metric": slice_metric(row.metric, part.name), **changed}))
+    return rows

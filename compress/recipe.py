@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
+from compress.data.slices import Slice, check_names
 from compress.stages import AnyStage
 from compress.targets import TARGETS
 from compress.tasks import TASK_NAMES
@@ -72,6 +73,9 @@ class Recipe(Strict):
     baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
     targets: tuple[str, ...] = Field(("cpu",), description="where the result runs and is measured")
     benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
+    slices: tuple[Slice, ...] | None = Field(
+        None, description="parts of the test data that are looked at on their own; left out: those of the task"
+    )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
 
     @field_validator("stages", mode="before")
@@ -92,6 +96,12 @@ class Recipe(Strict):
         unknown = [name for name in value if name not in TARGETS]
         if unknown:
             raise ValueError(f"one of {', '.join(TARGETS)}")
+        return value
+
+    @field_validator("slices")
+    @classmethod
+    def _distinct_slices(cls, value: tuple[Slice, ...] | None) -> tuple[Slice, ...] | None:
+        check_names(value or ())
         return value
 
     def labels(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from compress.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
+    from compress.data.slices import Slice
     from compress.progress import Progress
     from compress.tasks.task import Task
 
@@ -36,10 +37,18 @@ class Artifact:
         return get_task(self.recipe.task)
 
     def dataset(self, progress: Progress) -> Dataset:
-        """The recipe's data."""
+        """The recipe's data, with the columns that slices read."""
         from compress.data.dataset import load_dataset
+        from compress.data.slices import extra_columns
 
-        return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
+        columns = self.task.columns
+        extra = extra_columns(self.slices, (column.name for column in columns))
+        return load_dataset(self.recipe.data, columns, self.recipe_folder, progress, extra)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The recipe's slices, or the task's where it names none."""
+        return self.task.slices if self.recipe.slices is None else self.recipe.slices
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:

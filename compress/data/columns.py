@@ -30,6 +30,17 @@ def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None
             )
 
 
+def check_extra(rows: Rows, extra: Collection[str]) -> None:
+    """Raises `DataError` for a column that a slice reads and ``rows`` have not."""
+    for name in extra:
+        if name not in rows.names:
+            raise DataError(
+                f"{rows.name} has no column {name!r}, which a slice reads." + _hint(name, rows.names),
+                where="slices",
+                expected=f"one of its columns: {', '.join(rows.names)}",
+            )
+
+
 def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) -> pa.Table:
     """A table of strings with the task's names; labels as the source spells them. Raises `DataError`."""
     import pyarrow as pa

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.data.columns import are_label_ids, check_labels, check_mapping, choose, sorted_labels
+from compress.data.columns import are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
 from compress.data.config import DataConfig, is_sample
 from compress.data.files import Rows
 from compress.data.overlap import keys, overlap_error, overlapping, without
@@ -30,13 +30,15 @@ TEST = "test"
 class Dataset:
     """Checked examples. Tables hold strings, in columns named as the task names them; labels are class names.
 
-    ``unlabeled`` has the task's input columns only.
+    ``unlabeled`` has the task's input columns only. ``extra`` has, split -> column -> a value for each row, what
+    slices read and the task does not; it is no part of the `digest`, since no output depends on it.
     """
 
     columns: tuple[Column, ...]
     tables: Mapping[str, pa.Table]
     labels: tuple[str, ...]
     unlabeled: pa.Table | None = None
+    extra: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,23 +84,29 @@ class _Part:
     table: pa.Table
 
 
-def load_dataset(config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress) -> Dataset:
+def load_dataset(
+    config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress, extra: Collection[str] = ()
+) -> Dataset:
     """Read and check the data of a recipe. Relative paths count from ``folder``, then the current directory.
 
-    Raises `DataError`, or `SampleError` for a sample that cannot be fetched.
+    The columns ``extra`` are kept beside the task's; the test split must have them, and other splits may. Raises
+    `DataError`, or `SampleError` for a sample that cannot be fetched.
     """
     check_mapping(config.columns, columns)
-    parts = {split: _read_split(config, split, columns, folder, progress) for split in config.splits}
+    parts = {split: _read_split(config, split, columns, folder, progress, extra) for split in config.splits}
+    if TEST in parts:
+        check_extra(parts[TEST].rows, extra)
     label = label_column(columns)
     labels: tuple[str, ...] = ()
     if label:
         labels, parts = _name_labels(config, parts, label)
     inputs = [column.name for column in columns if not column.label]
     held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
-    tables = {}
+    tables, beside = {}, {}
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split != TEST else []
         tables[split] = _hold_out(config, split, part, rows, progress)
+        beside[split] = _extra_values(part.rows, extra, rows)
     if label and "train" in tables:
         _check_classes(tables["train"][label].to_pylist(), "train")
     unlabeled = _read_unlabeled(config, columns, folder, progress)
@@ -107,7 +115,17 @@ def load_dataset(config: DataConfig, columns: tuple[Column, ...], folder: Path, 
         unlabeled = without(unlabeled, rows)
         if rows:
             progress.note(f"{len(rows)} unlabeled texts also stand in the test split and are left out")
-    return Dataset(columns, tables, labels, unlabeled)
+    return Dataset(columns, tables, labels, unlabeled, beside)
+
+
+def _extra_values(rows: Rows, extra: Collection[str], dropped: Sequence[int]) -> dict[str, list[Any]]:
+    """The values of each extra column that the source has, less those of the rows that are left out."""
+    gone = set(dropped)
+    return {
+        name: [value for index, value in enumerate(rows.columns[name]) if index not in gone]
+        for name in extra
+        if name in rows.columns
+    }
 
 
 def label_column(columns: Sequence[Column]) -> str | None:
@@ -115,10 +133,17 @@ def label_column(columns: Sequence[Column]) -> str | None:
     return next((column.name for column in columns if column.label), None)
 
 
-def _read_split(config: DataConfig, split: str, columns: Sequence[Column], folder: Path, progress: Progress) -> _Part:
+def _read_split(
+    config: DataConfig,
+    split: str,
+    columns: Sequence[Column],
+    folder: Path,
+    progress: Progress,
+    extra: Collection[str],
+) -> _Part:
     location = locate_split(config, split, folder, lambda name: sample_directory(name, progress))
     assert location is not None, "sample_directory always gives a folder"
-    rows = read(location, {config.columns.get(column.name, column.name) for column in columns})
+    rows = read(location, {*(config.columns.get(column.name, column.name) for column in columns), *extra})
     return _Part(rows, choose(rows, columns, config.columns))
 
 

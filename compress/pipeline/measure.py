@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,28 @@ import numpy as np
 
 from compress.bench.session import measure_together
 from compress.cache import cache_key, package_versions
+from compress.data.membership import Part
 from compress.environment import environment
-from compress.evaluate import Predictions, agreement, encode_for, predict
+from compress.evaluate import Predictions, agreement, artifact_labels, encode_for, predict, slice_rows
 from compress.inspect.budget import budget_of, bytes_by_layer
 from compress.measurement import Measurement
 from compress.models.model import digest_directory, size_bytes
 from compress.models.torch_model import TorchModel
+from compress.numerics.calibration import calibration_bins
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
-from compress.report.schema import BASELINE, FINAL, LayerBytes, Skipped
+from compress.pipeline.slices import slices_of
+from compress.report.predictions import Answers
+from compress.report.schema import (
+    BASELINE,
+    FINAL,
+    CalibrationBin,
+    CalibrationCurve,
+    DataRecord,
+    LayerBytes,
+    Skipped,
+    SliceRecord,
+)
 from compress.runtimes import why_unavailable
 from compress.stages.export import Export
 from compress.targets import TARGETS, Target
@@ -38,6 +51,10 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = field(default_factory=dict)
+    slices: dict[str, SliceRecord] = field(default_factory=dict)
+    calibration: list[CalibrationCurve] = field(default_factory=list)
+    answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    """What each model answered on each target, by (model, target)."""
 
 
 def measure(road: Road, remeasure: bool) -> Findings:
@@ -47,6 +64,9 @@ def measure(road: Road, remeasure: bool) -> Findings:
     """
     findings = Findings(environment=environment())
     artifacts = measurable(road)
+    parts, notes = slices_of(road, artifacts[BASELINE])
+    findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
+    findings.notes += notes
     for name in road.recipe.targets:
         reason = why_unavailable(TARGETS[name])
         if reason is not None:
@@ -54,7 +74,9 @@ def measure(road: Road, remeasure: bool) -> Findings:
             findings.skipped.append(Skipped(target=name, reason=reason))
             continue
         session = _Session(road, TARGETS[name], artifacts)
-        findings.measurements += session.sizes() + session.accuracies()
+        findings.measurements += session.sizes() + session.accuracies(parts)
+        findings.calibration += session.calibration()
+        findings.answers |= {(label, name): session.answers(label) for label in artifacts}
         rows, notes, machine = session.timings(remeasure)
         findings.measurements += rows
         findings.notes += notes
@@ -63,6 +85,17 @@ def measure(road: Road, remeasure: bool) -> Findings:
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
     return findings
+
+
+def data_record(road: Road) -> DataRecord:
+    """What accuracy is measured on."""
+    rows = road.data.split(SPLIT)
+    return DataRecord(split=SPLIT, digest=road.data.digest(SPLIT), rows=len(rows), labels=road.data.labels)
+
+
+def test_labels(road: Road) -> list[str]:
+    """The class name of each row that accuracy is measured on."""
+    return [road.data.labels[index] for index in road.data.label_ids(SPLIT)]
 
 
 def measurable(road: Road) -> dict[str, Path]:
@@ -93,6 +126,7 @@ class _Session:
         self.target = target
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
+        self.found: dict[str, Predictions] = {}
 
     def sizes(self) -> list[Measurement]:
         """Bytes on disk of the whole folder, and parameters."""
@@ -106,16 +140,34 @@ class _Session:
                 rows.append(Measurement(model=label, metric=metric, target=self.target.name, value=value, unit=unit))
         return rows
 
-    def accuracies(self) -> list[Measurement]:
-        """The task's metrics on the test split, and agreement with the baseline."""
-        predictions = {label: self._predictions(label) for label in self.artifacts}
-        reference = predictions[BASELINE].outputs
+    def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
+        """The task's metrics on the test split and each slice of it, and agreement with the baseline."""
+        self.found = {label: self._predictions(label) for label in self.artifacts}
+        reference = self.found[BASELINE].outputs
         rows = []
-        for label, found in predictions.items():
+        for label, found in self.found.items():
             task, target = self.road.task, self.target.name
-            rows += task.measure(found.outputs, found.labels, label, target)
-            rows.append(agreement(task, found.outputs, reference, label, target))
+            own = task.measure(found.outputs, found.labels, label, target)
+            rows += [*own, agreement(task, found.outputs, reference, label, target), *slice_rows(own, parts)]
         return rows
+
+    def answers(self, label: str) -> Answers:
+        """What a model answered to each row, once `accuracies` has found it."""
+        found = self.found[label]
+        names = artifact_labels(self.artifacts[label]) or self.road.data.labels
+        probabilities = self.road.task.probabilities(found.outputs)
+        chosen = probabilities.argmax(axis=-1)
+        return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+
+    def calibration(self) -> list[CalibrationCurve]:
+        """The reliability diagrams of the baseline and the final model."""
+        curves = []
+        for label in (BASELINE, FINAL):
+            given = self.answers(label)
+            bins = calibration_bins(given.probability, given.correct)
+            kept = [CalibrationBin(rows=bin.rows, confidence=bin.confidence, accuracy=bin.accuracy) for bin in bins]
+            curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(kept)))
+        return curves
 
     def _predictions(self, label: str) -> Predictions:
         road, artifact = self.road, self.artifacts[label]

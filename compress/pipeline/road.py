@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.errors import CompressError, StageError
 from compress.models.model import digest_directory, size_bytes
@@ -64,8 +65,15 @@ class Road:
 
     @cached_property
     def data(self) -> Dataset:
-        """The recipe's data, read and checked once."""
-        return load_dataset(self.recipe.data, self.task.columns, self.folder, self.progress)
+        """The recipe's data, read and checked once, with the columns that slices read."""
+        columns = self.task.columns
+        extra = extra_columns(self.slices, (column.name for column in columns))
+        return load_dataset(self.recipe.data, columns, self.folder, self.progress, extra)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The recipe's slices, or the task's where it names none."""
+        return self.task.slices if self.recipe.slices is None else self.recipe.slices
 
     @cached_property
     def start(self) -> Path:

@@ -20,13 +20,15 @@ from compress.data.source import find
 from compress.errors import CompressError
 from compress.models.model import digest_directory
 from compress.pipeline.keys import START
-from compress.pipeline.measure import measure
+from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
+from compress.pipeline.slices import check_slices
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
+from compress.report.predictions import write_predictions
 from compress.report.schema import Report
 from compress.report.write import write_report, write_whole
 
@@ -63,6 +65,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
+        check_slices(road)
         road.travel()
         findings = measure(road, remeasure)
         limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
@@ -84,7 +87,12 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             skipped=tuple(findings.skipped),
             notes=tuple(findings.notes),
             bytes_by_layer=findings.bytes_by_layer,
+            data=data_record(road),
+            slices=findings.slices,
+            calibration=tuple(findings.calibration),
         )
+        several = len({target for _, target in findings.answers}) > 1
+        write_predictions(test_labels(road), findings.answers, folder, several)
         write_report(report, folder)
         with storage_errors(folder.parent):
             _point_latest(folder)

@@ -10,7 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.data.columns import check_extra
 from compress.data.config import is_sample
+from compress.data.dataset import TEST
+from compress.data.files import read_file
+from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.models.source import find_model
@@ -19,6 +23,7 @@ from compress.plan.shape import Shape, read_shape
 from compress.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
+from compress.tasks import get_task
 
 BYTES_PER_TOKEN = 4
 """Of English text in WordPiece or byte-pair tokens, about."""
@@ -99,8 +104,17 @@ class Sources:
         try:
             place = locate_split(self.recipe.data, split, self.folder, cached_directory)
             self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
+            if split == TEST and isinstance(place, Path):
+                self._check_slices(place)
         except InputError as error:
             self.problems.append(error)
+
+    def _check_slices(self, place: Path) -> None:
+        """Raises `DataError` for a slice of a column that the test split has not."""
+        task = (column.name for column in get_task(self.recipe.task).columns)
+        extra = extra_columns(self.recipe.slices or (), task)
+        if extra:
+            check_extra(read_file(place, ()), extra)
 
     def _unlabeled(self, reference: str) -> None:
         try:

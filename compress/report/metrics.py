@@ -52,6 +52,8 @@ _KNOWN = {
         _error("perplexity", "Perplexity", "plain"),
         _error("word_error_rate", "Word error rate", "percent"),
         _error("loss", "Loss", "plain"),
+        Metric("calibration_error", "Calibration error", "percent", "lower", "lower", "higher"),
+        Metric("brier_score", "Brier score", "plain", "lower", "lower", "higher"),
         Metric("agreement", "Agreement", "percent", "higher", relative=True),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
@@ -69,12 +71,16 @@ _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _RECALL = re.compile(r"^recall_at_(\d+)$")
+_SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 
 
 def describe_metric(name: str, unit: str = "") -> Metric:
     """The known metric of that name, or one derived from its name's ending and its unit."""
     if name in _KNOWN:
         return replace(_KNOWN[name], unit=unit or _KNOWN[name].unit)
+    if part := slice_of(name):
+        whole = describe_metric(part[0], unit)
+        return replace(whole, name=name, title=f"{whole.title}, {part[1]}", quality=False)
     if match := _LENGTH.match(name):
         return replace(_time(name, f"Latency, {match[1]}\u2013{match[2]} tokens"), unit=unit)
     if match := _BATCH.match(name):
@@ -98,6 +104,17 @@ def length_bucket(name: str) -> tuple[int, int] | None:
     """`latency_ms_length_9_16` -> (9, 16); None for any other metric."""
     match = _LENGTH.match(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def slice_metric(metric: str, name: str) -> str:
+    """The name of a metric on a slice of the data: `accuracy[label=positive]`."""
+    return f"{metric}[{name}]"
+
+
+def slice_of(name: str) -> tuple[str, str] | None:
+    """`accuracy[label=positive]` -> (accuracy, label=positive); None for a metric of all rows."""
+    match = _SLICE.match(name)
+    return (match[1], match[2]) if match else None
 
 
 def quality_metric(units: dict[str, str]) -> Metric | None:
@@ -204,6 +221,6 @@ def main_metrics(units: dict[str, str]) -> list[Metric]:
 
 
 def other_metrics(units: dict[str, str]) -> list[Metric]:
-    """Every measured metric that is not a column of the comparison."""
+    """Every measured metric that is not a column of the comparison; slices are shown by themselves."""
     main = {metric.name for metric in main_metrics(units)}
-    return [describe_metric(name, unit) for name, unit in units.items() if name not in main]
+    return [describe_metric(name, unit) for name, unit in units.items() if name not in main and not slice_of(name)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,62 @@ class IntegrityRecord(Record):
     passed: bool = True
 
 
+class DataRecord(Record):
+    """The rows that accuracy was measured on."""
+
+    split: str = "test"
+    digest: str = Field(description="SHA-256 over the rows and the class names; slices' own columns don't count")
+    rows: int = Field(ge=1)
+    labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
+
+
+class SliceRecord(Record):
+    """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, counted from the first byte's highest."""
+
+    about: str = Field("", description="what it holds, in words")
+    rows: int = Field(ge=1)
+    bits: str = Field(description="a bit for each row of the data, as bytes in Base64")
+
+    @classmethod
+    def of(cls, members: Sequence[bool], about: str = "") -> SliceRecord:
+        """The record of the rows where ``members`` is true."""
+        bits = "".join("1" if member else "0" for member in members)
+        padded = bits.ljust(-(-len(bits) // 8) * 8, "0")
+        content = int(padded, 2).to_bytes(len(padded) // 8, "big")
+        return cls(about=about, rows=bits.count("1"), bits=base64.b64encode(content).decode())
+
+    @field_validator("bits")
+    @classmethod
+    def _base64(cls, value: str) -> str:
+        try:
+            base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError("bytes in Base64") from None
+        return value
+
+    def indices(self) -> tuple[int, ...]:
+        """The rows that belong to it, rising."""
+        content = base64.b64decode(self.bits)
+        bits = f"{int.from_bytes(content, 'big'):0{len(content) * 8}b}" if content else ""
+        return tuple(index for index, bit in enumerate(bits) if bit == "1")
+
+
+class CalibrationBin(Record):
+    """A model's answers of nearly one confidence: how many, their mean confidence, and the share that is right."""
+
+    rows: int = Field(ge=1)
+    confidence: float
+    accuracy: float
+
+
+class CalibrationCurve(Record):
+    """The reliability diagram of one model on one target."""
+
+    model: str
+    target: str
+    bins: tuple[CalibrationBin, ...]
+
+
 class Report(Record):
     """Everything that a run measured and decided."""
 
@@ -104,6 +161,9 @@ class Report(Record):
     notes: tuple[str, ...] = Field((), description="what a reader must know, e.g. that a timing was noisy")
     bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field({}, description="model label -> its stored tensors")
     integrity: tuple[IntegrityRecord, ...] = ()
+    data: DataRecord | None = None
+    slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
+    calibration: tuple[CalibrationCurve, ...] = ()
 
     @field_validator("schema_version")
     @classmethod

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from compress.data.slices import Slice
 from compress.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Task(Protocol):
 
     name: str
     columns: tuple[Column, ...]
+    slices: tuple[Slice, ...]
+    """The parts of the test data that are looked at where the recipe names none."""
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
@@ -73,6 +76,9 @@ class Task(Protocol):
 
     def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
         """The task's metrics of ``outputs`` [n, ...] with 95% intervals and per-example raw outcomes."""
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Of each answer that could be given, [n, answers]. Raises `ModelError` for outputs that are not finite."""
 
     def same_answer(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Whether two models answer each example alike, [n] bool."""

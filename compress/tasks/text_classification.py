@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
 from compress.models.torch_model import TorchModel
+from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
 from compress.numerics.statistics import wilson_interval
 from compress.tasks.task import Column, Examples
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _IGNORED = -100
+_SEED = 0
+"""Of the bootstrap, so that the same answers give the same intervals."""
 
 
 class TextClassification:
@@ -27,6 +31,7 @@ class TextClassification:
 
     name = "text-classification"
     columns = (Column("text"), Column("label", label=True))
+    slices = (Slice(column="label"), Slice(length="quartiles"))
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.
@@ -73,7 +78,7 @@ class TextClassification:
         return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
     def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
-        """Accuracy with its Wilson interval, and macro F1, of logits [n, classes]."""
+        """Accuracy with its Wilson interval, macro F1, calibration error and Brier score of logits [n, classes]."""
         predicted = outputs.argmax(axis=-1)
         correct = predicted == labels
         low, high = wilson_interval(int(correct.sum()), len(correct))
@@ -97,7 +102,32 @@ class TextClassification:
                 unit="ratio",
                 n=len(labels),
             ),
+            *self._calibration(outputs, labels, model, target),
         ]
+
+    def _calibration(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+        probabilities = self.probabilities(outputs)
+        right = probabilities.argmax(axis=-1) == labels
+        rows = {
+            "calibration_error": (calibration_error_interval(probabilities.max(axis=-1), right, _SEED), "ratio"),
+            "brier_score": (mean_interval(brier_scores(probabilities, labels), _SEED), ""),
+        }
+        return [
+            Measurement(model=model, metric=name, target=target, unit=unit, n=len(labels), **found._asdict())
+            for name, (found, unit) in rows.items()
+        ]
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+        try:
+            return softmax(outputs)
+        except ValueError as error:
+            wrong = int((~np.isfinite(outputs)).any(axis=-1).sum())
+            raise ModelError(
+                f"The model's outputs are not finite for {wrong} of {len(outputs)} examples.",
+                expected="finite logits",
+                mend="export or quantize it anew; float16 overflows where float32 does not",
+            ) from error
 
     def same_answer(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Whether both choose the same class, [n] bool."""

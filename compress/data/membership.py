@@ -1,0 +1,188 @@
+"""Which rows of a split belong to which slice."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from compress.data.dataset import Dataset
+from compress.data.slices import Slice, Unit, value_text
+from compress.errors import DataError
+
+OTHER = "(other)"
+NONE = "(none)"
+_NAME_LENGTH = 60
+Lengths = Callable[[Unit], np.ndarray]
+"""The length of each row in a unit, [n] int."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A slice as it turned out: its name, what it holds in words, and its rows as a mask, [n] bool."""
+
+    name: str
+    about: str
+    rows: np.ndarray
+
+
+def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Lengths) -> tuple[list[Part], list[str]]:
+    """The parts of ``split`` that hold at least one row, and notes on those that hold none.
+
+    Parts may overlap, and rows may belong to none. A missing or empty value belongs to `COLUMN=(none)` of a column's
+    slices and satisfies no predicate. Raises `DataError` for a number that is none, and for two parts of one name.
+    """
+    parts: list[Part] = []
+    notes: list[str] = []
+    for given in slices:
+        found = list(_parts(given, data, split, lengths))
+        parts += [part for part in found if part.rows.any()]
+        notes += [_empty(part, split) for part in found if not part.rows.any()]
+        if not found:
+            notes.append(
+                f"No value of the column {given.column!r} has {given.min_rows} rows in the {split} split, "
+                "so that it makes no slice."
+            )
+    twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"Two slices are called {twice[0]!r}.", where="slices", expected="names that differ", mend="rename one"
+        )
+    return parts, notes
+
+
+def character_lengths(data: Dataset, split: str) -> np.ndarray:
+    """Characters of each row's inputs, [n]."""
+    table = data.split(split)
+    inputs = [table[column.name].to_pylist() for column in data.columns if not column.label]
+    return np.array([sum(map(len, row)) for row in zip(*inputs, strict=True)])
+
+
+def _empty(part: Part, split: str) -> str:
+    return f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it."
+
+
+def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterator[Part]:
+    if given.length is not None:
+        yield from _by_length(given, lengths(given.unit))
+        return
+    assert given.column is not None, "a slice is by length or by column"
+    values = _values(data, split, given.column)
+    if given.name is None:
+        yield from _by_value(given, values)
+    else:
+        yield _by_predicate(given, values, split)
+
+
+def _values(data: Dataset, split: str, column: str) -> Sequence[Any]:
+    if column in data.split(split).column_names:
+        values: list[Any] = data.split(split)[column].to_pylist()
+        return values
+    extra = data.extra.get(split, {})
+    if column not in extra:
+        raise DataError(f"The split {split!r} has no column {column!r}, which a slice reads.", where="slices")
+    return extra[column]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+
+
+def _by_value(given: Slice, values: Sequence[Any]) -> Iterator[Part]:
+    """A part for each frequent value, by falling number of rows; the others and the missing ones at the end."""
+    missing = np.array([_is_missing(value) for value in values])
+    texts = np.array(["" if gone else value_text(value) for value, gone in zip(values, missing, strict=True)], object)
+    counts = Counter(texts[~missing].tolist())
+    frequent = sorted((-count, text) for text, count in counts.items() if count >= given.min_rows)
+    chosen = [text for _, text in frequent[: given.max_values]]
+    for text in chosen:
+        yield Part(f"{given.column}={_short(text)}", f"{given.column} is {_short(text)}", (texts == text) & ~missing)
+    other = ~missing & ~np.isin(texts, chosen)
+    if chosen and other.any():
+        kinds = len(counts) - len(chosen)
+        yield Part(f"{given.column}={OTHER}", f"{kinds} {'value' if kinds == 1 else 'values'} of few rows", other)
+    if missing.any() and not missing.all():
+        yield Part(f"{given.column}={NONE}", f"{given.column} is missing or empty", missing)
+
+
+def _short(text: str) -> str:
+    """``text`` on one line; a long one is cut, and told from others that begin alike by a digest."""
+    flat = " ".join(text.split())
+    if flat == text and len(text) <= _NAME_LENGTH:
+        return text
+    return f"{flat[: _NAME_LENGTH - 10]}\u2026{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _by_length(given: Slice, lengths: np.ndarray) -> Iterator[Part]:
+    unit = given.unit
+    if given.length == "quartiles":
+        # Rows of one length stay together, so each quartile ends at a length that occurs.
+        ends = np.quantile(lengths, (0.25, 0.5, 0.75), method="inverted_cdf")
+        places = np.searchsorted(ends, lengths, side="left")
+        for place in range(4):
+            rows = places == place
+            yield Part(f"{unit}=Q{place + 1}", _range(lengths[rows], unit), rows)
+        return
+    assert isinstance(given.length, tuple), "checked by the recipe"
+    places = np.searchsorted(given.length, lengths, side="right")
+    edges = given.length
+    names = [f"{unit}<{edges[0]}"]
+    names += [f"{unit}={low}-{high - 1}" for low, high in pairwise(edges)]
+    for place, name in enumerate([*names, f"{unit}>={edges[-1]}"]):
+        yield Part(name, _range(lengths[places == place], unit), places == place)
+
+
+def _range(lengths: np.ndarray, unit: Unit) -> str:
+    """`4 to 16 tokens`, of the lengths that there are."""
+    if not len(lengths):
+        return ""
+    low, high = lengths.min(), lengths.max()
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
+def _by_predicate(given: Slice, values: Sequence[Any], split: str) -> Part:
+    holds = _predicate(given, split)
+    rows = np.array([not _is_missing(value) and holds(index, value) for index, value in enumerate(values)])
+    return Part(given.name or "", _in_words(given), rows)
+
+
+def _predicate(given: Slice, split: str) -> Callable[[int, Any], bool]:
+    if given.matches is not None:
+        pattern = re.compile(given.matches)
+        return lambda _, value: pattern.search(value_text(value)) is not None
+    if given.contains is not None:
+        wanted = given.contains
+        return lambda _, value: wanted in value_text(value)
+    if given.equals is not None:
+        return lambda _, value: value_text(value).strip() == given.equals
+    low = -math.inf if given.at_least is None else given.at_least
+    high = math.inf if given.at_most is None else given.at_most
+    return lambda index, value: low <= _number(given, index, value, split) <= high
+
+
+def _number(given: Slice, index: int, value: Any, split: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"The slice {given.name!r} compares numbers, and the column {given.column!r} has {value!r:.60}.",
+            where=f"split {split!r}, row {index + 1}",
+            expected="a number, or nothing",
+            mend="correct the row, or use `equals`, `contains` or `matches`",
+        ) from None
+
+
+def _in_words(given: Slice) -> str:
+    shown = " and ".join(f"{name.replace('_', ' ')} {_written(getattr(given, name))}" for name in given.predicates())
+    return f"{given.column} {shown}"
+
+
+def _written(value: object) -> str:
+    return repr(value) if isinstance(value, str) else value_text(value)

@@ -1,0 +1,137 @@
+"""Slices: the parts of the evaluation data in which accuracy is looked at on its own, as a recipe says them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+Unit = Literal["characters", "tokens"]
+
+_PREDICATES = ("matches", "contains", "equals", "at_least", "at_most")
+_LENGTHS = "`quartiles`, or lengths at which slices begin, rising from at least 1, e.g. [16, 32]"
+
+
+class Slice(BaseModel):
+    """One way to cut the evaluation data: by a column's values, by the length of the text, or by a predicate.
+
+    ``column: source`` makes a slice for each value, named `source=imdb`. ``length: quartiles`` makes four, named
+    `characters=Q1` to `characters=Q4`; ``length: [16, 32]`` makes `characters<16`, `characters=16-31` and
+    `characters>=32`. A ``name`` with a ``column`` and a predicate makes the one slice of the rows that satisfy it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(
+        None, pattern=r"^[^\[\]\s][^\[\]\n]{0,59}$", description="of a predicate's slice, e.g. `negated`"
+    )
+    column: str | None = Field(
+        None, min_length=1, description="a column of the data, by the task's name or as the files call it"
+    )
+    length: Literal["quartiles"] | tuple[int, ...] | None = Field(None, description=_LENGTHS)
+    unit: Unit = Field(
+        "characters", description="of `length`; tokens are those of the baseline's tokenizer, cut at `max_length`"
+    )
+    max_values: int = Field(12, ge=1, description="at most so many values get a slice, the most frequent first")
+    min_rows: int = Field(
+        20, ge=1, description="a value with fewer rows gets no slice; those rows are together `COLUMN=(other)`"
+    )
+    matches: str | None = Field(None, description="a regular expression that is found somewhere in the value")
+    contains: str | None = Field(None, min_length=1, description="text that stands somewhere in the value")
+    equals: str | None = Field(
+        None,
+        description="the value as text: true, 1 and 1.0 are `true`, `1` and `1`",
+        json_schema_extra={"type": ["string", "number", "boolean", "null"]},
+    )
+    at_least: float | None = Field(None, description="the smallest number that belongs to the slice")
+    at_most: float | None = Field(None, description="the largest number that belongs to the slice")
+
+    @field_validator("length", mode="wrap")
+    @classmethod
+    def _rising(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            length = validate(tuple(value) if isinstance(value, list) else value)
+        except ValidationError:
+            raise ValueError(_LENGTHS) from None
+        if isinstance(length, tuple) and (not length or any(low >= high for low, high in pairwise((0, *length)))):
+            raise ValueError(_LENGTHS)
+        return length
+
+    @field_validator("equals", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value_text(value) if isinstance(value, bool | int | float) else value
+
+    @field_validator("matches")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"a regular expression of Python's `re` ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Slice:
+        if (self.column is None) == (self.length is None):
+            raise ValueError("exactly one of `column` and `length`")
+        given = self.predicates()
+        if self.length is not None and (given or self.name is not None):
+            raise ValueError("`length` with `unit` alone: its slices have names of their own, and predicates a column")
+        if len(given) > 1 and set(given) != {"at_least", "at_most"}:
+            raise ValueError("one predicate; of two, only `at_least` and `at_most` go together")
+        if bool(given) != (self.name is not None) and self.column is not None:
+            raise ValueError(f"a `name` together with a predicate: {', '.join(_PREDICATES)}")
+        low, high = self.at_least, self.at_most
+        if low is not None and high is not None and low > high:
+            raise ValueError("`at_least` no larger than `at_most`")
+        defaults = type(self).model_fields
+        idle = [name for name in self._idle_fields() if getattr(self, name) != defaults[name].default]
+        if idle:
+            raise ValueError(f"no `{idle[0]}`, which means nothing here")
+        return self
+
+    def _idle_fields(self) -> tuple[str, ...]:
+        if self.length is not None:
+            return ("max_values", "min_rows")
+        return ("unit", "max_values", "min_rows") if self.predicates() else ("unit",)
+
+    def predicates(self) -> tuple[str, ...]:
+        """Names of the predicates that are given."""
+        return tuple(name for name in _PREDICATES if getattr(self, name) is not None)
+
+
+def check_names(slices: Iterable[Slice]) -> None:
+    """Raises `ValueError` for two slices of one name, or one slice that is given twice."""
+    seen: set[str] = set()
+    for part in slices:
+        key = part.name or f"{part.column} {part.length} {part.unit}"
+        if key in seen:
+            raise ValueError(f"every slice once, and each name once ({part.name or 'one is given twice'!r})")
+        seen.add(key)
+
+
+def extra_columns(slices: Iterable[Slice], known: Iterable[str]) -> tuple[str, ...]:
+    """The columns that ``slices`` read beside the ``known`` ones of the task, each once."""
+    task = set(known)
+    return tuple(dict.fromkeys(part.column for part in slices if part.column and part.column not in task))
+
+
+def value_text(value: Any) -> str:
+    """A value of a column as text: true, 1 and 1.0 are `true`, `1` and `1`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,141 @@
+"""Whether a classifier's probabilities mean what they say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from compress.numerics.statistics import Estimate, Floats
+
+BINS = 15
+_CHUNK = 4_000_000
+"""Resampled rows held at a time."""
+
+
+class Bin(NamedTuple):
+    """The rows whose confidence lies in (low, high]: how many, their mean confidence, and the share that is right."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+def softmax(logits: ArrayLike) -> Floats:
+    """Probabilities over the last axis, [n, classes], in float64. Raises `ValueError` for NaN and infinity."""
+    array = np.asarray(logits, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("logits hold NaN or infinity")
+    powers = np.exp(array - array.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def calibration_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> list[Bin]:
+    """The bins of a reliability diagram, of equal width; those without a row are left out."""
+    confidences, outcomes = _paired(confidence, correct)
+    places = _places(confidences, bins)
+    found = []
+    for place in np.unique(places):
+        rows = places == place
+        means = float(confidences[rows].mean()), float(outcomes[rows].mean())
+        found.append(Bin(place / bins, (place + 1) / bins, int(rows.sum()), *means))
+    return found
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+    """Expected calibration error (Guo et al. 2017, equation 3): sum over bins of rows/n |accuracy - confidence|.
+
+    ``confidence`` [n] is the probability of the answer that was given, ``correct`` [n] whether it is right. Noise
+    alone makes it larger than 0 (Kumar et al. 2019, section 4), by about sqrt(bins / n).
+    """
+    confidences, outcomes = _paired(confidence, correct)
+    gaps = np.bincount(_places(confidences, bins), weights=outcomes - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def calibration_error_interval(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    seed: int,
+    bins: int = BINS,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Estimate:
+    """`calibration_error` with its basic bootstrap interval (Davison and Hinkley 1997, section 5.2.1).
+
+    Resampling adds to the error what sampling has added to it already, so the percentiles are reflected at the
+    value: [2 v - q(high), 2 v - q(low)], within 0 to 1 and around the value. The lower end is 0 where probabilities
+    that are right would give an error as large (consistency resampling, Broecker and Smith 2007, section 3).
+    """
+    confidences, outcomes = _paired(confidence, correct)
+    value = calibration_error(confidences, outcomes, bins)
+    gaps = np.zeros((len(confidences), bins))
+    gaps[np.arange(len(confidences)), _places(confidences, bins)] = outcomes - confidences
+    errors = np.abs(_resampled_sums(gaps, seed, resamples)).sum(axis=1) / len(confidences)
+    first, last = (float(bound) for bound in np.quantile(errors, [(1 - level) / 2, (1 + level) / 2]))
+    by_chance = float(np.quantile(_errors_if_calibrated(confidences, seed, bins, resamples), (1 + level) / 2))
+    low = 0.0 if value <= by_chance else max(0.0, min(value, 2 * value - last))
+    return Estimate(value, low, min(1.0, max(value, 2 * value - first)))
+
+
+def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
+    """Squared distance of each row's probabilities [n, classes] from its label's (Brier 1950, equation 2), 0 to 2.
+
+    Of two classes it is twice what is often called so, the squared error of one probability.
+    """
+    array, ids = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    wanted = np.zeros_like(array)
+    wanted[np.arange(len(ids)), ids] = 1.0
+    return np.asarray(((array - wanted) ** 2).sum(axis=-1), dtype=np.float64)
+
+
+def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
+    """Mean with its percentile bootstrap interval, as `bootstrap_interval` has it, all resamples at once."""
+    array = np.asarray(samples, dtype=np.float64)
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError("expected one or more finite samples")
+    means = _resampled_sums(array[:, None], seed, resamples)[:, 0] / len(array)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    value = float(array.mean())
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
+
+
+def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:
+    """Column sums of ``values`` [n, k] over rows drawn with replacement, [resamples, k]."""
+    n = len(values)
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _CHUNK // n)
+    parts = []
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        drawn = generator.integers(0, n, (count, n), dtype=np.int32)
+        drawn += (np.arange(count, dtype=np.int32) * n)[:, None]
+        parts.append(np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n) @ values)
+    return np.concatenate(parts)
+
+
+def _errors_if_calibrated(confidences: Floats, seed: int, bins: int, resamples: int) -> Floats:
+    """Errors of outcomes that are right as often as ``confidences`` say, [resamples]; each bin's count is normal."""
+    spread = np.bincount(_places(confidences, bins), weights=confidences * (1 - confidences), minlength=bins)
+    normal = np.random.default_rng(seed).standard_normal((resamples, bins))
+    errors: Floats = np.abs(normal * np.sqrt(np.maximum(spread, 0))).sum(axis=1) / len(confidences)
+    return errors
+
+
+def _places(confidences: Floats, bins: int) -> NDArray[np.int64]:
+    """The bin of each confidence: (0, 1/bins] is 0, and so on; 0 itself is in the first."""
+    # A confidence at an edge, such as 0.6 of 15 bins, must not leave its bin by rounding.
+    return np.clip(np.ceil(np.round(confidences * bins, 9)).astype(np.int64) - 1, 0, bins - 1)
+
+
+def _paired(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    confidences = np.asarray(confidence, dtype=np.float64)
+    outcomes = np.asarray(correct, dtype=np.float64)
+    if confidences.ndim != 1 or confidences.shape != outcomes.shape or not len(confidences):
+        raise ValueError(f"expected one confidence an outcome, found {confidences.shape} and {outcomes.shape}")
+    if not ((confidences >= 0) & (confidences <= 1 + 1e-9)).all():
+        raise ValueError("expected confidences from 0 to 1")
+    return confidences, outcomes

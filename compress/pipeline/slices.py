@@ -1,0 +1,33 @@
+"""The slices of a run: checked before its stages begin, and found once for all of its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from compress.data.dataset import TEST
+from compress.data.membership import Part, character_lengths, find_parts
+from compress.data.slices import Unit
+from compress.evaluate import encode_for
+from compress.pipeline.road import Road
+
+
+def check_slices(road: Road) -> None:
+    """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
+    characters = character_lengths(road.data, TEST)
+    find_parts(road.slices, road.data, TEST, lambda _: characters)
+
+
+def slices_of(road: Road, baseline: Path) -> tuple[list[Part], list[str]]:
+    """The parts of the test split, the same for every model, and notes on those without a row.
+
+    Tokens are counted by the tokenizer of the artifact ``baseline``, cut at the recipe's `max_length`.
+    """
+
+    def lengths(unit: Unit) -> np.ndarray:
+        if unit == "characters":
+            return character_lengths(road.data, TEST)
+        return encode_for(baseline, road.task, road.data.split(TEST), road.recipe.data.max_length).lengths()
+
+    return find_parts(road.slices, road.data, TEST, lengths)

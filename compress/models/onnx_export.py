@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,15 @@ def _name_axes(model: ir.Model) -> None:
         if isinstance(axis, ir.SymbolicDim)
     }
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
-        for index, axis in enumerate(value.shape or ()):
-            if value.shape is not None and isinstance(axis, ir.SymbolicDim) and axis.value is not None:
-                value.shape[index] = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
+        if value.shape is not None:
+            # Several values may share one shape, and some shapes are frozen.
+            value.shape = ir.Shape([_renamed(axis, symbols) for axis in value.shape])
+
+
+def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
+    if isinstance(axis, int):
+        return axis
+    return None if axis.value is None else re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
 
 
 def _strip(model: ir.Model) -> None:

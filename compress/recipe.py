@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from compress.compare.policy import Policy
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.stages import AnyStage
@@ -77,6 +78,9 @@ class Recipe(Strict):
         None, description="parts of the test data that are looked at on their own; left out: those of the task"
     )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
+    gate: Policy | None = Field(
+        None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
+    )
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -1,0 +1,170 @@
+"""What a regression is: for each metric the change that matters, and what to do where nobody can tell."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+CannotTell = Literal["pass", "warn", "fail"]
+
+_MARGIN = r"^\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(%|points?)\s*$"
+_EXPECTED = "a margin: `5%` of the baseline, `0.5 points` of a share, or a number of at least 0 in the metric's unit"
+
+
+class Strict(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Margin(NamedTuple):
+    """``value`` on the metric's own scale, or as a part of the baseline's value where ``relative``."""
+
+    value: float
+    relative: bool
+
+    def of(self, baseline: float, relative: bool) -> float | None:
+        """The margin as a part of ``baseline`` or on its scale, whichever is wanted; None where ``baseline`` is 0."""
+        if self.relative == relative:
+            return self.value
+        if self.relative:
+            return self.value * abs(baseline)
+        return self.value / abs(baseline) if baseline else None
+
+
+def parse_margin(written: str | float) -> Margin:
+    """`5%`, `0.5 points` or a number. Raises `ValueError` for anything else."""
+    if isinstance(written, str):
+        match = re.match(_MARGIN, written)
+        if not match:
+            raise ValueError(_EXPECTED)
+        return Margin(float(match[1]) / 100, relative=match[2] == "%")
+    if not 0 <= written < float("inf"):
+        raise ValueError(_EXPECTED)
+    return Margin(float(written), relative=False)
+
+
+class Rule(Strict):
+    """How much worse a metric may get, or its worst slice."""
+
+    metric: str = Field(min_length=1, description="a metric's name, or a pattern such as `latency_ms*`")
+    worse_by: float | str = Field(
+        description="the smallest regression that matters: `5%` of the baseline, `0.5 points` of a share such as "
+        "accuracy, or a number in the metric's unit"
+    )
+    slices: Literal["worst"] | None = Field(None, description="`worst`: judge the part of the data that fell most")
+    cannot_tell: CannotTell | None = Field(None, description="where this rule differs from the policy")
+    confidence: float | None = Field(None, gt=0.5, lt=1, description="of the interval; default: by kind of metric")
+
+    @field_validator("worse_by", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(_EXPECTED)
+        parse_margin(value)
+        return value
+
+    @property
+    def margin(self) -> Margin:
+        """`worse_by`, read."""
+        return parse_margin(self.worse_by)
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it may cover several metrics, or none."""
+        return any(sign in self.metric for sign in "*?[")
+
+    def covers(self, metric: str) -> bool:
+        """Whether it speaks of that metric."""
+        return self.metric == metric or fnmatchcase(metric, self.metric)
+
+
+def _rules(margins: dict[str, str]) -> tuple[Rule, ...]:
+    return tuple(Rule(metric=metric, worse_by=worse_by) for metric, worse_by in margins.items())
+
+
+_QUALITY = {
+    "accuracy": "0.5 points",
+    "recall_at_*": "0.5 points",
+    "word_error_rate": "0.5 points",
+    "perplexity": "1%",
+    "loss": "1%",
+}
+GATE_RULES = _rules(
+    {
+        **_QUALITY,
+        "size_bytes": "0%",
+        "latency_ms": "5%",
+        "latency_ms_batch_*": "5%",
+        "startup_ms": "10%",
+        "peak_memory_bytes*": "5%",
+    }
+)
+"""What a gate judges where nobody said anything. Latency by length and its tails are looked at, not gated: of many
+noisy figures one is always bad."""
+
+COMPARE_RULES = _rules(
+    {
+        **_QUALITY,
+        "size_bytes": "0%",
+        "parameters": "0%",
+        "latency_*": "1%",
+        "throughput": "1%",
+        "speedup": "1%",
+        "startup_ms": "5%",
+        "session_load_ms": "5%",
+        "peak_memory_bytes*": "2%",
+        "runtime_memory_bytes": "2%",
+    }
+)
+"""What a comparison calls the same."""
+
+
+class Policy(Strict):
+    """The rules of a gate or a comparison."""
+
+    rules: tuple[Rule, ...] = Field(
+        GATE_RULES, description="replace the default rules; an exact name goes before patterns, else the first wins"
+    )
+    cannot_tell: CannotTell = Field("warn", description="what follows where neither worse nor harmless is shown")
+    model: str = Field("final", min_length=1, description="the model that is judged: `final`, or a stage's label")
+    targets: tuple[str, ...] = Field((), description="where; default: every target that both were measured on")
+    quality_confidence: float = Field(
+        0.90, gt=0.5, lt=1, description="of intervals of quality: 90% cries wolf on 5% of equals at most"
+    )
+    time_confidence: float = Field(
+        0.99, gt=0.5, lt=1, description="of intervals of times and rates: high, since there are many of them"
+    )
+    session_spread: float = Field(
+        0.03,
+        ge=0,
+        lt=1,
+        description="by how much one model's time varies from session to session on one machine, as a standard "
+        "deviation (0.03: 3%); widens the intervals of times that were not measured side by side",
+    )
+
+    def rule(self, metric: str) -> Rule | None:
+        """The rule on all rows that covers a metric: by its exact name, else the first pattern."""
+        whole = [rule for rule in self.rules if rule.slices is None]
+        exact = (rule for rule in whole if rule.metric == metric)
+        return next(exact, None) or next((rule for rule in whole if rule.covers(metric)), None)
+
+    def slice_rule(self, metric: str) -> Rule | None:
+        """The rule on the worst slice of a metric."""
+        return next((rule for rule in self.rules if rule.slices and rule.covers(metric)), None)
+
+    def what_if_unknown(self, rule: Rule) -> CannotTell:
+        """What *can't tell* does under ``rule``."""
+        return rule.cannot_tell or self.cannot_tell
+
+
+COMPARE = Policy(rules=COMPARE_RULES)
+"""For looking: finer margins than a gate's."""
+
+
+def default_margin(share: bool) -> Margin:
+    """Of a metric without a rule: half a point of a share, 1% of anything else."""
+    return Margin(0.005, relative=False) if share else Margin(0.01, relative=True)

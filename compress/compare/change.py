@@ -58,7 +58,7 @@ class Flip(Record):
 
     row: int = Field(ge=0, description="position in the test split")
     now: Literal["wrong", "right"] = Field(description="what the candidate made of it")
-    label: str
+    label: str = Field(description="empty, like the answers, where a run's folder does not tell it")
     baseline_answer: str
     candidate_answer: str
     example: str = Field(description="the example as text, or where it is to be found")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import Measurement
@@ -120,6 +120,12 @@ class SliceRecord(Record):
         except ValueError:
             raise ValueError("bytes in Base64") from None
         return value
+
+    @model_validator(mode="after")
+    def _counted(self) -> SliceRecord:
+        if len(self.indices()) != self.rows:
+            raise ValueError(f"bits for {self.rows} rows, found {len(self.indices())}")
+        return self
 
     def indices(self) -> tuple[int, ...]:
         """The rows that belong to it, rising."""

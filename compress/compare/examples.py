@@ -1,0 +1,65 @@
+"""The test rows behind a report, as text, if they can still be had; nothing is fetched for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.source import HubSplit, locate_split
+from compress.errors import CompressError, InputError
+from compress.progress import SilentProgress
+from compress.recipe_source import read_recipe
+from compress.report.schema import DataRecord, Report
+from compress.samples.fetch import cached_directory
+from compress.tasks import get_task
+
+RECIPE = "recipe.yaml"
+_LONGEST = 400
+
+
+def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], str]:
+    """A row's text by its number, from the first of the reports whose folder leads to it; else why there is none."""
+    reasons = []
+    for report, folder in sides:
+        try:
+            texts = _texts(report, folder)
+        except CompressError as error:
+            reasons.append(error.what.rstrip("."))
+        else:
+            return lambda row: _short(texts[row])
+    why = "; ".join(dict.fromkeys(reasons))
+    return lambda row: f"row {row} of the test split ({why})"
+
+
+def _texts(report: Report, folder: Path | None) -> list[str]:
+    """Each test row's inputs. Raises `InputError` where they are not to be had or are no longer the same."""
+    if folder is None or not (folder / RECIPE).is_file():
+        raise InputError("no recipe.yaml beside the report says where its text is")
+    if report.data is None:
+        raise InputError("the report names no digest by which its rows could be known again")
+    recipe = read_recipe(folder / RECIPE)
+    data = _test_split(recipe.data, recipe.task, report.data, folder)
+    if data.digest(report.data.split) != report.data.digest:
+        raise InputError("the test split has changed since the report was written")
+    table = data.split(report.data.split)
+    inputs = [table[column.name].to_pylist() for column in data.columns if not column.label]
+    return [" \u00b7 ".join(row) for row in zip(*inputs, strict=True)]
+
+
+def _test_split(config: DataConfig, task: str, kept: DataRecord, folder: Path) -> Dataset:
+    """The test split alone, with the class names of the report."""
+    if kept.split not in config.splits:
+        raise InputError(f"the recipe names no split {kept.split!r}")
+    # A folder that is moved away keeps the recipe's absolute paths, so the data is found wherever the run is.
+    place = locate_split(config, kept.split, folder, cached_directory)
+    if place is None or isinstance(place, HubSplit):
+        raise InputError(f"{config.source} is not on this machine, and nothing is fetched for a comparison")
+    alone = {"splits": {kept.split: config.splits[kept.split]}, "unlabeled": (), "labels": kept.labels or None}
+    return load_dataset(config.model_copy(update=alone), get_task(task).columns, folder, SilentProgress())
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}\u2026"

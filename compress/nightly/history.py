@@ -1,0 +1,226 @@
+"""The history of a suite's nights: one SQLite file that is only ever added to.
+
+Nights are in the order of their numbers, which the file counts itself: a clock may jump. A night is added in one
+transaction, so it is there whole or not at all, and two nights that end at once both get in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from compress.errors import InputError, StorageError
+from compress.measurement import Measurement
+from compress.nightly.record import Finding, Host, Night, Outcome, Rows
+from compress.nightly.salvage import is_sound, salvage
+from compress.nightly.tables import APPLICATION, COLUMNS, CREATE, VERSION
+from compress.nightly.trend import Point, Series
+
+_PATIENCE_SECONDS = 60.0
+
+
+class History:
+    """The file at ``path``, made by the first `append`.
+
+    A damaged file is salvaged when it is met: what can be read is kept, the damaged file is laid beside, and ``note``
+    is told. Raises `InputError` for a file that is no history or has a newer schema, `StorageError` where the disk
+    is full or another process holds the file for a minute.
+    """
+
+    def __init__(self, path: Path, note: Callable[[str], None]) -> None:
+        self.path = path
+        self._note = note
+
+    def append(self, night: Night, rows: Rows) -> Night:
+        """Add a night; the same with its number, and with a note if the clock stood before the night before.
+
+        Raises `InputError` for a value that is not finite; nothing is added then.
+        """
+        for entry, measured in rows.items():
+            for row in measured:
+                _check_finite(entry, row)
+        with self._open(create=True) as connection:
+            notes = (*night.notes, *_clock_notes(connection, night))
+            night = night.model_copy(update={"notes": notes})
+            cursor = connection.execute(_insert("nights", skip=1), _night_values(night))
+            assert cursor.lastrowid is not None
+            night = night.model_copy(update={"number": cursor.lastrowid})
+            _insert_many(connection, "outcomes", [_outcome_values(night, outcome) for outcome in night.outcomes])
+            _insert_many(connection, "findings", [_finding_values(night, found) for found in night.findings])
+            measurements = [
+                (night.number, entry, row.model, row.metric, row.target, row.value, row.unit, row.low, row.high, row.n)
+                for entry, measured in rows.items()
+                for row in measured
+            ]
+            _insert_many(connection, "measurements", measurements)
+        return night
+
+    def nights(self, suite: str) -> tuple[Night, ...]:
+        """The nights of that suite in their order, with outcomes and findings; none of a file that is not there."""
+        with self._open() as connection:
+            if connection is None:
+                return ()
+            outcomes = _grouped(connection, "outcomes")
+            findings = _grouped(connection, "findings")
+            query = f"SELECT {', '.join(COLUMNS['nights'])} FROM nights WHERE suite = ? ORDER BY night"
+            return tuple(_night(row, outcomes, findings) for row in connection.execute(query, (suite,)))
+
+    def series(self, suite: str) -> tuple[Series, ...]:
+        """Every measured quantity of that suite as a series of nights, each host apart, in the order of the rows."""
+        query = """
+            SELECT entry, model, metric, target, host, host_words, nights.night, started, value, low, high, unit
+            FROM measurements JOIN nights ON measurements.night = nights.night
+            WHERE suite = ? ORDER BY measurements.night, measurements.rowid
+        """
+        found: dict[tuple[str, ...], list[Point]] = {}
+        units: dict[tuple[str, ...], str] = {}
+        with self._open() as connection:
+            for row in connection.execute(query, (suite,)) if connection else ():
+                key = (*row[:4], row[4], row[5])
+                found.setdefault(key, []).append(Point(row[6], row[7], row[8], row[9], row[10]))
+                units[key] = row[11]
+        return tuple(
+            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
+            for key, points in found.items()
+            for entry, model, metric, target, digest, words in [key]
+        )
+
+    @contextmanager
+    def _open(self, create: bool = False) -> Iterator[Any]:
+        """A connection within a transaction, or None where there is no file and none is to be made."""
+        if not create and not self.path.exists():
+            yield None
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite's own lock guards the transaction; this one keeps a second night away while a first one salvages.
+            with FileLock(f"{self.path}.lock", timeout=_PATIENCE_SECONDS):
+                self._mend()
+                with closing(connect(self.path)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    self._prepare(connection)
+                    yield connection
+                    connection.execute("COMMIT")
+        except (OSError, TimeoutError, sqlite3.OperationalError) as error:
+            raise StorageError(
+                f"The history cannot be used: {error}",
+                where=str(self.path),
+                expected="a file that this user may write, on a disk with room for it",
+                mend="free some space or name another file under `history:` in the suite",
+            ) from error
+
+    def _mend(self) -> None:
+        if self.path.is_dir():
+            raise InputError("A folder lies where the history should be.", where=str(self.path), expected="a file")
+        if self.path.exists() and self.path.stat().st_size and not is_sound(self.path):
+            salvage(self.path, self._note)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the tables of a new file. Raises `InputError` for a file that is not ours or not of our time."""
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if count == 0:
+            for statement in CREATE:
+                connection.execute(statement)
+        elif application != APPLICATION:
+            raise InputError(
+                "This SQLite file is no history of nights.",
+                where=str(self.path),
+                expected="a file that `compress nightly` made, or none",
+                mend="name another file under `history:` in the suite",
+            )
+        elif version != VERSION:
+            raise InputError(
+                f"The history has schema {version}; this compress reads schema {VERSION}.",
+                where=str(self.path),
+                expected=f"a history of schema {VERSION}",
+                mend="pip install --upgrade compress, or name another file under `history:` in the suite",
+            )
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that begins and ends transactions only when told to."""
+    return sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None)
+
+
+def _check_finite(entry: str, row: Measurement) -> None:
+    wrong = [name for name in ("value", "low", "high") if not math.isfinite(getattr(row, name) or 0.0)]
+    if wrong:
+        raise InputError(
+            f"A {wrong[0]} that is no finite number cannot go into the history: {getattr(row, wrong[0])}.",
+            where=f"{entry}: {row.metric} of {row.model} on {row.target}",
+            expected="a finite number",
+            mend="find out why the measurement gave none; nothing of this night was added",
+        )
+
+
+def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...]:
+    query = "SELECT started FROM nights WHERE suite = ? ORDER BY night DESC LIMIT 1"
+    row = connection.execute(query, (night.suite,)).fetchone()
+    if row is None or datetime.fromisoformat(row[0]) <= datetime.fromisoformat(night.started):
+        return ()
+    return (f"The clock says {night.started}, which is before the night before ({row[0]}); nights keep their order.",)
+
+
+def _insert(table: str, skip: int = 0) -> str:
+    names = COLUMNS[table][skip:]
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+
+
+def _insert_many(connection: sqlite3.Connection, table: str, values: Sequence[tuple[Any, ...]]) -> None:
+    connection.executemany(_insert(table), values)
+
+
+def _night_values(night: Night) -> tuple[Any, ...]:
+    software, notes = json.dumps(night.software, sort_keys=True), json.dumps(night.notes)
+    return (
+        night.suite, night.started, night.seconds, night.host.digest, night.host.words, software, night.commit, notes,
+    )  # fmt: skip
+
+
+def _outcome_values(night: Night, outcome: Outcome) -> tuple[Any, ...]:
+    fields = ("entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log")
+    return (night.number, *(getattr(outcome, name) for name in fields), json.dumps(outcome.notes))
+
+
+def _finding_values(night: Night, found: Finding) -> tuple[Any, ...]:
+    return (night.number, *(getattr(found, name) for name in COLUMNS["findings"][1:]))
+
+
+def _grouped(connection: sqlite3.Connection, table: str) -> dict[int, list[dict[str, Any]]]:
+    """Night -> its rows as mappings."""
+    names = COLUMNS[table]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in connection.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY rowid"):
+        found.setdefault(row[0], []).append(dict(zip(names[1:], row[1:], strict=True)))
+    return found
+
+
+def _night(
+    row: tuple[Any, ...], outcomes: dict[int, list[dict[str, Any]]], findings: dict[int, list[dict[str, Any]]]
+) -> Night:
+    number, suite, started, seconds, digest, words, software, commit, notes = row
+    return Night(
+        suite=suite,
+        started=started,
+        seconds=seconds,
+        host=Host(digest=digest, words=words),
+        software=json.loads(software),
+        commit=commit,
+        number=number,
+        outcomes=tuple(
+            Outcome.model_validate({**fields, "notes": tuple(json.loads(fields["notes"]))})
+            for fields in outcomes.get(number, ())
+        ),
+        findings=tuple(Finding.model_validate(fields) for fields in findings.get(number, ())),
+        notes=tuple(json.loads(notes)),
+    )

@@ -1,0 +1,92 @@
+"""What a night leaves behind: one record that the history, the views and the exit code read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.measurement import Measurement
+
+Status = Literal["passed", "missed", "failed", "not run"]
+Kind = Literal["stage", "gate", "limit", "drift", "budget"]
+
+
+class Record(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Host(Record):
+    """The machine, as far as it bears on a measurement. Nights on different hosts are never one series."""
+
+    digest: str
+    words: str = Field(description="for people: processor, cores, memory")
+
+
+class Finding(Record):
+    """One thing that is wrong, and who did it."""
+
+    entry: str
+    kind: Kind
+    metric: str | None = None
+    target: str | None = None
+    effect: float | None = Field(None, description="by how much: a share of the value, or a difference of two shares")
+    what: str = Field(description="a sentence with the figures")
+    since: str | None = Field(None, description="the night it began, where that is known")
+
+    @property
+    def culprit(self) -> str:
+        """`tiny: latency_ms on cpu`."""
+        where = f"{self.metric} on {self.target}" if self.metric and self.target else self.metric
+        return f"{self.entry}: {where}" if where else self.entry
+
+    @property
+    def sentence(self) -> str:
+        """The whole finding in one line."""
+        return f"{self.culprit}: {self.what}" + (f", since {self.since}" if self.since else "")
+
+
+class Outcome(Record):
+    """What became of one entry of the suite."""
+
+    entry: str
+    status: Status
+    reason: str = Field("", description="why it failed or was not run, or how it was judged")
+    exit_code: int | None = Field(None, description="of its process; negative: the signal that ended it")
+    seconds: float = Field(0.0, ge=0)
+    recipe_digest: str = Field("", description="of the recipe as resolved; a change of it may explain a change of level")
+    report: str | None = Field(None, description="its report.json")
+    log: str | None = Field(None, description="what it said")
+    notes: tuple[str, ...] = ()
+
+
+class Night(Record):
+    """One night of a suite, without its measurements."""
+
+    suite: str
+    started: str = Field(description="ISO 8601, with the offset from UTC")
+    seconds: float = Field(ge=0)
+    host: Host
+    software: dict[str, Any] = Field({}, description="what of the machine may change without making it another")
+    commit: str | None = Field(None, description="of the repository that the suite lies in")
+    number: int = Field(0, description="counts the nights of a history; 0 before the night is in it")
+    outcomes: tuple[Outcome, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def day(self) -> str:
+        """`2026-11-25`."""
+        return self.started[:10]
+
+    @property
+    def label(self) -> str:
+        """`night 14 (2026-11-25, commit 1a2b3c4)`."""
+        commit = f", commit {self.commit[:7]}" if self.commit else ""
+        return f"night {self.number} ({self.day}{commit})"
+
+
+Rows = dict[str, tuple[Measurement, ...]]
+"""Entry -> what was measured of it."""

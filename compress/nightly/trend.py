@@ -1,0 +1,91 @@
+"""Series over nights, and the levels that they keep to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from compress.nightly.record import Host
+from compress.report.metrics import Metric, describe_metric, significant
+
+
+class Point(NamedTuple):
+    """One night's value with its 95% interval, where that is known."""
+
+    night: int
+    started: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Level(NamedTuple):
+    """Nights between two changes: places ``first`` to ``last`` of the series, both within, and their median."""
+
+    first: int
+    last: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of the trend page: one quantity of one model of one entry, on one target and one host.
+
+    Points are in the order of nights, which is not always that of the clock.
+    """
+
+    entry: str
+    model: str
+    metric: str
+    target: str
+    unit: str
+    host: Host
+    points: tuple[Point, ...]
+
+    @property
+    def described(self) -> Metric:
+        """What is known of the metric."""
+        return describe_metric(self.metric, self.unit)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether differences are told in points, as of an accuracy, and not as parts of the value."""
+        return self.described.style == "percent"
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that the series kept to; one where it never changed. Positive costs change by their logarithm."""
+        from compress.numerics.changepoint import change_points
+
+        values = [point.value for point in self.points]
+        logarithmic = not self.is_share and min(values) > 0
+        found = change_points([math.log(value) for value in values] if logarithmic else values)
+        bounds = [0, *(change.index for change in found), len(values)]
+        return tuple(
+            Level(first, last - 1, median(values[first:last])) for first, last in zip(bounds, bounds[1:], strict=False)
+        )
+
+    def effect(self, before: float, after: float) -> float:
+        """The difference of two shares, else how much larger ``after`` is as a part of ``before``."""
+        if self.is_share or before == 0:
+            return after - before
+        return after / before - 1
+
+    def loss(self, effect: float) -> float:
+        """The effect, positive where it is for the worse; 0 where nobody knows which way is better."""
+        return effect * {"lower": 1.0, "higher": -1.0, "unknown": 0.0}[self.described.better]
+
+    def written(self, effect: float) -> str:
+        """`+6.1%`, or `-0.8 points` of a share."""
+        sign = "+" if effect > 0 else "-" if effect < 0 else ""
+        return f"{sign}{significant(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two in the middle."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,168 @@
+"""Where the level of a short, noisy series changes: one value a night, some tens or hundreds of nights.
+
+Weak changes are found first and the ones that chance may have made are struck out again, the order of MongoDB's and
+Otava's change detection (Fleming et al. 2023, "Hunter"). The first step is the exact least-squares segmentation by
+dynamic programming, whose minimum PELT finds too (Killick, Fearnhead and Eckley 2012); quadratic time is nothing for a
+few hundred values.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+SHORTEST = 3
+"""A level that fewer nights have seen is not yet one."""
+_WEAK_PENALTY = 2.0
+_OUTLIER_SCALES = 3.0
+_NORMAL_MAD = 0.6744897501960817
+_ROUNDING = 1e-12
+
+
+class ChangePoint(NamedTuple):
+    """A change of level.
+
+    ``index`` is the place of the first value at the new level; ``before`` and ``after`` are the medians of the values
+    since the change before and until the next; ``p_value`` is that of Student's t on the two means.
+    """
+
+    index: int
+    before: float
+    after: float
+    p_value: float
+
+
+def change_points(values: ArrayLike, significance: float = 1e-5, by_luck: float = 0.01) -> list[ChangePoint]:
+    """The changes of level in ``values``, [n], in their order; none below six values.
+
+    A change stands if two tests hold. Student's t with the pooled variance of all levels must reach ``significance``,
+    which is small since every split of every night is looked at. And its nights must persist: so few of the longer
+    side's nights lie beyond the middle of the two levels that luck would put as many as the shorter side has into a
+    stretch of its length, anywhere in the series, with a probability of at most ``by_luck``. That is what keeps two
+    or three disturbed nights in a row from being a change where disturbed nights are common. Isolated outliers are
+    drawn in before the t test (Hampel 1974), so that they don't hide a change either.
+
+    Raises `ValueError` for values that are not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError("expected a list of finite values")
+    if len(array) < 2 * SHORTEST:
+        return []
+    scale = noise_scale(array)
+    calm = without_outliers(array, scale)
+    penalty = _WEAK_PENALTY * scale**2 * math.log(len(array))
+    bounds = [0, *segment(calm, penalty), len(array)]
+    return _strike_out(array, calm, bounds, significance, by_luck)
+
+
+def autocorrelation(values: Floats) -> float:
+    """Correlation of neighbouring nights' noise, from medians that steps leave alone; at least 0 and at most 0.9.
+
+    median |x[i+2] - x[i]|² / median |x[i+1] - x[i]|² - 1 (Chakar et al. 2017, for an AR(1) process). Drawn towards 0 by
+    n / (n + 60): from few values it is known badly, and a wrong guess would hide changes.
+    """
+    one, two = (float(np.median(np.abs(values[lag:] - values[:-lag]))) for lag in (1, 2))
+    if one == 0:
+        return 0.0
+    return min(max((two / one) ** 2 - 1, 0.0), 0.9) * len(values) / (len(values) + 60)
+
+
+def noise_scale(values: Floats) -> float:
+    """Standard deviation of the noise from the median of the absolute first differences, which steps leave alone.
+
+    median |x[i+1] - x[i]| / (0.6745 √2) for normal noise. Never below what rounding leaves of equal values.
+    """
+    differences = np.abs(np.diff(values))
+    least = _ROUNDING * float(np.abs(values).max())
+    return max(float(np.median(differences)) / (_NORMAL_MAD * math.sqrt(2)), least)
+
+
+def without_outliers(values: Floats, scale: float) -> Floats:
+    """Values further than three scales from the median of the five around them drawn in to there (Hampel's filter).
+
+    At the ends the five are the first or last five. A level that three of five nights share passes unchanged.
+    """
+    width = min(2 * SHORTEST - 1, len(values))
+    starts = np.clip(np.arange(len(values)) - width // 2, 0, len(values) - width)
+    around = np.median(np.lib.stride_tricks.sliding_window_view(values, width)[starts], axis=1)
+    reach = _OUTLIER_SCALES * scale
+    return np.asarray(np.clip(values, around - reach, around + reach), dtype=np.float64)
+
+
+def segment(values: Floats, penalty: float) -> list[int]:
+    """First places of the second and later segments that minimise squared deviations plus ``penalty`` a segment.
+
+    F(t) = min over s <= t - 3 of F(s) + sum (x - mean)² over s..t + penalty; exact, each segment of three or more.
+    """
+    n = len(values)
+    centred = values - values.mean()
+    sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (centred, centred**2))
+    best = np.full(n + 1, math.inf)
+    best[0] = 0.0
+    previous = np.zeros(n + 1, dtype=np.int64)
+    for end in range(SHORTEST, n + 1):
+        starts = np.arange(end - SHORTEST + 1)
+        deviations = squares[end] - squares[starts] - (sums[end] - sums[starts]) ** 2 / (end - starts)
+        costs = best[starts] + np.maximum(deviations, 0.0) + penalty
+        # Of equal costs the latest start would make needless segments.
+        previous[end] = int(np.argmin(costs))
+        best[end] = costs[previous[end]]
+    found: list[int] = []
+    place = int(previous[n])
+    while place > 0:
+        found.append(place)
+        place = int(previous[place])
+    return found[::-1]
+
+
+def _strike_out(
+    values: Floats, calm: Floats, bounds: list[int], significance: float, by_luck: float
+) -> list[ChangePoint]:
+    """Join the two levels whose change is least sure, again and again, until every change stands."""
+    correlation = autocorrelation(calm)
+    while len(bounds) > 2:
+        tests = [t_test(calm, bounds, place, correlation) for place in range(1, len(bounds) - 1)]
+        lucks = [_luck(values, *bounds[place : place + 3]) for place in range(len(bounds) - 2)]
+        doubts = [max(p / significance, luck / by_luck) for p, luck in zip(tests, lucks, strict=True)]
+        worst = int(np.argmax(doubts))
+        if doubts[worst] <= 1:
+            levels = [float(np.median(values[first:last])) for first, last in pairwise(bounds)]
+            return [ChangePoint(bounds[i + 1], levels[i], levels[i + 1], p) for i, p in enumerate(tests)]
+        del bounds[worst + 1]
+    return []
+
+
+def t_test(values: Floats, bounds: list[int], place: int, correlation: float = 0.0) -> float:
+    """Two-sided p-value that the segments before and after ``bounds[place]`` have one mean.
+
+    t = (m1 - m2) / (s √(1/n1 + 1/n2)) with s² the variance within all segments and n - segments degrees of freedom.
+    With correlation r of neighbours the error of a mean is √((1 + r) / (1 - r)) times as large (Zwiers and von Storch
+    1995).
+    """
+    parts = [values[first:last] for first, last in pairwise(bounds)]
+    freedom = len(values) - len(parts)
+    within = math.sqrt(sum(float(((part - part.mean()) ** 2).sum()) for part in parts) / freedom)
+    before, after = parts[place - 1], parts[place]
+    error = max(within, _ROUNDING * float(np.abs(values).max())) * math.sqrt(1 / len(before) + 1 / len(after))
+    error *= math.sqrt((1 + correlation) / (1 - correlation))
+    if error == 0:
+        return 1.0
+    return float(2 * stats.t.sf(abs(float(before.mean() - after.mean())) / error, freedom))
+
+
+def _luck(values: Floats, first: int, middle: int, last: int) -> float:
+    """Chance that a stretch as long as the shorter side lies beyond the middle as often, anywhere in the series."""
+    shorter, longer = sorted((values[first:middle], values[middle:last]), key=len)
+    centre = (float(np.median(shorter)) + float(np.median(longer))) / 2
+    above = np.median(shorter) > centre
+    beyond = [int(((side > centre) if above else (side < centre)).sum()) for side in (shorter, longer)]
+    share = (beyond[1] + 1) / (len(longer) + 2)
+    return min(1.0, len(values) * float(stats.binom.sf(beyond[0] - 1, len(shorter), share)))

@@ -97,7 +97,7 @@ class OnnxRuntime:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
         try:
             session = onnxruntime.InferenceSession(
-                graph, sess_options=_options(threads), providers=_providers(target.provider)
+                graph, sess_options=session_options(threads), providers=_providers(target.provider)
             )
         except FAILURES as error:
             raise ModelError(
@@ -129,7 +129,7 @@ def _why_not(provider: str) -> str | None:
     if provider == "CPUExecutionProvider":
         return None
     try:
-        session = onnxruntime.InferenceSession(_identity_graph(), _options(1), providers=_providers(provider))
+        session = onnxruntime.InferenceSession(_identity_graph(), session_options(1), providers=_providers(provider))
     except FAILURES as error:
         return f"{provider} does not start: {_reason(error)}"
     if session.get_providers()[0] != provider:
@@ -142,7 +142,8 @@ def _providers(provider: str) -> list[str]:
     return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How every graph is opened: all optimizations, ``threads`` within an operator, one operator at a time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

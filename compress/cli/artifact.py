@@ -12,10 +12,13 @@ from compress.recipe_source import read_recipe
 from compress.targets import TARGETS, Target
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from compress.data.dataset import Dataset
-    from compress.data.slices import Slice
+    from compress.data.membership import Part
+    from compress.data.slices import Slice, Unit
     from compress.progress import Progress
-    from compress.tasks.task import Task
+    from compress.tasks.task import Examples, Task
 
 RECIPE = "recipe.yaml"
 MODEL = "model"
@@ -49,6 +52,15 @@ class Artifact:
     def slices(self) -> tuple[Slice, ...]:
         """The recipe's slices, or the task's where it names none."""
         return self.task.slices if self.recipe.slices is None else self.recipe.slices
+
+    def parts(self, data: Dataset, split: str, examples: Examples) -> tuple[list[Part], list[str]]:
+        """The slices of a split, tokens counted by the artifact's own tokenizer; and notes on those without a row."""
+        from compress.data.membership import character_lengths, find_parts
+
+        def lengths(unit: Unit) -> np.ndarray:
+            return examples.lengths() if unit == "tokens" else character_lengths(data, split)
+
+        return find_parts(self.slices, data, split, lengths)
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:

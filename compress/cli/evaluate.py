@@ -18,6 +18,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     target: Annotated[str, typer.Option(help="Where to run it; see `compress targets`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
+    by_slice: Annotated[
+        bool, typer.Option("--by-slice", help="Measure each slice of the split too, as the recipe names them.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
@@ -27,7 +30,7 @@ def evaluate(
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
-    from compress.evaluate import encode_for, predict
+    from compress.evaluate import encode_for, predict, slice_rows
     from compress.pipeline.quiet import quiet_libraries
 
     quiet_libraries()
@@ -36,6 +39,11 @@ def evaluate(
     examples = encode_for(found.folder, found.task, data.split(split), found.recipe.data.max_length)
     predictions = predict(found.folder, examples, place, threads, progress, f"evaluate on {target}")
     rows = found.task.measure(predictions.outputs, predictions.labels, found.folder.name, target)
+    if by_slice:
+        parts, notes = found.parts(data, split, examples)
+        rows += slice_rows(rows, parts)
+        for note in notes:
+            progress.note(note)
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return

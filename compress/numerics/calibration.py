@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -64,21 +65,23 @@ def calibration_error_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Estimate:
-    """`calibration_error` with its basic bootstrap interval (Davison and Hinkley 1997, section 5.2.1).
+    """`calibration_error` with a bootstrap interval that allows for its bias.
 
-    Resampling adds to the error what sampling has added to it already, so the percentiles are reflected at the
-    value: [2 v - q(high), 2 v - q(low)], within 0 to 1 and around the value. The lower end is 0 where probabilities
-    that are right would give an error as large (consistency resampling, Broecker and Smith 2007, section 3).
+    Resampling adds to the error what sampling has added to it already, so the lower end reflects the upper percentile
+    at the value, 2 v - q(high) (Davison and Hinkley 1997, section 5.2.1); it is 0 where probabilities that are right
+    would give an error as large (consistency resampling, Broecker and Smith 2007, section 3). The upper end is
+    v + z s, with s the standard deviation of the resampled errors.
     """
     confidences, outcomes = _paired(confidence, correct)
     value = calibration_error(confidences, outcomes, bins)
     gaps = np.zeros((len(confidences), bins))
     gaps[np.arange(len(confidences)), _places(confidences, bins)] = outcomes - confidences
     errors = np.abs(_resampled_sums(gaps, seed, resamples)).sum(axis=1) / len(confidences)
-    first, last = (float(bound) for bound in np.quantile(errors, [(1 - level) / 2, (1 + level) / 2]))
+    last = float(np.quantile(errors, (1 + level) / 2))
     by_chance = float(np.quantile(_errors_if_calibrated(confidences, seed, bins, resamples), (1 + level) / 2))
     low = 0.0 if value <= by_chance else max(0.0, min(value, 2 * value - last))
-    return Estimate(value, low, min(1.0, max(value, 2 * value - first)))
+    high = value + NormalDist().inv_cdf((1 + level) / 2) * float(errors.std())
+    return Estimate(value, low, min(1.0, high))
 
 
 def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:

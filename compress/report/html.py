@@ -20,6 +20,7 @@ from compress.report.sections import (
     limits_section,
     measurements_section,
     notes_section,
+    slices_section,
     stages_section,
 )
 
@@ -71,6 +72,7 @@ def _body(report: Report) -> list[str]:
         units = report.metrics(target)
         parts += [
             charts_section(report, target, place),
+            slices_section(report, target, place),
             latency_section(report, target, place),
             measurements_section(report, target, f"Every model{place}", main_metrics(units)),
             measurements_section(report, target, f"Further measurements{place}", other_metrics(units)),

@@ -23,6 +23,7 @@ from compress.report.rows import (
     stage_cells,
 )
 from compress.report.schema import BASELINE, Report
+from compress.report.slices import slice_cells, slice_figures
 
 _SPECIAL = re.compile(r"([\\`*\[\]|]|^[>#+-])")
 
@@ -68,6 +69,7 @@ def _target(report: Report, target: str) -> Iterator[str]:
     units = report.metrics(target)
     yield from _measured(report, target, f"Measured on {target}", main_metrics(units))
     yield from _against(report, target, main_metrics(units))
+    yield from _slices(report, target)
     yield from _measured(report, target, f"Further measurements on {target}", other_metrics(units))
 
 
@@ -104,6 +106,16 @@ def _against(report: Report, target: str, metrics: Sequence[Metric]) -> Iterator
         rows.append(cells)
     yield from ("", f"## Against the baseline on {escape_markdown(target)}", "")
     yield from markdown_table(["Model", *(metric.title for metric in compared)], rows)
+
+
+def _slices(report: Report, target: str) -> Iterator[str]:
+    found = slice_figures(report, target)
+    if found is None:
+        return
+    yield from ("", f"## {escape_markdown(found[0].title)} by slice on {escape_markdown(target)}", "")
+    yield from ("Changes are paired row by row. Intervals are 95% each: of many slices one looks bad by chance.", "")
+    heads = ("Slice", "Holds", "Rows", "Baseline", "Final", "Change")
+    yield from markdown_table(heads, slice_cells(found[1]), left=(0, 1))
 
 
 def _limits(report: Report) -> Iterator[str]:

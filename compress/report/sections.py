@@ -16,9 +16,12 @@ from compress.report.metrics import (
     improvement,
     quality_metric,
 )
+from compress.report.reliability import reliability_diagram
 from compress.report.rows import environment_rows, limit_bound, limit_found, limit_state, stage_cells
 from compress.report.schema import BASELINE, FINAL, LayerBytes, Report, StageRecord
+from compress.report.slices import SliceFigures, slice_cells, slice_figures, slice_plot
 
+MODELS = (BASELINE, FINAL)
 SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged"}
 
 
@@ -110,6 +113,37 @@ def latency_section(report: Report, target: str, place: str) -> str:
         latency_by_length(report, target),
     )  # fmt: skip
     return section(f"Latency{place}", _pair([curves, lengths]))
+
+
+def slices_section(report: Report, target: str, place: str) -> str:
+    """Quality in each slice of the test data, and whether probabilities hold what they promise."""
+    found = slice_figures(report, target)
+    diagram = panel(
+        "Right as often as said", "Larger marks stand for more answers; on the dotted line, probabilities are right.",
+        reliability_diagram(report, target),
+    )  # fmt: skip
+    if found is None:
+        return section(f"Calibration{place}", _pair([diagram]))
+    metric, figures = found
+    caption = "Squares are the baseline, diamonds the final model; bars are 95% intervals."
+    plot = panel(f"{metric.title} by slice", caption, slice_plot(report, target))
+    rows = [
+        tag("tr", "", row_head(cells[0]), cell(escape(cells[1]), css_class="left wrap"), cell(cells[2], each.rows),
+            *(cell(escape(words), _sort_key(each, model)) for words, model in zip(cells[3:5], MODELS, strict=True)),
+            cell(escape(cells[5]), "" if each.change is None else each.change.value))
+        for cells, each in zip(slice_cells(figures), figures, strict=True)
+    ]  # fmt: skip
+    heads = ("Slice", "Holds", "Rows", "Baseline", "Final", "Change")
+    hint = (
+        "Changes are paired row by row, each with its own 95% interval. Of many slices one looks bad by chance: "
+        "compress compare judges them together."
+    )
+    words = tag("p", "quiet", escape(hint))
+    return section(f"By slice{place}", words, _pair([plot, diagram]), table(heads, rows, "sortable", left=(1,)))
+
+
+def _sort_key(each: SliceFigures, model: str) -> float | str:
+    return each.measured[model].value if model in each.measured else ""
 
 
 def _pair(panels: Sequence[str]) -> str:

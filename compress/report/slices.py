@@ -1,0 +1,118 @@
+"""Quality by slice of the test data: the baseline and the final model, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compress.measurement import Measurement
+from compress.numerics.paired import paired_difference
+from compress.numerics.statistics import Estimate
+from compress.report.charts import shape
+from compress.report.labels import CHARACTER
+from compress.report.markup import element
+from compress.report.metrics import Metric, format_measurement, quality_metric, slice_metric
+from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
+from compress.report.svg import Axis, Scale, chart, line, scale_around, text, title, x_axis
+
+WIDTH, LEFT, RIGHT, TOP, STEP = 480.0, 156.0, 466.0, 14.0, 30.0
+ALL = "all rows"
+
+
+@dataclass(frozen=True)
+class SliceFigures:
+    """A slice with its rows of the baseline and the final model, and by how much they differ, if that is known."""
+
+    name: str
+    about: str
+    rows: int
+    measured: dict[str, Measurement]
+    change: Estimate | None
+
+
+def slice_figures(report: Report, target: str) -> tuple[Metric, list[SliceFigures]] | None:
+    """The quality metric and its slices, all rows first; None where nothing was measured by slice."""
+    metric = quality_metric(report.metrics(target))
+    if metric is None or not report.slices:
+        return None
+    whole = _rows(report, metric.name, target)
+    count = max((row.n for row in whole.values()), default=0)
+    figures = [SliceFigures(ALL, "", count, whole, _change(whole, None))]
+    for name, part in report.slices.items():
+        measured = _rows(report, slice_metric(metric.name, name), target)
+        if measured:
+            figures.append(SliceFigures(name, part.about, part.rows, measured, _change(whole, part)))
+    return (metric, figures) if len(figures) > 1 else None
+
+
+def _rows(report: Report, metric: str, target: str) -> dict[str, Measurement]:
+    found = {model: report.find(model, metric, target) for model in (BASELINE, FINAL)}
+    return {model: row for model, row in found.items() if row is not None}
+
+
+def _change(whole: dict[str, Measurement], part: SliceRecord | None) -> Estimate | None:
+    """The final model's share of right answers less the baseline's, paired row by row, with its 95% interval."""
+    old, new = (whole[model].raw if model in whole else None for model in (BASELINE, FINAL))
+    if old is None or new is None or len(old) != len(new) or {*old, *new} - {0.0, 1.0}:
+        return None
+    rows = range(len(old)) if part is None else part.indices()
+    if rows[-1] >= len(old):
+        return None
+    return paired_difference([old[row] for row in rows], [new[row] for row in rows], 0.95)
+
+
+def format_change(change: Estimate | None) -> str:
+    """`-1.20 points (-2.31 to -0.09)`, with real minus signs; nothing where the change is not known."""
+    if change is None:
+        return ""
+    value, low, high = (f"{bound * 100:+.2f}".replace("-", "\u2212") for bound in change)
+    return f"{value} points ({low} to {high})"
+
+
+def slice_plot(report: Report, target: str) -> str | None:
+    """A line for each slice with both models and their intervals; None where nothing was measured by slice."""
+    found = slice_figures(report, target)
+    if found is None:
+        return None
+    metric, figures = found
+    bottom = TOP + STEP * len(figures)
+    ends = [
+        bound for each in figures for row in each.measured.values() for bound in (row.value, row.low, row.high)
+        if bound is not None
+    ]  # fmt: skip
+    scale = scale_around(ends, LEFT, RIGHT, margin=0.04)
+    if metric.style == "percent" and scale.high > 1 >= max(ends):
+        scale = Scale(scale.low, 1.0, LEFT, RIGHT)
+    axis = Axis(scale, metric.title, lambda value: f"{value * 100:.4g}%", 5)
+    parts = [x_axis(axis, TOP, bottom)]
+    for place, each in enumerate(figures):
+        parts += _line(each, TOP + STEP * (place + 0.5), axis.scale)
+    label = f"{metric.title} of {BASELINE} and {FINAL} in {len(figures) - 1} slices"
+    return chart(WIDTH, bottom + 44, label, *parts)
+
+
+def _line(each: SliceFigures, y: float, scale: Scale) -> list[str]:
+    css_class = "label" if each.name == ALL else "tick"
+    parts = [text(LEFT - 10, y + 4, _fitting(each.name), css_class, "end")]
+    for (model, row), shift in zip(each.measured.items(), (-5.5, 5.5), strict=False):
+        tip = f"{model}, {each.name}\n{format_measurement(row)}\n{row.n} rows"
+        tip += f": {each.about}" if each.about else ""
+        marks = [shape(model, scale(row.value), y + shift, 4.5), title(tip)]
+        if row.low is not None and row.high is not None:
+            marks.insert(0, line(scale(row.low), y + shift, scale(row.high), y + shift, "interval"))
+        parts.append(element("g", {"class": f"point {model}", "tabindex": "0"}, *marks))
+    return parts
+
+
+def _fitting(name: str) -> str:
+    room = int((LEFT - 10) / CHARACTER)
+    return name if len(name) <= room else f"{name[: room - 1]}\u2026"
+
+
+def slice_cells(figures: Sequence[SliceFigures]) -> list[tuple[str, str, str, str, str, str]]:
+    """For each slice: name, what it holds, rows, baseline, final, change; all as text."""
+    cells = []
+    for each in figures:
+        values = [format_measurement(each.measured[m]) if m in each.measured else "" for m in (BASELINE, FINAL)]
+        cells.append((each.name, each.about, f"{each.rows:,}", values[0], values[1], format_change(each.change)))
+    return cells

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from compress.compare.policy import Policy
 from compress.nightly.record import Finding, Night
-from compress.nightly.trend import Level, Series, median
+from compress.nightly.trend import Level, Series
 
 MACHINE = "machine"
 REFERENCE = "reference_"
@@ -137,10 +138,15 @@ def _companions(series: Sequence[Series], drift: Drift) -> Iterator[str]:
 
 def _suspects(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
     """What else was new that night: recipe, packages, kernel."""
-    earlier = [night for number, night in nights.items() if number < first and _outcome_digest(night, entry)]
-    if first not in nights or not earlier:
+    after = nights.get(first)
+    earlier = [
+        night
+        for number, night in nights.items()
+        if after and number < first and night.host == after.host and _outcome_digest(night, entry)
+    ]
+    if after is None or not earlier:
         return
-    before, after = max(earlier, key=lambda night: night.number), nights[first]
+    before = max(earlier, key=lambda night: night.number)
     if _outcome_digest(before, entry) != _outcome_digest(after, entry):
         yield "the recipe was changed"
     for name in sorted(before.software.keys() | after.software.keys()):

@@ -43,6 +43,11 @@ class Finding(Record):
         return f"{self.entry}: {where}" if where else self.entry
 
     @property
+    def short(self) -> str:
+        """Without the entry: `latency_ms on cpu: 6.1% higher than the baseline ...`."""
+        return self.sentence.removeprefix(self.entry).lstrip(": ")
+
+    @property
     def sentence(self) -> str:
         """The whole finding in one line."""
         return f"{self.culprit}: {self.what}" + (f", since {self.since}" if self.since else "")
@@ -56,7 +61,9 @@ class Outcome(Record):
     reason: str = Field("", description="why it failed or was not run, or how it was judged")
     exit_code: int | None = Field(None, description="of its process; negative: the signal that ended it")
     seconds: float = Field(0.0, ge=0)
-    recipe_digest: str = Field("", description="of the recipe as resolved; a change of it may explain a change of level")
+    recipe_digest: str = Field(
+        "", description="of the recipe as resolved; a change of it may explain a change of level"
+    )
     report: str | None = Field(None, description="its report.json")
     log: str | None = Field(None, description="what it said")
     notes: tuple[str, ...] = ()
@@ -77,6 +84,11 @@ class Night(Record):
     notes: tuple[str, ...] = ()
 
     @property
+    def exit_code(self) -> int:
+        """3 if something failed, else 1 if something was missed or had no time, else 0."""
+        return 3 if any(found.kind == "stage" for found in self.findings) else int(bool(self.findings))
+
+    @property
     def day(self) -> str:
         """`2026-11-25`."""
         return self.started[:10]
@@ -84,8 +96,14 @@ class Night(Record):
     @property
     def label(self) -> str:
         """`night 14 (2026-11-25, commit 1a2b3c4)`."""
-        commit = f", commit {self.commit[:7]}" if self.commit else ""
+        commit = f", commit {self.short_commit}" if self.commit else ""
         return f"night {self.number} ({self.day}{commit})"
+
+    @property
+    def short_commit(self) -> str:
+        """`1a2b3c4`, or `1a2b3c4+changes` of a working tree with changes; empty without a repository."""
+        digest, plus, changes = (self.commit or "").partition("+")
+        return digest[:7] + plus + changes
 
 
 Rows = dict[str, tuple[Measurement, ...]]

@@ -44,5 +44,8 @@ def _column(table: str, name: str) -> str:
 CREATE: tuple[str, ...] = (
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
-    *(f"CREATE TABLE {table} ({', '.join(_column(table, name) for name in names)})" for table, names in COLUMNS.items()),
+    *(
+        f"CREATE TABLE {table} ({', '.join(_column(table, name) for name in names)})"
+        for table, names in COLUMNS.items()
+    ),
 )

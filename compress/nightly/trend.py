@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 from compress.nightly.record import Host
@@ -64,9 +65,7 @@ class Series:
         logarithmic = not self.is_share and min(values) > 0
         found = change_points([math.log(value) for value in values] if logarithmic else values)
         bounds = [0, *(change.index for change in found), len(values)]
-        return tuple(
-            Level(first, last - 1, median(values[first:last])) for first, last in zip(bounds, bounds[1:], strict=False)
-        )
+        return tuple(Level(first, last - 1, median(values[first:last])) for first, last in pairwise(bounds))
 
     def effect(self, before: float, after: float) -> float:
         """The difference of two shares, else how much larger ``after`` is as a part of ``before``."""
@@ -82,10 +81,3 @@ class Series:
         """`+6.1%`, or `-0.8 points` of a share."""
         sign = "+" if effect > 0 else "-" if effect < 0 else ""
         return f"{sign}{significant(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,135 @@
+"""One entry of a night: run in a process of its own, then judged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.cache import storage_errors
+from compress.compare.policy import Policy
+from compress.errors import CompressError, InputError
+from compress.measurement import Measurement
+from compress.nightly.child import GRACE_SECONDS, Ended, run_process
+from compress.nightly.judge import Judged, judge_entry
+from compress.nightly.record import Finding, Outcome, Status
+from compress.nightly.suite import Entry
+from compress.recipe import Recipe
+from compress.recipe_source import dump_recipe, read_recipe
+from compress.report.schema import Report, load_report
+
+_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class EntryDone:
+    """What became of an entry: its outcome, what is wrong, and the rows for the history."""
+
+    outcome: Outcome
+    findings: tuple[Finding, ...] = ()
+    rows: tuple[Measurement, ...] = ()
+    judged: Judged | None = None
+
+
+@dataclass(frozen=True)
+class EntryRun:
+    """How to run an entry. Paths in ``entry`` count from ``home``; ``policy`` is the suite's."""
+
+    entry: Entry
+    home: Path
+    artifacts: Path
+    baseline: Path | None
+    policy: Policy
+
+    def run(self, folder: Path, left_seconds: float) -> EntryDone:
+        """Run within its own limit and ``left_seconds`` of the night; its files go into ``folder``.
+
+        Whatever happens to the process is an outcome. Raises `StorageError` if nothing can be written.
+        """
+        try:
+            recipe = read_recipe(self.home / self.entry.recipe, self.entry.overrides)
+        except CompressError as error:
+            return self._failed(self._outcome("", 2, 0.0, None), str(error))
+        own = math.inf if self.entry.time_limit_minutes is None else self.entry.time_limit_minutes * 60
+        limit = min(own, left_seconds)
+        output, log = folder / "report.json", folder / "run.log"
+        with storage_errors(folder):
+            folder.mkdir()
+            ended = run_process(self._command(), output, log, limit, min(GRACE_SECONDS, limit))
+        digest = hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
+        outcome = self._outcome(digest, ended.exit_code, ended.seconds, log)
+        wrong = _what_failed(ended, log, limit, by_budget=own > left_seconds)
+        return self._failed(outcome, wrong) if wrong else self._judge(recipe, outcome, output)
+
+    def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> Outcome:
+        return Outcome(
+            entry=self.entry.label,
+            status="failed",
+            exit_code=exit_code,
+            seconds=seconds,
+            recipe_digest=digest,
+            log=log and relative(log),
+        )
+
+    def _failed(self, outcome: Outcome, reason: str) -> EntryDone:
+        found = Finding(entry=self.entry.label, kind="stage", what=f"failed: {reason}")
+        return EntryDone(outcome.model_copy(update={"reason": reason}), (found,))
+
+    def _judge(self, recipe: Recipe, outcome: Outcome, output: Path) -> EntryDone:
+        try:
+            report = load_report(output)
+        except InputError as error:
+            return self._failed(outcome, str(error))
+        unusable = [row for row in report.measurements if not _is_finite(row)]
+        if unusable:
+            first = f"{unusable[0].metric} of {unusable[0].model} is {unusable[0].value}"
+            return self._failed(outcome, f"not every measurement is a finite number: {first}")
+        policy = self.entry.policy or recipe.gate or self.policy
+        judged = judge_entry(self.entry.label, report, self.baseline, policy)
+        status: Status = "missed" if judged.findings else "passed"
+        reason = judged.findings[0].short if judged.findings else judged.summary
+        kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes}
+        return EntryDone(outcome.model_copy(update=kept), judged.findings, _without_samples(report), judged)
+
+    def _command(self) -> list[str]:
+        options = [part for override in self.entry.overrides for part in ("--set", override)]
+        recipe = str(self.home / self.entry.recipe)
+        whole = ["run", recipe, "--json", "--remeasure", "--artifacts", str(self.artifacts), *options]
+        return [sys.executable, "-m", "compress", *whole]
+
+
+def _what_failed(ended: Ended, log: Path, limit_seconds: float, by_budget: bool) -> str:
+    """Why a process counts as failed, with its last words; nothing for exit codes 0 and 1."""
+    if ended.timed_out:
+        of = "what was left of the night's budget" if by_budget else "its time limit"
+        return f"it was ended after {limit_seconds / 60:.2g} min, {of}"
+    if ended.exit_code in (0, 1):
+        return ""
+    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    said = "\n".join(lines[errors[-1] :] if errors else lines[-_TAIL_LINES:])
+    if ended.exit_code < 0:
+        name = signal.Signals(-ended.exit_code).name
+        hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
+        return f"it was ended by {name}{hint}. Its last words:\n{said}"
+    return said.removeprefix("error: ") or f"it ended with exit code {ended.exit_code}"
+
+
+def _is_finite(row: Measurement) -> bool:
+    return all(value is None or math.isfinite(value) for value in (row.value, row.low, row.high))
+
+
+def _without_samples(report: Report) -> tuple[Measurement, ...]:
+    """The rows for the history; the samples stay in the report."""
+    return tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
+
+
+def relative(path: Path) -> str:
+    """From the current folder where it lies below, else the name alone: a history tells nobody where it was made."""
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return path.name

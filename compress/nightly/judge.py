@@ -1,0 +1,101 @@
+"""Judging one entry of a night: its own limits, and the gate against its baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.compare.baseline import load_baseline
+from compress.compare.change import Change
+from compress.compare.gate import GateResult, Judgement, gate
+from compress.compare.policy import Policy
+from compress.compare.reports import compare_reports
+from compress.errors import CompressError
+from compress.nightly.record import Finding
+from compress.report.metrics import describe_metric, format_value, significant
+from compress.report.rows import limit_bound, limit_found
+from compress.report.schema import LimitResult, Report
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is wrong with an entry that ran, and what it was judged by.
+
+    ``accepted`` is when the baseline was measured: drift that is older was accepted with it.
+    """
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    policy: Policy
+    accepted: str | None = None
+    result: GateResult | None = None
+
+    @property
+    def summary(self) -> str:
+        """What the gate made of it, in a few words."""
+        if self.result is None:
+            return "limits kept, no baseline to compare with"
+        warned = len(self.result.having("warned"))
+        known = f", {warned} of them not known" if warned else ""
+        return f"{len(self.result.judgements)} metrics against the baseline{known}"
+
+
+def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Policy) -> Judged:
+    """Judge ``report`` by its limits and against the ``baseline`` file; a missing one is a note, a bad one a finding."""
+    findings = [_missed(entry, report, limit) for limit in report.missed]
+    notes = [f"{skip.target} was skipped: {skip.reason}" for skip in report.skipped]
+    if baseline is None or not baseline.is_file():
+        place = (
+            f"at {baseline.name} in the suite's baselines" if baseline else ": the suite names no folder of baselines"
+        )
+        notes.append(f"no baseline {place}; `compress gate RUN --baseline FILE --update` writes one")
+        return Judged(tuple(findings), tuple(notes), policy)
+    try:
+        before = load_baseline(baseline)
+        comparison = compare_reports(before, report, policy, names=(baseline.name, f"{entry} tonight"))
+    except CompressError as error:
+        findings.append(Finding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
+        return Judged(tuple(findings), tuple(notes), policy)
+    result = gate(comparison, policy)
+    findings += [_regressed(entry, judgement) for judgement in result.having("failed")]
+    notes += [_unknown(judgement) for judgement in result.having("warned")]
+    return Judged(tuple(findings), tuple([*notes, *comparison.notes]), policy, before.started, result)
+
+
+def _missed(entry: str, report: Report, limit: LimitResult) -> Finding:
+    effect = None if limit.ratio is None else limit.ratio - 1
+    what = f"missed its limit of {limit_bound(limit)}: found {limit_found(report, limit)}"
+    return Finding(entry=entry, kind="limit", metric=limit.metric, target=limit.target, effect=effect, what=what)
+
+
+def _regressed(entry: str, judgement: Judgement) -> Finding:
+    change = judgement.change
+    part = f"on the slice {judgement.slice}: " if judgement.slice else ""
+    what = part + (_words(change, judgement) if change else judgement.reason)
+    effect = change.effect if change else None
+    return Finding(
+        entry=entry, kind="gate", metric=judgement.metric, target=judgement.target, effect=effect, what=what
+    )  # fmt: skip
+
+
+def _words(change: Change, judgement: Judgement) -> str:
+    """`6.1% higher than the baseline (4.2% to 8.0%), where 5% is allowed: 0.98 ms -> 1.04 ms`."""
+    metric = describe_metric(change.metric, change.unit)
+    direction = "higher" if change.effect > 0 else "lower"
+    size = _size(change, abs(change.effect)).removeprefix("+")
+    known = "" if change.confidence is None else f" ({_size(change, change.low)} to {_size(change, change.high)})"
+    values = f"{format_value(metric, change.baseline)} -> {format_value(metric, change.candidate)}"
+    if change.verdict != "worse":
+        return f"can't tell whether it got worse by {judgement.margin}{known}: {values}"
+    return f"{size} {direction} than the baseline{known}, where {judgement.margin} is allowed: {values}"
+
+
+def _size(change: Change, effect: float) -> str:
+    unit = " points" if change.scale == "absolute" else "%"
+    return f"{'+' if effect > 0 else '-' if effect < 0 else ''}{significant(abs(effect) * 100, 2)}{unit}"
+
+
+def _unknown(judgement: Judgement) -> str:
+    part = f" on the slice {judgement.slice}" if judgement.slice else ""
+    why = f": {judgement.reason}" if judgement.reason else ""
+    return f"{judgement.metric} on {judgement.target}{part}: can't tell whether it got worse by {judgement.margin}{why}"

@@ -1,0 +1,231 @@
+"""One night: every entry of a suite run and judged, remembered, and watched for drift."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from types import FrameType
+
+from compress.cache import storage_errors
+from compress.environment import environment
+from compress.nightly.drift import Drift, find_drifts, finding
+from compress.nightly.entry_run import EntryDone, EntryRun
+from compress.nightly.history import History
+from compress.nightly.host import commit_of, host_of, software_of
+from compress.nightly.record import Finding, Host, Night, Outcome
+from compress.nightly.suite import Entry, Suite
+from compress.nightly.trend import Series
+from compress.progress import Progress
+
+NIGHTS = "nights"
+
+
+@dataclass(frozen=True)
+class NightDone:
+    """A finished night, its folder, and the history it is part of."""
+
+    night: Night
+    folder: Path
+    nights: tuple[Night, ...]
+    series: tuple[Series, ...]
+    drifts: tuple[Drift, ...]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """3 if something failed, else 1 if something was missed, else 0."""
+        return self.night.exit_code
+
+
+class NightRun:
+    """Runs a suite once. Paths in the suite count from ``home``, its folder."""
+
+    def __init__(self, suite: Suite, home: Path, artifacts: Path, progress: Progress) -> None:
+        self.suite = suite
+        self.home = home
+        self.artifacts = artifacts
+        self.progress = progress
+        self.notes: list[str] = []
+        machine = environment()
+        self.host: Host = host_of(machine)
+        self.software = software_of(machine)
+        place = home / suite.history if suite.history else artifacts / NIGHTS / suite.name / "history.sqlite"
+        self.history = History(place, self._note)
+        self.began = time.monotonic()
+
+    def run(self) -> NightDone:
+        """Run, judge and remember. An interrupt ends the entry that runs; what was finished is kept all the same.
+
+        Raises `StorageError` where nothing can be written, `InputError` where the history is none.
+        """
+        started = datetime.now(UTC).astimezone()
+        earlier = self.history.nights(self.suite.name)
+        with storage_errors(self.artifacts):
+            folder = _new_folder(self.artifacts / NIGHTS / self.suite.name, started)
+        done: dict[str, EntryDone] = {}
+        interrupted = False
+        try:
+            with _termination_interrupts():
+                for entry in _starved_first(self.suite.entries, earlier):
+                    done[entry.label] = self._entry(entry, folder / entry.label, earlier)
+        except KeyboardInterrupt:
+            interrupted = True
+        inorder = [done.get(entry.label) or _interrupted(entry) for entry in self.suite.entries]
+        night = Night(
+            suite=self.suite.name,
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - self.began,
+            host=self.host,
+            software=self.software,
+            commit=commit_of(self.home),
+            outcomes=tuple(one.outcome for one in inorder),
+            findings=tuple(_with_since(found, earlier, self.host) for one in inorder for found in one.findings),
+        )
+        night = self.history.append(night, {one.outcome.entry: one.rows for one in inorder})
+        return self._watched(night, folder, inorder, interrupted)
+
+    def _entry(self, entry: Entry, folder: Path, earlier: Sequence[Night]) -> EntryDone:
+        left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
+        reason = _no_time(left, _usual_seconds(entry.label, earlier, self.host))
+        if reason:
+            self.progress.note(f"{entry.label}: not run, {reason}")
+            found = Finding(entry=entry.label, kind="budget", what=f"not run: {reason}")
+            return EntryDone(Outcome(entry=entry.label, status="not run", reason=reason), (found,))
+        self.progress.note(f"{entry.label}: running, {left / 60:.1f} min of the budget are left")
+        baseline = self.home / self.suite.baselines / f"{entry.label}.json" if self.suite.baselines else None
+        done = EntryRun(entry, self.home, self.artifacts, baseline, self.suite.policy).run(folder, left)
+        outcome = done.outcome
+        self.progress.note(f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {outcome.reason}")
+        return done
+
+    def _watched(self, night: Night, folder: Path, done: Iterable[EntryDone], interrupted: bool) -> NightDone:
+        """The night with the drifts that the history, now with this night in it, shows."""
+        series = self.history.series(self.suite.name)
+        nights = self.history.nights(self.suite.name)
+        by_number = {one.number: one for one in nights}
+        drifts: list[Drift] = []
+        found: list[Finding] = []
+        for entry in done:
+            if entry.judged is None:
+                continue
+            own = [one for one in series if one.entry == entry.outcome.entry]
+            for drift in find_drifts(own, entry.judged.policy, entry.judged.accepted, night):
+                drifts.append(drift)
+                told = finding(drift, own, by_number)
+                if drift.fails:
+                    found.append(told)
+                else:
+                    self._note(f"{told.sentence}: not counted, since the machine explains it")
+        night = night.model_copy(
+            update={
+                "findings": tuple(_merged(night.findings, found)),
+                "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
+                "notes": tuple(dict.fromkeys((*night.notes, *self.notes))),
+            }
+        )
+        nights = tuple(night if one.number == night.number else one for one in nights)
+        return NightDone(night, folder, nights, series, tuple(drifts), interrupted)
+
+    def _note(self, message: str) -> None:
+        self.notes.append(message)
+        self.progress.note(message)
+
+
+def _interrupted(entry: Entry) -> EntryDone:
+    return EntryDone(Outcome(entry=entry.label, status="not run", reason="the night was interrupted"))
+
+
+def _starved_first(entries: Sequence[Entry], earlier: Sequence[Night]) -> list[Entry]:
+    """The entries that the last night had no time for, then the others, each in the order of the suite."""
+    last = earlier[-1].outcomes if earlier else ()
+    starved = {outcome.entry for outcome in last if outcome.status == "not run"}
+    return sorted(entries, key=lambda entry: entry.label not in starved)
+
+
+def _usual_seconds(label: str, earlier: Sequence[Night], host: Host) -> float | None:
+    """The median of what the entry took in the last ten nights on this host that ran it."""
+    took = [
+        outcome.seconds
+        for night in earlier
+        if night.host.digest == host.digest
+        for outcome in night.outcomes
+        if outcome.entry == label and outcome.status in ("passed", "missed")
+    ]
+    return median(took[-10:]) if took else None
+
+
+def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
+    if left_seconds <= 0:
+        return "the night's budget was used up"
+    if usual_seconds is not None and usual_seconds > left_seconds:
+        return f"it usually takes {usual_seconds / 60:.2g} min and {left_seconds / 60:.2g} min of the budget are left"
+    return ""
+
+
+def _with_since(found: Finding, earlier: Sequence[Night], host: Host) -> Finding:
+    """The finding with the first of the nights in a row that had it."""
+    first = None
+    for night in reversed([one for one in earlier if one.host.digest == host.digest]):
+        outcome = next((one for one in night.outcomes if one.entry == found.entry), None)
+        if outcome is None or (outcome.status == "not run" and found.kind != "budget"):
+            continue
+        if not any(_is_same(found, other) for other in night.findings):
+            break
+        first = night
+    return found.model_copy(update={"since": first.label}) if first else found
+
+
+def _is_same(found: Finding, other: Finding) -> bool:
+    keys = ("entry", "kind", "metric", "target")
+    return all(getattr(found, key) == getattr(other, key) for key in keys)
+
+
+def _merged(findings: Sequence[Finding], drifts: Sequence[Finding]) -> Iterator[Finding]:
+    """Findings first, those of a drifting metric since that drift began; then the drifts."""
+    began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
+    for found in findings:
+        since = began.get((found.entry, found.metric, found.target)) if found.kind == "gate" else None
+        yield found.model_copy(update={"since": since}) if since else found
+    yield from drifts
+
+
+def _with_drift(outcome: Outcome, drifts: Sequence[Finding]) -> Outcome:
+    """An outcome that passed its gate, but drifts, has missed."""
+    mine = [drift for drift in drifts if drift.entry == outcome.entry]
+    if outcome.status != "passed" or not mine:
+        return outcome
+    return outcome.model_copy(update={"status": "missed", "reason": mine[0].short})
+
+
+def _new_folder(parent: Path, started: datetime) -> Path:
+    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
+            continue
+        return folder
+    raise AssertionError("a thousand nights in one second")
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Have SIGTERM, by which a service manager ends a night, act as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

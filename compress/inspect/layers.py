@@ -30,15 +30,23 @@ Groups = dict[str, list[TensorInfo]]
 
 def group_layers(tensors: Sequence[TensorInfo], at_most: int = 40) -> Groups:
     """Tensors by layer, in reading order; coarser groups are taken until there are ``at_most``."""
-    prefix = model_prefix([tensor.name for tensor in tensors])
-    for rule in (_block_part, _block, _stack_part):
-        groups: Groups = defaultdict(list)
-        for tensor in tensors:
-            groups[rule(tensor.name.removeprefix(prefix))].append(tensor)
-        if len(groups) <= at_most:
-            break
+    layers = layers_of([tensor.name for tensor in tensors], at_most)
+    groups: Groups = defaultdict(list)
+    for tensor in tensors:
+        groups[layers[tensor.name]].append(tensor)
     kept = _largest(groups, at_most)
-    return {name: kept[name] for name in sorted(kept, key=_reading_order)}
+    return {name: kept[name] for name in sorted(kept, key=reading_order)}
+
+
+def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
+    """Tensor's name -> its layer, by the finest rule that gives ``at_most`` layers, or else the coarsest."""
+    names = list(names)
+    prefix = model_prefix(names)
+    for rule in (_block_part, _block, _stack_part):
+        layers = {name: rule(name.removeprefix(prefix)) for name in names}
+        if len(set(layers.values())) <= at_most:
+            break
+    return layers
 
 
 def model_prefix(names: Iterable[str]) -> str:
@@ -96,8 +104,8 @@ def _largest(groups: Groups, at_most: int) -> Groups:
     return kept
 
 
-def _reading_order(name: str) -> tuple[int, str, int, int, str]:
-    """Embeddings, then blocks by number and part, then heads, then what is no layer."""
+def reading_order(name: str) -> tuple[int, str, int, int, str]:
+    """Sorts layers: embeddings, then blocks by number and part, then heads, then what is no layer."""
     if name in ("constants", "other"):
         return (3, name, 0, 0, name)
     match = re.match(r"^(?P<stack>.*?\.)(?P<number>\d+)(\.(?P<part>.+))?$", name)

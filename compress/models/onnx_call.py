@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
     @property
     def bytes(self) -> int:
         """Size of the values; 4-bit types are packed in pairs."""
-        return math.ceil(self.elements * self.dtype.bitwidth / 8)
+        return math.ceil(self.elements * float(self.dtype.bitwidth) / 8)
 
 
 class Operations(NamedTuple):

@@ -8,7 +8,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr
 
 from compress.numerics.statistics import Estimate, Floats
 
@@ -68,9 +67,9 @@ def mcnemar_mid_p_one_sided(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise ValueError(f"expected counts, found {only_a} and {only_b}")
     n = only_a + only_b
-    # By symmetry P(X >= a) = P(X <= n - a) = P(X <= b).
-    up_to, below = (float(bdtr(k, n, 0.5)) if k >= 0 else 0.0 for k in (only_b, only_b - 1))
-    return (up_to + below) / 2
+    # By symmetry P(X >= a) = P(X <= n - a) = P(X <= b); whole numbers keep it exact.
+    below = sum(math.comb(n, k) for k in range(only_b))
+    return float((2 * below + math.comb(n, only_b)) / (1 << (n + 1)))
 
 
 def paired_bootstrap(

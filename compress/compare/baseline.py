@@ -1,0 +1,220 @@
+"""Baselines as small files to commit: what a gate needs of a report, and who set it, when and why."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compress.compare.hosts import fingerprint
+from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.report.metrics import describe_metric
+from compress.report.schema import Report, load_report, parse_report, read_text
+from compress.report.write import write_whole
+
+SCHEMA = 1
+KIND = "compress baseline"
+MACHINE = "machine"
+_DIGITS = 7
+
+
+class Origin(BaseModel):
+    """Who set the bar, when and why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    who: str
+    when: str = Field(description="ISO 8601, with the offset from UTC")
+    why: str
+
+
+class Outcomes(BaseModel):
+    """Per-example outcomes of a row. Example i is right if bit i of ``bits`` is 1, counted from the highest bit of
+    the first byte; the last byte is filled up with 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    model: str
+    target: str
+    count: int = Field(ge=1)
+    bits: str = Field(description="Base64 of the bits")
+
+    @classmethod
+    def of(cls, row: Measurement) -> Outcomes:
+        """Pack the 0 and 1 of a row."""
+        assert row.raw is not None
+        bits = "".join("1" if outcome else "0" for outcome in row.raw).ljust(-(-len(row.raw) // 8) * 8, "0")
+        packed = base64.b64encode(int(bits, 2).to_bytes(len(bits) // 8, "big")).decode()
+        return cls(metric=row.metric, model=row.model, target=row.target, count=len(row.raw), bits=packed)
+
+    @field_validator("bits")
+    @classmethod
+    def _base64(cls, value: str) -> str:
+        try:
+            base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError("bytes in Base64") from None
+        return value
+
+    def raw(self) -> tuple[float, ...]:
+        """The outcomes as a measurement keeps them. Raises `ValueError` where the bits are not as many as ``count``."""
+        content = base64.b64decode(self.bits)
+        if len(content) != -(-self.count // 8):
+            raise ValueError(f"{self.count} outcomes of {self.metric} take {-(-self.count // 8)} bytes")
+        bits = f"{int.from_bytes(content, 'big'):0{len(content) * 8}b}"
+        return tuple(float(bit) for bit in bits[: self.count])
+
+
+class BaselineFile(BaseModel):
+    """The file. ``report`` is a report of schema 1 without its long samples; ``outcomes`` belong to its rows."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+    kind: str = KIND
+    schema_version: int = Field(SCHEMA, alias="schema")
+    origin: Origin
+    outcomes: tuple[Outcomes, ...] = ()
+    report: dict[str, Any]
+
+
+def load_baseline(path: Path) -> Report:
+    """The report behind a baseline's file, a run's folder or a `report.json`. Raises `InputError`."""
+    place = path / "report.json" if path.is_dir() else path
+    if not is_baseline(place):
+        return load_report(place)
+    file = read_baseline(place)
+    report = parse_report(json.dumps(file.report), str(place))
+    try:
+        kept = {(found.model, found.metric, found.target): found.raw() for found in file.outcomes}
+    except ValueError as error:
+        raise _broken(place, str(error)) from None
+    rows = [
+        row.model_copy(update={"raw": kept.get((row.model, row.metric, row.target), row.raw)})
+        for row in report.measurements
+    ]
+    return report.model_copy(update={"measurements": tuple(rows)})
+
+
+def is_baseline(path: Path) -> bool:
+    """Whether the file says of itself that it is a baseline, rather than a report."""
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return isinstance(content, dict) and "kind" in content and "report" in content
+
+
+def read_baseline(path: Path) -> BaselineFile:
+    """The file with its origin. Raises `InputError` for another kind or schema, or missing parts."""
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _broken(path, f"no JSON: {error}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise _broken(path, f"it names no kind {KIND!r}")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        again = "write it anew: compress gate RUN --baseline FILE --update"
+        raise InputError(
+            f"The baseline has schema {schema!r}; this compress reads {SCHEMA}.",
+            where=str(path),
+            expected=f"a baseline of schema {SCHEMA}",
+            mend="pip install --upgrade compress" if newer else again,
+            if newer
+            else "write it anew: compress gate RUN --baseline FILE --update",
+        )
+    try:
+        return BaselineFile.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+        raise _broken(path, "; ".join(lines)) from None
+
+
+def write_baseline(report: Report, path: Path, origin: Origin, model: str = "final") -> None:
+    """Write the baseline of one model whole or not at all; kilobytes, lines that a reviewer can read.
+
+    Raises `InputError` where the report lacks the model or ``path`` is a folder, `StorageError` where it cannot be
+    written.
+    """
+    if model not in report.models:
+        raise InputError(f"There is no model {model!r} in the report.", expected=f"one of {', '.join(report.models)}")
+    if path.is_dir():
+        raise InputError("The baseline is a folder.", where=str(path), expected="a file such as baselines/my.json")
+    rows = [row for row in report.measurements if row.model in (model, MACHINE)]
+    packed = [Outcomes.of(row) for row in rows if _is_outcomes(row)]
+    small = report.model_copy(
+        update={
+            "measurements": tuple(_cut(row) for row in rows),
+            "environment": {**fingerprint(report.environment), **_noise(report.environment)},
+            "bytes_by_layer": {},
+            "stages": (),
+            "integrity": (),
+            "limits": (),
+            "calibration": (),
+            "notes": (),
+        }
+    )
+    file = BaselineFile(origin=origin, outcomes=tuple(packed), report=json.loads(small.to_json()))
+    write_whole(path, _lines(file))
+
+
+def _lines(file: BaselineFile) -> str:
+    """One line for each row, so that a change of one figure is a change of one line."""
+    dumped = file.model_dump(mode="json")
+    report = dumped.pop("report")
+    kept = {name: value for name, value in report.items() if value or value == 0}
+    parts = [f"  {json.dumps(name)}: {_block(value, '    ')}" for name, value in dumped.items()]
+    inner = [f"    {json.dumps(name)}: {_block(value, '      ')}" for name, value in kept.items()]
+    return "{\n" + ",\n".join([*parts, '  "report": {\n' + ",\n".join(inner) + "\n  }"]) + "\n}\n"
+
+
+def _block(value: Any, indent: str) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        inner = (json.dumps(_filled(item), ensure_ascii=False) for item in value)
+        return "[\n" + ",\n".join(indent + item for item in inner) + "\n" + indent[2:] + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _filled(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: held for name, held in value.items() if held is not None}
+
+
+def _is_outcomes(row: Measurement) -> bool:
+    return bool(row.raw) and len(row.raw or ()) == row.n and not set(row.raw or ()) - {0.0, 1.0}
+
+
+def _is_by_example(row: Measurement) -> bool:
+    """Other values for each example of a quality, such as losses: they pair too."""
+    return bool(row.raw) and len(row.raw or ()) == row.n and describe_metric(row.metric, row.unit).quality
+
+
+def _cut(row: Measurement) -> Measurement:
+    """Without samples, but for values of single examples; those are rounded, and their mean with them is not."""
+    if _is_outcomes(row) or not _is_by_example(row):
+        return row.model_copy(update={"raw": None})
+    raw = tuple(float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else value for value in row.raw or ())
+    return row.model_copy(update={"raw": raw})
+
+
+def _noise(environment: dict[str, Any]) -> dict[str, Any]:
+    noise = environment.get("noise")
+    if not isinstance(noise, dict):
+        return {}
+    return {"noise": {name: noise[name] for name in ("verdict", "reasons") if name in noise}}
+
+
+def _broken(path: Path, why: str) -> InputError:
+    return InputError(
+        f"This is no baseline: {why}",
+        where=str(path),
+        expected="a JSON file that `compress gate RUN --baseline FILE --update` wrote",
+        mend="take it from the repository again, or write it anew with --update",
+    )

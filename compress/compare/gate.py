@@ -1,0 +1,124 @@
+"""Judging a comparison by a policy: what passed, what is unknown, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from compress.compare.change import Change, Comparison, Record, SliceChange, Uncompared
+from compress.compare.policy import Policy, Rule
+
+Status = Literal["passed", "warned", "failed"]
+_UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}
+
+
+class Judgement(Record):
+    """What one rule makes of one metric on one target."""
+
+    metric: str
+    target: str
+    status: Status
+    margin: str = Field(description="as the rule says it: `0.5 points`, `5%`")
+    slice: str | None = Field(None, description="the part of the data that is judged; None for all of it")
+    change: Change | None = Field(None, description="None where nothing could be compared")
+    reason: str = Field("", description="why, where the change itself does not say it")
+
+
+class GateResult(Record):
+    """Every judgement, and the comparison behind them."""
+
+    comparison: Comparison
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the exit code is 1."""
+        return any(judgement.status == "failed" for judgement in self.judgements)
+
+    def having(self, status: Status) -> tuple[Judgement, ...]:
+        """The judgements of that status."""
+        return tuple(judgement for judgement in self.judgements if judgement.status == status)
+
+
+def gate(comparison: Comparison, policy: Policy) -> GateResult:
+    """Judge every change that a rule of ``policy`` covers, and the worst slice where one asks for it.
+
+    *worse* fails, *better* and *same* pass, *can't tell* does what the rule or the policy says. A metric that a rule
+    covers and only the candidate lacks fails; a rule that finds nothing to judge counts as *can't tell*.
+    """
+    judged = [
+        _judge(rule, change, policy, None)
+        for change in comparison.changes
+        if (rule := policy.rule(change.metric)) is not None
+    ]
+    judged += [
+        _lacking(rule, missing, policy)
+        for missing in comparison.uncompared
+        if (rule := policy.rule(missing.metric)) is not None
+    ]
+    judged += _slices(comparison, policy)
+    judged += _idle(judged, policy)
+    order = {"failed": 0, "warned": 1, "passed": 2}
+    return GateResult(
+        comparison=comparison, judgements=tuple(sorted(judged, key=lambda judgement: order[judgement.status]))
+    )
+
+
+def _judge(rule: Rule, change: Change, policy: Policy, part: SliceChange | None) -> Judgement:
+    unknown = _UNKNOWN[policy.what_if_unknown(rule)]
+    status: Status = {"worse": "failed", "can't tell": unknown}.get(change.verdict, "passed")
+    return Judgement(
+        metric=change.metric,
+        target=change.target,
+        status=status,
+        margin=margin_text(rule),
+        slice=part.name if part else None,
+        change=change,
+        reason=(change.note or "") if change.verdict == "can't tell" else "",
+    )
+
+
+def _lacking(rule: Rule, missing: Uncompared, policy: Policy) -> Judgement:
+    return Judgement(
+        metric=missing.metric,
+        target=missing.target,
+        status="failed" if missing.candidate_lacks else _UNKNOWN[policy.what_if_unknown(rule)],
+        margin=margin_text(rule),
+        reason=missing.reason,
+    )
+
+
+def _slices(comparison: Comparison, policy: Policy) -> Iterator[Judgement]:
+    for target in dict.fromkeys(part.change.target for part in comparison.slices):
+        parts = [part for part in comparison.slices if part.change.target == target]
+        covered = [part for part in parts if policy.slice_rule(part.change.metric)]
+        # One that is surely worse goes before one that only looks so.
+        worst = min(covered, key=lambda part: (part.change.verdict != "worse", part.change.effect), default=None)
+        rule = policy.slice_rule(worst.change.metric) if worst else None
+        if worst and rule:
+            yield _judge(rule, worst.change, policy, worst)
+
+
+def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:
+    """A rule that somebody wrote and that found nothing to judge must not pass in silence."""
+    if "rules" not in policy.model_fields_set:
+        return
+    for rule in policy.rules:
+        mine = [j for j in judged if rule.covers(j.metric) and (j.slice is not None) == (rule.slices is not None)]
+        if not mine:
+            what = "no slices were compared" if rule.slices else "nothing of that name was measured"
+            yield Judgement(
+                metric=rule.metric,
+                target=", ".join(policy.targets) or "any target",
+                status=_UNKNOWN[policy.what_if_unknown(rule)],
+                margin=margin_text(rule),
+                slice=rule.slices,
+                reason=what,
+            )
+
+
+def margin_text(rule: Rule) -> str:
+    """The rule's margin as it was written."""
+    return rule.worse_by.strip() if isinstance(rule.worse_by, str) else f"{rule.worse_by:g}"

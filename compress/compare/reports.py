@@ -1,0 +1,301 @@
+"""Comparing two stored reports, or two models of one, metric by metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compress.compare.change import Change, Comparison, Flip, Side, SliceChange, Uncompared
+from compress.compare.effects import (
+    Pair,
+    Reference,
+    exact_change,
+    is_paired,
+    launch_change,
+    paired_change,
+    reference,
+    time_change,
+    unjudged_change,
+    unpaired_change,
+    withhold,
+)
+from compress.compare.flips import flips
+from compress.compare.hosts import HostDifferences, host_differences, host_words
+from compress.compare.policy import COMPARE, Margin, Policy, default_margin
+from compress.compare.slices import slice_changes
+from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.report.metrics import Metric, describe_metric, slice_of
+from compress.report.schema import BASELINE, Report
+
+MACHINE = "machine"
+REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
+"""Rows of the model `machine`: fixed kernels, timed alongside."""
+MOST_FLIPS = 100
+"""Of either kind; the note of a paired change gives their number."""
+_SLICED = "accuracy"
+_SLICE_MARGIN = Margin(0.02, relative=False)
+_FILES = ("size_bytes", "parameters")
+_SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
+_REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
+
+
+def compare_reports(
+    baseline: Report,
+    candidate: Report,
+    policy: Policy = COMPARE,
+    *,
+    names: tuple[str, str] = ("baseline", "candidate"),
+    baseline_model: str | None = None,
+    across_hosts: bool = False,
+    folders: tuple[Path | None, Path | None] = (None, None),
+) -> Comparison:
+    """Compare the model ``policy.model`` of both, or ``baseline_model`` of the baseline with it.
+
+    Two models of one report are rows of one session. Times from different machines get no verdict unless
+    ``across_hosts``. The runs' ``folders`` give the answers and texts of examples that flipped. Raises `InputError`
+    where a model is missing or nothing was measured on both sides.
+    """
+    before = baseline_model or policy.model
+    for report, model, name in ((baseline, before, names[0]), (candidate, policy.model, names[1])):
+        _require(report, model, name)
+    ways = _Ways(baseline, candidate, before, policy, across_hosts)
+    compared = [ways.compare(metric, target) for target, metric in ways.metrics()]
+    changes = tuple(found for found in compared if isinstance(found, Change))
+    if not changes:
+        raise InputError(
+            "The two have no measurement in common.",
+            where=f"{names[0]} ({before}) and {names[1]} ({policy.model})",
+            expected=f"rows on one target: {_targets(policy, baseline, candidate)}",
+        )
+    return Comparison(
+        baseline=_side(baseline, names[0], before),
+        candidate=_side(candidate, names[1], policy.model),
+        how="from reports",
+        changes=changes,
+        uncompared=tuple(found for found in compared if isinstance(found, Uncompared)),
+        slices=tuple(ways.slices(changes)),
+        flips=tuple(ways.flips(changes, folders)),
+        host_differences=ways.hosts.machine,
+        notes=tuple(ways.notes(changes)),
+    )
+
+
+def _require(report: Report, model: str, name: str) -> None:
+    if model in report.models:
+        return
+    known = ", ".join(found for found in report.models if found != MACHINE)
+    raise InputError(
+        f"There is no model {model!r} in this report.", where=name, expected=f"one of {known or 'none: it is empty'}"
+    )
+
+
+def _targets(policy: Policy, baseline: Report, candidate: Report) -> str:
+    return ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
+
+
+def _side(report: Report, name: str, model: str) -> Side:
+    return Side(name=name, model=model, started=report.started, host=host_words(report.environment))
+
+
+@dataclass
+class _Ways:
+    """Knows which way each metric of two reports can be compared."""
+
+    baseline: Report
+    candidate: Report
+    before: str
+    policy: Policy
+    across_hosts: bool
+    hosts: HostDifferences = field(init=False)
+    one_session: bool = field(init=False)
+    reused: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.one_session = self.baseline is self.candidate or self.baseline == self.candidate
+        self.hosts = host_differences(self.baseline.environment, self.candidate.environment)
+        if self.one_session:
+            self.hosts = HostDifferences((), ())
+
+    def metrics(self) -> Iterator[tuple[str, str]]:
+        """(target, metric) of everything that either side has, slices apart: those are compared by themselves."""
+        sides = ((self.baseline, self.before), (self.candidate, self.policy.model))
+        rows = [row for report, model in sides for row in report.measurements if row.model == model]
+        for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
+            wanted = not self.policy.targets or target in self.policy.targets
+            # Agreement and speed-up compare with the run's own baseline already.
+            repeated = self.one_session and self.before != self.policy.model and describe_metric(metric).relative
+            if wanted and not repeated and slice_of(metric) is None:
+                yield target, metric
+
+    def compare(self, metric: str, target: str) -> Change | Uncompared:
+        """The change of one metric, or why there is none."""
+        before = self.baseline.find(self.before, metric, target)
+        after = self.candidate.find(self.policy.model, metric, target)
+        if before is None or after is None:
+            return self._absent(metric, target, before is None)
+        for row, side in ((before, "baseline"), (after, "candidate")):
+            if not _is_finite(row):
+                reason = f"the {side}'s {metric} is no finite number, or holds samples that are none"
+                return Uncompared(metric=metric, target=target, reason=reason, candidate_lacks=side == "candidate")
+        known = describe_metric(metric, after.unit)
+        rule = self.policy.rule(metric)
+        pair = Pair(before, after, rule.margin if rule else default_margin(known.style == "percent"))
+        if not pair.is_share and before.value == 0 and after.value != 0:
+            return Uncompared(metric=metric, target=target, reason="the baseline is 0, so there is no ratio to it")
+        by_kind = self.policy.time_confidence if _is_timed(known) else self.policy.quality_confidence
+        return self._change(pair, known, (rule and rule.confidence) or by_kind)
+
+    def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
+        if _is_timed(known):
+            return self._time(pair, known, confidence)
+        if pair.before.low is None and pair.after.low is None and known.style in ("bytes", "count"):
+            change = exact_change(pair)
+            return change if known.name in _FILES else self._bound_to_host(change)
+        if is_paired(pair) and self._same_rows():
+            return paired_change(pair, confidence)
+        if pair.before.low is None or pair.after.low is None:
+            return unjudged_change(pair, "no interval is kept with this figure")
+        apart = "of different test data" if not self._same_rows() else "kept without the outcomes of single examples"
+        return unpaired_change(pair, confidence, f"not paired: {apart}")
+
+    def _time(self, pair: Pair, known: Metric, confidence: float) -> Change:
+        before, after = pair.before, pair.after
+        if before.value <= 0 or after.value <= 0:
+            return unjudged_change(pair, "a time or rate that is not positive has no ratio")
+        if self.one_session:
+            return self._time_of_one_session(pair, confidence)
+        if (before.value, before.low, before.high) == (after.value, after.low, after.high) and before.low is not None:
+            self.reused = True
+            return exact_change(pair, _REUSED)
+        references = self._references(pair, known)
+        note = None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        change = time_change(pair, confidence, self.policy.session_spread, references, note)
+        return self._bound_to_host(self._bound_to_noise(change))
+
+    def _time_of_one_session(self, pair: Pair, confidence: float) -> Change:
+        ratios = self._launch_ratios(pair)
+        if len(ratios) > 1:
+            return launch_change(pair, ratios, confidence)
+        return time_change(pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians")
+
+    def _launch_ratios(self, pair: Pair) -> tuple[float, ...]:
+        """Baseline over candidate, one a launch, where the session kept them."""
+        metric = pair.after.metric
+        if metric.startswith("latency_ms") and self.before == BASELINE:
+            speedup = self.candidate.find(
+                self.policy.model, metric.replace("latency_ms", "speedup", 1), pair.after.target
+            )
+            return (speedup and speedup.raw) or ()
+        before, after = pair.before.raw or (), pair.after.raw or ()
+        if metric in ("startup_ms", "session_load_ms") and len(before) == len(after):
+            return tuple(a / b for a, b in zip(before, after, strict=True))
+        return ()
+
+    def _references(self, pair: Pair, known: Metric) -> tuple[Reference, ...]:
+        """The kernels that both sessions timed; start-up is like neither, and a speed-up needs none."""
+        if not (pair.after.metric.startswith("latency") or known.style == "rate"):
+            return ()
+        found = []
+        for name in REFERENCES:
+            rows = [report.find(MACHINE, name, pair.after.target) for report in (self.baseline, self.candidate)]
+            usable = [row for row in rows if row is not None and _is_finite(row) and row.value > 0]
+            if len(usable) == 2:
+                found.append(reference(name, *usable))
+        return tuple(found)
+
+    def _bound_to_host(self, change: Change) -> Change:
+        if not self.hosts.machine or self.across_hosts:
+            return change
+        return withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
+
+    def _bound_to_noise(self, change: Change) -> Change:
+        noisy = [
+            f"the {side}'s machine was too noisy ({reasons})"
+            for side, report in (("baseline", self.baseline), ("candidate", self.candidate))
+            if (reasons := _unusable(report))
+        ]
+        return withhold(change, "; ".join(noisy)) if noisy else change
+
+    def _same_rows(self) -> bool:
+        """Whether both were judged on the same examples, as far as the reports know."""
+        data = (self.baseline.data, self.candidate.data)
+        return data[0] is None or data[1] is None or data[0].digest == data[1].digest
+
+    def _absent(self, metric: str, target: str, baseline_lacks: bool) -> Uncompared:
+        report, side = (self.baseline, "baseline") if baseline_lacks else (self.candidate, "candidate")
+        skipped = next((skip.reason for skip in report.skipped if skip.target == target), None)
+        reason = f"the target was skipped: {skipped}" if skipped else f"the {side} was not measured for it"
+        lacks = not baseline_lacks and skipped is None
+        return Uncompared(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
+
+    def slices(self, changes: tuple[Change, ...]) -> Iterator[SliceChange]:
+        """The accuracy of each part of the data, wherever accuracy was compared."""
+        for change in changes:
+            if change.metric == _SLICED:
+                rule = self.policy.slice_rule(_SLICED)
+                margin = (rule.margin if rule else _SLICE_MARGIN).of(change.baseline, relative=False)
+                confidence = (rule and rule.confidence) or self.policy.quality_confidence
+                yield from slice_changes(
+                    self.baseline,
+                    self.candidate,
+                    change.target,
+                    margin or 0.0,
+                    confidence,
+                    baseline_model=self.before,
+                    candidate_model=self.policy.model,
+                )
+
+    def flips(self, changes: tuple[Change, ...], folders: tuple[Path | None, Path | None]) -> Iterator[Flip]:
+        """Examples that one side gets right and the other wrong, on the first target."""
+        target = next((change.target for change in changes if change.metric == _SLICED), None)
+        if target is not None:
+            yield from flips(
+                self.baseline,
+                self.candidate,
+                target,
+                baseline_model=self.before,
+                candidate_model=self.policy.model,
+                baseline_folder=folders[0],
+                candidate_folder=folders[1],
+                most=MOST_FLIPS,
+            )
+
+    def notes(self, changes: tuple[Change, ...]) -> Iterator[str]:
+        """What a reader must know besides the rows."""
+        if self.one_session:
+            noise = _unusable(self.candidate)
+            yield from [f"the machine was too noisy for sharp times: {noise}"] if noise else []
+            return
+        if self.baseline.recipe != self.candidate.recipe:
+            yield f"of different recipes: {self.baseline.recipe} and {self.candidate.recipe}"
+        if not self._same_rows():
+            yield "judged on different test data: examples do not pair"
+        elif self.baseline.data is None or self.candidate.data is None:
+            yield "a report does not name its test data: the same is assumed where the rows are as many"
+        yield from (f"software differs: {difference}" for difference in self.hosts.software)
+        if self.hosts.machine and self.across_hosts:
+            yield f"times are compared across machines, as asked: {'; '.join(self.hosts.machine)}"
+        if self.reused:
+            yield f"times are {_REUSED}"
+        elif any(_is_timed(describe_metric(change.metric, change.unit)) for change in changes):
+            yield _SHARPER
+
+
+def _is_timed(known: Metric) -> bool:
+    return known.style in ("milliseconds", "rate", "times")
+
+
+def _is_finite(row: Measurement) -> bool:
+    figures = (row.value, row.low or 0.0, row.high or 0.0, *(row.raw or ()))
+    return all(map(math.isfinite, figures))
+
+
+def _unusable(report: Report) -> str:
+    """Why the session's times mean nothing, or nothing if they do."""
+    noise = report.environment.get("noise")
+    if not isinstance(noise, dict) or noise.get("verdict") != "unusable":
+        return ""
+    return "; ".join(map(str, noise.get("reasons") or ())) or "no reason given"

@@ -1,0 +1,1 @@
+"""A comparison, and what a gate made of it, for people and for build servers."""

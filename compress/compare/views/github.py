@@ -1,0 +1,32 @@
+"""As GitHub workflow commands, which show up as annotations."""
+
+from __future__ import annotations
+
+from compress.compare.gate import GateResult
+from compress.compare.words import gate_sentence, judged_name, judgement_text
+
+_LEVELS = {"failed": "error", "warned": "warning"}
+
+
+def github_gate(result: GateResult) -> str:
+    """`::error` for each failure, `::warning` for what can't be told, and one `::notice` with the verdict."""
+    lines = [
+        _command(_LEVELS[judgement.status], f"compress gate: {judged_name(judgement)}", judgement_text(judgement))
+        for judgement in result.judgements
+        if judgement.status in _LEVELS
+    ]
+    return "\n".join([*lines, _command("notice", "compress gate", gate_sentence(result))]) + "\n"
+
+
+def _command(level: str, title: str, message: str) -> str:
+    return f"::{level} title={escape_property(title)}::{escape_data(message)}"
+
+
+def escape_data(text: str) -> str:
+    """As the workflow toolkit's own `escapeData`."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def escape_property(text: str) -> str:
+    """As the workflow toolkit's own `escapeProperty`."""
+    return escape_data(text).replace(":", "%3A").replace(",", "%2C")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -49,10 +50,8 @@ class Slice(BaseModel):
     )
     matches: str | None = Field(None, description="a regular expression that is found somewhere in the value")
     contains: str | None = Field(None, min_length=1, description="text that stands somewhere in the value")
-    equals: str | None = Field(
-        None,
-        description="the value as text: true, 1 and 1.0 are `true`, `1` and `1`",
-        json_schema_extra={"type": ["string", "number", "boolean", "null"]},
+    equals: Annotated[str | None, WithJsonSchema({"type": ["string", "number", "boolean", "null"]})] = Field(
+        None, description="the value as text: true, 1 and 1.0 are `true`, `1` and `1`"
     )
     at_least: float | None = Field(None, description="the smallest number that belongs to the slice")
     at_most: float | None = Field(None, description="the largest number that belongs to the slice")

@@ -1,0 +1,120 @@
+"""Slices as a recipe says them: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import tiny_run
+import yaml
+
+from compress.data.slices import Slice, extra_columns, value_text
+from compress.errors import RecipeError
+from compress.recipe_source import dump_recipe, read_recipe, recipe_schema
+
+GOOD: list[dict[str, Any]] = [
+    {"column": "label"},
+    {"column": "source", "max_values": 3, "min_rows": 5},
+    {"length": "quartiles"},
+    {"length": [16, 32], "unit": "tokens"},
+    {"name": "negated", "column": "text", "matches": r"\b(not|never)\b"},
+    {"name": "quoted", "column": "text", "contains": '"'},
+    {"name": "five stars", "column": "stars", "equals": 5},
+    {"name": "some stars", "column": "stars", "at_least": 2, "at_most": 4.5},
+]
+
+
+def recipe(tmp_path: Path, slices: Any) -> Path:
+    return tiny_run.write_recipe(tmp_path, slices=slices)
+
+
+def problems(tmp_path: Path, slices: Any) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe(tmp_path, slices))
+    return [f"{problem.field}: {problem.found}; {problem.expected}" for problem in caught.value.problems]
+
+
+def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
+    read = read_recipe(recipe(tmp_path, GOOD))
+    assert read.slices is not None
+    assert [part.name for part in read.slices][4:] == ["negated", "quoted", "five stars", "some stars"]
+    assert read.slices[3].length == (16, 32)
+    assert read.slices[6].equals == "5"
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(read))
+    assert read_recipe(again) == read
+
+
+def test_no_slices_is_not_the_same_as_the_tasks(tmp_path: Path) -> None:
+    assert read_recipe(recipe(tmp_path, [])).slices == ()
+    path = tiny_run.write_recipe(tmp_path, "other")
+    assert read_recipe(path).slices is None
+    assert "slices" not in yaml.safe_load(dump_recipe(read_recipe(path)))
+
+
+def test_the_schema_admits_every_way(tmp_path: Path) -> None:
+    values = yaml.safe_load(recipe(tmp_path, GOOD).read_text())
+    jsonschema.validate(values, recipe_schema())
+    values["slices"] = [{"column": "label", "lenght": "quartiles"}]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, json.loads(json.dumps(recipe_schema())))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "exactly one of `column` and `length`"),
+        ({"column": "a", "length": "quartiles"}, "exactly one of `column` and `length`"),
+        ({"length": "thirds"}, "`quartiles`, or lengths"),
+        ({"length": []}, "`quartiles`, or lengths"),
+        ({"length": [32, 16]}, "rising"),
+        ({"length": [16, 16]}, "rising"),
+        ({"length": [0, 16]}, "rising from at least 1"),
+        ({"length": [1.5]}, "`quartiles`, or lengths"),
+        ({"length": "quartiles", "unit": "words"}, "'characters' or 'tokens'"),
+        ({"length": "quartiles", "name": "x"}, "`length` with `unit` alone"),
+        ({"length": "quartiles", "contains": "x"}, "`length` with `unit` alone"),
+        ({"length": "quartiles", "min_rows": 3}, "no `min_rows`"),
+        ({"column": "a", "unit": "tokens"}, "no `unit`"),
+        ({"column": "a", "contains": "x"}, "a `name` together with a predicate"),
+        ({"column": "a", "name": "x"}, "a `name` together with a predicate"),
+        ({"column": "a", "name": "x", "contains": "b", "max_values": 3}, "no `max_values`"),
+        ({"column": "a", "name": "x", "contains": "b", "at_least": 3}, "one predicate"),
+        ({"column": "a", "name": "x", "at_least": 3, "at_most": 2}, "`at_least` no larger than `at_most`"),
+        ({"column": "a", "name": "x", "matches": "("}, "a regular expression"),
+        ({"column": "a", "name": "a[b]", "contains": "x"}, "text of the form"),
+        ({"column": "a", "name": "x", "contains": ""}, "at least 1 characters"),
+        ({"column": "a", "name": "x", "at_least": "3"}, "a number"),
+        ({"column": "a", "min_rows": 0}, "at least 1"),
+    ],
+)
+def test_what_means_nothing_is_one_problem(tmp_path: Path, given: dict[str, Any], wanted: str) -> None:
+    found = problems(tmp_path, [given])
+    assert len(found) == 1, found
+    assert found[0].startswith("slices.0")
+    assert wanted in found[0]
+
+
+def test_a_misspelled_field_gets_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe(tmp_path, [{"colum": "label"}]))
+    assert {problem.nearest for problem in caught.value.problems} >= {"column"}
+
+
+def test_a_name_stands_once(tmp_path: Path) -> None:
+    negated = {"name": "negated", "column": "text", "contains": "not"}
+    assert "each name once" in problems(tmp_path, [negated, {**negated, "contains": "never"}])[0]
+    assert "every slice once" in problems(tmp_path, [{"column": "label"}, {"column": "label"}])[0]
+
+
+def test_the_columns_beside_the_tasks() -> None:
+    slices = [Slice(column="text", name="a", contains="b"), Slice(column="source"), Slice(length="quartiles")]
+    slices.append(Slice(column="source", name="c", equals="d"))
+    assert extra_columns(slices, ("text", "label")) == ("source",)
+
+
+def test_values_as_text() -> None:
+    assert [value_text(value) for value in (True, 1, 1.0, 1.5, "a ")] == ["true", "1", "1", "1.5", "a "]

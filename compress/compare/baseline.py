@@ -128,8 +128,6 @@ def read_baseline(path: Path) -> BaselineFile:
             where=str(path),
             expected=f"a baseline of schema {SCHEMA}",
             mend="pip install --upgrade compress" if newer else again,
-            if newer
-            else "write it anew: compress gate RUN --baseline FILE --update",
         )
     try:
         return BaselineFile.model_validate(content)

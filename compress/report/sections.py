@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compress.measurement import Measurement
 from compress.report.charts import cost_metrics, trade_off
 from compress.report.distribution import latency_by_length, latency_curves
 from compress.report.layers import Group, group_by_module, largest, union
@@ -19,9 +20,8 @@ from compress.report.metrics import (
 from compress.report.reliability import reliability_diagram
 from compress.report.rows import environment_rows, limit_bound, limit_found, limit_state, stage_cells
 from compress.report.schema import BASELINE, FINAL, LayerBytes, Report, StageRecord
-from compress.report.slices import SliceFigures, slice_cells, slice_figures, slice_plot
+from compress.report.slices import SliceFigures, format_change, slice_figures, slice_plot
 
-MODELS = (BASELINE, FINAL)
 SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged"}
 
 
@@ -127,23 +127,31 @@ def slices_section(report: Report, target: str, place: str) -> str:
     metric, figures = found
     caption = "Squares are the baseline, diamonds the final model; bars are 95% intervals."
     plot = panel(f"{metric.title} by slice", caption, slice_plot(report, target))
-    rows = [
-        tag("tr", "", row_head(cells[0]), cell(escape(cells[1]), css_class="left wrap"), cell(cells[2], each.rows),
-            *(cell(escape(words), _sort_key(each, model)) for words, model in zip(cells[3:5], MODELS, strict=True)),
-            cell(escape(cells[5]), "" if each.change is None else each.change.value))
-        for cells, each in zip(slice_cells(figures), figures, strict=True)
-    ]  # fmt: skip
-    heads = ("Slice", "Holds", "Rows", "Baseline", "Final", "Change")
+    heads = ("Slice", "Rows", "Baseline", "Final", "Change")
+    body = table(heads, [_slice_row(each, metric) for each in figures], "sortable slices")
     hint = (
         "Changes are paired row by row, each with its own 95% interval. Of many slices one looks bad by chance: "
         "compress compare judges them together."
     )
-    words = tag("p", "quiet", escape(hint))
-    return section(f"By slice{place}", words, _pair([plot, diagram]), table(heads, rows, "sortable", left=(1,)))
+    return section(f"By slice{place}", tag("p", "quiet", escape(hint)), _pair([plot, diagram]), body)
 
 
-def _sort_key(each: SliceFigures, model: str) -> float | str:
-    return each.measured[model].value if model in each.measured else ""
+def _slice_row(each: SliceFigures, metric: Metric) -> str:
+    about = tag("small", "", escape(each.about)) if each.about else ""
+    head = element("th", {"scope": "row", "class": "wrap"}, escape(each.name) + about)
+    values = []
+    for model in (BASELINE, FINAL):
+        row = each.measured.get(model)
+        values.append(cell("", "") if row is None else cell(_valued(metric, row), row.value))
+    change, _, interval = format_change(each.change).partition(" (")
+    words = escape(change) + (tag("small", "", escape(interval.removesuffix(")"))) if interval else "")
+    key = "" if each.change is None else each.change.value
+    return tag("tr", "", head, cell(f"{each.rows:,}", each.rows), *values, cell(words, key))
+
+
+def _valued(metric: Metric, row: Measurement) -> str:
+    interval = format_interval(metric, row.low, row.high)
+    return escape(format_value(metric, row.value)) + (tag("small", "", escape(interval)) if interval else "")
 
 
 def _pair(panels: Sequence[str]) -> str:
@@ -168,9 +176,7 @@ def _measured(report: Report, model: str, metric: Metric, target: str) -> str:
     row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
     if row is None:
         return cell("", "")
-    lines = [escape(format_value(metric, row.value))]
-    interval = format_interval(metric, row.low, row.high)
-    lines += [tag("small", "", escape(interval))] if interval else []
+    lines = [_valued(metric, row)]
     gain = improvement(metric, row.value, before.value) if before and model != BASELINE else ""
     if gain and metric.style == "percent":
         gain = f"{gain} of baseline"

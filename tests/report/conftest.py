@@ -10,7 +10,17 @@ import pytest
 from compress.measurement import Measurement
 from compress.recipe import Limit
 from compress.report.limits import check_limits
-from compress.report.schema import IntegrityRecord, LayerBytes, Report, Skipped, StageRecord
+from compress.report.schema import (
+    CalibrationBin,
+    CalibrationCurve,
+    DataRecord,
+    IntegrityRecord,
+    LayerBytes,
+    Report,
+    Skipped,
+    SliceRecord,
+    StageRecord,
+)
 
 # model: right answers of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {
@@ -21,6 +31,12 @@ MODELS = {
     "export": (1740, 19_400_000, 4_790_000, 0.71),
     "quantize": (1737, 5_120_000, 4_790_000, 0.231),
     "final": (1737, 5_120_000, 4_790_000, 0.231),
+}
+SLICES = {
+    "label=negative": range(0, 2000, 2),
+    "label=positive": range(1, 2000, 2),
+    **{f"characters=Q{place + 1}": range(place * 500, place * 500 + 500) for place in range(4)},
+    "a predicate with a name that is long": range(1700, 1760),
 }
 BUCKETS = {(4, 16): 0.55, (17, 32): 1.0, (33, 64): 1.9, (65, 128): 3.8}
 
@@ -51,6 +67,9 @@ def _rows(model: str, right: int, size: int, parameters: int, latency: float) ->
 
     outcomes = tuple(1.0 if i < right else 0.0 for i in range(2000))
     yield row("accuracy", right / 2000, "fraction", 0.017, n=2000, raw=outcomes)
+    for name, members in SLICES.items():
+        hits = sum(outcomes[i] for i in members)
+        yield row(f"accuracy[{name}]", hits / len(members), "fraction", 0.02, n=len(members))
     yield row("f1", right / 2000 - 0.004, "fraction", 0.018, n=2000)
     yield row("agreement", 1.0 if model == "baseline" else 0.9615, "fraction", n=2000)
     yield row("size_bytes", size, "bytes")
@@ -121,6 +140,18 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
             "baseline": tuple(_layers(384, 1536, 6, 30522, 4, "float32")),
             "final": tuple(_layers(384, 768, 3, 9800, 1, "int8")),
         },
+        data=DataRecord(digest="d" * 64, rows=2000, labels=("negative", "positive")),
+        slices={
+            name: SliceRecord.of([i in members for i in range(2000)], f"rows like {members}")
+            for name, members in SLICES.items()
+        },
+        calibration=tuple(
+            CalibrationCurve(model=model, target="cpu", bins=tuple(
+                CalibrationBin(rows=rows, confidence=0.5 + rows / 1000, accuracy=0.48 + rows / 1000 * slope)
+                for rows in (60, 140, 220, 480)
+            ))
+            for model, slope in (("baseline", 1.0), ("final", 0.9))
+        ),
         integrity=tuple(
             IntegrityRecord(stage=name, check=check, found="as promised")
             for name in names for check in ("outputs finite", "saved loads the same")

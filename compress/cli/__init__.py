@@ -12,9 +12,13 @@ from compress import __version__
 from compress.cli.bench import bench
 from compress.cli.cache import cache_app
 from compress.cli.check import check
+from compress.cli.compare import compare
 from compress.cli.doctor import doctor
 from compress.cli.evaluate import evaluate
+from compress.cli.gate import gate
 from compress.cli.inspect import inspect
+from compress.cli.nightly import nightly
+from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
 from compress.cli.report import report
 from compress.cli.run import run
@@ -30,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for command in (run, check, inspect, evaluate, bench, report, doctor, targets):
+for command in (run, check, inspect, evaluate, bench, profile, compare, gate, report, nightly, doctor, targets):
     app.command()(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")

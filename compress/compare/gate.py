@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Literal
 
@@ -40,6 +41,10 @@ class GateResult(Record):
     def having(self, status: Status) -> tuple[Judgement, ...]:
         """The judgements of that status."""
         return tuple(judgement for judgement in self.judgements if judgement.status == status)
+
+    def to_json(self) -> str:
+        """Everything, with `failed` in front."""
+        return json.dumps({"failed": self.failed, **self.model_dump(mode="json")}, indent=2, ensure_ascii=False)
 
 
 def gate(comparison: Comparison, policy: Policy) -> GateResult:

@@ -80,9 +80,9 @@ def _details(comparison: Comparison) -> Iterator[str]:
         [f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example]
         for flip in comparison.flips[:MOST_FLIPS]
     ]
-    heads = ("Flip", "Row", "Label", "Before", "Now", "Example")
+    flip_heads = ("Flip", "Row", "Label", "Before", "Now", "Example")
     what = f"{len(flipped)} of {len(comparison.flips)} listed flips"
-    yield from _folded(what, markdown_table(heads, flipped, left=(0, 2, 3, 4, 5)) if flipped else [])
+    yield from _folded(what, markdown_table(flip_heads, flipped, left=(0, 2, 3, 4, 5)) if flipped else [])
     facts = [f"baseline: {side_text(comparison.baseline)}", f"candidate: {side_text(comparison.candidate)}"]
     methods = [f"{change.metric}: {change.method}" for change in comparison.changes]
     lines = [f"- {escape_markdown(line)}" for line in (*facts, *evidence(comparison), *methods)]

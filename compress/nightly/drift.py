@@ -84,7 +84,7 @@ def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night])
     if drift.machine is not None:
         words.append(f"{one.written(drift.net)} after what the machine's own speed changed")
     words += _companions(series, drift)
-    words += _suspects(nights, one.entry, drift.first)
+    words += suspects(nights, one.entry, drift.first)
     return Finding(
         entry=one.entry,
         kind="drift",
@@ -136,7 +136,7 @@ def _companions(series: Sequence[Series], drift: Drift) -> Iterator[str]:
                 yield f"the baseline model moved by {one.written(change)} too, so look at the runtime or the machine"
 
 
-def _suspects(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
+def suspects(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
     """What else was new that night: recipe, packages, kernel."""
     after = nights.get(first)
     earlier = [

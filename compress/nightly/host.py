@@ -25,7 +25,8 @@ def host_of(environment: dict[str, Any]) -> Host:
     """
     kept = {name: environment.get(name) for name in _IDENTITY}
     for name in ("memory_bytes", "memory_limit_bytes"):
-        kept[name] = None if kept[name] is None else round(kept[name] / 1e9)
+        reported = environment.get(name)
+        kept[name] = None if reported is None else round(reported / 1e9)
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
     return Host(digest=digest[:16], words=host_words(environment))
 

@@ -41,7 +41,7 @@ class Judged:
 
 
 def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Policy) -> Judged:
-    """Judge ``report`` by its limits and against the ``baseline`` file; a missing one is a note, a bad one a finding."""
+    """Judge by the limits and against the ``baseline`` file; a missing one is a note, a bad one a finding."""
     findings = [_missed(entry, report, limit) for limit in report.missed]
     notes = [f"{skip.target} was skipped: {skip.reason}" for skip in report.skipped]
     if baseline is None or not baseline.is_file():
@@ -59,7 +59,7 @@ def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Polic
     result = gate(comparison, policy)
     findings += [_regressed(entry, judgement) for judgement in result.having("failed")]
     notes += [_unknown(judgement) for judgement in result.having("warned")]
-    return Judged(tuple(findings), tuple([*notes, *comparison.notes]), policy, before.started, result)
+    return Judged(tuple(findings), (*notes, *comparison.notes), policy, before.started, result)
 
 
 def _missed(entry: str, report: Report, limit: LimitResult) -> Finding:

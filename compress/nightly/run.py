@@ -35,12 +35,8 @@ class NightDone:
     nights: tuple[Night, ...]
     series: tuple[Series, ...]
     drifts: tuple[Drift, ...]
+    history: Path
     interrupted: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """3 if something failed, else 1 if something was missed, else 0."""
-        return self.night.exit_code
 
 
 class NightRun:
@@ -130,7 +126,7 @@ class NightRun:
             }
         )
         nights = tuple(night if one.number == night.number else one for one in nights)
-        return NightDone(night, folder, nights, series, tuple(drifts), interrupted)
+        return NightDone(night, folder, nights, series, tuple(drifts), self.history.path, interrupted)
 
     def _note(self, message: str) -> None:
         self.notes.append(message)

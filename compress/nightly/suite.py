@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def read_suite(path: Path) -> Suite:
     if suite is None or document.problems:
         raise _refused(sorted(document.problems, key=lambda problem: problem.line or 0))
     return suite
+
+
+def choose(suite: Suite, only: Sequence[str]) -> Suite:
+    """The suite with the entries named in ``only``, or all. Raises `InputError` for a name that no entry has."""
+    known = [entry.label for entry in suite.entries]
+    for name in only:
+        if name not in known:
+            near = nearest_name(name, known)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise InputError(f"The suite has no entry {name!r}.{hint}", expected=f"one of {', '.join(known)}")
+    kept = tuple(entry for entry in suite.entries if not only or entry.label in only)
+    return suite.model_copy(update={"entries": kept})
 
 
 def suite_schema() -> dict[str, Any]:

@@ -29,11 +29,11 @@ _ROUNDING = 1e-12
 class ChangePoint(NamedTuple):
     """A change of level.
 
-    ``index`` is the place of the first value at the new level; ``before`` and ``after`` are the medians of the values
+    ``place`` is that of the first value at the new level; ``before`` and ``after`` are the medians of the values
     since the change before and until the next; ``p_value`` is that of Student's t on the two means.
     """
 
-    index: int
+    place: int
     before: float
     after: float
     p_value: float

@@ -77,11 +77,7 @@ def profile_operators(
     Raises `InputError` for a target other than the processor, `DataError` without examples, `StageError` where the
     process dies or hangs, and what opening the model raises.
     """
-    if target.provider != CPU:
-        raise InputError(
-            f"The target {target.name!r} cannot be profiled.",
-            expected="a target on the processor, such as cpu: its limits are measured, and each operator's time is",
-        )
+    refuse_other_devices(target)
     if len(examples) == 0:
         raise DataError("There is no example to profile with.", expected="at least one row in the test split")
     reason = why_unavailable(target)
@@ -95,6 +91,14 @@ def profile_operators(
     ):
         session = _Session(child, Path(scratch), batches, threads, seconds, progress, timeout_seconds)
         return session.profile(artifact, target, batch_size)
+
+
+def refuse_other_devices(target: Target) -> None:
+    """Raises `InputError` for a target other than the processor, whose limits are the ones that are measured."""
+    if target.provider != CPU:
+        raise InputError(
+            f"The target {target.name!r} cannot be profiled.", expected="a target on the processor, such as cpu"
+        )
 
 
 def _batches(examples: Examples, batch_size: int, seed: int) -> list[Batch]:

@@ -1,0 +1,89 @@
+"""A profile in the terminal: the whole model, its operator types and its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE, SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compress.bench.profile import Profile, Row
+from compress.report.profile_words import (
+    binds_text,
+    count_text,
+    giga_text,
+    interval_text,
+    limit_facts,
+    rate_text,
+    share_text,
+    time_text,
+    verdict_text,
+    working_set_text,
+)
+
+_BAR = 5
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
+
+
+def console_profile(profile: Profile) -> RenderableType:
+    """Tables with bars; the notes are left to whoever writes to standard error."""
+    return Group(
+        _whole(profile),
+        _rows("By operator type", "Operator", profile.by_operator()),
+        _rows("By layer", "Layer", profile.by_layer()),
+    )
+
+
+def _whole(profile: Profile) -> RenderableType:
+    whole = profile.whole
+    title = Text(f"{profile.artifact} on {profile.target}", overflow="fold")
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=SIMPLE)
+    table.add_column()
+    table.add_column(justify="right")
+    uncounted = f" (without {time_text(whole.uncounted_ms)} not counted)" if whole.uncounted_ms else ""
+    facts = [
+        ("A call takes", f"{time_text(whole.time_ms)} ({interval_text(profile)})"),
+        ("The machine would need", time_text(whole.limit_ms)),
+        ("Share of the limit", share_text(whole.share_of_roof) + uncounted),
+        ("Binds", binds_text(whole)),
+        ("Operations", f"{count_text(whole.operations)} ({count_text(whole.int8_operations)} on 8-bit integers)"),
+        ("Reached", f"{rate_text(whole.operations_per_s, 'OP')}, {rate_text(whole.bytes_per_s, 'B')}"),
+        *((f"Limit: {name[:1].lower()}{name[1:]}", value) for name, value in limit_facts(profile.limits)),
+    ]
+    for name, value in facts:
+        table.add_row(name, Text(value))
+    return Group(table, Text(verdict_text(profile)), Text(working_set_text(profile.limits)), Text(""))
+
+
+def _rows(title: str, head: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(head, overflow="fold")
+    table.add_column("Time", justify="right", no_wrap=True)
+    table.add_column("Share", no_wrap=True)
+    for name in ("GOP/s", "GB/s", "Limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Binds", no_wrap=True)
+    together = sum(row.time_ms for row in rows) or 1.0
+    for row in rows:
+        share = row.time_ms / together
+        bound = binds_text(row)
+        table.add_row(
+            Text(row.name),
+            time_text(row.time_ms),
+            f"{bar(share)} {share:5.1%}",
+            giga_text(row.operations_per_s) if row.counted else "",
+            giga_text(row.bytes_per_s) if row.counted else "",
+            share_text(row.share_of_roof),
+            Text(bound, style=_STYLES[bound]),
+        )
+    return table
+
+
+def bar(share: float) -> str:
+    """``share`` of `_BAR` characters in eighths, padded with spaces."""
+    eighths = round(min(max(share, 0.0), 1.0) * _BAR * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)

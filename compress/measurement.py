@@ -5,6 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+MACHINE = "machine"
+"""In place of a model: fixed work that was timed beside the models, to relate sessions by."""
+
+
 class Measurement(BaseModel):
     """One measured quantity of one model on one target.
 
@@ -14,7 +18,7 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="`baseline`, a stage's label, or `final`")
+    model: str = Field(description="`baseline`, a stage's label, `final`, or `machine`")
     metric: str
     target: str
     value: float

@@ -42,6 +42,12 @@ class Benchmark(Strict):
     threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
     batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
     seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
+    budget_seconds: float | None = Field(
+        None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
+    )
+    rate: float | None = Field(
+        None, gt=0, description="requests per second of the server scenario (Poisson arrivals); left out without one"
+    )
     examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 

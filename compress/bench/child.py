@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from compress import errors
+from compress.bench.reference import ReferenceTimes
+from compress.bench.rounds import Turn
 from compress.errors import CompressError, StageError
 from compress.targets import Target
 
@@ -29,8 +31,13 @@ _QUIT_SECONDS = 5.0
 class Child:
     """A running `compress.bench.worker`; a context manager, which leaves no process behind."""
 
-    def __init__(self, label: str, command: Sequence[str] | None = None) -> None:
-        """Start the process. ``label`` names the model in messages; ``command`` replaces the worker."""
+    def __init__(
+        self, label: str, command: Sequence[str] | None = None, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the process. ``label`` names the model in messages; ``command`` replaces the worker.
+
+        ``variables`` are added to the environment that it inherits.
+        """
         self.label = label
         self.began = time.perf_counter()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, closed by `kill`
@@ -41,6 +48,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
+            env={**os.environ, **(variables or {})},
         )
 
     @property
@@ -70,11 +78,24 @@ class Child:
             timeout,
         )
 
-    def round(self, calls: Sequence[int], timeout: float, untimed: int = 0) -> list[float]:
-        """Milliseconds of one call for each numbered batch, after the first ``untimed`` were run once."""
-        message = {"do": "round", "calls": list(calls), "untimed": untimed}
+    def load(self, batches: Path, timeout: float) -> str | None:
+        """Have it read all batches; why energy can't be measured there, if it can't."""
+        reason: str | None = self.ask({"do": "load", "batches": str(batches)}, timeout)["no_energy"]
+        return reason
+
+    def round(self, calls: Sequence[int], timeout: float, untimed: int = 0) -> Turn:
+        """One timed call for each numbered batch, after the first ``untimed`` were run once."""
+        return Turn(**self.ask({"do": "round", "calls": list(calls), "untimed": untimed}, timeout))
+
+    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float], timeout: float) -> list[float]:
+        """Milliseconds from arrival to answer of requests that arrive after ``gaps_ms``, one a call."""
+        message = {"do": "arrivals", "calls": list(calls), "gaps_ms": list(gaps_ms)}
         latencies: list[float] = self.ask(message, timeout)["latencies_ms"]
         return latencies
+
+    def reference(self, cores: Sequence[int], timeout: float) -> ReferenceTimes:
+        """What the reference kernels take now, on the first of ``cores``."""
+        return ReferenceTimes(**self.ask({"do": "reference", "cores": list(cores[:1])}, timeout))
 
     def memory(self) -> dict[str, Any]:
         """Peak memory and processor time so far; see `Worker.memory`."""

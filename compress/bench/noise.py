@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from compress.environment import granted_cores, throttling
 Verdict = Literal["quiet", "noisy", "unusable"]
 
 _NOISY_SPREAD, _UNUSABLE_SPREAD = 0.10, 0.30
-"""Interquartile range over median of the round medians; torch.utils.benchmark warns at 10% too."""
+"""Interquartile range over median of the rounds; torch.utils.benchmark warns at 10% too."""
 _NOISY_OTHERS, _UNUSABLE_OTHERS = 0.10, 0.50
 """Share of the machine's processor time taken by others, or by the hypervisor."""
 _UNUSABLE_THROTTLED = 0.10
@@ -37,15 +37,28 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What went on between two snapshots. ``own_seconds`` is this benchmark's own processor time."""
+
+    elapsed: float = 0.0
+    busy_seconds: float = 0.0
+    stolen_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    own_seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """Counters of the machine at one moment. ``own_seconds`` is this benchmark's own processor time."""
+    """Counters of the machine at one moment."""
 
     clock: float
     busy_seconds: float
     stolen_seconds: float
     throttled_seconds: float
     own_seconds: float
-    load: float | None
 
     @classmethod
     def take(cls, children_seconds: float) -> Snapshot:
@@ -61,8 +74,25 @@ class Snapshot:
             stolen_seconds=stolen,
             throttled_seconds=throttling().seconds,
             own_seconds=time.process_time() + children_seconds,
-            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         )
+
+    def since(self, before: Snapshot) -> Usage:
+        """What has gone on since ``before``."""
+        return Usage(*(last - first for last, first in zip(astuple(self), astuple(before), strict=True)))
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited over the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def frequency_mhz() -> float | None:
+    """The processor's frequency now, where the system tells."""
+    try:
+        now = psutil.cpu_freq()
+    except (OSError, NotImplementedError):
+        return None
+    return float(now.current) if now and now.current else None
 
 
 def spread(medians: np.ndarray) -> float:
@@ -71,24 +101,36 @@ def spread(medians: np.ndarray) -> float:
     return float((high - low) / middle)
 
 
-def judge(before: Snapshot, after: Snapshot, round_medians: Mapping[str, np.ndarray]) -> Noise:
-    """The verdict on what was measured between two snapshots."""
-    elapsed = after.clock - before.clock
-    capacity = elapsed * (os.cpu_count() or 1)
-    own = after.own_seconds - before.own_seconds
-    others = max(0.0, after.busy_seconds - before.busy_seconds - own) / capacity
-    stolen = (after.stolen_seconds - before.stolen_seconds) / capacity
-    throttled = (after.throttled_seconds - before.throttled_seconds) / elapsed
-    spreads = {model: spread(medians) for model, medians in round_medians.items()}
+def judge(
+    usage: Usage,
+    relative_rounds: Mapping[str, np.ndarray],
+    load_before: float | None = None,
+    reference_ms: np.ndarray | None = None,
+    frequencies_mhz: Sequence[float] = (),
+) -> Noise:
+    """The verdict on what was measured while ``usage`` went on.
+
+    ``relative_rounds[model]`` says how each of its rounds went against the whole, [rounds]; ``reference_ms`` are the
+    times of the reference product, [times], which vary only because the machine does.
+    """
+    capacity = usage.elapsed * (os.cpu_count() or 1)
+    others = max(0.0, usage.busy_seconds - usage.own_seconds) / capacity
+    stolen = usage.stolen_seconds / capacity
+    throttled = usage.throttled_seconds / usage.elapsed
+    spreads = {model: spread(rounds) for model, rounds in relative_rounds.items()}
     worst = max(spreads, key=spreads.__getitem__)
+    reference = None if reference_ms is None or len(reference_ms) == 0 else spread(reference_ms)
+    slowed = 1 - min(frequencies_mhz) / max(frequencies_mhz) if len(frequencies_mhz) else None
     findings = [
         _finding(spreads[worst], _NOISY_SPREAD, _UNUSABLE_SPREAD, f"the rounds of {worst!r} vary by {{:.0%}}"),
+        _finding(reference or 0.0, _NOISY_SPREAD, _UNUSABLE_SPREAD, "the reference product varies by {:.0%}"),
+        _finding(slowed or 0.0, _NOISY_SPREAD, _UNUSABLE_SPREAD, "the processor's frequency fell by {:.0%}"),
         _finding(others, _NOISY_OTHERS, _UNUSABLE_OTHERS, "other processes took {:.0%} of the processor"),
         _finding(stolen, _NOISY_OTHERS, _UNUSABLE_OTHERS, "the hypervisor took {:.0%} of the processor"),
         _finding(throttled, 0.0, _UNUSABLE_THROTTLED, "the control group was throttled {:.1%} of the time"),
     ]
-    if before.load is not None and before.load > _NOISY_LOAD * len(granted_cores()):
-        load = f"the load was {before.load:.1f} on {len(granted_cores())} cores before the start"
+    if load_before is not None and load_before > _NOISY_LOAD * len(granted_cores()):
+        load = f"the load was {load_before:.1f} on {len(granted_cores())} cores before the start"
         findings.append(("noisy", load))
     verdicts = {verdict for verdict, _ in findings}
     verdict: Verdict = "unusable" if "unusable" in verdicts else "noisy" if "noisy" in verdicts else "quiet"
@@ -97,10 +139,12 @@ def judge(before: Snapshot, after: Snapshot, round_medians: Mapping[str, np.ndar
         tuple(reason for found, reason in findings if found != "quiet"),
         {
             "round_spread": spreads[worst],
+            "reference_spread": reference,
+            "frequency_drop": slowed,
             "others_share": others,
             "stolen_share": stolen,
             "throttled_share": throttled,
-            "load_before": before.load,
+            "load_before": load_before,
         },
     )
 

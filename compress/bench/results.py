@@ -7,36 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.bench.launches import Record
+from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
 from compress.bench.scenarios import length_buckets
 from compress.measurement import Measurement
-from compress.numerics.statistics import (
-    clustered_bootstrap_intervals,
-    median_interval,
-    paired_ratio_interval,
-    round_ratios,
-)
+from compress.numerics.statistics import geometric_interval, median_interval, nested_bootstrap_intervals
+from compress.recipe import Benchmark
 
 _RESAMPLES = 500
-_FEWEST_ROUNDS = 6
-"""With fewer rounds there is no honest 95% interval."""
-
-
-@dataclass(frozen=True)
-class Starts:
-    """What the fresh processes of one model took, one entry a process."""
-
-    startup_ms: list[float]
-    session_load_ms: list[float]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak resident memory of a model's process: of the runtime alone, after single calls, after batches."""
-
-    runtime_bytes: int
-    single_bytes: int
-    batched_bytes: int
+_FEWEST_LAUNCHES = 3
+_FEWEST_FOR_A_MEDIAN = 6
+"""With fewer samples there is no 95% interval of the median."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +29,31 @@ class Writer:
     target: str
     seed: int
 
+    def all(
+        self, record: Record, timed_as: str, baseline: str, lengths: np.ndarray, settings: Benchmark
+    ) -> list[Measurement]:
+        """Every row of the model that was timed as ``timed_as``."""
+        batch = settings.batch_size
+        rows = self.single(record.single, timed_as, lengths)
+        rows += self.batched(record.batched, timed_as, batch)
+        rows += [self.speedup("speedup", record.single, timed_as, baseline)]
+        rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
+        rows += self.consumption(record.single, timed_as)
+        if settings.rate is not None:
+            rows += self.server(record.server_ms[timed_as], settings.rate)
+        rows += [
+            self._medians("startup_ms", "ms", record.startup_ms[timed_as]),
+            self._medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
+            self._medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
+            self._medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as]),
+            self._medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
+        ]
+        return rows
+
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
-        latencies = rounds.latencies_ms[timed_as]
-        pooled = np.concatenate(latencies)
-        intervals = self._intervals(latencies, (0.5, 0.9, 0.99))
+        pooled = np.concatenate(rounds.latencies_ms(timed_as))
+        intervals = self._intervals(rounds.by_launch(timed_as), (0.5, 0.9, 0.99))
         p90, p99 = (float(value) for value in np.quantile(pooled, [0.9, 0.99]))
         rows = [
             self._row("latency_ms", float(np.median(pooled)), "ms", intervals[0], pooled),
@@ -59,67 +61,79 @@ class Writer:
             self._row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
         ]
         buckets = length_buckets(lengths)
-        return rows + [self._bucket(rounds, latencies, lengths, *b) for b in buckets if len(buckets) > 1]
+        return rows + [self._bucket(rounds, timed_as, lengths, *b) for b in buckets if len(buckets) > 1]
 
     def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Latency of a batch, and examples per second of each round."""
-        latencies = rounds.latencies_ms[timed_as]
+        latencies = rounds.latencies_ms(timed_as)
         pooled = np.concatenate(latencies)
-        throughput = np.array([1000 * batch_size * len(calls) / sum(calls) for calls in latencies])
-        (interval,) = self._intervals(latencies, (0.5,))
+        throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
+        (interval,) = self._intervals(rounds.by_launch(timed_as), (0.5,))
         return [
             self._row(f"latency_ms_batch_{batch_size}", float(np.median(pooled)), "ms", interval, pooled),
             self._medians("throughput", "examples/s", throughput),
         ]
 
-    def speedup(self, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
-        """How many times faster than ``baseline`` at batch 1, from the rounds that ran beside each other."""
+    def speedup(self, metric: str, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
+        """How many times faster than ``baseline``: geometric mean of the launches' ratios, with its t interval."""
         if timed_as == baseline:
-            return self._row("speedup", 1.0, "x", None, n=len(rounds.calls))
-        pair = rounds.latencies_ms[baseline], rounds.latencies_ms[timed_as]
-        value, low, high = paired_ratio_interval(*pair)
-        return self._row("speedup", value, "x", (low, high), round_ratios(*pair))
+            return self._row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
+        ratios = rounds.ratios(baseline, timed_as)
+        if len(ratios) < 2:
+            return self._row(metric, float(ratios[0]), "x", None, ratios)
+        value, low, high = geometric_interval(ratios)
+        return self._row(metric, value, "x", (low, high), ratios)
 
-    def starts(self, starts: Starts) -> list[Measurement]:
-        """Process start to first answer, and the part of it in which the model is loaded."""
+    def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
+        """Processor time of a call at batch 1, waiting threads included, and energy where it was counted."""
+        turns = rounds.turns[timed_as]
+        rows = [self._medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
+        energy = [turn.energy_mj / len(turn.latencies_ms) for turn in turns if turn.energy_mj is not None]
+        return rows + ([self._medians("energy_mj", "mJ", energy)] if energy else [])
+
+    def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
+        """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
+        pooled = np.concatenate([np.asarray(launch) for launch in latencies])
+        intervals = self._intervals([[launch] for launch in latencies], (0.5, 0.99))
         return [
-            self._medians("startup_ms", "ms", np.array(starts.startup_ms)),
-            self._medians("session_load_ms", "ms", np.array(starts.session_load_ms)),
+            self._row(f"latency_ms_rate_{rate:g}", float(np.median(pooled)), "ms", intervals[0], pooled),
+            self._row(
+                f"latency_p99_ms_rate_{rate:g}", float(np.quantile(pooled, 0.99)), "ms", intervals[1], n=len(pooled)
+            ),
         ]
 
-    def memory(self, memory: Memory, batch_size: int) -> list[Measurement]:
-        """Peaks of the process; the difference to the runtime's own is the model's share."""
+    def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
+        """The reference kernels, timed among the rounds."""
         return [
-            self._row("peak_memory_bytes", memory.single_bytes, "bytes", None),
-            self._row(f"peak_memory_bytes_batch_{batch_size}", memory.batched_bytes, "bytes", None),
-            self._row("runtime_memory_bytes", memory.runtime_bytes, "bytes", None),
+            self._medians("reference_matmul_ms", "ms", [time.matmul_ms for time in times]),
+            self._medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
-    def _bucket(
-        self, rounds: Rounds, latencies: list[list[float]], lengths: np.ndarray, low: int, high: int
-    ) -> Measurement:
-        inside = [
-            np.array(times)[(lengths[calls] >= low) & (lengths[calls] <= high)]
-            for calls, times in zip(rounds.calls, latencies, strict=True)
-        ]
-        kept = [times for times in inside if len(times)]
-        pooled = np.concatenate(kept)
-        (interval,) = self._intervals(kept, (0.5,))
+    def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> Measurement:
+        launches: dict[int, list[np.ndarray]] = {}
+        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
+            inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
+            if len(inside):
+                launches.setdefault(launch, []).append(inside)
+        pooled = np.concatenate([inside for launch in launches.values() for inside in launch])
+        (interval,) = self._intervals(list(launches.values()), (0.5,))
         return self._row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)
 
     def _intervals(
-        self, latencies: Sequence[Sequence[float] | np.ndarray], quantiles: tuple[float, ...]
+        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], quantiles: tuple[float, ...]
     ) -> list[tuple[float, float] | None]:
-        if len(latencies) < _FEWEST_ROUNDS:
+        if len(launches) < _FEWEST_LAUNCHES:
             return [None] * len(quantiles)
         return list(
-            clustered_bootstrap_intervals(
-                latencies, lambda pooled: np.quantile(pooled, quantiles).tolist(), self.seed, _RESAMPLES
+            nested_bootstrap_intervals(
+                launches, lambda pooled: np.quantile(pooled, quantiles).tolist(), self.seed, _RESAMPLES
             )
         )
 
-    def _medians(self, metric: str, unit: str, samples: np.ndarray) -> Measurement:
-        return self._row(metric, float(np.median(samples)), unit, median_interval(samples), samples)
+    def _medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
+        array = np.asarray(samples)
+        interval = median_interval(array) if len(array) >= _FEWEST_FOR_A_MEDIAN else None
+        return self._row(metric, float(np.median(array)), unit, interval, array)
 
     def _row(
         self,

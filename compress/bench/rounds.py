@@ -2,36 +2,81 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from compress.numerics.statistics import median_interval
 
-Run = Callable[[Sequence[int]], list[float]]
-"""Times one call for each numbered batch, in milliseconds."""
+@dataclass(frozen=True)
+class Turn:
+    """One model's calls of one round: ms of each, and what all of them took of the processor and of energy."""
 
-MINIMUM_ROUNDS = 8
-NARROW = 0.02
-"""Width of the 95% interval of the median, as a share of the median, at which sampling may stop."""
+    latencies_ms: list[float]
+    cpu_ms: float = 0.0
+    energy_mj: float | None = None
+
+
+Run = Callable[[Sequence[int]], Turn]
+"""Times one call for each numbered batch."""
+
 _STEADY = 0.05
 _STEADY_IN_A_ROW = 2
 _WARM_UP_ROUNDS = 20
+_SHAPES_AT_ONCE = 8
 
 
 @dataclass
 class Rounds:
-    """What was timed. ``calls[r]`` are the batches of round r, ``latencies_ms[model][r]`` their times."""
+    """What was timed. In round r, ``calls[r]`` are the batches and ``turns[model][r]`` what they took.
+
+    ``launches[r]`` numbers the set of processes that ran it: each launch has fresh ones, since where a process
+    happens to lie in memory may make it a little faster or slower for all its life.
+    """
 
     calls: list[list[int]] = field(default_factory=list)
-    latencies_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+    launches: list[int] = field(default_factory=list)
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
 
-    def medians(self, model: str) -> np.ndarray:
-        """Median of each round in ms, [rounds]."""
-        return np.array([np.median(latencies) for latencies in self.latencies_ms[model]])
+    def latencies_ms(self, model: str) -> list[list[float]]:
+        """[rounds][calls]"""
+        return [turn.latencies_ms for turn in self.turns[model]]
+
+    def by_launch(self, model: str) -> list[list[list[float]]]:
+        """[launches][rounds][calls] latencies in ms."""
+        grouped: dict[int, list[list[float]]] = {}
+        for launch, latencies in zip(self.launches, self.latencies_ms(model), strict=True):
+            grouped.setdefault(launch, []).append(latencies)
+        return list(grouped.values())
+
+    def ratios(self, baseline: str, candidate: str) -> np.ndarray:
+        """How many times longer ``baseline`` takes, one value a launch, [launches].
+
+        Each call is paired with the other model's call for the same example in the same round; the median over
+        calls is a round's ratio, the median over rounds a launch's, so that a passing disturbance leaves it alone.
+        """
+        pairs = zip(self.by_launch(baseline), self.by_launch(candidate), strict=True)
+        return np.array(
+            [
+                np.median([np.median(np.asarray(a) / np.asarray(b)) for a, b in zip(first, second, strict=True)])
+                for first, second in pairs
+            ]
+        )
+
+    def relative_rounds(self, model: str) -> np.ndarray:
+        """How each round went against the whole, [rounds]: the median of its calls, each over its example's median."""
+        seen: dict[int, list[float]] = {}
+        for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True):
+            for call, latency in zip(calls, latencies, strict=True):
+                seen.setdefault(call, []).append(latency)
+        typical = {call: float(np.median(latencies)) for call, latencies in seen.items()}
+        return np.array(
+            [
+                np.median([latency / typical[call] for call, latency in zip(calls, latencies, strict=True)])
+                for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -47,55 +92,50 @@ def in_turn(models: Sequence[str], round_number: int) -> list[str]:
     return list(models) if round_number % 2 == 0 else list(reversed(models))
 
 
-def warm_up(run: Run, schedule: Sequence[Sequence[int]], seconds: float) -> WarmUp:
-    """Run every round of ``schedule`` once, then the first again until successive medians agree within 5%.
+def warm_up(run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: float) -> WarmUp:
+    """Run one batch of every shape, then ``calls`` again and again until successive medians agree within 5%.
 
     Gives up after ``seconds``, or after 20 rounds of repeating.
     """
     began = time.perf_counter()
-    done = 0
-    for calls in schedule[1:]:
+    for start in range(0, len(shapes), _SHAPES_AT_ONCE):
         if time.perf_counter() - began > seconds:
             break
-        run(calls)
-        done += 1
-    previous = float(np.median(run(schedule[0])))
+        run(shapes[start : start + _SHAPES_AT_ONCE])
+    previous = float(np.median(run(calls).latencies_ms))
     agreeing = 0
     for repeat in range(_WARM_UP_ROUNDS):
-        median = float(np.median(run(schedule[0])))
+        median = float(np.median(run(calls).latencies_ms))
         agreeing = agreeing + 1 if abs(median - previous) <= _STEADY * previous else 0
         if agreeing == _STEADY_IN_A_ROW:
-            return WarmUp(done + repeat + 2, True)
-        if time.perf_counter() - began > 2 * seconds:
-            return WarmUp(done + repeat + 2, False)
+            return WarmUp(repeat + 2, True)
+        if time.perf_counter() - began > seconds:
+            return WarmUp(repeat + 2, False)
         previous = median
-    return WarmUp(done + 1 + _WARM_UP_ROUNDS, False)
+    return WarmUp(1 + _WARM_UP_ROUNDS, False)
 
 
 def interleave(
-    runs: Mapping[str, Run], schedule: Sequence[Sequence[int]], seconds: float, rounds: Rounds
+    runs: Mapping[str, Run],
+    schedule: Iterable[Sequence[int]],
+    launch: int,
+    seconds: float,
+    rounds: Rounds,
 ) -> Iterator[None]:
-    """Fill ``rounds``, yielding after each, until every model's interval is narrow or ``seconds`` are over.
+    """Add rounds of one launch, at least one, yielding after each, until ``seconds`` are over.
 
-    The schedule is run through at least once if time allows, and `MINIMUM_ROUNDS` are run in any case.
+    ``schedule`` gives the calls of the rounds and goes on from launch to launch.
     """
     models = list(runs)
-    rounds.latencies_ms.update({model: [] for model in models})
+    for model in models:
+        rounds.turns.setdefault(model, [])
     began = time.perf_counter()
-    for number, calls in enumerate(itertools.cycle(schedule)):
-        for model in in_turn(models, number):
-            rounds.latencies_ms[model].append(runs[model](calls))
+    for calls in schedule:
+        taken = {model: runs[model](calls) for model in in_turn(models, len(rounds.calls))}
+        for model in models:
+            rounds.turns[model].append(taken[model])
         rounds.calls.append(list(calls))
+        rounds.launches.append(launch)
         yield
-        if number + 1 < MINIMUM_ROUNDS:
-            continue
         if time.perf_counter() - began >= seconds:
             return
-        if number + 1 >= len(schedule) and all(is_narrow(rounds.medians(model)) for model in models):
-            return
-
-
-def is_narrow(medians: np.ndarray) -> bool:
-    """Whether the 95% interval of the median of the rounds is within `NARROW` of it."""
-    low, high = median_interval(medians)
-    return bool(high - low <= NARROW * np.median(medians))

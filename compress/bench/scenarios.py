@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,15 +16,30 @@ def draw_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
     return [int(i) for i in drawn[np.argsort(lengths[drawn], kind="stable")]]
 
 
-def stratified_rounds(count: int, size: int, seed: int) -> Groups:
-    """Split ``count`` examples, sorted by length, into rounds of at most ``size`` with like mixtures.
+def mixed_rounds(count: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Rounds of ``size`` of ``count`` examples, without end; every example once before any comes again.
 
-    Round k of n takes every n-th example from the k-th on, so that one round's median is comparable with
-    another's. Both the rounds and the examples in them are in random order.
+    Each pass over the examples is in a new random order; a round at its end takes the rest from the next pass.
     """
-    rounds = math.ceil(count / size)
     generator = np.random.default_rng(seed)
-    return [[int(i) for i in generator.permutation(np.arange(k, count, rounds))] for k in generator.permutation(rounds)]
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < size:
+            waiting += generator.permutation(count).tolist()
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def one_of_each_length(lengths: np.ndarray) -> list[int]:
+    """Position of the first example of each length; a runtime plans its memory anew for every shape."""
+    _, first = np.unique(lengths, return_index=True)
+    return [int(i) for i in first]
+
+
+def arrival_gaps_ms(count: int, per_second: float, seed: int) -> list[float]:
+    """Waiting times between ``count`` arrivals of a Poisson process: exponential with mean 1000 / ``per_second``."""
+    gaps: list[float] = np.random.default_rng(seed).exponential(1000 / per_second, count).tolist()
+    return gaps
 
 
 def batches_by_length(count: int, size: int) -> Groups:

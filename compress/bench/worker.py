@@ -3,8 +3,12 @@
 Nothing is imported beyond the standard library, numpy and the runtime, so that memory and start-up are the
 model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
 
-    {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches"}   load a model
-    {"do": "round", "calls": [i, ...], "untimed": n} -> {"latencies_ms": [...]}  one timed call for each batch
+    {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches"}   load a model and a first batch
+    {"do": "load", "batches"}                                                    all batches, in place of the first
+    {"do": "round", "calls": [i, ...], "untimed": n}  one timed call for each batch
+                                           -> {"latencies_ms", "cpu_ms", "energy_mj"}
+    {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
+    {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
     {"do": "quit"}
 """
@@ -24,6 +28,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from compress.bench.energy import EnergyMeter, find_meter
+from compress.bench.reference import ReferenceKernels
 from compress.errors import CompressError
 from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Batch, Session
@@ -71,17 +77,37 @@ def timed(session: Session, batches: Sequence[Batch], calls: Sequence[int]) -> l
     return [value / 1e6 for value in nanoseconds]
 
 
+def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+    """Milliseconds from each arrival to its answer, of requests that wait for those before them.
+
+    Arrivals don't wait for answers (an open system: Schroeder et al. 2006, "Open versus closed"), so that
+    time spent in the queue counts.
+    """
+    clock = time.perf_counter_ns
+    due = clock()
+    nanoseconds = []
+    for index, gap_ms in zip(calls, gaps_ms, strict=True):
+        due += int(gap_ms * 1e6)
+        wait = (due - clock()) / 1e9
+        if wait > 0:
+            time.sleep(wait)
+        session.predict(batches[index])
+        nanoseconds.append(clock() - due)
+    return [value / 1e6 for value in nanoseconds]
+
+
 class Worker:
     """The model that was opened and its batches."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
         self._batches: list[Batch] = []
+        self._meter: EnergyMeter | None = None
+        self._kernels: ReferenceKernels | None = None
 
     def open(self, message: Reply) -> Reply:
         """Load the artifact; ``before_bytes`` is the peak of the runtime alone, before the model came."""
-        if message["cores"] and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, message["cores"])
+        _pin(message["cores"])
         target = Target(**message["target"])
         runtime = get_runtime(target.runtime)
         self._batches = read_batches(Path(message["batches"]))
@@ -89,25 +115,57 @@ class Worker:
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(message["artifact"]), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
+        return {"session_load_ms": load_ms, "before_bytes": before, "settings": self._session.settings}
+
+    def load(self, message: Reply) -> Reply:
+        """Take another set of batches, and get ready for timing."""
+        self._batches = read_batches(Path(message["batches"]))
+        meter = find_meter()
+        self._meter = meter if isinstance(meter, EnergyMeter) else None
         # A collection in the middle of a timed call would be taken for the model's own time.
         gc.collect()
         gc.freeze()
         gc.disable()
-        return {"session_load_ms": load_ms, "before_bytes": before, "settings": self._session.settings}
+        return {"no_energy": meter if isinstance(meter, str) else None}
 
     def round(self, message: Reply) -> Reply:
         """Time one call for each batch that is named.
 
         The first ``untimed`` of them are run once before, since another process has just used the caches.
         """
-        assert self._session is not None, "open comes first"
+        session = self._opened()
         for index in message["calls"][: message["untimed"]]:
-            self._session.predict(self._batches[index])
-        return {"latencies_ms": timed(self._session, self._batches, message["calls"])}
+            session.predict(self._batches[index])
+        energy = self._meter.read() if self._meter else ()
+        processor = time.process_time_ns()
+        latencies = timed(session, self._batches, message["calls"])
+        cpu_ms = (time.process_time_ns() - processor) / 1e6
+        used = self._meter.between_mj(energy, self._meter.read()) if self._meter else None
+        return {"latencies_ms": latencies, "cpu_ms": cpu_ms, "energy_mj": used}
+
+    def arrivals(self, message: Reply) -> Reply:
+        """Answer calls that arrive after the given gaps."""
+        return {"latencies_ms": arrivals(self._opened(), self._batches, message["calls"], message["gaps_ms"])}
+
+    def reference(self, message: Reply) -> Reply:
+        """Time the reference kernels."""
+        if self._kernels is None:
+            _pin(message["cores"])
+            self._kernels = ReferenceKernels()
+        return self._kernels.time()._asdict()
 
     def memory(self, message: Reply) -> Reply:
         """Peak memory and processor time so far."""
         return {"peak_bytes": peak_bytes(), "cpu_seconds": time.process_time()}
+
+    def _opened(self) -> Session:
+        assert self._session is not None, "open comes first"
+        return self._session
+
+
+def _pin(cores: Sequence[int]) -> None:
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 def serve(source: TextIO, sink: TextIO) -> None:
@@ -115,7 +173,10 @@ def serve(source: TextIO, sink: TextIO) -> None:
     worker = Worker()
     actions: dict[str, Callable[[Reply], Reply]] = {
         "open": worker.open,
+        "load": worker.load,
         "round": worker.round,
+        "arrivals": worker.arrivals,
+        "reference": worker.reference,
         "memory": worker.memory,
     }
     for line in source:

@@ -125,10 +125,14 @@ class _Ways:
         rows = [row for report, model in sides for row in report.measurements if row.model == model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
             wanted = not self.policy.targets or target in self.policy.targets
-            # Agreement and speed-up compare with the run's own baseline already.
-            repeated = self.one_session and self.before != self.policy.model and describe_metric(metric).relative
-            if wanted and not repeated and slice_of(metric) is None:
+            if wanted and slice_of(metric) is None and not (describe_metric(metric).relative and self._own_baselines()):
                 yield target, metric
+
+    def _own_baselines(self) -> bool:
+        """Whether agreement and speed-up, which compare with a run's own baseline, mean different things here."""
+        if self.one_session:
+            return self.before != self.policy.model
+        return (self.baseline.recipe, self.baseline.baseline) != (self.candidate.recipe, self.candidate.baseline)
 
     def compare(self, metric: str, target: str) -> Change | Uncompared:
         """The change of one metric, or why there is none."""

@@ -53,27 +53,46 @@ def bootstrap_interval(
     return _percentiles(np.asarray(values), confidence)
 
 
-def clustered_bootstrap_intervals(
-    clusters: Sequence[ArrayLike],
+def nested_bootstrap_intervals(
+    groups: Sequence[Sequence[ArrayLike]],
     statistics: Callable[[Floats], Sequence[float]],
     seed: int,
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> list[tuple[float, float]]:
-    """Percentile bootstrap of several statistics of the pooled samples, resampling whole clusters.
+    """Percentile bootstrap of several statistics of the pooled samples, resampling groups and clusters within them.
 
-    Samples of one cluster (calls of one timing round, say) share what disturbed them, so they are drawn
-    together (Davison and Hinkley 1997, section 3.8). Returns an interval for each value of ``statistics``.
+    Samples of one cluster (calls of one timing round, say) share what disturbed them, and so do clusters of one
+    group (rounds of one process); both are drawn whole, with replacement (Davison and Hinkley 1997, section 3.8).
+    A single group is kept and only its clusters are drawn. Returns an interval for each value of ``statistics``.
     """
-    arrays = [_finite(cluster) for cluster in clusters]
-    if not arrays:
-        raise ValueError("expected at least one cluster")
+    arrays = [[_finite(cluster) for cluster in group] for group in groups]
+    if not arrays or not all(arrays):
+        raise ValueError("expected at least one group, and one cluster in each")
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(_positive(resamples)):
-        chosen = generator.integers(0, len(arrays), len(arrays))
-        values.append(statistics(np.concatenate([arrays[i] for i in chosen])))
+        drawn = generator.integers(0, len(arrays), len(arrays))
+        chosen = [arrays[g][c] for g in drawn for c in generator.integers(0, len(arrays[g]), len(arrays[g]))]
+        values.append(statistics(np.concatenate(chosen)))
     return [_percentiles(column, confidence) for column in np.asarray(values, dtype=np.float64).T]
+
+
+def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Geometric mean of positive samples [n], n >= 2, with Student's t interval of the mean of their logarithms.
+
+    exp(m ± t s / √n), with m and s the mean and standard deviation of the logarithms and t the quantile at
+    n - 1 degrees of freedom ("Student" 1908).
+    """
+    from scipy.special import stdtrit
+
+    array = _finite(samples)
+    if len(array) < 2 or (array <= 0).any():
+        raise ValueError(f"expected two positive samples or more, found {array[:3].tolist()}")
+    logs = np.log(array)
+    middle = float(logs.mean())
+    half = float(stdtrit(len(array) - 1, (1 + confidence) / 2) * logs.std(ddof=1) / math.sqrt(len(array)))
+    return Estimate(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
 def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
@@ -88,31 +107,6 @@ def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float
     if k == 0:
         raise ValueError(f"{len(ordered)} samples are too few for a {confidence:.0%} interval of the median")
     return float(ordered[k - 1]), float(ordered[len(ordered) - k])
-
-
-def paired_ratio_interval(
-    baseline_rounds: Sequence[ArrayLike], candidate_rounds: Sequence[ArrayLike], confidence: float = 0.95
-) -> Estimate:
-    """How many times larger the baseline is than the candidate, from rounds that ran side by side.
-
-    Round i of one is paired with round i of the other; the value is the median over rounds of the ratio of
-    the two round medians, so that a drift which slows both leaves it alone. The interval is that of
-    `median_interval`.
-    """
-    ratios = round_ratios(baseline_rounds, candidate_rounds)
-    low, high = median_interval(ratios, confidence)
-    return Estimate(float(np.median(ratios)), low, high)
-
-
-def round_ratios(baseline_rounds: Sequence[ArrayLike], candidate_rounds: Sequence[ArrayLike]) -> Floats:
-    """Median of each baseline round over the median of the candidate round beside it, [rounds]."""
-    if len(baseline_rounds) != len(candidate_rounds):
-        raise ValueError(f"rounds must pair: {len(baseline_rounds)} of the baseline and {len(candidate_rounds)} others")
-    baseline = np.array([np.median(_finite(samples)) for samples in baseline_rounds])
-    candidate = np.array([np.median(_finite(samples)) for samples in candidate_rounds])
-    if (baseline <= 0).any() or (candidate <= 0).any():
-        raise ValueError("expected positive samples")
-    return np.asarray(baseline / candidate, dtype=np.float64)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -64,11 +64,17 @@ _KNOWN = {
         _time("startup_ms", "Start-up"),
         _time("session_load_ms", "Session load"),
         Metric("peak_memory_bytes", "Peak memory", "bytes", "lower", "less", "more"),
+        _time("cpu_ms", "Processor time a call"),
+        Metric("energy_mj", "Energy a call", "plain", "lower", "less", "more", unit="mJ"),
+        _time("reference_matmul_ms", "Reference product"),
+        _time("reference_copy_ms", "Reference copy"),
         Metric("speedup", "Speed-up", "times", "higher", "faster", "slower", relative=True),
     )
 }
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
+_RATE = re.compile(r"^latency_(p99_)?ms_rate_([\d.e+]+)$")
+_SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _RECALL = re.compile(r"^recall_at_(\d+)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
@@ -85,6 +91,10 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         return replace(_time(name, f"Latency, {match[1]}\u2013{match[2]} tokens"), unit=unit)
     if match := _BATCH.match(name):
         return replace(_time(name, f"Latency, batch {match[1]}"), unit=unit)
+    if match := _RATE.match(name):
+        return replace(_time(name, f"Latency{' p99' if match[1] else ''} at {match[2]}/s"), unit=unit)
+    if match := _SPEEDUP.match(name):
+        return replace(_KNOWN["speedup"], name=name, title=f"Speed-up, batch {match[1]}", unit=unit)
     if match := _RECALL.match(name):
         return replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
     title = name.replace("_", " ").strip().capitalize() or name

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
-from compress.measurement import Measurement
+from compress.measurement import MACHINE, Measurement
 
 SCHEMA = 1
 BASELINE = "baseline"
@@ -183,7 +183,7 @@ class Report(Record):
         """The measured models: `baseline` first, then stages in the order they ran, `final` last."""
         ranks = {BASELINE: -1, FINAL: len(self.stages) + 1}
         ranks.update({stage.name: place for place, stage in enumerate(self.stages)})
-        seen = dict.fromkeys(row.model for row in self.measurements)
+        seen = dict.fromkeys(row.model for row in self.measurements if row.model != MACHINE)
         return tuple(sorted(seen, key=lambda model: ranks.get(model, len(self.stages))))
 
     @property

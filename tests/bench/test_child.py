@@ -47,7 +47,8 @@ def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
         opened = child.open(model, CPU, threads=1, cores=[0], batches=batches, timeout=60)
         assert opened["settings"]["intra_op_threads"] == 1
         began = time.perf_counter()
-        latencies = child.round([0, 1, 1], timeout=60)
+        turn = child.round([0, 1, 1], timeout=60)
+        latencies = turn.latencies_ms
         elapsed_ms = 1e3 * (time.perf_counter() - began)
         assert len(latencies) == 3
         assert 0 < sum(latencies) < elapsed_ms

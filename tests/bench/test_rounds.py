@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pytest
 
 from compress.bench import rounds as subject
-from compress.bench.rounds import MINIMUM_ROUNDS, Rounds, interleave, is_narrow, warm_up
+from compress.bench.rounds import Rounds, Turn, interleave, warm_up
 
 
 class Clock:
@@ -21,10 +21,10 @@ class Clock:
     def model(self, latency_ms: Callable[[int], float]) -> subject.Run:
         count = iter(range(1_000_000))
 
-        def run(calls: Sequence[int]) -> list[float]:
+        def run(calls: Sequence[int]) -> Turn:
             latencies = [latency_ms(next(count)) for _ in calls]
             self.seconds += sum(latencies) / 1000
-            return latencies
+            return Turn(latencies)
 
         return run
 
@@ -36,78 +36,82 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_sampling_stops_once_every_interval_is_narrow(clock: Clock) -> None:
+def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
     rounds = Rounds()
-    models = {"a": clock.model(lambda _: 1.0), "b": clock.model(lambda i: 1.0 + 0.001 * (i % 2))}
-    steps = list(interleave(models, [[0], [1], [2]], seconds=1e9, rounds=rounds))
-    assert len(steps) == len(rounds.calls) == MINIMUM_ROUNDS
-    assert [calls for (calls,) in rounds.calls] == [0, 1, 2, 0, 1, 2, 0, 1]
-
-
-def test_the_schedule_is_finished_before_a_narrow_interval_counts(clock: Clock) -> None:
-    rounds = Rounds()
-    list(interleave({"a": clock.model(lambda _: 1.0)}, [[i] for i in range(30)], 1e9, rounds))
-    assert len(rounds.calls) == 30
-
-
-def test_sampling_stops_at_the_budget_when_one_stays_wide(clock: Clock) -> None:
-    rounds = Rounds()
-    models = {"steady": clock.model(lambda _: 10.0), "wide": clock.model(lambda i: 10.0 * (1 + i % 5))}
-    list(interleave(models, [[0]], seconds=3.99, rounds=rounds))
+    models = {"steady": clock.model(lambda _: 10.0), "restless": clock.model(lambda i: 10.0 * (1 + i % 5))}
+    list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds))
     # Each round takes 10 ms and on average 30 ms: 3.99 s are over in the 100th.
     assert len(rounds.calls) == 100
 
 
-def test_a_slow_model_still_gets_its_fewest_rounds(clock: Clock) -> None:
+def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
     rounds = Rounds()
-    list(interleave({"slow": clock.model(lambda _: 60_000.0)}, [[0]], seconds=1.0, rounds=rounds))
-    assert len(rounds.calls) == MINIMUM_ROUNDS
+    for launch in range(3):
+        list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds))
+    assert rounds.launches == [0, 1, 2]
 
 
-def test_the_order_turns_round(clock: Clock) -> None:
+def test_the_order_turns_round_across_launches(clock: Clock) -> None:
     asked = []
 
     def spy(name: str) -> subject.Run:
-        def run(calls: Sequence[int]) -> list[float]:
+        def run(calls: Sequence[int]) -> Turn:
             asked.append(name)
-            return [1.0] * len(calls)
+            return Turn([1.0] * len(calls))
 
         return run
 
-    list(interleave({name: spy(name) for name in "abc"}, [[0]], seconds=0.0, rounds=Rounds()))
-    assert "".join(asked) == "abccba" * (MINIMUM_ROUNDS // 2)
+    rounds = Rounds()
+    for launch in range(4):
+        list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds))
+    assert "".join(asked) == "abccba" * 2
+
+
+def test_ratios_pair_calls_within_rounds_and_launches() -> None:
+    """By hand: a round's ratio is the median of its calls', a launch's the median of its rounds'."""
+    rounds = Rounds(
+        calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0]],
+        launches=[0, 0, 0, 1],
+        turns={
+            "a": [Turn([2.0, 20.0, 90.0]), Turn([9.0, 8.0, 7.0]), Turn([6.0, 6.0, 6.0]), Turn([3.0, 3.0, 30.0])],
+            "b": [Turn([1.0, 10.0, 10.0]), Turn([3.0, 2.0, 1.0]), Turn([2.0, 2.0, 2.0]), Turn([2.0, 2.0, 2.0])],
+        },
+    )
+    # Rounds of launch 0: median(2, 2, 9) = 2, median(3, 4, 7) = 4, 3; of launch 1: median(1.5, 1.5, 15).
+    assert rounds.ratios("a", "b") == pytest.approx([3.0, 1.5])
+    assert rounds.ratios("b", "a") == pytest.approx([1 / 3, 1 / 1.5])
+
+
+def test_relative_rounds_take_out_what_examples_differ_by() -> None:
+    turns = [Turn([1.0, 100.0]), Turn([100.0, 1.0]), Turn([1.2, 120.0])]
+    rounds = Rounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
+    assert rounds.relative_rounds("a") == pytest.approx([1.0, 1.0, 1.2])
 
 
 def test_warm_up_waits_until_successive_rounds_agree(clock: Clock) -> None:
     # 64, 32, ..., 2 and then 1 for good: the first two successive agreements end at the tenth call.
-    warm = warm_up(clock.model(lambda i: 2.0 ** max(0, 6 - i)), [[0]], seconds=1e9)
+    warm = warm_up(clock.model(lambda i: 2.0 ** max(0, 6 - i)), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (9, True)
 
 
 def test_warm_up_visits_every_shape_once(clock: Clock) -> None:
     seen: list[int] = []
 
-    def run(calls: Sequence[int]) -> list[float]:
+    def run(calls: Sequence[int]) -> Turn:
         seen.extend(calls)
-        return [1.0] * len(calls)
+        return Turn([1.0] * len(calls))
 
-    assert warm_up(run, [[0, 1], [2], [3]], seconds=1e9).steady
-    assert set(seen) == {0, 1, 2, 3}
+    assert warm_up(run, range(1, 20), [0], seconds=1e9).steady
+    assert seen[:19] == list(range(1, 20))
 
 
 def test_warm_up_gives_up_on_a_restless_model(clock: Clock) -> None:
-    warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [[0]], seconds=1e9)
+    warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (21, False)
 
 
 def test_warm_up_keeps_its_budget(clock: Clock) -> None:
-    warm = warm_up(clock.model(lambda i: 1000.0 * (1 + i % 2)), [[0]] * 100, seconds=3.0)
+    warm = warm_up(clock.model(lambda i: 1000.0 * (1 + i % 2)), range(100), [0], seconds=3.0)
     assert not warm.steady
-    assert clock.seconds <= 3.0 + 2 * 3.0 + 2.0
-
-
-@pytest.mark.parametrize(("spread", "narrow"), [(0.005, True), (0.05, False)])
-def test_narrow_means_two_per_cent_of_the_median(spread: float, narrow: bool) -> None:
-    # Of 9 samples the interval runs from the second to the eighth: 6 spacings.
-    medians = 100 * (1 + spread * np.arange(-4, 5) / 2)
-    assert is_narrow(medians) is narrow
+    # Eight shapes are run at once, and what was begun is ended.
+    assert clock.seconds <= 8 * 1.5 + 2 * 2.0

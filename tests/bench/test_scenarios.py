@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from compress.bench.scenarios import (
+    arrival_gaps_ms,
     batches_by_length,
     draw_by_length,
     evenly_spaced,
     length_buckets,
-    stratified_rounds,
+    mixed_rounds,
+    one_of_each_length,
 )
 
 
@@ -26,18 +31,27 @@ def test_fewer_examples_than_wanted_are_all_taken() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(256, 32), (250, 32), (7, 32), (10, 1)])
-def test_rounds_share_out_the_examples_with_like_lengths(count: int, size: int) -> None:
-    rounds = stratified_rounds(count, size, seed=0)
-    assert sorted(i for calls in rounds for i in calls) == list(range(count))
-    assert max(map(len, rounds)) <= size
-    if size > 1:
-        # Position stands for length: the middle of every round is the middle of the whole.
-        assert all(abs(np.median(calls) - (count - 1) / 2) <= len(rounds) / 2 for calls in rounds)
+def test_every_example_comes_once_before_any_comes_again(count: int, size: int) -> None:
+    calls = [i for calls in islice(mixed_rounds(count, size, seed=0), 3 * count) for i in calls]
+    for start in range(0, len(calls) - count + 1, count):
+        assert sorted(calls[start : start + count]) == list(range(count))
 
 
-def test_rounds_of_one_call_are_not_in_order_of_length() -> None:
-    order = [i for (i,) in stratified_rounds(50, 1, seed=0)]
-    assert abs(np.corrcoef(order, np.arange(50))[0, 1]) < 0.5
+def test_rounds_are_full_and_in_random_order() -> None:
+    rounds = list(islice(mixed_rounds(50, 1, seed=0), 50))
+    assert {len(calls) for calls in rounds} == {1}
+    assert abs(np.corrcoef([i for (i,) in rounds], np.arange(50))[0, 1]) < 0.5
+
+
+def test_one_example_stands_for_each_length() -> None:
+    assert one_of_each_length(np.array([4, 4, 7, 9, 9, 9])) == [0, 2, 3]
+
+
+def test_arrivals_are_a_poisson_process() -> None:
+    gaps = np.array(arrival_gaps_ms(20_000, per_second=250.0, seed=0))
+    # Exponential with mean 4 ms: mean and standard deviation are equal, and it has no memory.
+    assert stats.kstest(gaps, "expon", args=(0, 4.0)).pvalue > 0.01
+    assert np.corrcoef(gaps[1:], gaps[:-1])[0, 1] == pytest.approx(0, abs=0.02)
 
 
 def test_batches_are_full_and_of_neighbours() -> None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx_graphs import make_examples, write_classifier
+from scipy import stats
 
 from compress.bench.child import Child
-from compress.bench.session import STARTS, BenchResult, measure_together
+from compress.bench.launches import FEWEST_LAUNCHES, MOST_LAUNCHES
+from compress.bench.rounds import Turn
+from compress.bench.session import BenchResult, measure_together
 from compress.errors import DataError, InputError, ModelError, StageError
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
@@ -38,8 +44,10 @@ def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     log: list[tuple[str, tuple[int, ...]]] = []
     genuine = Child.round
 
-    def spy(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> list[float]:
-        log.append((self.label, tuple(calls)))
+    def spy(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+        # Warm-ups and probes have no call before the timed ones, or only a few of one example.
+        if untimed and len(set(calls)) == len(calls) > 1:
+            log.append((self.label, tuple(calls)))
         return genuine(self, calls, timeout, untimed)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +77,8 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
     }
     assert metrics["baseline"] == metrics["quantize"] == metrics["final"]
     assert set(metrics["final"]) == {
-        *("latency_ms", "latency_p90_ms", "latency_p99_ms", "latency_ms_batch_8", "throughput", "speedup"),
+        *("latency_ms", "latency_p90_ms", "latency_p99_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
+        *("speedup", "speedup_batch_8"),
         *("startup_ms", "session_load_ms", "peak_memory_bytes", "peak_memory_bytes_batch_8"),
         "runtime_memory_bytes",
     }
@@ -79,17 +88,11 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
 def test_raw_samples_give_the_reported_medians_and_tails(result: BenchResult) -> None:
     for model in ("baseline", "final"):
         for metric in (
-            "latency_ms",
-            "latency_ms_batch_8",
-            "throughput",
-            "speedup",
-            "startup_ms",
-            "session_load_ms",
+            *("latency_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
+            *("startup_ms", "session_load_ms", "peak_memory_bytes"),
         ):
             found = row(result, model, metric)
-            if found.raw is None:
-                assert (model, metric) == ("baseline", "speedup")
-                continue
+            assert found.raw is not None
             assert found.value == np.median(found.raw)
             assert found.n == len(found.raw)
             assert found.low is not None
@@ -99,6 +102,32 @@ def test_raw_samples_give_the_reported_medians_and_tails(result: BenchResult) ->
         assert raw is not None
         assert row(result, model, "latency_p90_ms").value == pytest.approx(np.quantile(raw, 0.9))
         assert row(result, model, "latency_p99_ms").value == pytest.approx(np.quantile(raw, 0.99))
+
+
+def test_speedup_is_the_geometric_mean_over_launches(result: BenchResult) -> None:
+    for metric in ("speedup", "speedup_batch_8"):
+        found = row(result, "final", metric)
+        assert found.raw is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert len(found.raw) == result.environment["launches"]
+        assert found.value == pytest.approx(stats.gmean(found.raw))
+        low, high = stats.t.interval(0.95, len(found.raw) - 1, np.log(found.raw).mean(), stats.sem(np.log(found.raw)))
+        assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))
+
+
+def test_the_reference_kernels_were_timed_alongside(result: BenchResult) -> None:
+    product, copy = (row(result, "machine", f"reference_{name}_ms") for name in ("matmul", "copy"))
+    assert product.n == copy.n >= result.environment["launches"]
+    # 34 million operations and 64 MiB to and fro: no machine does either in a microsecond or takes a second.
+    assert 0.001 < product.value < 1000
+    assert 0.001 < copy.value < 1000
+
+
+def test_processor_time_of_one_thread_is_about_the_latency(result: BenchResult) -> None:
+    assert row(result, "baseline", "cpu_ms").value == pytest.approx(
+        row(result, "baseline", "latency_ms").value, rel=0.5
+    )
 
 
 def test_length_buckets_share_out_the_same_calls(result: BenchResult) -> None:
@@ -131,7 +160,8 @@ def test_equal_folders_are_measured_once(result: BenchResult) -> None:
 def test_start_contains_the_loading(result: BenchResult) -> None:
     for model in ("baseline", "quantize"):
         start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
-        assert start.n == load.n == STARTS
+        assert start.n == load.n == result.environment["launches"]
+        assert FEWEST_LAUNCHES <= start.n <= MOST_LAUNCHES
         assert all(whole > part for whole, part in zip(start.raw or (), load.raw or (), strict=True))
 
 
@@ -152,13 +182,75 @@ def test_memory_holds_the_model(result: BenchResult) -> None:
 
 
 def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
-    rounds = result.environment["rounds"]["batched"]
-    starts = 2 * STARTS
-    batched = asked[-starts - 2 * rounds : -starts]
-    for number in range(rounds):
-        (first, calls), (second, same_calls) = batched[2 * number : 2 * number + 2]
-        assert (first, second) == (("baseline", "quantize") if number % 2 == 0 else ("quantize", "baseline"))
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+    assert len(pairs) >= result.environment["rounds"]["single"]
+    for (first, calls), (second, same_calls) in pairs:
+        assert {first, second} == {"baseline", "quantize"}
         assert calls == same_calls
+    firsts = [first for (first, _), _ in pairs]
+    assert abs(firsts.count("baseline") - firsts.count("quantize")) <= 2 + len(firsts) // 4
+
+
+def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m", width=64, layers=2)
+    settings = QUICK.model_copy(update={"budget_seconds": 10.0})
+    began = time.perf_counter()
+    found = measure_together(
+        {"baseline": folder},
+        {"baseline": make_examples(60)},
+        TARGETS["cpu"],
+        settings,
+        "baseline",
+        SilentProgress(),
+        seed=1,
+        precision=0.0,
+    )
+    assert time.perf_counter() - began < 11
+    assert found.environment["launches"] >= 2
+
+
+def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m", width=384, layers=12)
+    rows = {}
+    notes = {}
+    for rate in (20.0, 5_000.0):
+        settings = QUICK.model_copy(update={"rate": rate})
+        found = measure_together(
+            {"baseline": folder},
+            {"baseline": make_examples(60)},
+            TARGETS["cpu"],
+            settings,
+            "baseline",
+            SilentProgress(),
+            seed=1,
+            precision=1.0,
+        )
+        rows[rate] = row(found, "baseline", f"latency_ms_rate_{rate:g}")
+        notes[rate] = [note for note in found.notes if "more than it can answer" in note]
+    assert rows[5_000.0].value > 5 * rows[20.0].value
+    assert (len(notes[20.0]), len(notes[5_000.0])) == (0, 1)
+
+
+def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Child.round
+    answers = iter(range(1_000_000))
+
+    def dying(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+        if self.label == "final" and next(answers) == 20:
+            os.kill(self.pid, signal.SIGKILL)
+        return genuine(self, calls, timeout, untimed)
+
+    monkeypatch.setattr(Child, "round", dying)
+    artifacts = {
+        name: write_classifier(tmp_path / name, 16, layers) for layers, name in ((1, "baseline"), (2, "final"))
+    }
+    result = bench(artifacts)
+    assert {r.model for r in result.measurements} == {"baseline", "machine"}
+    assert row(result, "baseline", "startup_ms").n == result.environment["launches"] >= FEWEST_LAUNCHES
+    (note,) = [note for note in result.notes if note.startswith("final was not timed to the end")]
+    assert "was ended by SIGKILL" in note
 
 
 def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +267,7 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     (bad / "onnx" / "model.onnx").write_bytes(b"\x00" * 100)
     with pytest.raises(ModelError, match="cannot open the graph"):
         bench({"baseline": good, "final": bad})
-    assert len(started) == 2
+    assert [child.label for child in started] == ["baseline", "final"]
     assert all(child._process.returncode is not None for child in started)
 
 

@@ -9,11 +9,10 @@ from scipy import stats
 
 from compress.numerics.statistics import (
     bootstrap_interval,
-    clustered_bootstrap_intervals,
+    geometric_interval,
     mcnemar,
     median_interval,
-    paired_ratio_interval,
-    round_ratios,
+    nested_bootstrap_intervals,
     wilson_interval,
 )
 
@@ -54,22 +53,49 @@ def test_bootstrap_repeats_with_its_seed() -> None:
     assert bootstrap_interval(samples, mean, seed=5) != bootstrap_interval(samples, mean, seed=6)
 
 
-def test_clustered_bootstrap_is_the_brute_force_over_all_draws_of_clusters() -> None:
+def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters() -> None:
     clusters = [[1.0, 1.0], [2.0, 4.0], [10.0, 10.0]]
     means = [np.mean([clusters[i] for i in draw]) for draw in product(range(3), repeat=3)]
     expected = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    ((low, high),) = clustered_bootstrap_intervals(clusters, lambda x: [float(x.mean())], seed=0, resamples=4000)
+    ((low, high),) = nested_bootstrap_intervals([clusters], lambda x: [float(x.mean())], seed=0, resamples=4000)
     assert (low, high) == pytest.approx(tuple(expected))
 
 
-def test_clustered_bootstrap_sees_what_a_cluster_shares() -> None:
+def test_groups_are_the_brute_force_over_all_draws_of_both() -> None:
+    groups = [[[0.0], [1.0]], [[5.0], [7.0]]]
+    inner = [[np.mean([group[i][0] for i in draw]) for draw in product(range(2), repeat=2)] for group in groups]
+    means = [(a + b) / 2 for g, h in product(range(2), repeat=2) for a in inner[g] for b in inner[h]]
+    expected = np.quantile(means, [0.05, 0.95], method="inverted_cdf")
+    ((low, high),) = nested_bootstrap_intervals(
+        groups, lambda x: [float(x.mean())], seed=0, resamples=4000, confidence=0.9
+    )
+    assert (low, high) == pytest.approx(tuple(expected))
+
+
+def test_the_bootstrap_sees_what_a_cluster_and_a_group_share() -> None:
     generator = np.random.default_rng(0)
     clusters = [shift + 0.01 * generator.normal(size=50) for shift in generator.normal(size=20)]
     mean: Callable[[np.ndarray], float] = lambda x: float(x.mean())  # noqa: E731
-    ((low, high),) = clustered_bootstrap_intervals(clusters, lambda x: [mean(x)], seed=0)
     naive = bootstrap_interval(np.concatenate(clusters), mean, seed=0)
-    # The variance of the mean rests on 20 clusters, not on 1,000 samples: sqrt(50) = 7 times wider.
-    assert high - low == pytest.approx(7.07 * (naive[1] - naive[0]), rel=0.2)
+    # The variance of the mean rests on 20 clusters or groups, not on 1,000 samples: sqrt(50) = 7 times wider.
+    for groups in ([clusters], [[cluster] for cluster in clusters]):
+        ((low, high),) = nested_bootstrap_intervals(groups, lambda x: [mean(x)], seed=0)
+        assert high - low == pytest.approx(7.07 * (naive[1] - naive[0]), rel=0.2)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_geometric_interval_is_the_t_interval_of_the_logarithms(confidence: float) -> None:
+    samples = np.random.default_rng(3).lognormal(0.2, 0.1, 9)
+    logs = np.log(samples)
+    low, high = stats.t.interval(confidence, 8, loc=logs.mean(), scale=stats.sem(logs))
+    expected = (stats.gmean(samples), np.exp(low), np.exp(high))
+    assert geometric_interval(samples, confidence) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("samples", [[1.0], [1.0, 0.0], [1.0, -2.0]])
+def test_geometric_interval_needs_two_positive_samples(samples: list[float]) -> None:
+    with pytest.raises(ValueError, match="two positive samples"):
+        geometric_interval(samples)
 
 
 @pytest.mark.parametrize(
@@ -94,31 +120,6 @@ def test_median_interval_covers_by_the_binomial_law(n: int) -> None:
 def test_median_interval_refuses_five_samples() -> None:
     with pytest.raises(ValueError, match="too few"):
         median_interval([1, 2, 3, 4, 5])
-
-
-def test_paired_ratio_ignores_a_drift_that_slows_both() -> None:
-    drift = np.linspace(1.0, 3.0, 12)
-    baseline = [np.array([8.0, 10.0, 12.0]) * d for d in drift]
-    candidate = [np.array([4.0, 5.0, 60.0]) * d for d in drift]
-    assert paired_ratio_interval(baseline, candidate) == pytest.approx((2.0, 2.0, 2.0))
-
-
-def test_paired_ratio_interval_is_that_of_the_ratios() -> None:
-    generator = np.random.default_rng(4)
-    baseline, candidate = generator.gamma(9, size=(2, 15, 5))
-    ratios = np.median(baseline, axis=1) / np.median(candidate, axis=1)
-    found = paired_ratio_interval(list(baseline), list(candidate))
-    ordered = np.sort(ratios)
-    assert found == pytest.approx((np.median(ratios), ordered[3], ordered[11]))
-
-
-def test_rounds_must_pair_and_be_finite() -> None:
-    with pytest.raises(ValueError, match="pair"):
-        round_ratios([[1.0]], [[1.0], [2.0]])
-    with pytest.raises(ValueError, match="NaN"):
-        round_ratios([[1.0]], [[float("nan")]])
-    with pytest.raises(ValueError, match="positive"):
-        round_ratios([[1.0]], [[0.0]])
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 5), (5, 0), (10, 10), (3, 15), (121, 59), (70, 80)])

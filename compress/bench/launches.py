@@ -1,0 +1,324 @@
+"""The timing itself: sets of fresh processes, one set after the other, and the models of a set in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bench.child import Child
+from compress.bench.noise import Snapshot, Usage, frequency_mhz
+from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
+from compress.bench.rounds import Rounds, Run, Turn, WarmUp, in_turn, interleave, warm_up
+from compress.bench.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
+from compress.errors import StageError
+from compress.numerics.statistics import geometric_interval
+from compress.targets import Target
+
+FEWEST_LAUNCHES = 6
+"""With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
+MOST_LAUNCHES = 12
+SETTLE_SECONDS = 0.02
+"""Pause before a model's turn: the threads of the one before it spin for some milliseconds after their last call."""
+_UNTIMED = 2
+_WARM_UP_CALLS = 8
+_SHORTEST_TURN_MS = 8.0
+_FEWEST_CALLS, _MOST_CALLS = 4, 64
+_REFERENCE_EVERY_SECONDS = 0.25
+_CAUTION = 1.3
+"""A launch may take so much longer than the longest before it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every process is given. Positions in ``singles`` and ``batches`` count in the file of all batches.
+
+    ``first`` and ``all`` name, for each model, the file with one example and the file with everything. ``shapes`` are
+    singles and batches of each length that occurs.
+    """
+
+    artifacts: Mapping[str, Path]
+    first: Mapping[str, Path]
+    all: Mapping[str, Path]
+    singles: Sequence[int]
+    batches: Sequence[int]
+    single_shapes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the processes run, and how long."""
+
+    target: Target
+    threads: int
+    cores: Sequence[int]
+    seconds: float
+    deadline: float | None
+    rate: float | None
+    precision: float
+    confidence: float
+    seed: int
+    timeout_seconds: float
+
+
+@dataclass
+class Record:
+    """Everything that the launches brought in. The lists of a model have one entry a launch."""
+
+    single: Rounds = field(default_factory=Rounds)
+    batched: Rounds = field(default_factory=Rounds)
+    server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+    startup_ms: dict[str, list[float]] = field(default_factory=dict)
+    session_load_ms: dict[str, list[float]] = field(default_factory=dict)
+    runtime_bytes: dict[str, list[float]] = field(default_factory=dict)
+    single_bytes: dict[str, list[float]] = field(default_factory=dict)
+    batched_bytes: dict[str, list[float]] = field(default_factory=dict)
+    warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
+    reference: list[ReferenceTimes] = field(default_factory=list)
+    frequencies_mhz: list[float] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    no_energy: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    launches: int = 0
+
+    def forget(self, model: str) -> None:
+        """Drop what was measured of a model that was lost."""
+        per_model: list[dict[str, Any]] = [
+            *(self.single.turns, self.batched.turns, self.server_ms, self.startup_ms, self.session_load_ms),
+            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings),
+        ]
+        for kept in per_model:
+            kept.pop(model, None)
+
+
+class _LostError(Exception):
+    """A model's process died or hung."""
+
+    def __init__(self, model: str, error: StageError) -> None:
+        super().__init__(model)
+        self.model = model
+        self.error = error
+
+
+class Launches:
+    """One session: launches are made until what they tell is precise enough, or time is up."""
+
+    def __init__(self, workload: Workload, conditions: Conditions, baseline: str) -> None:
+        self._workload, self._conditions, self._baseline = workload, conditions, baseline
+        self._names = list(workload.artifacts)
+        self._single_schedule: Iterator[list[int]] | None = None
+        self._batched_schedule: Iterator[list[int]] | None = None
+        self._longest_launch = 0.0
+        self.record = Record()
+
+    def __iter__(self) -> Iterator[int]:
+        """Make the launches, yielding the number of each that is done.
+
+        A model whose process dies or hangs is left out from then on, with the reason in ``record.lost``. Raises
+        `StageError` if that is the baseline, and what opening a model raises.
+        """
+        while not self._is_enough():
+            began = time.perf_counter()
+            try:
+                self._launch(self.record.launches)
+            except _LostError as lost:
+                if lost.model == self._baseline:
+                    raise lost.error from None
+                self.record.lost[lost.model] = str(lost.error)
+                self.record.forget(lost.model)
+                self._names.remove(lost.model)
+            self._longest_launch = max(self._longest_launch, time.perf_counter() - began)
+            self.record.launches += 1
+            yield self.record.launches
+
+    def precision(self) -> float:
+        """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
+        if self.record.launches < 2:
+            return float("inf")
+        widths = []
+        for rounds in (self.record.single, self.record.batched):
+            others = [name for name in self._names if name != self._baseline]
+            samples = [rounds.ratios(self._baseline, name) for name in others] or [self._alone(rounds)]
+            for ratios in samples:
+                found = geometric_interval(ratios, self._conditions.confidence)
+                widths.append(found.high / found.value - 1)
+        return max(widths)
+
+    def _alone(self, rounds: Rounds) -> np.ndarray:
+        relative = rounds.relative_rounds(self._baseline)
+        launches = np.array(rounds.launches)
+        return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
+
+    def _is_enough(self) -> bool:
+        done, deadline = self.record.launches, self._conditions.deadline
+        if deadline is not None and done and time.perf_counter() + _CAUTION * self._longest_launch > deadline:
+            return True
+        if done < FEWEST_LAUNCHES:
+            return False
+        if deadline is None and done >= MOST_LAUNCHES:
+            return True
+        return self.precision() <= self._conditions.precision
+
+    def _seconds(self, began: float) -> float:
+        """Sampling time of one scenario in this launch, all models together."""
+        conditions = self._conditions
+        scenarios = 2 if conditions.rate is None else 3
+        if conditions.deadline is None:
+            return conditions.seconds * len(self._names) / MOST_LAUNCHES
+        now = time.perf_counter()
+        # As if nine launches of this length were to fit, the starts and warm-ups that took until now included.
+        left = max(1, 9 - self.record.launches)
+        share = (conditions.deadline - began) / left
+        return max(0.0, min(share, conditions.deadline - now) - (now - began)) / scenarios
+
+    def _launch(self, number: int) -> None:
+        record, workload, limit = self.record, self._workload, self._conditions.timeout_seconds
+        began = time.perf_counter()
+        with ExitStack() as stack:
+            children: dict[str, Child] = {}
+            for name in in_turn(self._names, number):
+                children[name] = stack.enter_context(Child(name))
+                with _losing(name):
+                    self._start(children[name], name)
+            machine = stack.enter_context(Child("machine", variables=SINGLE_THREADED))
+            reference = _Reference(machine, self._conditions.cores, limit, record.reference)
+            for name, child in children.items():
+                with _losing(name):
+                    record.no_energy = child.load(workload.all[name], limit)
+            runs = {name: self._run(child) for name, child in children.items()}
+            for child in children.values():
+                self._warm_up(child, number)
+            before = Snapshot.take(_own_seconds(children, machine))
+            self._plan(runs)
+            assert self._single_schedule is not None
+            assert self._batched_schedule is not None
+            seconds = self._seconds(began)
+            for _ in interleave(runs, self._single_schedule, number, seconds, record.single):
+                reference.now_and_then()
+            self._keep(children, record.single_bytes, "peak_bytes")
+            for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched):
+                reference.now_and_then()
+            self._keep(children, record.batched_bytes, "peak_bytes")
+            if self._conditions.rate is not None:
+                self._serve(children, self._conditions.rate, seconds / len(children), number)
+            reference.now()
+            record.usage += Snapshot.take(_own_seconds(children, machine)).since(before)
+            frequency = frequency_mhz()
+            record.frequencies_mhz += [] if frequency is None else [frequency]
+
+    def _start(self, child: Child, name: str) -> None:
+        """From the start of the process to its first answer. The files are in the system's cache, or soon are."""
+        record, conditions, workload = self.record, self._conditions, self._workload
+        opened = child.open(
+            workload.artifacts[name],
+            conditions.target,
+            conditions.threads,
+            conditions.cores,
+            workload.first[name],
+            conditions.timeout_seconds,
+        )
+        child.round([0], conditions.timeout_seconds)
+        record.startup_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - child.began))
+        record.session_load_ms.setdefault(name, []).append(opened["session_load_ms"])
+        record.runtime_bytes.setdefault(name, []).append(float(opened["before_bytes"]))
+        record.settings[name] = opened["settings"]
+
+    def _run(self, child: Child) -> Run:
+        settle = SETTLE_SECONDS if self._conditions.threads > 1 and len(self._names) > 1 else 0.0
+
+        def run(calls: Sequence[int]) -> Turn:
+            time.sleep(settle)
+            with _losing(child.label):
+                return child.round(calls, self._conditions.timeout_seconds, _UNTIMED)
+
+        return run
+
+    def _warm_up(self, child: Child, number: int) -> None:
+        workload, conditions = self._workload, self._conditions
+        seconds = conditions.seconds
+        if conditions.deadline is not None:
+            left = conditions.deadline - time.perf_counter()
+            seconds = max(0.0, left / max(1, 9 - number) / 3 / len(self._names))
+        calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
+        with _losing(child.label):
+            run = partial(child.round, timeout=conditions.timeout_seconds)
+            warmed = warm_up(run, workload.single_shapes, calls, seconds)
+        self.record.warm_ups.setdefault(child.label, []).append(warmed)
+
+    def _plan(self, runs: Mapping[str, Run]) -> None:
+        """Choose the rounds, once: long enough for the fastest model, and several in a launch for the slowest."""
+        if self._single_schedule is not None:
+            return
+        middle = self._workload.singles[len(self._workload.singles) // 2]
+        took = [float(np.median(run([middle] * 3).latencies_ms)) for run in runs.values()]
+        slice_ms = 1000 * self._conditions.seconds / MOST_LAUNCHES
+        size = min(
+            max(_FEWEST_CALLS, round(_SHORTEST_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took)))
+        )
+        size = min(size, _MOST_CALLS, len(self._workload.singles))
+        rounds = mixed_rounds(len(self._workload.singles), size, self._conditions.seed)
+        self._single_schedule = ([self._workload.singles[i] for i in calls] for calls in rounds)
+        batch = self._workload.batches[len(self._workload.batches) // 2]
+        slowest = max(float(run([batch]).latencies_ms[0]) for run in runs.values())
+        fitting = max(1, int(slice_ms / slowest))
+        self._batched_schedule = repeat(evenly_spaced(list(self._workload.batches), fitting))
+
+    def _serve(self, children: Mapping[str, Child], rate: float, seconds: float, number: int) -> None:
+        """Requests that arrive at random, the same ones for every model."""
+        count = max(1, round(rate * seconds))
+        seed = self._conditions.seed + number
+        gaps = arrival_gaps_ms(count, rate, seed)
+        calls = [
+            self._workload.singles[i]
+            for i in np.random.default_rng(seed).integers(0, len(self._workload.singles), count)
+        ]
+        for name in in_turn(list(children), number):
+            time.sleep(SETTLE_SECONDS)
+            with _losing(name):
+                latencies = children[name].arrivals(calls, gaps, self._conditions.timeout_seconds)
+            self.record.server_ms.setdefault(name, []).append(latencies)
+
+    def _keep(self, children: Mapping[str, Child], kept: dict[str, list[float]], field_name: str) -> None:
+        for name, child in children.items():
+            with _losing(name):
+                kept.setdefault(name, []).append(float(child.memory()[field_name]))
+
+
+class _Reference:
+    """Times the reference kernels a few times a second, between the models' rounds."""
+
+    def __init__(self, child: Child, cores: Sequence[int], timeout: float, times: list[ReferenceTimes]) -> None:
+        self._ask: Callable[[], ReferenceTimes] = lambda: child.reference(cores, timeout)
+        self._times = times
+        # The first answer comes after the kernels' arrays were made.
+        self._ask()
+        self._last = time.perf_counter()
+
+    def now(self) -> None:
+        self._times.append(self._ask())
+        self._last = time.perf_counter()
+
+    def now_and_then(self) -> None:
+        if time.perf_counter() - self._last >= _REFERENCE_EVERY_SECONDS:
+            self.now()
+
+
+@contextmanager
+def _losing(model: str) -> Iterator[None]:
+    """Say whose process it was that ended."""
+    try:
+        yield
+    except StageError as error:
+        raise _LostError(model, error) from error
+
+
+def _own_seconds(children: Mapping[str, Child], machine: Child) -> float:
+    return sum(float(child.memory()["cpu_seconds"]) for child in (*children.values(), machine))

@@ -27,12 +27,12 @@ def value_text(change: Change, value: float) -> str:
 
 
 def effect_text(change: Change) -> str:
-    """`-1.10 points` or `+5.2%`, with a sign; `2.5 times` where that is easier to grasp."""
+    """`-1.10 points` or `+5.2%`; from a doubling on `2.5x`, which is easier to grasp."""
     return scaled_text(change, change.effect)
 
 
 def scaled_text(change: Change, effect: float, plus: bool = True) -> str:
-    """``effect`` on the change's scale."""
+    """``effect`` on the change's scale, with a sign unless ``plus`` is False and it is positive."""
     sign = "-" if effect < 0 else "+" if effect > 0 and plus else ""
     if change.scale == "absolute":
         return f"{sign}{abs(effect) * 100:.2f} points"
@@ -46,6 +46,8 @@ def interval_text(change: Change) -> str:
     """`-1.80 to -0.40 points`, or nothing for an exact figure."""
     if change.confidence is None or change.low == change.high:
         return ""
+    if change.scale == "relative" and change.high >= 1:
+        return f"{significant(change.low + 1)}x to {significant(change.high + 1)}x"
     low, high = scaled_text(change, change.low), scaled_text(change, change.high)
     unit = " points" if change.scale == "absolute" else ""
     return f"{low.removesuffix(unit)} to {high}"
@@ -57,8 +59,8 @@ def confidence_text(change: Change) -> str:
 
 
 def margin_text(change: Change) -> str:
-    """The smallest change that matters."""
-    return scaled_text(change, change.margin, plus=False)
+    """The smallest change that matters; `any` where every one does."""
+    return scaled_text(change, change.margin, plus=False) if change.margin else "any"
 
 
 def verdict_text(change: Change) -> str:
@@ -69,7 +71,7 @@ def verdict_text(change: Change) -> str:
 
 
 def sentence(change: Change) -> str:
-    """`accuracy on cpu: 79.00% -> 77.90%, -1.10 points (90% interval -1.80 to -0.40 points), matters from 0.50`."""
+    """`accuracy on cpu: 79.00% \u2192 77.90%, -1.10 points (90% interval -1.80 to -0.40 points)`."""
     values = f"{value_text(change, change.baseline)} \u2192 {value_text(change, change.candidate)}"
     interval = interval_text(change)
     known = f" ({confidence_text(change)} interval {interval})" if interval else ""

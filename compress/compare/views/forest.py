@@ -105,7 +105,12 @@ def described(change: Change) -> str:
     """The row in words, for a tooltip and a screen reader."""
     interval = interval_text(change)
     known = f", {confidence_text(change)} interval {interval}" if interval else ""
-    return f"{change.metric}: {effect_text(change)}{known}; matters from {margin_text(change)}: {change.verdict}"
+    return f"{change.metric}: {effect_text(change)}{known}; {matters(change)}: {change.verdict}"
+
+
+def matters(change: Change) -> str:
+    """Which changes matter, in words."""
+    return f"matters from {margin_text(change)}" if change.margin else "any change matters"
 
 
 def _losses(change: Change) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from compress.compare.change import Change, Comparison, Flip, Side
 from compress.compare.gate import GateResult, Judgement
-from compress.compare.views.forest import axis_head, axis_of, forest_row
+from compress.compare.views.forest import Axis, axis_head, axis_of, forest_row, matters
 from compress.compare.words import (
     comparison_sentence,
     confidence_text,
@@ -16,7 +16,6 @@ from compress.compare.words import (
     gate_sentence,
     interval_text,
     judged_name,
-    margin_text,
     ordered,
     title,
     value_text,
@@ -88,7 +87,7 @@ def _judgements(result: GateResult) -> Iterator[str]:
         rows = [judgement for judgement in result.judgements if judgement.change and judgement.change.scale == scale]
         if rows:
             axis = axis_of([judgement.change for judgement in rows if judgement.change])
-            written = [_row(judgement.change, forest_row(judgement.change, axis), _verdict(judgement),
+            written = [_row(judgement.change, axis, _verdict(judgement),
                             judged_name(judgement), f"allowed {judgement.margin} worse")
                        for judgement in rows if judgement.change]  # fmt: skip
             yield section(f"Judged, {words}", _table(axis_head(axis), written))
@@ -104,11 +103,7 @@ def _judgements(result: GateResult) -> Iterator[str]:
 
 
 def _verdict(judgement: Judgement) -> str:
-    chip = _chip(judgement.status, _MARKS[judgement.status])
-    why = tag("small", "why", escape(judgement.reason)) if judgement.reason else ""
-    more = judgement.change.more if judgement.change and judgement.change.verdict == "can't tell" else None
-    need = tag("small", "why", escape(f"about {more:,} more pairs would settle it")) if more else ""
-    return chip + why + need
+    return _chip(judgement.status, _MARKS[judgement.status])
 
 
 def _changes(comparison: Comparison, changes: Sequence[Change], heading: str) -> Iterator[str]:
@@ -116,23 +111,22 @@ def _changes(comparison: Comparison, changes: Sequence[Change], heading: str) ->
         mine = [change for change in changes if change.scale == scale]
         if mine:
             axis = axis_of(mine)
-            rows = [_row(change, forest_row(change, axis), _change_chip(change), title(change)) for change in mine]
+            rows = [_row(change, axis, _chip(change.verdict, change.verdict), title(change)) for change in mine]
             yield section(f"{heading}, {words}", _table(axis_head(axis), rows))
 
 
-def _change_chip(change: Change) -> str:
-    chip = _chip(change.verdict, change.verdict)
-    words = []
-    if change.verdict == "can't tell":
-        words = [change.note or "", f"about {change.more:,} more pairs would settle it" if change.more else ""]
-    return chip + "".join(tag("small", "why", escape(line)) for line in words if line)
+def _why(change: Change) -> str:
+    """What an open question needs, as small lines."""
+    if change.verdict != "can't tell":
+        return ""
+    lines = (change.note, f"about {change.more:,} more pairs would settle it" if change.more else None)
+    return "".join(tag("small", "", escape(line)) for line in lines if line)
 
 
-def _row(change: Change, plot: str, verdict: str, name: str, allowed: str = "") -> str:
+def _row(change: Change, axis: Axis, verdict: str, name: str, allowed: str = "") -> str:
     interval = interval_text(change)
     known = tag("small", "", escape(f"{interval} ({confidence_text(change)})")) if interval else ""
-    limit = allowed or f"matters from {margin_text(change)}"
-    heads = tag("small", "", escape(f"on {change.target}, {limit}"))
+    heads = tag("small", "", escape(f"on {change.target}, {allowed or matters(change)}"))
     return tag(
         "tr",
         "",
@@ -140,7 +134,7 @@ def _row(change: Change, plot: str, verdict: str, name: str, allowed: str = "") 
         element("td", {"data-head": "before"}, escape(value_text(change, change.baseline))),
         element("td", {"data-head": "now"}, escape(value_text(change, change.candidate))),
         element("td", {"data-head": "change"}, escape(effect_text(change)), known),
-        element("td", {"class": "plot"}, plot),
+        element("td", {"class": "plot"}, forest_row(change, axis), _why(change)),
         element("td", None, verdict),
     )
 
@@ -171,7 +165,7 @@ def _slices(comparison: Comparison) -> str:
         return ""
     axis = axis_of([part.change for part in parts])
     rows = [
-        _row(part.change, forest_row(part.change, axis), _change_chip(part.change), part.name, f"{part.rows:,} rows")
+        _row(part.change, axis, _chip(part.change.verdict, part.change.verdict), part.name, f"{part.rows:,} rows")
         for part in parts
     ]
     return section("Accuracy by slice, the largest fall first", _table(axis_head(axis), rows))

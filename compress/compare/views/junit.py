@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from compress.compare.gate import GateResult, Judgement
 from compress.compare.words import judged_name, judgement_text, side_text
-from compress.report.junit import plain_text
+from compress.report.junit import plain_xml
 
 
 def junit_gate(result: GateResult) -> str:
@@ -21,7 +21,7 @@ def junit_gate(result: GateResult) -> str:
     suite = ElementTree.SubElement(root, "testsuite", whole)
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("baseline", "candidate"):
-        value = plain_text(side_text(getattr(result.comparison, name)))
+        value = plain_xml(side_text(getattr(result.comparison, name)))
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
     for judgement in result.judgements:
         _case(suite, judgement)
@@ -35,8 +35,8 @@ def _case(suite: ElementTree.Element, judgement: Judgement) -> None:
         "name": f"{judged_name(judgement)} no more than {judgement.margin} worse",
         "time": "0",
     }
-    case = ElementTree.SubElement(suite, "testcase", {key: plain_text(value) for key, value in names.items()})
-    found = plain_text(judgement_text(judgement))
+    case = ElementTree.SubElement(suite, "testcase", {key: plain_xml(value) for key, value in names.items()})
+    found = plain_xml(judgement_text(judgement))
     if judgement.status == "failed":
         failure = ElementTree.SubElement(case, "failure", {"message": found, "type": "regression"})
         failure.text = found

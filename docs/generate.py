@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from compress.cli import app
+from compress.nightly.suite import suite_schema
 from compress.recipe_source import recipe_schema
 
 FOLDER = Path(__file__).parent
@@ -41,3 +42,4 @@ def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, type
 if __name__ == "__main__":
     (FOLDER / "commands.md").write_text(commands())
     (FOLDER / "recipe.schema.json").write_text(json.dumps(recipe_schema(), indent=2) + "\n")
+    (FOLDER / "suite.schema.json").write_text(json.dumps(suite_schema(), indent=2) + "\n")

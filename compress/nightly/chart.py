@@ -13,8 +13,8 @@ from compress.report.markup import Attribute, element, number
 from compress.report.metrics import format_interval, format_value
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, y_axis
 
-WIDTH, HEIGHT = 480.0, 236.0
-LEFT, RIGHT, TOP, BOTTOM = 68.0, 464.0, 50.0, 196.0
+WIDTH, HEIGHT = 480.0, 214.0
+LEFT, RIGHT, TOP, BOTTOM = 68.0, 464.0, 42.0, 188.0
 _LEAST_SPAN = 0.06
 """Of a cost, as a part of it: a calm line is drawn calm, whatever its last digit does."""
 _LEAST_SPAN_OF_SHARE = 0.01
@@ -105,7 +105,7 @@ def _changes(series: Series, nights: Mapping[int, Night], x: Scale, y: Scale) ->
         row = 0 if middle - _LABEL_WIDTH / 2 >= ends[0] else 1
         ends[row] = middle + _LABEL_WIDTH / 2
         state, words = change_state(series, before, after), change_words(series, before, after)
-        down = TOP - 12 - 17 * row
+        down = TOP - 10 - 16 * row
         parts.append(
             element(
                 "g",

@@ -152,7 +152,7 @@ def suspects(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[st
     for name in sorted(before.software.keys() | after.software.keys()):
         old, new = before.software.get(name), after.software.get(name)
         if old != new:
-            yield f"{name} {_or_none(old)} -> {_or_none(new)}"
+            yield f"{name} {_or_none(old)} \u2192 {_or_none(new)}"
 
 
 def _outcome_digest(night: Night, entry: str) -> str:

@@ -79,12 +79,12 @@ def _regressed(entry: str, judgement: Judgement) -> Finding:
 
 
 def _words(change: Change, judgement: Judgement) -> str:
-    """`6.1% higher than the baseline (4.2% to 8.0%), where 5% is allowed: 0.98 ms -> 1.04 ms`."""
+    """`6.1% higher than the baseline (4.2% to 8.0%), where 5% is allowed: 0.98 ms → 1.04 ms`."""
     metric = describe_metric(change.metric, change.unit)
     direction = "higher" if change.effect > 0 else "lower"
     size = _size(change, abs(change.effect)).removeprefix("+")
     known = "" if change.confidence is None else f" ({_size(change, change.low)} to {_size(change, change.high)})"
-    values = f"{format_value(metric, change.baseline)} -> {format_value(metric, change.candidate)}"
+    values = f"{format_value(metric, change.baseline)} \u2192 {format_value(metric, change.candidate)}"
     if change.verdict != "worse":
         return f"can't tell whether it got worse by {judgement.margin}{known}: {values}"
     return f"{size} {direction} than the baseline{known}, where {judgement.margin} is allowed: {values}"

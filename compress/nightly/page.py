@@ -35,8 +35,8 @@ def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], 
         _findings(night),
         _notes(night),
         section("Entries", _entries(night, nights)),
-        section("Changes of level", _changes(lines, by_number)),
         section("Over the nights", _filters(lines), _trends(lines, by_number)),
+        section("Changes of level", _changes(lines, by_number)),
     ]
     style, script = ((files("compress.nightly") / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     kept = json.dumps(night.model_dump(mode="json"), ensure_ascii=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
 from compress.bench.profile import Row, total
 from compress.models.onnx_costs import Cost, GraphCost
@@ -22,7 +23,7 @@ def node_rows(
 ) -> tuple[Row, ...]:
     """One row for each node of ``graph`` that ran, in its order.
 
-    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is the median over passes of its mean over calls.
+    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is that of `typical`.
     """
     ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
     return tuple(
@@ -36,6 +37,14 @@ def node_rows(
         )
         for node in ran
     )
+
+
+def typical(times: ArrayLike) -> float:
+    """Median over passes of each call, then the mean over calls, of [passes, calls].
+
+    A disturbance hits some passes of a call and so leaves its median alone.
+    """
+    return float(np.median(np.asarray(times, dtype=np.float64), axis=0).mean())
 
 
 def whole_row(rows: Sequence[Row], time_ms: float) -> Row:
@@ -56,7 +65,7 @@ def _row(
     costs: Sequence[Cost | None],
     roof: Roof,
 ) -> Row:
-    time_ms = float(np.median(np.mean(microseconds, axis=1))) / 1e3
+    time_ms = typical(microseconds) / 1e3
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
         known = []

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from compress.bench.child import Child
 from compress.bench.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.bench.node_rows import node_rows, whole_row
+from compress.bench.node_rows import node_rows, typical, whole_row
 from compress.bench.noise import Snapshot, judge, load_average
 from compress.bench.profile import MachineLimits, Profile
 from compress.bench.scenarios import batches_by_length, draw_by_length, evenly_spaced
@@ -27,7 +27,7 @@ from compress.errors import DataError, InputError, StageError
 from compress.inspect.node_layers import node_layers
 from compress.models.onnx_call import Tensor
 from compress.models.onnx_costs import GraphCost, count_graph
-from compress.numerics.statistics import median_interval
+from compress.numerics.statistics import bootstrap_interval
 from compress.progress import Progress
 from compress.runtimes import why_unavailable
 from compress.runtimes.onnxruntime_profile import CPU, CallRun, read_profile, shapes_of
@@ -89,7 +89,7 @@ def profile_operators(
         tempfile.TemporaryDirectory(prefix="compress-profile-") as scratch,
         Child(artifact.name, command) as child,
     ):
-        session = _Session(child, Path(scratch), batches, threads, seconds, progress, timeout_seconds)
+        session = _Session(child, Path(scratch), batches, threads, seconds, progress, timeout_seconds, seed)
         return session.profile(artifact, target, batch_size)
 
 
@@ -119,10 +119,11 @@ class _Session:
         seconds: float,
         progress: Progress,
         timeout_seconds: float,
+        seed: int,
     ) -> None:
         self._child, self._scratch, self._batches = child, scratch, batches
         self._threads, self._seconds = threads, seconds
-        self._progress, self._timeout = progress, timeout_seconds
+        self._progress, self._timeout, self._seed = progress, timeout_seconds, seed
         self._calls = list(range(len(batches)))
         self._buffer = memory_buffer_bytes()
         self._taken = _Taken()
@@ -143,9 +144,9 @@ class _Session:
         costs = [self._cost(graph, runs[0][call], call) for call in self._calls]
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
         rows = node_rows(graph, runs, costs, node_layers(optimized), limits.roof)
-        means = [float(np.mean(latencies)) for latencies in self._taken.plain]
-        low, high = median_interval(means)
-        noise = judge(usage, {"the artifact": np.array(means)}, load)
+        plain = np.array(self._taken.plain)
+        low, high = bootstrap_interval(plain, typical, self._seed)
+        noise = judge(usage, {"the artifact": np.median(plain / np.median(plain, axis=0), axis=1)}, load)
         return Profile(
             artifact=str(artifact),
             target=target.name,
@@ -153,11 +154,13 @@ class _Session:
             batch_size=batch_size,
             calls=len(self._calls),
             lengths=tuple(max(array.shape[1] for array in batch.values() if array.ndim > 1) for batch in self._batches),
-            passes=len(means),
-            whole=whole_row(rows, float(np.median(means))),
+            passes=len(plain),
+            whole=whole_row(rows, typical(plain)),
             low_ms=low,
             high_ms=high,
-            profiled_ms=float(np.median([np.mean(latencies) for latencies in self._taken.profiled])),
+            profiled_ms=typical(self._taken.profiled),
+            operators_ms=typical([[sum(run.microseconds for run in each.values()) for each in calls] for calls in runs])
+            / 1e3,
             rows=rows,
             limits=limits,
             notes=(str(noise), *self._notes()),

@@ -53,7 +53,7 @@ class Row(Record):
     operators: tuple[str, ...]
     layer: str | None = None
     nodes: int = Field(ge=0)
-    time_ms: float = Field(ge=0, description="median over passes")
+    time_ms: float = Field(ge=0, description="mean over calls of the median over passes")
     uncounted_ms: float = Field(0.0, ge=0, description="the part of it in operators that nobody knows how to count")
     fp32_operations: float = Field(ge=0)
     int8_operations: float = Field(ge=0)
@@ -139,16 +139,12 @@ class Profile(Record):
     low_ms: float = Field(description="bounds of the 95% interval of the whole's time")
     high_ms: float
     profiled_ms: float = Field(description="the whole's time with profiling")
+    operators_ms: float = Field(ge=0, description="the part of that in which an operator was at work")
     rows: tuple[Row, ...] = Field(description="one a node, in the order of the graph")
     limits: MachineLimits
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = {}
     raw: dict[str, tuple[tuple[float, ...], ...]] = Field({}, description="ms, [passes][calls]")
-
-    @property
-    def operators_ms(self) -> float:
-        """The time of all operators together, with profiling."""
-        return sum(row.time_ms for row in self.rows)
 
     @property
     def profiler_overhead(self) -> float:
@@ -168,7 +164,6 @@ class Profile(Record):
         content = self.model_dump(mode="json", exclude={"rows", "whole"})
         return {
             **content,
-            "operators_ms": self.operators_ms,
             "profiler_overhead": self.profiler_overhead,
             "whole": self.whole.figures(),
             "by_operator": [row.figures() for row in self.by_operator()],

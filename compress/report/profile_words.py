@@ -92,12 +92,13 @@ def method_notes(profile: Profile) -> list[str]:
     notes = [
         f"{profile.calls} batches of {profile.batch_size}{span}, {profile.passes} passes each without and with "
         f"profiling, {profile.threads} threads.",
-        f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; operators "
-        f"add up to {time_text(profile.operators_ms)} of it. The whole model's figures are without profiling.",
+        f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
+        f"{time_text(profile.operators_ms)} of it an operator is at work. The whole model's figures are without profiling.",
     ]
+    together = sum(row.time_ms for row in profile.rows)
     unknown = [row for row in profile.by_operator() if row.uncounted_ms > 0]
     if unknown:
-        names = ", ".join(f"{row.name} ({row.time_ms / profile.operators_ms:.1%} of the time)" for row in unknown)
+        names = ", ".join(f"{row.name} ({row.time_ms / together:.1%} of the time)" for row in unknown)
         notes.append(f"Not counted, and in no limit: {names}.")
     beyond = [row.name for row in profile.rows if (row.share_of_roof or 0.0) > 1]
     if beyond:

@@ -42,10 +42,10 @@ def roofline_chart(profile: Profile) -> str | None:
     lines = roof_lines(profile.limits, x.low, x.high, y.low)
     for roof in lines:
         parts.append(line(x(roof.start[0]), y(roof.start[1]), x(roof.end[0]), y(roof.end[1]), f"roof {roof.kind}"))
-    longest = max(row.time_ms for row in rows)
+    longest, together = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
     # Small dots last, so that none is hidden under a large one.
     for row in sorted(rows, key=lambda row: -row.time_ms):
-        parts.append(_dot(row, x, y, _radius(row.time_ms / longest), profile.operators_ms))
+        parts.append(_dot(row, x, y, _radius(row.time_ms / longest), together))
     if _drawn(profile.whole):
         parts.append(_whole(profile.whole, x, y))
     label = f"{len(rows)} operators under the roofline of this machine"
@@ -59,9 +59,10 @@ def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> 
     """
     lines = []
     top = max(limits.int8_per_s, limits.fp32_per_s)
-    bandwidths = [("memory", "memory", limits.memory_bytes_per_s)]
-    if limits.cached is not False:
-        bandwidths.append(("working", "working set", limits.working_set_bytes_per_s))
+    bandwidths = (
+        ("memory", "memory", limits.memory_bytes_per_s),
+        ("working", "working set", limits.working_set_bytes_per_s),
+    )
     fastest = max(rate for _, _, rate in bandwidths)
     for kind, name, rate in bandwidths:
         start, end = max(low, floor / rate), min(high, top / rate)
@@ -170,7 +171,9 @@ def _labels(profile: Profile, rows: Sequence[Row], lines: Sequence[Roofline], x:
         if members:
             chosen.append((group.name, max(members, key=lambda row: row.time_ms)))
     points = [(x(row.intensity or x.low), y(row.operations_per_s)) for _, row in chosen]
-    placed = place_labels(points, [name for name, _ in chosen], Box(LEFT, TOP - 2, RIGHT, BOTTOM), _along(lines, x, y))
+    dots = [(x(row.intensity or x.low), y(row.operations_per_s)) for row in rows]
+    obstacles = [*_along(lines, x, y), *(Box(cx - 4, cy - 4, cx + 4, cy + 4) for cx, cy in dots)]
+    placed = place_labels(points, [name for name, _ in chosen], Box(LEFT, TOP - 2, RIGHT, BOTTOM), obstacles)
     parts = []
     for (name, _), (cx, cy), spot in zip(chosen, points, placed, strict=True):
         box = spot.box

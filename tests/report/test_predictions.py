@@ -1,0 +1,78 @@
+"""`predictions.parquet`: what is written is read back, and what cannot be had is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from compress.errors import InputError, StorageError
+from compress.report.predictions import Answers, read_predictions, write_predictions
+
+LABELS = ("bad", "good", "good")
+FIRST = Answers(("bad", "bad", "good"), np.array([0.75, 0.5, 1.0]), np.array([True, False, True]))
+SECOND = Answers(("good", "good", "good"), np.array([0.5, 0.625, 0.875]), np.array([False, True, True]))
+
+
+def test_columns_by_model(tmp_path: Path) -> None:
+    write_predictions(LABELS, {("baseline", "cpu"): FIRST, ("final", "cpu"): SECOND}, tmp_path, several=False)
+    table = pyarrow.parquet.read_table(tmp_path / "predictions.parquet")
+    assert table.to_pylist()[1] == {
+        "row": 1,
+        "label": "good",
+        "baseline.answer": "bad",
+        "baseline.probability": 0.5,
+        "baseline.correct": False,
+        "final.answer": "good",
+        "final.probability": 0.625,
+        "final.correct": True,
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_written_reads_back(tmp_path: Path, several: bool) -> None:
+    write_predictions(LABELS, {("final", "cpu"): FIRST, ("prune", "cpu"): SECOND}, tmp_path, several)
+    found = read_predictions(tmp_path, "prune", "cpu")
+    assert found.labels == list(LABELS)
+    assert found.answers.answers == list(SECOND.answers)
+    assert found.answers.probability.tolist() == SECOND.probability.tolist()
+    assert found.answers.correct.tolist() == SECOND.correct.tolist()
+
+
+def test_targets_are_told_apart(tmp_path: Path) -> None:
+    write_predictions(LABELS, {("final", "cpu"): FIRST, ("final", "gpu"): SECOND}, tmp_path, several=True)
+    assert read_predictions(tmp_path, "final", "gpu").answers.answers == list(SECOND.answers)
+    assert read_predictions(tmp_path, "final", "cpu").answers.answers == list(FIRST.answers)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no predictions\.parquet"):
+        read_predictions(tmp_path, "final", "cpu")
+    write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path, several=False)
+    with pytest.raises(InputError, match="no answers of prune on cpu"):
+        read_predictions(tmp_path, "prune", "cpu")
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1 and not much more")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(tmp_path, "final", "cpu")
+
+
+def test_a_folder_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path / "gone", several=False)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path, several=False)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_predictions(LABELS, {("final", "cpu"): SECOND}, tmp_path, several=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
+    assert read_predictions(tmp_path, "final", "cpu").answers.answers == list(FIRST.answers)

@@ -1,0 +1,156 @@
+"""Slices in the report: how rows are kept, and what the views say of them."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from hypothesis import given, strategies
+from pydantic import ValidationError
+
+from compress.measurement import Measurement
+from compress.numerics.paired import difference_of_shares
+from compress.report.html import html_page
+from compress.report.markdown import markdown_report
+from compress.report.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
+from compress.report.reliability import reliability_diagram
+from compress.report.schema import Report, SliceRecord, parse_report
+from compress.report.slices import format_change, slice_figures, slice_plot
+
+
+def test_bits_begin_with_the_highest_of_the_first_byte() -> None:
+    record = SliceRecord.of([True, False, False, False, False, False, False, True, False, True], "ten rows")
+    assert base64.b64decode(record.bits) == bytes([0b10000001, 0b01000000])
+    assert record.rows == 3
+    assert record.indices() == (0, 7, 9)
+
+
+@given(strategies.lists(strategies.booleans(), min_size=1, max_size=70).filter(any))
+def test_rows_come_back(members: list[bool]) -> None:
+    record = SliceRecord.of(members)
+    assert record.indices() == tuple(index for index, member in enumerate(members) if member)
+
+
+def test_two_thousand_rows_take_some_hundred_bytes() -> None:
+    assert len(SliceRecord.of([index % 3 == 0 for index in range(2000)]).model_dump_json()) < 400
+
+
+@pytest.mark.parametrize(("bits", "rows"), [("?", 1), ("gA==", 2), ("AA==", 0), ("", 1)])
+def test_bits_that_are_none_are_refused(bits: str, rows: int) -> None:
+    with pytest.raises(ValidationError):
+        SliceRecord(bits=bits, rows=rows)
+
+
+def test_a_report_with_slices_reads_back(report: Report) -> None:
+    assert parse_report(report.to_json(), "here") == report
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("accuracy[label=good]", ("accuracy", "label=good")),
+        ("accuracy[source=a[b]]", ("accuracy", "source=a[b]")),
+        ("recall_at_10[characters>=32]", ("recall_at_10", "characters>=32")),
+        ("accuracy", None),
+        ("accuracy[]", None),
+        ("latency_ms_length_4_16", None),
+    ],
+)
+def test_names_of_slices(name: str, parts: tuple[str, str] | None) -> None:
+    assert slice_of(name) == parts
+    if parts:
+        assert slice_metric(*parts) == name
+
+
+def test_a_slice_is_no_column_of_its_own(report: Report) -> None:
+    units = report.metrics("cpu")
+    assert "accuracy[label=positive]" in units
+    shown = [metric.name for metric in (*main_metrics(units), *other_metrics(units))]
+    assert not any("[" in name for name in shown)
+    metric = describe_metric("accuracy[label=positive]", "ratio")
+    assert (metric.title, metric.better, metric.quality, metric.style) == (
+        "Accuracy, label=positive",
+        "higher",
+        False,
+        "percent",
+    )
+
+
+@pytest.mark.parametrize("name", ["calibration_error", "brier_score"])
+def test_less_is_better_of_calibration(name: str) -> None:
+    assert describe_metric(name, "ratio").better == "lower"
+    assert describe_metric(name, "ratio").quality is False
+
+
+def test_figures_by_slice(report: Report) -> None:
+    found = slice_figures(report, "cpu")
+    assert found is not None
+    figures = {each.name: each for each in found[1]}
+    assert list(figures) == ["all rows", *report.slices]
+    # In the fixture the first 1746 and 1737 rows are right; the predicate holds rows 1700 to 1759.
+    special = figures["a predicate with a name that is long"]
+    assert {model: row.value for model, row in special.measured.items()} == {"baseline": 46 / 60, "final": 37 / 60}
+    assert special.change == pytest.approx(difference_of_shares(9, 0, 60, 0.95))
+    assert figures["all rows"].change == pytest.approx(difference_of_shares(9, 0, 2000, 0.95))
+    assert figures["characters=Q1"].change == pytest.approx(difference_of_shares(0, 0, 500, 0.95))
+
+
+def test_changes_as_people_read_them() -> None:
+    assert format_change(difference_of_shares(9, 0, 60, 0.95)).startswith("\u221215.00 points (\u2212")
+    assert format_change(None) == ""
+
+
+def test_outcomes_that_do_not_pair_leave_the_change_out(report: Report) -> None:
+    rows = tuple(
+        row.model_copy(update={"raw": None}) if (row.model, row.metric) == ("baseline", "accuracy") else row
+        for row in report.measurements
+    )
+    found = slice_figures(report.model_copy(update={"measurements": rows}), "cpu")
+    assert found is not None
+    assert {each.change for each in found[1]} == {None}
+
+
+def test_the_plot_has_both_models_in_every_line(report: Report) -> None:
+    drawing = slice_plot(report, "cpu")
+    assert drawing is not None
+    lines = len(report.slices) + 1
+    assert len(re.findall('class="point final"', drawing)) == lines
+    assert len(re.findall('class="point baseline"', drawing)) == lines
+    assert "a predicate with a name that is long" in drawing  # in the tooltip; the label is cut
+    assert ">a predicate with \u2026<" in drawing
+
+
+def test_the_reliability_diagram_has_every_bin(report: Report) -> None:
+    drawing = reliability_diagram(report, "cpu")
+    assert drawing is not None
+    assert drawing.count("of 900 answers") == 8
+    assert "probability 72.0%, right 70.0%" in drawing
+    assert reliability_diagram(report, "gpu") is None
+
+
+def test_pages_without_slices_have_no_such_section(report: Report) -> None:
+    bare = report.model_copy(update={"slices": {}, "calibration": ()})
+    assert "By slice" in html_page(report)
+    assert "By slice" not in html_page(bare)
+    assert "by slice" in markdown_report(report)
+    assert "by slice" not in markdown_report(bare)
+    assert slice_plot(bare, "cpu") is None
+
+
+def test_markdown_has_a_line_for_each_slice(report: Report) -> None:
+    lines = markdown_report(report).splitlines()
+    (line,) = [line for line in lines if line.startswith("| a predicate")]
+    assert "| 60 | 76.67%" in line
+    assert "\u221215.00 points" in line
+
+
+def test_hostile_names_of_slices_stay_text(report: Report) -> None:
+    name = "<script>alert(1)</script>"
+    row = Measurement(model="final", metric=f"accuracy[{name}]", target="cpu", value=0.5, unit="ratio")
+    record = SliceRecord.of([True] * 2000, name)
+    changed = report.model_copy(
+        update={"slices": {name: record}, "measurements": (*report.measurements, row), "notes": ()}
+    )
+    assert "<script>alert" not in html_page(changed)
+    assert "<script>" not in markdown_report(changed)

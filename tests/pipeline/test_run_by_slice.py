@@ -1,0 +1,229 @@
+"""Slices through a whole run of a tiny model: measured, kept, and free to change without a new evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import tiny_run
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.compare.flips import flips
+from compress.compare.slices import slice_changes
+from compress.errors import DataError, InputError
+from compress.pipeline.forecast import Forecast
+from compress.pipeline.run import Run, run
+from compress.plan import make_plan
+from compress.report.schema import load_report
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
+SLICES: list[dict[str, Any]] = [
+    {"column": "source", "min_rows": 5},
+    {"length": "quartiles", "unit": "tokens"},
+    {"name": "many stars", "column": "stars", "at_least": 4},
+    {"name": "shouted", "column": "text", "contains": "!"},
+]
+
+
+@dataclass
+class Done:
+    """A finished run, what it said, and the rows of its test split."""
+
+    run: Run
+    said: list[str]
+    rows: list[dict[str, Any]]
+
+    def accuracy(self, name: str, model: str = "final") -> float:
+        """As measured on a slice."""
+        row = self.run.report.find(model, f"accuracy[{name}]", "cpu")
+        assert row is not None
+        return row.value
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A tiny recipe whose test rows have two further columns, the second now and then without a value."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_run.write_model(folder / "model", tiny_run.LABELS)
+    tiny_run.write_rows(folder)
+    lines = (folder / "test.csv").read_text().splitlines()
+    with (folder / "test.jsonl").open("w") as file:
+        for place, line in enumerate(lines[1:]):
+            text, label = line.split(",")
+            stars = place % 6 if place % 7 else None
+            file.write(json.dumps({"text": text, "label": label, "source": "abc"[place % 3], "stars": stars}) + "\n")
+    splits = {"train": "train.csv", "validation": "validation.csv", "test": "test.jsonl"}
+    wanted: dict[str, Any] = {
+        "data": {"splits": splits, "max_length": 16},
+        "stages": [{"export": {}}, {"quantize": {}}],
+        "baseline": "start",
+        "slices": SLICES,
+        "limits": [{"metric": "accuracy[source=a]", "at_least": 0.0}],
+    }
+    return tiny_run.write_recipe(folder, **{**wanted, **changes})
+
+
+def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
+    notes = tiny_run.Notes()
+    finished = run(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes)
+    rows = [json.loads(line) for line in (recipe.parent / "test.jsonl").read_text().splitlines()]
+    return Done(finished, notes.said, rows)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Done:
+    return go(place / "tiny.yaml", place / "artifacts")
+
+
+def kept(done: Done) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(done.run.folder / "predictions.parquet").to_pylist()
+    return rows
+
+
+def share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def test_accuracy_in_slices_is_that_of_the_kept_answers(done: Done) -> None:
+    right = [row["final.correct"] for row in kept(done)]
+    assert [row["label"] for row in kept(done)] == [row["label"] for row in done.rows]
+    assert [row["final.answer"] == row["label"] for row in kept(done)] == right
+    assert len(set(right)) == 2
+    for source in "abc":
+        expected = share([hit for hit, row in zip(right, done.rows, strict=True) if row["source"] == source])
+        assert done.accuracy(f"source={source}") == pytest.approx(expected)
+    starry = [hit for hit, row in zip(right, done.rows, strict=True) if (row["stars"] or 0) >= 4]
+    assert 10 < len(starry) < 20
+    assert done.accuracy("many stars") == pytest.approx(share(starry))
+
+
+def test_the_report_names_data_slices_and_what_is_empty(done: Done) -> None:
+    report = load_report(done.run.folder / "report.json")
+    assert report == done.run.report
+    assert report.data is not None
+    assert (report.data.rows, report.data.labels) == (60, tiny_run.LABELS)
+    lock = json.loads((done.run.folder / "lock.json").read_text())
+    assert report.data.digest == lock["data"]["test"]
+    assert report.slices["source=b"].indices() == tuple(range(1, 60, 3))
+    assert next(name for name in report.slices if name.startswith("tokens=")) == "tokens=Q1"
+    assert "The slice 'shouted' holds no row of the test split, so that nothing is said of it." in report.notes
+    assert "shouted" not in report.slices
+
+
+def test_tokens_are_those_of_the_baselines_tokenizer(done: Done) -> None:
+    tokenizer = tiny_run.tokenizer()
+    lengths = [len(tokenizer(row["text"])["input_ids"]) for row in done.rows]
+    quartile = sorted(lengths)[14]
+    expected = tuple(index for index, length in enumerate(lengths) if length <= quartile)
+    assert done.run.report.slices["tokens=Q1"].indices() == expected
+
+
+def test_calibration_is_measured_on_every_model(done: Done) -> None:
+    report = done.run.report
+    for model in report.models:
+        for metric in ("calibration_error", "brier_score"):
+            row = report.find(model, metric, "cpu")
+            assert row is not None
+            assert row.low is not None
+            assert row.high is not None
+            assert row.low <= row.value <= row.high
+    curve = next(curve for curve in report.calibration if curve.model == "final")
+    sure = [row["final.probability"] for row in kept(done)]
+    assert sum(bin.rows for bin in curve.bins) == 60
+    mean = sum(bin.rows * bin.confidence for bin in curve.bins) / 60
+    assert mean == pytest.approx(sum(sure) / 60, rel=1e-5)
+    error = report.find("final", "calibration_error", "cpu")
+    assert error is not None
+    assert error.value == pytest.approx(sum(bin.rows * abs(bin.accuracy - bin.confidence) for bin in curve.bins) / 60)
+
+
+def test_a_limit_may_hold_a_slice(done: Done) -> None:
+    (limit,) = done.run.report.limits
+    assert (limit.metric, limit.passed) == ("accuracy[source=a]", True)
+    assert limit.value == done.accuracy("source=a")
+
+
+def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, done: Done, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "place", symlinks=True)
+    cache = tmp_path / "place" / "artifacts" / "cache"
+    before = {path.name for path in cache.iterdir()}
+    path = tmp_path / "place" / "test.jsonl"
+    # Only what slices read is other, so no model answers anew.
+    path.write_text(path.read_text().replace('"source": "a"', '"source": "z"'))
+    again = go(tmp_path / "place" / "tiny.yaml", tmp_path / "place" / "artifacts")
+    assert again.accuracy("source=z") == done.accuracy("source=a")
+    assert again.run.report.find("final", "accuracy[source=a]", "cpu") is None
+    assert again.run.report.missed[0].metric == "accuracy[source=a]"
+    third = go(tmp_path / "place" / "tiny.yaml", tmp_path / "place" / "artifacts", "slices=[]", "limits=[]")
+    assert third.run.report.slices == {}
+    assert {path.name for path in cache.iterdir()} == before
+
+
+def test_left_out_slices_are_by_label_and_length(place: Path, done: Done, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "place", symlinks=True)
+    recipe = write(tmp_path / "place", slices=None, limits=[])
+    names = list(go(recipe, tmp_path / "place" / "artifacts").run.report.slices)
+    assert names[:3] == ["label=bad", "label=good", "characters=Q1"]
+
+
+def test_a_wrong_slice_ends_the_run_before_its_stages(place: Path, tmp_path: Path) -> None:
+    recipe = write(tmp_path / "place", slices=[{"name": "x", "column": "source", "at_least": 3}], limits=[])
+    with pytest.raises(DataError, match="compares numbers"):
+        go(recipe, tmp_path / "artifacts")
+    assert not (tmp_path / "artifacts" / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.csv"])
+def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> None:
+    recipe = write(tmp_path, slices=[{"column": "sources"}])
+    loaded = tiny_run.load(recipe, f"data.splits.test={name}")
+    with pytest.raises(InputError, match="no column 'sources', which a slice reads") as caught:
+        make_plan(loaded, tmp_path, Forecast(loaded, tmp_path, tmp_path / "artifacts"))
+    assert ("Did you mean 'source'?" in str(caught.value)) == (name == "test.jsonl")
+
+
+def test_check_takes_a_column_that_is_there(tmp_path: Path) -> None:
+    loaded = tiny_run.load(write(tmp_path))
+    assert make_plan(loaded, tmp_path).recipe == "tiny"
+
+
+def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice", "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["metric"]: row["value"] for row in json.loads(result.stdout)}
+    for name in done.run.report.slices:
+        assert rows[f"accuracy[{name}]"] == pytest.approx(done.accuracy(name))
+    assert "The slice 'shouted' holds no row" in result.stderr
+    shown = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice"], env={"COLUMNS": "140"})
+    assert "accuracy[source=a]" in shown.stdout
+    whole = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--json"])
+    assert not any("[" in row["metric"] for row in json.loads(whole.stdout))
+
+
+def test_the_run_compares_slice_by_slice_with_its_own_baseline(done: Done) -> None:
+    report, folder = done.run.report, done.run.folder
+    parts = slice_changes(report, report, "cpu", 0.005, 0.9, baseline_model="baseline")
+    assert {part.name for part in parts} == set(report.slices)
+    for part in parts:
+        effect = done.accuracy(part.name) - done.accuracy(part.name, "baseline")
+        assert part.change.effect == pytest.approx(effect)
+    turned = flips(report, report, "cpu", baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
+    answers = kept(done)
+    expected = {row["row"] for row in answers if row["baseline.correct"] != row["final.correct"]}
+    assert {flip.row for flip in turned} == expected
+    for flip in turned:
+        assert flip.example == done.rows[flip.row]["text"]
+        assert flip.candidate_answer == answers[flip.row]["final.answer"]

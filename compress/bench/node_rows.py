@@ -47,6 +47,11 @@ def typical(times: ArrayLike) -> float:
     return float(np.median(np.asarray(times, dtype=np.float64), axis=0).mean())
 
 
+def busy_ms(call: CallRun) -> float:
+    """How long an operator was at work in one call."""
+    return sum(run.microseconds for run in call.values()) / 1e3
+
+
 def whole_row(rows: Sequence[Row], time_ms: float) -> Row:
     """All nodes together, in the ``time_ms`` that a call takes without profiling.
 

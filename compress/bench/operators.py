@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from compress.bench.child import Child
 from compress.bench.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.bench.node_rows import node_rows, typical, whole_row
+from compress.bench.node_rows import busy_ms, node_rows, typical, whole_row
 from compress.bench.noise import Snapshot, judge, load_average
 from compress.bench.profile import MachineLimits, Profile
 from compress.bench.scenarios import batches_by_length, draw_by_length, evenly_spaced
@@ -109,6 +109,11 @@ def _batches(examples: Examples, batch_size: int, seed: int) -> list[Batch]:
     return [examples.batch([drawn[i] for i in groups[index]]) for index in chosen]
 
 
+def _length(batch: Batch) -> int:
+    """Length to which a batch is padded, 1 where no input has one."""
+    return max((array.shape[1] for array in batch.values() if array.ndim > 1), default=1)
+
+
 class _Session:
     def __init__(
         self,
@@ -153,22 +158,19 @@ class _Session:
             threads=self._threads,
             batch_size=batch_size,
             calls=len(self._calls),
-            lengths=tuple(max(array.shape[1] for array in batch.values() if array.ndim > 1) for batch in self._batches),
+            lengths=tuple(_length(batch) for batch in self._batches),
             passes=len(plain),
             whole=whole_row(rows, typical(plain)),
             low_ms=low,
             high_ms=high,
             profiled_ms=typical(self._taken.profiled),
-            operators_ms=typical([[sum(run.microseconds for run in each.values()) for each in calls] for calls in runs])
-            / 1e3,
+            operators_ms=typical([[busy_ms(call) for call in calls] for calls in runs]),
             rows=rows,
             limits=limits,
             notes=(str(noise), *self._notes()),
             environment={
                 **environment(),
-                "target": asdict(target),
-                "pinned_cores": list(cores),
-                "runtime_settings": opened["settings"],
+                **{"target": asdict(target), "pinned_cores": list(cores), "runtime_settings": opened["settings"]},
                 "noise": {**asdict(noise), "reasons": list(noise.reasons)},
             },
             raw={

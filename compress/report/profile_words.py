@@ -93,7 +93,7 @@ def method_notes(profile: Profile) -> list[str]:
         f"{profile.calls} batches of {profile.batch_size}{span}, {profile.passes} passes each without and with "
         f"profiling, {profile.threads} threads.",
         f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
-        f"{time_text(profile.operators_ms)} of it an operator is at work. The whole model's figures are without profiling.",
+        f"{time_text(profile.operators_ms)} of it operators are at work. The figures of the whole are without it.",
     ]
     together = sum(row.time_ms for row in profile.rows)
     unknown = [row for row in profile.by_operator() if row.uncounted_ms > 0]

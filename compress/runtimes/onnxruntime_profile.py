@@ -85,10 +85,10 @@ def read_profile(path: Path) -> list[CallRun]:
     calls: list[CallRun] = []
     current: CallRun = {}
     for event in json.loads(path.read_text()):
-        if event["cat"] == "Node" and event["name"].endswith(_NODE_EVENT):
-            name = event["name"].removesuffix(_NODE_EVENT)
+        name = event["name"].removesuffix(_NODE_EVENT)
+        if event["cat"] == "Node" and name != event["name"] and _NUMBERED in name:
             current[name] = NodeRun(int(event["dur"]), _outputs(event["args"], path))
-        elif event["name"] == "model_run":
+        elif name == "model_run":
             calls.append(current)
             current = {}
     return calls

@@ -193,7 +193,8 @@ class Launches:
             for name, child in children.items():
                 with _losing(name):
                     record.no_energy = child.load(workload.all[name], limit)
-            runs = {name: self._run(child) for name, child in children.items()}
+            # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
+            runs = {name: self._run(children[name]) for name in self._names}
             for child in children.values():
                 self._warm_up(child, number)
             before = Snapshot.take(_own_seconds(children, machine))

@@ -12,7 +12,7 @@ from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
 from compress.bench.scenarios import length_buckets
 from compress.measurement import Measurement
-from compress.numerics.statistics import geometric_interval, median_interval, nested_bootstrap_intervals
+from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals
 from compress.recipe import Benchmark
 
 _RESAMPLES = 500
@@ -124,11 +124,7 @@ class Writer:
     ) -> list[tuple[float, float] | None]:
         if len(launches) < _FEWEST_LAUNCHES:
             return [None] * len(quantiles)
-        return list(
-            nested_bootstrap_intervals(
-                launches, lambda pooled: np.quantile(pooled, quantiles).tolist(), self.seed, _RESAMPLES
-            )
-        )
+        return list(nested_quantile_intervals(launches, quantiles, self.seed, _RESAMPLES))
 
     def _medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
         array = np.asarray(samples)
@@ -144,7 +140,8 @@ class Writer:
         raw: np.ndarray | None = None,
         n: int = 1,
     ) -> Measurement:
-        low, high = interval or (None, None)
+        # The bootstrap's quantiles are samples, the value may lie between two.
+        low, high = (min(interval[0], value), max(interval[1], value)) if interval else (None, None)
         return Measurement(
             model=self.model,
             metric=metric,

@@ -53,29 +53,42 @@ def bootstrap_interval(
     return _percentiles(np.asarray(values), confidence)
 
 
-def nested_bootstrap_intervals(
+def nested_quantile_intervals(
     groups: Sequence[Sequence[ArrayLike]],
-    statistics: Callable[[Floats], Sequence[float]],
+    quantiles: Sequence[float],
     seed: int,
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> list[tuple[float, float]]:
-    """Percentile bootstrap of several statistics of the pooled samples, resampling groups and clusters within them.
+    """Percentile bootstrap of ``quantiles`` of the pooled samples, resampling groups and clusters within them.
 
     Samples of one cluster (calls of one timing round, say) share what disturbed them, and so do clusters of one
     group (rounds of one process); both are drawn whole, with replacement (Davison and Hinkley 1997, section 3.8).
-    A single group is kept and only its clusters are drawn. Returns an interval for each value of ``statistics``.
+    Of a single group the clusters alone are drawn. Returns an interval for each quantile.
     """
     arrays = [[_finite(cluster) for cluster in group] for group in groups]
     if not arrays or not all(arrays):
         raise ValueError("expected at least one group, and one cluster in each")
     generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(_positive(resamples)):
-        drawn = generator.integers(0, len(arrays), len(arrays))
-        chosen = [arrays[g][c] for g in drawn for c in generator.integers(0, len(arrays[g]), len(arrays[g]))]
-        values.append(statistics(np.concatenate(chosen)))
-    return [_percentiles(column, confidence) for column in np.asarray(values, dtype=np.float64).T]
+    drawn = generator.multinomial(len(arrays), np.full(len(arrays), 1 / len(arrays)), _positive(resamples))
+    # k drawings of a group, each of all its clusters with replacement, are together one drawing of k times as many.
+    counts = np.concatenate(
+        [
+            generator.multinomial(times * len(group), np.full(len(group), 1 / len(group)))
+            for times, group in zip(drawn.T, arrays, strict=True)
+        ],
+        axis=1,
+    )
+    clusters = [cluster for group in arrays for cluster in group]
+    pooled = np.concatenate(clusters)
+    order = np.argsort(pooled, kind="stable")
+    ordered, owner = pooled[order], np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])[order]
+    values = np.empty((len(counts), len(quantiles)))
+    for row, count in enumerate(counts):
+        reached = np.cumsum(count[owner])
+        wanted = np.ceil(np.asarray(quantiles) * reached[-1])
+        values[row] = ordered[np.searchsorted(reached, np.maximum(wanted, 1))]
+    return [_percentiles(column, confidence) for column in values.T]
 
 
 def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:

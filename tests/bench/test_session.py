@@ -46,7 +46,7 @@ def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
 
     def spy(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
         # Warm-ups and probes have no call before the timed ones, or only a few of one example.
-        if untimed and len(set(calls)) == len(calls) > 1:
+        if untimed and len(set(calls)) > 1:
             log.append((self.label, tuple(calls)))
         return genuine(self, calls, timeout, untimed)
 

@@ -12,7 +12,7 @@ from compress.numerics.statistics import (
     geometric_interval,
     mcnemar,
     median_interval,
-    nested_bootstrap_intervals,
+    nested_quantile_intervals,
     wilson_interval,
 )
 
@@ -53,34 +53,41 @@ def test_bootstrap_repeats_with_its_seed() -> None:
     assert bootstrap_interval(samples, mean, seed=5) != bootstrap_interval(samples, mean, seed=6)
 
 
-def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters() -> None:
-    clusters = [[1.0, 1.0], [2.0, 4.0], [10.0, 10.0]]
-    means = [np.mean([clusters[i] for i in draw]) for draw in product(range(3), repeat=3)]
-    expected = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    ((low, high),) = nested_bootstrap_intervals([clusters], lambda x: [float(x.mean())], seed=0, resamples=4000)
+def quantile(samples: np.ndarray, q: float) -> float:
+    return float(np.quantile(samples, q, method="inverted_cdf"))
+
+
+@pytest.mark.parametrize("q", [0.25, 0.5, 0.9])
+def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters(q: float) -> None:
+    clusters = [[1.0, 1.0, 3.0], [2.0, 4.0], [10.0, 0.5]]
+    draws = product(range(3), repeat=3)
+    found = [quantile(np.concatenate([clusters[i] for i in draw]), q) for draw in draws]
+    expected = np.quantile(found, [0.1, 0.9], method="inverted_cdf")
+    ((low, high),) = nested_quantile_intervals([clusters], [q], seed=0, resamples=6000, confidence=0.8)
     assert (low, high) == pytest.approx(tuple(expected))
 
 
 def test_groups_are_the_brute_force_over_all_draws_of_both() -> None:
-    groups = [[[0.0], [1.0]], [[5.0], [7.0]]]
-    inner = [[np.mean([group[i][0] for i in draw]) for draw in product(range(2), repeat=2)] for group in groups]
-    means = [(a + b) / 2 for g, h in product(range(2), repeat=2) for a in inner[g] for b in inner[h]]
-    expected = np.quantile(means, [0.05, 0.95], method="inverted_cdf")
-    ((low, high),) = nested_bootstrap_intervals(
-        groups, lambda x: [float(x.mean())], seed=0, resamples=4000, confidence=0.9
-    )
+    groups = [[[0.0, 6.0], [1.0]], [[5.0], [7.0, 2.0, 3.0]]]
+    found = []
+    for first, second in product(range(2), repeat=2):
+        for inner in product(product(range(2), repeat=2), repeat=2):
+            chosen = [groups[g][c] for g, draw in zip((first, second), inner, strict=True) for c in draw]
+            found.append(quantile(np.concatenate(chosen), 0.5))
+    expected = np.quantile(found, [0.1, 0.9], method="inverted_cdf")
+    ((low, high),) = nested_quantile_intervals(groups, [0.5], seed=0, resamples=6000, confidence=0.8)
     assert (low, high) == pytest.approx(tuple(expected))
 
 
 def test_the_bootstrap_sees_what_a_cluster_and_a_group_share() -> None:
     generator = np.random.default_rng(0)
-    clusters = [shift + 0.01 * generator.normal(size=50) for shift in generator.normal(size=20)]
-    mean: Callable[[np.ndarray], float] = lambda x: float(x.mean())  # noqa: E731
-    naive = bootstrap_interval(np.concatenate(clusters), mean, seed=0)
-    # The variance of the mean rests on 20 clusters or groups, not on 1,000 samples: sqrt(50) = 7 times wider.
+    clusters = [shift + 0.01 * generator.normal(size=50) for shift in generator.normal(size=40)]
+    medians = [np.median(cluster) for cluster in clusters]
+    # The median rests on 40 clusters, not on 2,000 samples: as wide as that of the clusters' medians.
+    expected = bootstrap_interval(medians, lambda x: quantile(x, 0.5), seed=0)
     for groups in ([clusters], [[cluster] for cluster in clusters]):
-        ((low, high),) = nested_bootstrap_intervals(groups, lambda x: [mean(x)], seed=0)
-        assert high - low == pytest.approx(7.07 * (naive[1] - naive[0]), rel=0.2)
+        ((low, high),) = nested_quantile_intervals(groups, [0.5], seed=0)
+        assert high - low == pytest.approx(expected[1] - expected[0], rel=0.15)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])

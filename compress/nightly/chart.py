@@ -10,7 +10,7 @@ from compress.nightly.drift import suspects
 from compress.nightly.record import Night
 from compress.nightly.trend import Level, Point, Series
 from compress.report.markup import Attribute, element, number
-from compress.report.metrics import format_interval, format_value
+from compress.report.metrics import Metric, format_interval, format_value, significant
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, y_axis
 
 WIDTH, HEIGHT = 480.0, 214.0
@@ -25,7 +25,7 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     """The chart of ``series``; ``failed`` holds the numbers of nights whose gate this metric failed."""
     x, y = _x_scale(series.points), _y_scale(series)
     metric = series.described
-    parts = [y_axis(Axis(y, "", lambda value: format_value(metric, value), 4), LEFT, RIGHT), _days(series.points, x)]
+    parts = [y_axis(Axis(y, "", lambda value: _tick(metric, value), 4), LEFT, RIGHT), _days(series.points, x)]
     parts += [_band(series.points, x, y)]
     parts += [_level(series, level, x, y) for level in series.levels]
     parts += [polyline([(x(point.night), y(point.value)) for point in series.points], "curve")]
@@ -54,7 +54,7 @@ def _x_scale(points: Sequence[Point]) -> Scale:
 
 def _y_scale(series: Series) -> Scale:
     values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
-    middle = series.levels[-1].value
+    middle = series.levels[-1].value if series.levels else series.points[-1].value
     span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
     return scale_around([*values, middle - span / 2, middle + span / 2], BOTTOM, TOP)
 
@@ -71,6 +71,11 @@ def _days(points: Sequence[Point], x: Scale) -> str:
         parts += [line(at, BOTTOM, at, BOTTOM + 4, "axis")]
         parts += [text(at + (8 if last else 0), BOTTOM + 19, points[place].started[5:10], "tick", anchor)]
     return "".join(parts)
+
+
+def _tick(metric: Metric, value: float) -> str:
+    """Without the unit where that is long: the heading's value has it."""
+    return significant(value) if metric.style in ("rate", "plain") else format_value(metric, value)
 
 
 def _band(points: Sequence[Point], x: Scale, y: Scale) -> str:
@@ -90,7 +95,7 @@ def _band(points: Sequence[Point], x: Scale, y: Scale) -> str:
 
 
 def _level(series: Series, level: Level, x: Scale, y: Scale) -> str:
-    first, last = series.points[level.first].night, series.points[level.last].night
+    first, last = series.usable[level.first].night, series.usable[level.last].night
     return line(x(first - 0.4), y(level.value), x(last + 0.4), y(level.value), "level")
 
 
@@ -99,7 +104,7 @@ def _changes(series: Series, nights: Mapping[int, Night], x: Scale, y: Scale) ->
     parts = []
     ends = [-1e9, -1e9]
     for before, after in pairwise(series.levels):
-        point = series.points[after.first]
+        point = series.usable[after.first]
         at = x(point.night - 0.5)
         middle = min(max(at, LEFT + _LABEL_WIDTH / 2), RIGHT - _LABEL_WIDTH / 2)
         row = 0 if middle - _LABEL_WIDTH / 2 >= ends[0] else 1
@@ -120,7 +125,7 @@ def _changes(series: Series, nights: Mapping[int, Night], x: Scale, y: Scale) ->
 
 def _told(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> str:
     """The tooltip of a change: since when, from what to what, and what else was new."""
-    metric, first = series.described, series.points[after.first].night
+    metric, first = series.described, series.usable[after.first].night
     label = nights[first].label if first in nights else f"night {first}"
     values = f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}"
     new = "\n".join(suspects(nights, series.entry, first))
@@ -135,8 +140,13 @@ def _point(
     label = nights[point.night].label if point.night in nights else f"night {point.night}"
     words = f"{label}\n{format_value(metric, point.value)}" + (f" ({interval})" if interval else "")
     words += "\nthe gate failed" if failed else ""
+    disturbed = point not in series.usable
+    words += "\nthe machine was too disturbed: not judged" if disturbed else ""
     radius = (4.5 if failed else 1.8) if small else (5.5 if failed else 3.0)
     dot: dict[str, Attribute] = {"cx": x(point.night), "cy": y(point.value), "r": radius, "class": "mark"}
     return element(
-        "g", {"class": "point failed" if failed else "point", "tabindex": "-1"}, element("circle", dot), title(words)
+        "g",
+        {"class": f"point{' failed' if failed else ''}{' disturbed' if disturbed else ''}", "tabindex": "-1"},
+        element("circle", dot),
+        title(words),
     )

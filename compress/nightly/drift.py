@@ -10,12 +10,11 @@ from typing import Any
 
 from compress.compare.policy import Policy
 from compress.nightly.record import Finding, Night
-from compress.nightly.trend import Level, Series
+from compress.nightly.trend import TIMES, Level, Series
 
 MACHINE = "machine"
 REFERENCE = "reference_"
 BASELINE = "baseline"
-_TIMES = ("milliseconds", "rate", "times")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Drift:
     @property
     def first(self) -> int:
         """Number of the night that began it."""
-        return self.series.points[self.best.last + 1].night
+        return self.series.usable[self.best.last + 1].night
 
 
 def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, night: Night) -> list[Drift]:
@@ -54,7 +53,7 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
     found = []
     for one in series:
         rule = policy.rule(one.metric)
-        due = one.points[-1].night == night.number and one.host.digest == night.host.digest
+        due = bool(one.usable) and one.usable[-1].night == night.number and one.host.digest == night.host.digest
         judged = one.model == policy.model and (not policy.targets or one.target in policy.targets)
         if rule is None or not due or not judged or one.described.better == "unknown":
             continue
@@ -97,12 +96,12 @@ def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night])
 
 
 def _before(series: Series, level: Level, accepted: str) -> bool:
-    return datetime.fromisoformat(series.points[level.last].started) < datetime.fromisoformat(accepted)
+    return datetime.fromisoformat(series.usable[level.last].started) < datetime.fromisoformat(accepted)
 
 
 def _machine(series: Sequence[Series], one: Series, best: Level, now: Level) -> float | None:
     """How much longer the reference kernels take, of a time or a rate; the largest where there are several."""
-    if one.described.style not in _TIMES:
+    if one.described.style not in TIMES:
         return None
     changes = [
         change
@@ -118,8 +117,8 @@ def _alongside(other: Series, one: Series, best: Level, now: Level) -> float | N
     """The change of another series between the nights of the two levels; None without a night in either."""
     sides = []
     for level in (best, now):
-        nights = {point.night for point in one.points[level.first : level.last + 1]}
-        values = [point.value for point in other.points if point.night in nights]
+        nights = {point.night for point in one.usable[level.first : level.last + 1]}
+        values = [point.value for point in other.usable if point.night in nights]
         if not values:
             return None
         sides.append(median(values))

@@ -92,7 +92,8 @@ class EntryRun:
         judged = judge_entry(self.entry.label, report, self.baseline, policy)
         status: Status = "missed" if judged.findings else "passed"
         reason = judged.findings[0].short if judged.findings else judged.summary
-        kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes}
+        noise = str((report.environment.get("noise") or {}).get("verdict", ""))
+        kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes, "noise": noise}
         return EntryDone(outcome.model_copy(update=kept), judged.findings, _without_samples(report), judged)
 
     def _command(self) -> list[str]:

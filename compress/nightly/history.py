@@ -76,8 +76,10 @@ class History:
     def series(self, suite: str) -> tuple[Series, ...]:
         """Every measured quantity of that suite as a series of nights, each host apart, in the order of the rows."""
         query = """
-            SELECT entry, model, metric, target, host, host_words, nights.night, started, value, low, high, unit
+            SELECT measurements.entry, model, metric, target, host, host_words,
+                nights.night, started, value, low, high, coalesce(noise, '') != 'unusable', unit
             FROM measurements JOIN nights ON measurements.night = nights.night
+            LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE suite = ? ORDER BY measurements.night, measurements.rowid
         """
         found: dict[tuple[str, ...], list[Point]] = {}
@@ -85,8 +87,8 @@ class History:
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
                 key = (*row[:4], row[4], row[5])
-                found.setdefault(key, []).append(Point(row[6], row[7], row[8], row[9], row[10]))
-                units[key] = row[11]
+                found.setdefault(key, []).append(Point(row[6], row[7], row[8], row[9], row[10], bool(row[11])))
+                units[key] = row[12]
         return tuple(
             Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
             for key, points in found.items()
@@ -188,7 +190,7 @@ def _night_values(night: Night) -> tuple[Any, ...]:
 
 
 def _outcome_values(night: Night, outcome: Outcome) -> tuple[Any, ...]:
-    fields = ("entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log")
+    fields = ("entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log", "noise")
     return (night.number, *(getattr(outcome, name) for name in fields), json.dumps(outcome.notes))
 
 

@@ -58,7 +58,7 @@ def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Polic
         return Judged(tuple(findings), tuple(notes), policy)
     result = gate(comparison, policy)
     findings += [_regressed(entry, judgement) for judgement in result.having("failed")]
-    notes += [_unknown(judgement) for judgement in result.having("warned")]
+    notes += _unknown(result.having("warned"))
     return Judged(tuple(findings), (*notes, *comparison.notes), policy, before.started, result)
 
 
@@ -95,7 +95,15 @@ def _size(change: Change, effect: float) -> str:
     return f"{'+' if effect > 0 else '-' if effect < 0 else ''}{significant(abs(effect) * 100, 2)}{unit}"
 
 
-def _unknown(judgement: Judgement) -> str:
-    part = f" on the slice {judgement.slice}" if judgement.slice else ""
-    why = f": {judgement.reason}" if judgement.reason else ""
-    return f"{judgement.metric} on {judgement.target}{part}: can't tell whether it got worse by {judgement.margin}{why}"
+def _unknown(judgements: tuple[Judgement, ...]) -> list[str]:
+    """What can't be told, a line for each reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for judgement in judgements:
+        part = f" on the slice {judgement.slice}" if judgement.slice else ""
+        named = f"{judgement.metric}{part} ({judgement.margin})"
+        grouped.setdefault((judgement.target, judgement.reason), []).append(named)
+    return [
+        f"can't tell on {target} whether these got worse by their margins: {', '.join(names)}"
+        + (f"; {reason}" if reason else "")
+        for (target, reason), names in grouped.items()
+    ]

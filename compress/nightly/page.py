@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from compress.nightly.chart import change_state, change_words, trend_chart
 from compress.nightly.drift import MACHINE, REFERENCE, suspects
-from compress.nightly.record import Night
+from compress.nightly.record import Night, first_line
 from compress.nightly.trend import Series
 from compress.report.html import whole_page
 from compress.report.markup import Attribute, element, escape, tag
@@ -94,8 +94,7 @@ def _findings(night: Night) -> str:
 
 
 def _notes(night: Night) -> str:
-    lines = [*night.notes, *(f"{outcome.entry}: {note}" for outcome in night.outcomes for note in outcome.notes)]
-    items = [tag("li", "", escape(line)) for line in lines]
+    items = [tag("li", "", escape(line)) for line in night.all_notes]
     if len(items) <= 3:
         return tag("ul", "card notes", *items) if items else ""
     heading = tag("summary", "", escape(f"{len(items)} notes"))
@@ -108,7 +107,7 @@ def _entries(night: Night, nights: Sequence[Night]) -> str:
         chip = tag("span", f"chip {_STATES[outcome.status]}", escape(_SIGNS[outcome.status]))
         took = format_seconds(outcome.seconds) if outcome.seconds else ""
         cells = [
-            element("td", {"class": "left wrap", "data-head": ""}, escape(outcome.reason)),
+            element("td", {"class": "left wrap", "data-head": ""}, escape(first_line(outcome.reason))),
             element("td", {"data-head": "took"}, escape(took)),
             element("td", {"class": "left", "data-head": ""}, _calendar(outcome.entry, nights)),
             cell(chip),
@@ -145,7 +144,7 @@ def _calendar(entry: str, nights: Sequence[Night]) -> str:
 def _changes(lines: Sequence[Series], nights: Mapping[int, Night]) -> str:
     """Every change of level of the final model, the newest first; those of other models are marked in their charts."""
     found = [
-        (one.points[after.first].night, one, before, after)
+        (one.usable[after.first].night, one, before, after)
         for one in lines
         if one.model == FINAL
         for before, after in pairwise(one.levels)
@@ -183,7 +182,7 @@ def _filters(lines: Sequence[Series]) -> str:
         _select("Model", "model", {"": every, **{model: model for model in models}}, FINAL if FINAL in models else ""),
         _select("Target", "target", {"": every, **{one.target: one.target for one in lines}}),
         _select("Host", "host", {"": every, **hosts}) if len(hosts) > 1 else "",
-        tag("label", "", element("input", {"type": "checkbox", "name": "changed"}), "only what changed or failed"),
+        tag("label", "check", element("input", {"type": "checkbox", "name": "changed"}), "only what changed or failed"),
         tag("output", ""),
     ]
     return element("form", {"class": "card filters", "hidden": ""}, *parts)

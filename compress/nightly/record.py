@@ -66,6 +66,7 @@ class Outcome(Record):
     )
     report: str | None = Field(None, description="its report.json")
     log: str | None = Field(None, description="what it said")
+    noise: str = Field("", description="how the benchmark found the machine: quiet, noisy or unusable")
     notes: tuple[str, ...] = ()
 
 
@@ -82,6 +83,15 @@ class Night(Record):
     outcomes: tuple[Outcome, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The night's own notes, then those of its entries, what several say said once."""
+        entries: dict[str, list[str]] = {}
+        for outcome in self.outcomes:
+            for note in outcome.notes:
+                entries.setdefault(note, []).append(outcome.entry)
+        return (*self.notes, *(f"{', '.join(names)}: {note}" for note, names in entries.items()))
 
     @property
     def exit_code(self) -> int:
@@ -104,6 +114,11 @@ class Night(Record):
         """`1a2b3c4`, or `1a2b3c4+changes` of a working tree with changes; empty without a repository."""
         digest, plus, changes = (self.commit or "").partition("+")
         return digest[:7] + plus + changes
+
+
+def first_line(text: str) -> str:
+    """The first line; the others are in the finding."""
+    return text.partition("\n")[0]
 
 
 Rows = dict[str, tuple[Measurement, ...]]

@@ -18,7 +18,7 @@ from compress.nightly.drift import Drift, find_drifts, finding
 from compress.nightly.entry_run import EntryDone, EntryRun
 from compress.nightly.history import History
 from compress.nightly.host import commit_of, host_of, software_of
-from compress.nightly.record import Finding, Host, Night, Outcome
+from compress.nightly.record import Finding, Host, Night, Outcome, first_line
 from compress.nightly.suite import Entry, Suite
 from compress.nightly.trend import Series
 from compress.progress import Progress
@@ -97,7 +97,9 @@ class NightRun:
         baseline = self.home / self.suite.baselines / f"{entry.label}.json" if self.suite.baselines else None
         done = EntryRun(entry, self.home, self.artifacts, baseline, self.suite.policy).run(folder, left)
         outcome = done.outcome
-        self.progress.note(f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {outcome.reason}")
+        self.progress.note(
+            f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {first_line(outcome.reason)}"
+        )
         return done
 
     def _watched(self, night: Night, folder: Path, done: Iterable[EntryDone], interrupted: bool) -> NightDone:

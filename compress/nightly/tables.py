@@ -9,7 +9,19 @@ APPLICATION = 0x434D5052
 COLUMNS: dict[str, tuple[str, ...]] = {
     "nights": ("night", "suite", "started", "seconds", "host", "host_words", "software", "commit_id", "notes"),
     "outcomes": (
-        *("night", "entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log", "notes"),
+        *(
+            "night",
+            "entry",
+            "status",
+            "reason",
+            "exit_code",
+            "seconds",
+            "recipe_digest",
+            "report",
+            "log",
+            "noise",
+            "notes",
+        ),
     ),
     "findings": ("night", "entry", "kind", "metric", "target", "effect", "what", "since"),
     "measurements": ("night", "entry", "model", "metric", "target", "value", "unit", "low", "high", "n"),

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from compress.nightly.record import Host
 from compress.report.metrics import Metric, describe_metric, significant
 
+TIMES = ("milliseconds", "rate", "times")
+"""Styles of metrics that a disturbed machine falsifies."""
+
 
 class Point(NamedTuple):
     """One night's value with its 95% interval, where that is known."""
@@ -21,10 +24,12 @@ class Point(NamedTuple):
     value: float
     low: float | None
     high: float | None
+    quiet: bool = True
+    """False where the benchmark found the machine too disturbed for its times to mean anything."""
 
 
 class Level(NamedTuple):
-    """Nights between two changes: places ``first`` to ``last`` of the series, both within, and their median."""
+    """Nights between two changes: places ``first`` to ``last`` of the series' `usable` points, and their median."""
 
     first: int
     last: int
@@ -57,11 +62,22 @@ class Series:
         return self.described.style == "percent"
 
     @cached_property
+    def usable(self) -> tuple[Point, ...]:
+        """The points, without times that were taken on a machine too disturbed."""
+        timed = self.described.style in TIMES
+        return tuple(point for point in self.points if point.quiet or not timed)
+
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """The levels that the series kept to; one where it never changed. Positive costs change by their logarithm."""
+        """The levels that the series kept to: one where it never changed, none without a usable point.
+
+        Costs change by their logarithm, shares as they are.
+        """
         from compress.numerics.changepoint import change_points
 
-        values = [point.value for point in self.points]
+        values = [point.value for point in self.usable]
+        if not values:
+            return ()
         logarithmic = not self.is_share and min(values) > 0
         found = change_points([math.log(value) for value in values] if logarithmic else values)
         bounds = [0, *(change.place for change in found), len(values)]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.nightly.page import verdict
-from compress.nightly.record import Finding, Night, Outcome
+from compress.nightly.record import Finding, Night, Outcome, first_line
 from compress.report.junit import plain_xml
 from compress.report.markdown import escape_markdown, markdown_table
 from compress.report.metrics import format_seconds
@@ -25,10 +25,10 @@ def night_table(night: Night) -> RenderableType:
         table.add_column(heading, justify="right" if justify == "right" else "left")
     for outcome in night.outcomes:
         verdict_text = Text(outcome.status, style=_STYLES[outcome.status])
-        table.add_row(Text(outcome.entry), verdict_text, Text(_took(outcome)), Text(outcome.reason))
+        table.add_row(Text(outcome.entry), verdict_text, Text(_took(outcome)), Text(first_line(outcome.reason)))
     parts: list[RenderableType] = [table]
     parts += [Text(f"\u2717 {found.sentence}", style="red") for found in night.findings]
-    parts += [Text(note, style="yellow") for note in _notes(night)]
+    parts += [Text(note, style="yellow") for note in night.all_notes]
     state, sentence = verdict(night)
     parts.append(Text(f"{sentence[:1].upper()}{sentence[1:]}.", style=_STYLES[state]))
     return Group(*parts)
@@ -46,12 +46,11 @@ def _markdown(night: Night) -> Iterator[str]:
     yield ""
     yield from (f"- **{escape_markdown(found.culprit)}**: {_rest(found)}" for found in night.findings)
     yield from ("", "## Entries", "")
-    rows = [(one.entry, one.status, _took(one), one.reason) for one in night.outcomes]
+    rows = [(one.entry, one.status, _took(one), first_line(one.reason)) for one in night.outcomes]
     yield from markdown_table(("Entry", "Verdict", "Time", "Outcome"), rows, left=(0, 1, 3))
-    notes = _notes(night)
-    if notes:
+    if night.all_notes:
         yield from ("", "## Notes", "")
-        yield from (f"- {escape_markdown(note)}" for note in notes)
+        yield from (f"- {escape_markdown(note)}" for note in night.all_notes)
 
 
 def _rest(found: Finding) -> str:
@@ -97,8 +96,3 @@ def _case(suite: ElementTree.Element, night: Night, entry: str, name: str, secon
 
 def _took(outcome: Outcome) -> str:
     return format_seconds(outcome.seconds) if outcome.seconds else ""
-
-
-def _notes(night: Night) -> list[str]:
-    own = [f"{outcome.entry}: {note}" for outcome in night.outcomes for note in outcome.notes]
-    return [*night.notes, *own]

@@ -201,13 +201,15 @@ def _outcomes(row: Measurement) -> tuple[float, ...]:
 
 
 def _own_interval(row: Measurement, confidence: float) -> Estimate:
-    """The row's interval at ``confidence``: Wilson's again for a share of whole examples, else the kept one widened."""
-    right = row.value * row.n
-    if row.unit in ("ratio", "fraction") and row.n > 1 and math.isclose(right, round(right), abs_tol=1e-6):
-        low, high = wilson_interval(round(right), row.n, confidence)
-        return Estimate(row.value, min(low, row.value), max(high, row.value))
+    """The row's interval at ``confidence``: Wilson's anew where it is one, else the kept one widened."""
     if row.low is None or row.high is None:
         return Estimate(row.value, row.value, row.value)
+    right = round(row.value * row.n)
+    if 0 <= right <= row.n:
+        wilson = wilson_interval(right, row.n, _MEASURED_CONFIDENCE)
+        if all(math.isclose(own, kept, abs_tol=1e-9) for own, kept in zip(wilson, (row.low, row.high), strict=True)):
+            low, high = wilson_interval(right, row.n, confidence)
+            return Estimate(row.value, min(low, row.value), max(high, row.value))
     kept = Estimate(row.value, min(row.low, row.value), max(row.high, row.value))
     if kept.low <= 0:
         return widen(kept, _MEASURED_CONFIDENCE, confidence)

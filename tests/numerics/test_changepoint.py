@@ -1,0 +1,193 @@
+"""Changes of level: the Nile, brute force, scipy, and the rates of false alarms and of steps found."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from compress.numerics.changepoint import (
+    autocorrelation,
+    change_points,
+    noise_scale,
+    segment,
+    t_test,
+    without_outliers,
+)
+
+# Annual flow of the Nile at Aswan, 1871 to 1970, in 10^8 m³ (Cobb 1978, Biometrika 65:243; R's dataset `Nile`).
+NILE = [
+    1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140, 995, 935, 1110, 994, 1020, 960, 1180, 799, 958, 1140,
+    1100, 1210, 1150, 1250, 1260, 1220, 1030, 1100, 774, 840, 874, 694, 940, 833, 701, 916, 692, 1020, 1050, 969, 831,
+    726, 456, 824, 702, 1120, 1100, 832, 764, 821, 768, 845, 864, 862, 698, 845, 744, 796, 1040, 759, 781, 865, 845,
+    944, 984, 897, 822, 1010, 771, 676, 649, 846, 812, 742, 801, 1040, 860, 874, 848, 890, 744, 749, 838, 1050, 918,
+    986, 797, 923, 975, 815, 1020, 906, 901, 1170, 912, 746, 919, 718, 714, 740,
+]  # fmt: skip
+
+
+def test_the_nile_changed_after_1898() -> None:
+    # The change that every method in the literature finds: the dam begun in 1898, the 28th year of the series.
+    (change,) = change_points(NILE)
+    assert 1871 + change.place == 1899
+    assert (change.before, change.after) == (np.median(NILE[:28]), np.median(NILE[28:]))
+
+
+def brute_force(values: list[float], penalty: float) -> float:
+    """The least cost over every segmentation into parts of three or more."""
+    n, best = len(values), math.inf
+    for count in range(n // 3):
+        for bounds in itertools.combinations(range(3, n - 2), count):
+            edges = [0, *bounds, n]
+            parts = [values[a:b] for a, b in itertools.pairwise(edges)]
+            if all(len(part) >= 3 for part in parts):
+                cost = sum(sum((v - sum(part) / len(part)) ** 2 for v in part) + penalty for part in parts)
+                best = min(best, cost)
+    return best
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-20, 20), min_size=6, max_size=12), st.sampled_from([0.5, 5.0, 60.0]))
+def test_the_segmentation_is_the_cheapest_of_all(values: list[int], penalty: float) -> None:
+    floats = [float(value) for value in values]
+    edges = [0, *segment(np.array(floats), penalty), len(floats)]
+    parts = [floats[a:b] for a, b in itertools.pairwise(edges)]
+    assert all(len(part) >= 3 for part in parts)
+    cost = sum(float(np.var(part)) * len(part) + penalty for part in parts)
+    assert cost == pytest.approx(brute_force(floats, penalty), abs=1e-8)
+
+
+def test_t_of_two_levels_is_students() -> None:
+    random = np.random.default_rng(3)
+    values = np.concatenate([random.normal(0, 1, 9), random.normal(1.2, 1, 5)])
+    expected = stats.ttest_ind(values[:9], values[9:], equal_var=True).pvalue
+    assert t_test(values, [0, 9, 14], 1) == pytest.approx(expected, rel=1e-12)
+
+
+def test_t_pools_the_variance_of_all_levels() -> None:
+    # By hand: parts (0, 2, 1), (5, 7, 6), (9, 11, 10): within sum of squares 6, freedom 6, s = 1, t = 5 / sqrt(2/3).
+    values = np.array([0, 2, 1, 5, 7, 6, 9, 11, 10], dtype=float)
+    assert t_test(values, [0, 3, 6, 9], 1) == pytest.approx(2 * stats.t.sf(5 / math.sqrt(2 / 3), 6))
+    # A correlation of 0.6 makes the error √(1.6 / 0.4) = 2 times as large.
+    assert t_test(values, [0, 3, 6, 9], 1, 0.6) == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(2 / 3), 6))
+
+
+def test_noise_is_known_beside_a_step() -> None:
+    noise = np.random.default_rng(5).normal(0, 0.02, 4000)
+    assert noise_scale(noise) == pytest.approx(0.02, rel=0.05)
+    noise[2000:] += 5.0
+    assert noise_scale(noise) == pytest.approx(0.02, rel=0.05)
+
+
+def test_correlation_of_neighbours_is_found_beside_a_step() -> None:
+    random = np.random.default_rng(11)
+    series = np.zeros(40_000)
+    for place in range(1, len(series)):
+        series[place] = 0.5 * series[place - 1] + random.normal()
+    series[20_000:] += 40
+    assert autocorrelation(series) == pytest.approx(0.5, abs=0.03)
+    assert autocorrelation(random.normal(size=40_000)) < 0.03
+
+
+def test_outliers_are_drawn_in_and_levels_left() -> None:
+    values = np.array([1.0, 9.0, 0.9, 1.1, 1.0, 1.05, 5.0, 5.1, 4.9, 5.0])
+    # The 9 is drawn to three scales above the median of the first five, 1.0; the step at the seventh value stays.
+    assert without_outliers(values, 0.1).tolist() == pytest.approx([1.0, 1.3, *values[2:]])
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 5, [1, 1, 1, 2, 2], [3.0] * 50])
+def test_too_few_or_constant_values_have_no_change(values: list[float]) -> None:
+    assert change_points(values) == []
+
+
+def test_a_constant_that_changes_is_seen_on_the_third_night() -> None:
+    level = [5_120_000.0] * 12
+    assert change_points([*level, 5_130_000.0, 5_130_000.0]) == []
+    (change,) = change_points([*level, *[5_130_000.0] * 3])
+    assert (change.place, change.before, change.after) == (12, 5_120_000.0, 5_130_000.0)
+
+
+def test_two_bad_nights_in_a_row_are_no_change_and_hide_none() -> None:
+    random = np.random.default_rng(2)
+    values = random.normal(0, 0.01, 40)
+    values[[10, 11, 25]] += 0.5
+    assert change_points(values) == []
+    values[34:] += 0.05
+    assert [change.place for change in change_points(values)] == [34]
+
+
+def test_a_regression_that_was_mended_is_two_changes() -> None:
+    values = np.random.default_rng(4).normal(0, 0.01, 60)
+    values[20:32] += 0.06
+    assert [change.place for change in change_points(values)] == [20, 32]
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        change_points([1.0] * 8 + [math.nan])
+    with pytest.raises(ValueError, match="finite"):
+        change_points([1.0] * 8 + [math.inf])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(-50, 50))
+def test_units_do_not_matter(seed: int, factor: float, shift: float) -> None:
+    values = np.random.default_rng(seed).normal(0, 1, 30)
+    values[18:] += 6.0
+    places = [change.place for change in change_points(values)]
+    assert places
+    assert [change.place for change in change_points(values * factor + shift)] == places
+
+
+def noise(kind: str, random: np.random.Generator, n: int) -> np.ndarray:
+    """Night-to-night noise of 1%: normal, with heavy tails, with one night in twenty disturbed, or correlated."""
+    series = random.normal(0, 0.01, n)
+    match kind:
+        case "heavy tails":
+            series = random.standard_t(3, n) * 0.01 / math.sqrt(3)
+        case "disturbed":
+            series += (random.random(n) < 0.05) * random.uniform(0.05, 0.3, n)
+        case "correlated":
+            for place in range(1, n):
+                series[place] = 0.3 * series[place - 1] + math.sqrt(0.91) * series[place]
+    return series
+
+
+@pytest.mark.parametrize(("kind", "most"), [("normal", 1), ("heavy tails", 1), ("disturbed", 1), ("correlated", 6)])
+def test_false_alarms_on_stationary_series(kind: str, most: int) -> None:
+    # 150 series, each looked at on eight nights of its four months; correlation is the hard case.
+    random = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(150):
+        series = noise(kind, random, 120)
+        alarms += any(change_points(series[:night]) for night in range(15, 121, 15))
+    assert alarms <= most
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "share"), [(0.05, "normal", 0.9), (0.04, "normal", 0.8), (0.05, "disturbed", 0.75)]
+)
+def test_a_step_is_found_within_five_nights(step: float, kind: str, share: float) -> None:
+    random = np.random.default_rng(1)
+    found = 0
+    for _ in range(100):
+        series = noise(kind, random, 45)
+        series[40:] += step
+        changes = change_points(series)
+        found += bool(changes) and abs(changes[-1].place - 40) <= 1 and changes[-1].after > changes[-1].before
+    assert found >= share * 100
+
+
+def test_a_ramp_of_half_a_per_cent_a_night_is_found() -> None:
+    random = np.random.default_rng(1)
+    nights = []
+    for _ in range(50):
+        series = noise("normal", random, 60)
+        series[30:] += 0.005 * np.arange(1, 31)
+        nights.append(next((night - 30 for night in range(33, 61) if change_points(series[:night])), 99))
+    assert np.median(nights) <= 10
+    assert max(nights) <= 18

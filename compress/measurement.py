@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 MACHINE = "machine"
 """In place of a model: fixed work that was timed beside the models, to relate sessions by."""
 

@@ -27,6 +27,8 @@ from compress.runtimes import why_unavailable
 from compress.targets import Target
 from compress.tasks.task import Examples
 
+TIMING_VERSION = 2
+"""Of what is measured and how; kept timings of another version are not used."""
 PRECISION = 0.01
 """Half the width of the 95% interval of a ratio of latencies at which sampling may stop."""
 _EVALUATION_SHARE = 0.05

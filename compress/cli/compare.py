@@ -41,6 +41,19 @@ def compare(
     across_hosts: Annotated[
         bool, typer.Option("--across-hosts", help="Give verdicts on times even if the machines differ.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Measure both models now, side by side: sharper than comparing reports.")
+    ] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="With --now: where task and data come from; default: the recipe.yaml beside B's model."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="With --now: where to run both; see `compress targets`.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="With --now: threads of the runtime.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="With --now: seconds for timing; it ends before, once it is sure."),
+    ] = None,
     format: Annotated[CompareFormat, typer.Option(help="The view to write to standard output.")] = (
         CompareFormat.console
     ),
@@ -54,6 +67,12 @@ def compare(
     from compress.report.schema import BASELINE
 
     rules = with_model(read_policy(policy) if policy else COMPARE, model)
+    view = CompareFormat.json if json_ else format
+    if now:
+        from compress.cli.side_by_side import compare_now
+
+        write_comparison(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view)
+        return
     before = find_side(baseline)
     after = find_side(candidate) if candidate else before
     comparison = compare_reports(
@@ -65,7 +84,7 @@ def compare(
         across_hosts=across_hosts,
         folders=(before.folder, after.folder),
     )
-    write_comparison(comparison, CompareFormat.json if json_ else format)
+    write_comparison(comparison, view)
 
 
 def write_comparison(comparison: Comparison, format: CompareFormat) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.session import measure_together
+from compress.bench.session import TIMING_VERSION, measure_together
 from compress.cache import cache_key, package_versions
 from compress.data.membership import Part
 from compress.environment import environment
@@ -37,6 +37,7 @@ from compress.report.schema import (
 from compress.runtimes import why_unavailable
 from compress.stages.export import Export
 from compress.targets import TARGETS, Target
+from compress.tasks.task import Task
 
 SPLIT = "test"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
@@ -118,6 +119,23 @@ def _as_onnx(road: Road, label: str, exporter: Export) -> Path:
     return road.apply(f"{label}, exported", exporter, label).entry.folder
 
 
+def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
+    """Bytes on disk of the whole folder, and parameters."""
+    figures = {"size_bytes": ("bytes", size_bytes(folder)), "parameters": ("parameters", budget_of(folder).parameters)}
+    return [
+        Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
+        for metric, (unit, value) in figures.items()
+    ]
+
+
+def answers_of(task: Task, artifact: Path, labels: Sequence[str], found: Predictions) -> Answers:
+    """What an artifact answered to each row, by the class names of its config, or else ``labels``."""
+    names = artifact_labels(artifact) or labels
+    probabilities = task.probabilities(found.outputs)
+    chosen = probabilities.argmax(axis=-1)
+    return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+
+
 class _Session:
     """The measurements of one target."""
 
@@ -129,16 +147,8 @@ class _Session:
         self.found: dict[str, Predictions] = {}
 
     def sizes(self) -> list[Measurement]:
-        """Bytes on disk of the whole folder, and parameters."""
-        rows = []
-        for label, folder in self.artifacts.items():
-            parameters = budget_of(folder).parameters
-            for metric, value, unit in (
-                ("size_bytes", size_bytes(folder), "bytes"),
-                ("parameters", parameters, "parameters"),
-            ):
-                rows.append(Measurement(model=label, metric=metric, target=self.target.name, value=value, unit=unit))
-        return rows
+        """Those of every model."""
+        return [row for label, folder in self.artifacts.items() for row in size_rows(folder, label, self.target)]
 
     def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
         """The task's metrics on the test split and each slice of it, and agreement with the baseline."""
@@ -153,11 +163,7 @@ class _Session:
 
     def answers(self, label: str) -> Answers:
         """What a model answered to each row, once `accuracies` has found it."""
-        found = self.found[label]
-        names = artifact_labels(self.artifacts[label]) or self.road.data.labels
-        probabilities = self.road.task.probabilities(found.outputs)
-        chosen = probabilities.argmax(axis=-1)
-        return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+        return answers_of(self.road.task, self.artifacts[label], self.road.data.labels, self.found[label])
 
     def calibration(self) -> list[CalibrationCurve]:
         """The reliability diagrams of the baseline and the final model."""
@@ -200,6 +206,7 @@ class _Session:
         key = cache_key(
             {
                 "kind": "benchmark",
+                "version": TIMING_VERSION,
                 "artifacts": self.digests,
                 "data": road.data.digest(SPLIT),
                 "target": self.target.name,

@@ -1,0 +1,97 @@
+"""Two finished artifacts, measured now in one session: on the same rows, in the same runtime, taking turns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from compress.bench.session import PRECISION, measure_together
+from compress.data.dataset import Dataset
+from compress.data.membership import Part, character_lengths, find_parts
+from compress.data.slices import Unit
+from compress.evaluate import Predictions, agreement, encode_for, predict, slice_rows
+from compress.measurement import Measurement
+from compress.pipeline.measure import SPLIT, answers_of, size_rows
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.report.predictions import write_predictions
+from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRecord
+from compress.targets import Target
+from compress.tasks import get_task
+from compress.tasks.task import Examples
+
+
+def measure_side_by_side(
+    baseline: Path,
+    candidate: Path,
+    recipe: Recipe,
+    data: Dataset,
+    target: Target,
+    progress: Progress,
+    precision: float = PRECISION,
+    confidence: float = 0.95,
+    answers: Path | None = None,
+) -> Report:
+    """Evaluate and time two artifacts together, as the models `baseline` and `final` of one report.
+
+    ``recipe`` gives the task, the slices, the benchmark's settings and the seed; see `measure_together` for
+    ``precision`` and ``confidence``. Into the folder ``answers``, if there is one, goes what both answered. Raises
+    what evaluating and timing raise.
+    """
+    task, started = get_task(recipe.task), datetime.now(UTC).astimezone()
+    folders = {BASELINE: baseline, FINAL: candidate}
+    rows = data.split(SPLIT)
+    examples = {label: encode_for(folder, task, rows, recipe.data.max_length) for label, folder in folders.items()}
+    parts, notes = _parts(recipe, data, examples[BASELINE])
+    found: dict[str, Predictions] = {}
+    measured: list[Measurement] = []
+    for label, folder in folders.items():
+        what = f"evaluate the {'candidate' if label == FINAL else label} on {target.name}"
+        found[label] = predict(folder, examples[label], target, recipe.benchmark.threads, progress, what)
+        own = task.measure(found[label].outputs, found[label].labels, label, target.name)
+        measured += [*size_rows(folder, label, target), *own, *slice_rows(own, parts)]
+        measured.append(agreement(task, found[label].outputs, found[BASELINE].outputs, label, target.name))
+    timed = measure_together(
+        folders,
+        examples,
+        target,
+        recipe.benchmark,
+        BASELINE,
+        progress,
+        recipe.seed,
+        precision=precision,
+        confidence=confidence,
+    )
+    if answers is not None:
+        labels = [data.labels[index] for index in data.label_ids(SPLIT)]
+        given = {
+            (label, target.name): answers_of(task, folder, data.labels, found[label])
+            for label, folder in folders.items()
+        }
+        write_predictions(labels, given, answers, several=False)
+    return Report(
+        recipe=recipe.name,
+        started=started.isoformat(timespec="seconds"),
+        environment=timed.environment,
+        measurements=(*measured, *timed.measurements),
+        notes=(*notes, *timed.notes),
+        data=DataRecord(split=SPLIT, digest=data.digest(SPLIT), rows=len(rows), labels=data.labels),
+        slices=_records(parts),
+    )
+
+
+def _parts(recipe: Recipe, data: Dataset, examples: Examples) -> tuple[list[Part], list[str]]:
+    """The slices of the test split; tokens are those of the baseline's tokenizer."""
+
+    slices = get_task(recipe.task).slices if recipe.slices is None else recipe.slices
+
+    def lengths(unit: Unit) -> np.ndarray:
+        return character_lengths(data, SPLIT) if unit == "characters" else examples.lengths()
+
+    return find_parts(slices, data, SPLIT, lengths)
+
+
+def _records(parts: list[Part]) -> dict[str, SliceRecord]:
+    return {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -32,14 +33,20 @@ _STYLES = {
     "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
     "failed": "bold red", "warned": "yellow", "passed": "green",
 }  # fmt: skip
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _NUMBERS = ("before", "now", "change", "interval")
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Without control characters, with which a name in a report could write over the terminal."""
+    return Text(_CONTROL.sub("\ufffd", words), style=style)
 
 
 def console_comparison(comparison: Comparison) -> RenderableType:
     """A line for each metric, the worst slice, notes, and the verdict."""
     parts: list[RenderableType] = [*_sides(comparison), _table(comparison), *_below(comparison)]
-    return Group(*parts, Text(f"{comparison_sentence(comparison)}."))
+    return Group(*parts, _text(f"{comparison_sentence(comparison)}."))
 
 
 def console_gate(result: GateResult) -> RenderableType:
@@ -52,20 +59,20 @@ def console_gate(result: GateResult) -> RenderableType:
         cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
         cells += _figures(change) if change else [""] * 4
         cells += [judgement.margin, verdict_text(change) if change else judgement.reason]
-        table.add_row(*map(Text, cells), style=_STYLES[judgement.status])
+        table.add_row(*map(_text, cells), style=_STYLES[judgement.status])
     status = "failed" if result.failed else "warned" if result.having("warned") else "passed"
     open_questions = (*result.having("failed"), *result.having("warned"))
-    why = [Text(f"{_MARKS[judgement.status]} {judgement_text(judgement)}", style=_STYLES[judgement.status])
+    why = [_text(f"{_MARKS[judgement.status]} {judgement_text(judgement)}", style=_STYLES[judgement.status])
            for judgement in open_questions]  # fmt: skip
     return Group(
         *_sides(result.comparison), table, *_below(result.comparison), *why,
-        Text(f"{gate_sentence(result)}.", style=_STYLES[status]),
+        _text(f"{gate_sentence(result)}.", style=_STYLES[status]),
     )  # fmt: skip
 
 
 def _sides(comparison: Comparison) -> Iterator[Text]:
-    yield Text(f"baseline:  {side_text(comparison.baseline)}", style="dim")
-    yield Text(f"candidate: {side_text(comparison.candidate)}", style="dim")
+    yield _text(f"baseline:  {side_text(comparison.baseline)}", style="dim")
+    yield _text(f"candidate: {side_text(comparison.candidate)}", style="dim")
 
 
 def _table(comparison: Comparison) -> Table:
@@ -74,7 +81,7 @@ def _table(comparison: Comparison) -> Table:
         table.add_column(head, justify="right" if head in (*_NUMBERS, "matters from") else "left")
     for change in ordered(comparison):
         cells = [SIGNS[change.verdict], change.metric, change.target, *_figures(change)]
-        table.add_row(*map(Text, [*cells, margin_text(change), verdict_text(change)]), style=_STYLES[change.verdict])
+        table.add_row(*map(_text, [*cells, margin_text(change), verdict_text(change)]), style=_STYLES[change.verdict])
     return table
 
 
@@ -93,8 +100,8 @@ def _below(comparison: Comparison) -> Iterator[Text]:
             yield _slice("largest change of a slice", largest)
     lost = sum(flip.now == "wrong" for flip in comparison.flips)
     if comparison.flips:
-        yield Text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
-    yield from (Text(line, style="yellow") for line in evidence(comparison))
+        yield _text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
+    yield from (_text(line, style="yellow") for line in evidence(comparison))
 
 
 def _slice(what: str, part: SliceChange) -> Text:
@@ -102,4 +109,4 @@ def _slice(what: str, part: SliceChange) -> Text:
     interval = interval_text(change)
     text = f"{what}: {part.name} ({part.rows:,} rows), {effect_text(change)}"
     known = f", {interval} at {confidence_text(change)}" if interval else ""
-    return Text(f"{text}{known}: {change.verdict}", style=_STYLES[change.verdict])
+    return _text(f"{text}{known}: {change.verdict}", style=_STYLES[change.verdict])

@@ -1,0 +1,196 @@
+"""`compress compare` and `compress gate` as a user starts them, on a real tiny run and on broken input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from typer.testing import CliRunner, Result
+
+from compress.cli import app
+from compress.errors import CompressError
+
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}}, {"export": {}}, {"quantize": {}}]
+RULES = "rules:\n- {metric: accuracy, worse_by: 5 points}\n- {metric: size_bytes, worse_by: 0%}\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a tiny recipe, with a gate of its own, has been run."""
+    folder = tmp_path_factory.mktemp("place")
+    benchmark = {"threads": 1, "seconds": 0.1, "examples": 8, "batch_size": 4, "every_stage": False}
+    gate = {"rules": [{"metric": "size_bytes", "worse_by": "0%"}, {"metric": "accuracy", "worse_by": "5 points"}]}
+    recipe = tiny_run.write_all(folder, stages=STAGES, benchmark=benchmark, gate=gate)
+    done = tiny_run.compress("run", recipe, "--artifacts", folder / "artifacts", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(place: Path) -> Path:
+    """The run's folder."""
+    return tiny_run.latest(place / "artifacts")
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def message(result: Result) -> str:
+    """What the main wrapper would print of an expected error."""
+    assert isinstance(result.exception, CompressError)
+    assert result.exception.exit_code == 2
+    return str(result.exception)
+
+
+@pytest.fixture
+def worse(run: Path, tmp_path: Path) -> Path:
+    """The same report with a larger file and every answer wrong."""
+
+    def spoil(row: dict[str, Any]) -> None:
+        if row["model"] == "final" and row["metric"] == "size_bytes":
+            row["value"] += 1
+        if row["model"] == "final" and row["metric"] == "accuracy":
+            row |= {"raw": [0.0] * row["n"], "value": 0.0, "low": 0.0, "high": 0.06}
+
+    return changed(run, tmp_path / "worse.json", spoil)
+
+
+def changed(run: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    content = json.loads((run / "report.json").read_text())
+    for row in content["measurements"]:
+        change(row)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_run_against_its_own_baseline(run: Path) -> None:
+    result = invoke("compare", run, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    changes = {change["metric"]: change for change in found["changes"]}
+    report = json.loads((run / "report.json").read_text())
+    sizes = {row["model"]: row["value"] for row in report["measurements"] if row["metric"] == "size_bytes"}
+    assert changes["size_bytes"]["effect"] == pytest.approx(sizes["final"] / sizes["baseline"] - 1)
+    assert changes["size_bytes"]["verdict"] == "better"
+    assert changes["accuracy"]["method"].startswith("paired on 60 examples")
+    assert (found["baseline"]["model"], found["candidate"]["model"]) == ("baseline", "final")
+    assert "launches" in changes["latency_ms"]["method"]
+
+
+def test_the_console_and_the_page_of_a_comparison(run: Path) -> None:
+    text = invoke("compare", run)
+    assert text.exit_code == 0
+    assert "size_bytes" in text.stdout
+    page = invoke("compare", run, run, "--format", "html")
+    assert page.stdout.startswith("<!doctype html>")
+    assert invoke("compare", run, "--format", "markdown").stdout.startswith("**")
+
+
+def test_a_gate_passes_and_fails_by_its_exit_code(run: Path, worse: Path) -> None:
+    fine = invoke("gate", run, "--baseline", run)
+    assert fine.exit_code == 0, fine.output
+    assert "`gate:` of" in fine.stderr
+    assert "Passed: 2 of 2." in fine.stdout
+    failed = invoke("gate", worse, "--baseline", run, "--json")
+    assert failed.exit_code == 1
+    found = json.loads(failed.stdout)
+    assert found["failed"] is True
+    assert {j["metric"] for j in found["judgements"] if j["status"] == "failed"} == {"accuracy", "size_bytes"}
+    assert "policy: the defaults" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("view", "start"),
+    [("markdown", "**\u274c Failed:"), ("junit", "<?xml"), ("github", "::error title="), ("html", "<!doctype html>")],
+)
+def test_every_view_of_a_gate(run: Path, worse: Path, view: str, start: str) -> None:
+    result = invoke("gate", worse, "--baseline", run, "--format", view)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(start)
+
+
+def test_a_policys_file_replaces_the_recipes(run: Path, worse: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(RULES.replace("0%", "50%").replace("5 points", "100 points"))
+    result = invoke("gate", worse, "--baseline", run, "--policy", policy)
+    assert result.exit_code == 0, result.output
+    assert f"policy: {policy}" in result.stderr
+    policy.write_text("rules: [{metric: accuracy}]")
+    assert "rules.0.worse_by: found nothing" in message(invoke("gate", run, "--baseline", run, "--policy", policy))
+
+
+def test_updating_a_baseline_and_lowering_the_bar(run: Path, worse: Path, tmp_path: Path) -> None:
+    baseline = tmp_path / "baselines" / "tiny.json"
+    first = invoke("gate", run, "--baseline", baseline, "--update")
+    assert first.exit_code == 0, first.output
+    assert "the first baseline" in first.stdout
+    assert baseline.stat().st_size < 50_000
+    assert invoke("gate", run, "--baseline", baseline).exit_code == 0
+    assert invoke("gate", worse, "--baseline", baseline).exit_code == 1
+    kept = baseline.read_text()
+    refused = message(invoke("gate", worse, "--baseline", baseline, "--update"))
+    assert "would lower the bar" in refused
+    assert "size_bytes on cpu" in refused
+    assert baseline.read_text() == kept
+    given = invoke("gate", worse, "--baseline", baseline, "--update", "--why", "a smaller price", "--json")
+    assert given.exit_code == 0, given.output
+    assert json.loads(given.stdout)["lowered"] == ["size_bytes", "accuracy"]
+    assert json.loads(baseline.read_text())["origin"]["why"] == "a smaller price"
+    assert invoke("gate", worse, "--baseline", baseline).exit_code == 0
+
+
+def test_names_and_models(place: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    named = invoke("compare", "tiny", "--json")
+    assert named.exit_code == 0, named.output
+    assert json.loads(named.stdout)["candidate"]["name"] == "tiny"
+    baseline = invoke("compare", run, run, "--model", "baseline", "--json")
+    assert json.loads(baseline.stdout)["candidate"]["model"] == "baseline"
+
+
+def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:
+    assert "There is no report of" in message(invoke("compare", tmp_path / "nowhere"))
+    assert "There is no model 'prune'" in message(invoke("compare", run, run, "--model", "prune"))
+    assert "--why says why" in message(invoke("gate", run, "--baseline", run, "--why", "x"))
+    assert "this is none" in message(invoke("gate", run, "--baseline", run, "--update"))
+    assert "this is none" in message(invoke("gate", run, "--baseline", run / "report.json", "--update"))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    assert "not JSON" in message(invoke("gate", run, "--baseline", broken))
+    broken.write_text('{"schema": 99, "recipe": "x"}')
+    assert "newer than this compress reads" in message(invoke("gate", run, "--baseline", broken))
+    broken.write_text("[]")
+    assert "names no schema" in message(invoke("compare", run, broken))
+
+
+def test_not_a_number_fails_the_gate(run: Path, tmp_path: Path) -> None:
+    def spoil(row: dict[str, Any]) -> None:
+        if row["metric"] == "accuracy":
+            row["raw"][3] = "NaN"
+
+    result = invoke("gate", changed(run, tmp_path / "nan.json", spoil), "--baseline", run)
+    assert result.exit_code == 1
+    assert "no finite number" in " ".join(result.stdout.split())
+
+
+def test_another_machine_is_not_compared_in_silence(run: Path, tmp_path: Path) -> None:
+    content = json.loads((run / "report.json").read_text())
+    content["environment"]["processor"] = "another processor"
+    content["started"] = "2026-01-01T00:00:00+00:00"
+    for row in content["measurements"]:
+        if row["metric"].startswith("latency"):
+            row |= {name: row[name] * 3 for name in ("value", "low", "high") if row[name] is not None}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rules: [{metric: latency_ms, worse_by: 5%, cannot_tell: fail}]")
+    result = invoke("gate", other, "--baseline", run, "--policy", policy, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert "processor: " in found["comparison"]["host_differences"][0]
+    assert found["judgements"][0]["change"]["verdict"] == "can't tell"

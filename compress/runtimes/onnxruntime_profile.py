@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from compress.errors import ModelError, StageError
+from compress.errors import ModelError
 from compress.models.onnx_call import Tensor
 from compress.runtimes.onnxruntime import FAILURES, OnnxSession, session_options
 
@@ -87,20 +87,21 @@ def read_profile(path: Path) -> list[CallRun]:
     for event in json.loads(path.read_text()):
         name = event["name"].removesuffix(_NODE_EVENT)
         if event["cat"] == "Node" and name != event["name"] and _NUMBERED in name:
-            current[name] = NodeRun(int(event["dur"]), _outputs(event["args"], path))
+            current[name] = NodeRun(int(event["dur"]), _outputs(event["args"]))
         elif name == "model_run":
             calls.append(current)
             current = {}
     return calls
 
 
-def _outputs(arguments: dict[str, Any], path: Path) -> tuple[Tensor, ...]:
+def _outputs(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The outputs; none at all where one is of a type that is not known, so that the node counts as unknown too."""
     found = []
     for entry in arguments.get("output_type_shape", []):
         ((kind, shape),) = entry.items()
         name = _TYPES.get(kind, kind.upper())
         if name not in ir.DataType.__members__:
-            raise StageError(f"ONNX Runtime's profile has a tensor of type {kind!r}.", where=str(path))
+            return ()
         found.append(Tensor(ir.DataType[name], tuple(shape)))
     return tuple(found)
 
@@ -108,7 +109,7 @@ def _outputs(arguments: dict[str, Any], path: Path) -> tuple[Tensor, ...]:
 def shapes_of(graph: ir.Graph, call: CallRun, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every tensor of one call by name: the model's ``inputs`` and what the nodes made of them.
 
-    A node whose outputs are not all tensors, or that did not run, contributes nothing.
+    A node whose outputs are not all tensors of known types, or that did not run, contributes nothing.
     """
     shapes = dict(inputs)
     for node in graph:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import exports
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.inspect.node_layers import UNNAMED, node_layers
+from compress.models.onnx_quantization import quantize_products
+from compress.runtimes.onnxruntime_profile import own_name, write_optimized
+
+
+def layers(proto: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:
+    """(operator, layer) of each node of the graph that ONNX Runtime makes of ``proto``."""
+    onnx.save(proto, folder / "source.onnx")
+    path = write_optimized(folder / "source.onnx", folder, threads=1)
+    found = node_layers(path)
+    return [(node.op_type, found[node.name]) for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_encoder_by_its_layers(tmp_path: Path, quantized: bool) -> None:
+    """Embeddings, then attention and feed-forward of each layer, then the head; nothing is left over."""
+    proto = exports.exported().graph()
+    found = layers(quantize_products(proto, True, False) if quantized else proto, tmp_path)
+    in_order = list(dict.fromkeys(layer for _, layer in found if layer.startswith("encoder.")))
+    assert in_order == [f"encoder.layer.{i}.{part}" for i in (0, 1) for part in ("attention", "feed-forward")]
+    attention = [layer for operator, layer in found if operator in ("Attention", "QAttention")]
+    assert attention == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
+    assert [layer for operator, layer in found if operator == "BiasGelu"] == [
+        "encoder.layer.0.feed-forward",
+        "encoder.layer.1.feed-forward",
+    ]
+    assert found[-1][1] == "classifier"
+    # In float, the activation is part of the product.
+    pooler = [operator for operator, layer in found if layer == "pooler.dense"]
+    assert pooler == (["DynamicQuantizeMatMul", "Tanh"] if quantized else ["FusedGemm"])
+    assert UNNAMED not in dict(found).values()
+    assert all(layer.startswith("embeddings.") for operator, layer in found[:3] if operator != "Cast")
+
+
+def test_a_product_of_scores_belongs_to_the_projection_behind_it(tmp_path: Path) -> None:
+    """Without the fusion, attention is a dozen nodes without weights between two projections."""
+    found = layers(exports.exported(fusions=False).graph(), tmp_path)
+    softmax = [layer for operator, layer in found if operator == "Softmax"]
+    assert softmax == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
+
+
+def test_a_graph_without_names(tmp_path: Path) -> None:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "y")]
+    stored = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", value[:1], value[1:], stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert layers(proto, tmp_path) == [("MatMul", UNNAMED)]
+    assert own_name("a#b#12") == "a#b"

@@ -25,6 +25,7 @@ from compress.nightly.tables import APPLICATION, COLUMNS, CREATE, VERSION
 from compress.nightly.trend import Point, Series
 
 _PATIENCE_SECONDS = 60.0
+_OF_NIGHT = ("suite", "started", "host", "host_words")
 
 
 class History:
@@ -76,11 +77,11 @@ class History:
     def series(self, suite: str) -> tuple[Series, ...]:
         """Every measured quantity of that suite as a series of nights, each host apart, in the order of the rows."""
         query = """
-            SELECT measurements.entry, model, metric, target, host, host_words,
-                nights.night, started, value, low, high, coalesce(noise, '') != 'unusable', unit
+            SELECT measurements.entry, model, metric, target, nights.host, nights.host_words,
+                nights.night, nights.started, value, low, high, coalesce(noise, '') != 'unusable', unit
             FROM measurements JOIN nights ON measurements.night = nights.night
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
-            WHERE suite = ? ORDER BY measurements.night, measurements.rowid
+            WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
         found: dict[tuple[str, ...], list[Point]] = {}
         units: dict[tuple[str, ...], str] = {}
@@ -191,7 +192,8 @@ def _night_values(night: Night) -> tuple[Any, ...]:
 
 def _outcome_values(night: Night, outcome: Outcome) -> tuple[Any, ...]:
     fields = ("entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log", "noise")
-    return (night.number, *(getattr(outcome, name) for name in fields), json.dumps(outcome.notes))
+    of_night = (night.number, night.suite, night.started, night.host.digest, night.host.words)
+    return (*of_night, *(getattr(outcome, name) for name in fields), json.dumps(outcome.notes))
 
 
 def _finding_values(night: Night, found: Finding) -> tuple[Any, ...]:
@@ -199,8 +201,8 @@ def _finding_values(night: Night, found: Finding) -> tuple[Any, ...]:
 
 
 def _grouped(connection: sqlite3.Connection, table: str) -> dict[int, list[dict[str, Any]]]:
-    """Night -> its rows as mappings."""
-    names = COLUMNS[table]
+    """Night -> its rows as mappings, without what they repeat of the night."""
+    names = [name for name in COLUMNS[table] if name not in _OF_NIGHT]
     found: dict[int, list[dict[str, Any]]] = {}
     for row in connection.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY rowid"):
         found.setdefault(row[0], []).append(dict(zip(names[1:], row[1:], strict=True)))
@@ -220,9 +222,9 @@ def _night(
         commit=commit,
         number=number,
         outcomes=tuple(
-            Outcome.model_validate({**fields, "notes": tuple(json.loads(fields["notes"]))})
+            Outcome.model_validate({**fields, "notes": tuple(map(str, json.loads(fields["notes"])))})
             for fields in outcomes.get(number, ())
         ),
         findings=tuple(Finding.model_validate(fields) for fields in findings.get(number, ())),
-        notes=tuple(json.loads(notes)),
+        notes=tuple(map(str, json.loads(notes))),
     )

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import struct
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from compress.errors import InputError
+from compress.nightly.pages import Row, stored_rows
 from compress.nightly.tables import COLUMNS, CREATE
 
-_MISSES = 20_000
-"""Rows that are not there in a row before the end is believed; a lost page of a table holds some hundred."""
-_PAGE_COUNT, _FREE_LIST, _CHANGES, _VALID_FOR = 28, 32, 24, 92
-"""Offsets in the header of an SQLite file (https://www.sqlite.org/fileformat.html, section 1.3)."""
+_MADE_AGAIN = """
+    INSERT INTO nights (night, suite, started, seconds, host, host_words, software, commit_id, notes)
+    SELECT night, suite, started, sum(seconds), host, host_words, '{}', NULL, '["made again from its outcomes"]'
+    FROM outcomes WHERE night NOT IN (SELECT night FROM nights) GROUP BY night
+"""
+_MAGIC = b"SQLite format 3\0"
 
 
 def is_sound(path: Path) -> bool:
-    """Whether SQLite finds no damage in the file."""
+    """Whether SQLite finds no damage in the file, and every row keeps to what its table asks of it."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return False
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -38,18 +42,12 @@ def is_sound(path: Path) -> bool:
 def salvage(path: Path, note: Callable[[str], None]) -> None:
     """Put what can be read of ``path`` in its place and keep the damaged file beside it; ``note`` is told how much.
 
-    Each row is read by itself, so that a lost page costs only its own rows. Where the first page is lost, which says
-    where the tables lie, that of an empty history stands in: the tables of every history begin at the same pages.
-    Raises `InputError`, and leaves the file as it is, if not one night can be read.
+    Rows are read page by page, without the trees that SQLite finds them by, so that a lost page costs only what lay
+    on it. Raises `InputError`, and leaves the file as it is, if not one night can be read.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        copy, fresh = Path(folder, "damaged"), Path(folder, "salvaged")
-        shutil.copyfile(path, copy)
-        kept = _copy_rows(copy, fresh)
-        if not kept["nights"]:
-            _replace_first_page(copy, Path(folder, "empty"))
-            fresh.unlink()
-            kept = _copy_rows(copy, fresh)
+        fresh = Path(folder, "salvaged")
+        kept = _copy_rows(path.read_bytes(), fresh)
         if not kept["nights"]:
             raise InputError(
                 "This file is no history, or not one night of it can be read.",
@@ -66,58 +64,34 @@ def salvage(path: Path, note: Callable[[str], None]) -> None:
     )
 
 
-def make_empty(path: Path) -> None:
-    """Write a history without nights."""
-    with closing(sqlite3.connect(path)) as connection:
+def _copy_rows(content: bytes, fresh: Path) -> dict[str, int]:
+    """Table -> how many of its rows went into a new file. Tables are told apart by their number of columns."""
+    kept = dict.fromkeys(COLUMNS, 0)
+    tables = {len(names): table for table, names in COLUMNS.items()}
+    assert len(tables) == len(COLUMNS)
+    with closing(sqlite3.connect(fresh)) as connection:
         for statement in CREATE:
             connection.execute(statement)
+        for row in stored_rows(content):
+            if len(row.values) in tables:
+                table = tables[len(row.values)]
+                kept[table] += _insert(connection, table, row)
+        kept["nights"] += connection.execute(_MADE_AGAIN).rowcount
         connection.commit()
-
-
-def _copy_rows(damaged: Path, fresh: Path) -> dict[str, int]:
-    """Table -> how many of its rows went from the damaged file into a new one."""
-    make_empty(fresh)
-    kept = dict.fromkeys(COLUMNS, 0)
-    with closing(sqlite3.connect(damaged)) as source, closing(sqlite3.connect(fresh)) as target:
-        # Bytes that are no text any more are a damaged row, not the end.
-        source.text_factory = bytes
-        for table, names in COLUMNS.items():
-            listed, marks = ", ".join(names), ", ".join("?" * len(names))
-            for row in _readable_rows(source, table, listed):
-                with suppress(sqlite3.IntegrityError, UnicodeDecodeError):
-                    values = [value.decode() if isinstance(value, bytes) else value for value in row]
-                    target.execute(f"INSERT INTO {table} ({listed}) VALUES ({marks})", values)
-                    kept[table] += 1
-        target.commit()
     return kept
 
 
-def _readable_rows(source: sqlite3.Connection, table: str, listed: str) -> Iterator[tuple[Any, ...]]:
-    misses, number = 0, 0
-    while misses < _MISSES:
-        number += 1
-        misses += 1
-        try:
-            row = source.execute(f"SELECT {listed} FROM {table} WHERE rowid = ?", (number,)).fetchone()
-        except sqlite3.DatabaseError:
-            continue
-        if row is not None:
-            misses = 0
-            yield row
-
-
-def _replace_first_page(damaged: Path, empty: Path) -> None:
-    make_empty(empty)
-    page = bytearray(empty.read_bytes())
-    size = struct.unpack_from(">H", page, 16)[0]
-    del page[size:]
-    with damaged.open("r+b") as file:
-        pages = file.seek(0, 2) // size
-        struct.pack_into(">I", page, _PAGE_COUNT, pages)
-        struct.pack_into(">II", page, _FREE_LIST, 0, 0)
-        page[_VALID_FOR : _VALID_FOR + 4] = page[_CHANGES : _CHANGES + 4]
-        file.seek(0)
-        file.write(page)
+def _insert(connection: sqlite3.Connection, table: str, row: Row) -> int:
+    """Add a row under its number; 0 if the table won't have it."""
+    names = COLUMNS[table]
+    # The key of a night is its row's number.
+    pairs = dict(zip(names, row.values, strict=True)) | {"night" if table == "nights" else "rowid": row.number}
+    marks = ", ".join("?" * len(pairs))
+    statement = f"INSERT OR IGNORE INTO {table} ({', '.join(pairs)}) VALUES ({marks})"
+    try:
+        return connection.execute(statement, tuple(pairs.values())).rowcount
+    except (sqlite3.IntegrityError, OverflowError):
+        return 0
 
 
 def _beside(path: Path) -> Path:

@@ -1,63 +1,96 @@
-"""The tables of a history, schema 1."""
+"""The tables of a history, schema 1.
+
+What each column may hold is checked by SQLite, also when it looks a whole file over, so that a row which damage has
+changed is not taken for data.
+"""
 
 from __future__ import annotations
+
+from typing import get_args
+
+from compress.nightly.record import Kind, Status
 
 VERSION = 1
 APPLICATION = 0x434D5052
 """Marks an SQLite file as ours: `CMPR`."""
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "nights": ("night", "suite", "started", "seconds", "host", "host_words", "software", "commit_id", "notes"),
-    "outcomes": (
-        *(
-            "night",
-            "entry",
-            "status",
-            "reason",
-            "exit_code",
-            "seconds",
-            "recipe_digest",
-            "report",
-            "log",
-            "noise",
-            "notes",
-        ),
-    ),
-    "findings": ("night", "entry", "kind", "metric", "target", "effect", "what", "since"),
-    "measurements": ("night", "entry", "model", "metric", "target", "value", "unit", "low", "high", "n"),
+
+def _one_of(name: str, values: tuple[str, ...]) -> str:
+    return f"{name} TEXT NOT NULL CHECK ({name} IN ({', '.join(map(repr, values))}))"
+
+
+_TEXT = "{0} TEXT NOT NULL CHECK (typeof({0}) = 'text')"
+_TEXT_OR_NONE = "{0} TEXT CHECK (typeof({0}) IN ('text', 'null'))"
+_REAL = "{0} REAL NOT NULL CHECK (typeof({0}) = 'real')"
+_SECONDS = "{0} REAL NOT NULL CHECK (typeof({0}) = 'real' AND {0} >= 0)"
+_REAL_OR_NONE = "{0} REAL CHECK (typeof({0}) IN ('real', 'null'))"
+_WHOLE = "{0} INTEGER NOT NULL CHECK (typeof({0}) = 'integer' AND {0} >= 1)"
+_WHOLE_OR_NONE = "{0} INTEGER CHECK (typeof({0}) IN ('integer', 'null'))"
+_TIME = "{0} TEXT NOT NULL CHECK (julianday({0}) IS NOT NULL)"
+_LIST = "{0} TEXT NOT NULL CHECK (json_valid({0}) AND json_type({0}) = 'array')"
+_MAPPING = "{0} TEXT NOT NULL CHECK (json_valid({0}) AND json_type({0}) = 'object')"
+
+_TABLES: dict[str, dict[str, str]] = {
+    "nights": {
+        "night": "{0} INTEGER PRIMARY KEY AUTOINCREMENT",
+        "suite": _TEXT,
+        "started": _TIME,
+        "seconds": _SECONDS,
+        "host": _TEXT,
+        "host_words": _TEXT,
+        "software": _MAPPING,
+        "commit_id": _TEXT_OR_NONE,
+        "notes": _LIST,
+    },
+    # With what its lines need of a night, so that one whose own row is lost can be made again.
+    "outcomes": {
+        "night": _WHOLE,
+        "suite": _TEXT,
+        "started": _TIME,
+        "host": _TEXT,
+        "host_words": _TEXT,
+        "entry": _TEXT,
+        "status": _one_of("status", get_args(Status)),
+        "reason": _TEXT,
+        "exit_code": _WHOLE_OR_NONE,
+        "seconds": _SECONDS,
+        "recipe_digest": _TEXT,
+        "report": _TEXT_OR_NONE,
+        "log": _TEXT_OR_NONE,
+        "noise": _TEXT,
+        "notes": _LIST,
+    },
+    "findings": {
+        "night": _WHOLE,
+        "entry": _TEXT,
+        "kind": _one_of("kind", get_args(Kind)),
+        "metric": _TEXT_OR_NONE,
+        "target": _TEXT_OR_NONE,
+        "effect": _REAL_OR_NONE,
+        "what": _TEXT,
+        "since": _TEXT_OR_NONE,
+    },
+    "measurements": {
+        "night": _WHOLE,
+        "entry": _TEXT,
+        "model": _TEXT,
+        "metric": _TEXT,
+        "target": _TEXT,
+        "value": _REAL,
+        "unit": _TEXT,
+        "low": _REAL_OR_NONE,
+        "high": _REAL_OR_NONE,
+        "n": _WHOLE,
+    },
 }
-_REAL = ("seconds", "value")
-_MAYBE_REAL = ("low", "high", "effect")
-_WHOLE = ("night", "n")
-_MAYBE = ("commit_id", "exit_code", "report", "log", "metric", "target", "since")
 
-
-def _column(table: str, name: str) -> str:
-    """A column whose type SQLite enforces, so that what salvage reads wrongly is not taken for data."""
-    if table == "nights" and name == "night":
-        return "night INTEGER PRIMARY KEY AUTOINCREMENT"
-    if table == "measurements" and name == "target":
-        return "target TEXT NOT NULL CHECK (typeof(target) = 'text')"
-    if table == "measurements" and name == "metric":
-        return "metric TEXT NOT NULL CHECK (typeof(metric) = 'text')"
-    if name in _REAL:
-        return f"{name} REAL NOT NULL CHECK (typeof({name}) = 'real')"
-    if name in _MAYBE_REAL:
-        return f"{name} REAL CHECK (typeof({name}) IN ('real', 'null'))"
-    if name in _WHOLE:
-        return f"{name} INTEGER NOT NULL CHECK (typeof({name}) = 'integer')"
-    if name == "exit_code":
-        return f"{name} INTEGER CHECK (typeof({name}) IN ('integer', 'null'))"
-    if name in _MAYBE:
-        return f"{name} TEXT CHECK (typeof({name}) IN ('text', 'null'))"
-    return f"{name} TEXT NOT NULL CHECK (typeof({name}) = 'text')"
-
+COLUMNS: dict[str, tuple[str, ...]] = {table: tuple(columns) for table, columns in _TABLES.items()}
 
 CREATE: tuple[str, ...] = (
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {VERSION}",
     *(
-        f"CREATE TABLE {table} ({', '.join(_column(table, name) for name in names)})"
-        for table, names in COLUMNS.items()
+        f"CREATE TABLE {table} ({', '.join(words.format(name) for name, words in columns.items())})"
+        for table, columns in _TABLES.items()
     ),
 )

@@ -121,7 +121,7 @@ class Row(Record):
             "gb_per_s": self.bytes_per_s / 1e9,
             "binds": self.binds,
         }
-        return {**self.model_dump(), **derived}
+        return {**self.model_dump(mode="json"), **derived}
 
 
 class Profile(Record):

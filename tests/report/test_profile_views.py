@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import profiles
+import pytest
+from rich.console import Console
+
+from compress.report.profile_console import bar, console_profile
+from compress.report.profile_page import artifact_name, profile_page
+from compress.report.profile_words import (
+    count_text,
+    giga_text,
+    method_notes,
+    share_text,
+    time_text,
+    verdict_text,
+    working_set_text,
+)
+from compress.report.roofline_chart import roof_lines, roofline_chart
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"),
+    [(0, "     "), (1, "█████"), (0.5, "██▌  "), (0.1, "▌    "), (0.2, "█    "), (7, "█████"), (-1, "     ")],
+)
+def test_bars_in_eighths(share: float, drawn: str) -> None:
+    assert bar(share) == drawn
+
+
+def test_words() -> None:
+    assert (time_text(1.25), time_text(0.0834)) == ("1.25 ms", "83.4 µs")
+    assert (share_text(None), share_text(0.0742)) == ("\u2013", "7.4%")
+    assert (count_text(81.9e6), count_text(2.5e9), count_text(0)) == ("81.9 M", "2.50 G", "0")
+    assert (giga_text(165.4e9), giga_text(7.23e9)) == ("165", "7.2")
+
+
+def test_which_bandwidth_applies() -> None:
+    assert "which the last cache of 33.6 MB holds" in working_set_text(profiles.limits())
+    assert "more than the last cache" in working_set_text(profiles.limits(working_set_bytes=90_000_000))
+    assert "cache" not in working_set_text(profiles.limits(last_level_cache_bytes=None))
+
+
+def test_what_binds_is_said() -> None:
+    """The whole needs 0.86 ms of the 4.375 ms that are counted."""
+    assert verdict_text(profiles.profile()).startswith("Neither")
+    whole = profiles.profile().whole
+    fast = whole.model_copy(update={"time_ms": 2.0, "uncounted_ms": 0.0})
+    assert verdict_text(profiles.profile(whole=fast)).startswith("Arithmetic binds")
+    moved = fast.model_copy(update={"memory_bound_ms": 1.5})
+    assert verdict_text(profiles.profile(whole=moved)).startswith("Memory binds")
+    assert verdict_text(profiles.profile(whole=fast.model_copy(update={"uncounted_ms": 2.0}))).startswith("No operator")
+
+
+def test_notes_name_what_is_not_counted_and_what_beats_the_limit() -> None:
+    notes = "\n".join(method_notes(profiles.profile()))
+    assert "Einsum (12.5% of the time)" in notes
+    assert "6.00 ms, +20%" in notes and "4.10 ms of it operators are at work" in notes
+    assert "beat the limit" not in notes
+    quick = profiles.profile(rows=(profiles.row("too_quick", "MatMul", time_ms=0.1),))
+    assert "1 operators beat the limit" in "\n".join(method_notes(quick))
+
+
+def test_the_console_shows_all_three_views() -> None:
+    out = io.StringIO()
+    Console(file=out, width=100).print(console_profile(profiles.profile()))
+    shown = out.getvalue()
+    assert "5.00 ms (4.80\u20135.30 ms)" in shown
+    assert "19.7% (without 625 µs not counted)" in shown
+    lines = [line for line in shown.splitlines() if line.startswith(" MatMul")]
+    # 2 of 4 ms; 20 MFLOP in 2 ms; 0.2 ms would do.
+    assert len(lines) == 1 and all(word in lines[0] for word in ("2.00 ms", "50.0%", "10.0", "10.0%", "overhead"))
+    einsum = next(line for line in shown.splitlines() if line.startswith(" Einsum"))
+    assert "not counted" in einsum and "0.0" not in einsum
+    assert "encoder.layer.0.feed-forward" in shown
+
+
+def test_the_roofs_meet_at_the_ridges() -> None:
+    """40 GB/s reach 100 GFLOP/s at 2.5 operations a byte and 400 GOP/s at 10; 10 GB/s reach 400 at 40."""
+    lines = {line.kind: line for line in roof_lines(profiles.limits(), 0.1, 200, 1e9)}
+    assert lines["fp32"].start == (2.5, 100e9)
+    assert lines["int8"].start == (10, 400e9)
+    assert lines["int8"].end == (200, 400e9)
+    assert lines["working"].end == (10, 400e9)
+    assert lines["memory"].end == (40, 400e9)
+    assert lines["working"].start == (0.1, 4e9)
+    assert lines["memory"].start == (0.1, 1e9)
+
+
+def test_a_roof_starts_where_the_chart_does() -> None:
+    lines = {line.kind: line for line in roof_lines(profiles.limits(), 0.01, 200, 1e9)}
+    assert lines["memory"].start == (0.1, 1e9)
+
+
+def test_operators_are_drawn_where_they_belong() -> None:
+    """An operator on the ridge at full rate is drawn at the corner of the roof."""
+    corner = profiles.row("corner", "MatMul", time_ms=0.2, weight_bytes=8e6, compute_bound_ms=0.2)
+    drawn = roofline_chart(profiles.profile(rows=(corner, profiles.row("other", "MatMul"))))
+    assert drawn is not None
+    circle = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*></circle><title>MatMul \(corner\)', drawn)
+    roof = re.search(r'<line x1="([\d.]+)" y1="([\d.]+)"[^>]*class="roof fp32"', drawn)
+    assert circle is not None and roof is not None
+    assert [float(value) for value in circle.groups()] == pytest.approx([float(v) for v in roof.groups()], abs=0.02)
+    assert drawn.count("<circle") == 2
+    assert "whole model" in drawn
+
+
+def test_without_arithmetic_there_is_no_chart() -> None:
+    moves = profiles.row("a", "Gather", fp32_operations=0.0)
+    assert roofline_chart(profiles.profile(rows=(moves,))) is None
+    assert "<h2>How close" not in profile_page(profiles.profile(rows=(moves,)))
+
+
+def test_the_page_has_every_table_and_its_own_json() -> None:
+    found = profiles.profile()
+    page = profile_page(found)
+    assert json.loads(re.search(r'id="report-json">(.*?)</script>', page, re.S)[1]) == found.to_json()  # type: ignore[index]
+    for words in ("By operator type", "By layer", "All 4 operators", "19.7%", "100 GFLOP/s", "noise: quiet"):
+        assert words in page
+    assert page.count('scope="row">') == 4 + 3 + 4
+    assert "default-src 'none'" in page
+
+
+def test_names_in_the_page_are_escaped() -> None:
+    wicked = "</script><img src=x onerror=alert(1)>"
+    rows = (profiles.row(wicked, wicked, layer=wicked), profiles.row("b", "Add"))
+    page = profile_page(profiles.profile(artifact=f"/tmp/{wicked}", rows=rows, notes=(wicked,)))
+    assert "<img" not in page
+    assert page.count("</script>") == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("artifacts/runs/tiny/latest/model", "tiny/latest"),
+        ("/somewhere/exported", "exported"),
+        ("model", "model"),
+        ("/", "artifact"),
+    ],
+)
+def test_the_name_of_the_artifact(path: str, name: str) -> None:
+    assert artifact_name(profiles.profile(artifact=path)) == name

@@ -13,7 +13,7 @@ from compress.compare.change import Change
 from compress.compare.policy import Margin
 from compress.measurement import Measurement
 from compress.numerics.decision import decide, samples_to_settle
-from compress.numerics.paired import difference_of_shares, discordant, paired_bootstrap
+from compress.numerics.paired import difference_of_shares, discordant, mcnemar_mid_p, paired_bootstrap
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
 from compress.numerics.unpaired import allow_for, difference_of_estimates, logarithm, relative, widen
 from compress.report.metrics import Metric, describe_metric
@@ -81,6 +81,7 @@ def paired_change(pair: Pair, confidence: float, seed: int = 0) -> Change:
         found = difference_of_shares(only_before, only_after, n, confidence)
         method = f"paired on {n:,} examples, adjusted Wald interval (Agresti and Min 2005)"
         note = f"{only_before} right before and wrong now, {only_after} the other way round"
+        note += f"; McNemar's mid-p {mcnemar_mid_p(only_before, only_after):.2g}"
         return make_change(pair, found, confidence, n, method, note if pair.metric.better == "higher" else None)
 
     def change(old: np.ndarray, new: np.ndarray) -> float:

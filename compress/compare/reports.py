@@ -155,8 +155,10 @@ class _Ways:
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
         if _is_timed(known):
             return self._time(pair, known, confidence)
-        if pair.before.low is None and pair.after.low is None and known.style in ("bytes", "count"):
-            change = exact_change(pair)
+        if known.style in ("bytes", "count"):
+            exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
+            # Memory hardly varies between sessions, but does with the machine.
+            change = exact_change(pair) if exact else time_change(pair, confidence, 0.0, (), None)
             return change if known.name in _FILES else self._bound_to_host(change)
         if is_paired(pair) and self._same_rows():
             return paired_change(pair, confidence)
@@ -271,6 +273,8 @@ class _Ways:
         """What a reader must know besides the rows."""
         if self.one_session:
             noise = _unusable(self.candidate)
+            if self.before == self.policy.model:
+                yield "both sides are one and the same run"
             yield from [f"the machine was too noisy for sharp times: {noise}"] if noise else []
             return
         if self.baseline.recipe != self.candidate.recipe:
@@ -289,7 +293,7 @@ class _Ways:
 
 
 def _is_timed(known: Metric) -> bool:
-    return known.style in ("milliseconds", "rate", "times")
+    return known.style in ("milliseconds", "rate", "times") or known.unit in ("J", "W", "s")
 
 
 def _is_finite(row: Measurement) -> bool:

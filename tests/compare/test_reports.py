@@ -8,7 +8,7 @@ import comparisons
 import numpy as np
 import pytest
 from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from compress.compare.change import Change
 from compress.compare.policy import Policy, Rule
@@ -34,7 +34,8 @@ def test_accuracy_is_paired_on_the_same_rows() -> None:
     assert (change.low, change.high) == pytest.approx(((c - b) / n - half, (c - b) / n + half))
     assert (change.scale, change.confidence, change.margin, change.n) == ("absolute", 0.9, 0.005, 2000)
     assert (change.verdict, change.more) == ("worse", 0)
-    assert "60 right before and wrong now, 38 the other way round" in (change.note or "")
+    mid_p = 2 * (binom.cdf(38, 98, 0.5) - binom.pmf(38, 98, 0.5) / 2)
+    assert change.note == f"60 right before and wrong now, 38 the other way round; McNemar's mid-p {mid_p:.2g}"
 
 
 def test_the_same_predictions_are_the_same() -> None:
@@ -171,6 +172,22 @@ def test_an_unusable_session_gives_no_verdict_on_times() -> None:
     change = only(report(time_row("latency_ms", 2.0)), report(time_row("latency_ms", 4.0), environment=noisy))
     assert (change.verdict, change.more) == ("can't tell", None)
     assert "the candidate's machine was too noisy (the rounds vary by 80%)" in (change.note or "")
+
+
+def test_memory_with_an_interval_is_bound_to_the_machine_and_has_no_session_spread() -> None:
+    rows = [row("peak_memory_bytes", size, "bytes", low=size * 0.99, high=size * 1.01, n=6) for size in (1e8, 1.1e8)]
+    change = only(report(rows[0]), report(rows[1]), Policy(session_spread=0.5))
+    assert change.verdict == "worse"
+    assert change.confidence == 0.9
+    other = report(rows[1], environment={**MACHINE, "processor": "another"})
+    assert only(report(rows[0]), other).verdict == "can't tell"
+
+
+def test_a_run_against_itself_is_said_to_be() -> None:
+    one = report(time_row("latency_ms", 2.0))
+    comparison = compare_reports(one, one)
+    assert comparison.notes == ("both sides are one and the same run",)
+    assert comparison.changes[0].effect == 0.0
 
 
 def test_new_software_is_said_and_compared() -> None:

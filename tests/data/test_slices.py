@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(dump_recipe(read))
     assert read_recipe(again) == read
+
+
+def test_the_documented_slices_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    read = read_recipe(recipe(tmp_path, yaml.safe_load(block)["slices"])).slices
+    assert read is not None
+    assert len(read) == 7
 
 
 def test_no_slices_is_not_the_same_as_the_tasks(tmp_path: Path) -> None:

@@ -51,6 +51,19 @@ def test_bench_compares_two_artifacts(place: Path) -> None:
     assert found["environment"]["cores_granted"] >= 1
 
 
+def test_profile_adds_up_and_writes_its_page(place: Path) -> None:
+    found = answer(place, "profile", "tiny", "--seconds", "0.1", "--threads", "1", "--html", "page.html")
+    views = (found["nodes"], found["by_operator"], found["by_layer"])
+    for figure in ("time_ms", "fp32_operations", "int8_operations", "weight_bytes", "limit_ms"):
+        sums = [sum(row[figure] for row in rows) for rows in views]
+        assert sums == pytest.approx([sums[0]] * 3) and sums[0] > 0
+    assert found["whole"]["int8_operations"] == pytest.approx(sum(row["int8_operations"] for row in found["nodes"]))
+    assert found["operators_ms"] < found["profiled_ms"]
+    assert [row["uncounted_ms"] for row in found["nodes"]] == [0.0] * len(found["nodes"])
+    assert "encoder.layer.0.attention" in [row["name"] for row in found["by_layer"]]
+    assert (place / "page.html").read_text().startswith("<!doctype html>")
+
+
 def test_report(place: Path) -> None:
     assert answer(place, "report", "tiny") == tiny_run.read_report(place / "artifacts")
 

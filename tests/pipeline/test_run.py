@@ -115,6 +115,7 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
         "recipe.yaml",
         "lock.json",
         "model",
+        "predictions.parquet",
         "report.json",
         "report.md",
         "report.html",

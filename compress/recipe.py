@@ -40,6 +40,7 @@ class Benchmark(Strict):
     """How the measured models are timed."""
 
     threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
+    batched: bool = Field(True, description="also time batches: throughput, and memory with them")
     batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
     seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
     budget_seconds: float | None = Field(

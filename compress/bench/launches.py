@@ -29,11 +29,14 @@ SETTLE_SECONDS = 0.02
 """Pause before a model's turn: the threads of the one before it spin for some milliseconds after their last call."""
 _UNTIMED = 2
 _WARM_UP_CALLS = 8
-_SHORTEST_TURN_MS = 8.0
+_TURN_MS = 30.0
+"""Long against what a change of process costs, short against what else comes and goes on a machine."""
 _FEWEST_CALLS, _MOST_CALLS = 4, 64
 _REFERENCE_EVERY_SECONDS = 0.25
-_CAUTION = 1.3
-"""A launch may take so much longer than the longest before it."""
+_CAUTION = 1.2
+"""The starts and warm-ups of a launch may take so much longer than the longest before."""
+_SHARE_OF_STARTS = 0.4
+"""The part of a time budget that starts and warm-ups may have, as long as there are enough launches."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Conditions:
     cores: Sequence[int]
     seconds: float
     deadline: float | None
+    batched: bool
     rate: float | None
     precision: float
     confidence: float
@@ -116,7 +120,7 @@ class Launches:
         self._names = list(workload.artifacts)
         self._single_schedule: Iterator[list[int]] | None = None
         self._batched_schedule: Iterator[list[int]] | None = None
-        self._longest_launch = 0.0
+        self._longest_start = 0.0
         self.record = Record()
 
     def __iter__(self) -> Iterator[int]:
@@ -125,32 +129,30 @@ class Launches:
         A model whose process dies or hangs is left out from then on, with the reason in ``record.lost``. Raises
         `StageError` if that is the baseline, and what opening a model raises.
         """
-        while not self._is_enough():
-            began = time.perf_counter()
-            try:
-                self._launch(self.record.launches)
-            except _LostError as lost:
-                if lost.model == self._baseline:
-                    raise lost.error from None
-                self.record.lost[lost.model] = str(lost.error)
-                self.record.forget(lost.model)
-                self._names.remove(lost.model)
-            self._longest_launch = max(self._longest_launch, time.perf_counter() - began)
-            self.record.launches += 1
-            yield self.record.launches
+        conditions = self._conditions
+        with Child("machine", variables=SINGLE_THREADED) as machine:
+            reference = _Reference(machine, conditions.cores, conditions.timeout_seconds, self.record.reference)
+            while not self._is_enough():
+                try:
+                    self._launch(self.record.launches, machine, reference)
+                except _LostError as lost:
+                    if lost.model == self._baseline:
+                        raise lost.error from None
+                    self.record.lost[lost.model] = str(lost.error)
+                    self.record.forget(lost.model)
+                    self._names.remove(lost.model)
+                self.record.launches += 1
+                yield self.record.launches
 
     def precision(self) -> float:
         """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
         if self.record.launches < 2:
             return float("inf")
-        widths = []
-        for rounds in (self.record.single, self.record.batched):
-            others = [name for name in self._names if name != self._baseline]
-            samples = [rounds.ratios(self._baseline, name) for name in others] or [self._alone(rounds)]
-            for ratios in samples:
-                found = geometric_interval(ratios, self._conditions.confidence)
-                widths.append(found.high / found.value - 1)
-        return max(widths)
+        rounds = self.record.single
+        others = [name for name in self._names if name != self._baseline]
+        samples = [rounds.ratios(self._baseline, name) for name in others] or [self._alone(rounds)]
+        intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
+        return max(found.high / found.value - 1 for found in intervals)
 
     def _alone(self, rounds: Rounds) -> np.ndarray:
         relative = rounds.relative_rounds(self._baseline)
@@ -159,7 +161,7 @@ class Launches:
 
     def _is_enough(self) -> bool:
         done, deadline = self.record.launches, self._conditions.deadline
-        if deadline is not None and done and time.perf_counter() + _CAUTION * self._longest_launch > deadline:
+        if deadline is not None and done and time.perf_counter() + _CAUTION * self._longest_start > deadline:
             return True
         if done < FEWEST_LAUNCHES:
             return False
@@ -170,16 +172,17 @@ class Launches:
     def _seconds(self, began: float) -> float:
         """Sampling time of one scenario in this launch, all models together."""
         conditions = self._conditions
-        scenarios = 2 if conditions.rate is None else 3
+        scenarios = 1 + conditions.batched + (conditions.rate is not None)
         if conditions.deadline is None:
             return conditions.seconds * len(self._names) / MOST_LAUNCHES
         now = time.perf_counter()
-        # As if nine launches of this length were to fit, the starts and warm-ups that took until now included.
-        left = max(1, 9 - self.record.launches)
-        share = (conditions.deadline - began) / left
-        return max(0.0, min(share, conditions.deadline - now) - (now - began)) / scenarios
+        self._longest_start = max(self._longest_start, now - began)
+        left = conditions.deadline - began
+        fitting = self.record.launches + int(left * _SHARE_OF_STARTS / self._longest_start)
+        planned = min(max(FEWEST_LAUNCHES, fitting), MOST_LAUNCHES) - self.record.launches
+        return max(0.0, left / max(1, planned) - (now - began)) / scenarios
 
-    def _launch(self, number: int) -> None:
+    def _launch(self, number: int, machine: Child, reference: _Reference) -> None:
         record, workload, limit = self.record, self._workload, self._conditions.timeout_seconds
         began = time.perf_counter()
         with ExitStack() as stack:
@@ -188,8 +191,6 @@ class Launches:
                 children[name] = stack.enter_context(Child(name))
                 with _losing(name):
                     self._start(children[name], name)
-            machine = stack.enter_context(Child("machine", variables=SINGLE_THREADED))
-            reference = _Reference(machine, self._conditions.cores, limit, record.reference)
             for name, child in children.items():
                 with _losing(name):
                     record.no_energy = child.load(workload.all[name], limit)
@@ -200,14 +201,14 @@ class Launches:
             before = Snapshot.take(_own_seconds(children, machine))
             self._plan(runs)
             assert self._single_schedule is not None
-            assert self._batched_schedule is not None
             seconds = self._seconds(began)
             for _ in interleave(runs, self._single_schedule, number, seconds, record.single):
                 reference.now_and_then()
             self._keep(children, record.single_bytes, "peak_bytes")
-            for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched):
-                reference.now_and_then()
-            self._keep(children, record.batched_bytes, "peak_bytes")
+            if self._batched_schedule is not None:
+                for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched):
+                    reference.now_and_then()
+                self._keep(children, record.batched_bytes, "peak_bytes")
             if self._conditions.rate is not None:
                 self._serve(children, self._conditions.rate, seconds / len(children), number)
             reference.now()
@@ -247,7 +248,7 @@ class Launches:
         seconds = conditions.seconds
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
-            seconds = max(0.0, left / max(1, 9 - number) / 3 / len(self._names))
+            seconds = max(0.0, left / max(1, FEWEST_LAUNCHES - number) / 3 / len(self._names))
         calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
         with _losing(child.label):
             run = partial(child.round, timeout=conditions.timeout_seconds)
@@ -261,12 +262,12 @@ class Launches:
         middle = self._workload.singles[len(self._workload.singles) // 2]
         took = [float(np.median(run([middle] * 3).latencies_ms)) for run in runs.values()]
         slice_ms = 1000 * self._conditions.seconds / MOST_LAUNCHES
-        size = min(
-            max(_FEWEST_CALLS, round(_SHORTEST_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took)))
-        )
+        size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took))))
         size = min(size, _MOST_CALLS, len(self._workload.singles))
         rounds = mixed_rounds(len(self._workload.singles), size, self._conditions.seed)
         self._single_schedule = ([self._workload.singles[i] for i in calls] for calls in rounds)
+        if not self._conditions.batched:
+            return
         batch = self._workload.batches[len(self._workload.batches) // 2]
         slowest = max(float(run([batch]).latencies_ms[0]) for run in runs.values())
         fitting = max(1, int(slice_ms / slowest))

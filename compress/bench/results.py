@@ -35,20 +35,21 @@ class Writer:
         """Every row of the model that was timed as ``timed_as``."""
         batch = settings.batch_size
         rows = self.single(record.single, timed_as, lengths)
-        rows += self.batched(record.batched, timed_as, batch)
         rows += [self.speedup("speedup", record.single, timed_as, baseline)]
-        rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
         rows += self.consumption(record.single, timed_as)
+        rows += [self._medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
+        if settings.batched:
+            rows += self.batched(record.batched, timed_as, batch)
+            rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
+            rows += [self._medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
         if settings.rate is not None:
             rows += self.server(record.server_ms[timed_as], settings.rate)
-        rows += [
+        return [
+            *rows,
             self._medians("startup_ms", "ms", record.startup_ms[timed_as]),
             self._medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
-            self._medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
-            self._medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as]),
             self._medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
         ]
-        return rows
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""

@@ -11,9 +11,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Turn:
-    """One model's calls of one round: ms of each, and what all of them took of the processor and of energy."""
+    """One model's calls of one round: ms of each, and what all of them took of the processor and of energy.
+
+    ``disturbed`` marks the calls in which the system gave the processor to another process.
+    """
 
     latencies_ms: list[float]
+    disturbed: list[bool] = field(default_factory=list)
     cpu_ms: float = 0.0
     energy_mj: float | None = None
 
@@ -51,18 +55,27 @@ class Rounds:
         return list(grouped.values())
 
     def ratios(self, baseline: str, candidate: str) -> np.ndarray:
-        """How many times longer ``baseline`` takes, one value a launch, [launches].
+        """How many times longer ``baseline`` takes, as many values as launches, [launches].
 
         Each call is paired with the other model's call for the same example in the same round; the median over
-        calls is a round's ratio, the median over rounds a launch's, so that a passing disturbance leaves it alone.
+        calls is a round's ratio. The rounds, in their order, are cut into as many equal blocks as there were launches
+        (so that a launch which a busy machine left with few rounds doesn't weigh like the others), and the median
+        over a block is its value. Pairs in which either call was disturbed are left out, and rounds without any
+        other pair, unless a block has no other.
         """
-        pairs = zip(self.by_launch(baseline), self.by_launch(candidate), strict=True)
-        return np.array(
-            [
-                np.median([np.median(np.asarray(a) / np.asarray(b)) for a, b in zip(first, second, strict=True)])
-                for first, second in pairs
-            ]
-        )
+        found = []
+        for first, second in zip(self.turns[baseline], self.turns[candidate], strict=True):
+            pairs = np.asarray(first.latencies_ms) / np.asarray(second.latencies_ms)
+            clean = ~(np.array(first.disturbed, dtype=bool) | np.array(second.disturbed, dtype=bool))
+            usable = pairs[clean] if clean.any() else pairs
+            found.append((float(np.median(usable)), bool(clean.any())))
+        blocks = np.array_split(np.arange(len(found)), len(set(self.launches)))
+        return np.array([np.median(_best([found[i] for i in block])) for block in blocks])
+
+    def disturbed_share(self, model: str) -> float:
+        """The part of a model's calls in which the processor went to another process."""
+        marks = [mark for turn in self.turns[model] for mark in turn.disturbed]
+        return sum(marks) / len(marks) if marks else 0.0
 
     def relative_rounds(self, model: str) -> np.ndarray:
         """How each round went against the whole, [rounds]: the median of its calls, each over its example's median."""
@@ -77,6 +90,11 @@ class Rounds:
                 for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True)
             ]
         )
+
+
+def _best(rounds: Sequence[tuple[float, bool]]) -> list[float]:
+    """The ratios of rounds with undisturbed calls, or all if there is none."""
+    return [ratio for ratio, clean in rounds if clean] or [ratio for ratio, _ in rounds]
 
 
 @dataclass(frozen=True)

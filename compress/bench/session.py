@@ -94,6 +94,7 @@ def measure_together(
             cores=spread_cores(settings.threads),
             seconds=settings.seconds,
             deadline=deadline,
+            batched=settings.batched,
             rate=settings.rate,
             precision=precision,
             confidence=confidence,
@@ -116,7 +117,7 @@ def _write_workload(
     scratch: str,
 ) -> Workload:
     """Put the batches of every model on disk, the same rows for each."""
-    batches = batches_by_length(len(drawn), settings.batch_size)
+    batches = batches_by_length(len(drawn), settings.batch_size) if settings.batched else []
     middle = drawn[len(drawn) // 2]
     everything, first = {}, {}
     for number, name in enumerate(artifacts):

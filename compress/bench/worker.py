@@ -6,7 +6,7 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches"}   load a model and a first batch
     {"do": "load", "batches"}                                                    all batches, in place of the first
     {"do": "round", "calls": [i, ...], "untimed": n}  one timed call for each batch
-                                           -> {"latencies_ms", "cpu_ms", "energy_mj"}
+                                           -> {"latencies_ms", "disturbed", "cpu_ms", "energy_mj"}
     {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
@@ -65,16 +65,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def timed(session: Session, batches: Sequence[Batch], calls: Sequence[int]) -> list[float]:
-    """Milliseconds of one call for each entry of ``calls``."""
+def timed(session: Session, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """Milliseconds of one call for each entry of ``calls``, and whether the system took the processor away in it."""
     clock = time.perf_counter_ns
-    nanoseconds = []
+    nanoseconds, disturbed = [], []
     for index in calls:
         batch = batches[index]
+        switches = _preemptions()
         start = clock()
         session.predict(batch)
         nanoseconds.append(clock() - start)
-    return [value / 1e6 for value in nanoseconds]
+        disturbed.append(_preemptions() != switches)
+    return [value / 1e6 for value in nanoseconds], disturbed
+
+
+def _preemptions() -> int:
+    """How often any thread of this process had to stop for another process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
@@ -138,10 +145,10 @@ class Worker:
             session.predict(self._batches[index])
         energy = self._meter.read() if self._meter else ()
         processor = time.process_time_ns()
-        latencies = timed(session, self._batches, message["calls"])
+        latencies, disturbed = timed(session, self._batches, message["calls"])
         cpu_ms = (time.process_time_ns() - processor) / 1e6
         used = self._meter.between_mj(energy, self._meter.read()) if self._meter else None
-        return {"latencies_ms": latencies, "cpu_ms": cpu_ms, "energy_mj": used}
+        return {"latencies_ms": latencies, "disturbed": disturbed, "cpu_ms": cpu_ms, "energy_mj": used}
 
     def arrivals(self, message: Reply) -> Reply:
         """Answer calls that arrive after the given gaps."""

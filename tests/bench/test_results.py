@@ -12,7 +12,12 @@ WRITER = Writer("final", "cpu", seed=0)
 def eight_rounds(scale: float) -> list[Turn]:
     """Rounds of three calls: r, r + 1 and r + 5 ms for r = 1..8, times ``scale``, and twice that of the processor."""
     return [
-        Turn([scale * r, scale * (r + 1), scale * (r + 5)], cpu_ms=2 * scale * (3 * r + 6), energy_mj=30.0 * r)
+        Turn(
+            [scale * r, scale * (r + 1), scale * (r + 5)],
+            [False] * 3,
+            cpu_ms=2 * scale * (3 * r + 6),
+            energy_mj=30.0 * r,
+        )
         for r in range(1, 9)
     ]
 

@@ -67,19 +67,38 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
     assert "".join(asked) == "abccba" * 2
 
 
-def test_ratios_pair_calls_within_rounds_and_launches() -> None:
-    """By hand: a round's ratio is the median of its calls', a launch's the median of its rounds'."""
+def calm(*latencies_ms: float) -> Turn:
+    return Turn(list(latencies_ms), [False] * len(latencies_ms))
+
+
+def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
+    """By hand: a round's ratio is the median of its calls', a block's the median of its rounds'."""
     rounds = Rounds(
-        calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0]],
-        launches=[0, 0, 0, 1],
+        calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
+        launches=[0, 0, 0, 0, 0, 1],
         turns={
-            "a": [Turn([2.0, 20.0, 90.0]), Turn([9.0, 8.0, 7.0]), Turn([6.0, 6.0, 6.0]), Turn([3.0, 3.0, 30.0])],
-            "b": [Turn([1.0, 10.0, 10.0]), Turn([3.0, 2.0, 1.0]), Turn([2.0, 2.0, 2.0]), Turn([2.0, 2.0, 2.0])],
+            "a": [calm(2, 20, 90), calm(9, 8, 7), calm(6, 6, 6), calm(3, 3, 30), calm(1, 1, 1), calm(5, 5, 5)],
+            "b": [calm(1, 10, 10), calm(3, 2, 1), calm(2, 2, 2), calm(2, 2, 2), calm(2, 2, 2), calm(1, 1, 1)],
         },
     )
-    # Rounds of launch 0: median(2, 2, 9) = 2, median(3, 4, 7) = 4, 3; of launch 1: median(1.5, 1.5, 15).
+    # Rounds: median(2, 2, 9) = 2, median(3, 4, 7) = 4, 3; median(1.5, 1.5, 15) = 1.5, 0.5, 5. Two launches, two blocks.
     assert rounds.ratios("a", "b") == pytest.approx([3.0, 1.5])
     assert rounds.ratios("b", "a") == pytest.approx([1 / 3, 1 / 1.5])
+
+
+def test_pairs_with_a_disturbed_call_are_left_out() -> None:
+    first = Turn([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
+    second = Turn([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
+    assert Rounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
+    assert Rounds([[0, 1, 2, 3]], [0], {"a": [first]}).disturbed_share("a") == 0.25
+
+
+def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
+    wild = (Turn([9.0, 9.0], [True, False]), Turn([1.0, 1.0], [False, True]))
+    still = (calm(2.0, 2.0), calm(1.0, 1.0))
+    a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
+    both = Rounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
+    assert both.ratios("a", "b") == pytest.approx([2.0, 9.0])
 
 
 def test_relative_rounds_take_out_what_examples_differ_by() -> None:

@@ -1,0 +1,385 @@
+"""Whether a verdict can be believed: false alarms, slowdowns and losses found, the harness's own overhead, its budget.
+
+    python benchmarks/trust.py                        # everything: about an hour on two cores
+    python benchmarks/trust.py slowdown-2 overhead    # some of it
+
+Models are the sample encoder with cut layers, exported and quantized to INT8; a slower one has a layer more. Both
+of a comparison are timed through `measure_together`, in processes of their own, on real sentences with one thread,
+within
+ten seconds; the verdict is that of `compress compare`: the interval at 99%, a margin of 1%. The true ratio of
+each pair is measured first, in a session of two minutes. The load that comes and goes is another program that
+multiplies matrices on one or two threads for a while (two seconds on average), then rests (three seconds on average).
+
+What is found goes into a JSON file with every comparison's estimate and interval.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from compress.bench.session import measure_together
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
+from compress.environment import environment
+from compress.models.onnx_export import export_onnx
+from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
+from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+from compress.models.torch_model import TorchModel
+from compress.models.transformer import blocks, keep_heads, keep_neurons
+from compress.numerics.decision import decide
+from compress.numerics.paired import difference_of_shares, discordant
+from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
+from compress.pipeline.quiet import quiet_libraries
+from compress.progress import SilentProgress
+from compress.recipe import Benchmark
+from compress.runtimes import get_runtime
+from compress.samples.fetch import sample_directory
+from compress.targets import TARGETS
+from compress.tasks import get_task
+from compress.tasks.task import Examples
+
+CONFIDENCE, MARGIN = 0.99, 0.01
+BUDGET_SECONDS = 10.0
+SETTINGS = Benchmark(threads=1, batched=False, seconds=2.0, examples=128, budget_seconds=BUDGET_SECONDS)
+LAYERS_5, LAYERS_2 = 19, 50
+ON_SECONDS, OFF_SECONDS = 2.0, 3.0
+
+Found = dict[str, Any]
+
+
+def deep_model(layers: int, folder: Path) -> tuple[Path, Examples]:
+    """The sample encoder's layers, each with a sixth of its heads and a sixteenth of its neurons, over and over."""
+    task = get_task("text-classification")
+    data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
+    torch.manual_seed(0)
+    model = task.load(sample_directory("minilm"), data.labels, trust_remote_code=False)
+    keep_heads(model.module, [range(2) for _ in blocks(model.module)])
+    keep_neurons(model.module, [torch.arange(96) for _ in blocks(model.module)])
+    _repeat_layers(model, layers)
+    examples = task.encode(data.split("test"), model.processor, data.labels, 32)
+    graph = quantize_products(
+        export_onnx(model, examples, None, fusions=True).graph, per_channel=True, reduce_range=False
+    )
+    quantize_embeddings(graph, 8)
+    folder.mkdir()
+    OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
+    return folder, examples
+
+
+def _repeat_layers(model: TorchModel, layers: int) -> None:
+    encoder: Any = model.module.base_model.encoder
+    originals = list(encoder.layer)
+    encoder.layer = torch.nn.ModuleList(copy.deepcopy(originals[i % len(originals)]) for i in range(layers))
+    model.module.config.num_hidden_layers = layers
+
+
+def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: Benchmark = SETTINGS) -> Found:
+    """One comparison as a gate would make it: the verdict on the candidate's latency, and what it rests on."""
+    began = time.perf_counter()
+    found = measure_together(
+        folders,
+        dict.fromkeys(folders, examples),
+        TARGETS["cpu"],
+        settings,
+        "baseline",
+        SilentProgress(),
+        seed,
+        precision=MARGIN / 2,
+        confidence=CONFIDENCE,
+    )
+    seconds = time.perf_counter() - began
+    (speedup,) = (row for row in found.measurements if (row.model, row.metric) == ("candidate", "speedup"))
+    assert speedup.raw is not None
+    change = Estimate(1 / speedup.value - 1, -1.0, float("inf"))
+    if len(speedup.raw) > 1:
+        change = Estimate(*(value - 1 for value in geometric_interval(1 / np.array(speedup.raw), CONFIDENCE)))
+    return {
+        "verdict": decide(change, MARGIN),
+        "effect": change.value,
+        "low": change.low,
+        "high": change.high,
+        "launches": len(speedup.raw),
+        "seconds": seconds,
+        "noise": found.environment["noise"]["verdict"],
+    }
+
+
+def _work(seconds: float) -> None:
+    """Keep a processor busy, with arrays beyond its caches."""
+    a = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        a = np.tanh(a @ a)
+
+
+def _come_and_go(seed: int) -> None:
+    chance = random.Random(seed)
+    while True:
+        time.sleep(chance.expovariate(1 / OFF_SECONDS))
+        seconds = chance.expovariate(1 / ON_SECONDS)
+        helpers = [multiprocessing.Process(target=_work, args=(seconds,)) for _ in range(chance.choice((0, 1)))]
+        for helper in helpers:
+            helper.start()
+        _work(seconds)
+        for helper in helpers:
+            helper.join()
+
+
+@contextmanager
+def background_load(seed: int) -> Iterator[None]:
+    """A load that comes and goes until the end of the block."""
+    process = multiprocessing.Process(target=_come_and_go, args=(seed,))
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def repeat(name: str, folders: dict[str, Path], examples: Examples, times: int) -> list[Found]:
+    """So many comparisons, with a line of progress each."""
+    found = []
+    for number in range(times):
+        found.append(compare(folders, examples, seed=number))
+        last = found[-1]
+        counts = {verdict: sum(one["verdict"] == verdict for one in found) for verdict in ("worse", "better", "same")}
+        interval = f"{last['effect']:+.2%} ({last['low']:+.2%} to {last['high']:+.2%})"
+        sys.stderr.write(
+            f"{name} {number + 1}/{times}: {interval} {last['verdict']}, "
+            f"{last['launches']} launches, {last['seconds']:.1f} s, {last['noise']}; so far {counts}\n"
+        )
+    return found
+
+
+def slowdown(name: str, layers: int, times: int, loaded: bool) -> Found:
+    """Comparisons of a model with one that has a layer more, after the true ratio was measured at rest."""
+    with tempfile.TemporaryDirectory() as scratch:
+        baseline, examples = deep_model(layers, Path(scratch) / "baseline")
+        candidate, _ = deep_model(layers + 1, Path(scratch) / "candidate")
+        folders = {"baseline": baseline, "candidate": candidate}
+        long = SETTINGS.model_copy(update={"budget_seconds": 120.0})
+        truth = compare(folders, examples, seed=1000, settings=long)
+        if loaded:
+            with background_load(seed=7):
+                found = repeat(name, folders, examples, times)
+        else:
+            found = repeat(name, folders, examples, times)
+    return {
+        "true_slowdown": truth,
+        "layers": layers,
+        "found": _count(found, "worse"),
+        "of": times,
+        "comparisons": found,
+    }
+
+
+def false_alarms(times: int) -> Found:
+    """Comparisons of a model with itself, in two folders, under a load that comes and goes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        baseline, examples = deep_model(LAYERS_5, Path(scratch) / "baseline")
+        candidate, _ = deep_model(LAYERS_5, Path(scratch) / "candidate")
+        # Another name in its config makes it another model, so that it is timed by itself.
+        config = candidate / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "candidate"}))
+        with background_load(seed=11):
+            found = repeat("false alarms", {"baseline": baseline, "candidate": candidate}, examples, times)
+    alarms = _count(found, "worse") + _count(found, "better")
+    return {"alarms": alarms, "of": times, "same": _count(found, "same"), "comparisons": found}
+
+
+def _count(found: list[Found], verdict: str) -> int:
+    return sum(one["verdict"] == verdict for one in found)
+
+
+def overhead(times: int = 24) -> Found:
+    """The median call through the harness's process against a bare loop over `session.run` on the same inputs.
+
+    Both loops run in turns in one process, so that nothing differs but the harness's own code around the call.
+    """
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, examples = deep_model(10, Path(scratch) / "model")
+        session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], 1)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
+        (graph,) = folder.rglob("*.onnx")
+        bare = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        batches = [examples.batch([i]) for i in range(64)]
+        feeds = [{name: batch[name] for name in session.inputs} for batch in batches]
+        from compress.bench.worker import timed
+
+        def harness() -> list[float]:
+            return timed(session, batches, range(64))[0]
+
+        def loop() -> list[float]:
+            taken = []
+            for feed in feeds:
+                start = time.perf_counter_ns()
+                bare.run(None, feed)
+                taken.append((time.perf_counter_ns() - start) / 1e6)
+            return taken
+
+        for _ in range(2):
+            harness()
+            loop()
+        ratios, medians = [], []
+        for number in range(times):
+            pairs = []
+            for turn in range(10):
+                first, second = (harness, loop) if (number + turn) % 2 == 0 else (loop, harness)
+                one, two = first(), second()
+                with_harness, without = (one, two) if first is harness else (two, one)
+                medians.append(float(np.median(without)))
+                pairs.append(float(np.median(np.array(with_harness) / np.array(without))))
+            ratios.append(float(np.median(pairs)))
+    estimate = geometric_interval(np.array(ratios), 0.95)
+    return {
+        "bare_median_ms": float(np.median(medians)),
+        "overhead": estimate.value - 1,
+        "low": estimate.low - 1,
+        "high": estimate.high - 1,
+        "raw": ratios,
+    }
+
+
+def budget(seconds: float = 60.0) -> Found:
+    """How long a session that is told a minute takes, all in all."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, examples = deep_model(6, Path(scratch) / "model")
+        settings = Benchmark(threads=1, budget_seconds=seconds)
+        began = time.perf_counter()
+        measure_together(
+            {"baseline": folder},
+            {"baseline": examples},
+            TARGETS["cpu"],
+            settings,
+            "baseline",
+            SilentProgress(),
+            0,
+            600,
+            0,
+        )
+        return {"told_seconds": seconds, "took_seconds": time.perf_counter() - began}
+
+
+def accuracy(times: int = 100) -> Found:
+    """A true drop of a point on 2,000 rows, and none at all, as resamplings of real outcomes of two real models.
+
+    The candidate is the sample encoder, fine-tuned for an epoch, with noise on its weights: of the amounts tried, the
+    one that loses nearest to a point. The rows are drawn with replacement, both models' outcomes together, so that
+    every drawing has the loss of the 2,000 rows on average. For the false alarms each disagreement of a drawing goes
+    to either side by a coin, so that the true difference is none.
+    """
+    baseline, candidates = _outcomes()
+    drop = {level: float(baseline.mean() - candidate.mean()) for level, candidate in candidates.items()}
+    level = min(drop, key=lambda found: abs(drop[found] - 0.01))
+    candidate, generator = candidates[level], np.random.default_rng(0)
+    found, alarms = 0, 0
+    for _ in range(times):
+        rows = generator.integers(0, len(baseline), len(baseline))
+        lost, won = discordant(baseline[rows], candidate[rows])
+        found += _is_worse(lost, won, len(baseline))
+    for _ in range(20 * times):
+        rows = generator.integers(0, len(baseline), len(baseline))
+        apart = sum(discordant(baseline[rows], candidate[rows]))
+        lost = int(generator.binomial(apart, 0.5))
+        alarms += _is_worse(lost, apart - lost, len(baseline))
+    return {
+        "true_drop": drop[level],
+        "drops_tried": {f"{key:g}": value for key, value in drop.items()},
+        "disagreements": sum(discordant(baseline, candidate)),
+        "found": found,
+        "of": times,
+        "false_alarm_rate": alarms / (20 * times),
+        "false_alarm_interval": wilson_interval(alarms, 20 * times),
+    }
+
+
+def _is_worse(lost: int, won: int, n: int) -> bool:
+    change = difference_of_shares(lost, won, n, 0.9)
+    return decide(Estimate(-change.value, -change.high, -change.low), 0.005) == "worse"
+
+
+def _outcomes() -> tuple[np.ndarray, dict[float, np.ndarray]]:
+    from compress.evaluate import predict
+    from compress.pipeline.run import run
+    from compress.recipe_source import read_recipe
+
+    recipe_file = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
+    with tempfile.TemporaryDirectory() as scratch:
+        done = run(read_recipe(recipe_file, ()), recipe_file.parent, Path(scratch) / "artifacts", SilentProgress())
+        row = done.report.find("baseline", "accuracy", "cpu")
+        assert row is not None
+        assert row.raw is not None
+        task = get_task("text-classification")
+        data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
+        candidates = {}
+        for level in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15):
+            model = task.load(_finetuned(Path(scratch)), data.labels, trust_remote_code=False)
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for parameter in model.module.parameters():
+                    if parameter.ndim == 2:
+                        parameter += level * parameter.std() * torch.randn_like(parameter)
+            examples = task.encode(data.split("test"), model.processor, data.labels, 64)
+            folder = Path(scratch) / f"noise-{level}"
+            folder.mkdir()
+            graph = export_onnx(model, examples, None, fusions=True).graph
+            OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
+            outputs = predict(folder, examples, TARGETS["cpu"], 2, SilentProgress(), "")
+            candidates[level] = (outputs.outputs.argmax(-1) == outputs.labels).astype(float)
+    return np.array(row.raw), candidates
+
+
+def _finetuned(scratch: Path) -> Path:
+    for manifest in (scratch / "artifacts" / "cache").glob("*/manifest.json"):
+        if json.loads(manifest.read_text()).get("name") == "finetune":
+            return manifest.parent
+    raise AssertionError("the recipe has no stage finetune")
+
+
+PARTS = {
+    "overhead": overhead,
+    "budget": budget,
+    "accuracy": accuracy,
+    "slowdown-2": lambda: slowdown("2% at rest", LAYERS_2, 100, loaded=False),
+    "slowdown-5": lambda: slowdown("5% under load", LAYERS_5, 100, loaded=True),
+    "false-alarms": lambda: false_alarms(200),
+}
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Some of: {', '.join(PARTS)}.")] = None,
+    output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("artifacts/trust.json"),
+) -> None:
+    """Measure, print one line a part, and keep everything in a file."""
+    quiet_libraries()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kept: Found = json.loads(output.read_text()) if output.exists() else {}
+    for name in parts or PARTS:
+        found = PARTS[name]()
+        kept[name] = {**found, "environment": environment()}
+        output.write_text(json.dumps(kept, indent=1))
+        shown = {key: value for key, value in found.items() if key not in ("comparisons", "raw")}
+        sys.stdout.write(f"{name}: {json.dumps(shown)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    typer.run(main)

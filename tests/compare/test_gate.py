@@ -118,6 +118,19 @@ def test_the_worst_slice_is_held() -> None:
     assert [(j.slice, j.reason) for j in without.having("warned")] == [("worst", "no slices were compared")]
 
 
+def test_a_slice_that_is_surely_worse_goes_before_one_that_only_looks_so() -> None:
+    few = SliceRecord.of([i < 20 for i in range(2000)])
+    many = SliceRecord.of([i >= 20 for i in range(2000)])
+    before = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
+    lost = {0, 1, *range(100, 180)}  # 10 points of 20 rows, 4 of 1,980
+    after = report(accuracy([float(i not in lost) for i in range(2000)]), slices={"few": few, "many": many})
+    result = judged(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), before)
+    assert {part.name: part.change.verdict for part in result.comparison.slices} == {
+        "few": "can't tell", "many": "worse",
+    }  # fmt: skip
+    assert [(j.slice, j.status) for j in result.judgements] == [("many", "failed")]
+
+
 def test_json_says_whether_it_failed_and_keeps_everything() -> None:
     result = judged(report(*BEFORE.measurements[1:]))
     content = json.loads(result.to_json())

@@ -119,7 +119,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
     tiny_run.write_all(folder, stages=stages)
-    endless = [{"finetune": {"epochs": 100_000, "batch_size": 4}}, {"export": {}}]
+    endless = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
     tiny_run.write_recipe(folder, "endless", stages=endless, baseline="finetune")
     tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages)
     done = tiny_run.compress("run", "tiny.yaml", folder=folder)

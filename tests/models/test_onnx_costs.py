@@ -227,6 +227,8 @@ def test_what_is_not_known_is_not_counted() -> None:
     graph = helper.make_graph([node], "g", value[:1], value[1:], [numpy_helper.from_array(ones(6, 6), "w")])
     found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"x": Tensor(FLOAT, (4, 6))})
     assert found.nodes == {"node": None}, "the shape of y is missing"
+    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"y": Tensor(FLOAT, (4, 6))})
+    assert found.nodes == {"node": None}, "the shape of x is missing"
     assert found.working_set_bytes == 0
 
 

@@ -5,9 +5,8 @@
 
 Models are the sample encoder with cut layers, exported and quantized to INT8; a slower one has a layer more. Both
 of a comparison are timed through `measure_together`, in processes of their own, on real sentences with one thread,
-within
-ten seconds; the verdict is that of `compress compare`: the interval at 99%, a margin of 1%. The true ratio of
-each pair is measured first, in a session of two minutes. The load that comes and goes is another program that
+within ten seconds; the verdict is that of `compress compare`: the interval at 99%, a margin of 1%. The true ratio
+of each pair is measured first, in a session of two minutes. The load that comes and goes is another program that
 multiplies matrices on one or two threads for a while (two seconds on average), then rests (three seconds on average).
 
 What is found goes into a JSON file with every comparison's estimate and interval.

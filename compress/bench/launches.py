@@ -161,7 +161,12 @@ class Launches:
 
     def _is_enough(self) -> bool:
         done, deadline = self.record.launches, self._conditions.deadline
-        if deadline is not None and done and time.perf_counter() + _CAUTION * self._longest_start > deadline:
+        # A launch in which a model was lost may have brought no round.
+        if (
+            deadline is not None
+            and self.record.single.calls
+            and time.perf_counter() + _CAUTION * self._longest_start > deadline
+        ):
             return True
         if done < FEWEST_LAUNCHES:
             return False

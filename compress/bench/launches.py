@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compress.bench.child import Child
-from compress.bench.noise import Snapshot, Usage, frequency_mhz
+from compress.bench.noise import Snapshot, frequency_mhz
+from compress.bench.record import Conditions, Record, Workload
 from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
-from compress.bench.rounds import Rounds, Run, Turn, WarmUp, in_turn, interleave, warm_up
+from compress.bench.rounds import Rounds, Run, Turn, in_turn, interleave, warm_up
 from compress.bench.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
 from compress.errors import StageError
 from compress.numerics.statistics import geometric_interval
-from compress.targets import Target
 
 FEWEST_LAUNCHES = 6
 """With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
@@ -37,70 +34,6 @@ _CAUTION = 1.2
 """The starts and warm-ups of a launch may take so much longer than the longest before."""
 _SHARE_OF_STARTS = 0.4
 """The part of a time budget that starts and warm-ups may have, as long as there are enough launches."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What every process is given. Positions in ``singles`` and ``batches`` count in the file of all batches.
-
-    ``first`` and ``all`` name, for each model, the file with one example and the file with everything. ``shapes`` are
-    singles and batches of each length that occurs.
-    """
-
-    artifacts: Mapping[str, Path]
-    first: Mapping[str, Path]
-    all: Mapping[str, Path]
-    singles: Sequence[int]
-    batches: Sequence[int]
-    single_shapes: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """How the processes run, and how long."""
-
-    target: Target
-    threads: int
-    cores: Sequence[int]
-    seconds: float
-    deadline: float | None
-    batched: bool
-    rate: float | None
-    precision: float
-    confidence: float
-    seed: int
-    timeout_seconds: float
-
-
-@dataclass
-class Record:
-    """Everything that the launches brought in. The lists of a model have one entry a launch."""
-
-    single: Rounds = field(default_factory=Rounds)
-    batched: Rounds = field(default_factory=Rounds)
-    server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
-    startup_ms: dict[str, list[float]] = field(default_factory=dict)
-    session_load_ms: dict[str, list[float]] = field(default_factory=dict)
-    runtime_bytes: dict[str, list[float]] = field(default_factory=dict)
-    single_bytes: dict[str, list[float]] = field(default_factory=dict)
-    batched_bytes: dict[str, list[float]] = field(default_factory=dict)
-    warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
-    reference: list[ReferenceTimes] = field(default_factory=list)
-    frequencies_mhz: list[float] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-    no_energy: str | None = None
-    usage: Usage = field(default_factory=Usage)
-    launches: int = 0
-
-    def forget(self, model: str) -> None:
-        """Drop what was measured of a model that was lost."""
-        per_model: list[dict[str, Any]] = [
-            *(self.single.turns, self.batched.turns, self.server_ms, self.startup_ms, self.session_load_ms),
-            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings),
-        ]
-        for kept in per_model:
-            kept.pop(model, None)
 
 
 class _LostError(Exception):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.bench.launches import Record
+from compress.bench.record import Record
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
 from compress.bench.scenarios import length_buckets

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.launches import MOST_LAUNCHES, Conditions, Launches, Record, Workload
+from compress.bench.launches import MOST_LAUNCHES, Launches
 from compress.bench.noise import Noise, judge, load_average
+from compress.bench.record import Conditions, Record, Workload
 from compress.bench.results import Writer
 from compress.bench.rounds import WarmUp
 from compress.bench.scenarios import batches_by_length, draw_by_length, one_of_each_length

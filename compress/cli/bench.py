@@ -22,6 +22,13 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Batch of the throughput measurement.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Time budget for each model and scenario.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds for all of it, with starts and warm-ups; replaces --seconds."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Also answer requests that arrive at random, so many a second.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write measurements, notes and environment as JSON.")] = False,
 ) -> None:
     """Time an artifact on real examples of the test split, in a process of its own."""
@@ -38,7 +45,13 @@ def bench(
 
     quiet_libraries()
     progress = ConsoleProgress()
-    changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
+    changed = {
+        "threads": threads,
+        "batch_size": batch_size,
+        "seconds": seconds,
+        "budget_seconds": budget,
+        "rate": rate,
+    }
     settings = found.recipe.benchmark.model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )

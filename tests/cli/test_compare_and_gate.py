@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import tiny_run
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from compress.cli import app
@@ -194,3 +198,54 @@ def test_another_machine_is_not_compared_in_silence(run: Path, tmp_path: Path) -
     found = json.loads(result.stdout)
     assert "processor: " in found["comparison"]["host_differences"][0]
     assert found["judgements"][0]["change"]["verdict"] == "can't tell"
+
+
+@pytest.fixture
+def slower(run: Path, tmp_path: Path) -> Path:
+    """The run's model, with twenty products in its graph that change no answer."""
+    folder = tmp_path / "slower"
+    shutil.copytree(run / "model", folder)
+    (path,) = folder.rglob("*.onnx")
+    model = onnx.load(path)
+    logits = model.graph.output[0].name
+    for node in model.graph.node:
+        for place, name in enumerate(node.output):
+            if name == logits:
+                node.output[place] = "logits_0"
+    side = 700
+    wide = numpy_helper.from_array(np.ones((1, side), np.float32), "wide")
+    square = numpy_helper.from_array(np.ones((side, side), np.float32), "square")
+    nothing = numpy_helper.from_array(np.zeros(1, np.float32), "nothing")
+    model.graph.initializer.extend([wide, square, nothing])
+    # One number of the answer, spread out and multiplied 20 times, adds nothing but time.
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["logits_0"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["wide", "sum"], ["product_0"]),
+            *(helper.make_node("MatMul", [f"product_{i}", "square"], [f"product_{i + 1}"]) for i in range(20)),
+            helper.make_node("ReduceMax", ["product_20"], ["largest"], keepdims=0),
+            helper.make_node("Min", ["largest", "nothing"], ["least"]),
+            helper.make_node("Max", ["least", "nothing"], ["zero"]),
+            helper.make_node("Add", ["logits_0", "zero"], [logits]),
+        ]
+    )
+    onnx.save(model, path)
+    return folder
+
+
+def test_a_slower_model_measured_side_by_side_is_worse_in_time_alone(run: Path, slower: Path) -> None:
+    recipe = run / "recipe.yaml"
+    result = invoke(*("compare", run, slower, "--now", "--recipe", recipe, "--threads", "1", "--budget", "6", "--json"))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    changes = {change["metric"]: change for change in found["changes"]}
+    assert found["how"] == "side by side"
+    assert changes["latency_ms"]["verdict"] == "worse"
+    assert changes["latency_ms"]["low"] > 1
+    assert changes["latency_ms"]["method"].startswith("calls paired side by side")
+    assert (changes["accuracy"]["effect"], changes["accuracy"]["n"], found["flips"]) == (0.0, 60, [])
+    assert changes["size_bytes"]["verdict"] == "worse"
+
+
+def test_two_models_are_needed_side_by_side(run: Path) -> None:
+    assert "Two models are needed" in message(invoke("compare", run, "--now"))

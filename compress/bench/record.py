@@ -1,0 +1,77 @@
+"""What a session of launches is given, and what it brings in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compress.bench.noise import Usage
+from compress.bench.reference import ReferenceTimes
+from compress.bench.rounds import Rounds, WarmUp
+from compress.targets import Target
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every process is given. Positions in ``singles`` and ``batches`` count in the file of all batches.
+
+    ``first`` and ``all`` name, for each model, the file with one example and the file with everything. ``shapes`` are
+    singles and batches of each length that occurs.
+    """
+
+    artifacts: Mapping[str, Path]
+    first: Mapping[str, Path]
+    all: Mapping[str, Path]
+    singles: Sequence[int]
+    batches: Sequence[int]
+    single_shapes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the processes run, and how long."""
+
+    target: Target
+    threads: int
+    cores: Sequence[int]
+    seconds: float
+    deadline: float | None
+    batched: bool
+    rate: float | None
+    precision: float
+    confidence: float
+    seed: int
+    timeout_seconds: float
+
+
+@dataclass
+class Record:
+    """Everything that the launches brought in. The lists of a model have one entry a launch."""
+
+    single: Rounds = field(default_factory=Rounds)
+    batched: Rounds = field(default_factory=Rounds)
+    server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+    startup_ms: dict[str, list[float]] = field(default_factory=dict)
+    session_load_ms: dict[str, list[float]] = field(default_factory=dict)
+    runtime_bytes: dict[str, list[float]] = field(default_factory=dict)
+    single_bytes: dict[str, list[float]] = field(default_factory=dict)
+    batched_bytes: dict[str, list[float]] = field(default_factory=dict)
+    warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
+    reference: list[ReferenceTimes] = field(default_factory=list)
+    frequencies_mhz: list[float] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    no_energy: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    launches: int = 0
+
+    def forget(self, model: str) -> None:
+        """Drop what was measured of a model that was lost."""
+        per_model: list[dict[str, Any]] = [
+            *(self.single.turns, self.batched.turns, self.server_ms, self.startup_ms, self.session_load_ms),
+            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings),
+        ]
+        for kept in per_model:
+            kept.pop(model, None)

@@ -1,0 +1,265 @@
+"""Whether compress times a model as its peers do: ONNX Runtime's own test loop, and optimum-benchmark.
+
+    python benchmarks/agreement.py --output agreement.json      # some ten minutes on two idle cores
+
+One ONNX file (the sample `minilm` cut to three layers, fp32; or `--model`) answers one input of batch 1 and 32 tokens
+on one thread, pinned to one core, with the same session options and the same version of ONNX Runtime:
+
+- `compress`: `measure_together`, the harness of `compress bench`.
+- `perf_test loop`: what `onnxruntime_perf_test` does, in Python (`peers/perf_test.py`): that C++ tool is not in ONNX
+  Runtime's Python package.
+- `optimum-benchmark`: its `onnxruntime` backend and `inference` scenario, in a virtual environment of its own that is
+  made in the user's cache at the first run (`peers/optimum_run.py`).
+
+Each is a process of its own, started one after the other: A B C, C B A, and so on, so that what the machine does
+meanwhile hits them all. Compared are medians of the same repetition; the interval of their ratio is that of the median
+over the repetitions (order statistics, 95%). A peer agrees if the whole interval lies within 3%.
+
+Why the numbers would differ. compress and the loop both time the runtime's call alone; compress makes numpy arrays of
+the outputs as well, a few microseconds, and pauses between its turns, after each of which two calls go untimed.
+optimum-benchmark times `ORTModel.forward`: it binds the input tensors, works out the outputs' shapes, allocates torch
+tensors for them, binds those, runs the session, and wraps the result. That is fixed work of some tens of microseconds a
+call, which counts on a model of a millisecond and vanishes on one of ten; what is left, the time within the session, is
+given as a row of its own. Its token ids are random ones of its own; the shape, and so the work, is the same.
+
+Exit code 1 if a peer disagrees, 2 for bad input. An optimum-benchmark that cannot be installed or run is reported as
+skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers.environment import UnavailableError, optimum_python
+from peers.ways import Setting, time_compress, time_loop, time_optimum
+
+from compress.bench.worker import write_batches
+from compress.environment import environment, spread_cores
+from compress.errors import CompressError, DataError, StageError
+from compress.models.model import digest_file
+from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel, find_graph
+from compress.numerics.decision import decide, samples_to_settle
+from compress.numerics.statistics import Estimate, median_interval
+from compress.pipeline.quiet import quiet_libraries
+from compress.tasks.task import Examples
+
+MARGIN = 0.03
+THREADS = 1
+LENGTH = 32
+FEWEST_REPEATS = 6
+"""With fewer there is no 95% interval of a median."""
+COMPRESS, LOOP, OPTIMUM = "compress", "perf_test loop", "optimum-benchmark"
+INSIDE = "optimum-benchmark, session alone"
+_LABELS = ("negative", "positive")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of timing: its median latency over the repetitions, and the ratio to compress."""
+
+    name: str
+    latency_ms: Estimate
+    ratio: Estimate | None
+    verdict: str
+
+
+def make_model(folder: Path) -> None:
+    """Export the sample `minilm`, cut to three layers, into ``folder`` in Hugging Face layout."""
+    import torch
+
+    from compress.models.onnx_export import export_onnx
+    from compress.models.transformer import keep_layers
+    from compress.samples.fetch import sample_directory
+    from compress.tasks import get_task
+
+    torch.manual_seed(0)
+    model = get_task("text-classification").load(sample_directory("minilm"), _LABELS, trust_remote_code=False)
+    keep_layers(model.module, [0, 2, 5])
+    examples = Examples(
+        [{"input_ids": np.full(n, 1000), "attention_mask": np.ones(n, dtype=np.int64)} for n in (8, LENGTH)],
+        {"input_ids": 0, "attention_mask": 0},
+    )
+    exported = export_onnx(model, examples, None, fusions=True)
+    OnnxModel(exported.graph, FLOAT_GRAPH, model.companions()).save(folder)
+
+
+def one_input(model: Path) -> Examples:
+    """The same random tokens again and again, as many times as a benchmark wants examples at least."""
+    config = model / "config.json"
+    try:
+        vocabulary = int(json.loads(config.read_text(encoding="utf-8"))["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"The model's config cannot be used: {error!r}", where=str(config), expected="a JSON object with vocab_size"
+        ) from error
+    tokens = {
+        "input_ids": np.random.default_rng(0).integers(0, vocabulary, LENGTH),
+        "attention_mask": np.ones(LENGTH, dtype=np.int64),
+        "token_type_ids": np.zeros(LENGTH, dtype=np.int64),
+    }
+    return Examples([tokens] * 8, dict.fromkeys(tokens, 0))
+
+
+def repeat_all(setting: Setting, repeats: int, python: Path | None) -> tuple[list[dict[str, Any]], str | None]:
+    """Every way once a repetition, in alternating order; and why optimum-benchmark had to be left out, if so."""
+    ways = {COMPRESS: lambda: time_compress(setting), LOOP: lambda: time_loop(setting)}
+    if python is not None:
+        ways[OPTIMUM] = lambda: time_optimum(setting, python)
+    done, reason = [], None
+    for number in range(repeats):
+        names = list(ways) if number % 2 == 0 else list(ways)[::-1]
+        found: dict[str, Any] = {}
+        for name in names:
+            try:
+                found[name] = ways[name]()
+            except StageError as error:
+                if name != OPTIMUM:
+                    raise
+                reason = str(error)
+                del ways[OPTIMUM]
+                _note(f"{OPTIMUM} is left out from now on: {reason}")
+        said = ", ".join(f"{name} {found[name]['p50_ms']:.3f} ms" for name in names if name in found)
+        _note(f"{number + 1} of {repeats}: {said}")
+        done.append({"order": names, **found})
+    return done, reason
+
+
+def medians_ms(repetitions: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """name -> the median latency of each repetition, of those who took part in all."""
+    names = [name for name in (COMPRESS, LOOP, OPTIMUM) if all(name in found for found in repetitions)]
+    found = {name: np.array([np.median(one[name]["latencies_ms"]) for one in repetitions]) for name in names}
+    if OPTIMUM in found:
+        found[INSIDE] = np.array([np.median(one[OPTIMUM]["session_ms"]) for one in repetitions])
+    return found
+
+
+def compare(medians: Mapping[str, np.ndarray]) -> list[Row]:
+    """A row for each way of timing, each judged against compress in the same repetition."""
+    rows = []
+    for name, values in medians.items():
+        ratio = None if name == COMPRESS else _middle(values / medians[COMPRESS])
+        rows.append(Row(name, _middle(values), ratio, "" if ratio is None else judge(ratio, len(values))))
+    return rows
+
+
+def judge(ratio: Estimate, repeats: int) -> str:
+    """Whether ``ratio`` is 1 within the margin."""
+    loss = Estimate(*(bound - 1 for bound in ratio))
+    verdict = decide(loss, MARGIN)
+    if verdict == "same":
+        return f"within {MARGIN:.0%}"
+    if verdict != "can't tell":
+        return f"not within {MARGIN:.0%}"
+    more = samples_to_settle(loss, MARGIN, repeats)
+    return "can't tell" if more is None else f"can't tell, {more} more repetitions might"
+
+
+def _middle(values: np.ndarray) -> Estimate:
+    return Estimate(float(np.median(values)), *median_interval(values))
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _show(rows: Sequence[Row], skipped: str | None, versions: set[str]) -> None:
+    lines = [f"{'':34}{'median ms':>10}  {'95% interval':18}{'ratio':>7}  {'95% interval':18}verdict"]
+    for row in rows:
+        value, low, high = row.latency_ms
+        line = f"{row.name:34}{value:10.4f}  {f'{low:.4f} to {high:.4f}':18}"
+        if row.ratio is not None:
+            line += f"{row.ratio.value:7.4f}  {f'{row.ratio.low:.4f} to {row.ratio.high:.4f}':18}{row.verdict}"
+        lines.append(line.rstrip())
+    lines += [f"{OPTIMUM}: skipped, {skipped}"] if skipped else []
+    lines += [f"ONNX Runtime {', '.join(sorted(versions))}; {THREADS} thread; batch 1, {LENGTH} tokens"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _measure(options: argparse.Namespace, scratch: Path) -> int:
+    skipped, python = None, None
+    try:
+        python = optimum_python(_note)
+    except UnavailableError as error:
+        skipped = str(error)
+        _note(f"{OPTIMUM} is left out: {skipped}")
+    model = options.model
+    if model is None:
+        model = scratch / "model"
+        model.mkdir()
+        make_model(model)
+    examples = one_input(model)
+    batches = scratch / "batches.npz"
+    write_batches(batches, [examples.batch([0])])
+    setting = Setting(
+        model=model.absolute(),
+        graph=find_graph(model).absolute(),
+        examples=examples,
+        batches=batches,
+        threads=THREADS,
+        core=spread_cores(THREADS)[0],
+        runs=options.runs,
+        seconds=options.seconds,
+    )
+    repetitions, failed = repeat_all(setting, options.repeats, python)
+    skipped = skipped or failed
+    rows = compare(medians_ms(repetitions))
+    versions = {one[name]["onnxruntime"] for one in repetitions for name in one["order"] if name in one}
+    _show(rows, skipped, versions)
+    if options.output is not None:
+        _write(options.output, setting, rows, repetitions, skipped)
+    return int(any(row.verdict.startswith("not") for row in rows))
+
+
+def _write(path: Path, setting: Setting, rows: Sequence[Row], repetitions: Any, skipped: str | None) -> None:
+    content = {
+        "environment": environment(),
+        "graph": {"sha256": digest_file(setting.graph), "size_bytes": setting.graph.stat().st_size},
+        "setting": {"threads": THREADS, "core": setting.core, "length": LENGTH, "runs": setting.runs},
+        "rows": [
+            {**asdict(row), "latency_ms": row.latency_ms._asdict(), "ratio": row.ratio and row.ratio._asdict()}
+            for row in rows
+        ],
+        "skipped": {OPTIMUM: skipped} if skipped else {},
+        "repetitions": repetitions,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Write a table, and with `--output` the raw samples; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", type=Path, help="folder of a text classifier in Hugging Face layout, with one ONNX file"
+    )
+    parser.add_argument("--repeats", type=int, default=12, help="repetitions of all (12)")
+    parser.add_argument("--runs", type=int, default=1000, help="timed calls of each peer in a repetition (1000)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="sampling time of compress in a repetition (4)")
+    parser.add_argument("--output", type=Path, help="write the raw samples to this JSON file")
+    options = parser.parse_args()
+    if options.repeats < FEWEST_REPEATS:
+        parser.error(f"--repeats {options.repeats}: an interval needs {FEWEST_REPEATS} repetitions at least")
+    if options.runs < 1:
+        parser.error(f"--runs {options.runs}: expected 1 at least")
+    if not options.seconds > 0:
+        parser.error(f"--seconds {options.seconds:g}: expected a time above 0")
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        parser.error(f"--output {options.output}: there is no such folder")
+    quiet_libraries()
+    try:
+        with tempfile.TemporaryDirectory(prefix="compress-agreement-") as scratch:
+            return _measure(options, Path(scratch))
+    except CompressError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The ways of timing one ONNX file that are compared, each in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.bench.session import measure_together
+from compress.errors import StageError
+from compress.progress import SilentProgress
+from compress.recipe import Benchmark
+from compress.targets import TARGETS
+from compress.tasks.task import Examples
+
+_OPTIMUM_WARM_UP = 10
+_TIMEOUT_SECONDS = 1200.0
+_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What everyone is given: a model folder, its graph, one input (several times, and as a file), and how long."""
+
+    model: Path
+    graph: Path
+    examples: Examples
+    batches: Path
+    threads: int
+    core: int
+    runs: int
+    seconds: float
+
+
+def time_compress(setting: Setting) -> dict[str, Any]:
+    """One session of the harness: at least six fresh processes."""
+    result = measure_together(
+        {"model": setting.model},
+        {"model": setting.examples},
+        TARGETS["cpu"],
+        Benchmark(threads=setting.threads, batched=False, examples=len(setting.examples), seconds=setting.seconds),
+        "model",
+        SilentProgress(),
+        seed=0,
+    )
+    (row,) = (row for row in result.measurements if (row.model, row.metric) == ("model", "latency_ms"))
+    settings = result.environment["runtime_settings"]["model"]
+    return {
+        "onnxruntime": settings["runtime"].split()[-1],
+        "p50_ms": row.value,
+        "launches": result.environment["launches"],
+        "notes": result.notes,
+        "latencies_ms": list(row.raw or ()),
+    }
+
+
+def time_loop(setting: Setting) -> dict[str, Any]:
+    """`onnxruntime_perf_test`'s loop."""
+    order = {
+        "graph": str(setting.graph),
+        "batches": str(setting.batches),
+        "threads": setting.threads,
+        "core": setting.core,
+        "runs": setting.runs,
+    }
+    script = Path(__file__).with_name("perf_test.py")
+    found: dict[str, Any] = json.loads(_child([sys.executable, str(script), json.dumps(order)], dict(os.environ)))
+    return found
+
+
+def time_optimum(setting: Setting, python: Path) -> dict[str, Any]:
+    """optimum-benchmark, by the interpreter that has it."""
+    order = {
+        "model": str(setting.model),
+        "threads": setting.threads,
+        "core": setting.core,
+        "length": int(setting.examples.lengths()[0]),
+        "warm_up": _OPTIMUM_WARM_UP,
+        "runs": setting.runs,
+    }
+    script = Path(__file__).with_name("optimum_run.py")
+    # What it does with a hub or PYTHONPATH would be no part of this comparison.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        command = [str(python), "-P", str(script), json.dumps(order), str(answer)]
+        _child(command, {**variables, "HF_HUB_OFFLINE": "1"}, folder=scratch)
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return found
+
+
+def _child(command: Sequence[str], variables: dict[str, str], folder: str | None = None) -> str:
+    """The standard output of a process. Raises `StageError` with its last words if it fails or hangs."""
+    script = next(Path(part).name for part in command if part.endswith(".py"))
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=variables, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise StageError(f"{script} gave no answer within {_TIMEOUT_SECONDS:.0f} s and was stopped.") from None
+    if done.returncode != 0:
+        words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
+        raise StageError(f"{script} ended with exit code {done.returncode}. Its last words:\n{words}")
+    return done.stdout

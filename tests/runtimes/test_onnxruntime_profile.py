@@ -116,3 +116,12 @@ def test_a_tensor_of_an_unknown_type_leaves_its_node_unknown(tmp_path: Path) -> 
     (tmp_path / "notes.json").write_text(json.dumps(events))
     (call,) = read_profile(tmp_path / "notes.json")
     assert call == {"a#0": NodeRun(5, ()), "b#1": NodeRun(5, (Tensor(ir.DataType.FLOAT16, (2,)),))}
+
+
+def test_calls_are_told_apart(tmp_path: Path) -> None:
+    events = []
+    for duration in (5, 9):
+        events.append({"cat": "Node", "name": "a#0_kernel_time", "dur": duration, "args": {}})
+        events.append({"cat": "Session", "name": "model_run", "dur": 20, "args": {}})
+    (tmp_path / "notes.json").write_text(json.dumps(events))
+    assert [call["a#0"].microseconds for call in read_profile(tmp_path / "notes.json")] == [5, 9]

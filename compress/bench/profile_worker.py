@@ -58,7 +58,8 @@ class ProfileWorker:
         session: Session = self._profiled.session if message["profiled"] else self._plain
         for index in message["calls"][: message["untimed"]]:
             session.predict(self._batches[index])
-        return self._done({"latencies_ms": timed(session, self._batches, message["calls"])})
+        latencies_ms, _ = timed(session, self._batches, message["calls"])
+        return self._done({"latencies_ms": latencies_ms})
 
     def limits(self, message: Reply) -> Reply:
         """Measure the machine."""

@@ -48,12 +48,12 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
     """The drifts of one entry's ``series`` at ``night``, by the rules of ``policy``.
 
     A change that is older than ``accepted``, the time at which the entry's baseline was measured, was accepted with
-    it. Series that ``night`` added nothing to, or of another host, are left alone.
+    it. Series that ``night`` added nothing to, and so those of other hosts, are left alone.
     """
     found = []
     for one in series:
         rule = policy.rule(one.metric)
-        due = bool(one.usable) and one.usable[-1].night == night.number and one.host.digest == night.host.digest
+        due = bool(one.usable) and one.usable[-1].night == night.number
         judged = one.model == policy.model and (not policy.targets or one.target in policy.targets)
         if rule is None or not due or not judged or one.described.better == "unknown":
             continue

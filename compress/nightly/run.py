@@ -14,13 +14,13 @@ from types import FrameType
 
 from compress.cache import storage_errors
 from compress.environment import environment
-from compress.nightly.drift import Drift, find_drifts, finding
+from compress.nightly.drift import find_drifts, finding
 from compress.nightly.entry_run import EntryDone, EntryRun
 from compress.nightly.history import History
 from compress.nightly.host import commit_of, host_of, software_of
-from compress.nightly.record import Finding, Host, Night, Outcome, first_line
+from compress.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.nightly.suite import Entry, Suite
-from compress.nightly.trend import Series
+from compress.nightly.trend import Series, extended
 from compress.progress import Progress
 
 NIGHTS = "nights"
@@ -34,7 +34,6 @@ class NightDone:
     folder: Path
     nights: tuple[Night, ...]
     series: tuple[Series, ...]
-    drifts: tuple[Drift, ...]
     history: Path
     interrupted: bool = False
 
@@ -83,8 +82,11 @@ class NightRun:
             outcomes=tuple(one.outcome for one in inorder),
             findings=tuple(_with_since(found, earlier, self.host) for one in inorder for found in one.findings),
         )
-        night = self.history.append(night, {one.outcome.entry: one.rows for one in inorder})
-        return self._watched(night, folder, inorder, interrupted)
+        rows = {one.outcome.entry: one.rows for one in inorder}
+        night = self.history.append(self._watched(night, rows, earlier, inorder), rows)
+        told = night.model_copy(update={"notes": tuple(dict.fromkeys((*night.notes, *self.notes)))})
+        nights = tuple(told if one.number == night.number else one for one in self.history.nights(night.suite))
+        return NightDone(told, folder, nights, self.history.series(night.suite), self.history.path, interrupted)
 
     def _entry(self, entry: Entry, folder: Path, earlier: Sequence[Night]) -> EntryDone:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
@@ -102,33 +104,29 @@ class NightRun:
         )
         return done
 
-    def _watched(self, night: Night, folder: Path, done: Iterable[EntryDone], interrupted: bool) -> NightDone:
-        """The night with the drifts that the history, now with this night in it, shows."""
-        series = self.history.series(self.suite.name)
-        nights = self.history.nights(self.suite.name)
-        by_number = {one.number: one for one in nights}
-        drifts: list[Drift] = []
+    def _watched(self, night: Night, rows: Rows, earlier: Sequence[Night], done: Iterable[EntryDone]) -> Night:
+        """The night with the drifts that the history shows once this night is in it."""
+        # Another night may get in before this one; it would be of another host or disturb this one anyway.
+        numbered = night.model_copy(update={"number": max((one.number for one in earlier), default=0) + 1})
+        series = extended(self.history.series(night.suite), numbered, rows)
+        by_number = {one.number: one for one in (*earlier, numbered)}
         found: list[Finding] = []
         for entry in done:
             if entry.judged is None:
                 continue
             own = [one for one in series if one.entry == entry.outcome.entry]
-            for drift in find_drifts(own, entry.judged.policy, entry.judged.accepted, night):
-                drifts.append(drift)
+            for drift in find_drifts(own, entry.judged.policy, entry.judged.accepted, numbered):
                 told = finding(drift, own, by_number)
                 if drift.fails:
+                    self.progress.note(told.sentence)
                     found.append(told)
                 else:
                     self._note(f"{told.sentence}: not counted, since the machine explains it")
-        night = night.model_copy(
-            update={
-                "findings": tuple(_merged(night.findings, found)),
-                "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
-                "notes": tuple(dict.fromkeys((*night.notes, *self.notes))),
-            }
-        )
-        nights = tuple(night if one.number == night.number else one for one in nights)
-        return NightDone(night, folder, nights, series, tuple(drifts), self.history.path, interrupted)
+        changes = {
+            "findings": tuple(_merged(night.findings, found)),
+            "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
+        }
+        return night.model_copy(update=changes)
 
     def _note(self, message: str) -> None:
         self.notes.append(message)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from compress.nightly.record import Host
+from compress.nightly.record import Host, Night, Rows
 from compress.report.metrics import Metric, describe_metric, significant
 
 TIMES = ("milliseconds", "rate", "times")
@@ -97,3 +98,16 @@ class Series:
         """`+6.1%`, or `-0.8 points` of a share."""
         sign = "+" if effect > 0 else "-" if effect < 0 else ""
         return f"{sign}{significant(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
+
+
+def extended(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]:
+    """The series as they will be when ``night`` and its ``rows`` are in the history."""
+    known = {(one.entry, one.model, one.metric, one.target, one.host.digest): one for one in series}
+    quiet = {outcome.entry: outcome.noise != "unusable" for outcome in night.outcomes}
+    for entry, measured in rows.items():
+        for row in measured:
+            key = (entry, row.model, row.metric, row.target, night.host.digest)
+            one = known.get(key) or Series(entry, row.model, row.metric, row.target, row.unit, night.host, ())
+            point = Point(night.number, night.started, row.value, row.low, row.high, quiet.get(entry, True))
+            known[key] = replace(one, points=(*one.points, point))
+    return list(known.values())

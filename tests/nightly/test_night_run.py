@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import tiny_run
-from nights import ignore, night, outcome
+from nights import ignore, night, outcome, row
 
 from compress.environment import environment
 from compress.nightly.history import History
@@ -168,6 +168,24 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     series = History(place / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
     (line,) = [one for one in series if (one.entry, one.model, one.metric) == ("degraded", "final", "accuracy")]
     assert [point.value for point in line.points] == [final["accuracy"]] * 2
+
+
+@pytest.mark.slow
+def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
+    measured = tiny_run.read_report(place / "artifacts")["measurements"]
+    (size,) = [one["value"] for one in measured if (one["model"], one["metric"]) == ("final", "size_bytes")]
+    history = History(place / "drifting.sqlite", ignore)
+    for number, value in enumerate([size * 0.99] * 9 + [size] * 2):
+        told = night(number, [outcome()], host=HERE).model_copy(update={"suite": "drifting"})
+        history.append(told, {"tiny": (row("size_bytes", value, "bytes"),)})
+    suite = place / "drifting.yaml"
+    suite.write_text(f"name: drifting\nhistory: drifting.sqlite\n{LENIENT}\nentries: [{{recipe: tiny.yaml}}]\n")
+    done = tiny_run.compress("nightly", suite.name, folder=place)
+    assert done.returncode == 1, done.stderr
+    assert "tiny: size_bytes on cpu: the level changed by +1.0%" in done.stdout
+    assert "since night 10 (2026-08-10)" in done.stdout
+    read = history.nights("drifting")[-1]
+    assert ([one.status for one in read.outcomes], [one.kind for one in read.findings]) == (["missed"], ["drift"])
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from compress import errors
 from compress.bench.reference import ReferenceTimes
-from compress.bench.rounds import Turn
+from compress.bench.rounds import Generation, Turn
 from compress.errors import CompressError, StageError
 from compress.targets import Target
 
@@ -92,6 +92,11 @@ class Child:
         message = {"do": "arrivals", "calls": list(calls), "gaps_ms": list(gaps_ms)}
         latencies: list[float] = self.ask(message, timeout)["latencies_ms"]
         return latencies
+
+    def generate(self, ids: Sequence[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
+        """One timed generation of a prompt and ``tokens`` after the first, following ``untimed`` steps."""
+        message = {"do": "generate", "ids": list(ids), "tokens": tokens, "untimed": untimed}
+        return Generation(**self.ask(message, timeout))
 
     def reference(self, cores: Sequence[int], timeout: float) -> ReferenceTimes:
         """What the reference kernels take now, on the first of ``cores``."""

@@ -36,7 +36,7 @@ _SHARE_OF_STARTS = 0.4
 """The part of a time budget that starts and warm-ups may have, as long as there are enough launches."""
 
 
-class _LostError(Exception):
+class LostError(Exception):
     """A model's process died or hung."""
 
     def __init__(self, model: str, error: StageError) -> None:
@@ -64,11 +64,11 @@ class Launches:
         """
         conditions = self._conditions
         with Child("machine", variables=SINGLE_THREADED) as machine:
-            reference = _Reference(machine, conditions.cores, conditions.timeout_seconds, self.record.reference)
+            reference = Reference(machine, conditions.cores, conditions.timeout_seconds, self.record.reference)
             while not self._is_enough():
                 try:
                     self._launch(self.record.launches, machine, reference)
-                except _LostError as lost:
+                except LostError as lost:
                     if lost.model == self._baseline:
                         raise lost.error from None
                     self.record.lost[lost.model] = str(lost.error)
@@ -120,23 +120,23 @@ class Launches:
         planned = min(max(FEWEST_LAUNCHES, fitting), MOST_LAUNCHES) - self.record.launches
         return max(0.0, left / max(1, planned) - (now - began)) / scenarios
 
-    def _launch(self, number: int, machine: Child, reference: _Reference) -> None:
+    def _launch(self, number: int, machine: Child, reference: Reference) -> None:
         record, workload, limit = self.record, self._workload, self._conditions.timeout_seconds
         began = time.perf_counter()
         with ExitStack() as stack:
             children: dict[str, Child] = {}
             for name in in_turn(self._names, number):
                 children[name] = stack.enter_context(Child(name))
-                with _losing(name):
+                with losing(name):
                     self._start(children[name], name)
             for name, child in children.items():
-                with _losing(name):
+                with losing(name):
                     record.no_energy = child.load(workload.all[name], limit)
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
             runs = {name: self._run(children[name]) for name in self._names}
             for child in children.values():
                 self._warm_up(child, number)
-            before = Snapshot.take(_own_seconds(children, machine))
+            before = Snapshot.take(own_seconds(children, machine))
             self._plan(runs)
             assert self._single_schedule is not None
             seconds = self._seconds(began)
@@ -150,7 +150,7 @@ class Launches:
             if self._conditions.rate is not None:
                 self._serve(children, self._conditions.rate, seconds / len(children), number)
             reference.now()
-            record.usage += Snapshot.take(_own_seconds(children, machine)).since(before)
+            record.usage += Snapshot.take(own_seconds(children, machine)).since(before)
             frequency = frequency_mhz()
             record.frequencies_mhz += [] if frequency is None else [frequency]
 
@@ -176,7 +176,7 @@ class Launches:
 
         def run(calls: Sequence[int]) -> Turn:
             time.sleep(settle)
-            with _losing(child.label):
+            with losing(child.label):
                 return child.round(calls, self._conditions.timeout_seconds, _UNTIMED)
 
         return run
@@ -188,7 +188,7 @@ class Launches:
             left = conditions.deadline - time.perf_counter()
             seconds = max(0.0, left / max(1, FEWEST_LAUNCHES - number) / 3 / len(self._names))
         calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
-        with _losing(child.label):
+        with losing(child.label):
             run = partial(child.round, timeout=conditions.timeout_seconds)
             warmed = warm_up(run, workload.single_shapes, calls, seconds)
         self.record.warm_ups.setdefault(child.label, []).append(warmed)
@@ -222,17 +222,17 @@ class Launches:
         ]
         for name in in_turn(list(children), number):
             time.sleep(SETTLE_SECONDS)
-            with _losing(name):
+            with losing(name):
                 latencies = children[name].arrivals(calls, gaps, self._conditions.timeout_seconds)
             self.record.server_ms.setdefault(name, []).append(latencies)
 
     def _keep(self, children: Mapping[str, Child], kept: dict[str, list[float]], field_name: str) -> None:
         for name, child in children.items():
-            with _losing(name):
+            with losing(name):
                 kept.setdefault(name, []).append(float(child.memory()[field_name]))
 
 
-class _Reference:
+class Reference:
     """Times the reference kernels a few times a second, between the models' rounds."""
 
     def __init__(self, child: Child, cores: Sequence[int], timeout: float, times: list[ReferenceTimes]) -> None:
@@ -243,22 +243,25 @@ class _Reference:
         self._last = time.perf_counter()
 
     def now(self) -> None:
+        """Time them at once."""
         self._times.append(self._ask())
         self._last = time.perf_counter()
 
     def now_and_then(self) -> None:
+        """Time them if the last time was a while ago."""
         if time.perf_counter() - self._last >= _REFERENCE_EVERY_SECONDS:
             self.now()
 
 
 @contextmanager
-def _losing(model: str) -> Iterator[None]:
+def losing(model: str) -> Iterator[None]:
     """Say whose process it was that ended."""
     try:
         yield
     except StageError as error:
-        raise _LostError(model, error) from error
+        raise LostError(model, error) from error
 
 
-def _own_seconds(children: Mapping[str, Child], machine: Child) -> float:
+def own_seconds(children: Mapping[str, Child], machine: Child) -> float:
+    """Processor time of all measured processes so far."""
     return sum(float(child.memory()["cpu_seconds"]) for child in (*children.values(), machine))

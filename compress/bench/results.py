@@ -37,29 +37,29 @@ class Writer:
         rows = self.single(record.single, timed_as, lengths)
         rows += [self.speedup("speedup", record.single, timed_as, baseline)]
         rows += self.consumption(record.single, timed_as)
-        rows += [self._medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
+        rows += [self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
         if settings.batched:
             rows += self.batched(record.batched, timed_as, batch)
             rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
-            rows += [self._medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
+            rows += [self.medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
         if settings.rate is not None:
             rows += self.server(record.server_ms[timed_as], settings.rate)
         return [
             *rows,
-            self._medians("startup_ms", "ms", record.startup_ms[timed_as]),
-            self._medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
-            self._medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
+            self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
+            self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
+            self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
         ]
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
         pooled = np.concatenate(rounds.latencies_ms(timed_as))
-        intervals = self._intervals(rounds.by_launch(timed_as), (0.5, 0.9, 0.99))
+        intervals = self.intervals(rounds.by_launch(timed_as), (0.5, 0.9, 0.99))
         p90, p99 = (float(value) for value in np.quantile(pooled, [0.9, 0.99]))
         rows = [
-            self._row("latency_ms", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self._row("latency_p90_ms", p90, "ms", intervals[1], n=len(pooled)),
-            self._row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
+            self.row("latency_ms", float(np.median(pooled)), "ms", intervals[0], pooled),
+            self.row("latency_p90_ms", p90, "ms", intervals[1], n=len(pooled)),
+            self.row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
         ]
         buckets = length_buckets(lengths)
         return rows + [self._bucket(rounds, timed_as, lengths, *b) for b in buckets if len(buckets) > 1]
@@ -69,36 +69,36 @@ class Writer:
         latencies = rounds.latencies_ms(timed_as)
         pooled = np.concatenate(latencies)
         throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
-        (interval,) = self._intervals(rounds.by_launch(timed_as), (0.5,))
+        (interval,) = self.intervals(rounds.by_launch(timed_as), (0.5,))
         return [
-            self._row(f"latency_ms_batch_{batch_size}", float(np.median(pooled)), "ms", interval, pooled),
-            self._medians("throughput", "examples/s", throughput),
+            self.row(f"latency_ms_batch_{batch_size}", float(np.median(pooled)), "ms", interval, pooled),
+            self.medians("throughput", "examples/s", throughput),
         ]
 
     def speedup(self, metric: str, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
         """How many times faster than ``baseline``: geometric mean of the launches' ratios, with its t interval."""
         if timed_as == baseline:
-            return self._row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
+            return self.row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
         ratios = rounds.ratios(baseline, timed_as)
         if len(ratios) < 2:
-            return self._row(metric, float(ratios[0]), "x", None, ratios)
+            return self.row(metric, float(ratios[0]), "x", None, ratios)
         value, low, high = geometric_interval(ratios)
-        return self._row(metric, value, "x", (low, high), ratios)
+        return self.row(metric, value, "x", (low, high), ratios)
 
     def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
         """Processor time of a call at batch 1, waiting threads included, and energy where it was counted."""
         turns = rounds.turns[timed_as]
-        rows = [self._medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
+        rows = [self.medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
         energy = [turn.energy_mj / len(turn.latencies_ms) for turn in turns if turn.energy_mj is not None]
-        return rows + ([self._medians("energy_mj", "mJ", energy)] if energy else [])
+        return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
         """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
         pooled = np.concatenate([np.asarray(launch) for launch in latencies])
-        intervals = self._intervals([[launch] for launch in latencies], (0.5, 0.99))
+        intervals = self.intervals([[launch] for launch in latencies], (0.5, 0.99))
         return [
-            self._row(f"latency_ms_rate_{rate:g}", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self._row(
+            self.row(f"latency_ms_rate_{rate:g}", float(np.median(pooled)), "ms", intervals[0], pooled),
+            self.row(
                 f"latency_p99_ms_rate_{rate:g}", float(np.quantile(pooled, 0.99)), "ms", intervals[1], n=len(pooled)
             ),
         ]
@@ -106,8 +106,8 @@ class Writer:
     def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
         """The reference kernels, timed among the rounds."""
         return [
-            self._medians("reference_matmul_ms", "ms", [time.matmul_ms for time in times]),
-            self._medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
+            self.medians("reference_matmul_ms", "ms", [time.matmul_ms for time in times]),
+            self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
     def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> Measurement:
@@ -117,22 +117,24 @@ class Writer:
             if len(inside):
                 launches.setdefault(launch, []).append(inside)
         pooled = np.concatenate([inside for launch in launches.values() for inside in launch])
-        (interval,) = self._intervals(list(launches.values()), (0.5,))
-        return self._row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)
+        (interval,) = self.intervals(list(launches.values()), (0.5,))
+        return self.row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)
 
-    def _intervals(
+    def intervals(
         self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], quantiles: tuple[float, ...]
     ) -> list[tuple[float, float] | None]:
+        """The interval of each quantile of the samples [launches][rounds][calls]; none with too few launches."""
         if len(launches) < _FEWEST_LAUNCHES:
             return [None] * len(quantiles)
         return list(nested_quantile_intervals(launches, quantiles, self.seed, _RESAMPLES))
 
-    def _medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
+    def medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
+        """A row of the median of ``samples``, with its interval where there are enough of them."""
         array = np.asarray(samples)
         interval = median_interval(array) if len(array) >= _FEWEST_FOR_A_MEDIAN else None
-        return self._row(metric, float(np.median(array)), unit, interval, array)
+        return self.row(metric, float(np.median(array)), unit, interval, array)
 
-    def _row(
+    def row(
         self,
         metric: str,
         value: float,
@@ -141,6 +143,7 @@ class Writer:
         raw: np.ndarray | None = None,
         n: int = 1,
     ) -> Measurement:
+        """A row of this model and target."""
         # The bootstrap's quantiles are samples, the value may lie between two.
         low, high = (min(interval[0], value), max(interval[1], value)) if interval else (None, None)
         return Measurement(

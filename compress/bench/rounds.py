@@ -22,6 +22,22 @@ class Turn:
     energy_mj: float | None = None
 
 
+@dataclass(frozen=True)
+class Generation:
+    """One generated text: ms from the prompt to its first token, and of each token after that.
+
+    ``tokens`` are all that came, the first included; ``disturbed`` has a mark for each of them. ``cached`` tells
+    whether the graph keeps keys and values of earlier tokens.
+    """
+
+    first_ms: float
+    steps_ms: list[float]
+    disturbed: list[bool]
+    tokens: list[int]
+    cached: bool
+    vocabulary: int
+
+
 Run = Callable[[Sequence[int]], Turn]
 """Times one call for each numbered batch."""
 

@@ -8,6 +8,8 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "round", "calls": [i, ...], "untimed": n}  one timed call for each batch
                                            -> {"latencies_ms", "disturbed", "cpu_ms", "energy_mj"}
     {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
+    {"do": "generate", "ids": [...], "tokens": n, "untimed": m}  a prompt, then n tokens one by one
+                                           -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
     {"do": "quit"}
@@ -32,6 +34,7 @@ from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.errors import CompressError
 from compress.runtimes import get_runtime
+from compress.runtimes.decoder import Decoder
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Target
 
@@ -103,11 +106,29 @@ def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], g
     return [value / 1e6 for value in nanoseconds]
 
 
+def generate(decoder: Decoder, ids: Sequence[int], tokens: int) -> Reply:
+    """Milliseconds from a prompt to the token after it, and of each of ``tokens`` that follow; see `Generation`."""
+    clock = time.perf_counter_ns
+    found: list[int] = []
+    nanoseconds, disturbed = [], []
+    for place in range(tokens + 1):
+        switches = _preemptions()
+        start = clock()
+        token = decoder.step(found[-1]) if place else decoder.prefill(ids)
+        nanoseconds.append(clock() - start)
+        disturbed.append(_preemptions() != switches)
+        found.append(token)
+    first_ms, *steps_ms = (value / 1e6 for value in nanoseconds)
+    return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": found}
+
+
 class Worker:
     """The model that was opened and its batches."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
+        self._artifact = ""
+        self._decoder: Decoder | None = None
         self._batches: list[Batch] = []
         self._meter: EnergyMeter | None = None
         self._kernels: ReferenceKernels | None = None
@@ -120,7 +141,8 @@ class Worker:
         self._batches = read_batches(Path(message["batches"]))
         before = peak_bytes()
         start = time.perf_counter_ns()
-        self._session = runtime.open(Path(message["artifact"]), target, message["threads"])
+        self._artifact = message["artifact"]
+        self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
         return {"session_load_ms": load_ms, "before_bytes": before, "settings": self._session.settings}
 
@@ -154,6 +176,15 @@ class Worker:
         """Answer calls that arrive after the given gaps."""
         return {"latencies_ms": arrivals(self._opened(), self._batches, message["calls"], message["gaps_ms"])}
 
+    def generate(self, message: Reply) -> Reply:
+        """Time one generation, after as many steps that aren't timed, since another process has used the caches."""
+        if self._decoder is None:
+            self._decoder = Decoder(self._opened(), self._artifact)
+        if message["untimed"]:
+            generate(self._decoder, message["ids"][:1], message["untimed"])
+        reply = generate(self._decoder, message["ids"], message["tokens"])
+        return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
+
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
         if self._kernels is None:
@@ -183,6 +214,7 @@ def serve(source: TextIO, sink: TextIO) -> None:
         "load": worker.load,
         "round": worker.round,
         "arrivals": worker.arrivals,
+        "generate": worker.generate,
         "reference": worker.reference,
         "memory": worker.memory,
     }

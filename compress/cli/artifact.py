@@ -68,11 +68,8 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
 
     Raises `InputError` where there is no model, or no recipe for it.
     """
-    named = Path("artifacts") / "runs" / path / "latest"
-    for place in (path / MODEL, path / "latest" / MODEL, path, named / MODEL):
-        if (place / "config.json").is_file():
-            break
-    else:
+    place = _model_folder(path)
+    if place is None:
         raise InputError(
             f"There is no model in {str(path)!r}.",
             expected="a run's folder, a folder with config.json and one .onnx file, or the name of a recipe",
@@ -85,6 +82,17 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
             mend="name a recipe with --recipe; its task, data and benchmark sections are used",
         )
     return Artifact(place, read_recipe(source), source.parent)
+
+
+def generating_artifact(path: Path) -> Path:
+    """``path`` as for `find_artifact`, or any folder or file of one graph; no recipe is asked for."""
+    return _model_folder(path) or path
+
+
+def _model_folder(path: Path) -> Path | None:
+    named = Path("artifacts") / "runs" / path / "latest"
+    places = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def find_target(name: str) -> Target:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from compress.bench.session import BenchResult
 
 
 def bench(
@@ -29,12 +32,34 @@ def bench(
     rate: Annotated[
         float | None, typer.Option(min=0.01, help="Also answer requests that arrive at random, so many a second.")
     ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Time text generation after a prompt of so many tokens; needs no recipe; repeatable."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --context: tokens generated after the first one; default 32.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="With --context: a file whose text is the prompt, in place of random tokens.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write measurements, notes and environment as JSON.")] = False,
 ) -> None:
-    """Time an artifact on real examples of the test split, in a process of its own."""
+    """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
+    from compress.cli.bench_generation import refuse_together
+
+    refuse_together(context, recipe=recipe, batch_size=batch_size, rate=rate, tokens=tokens, text=text)
+    if context:
+        from compress.bench.generation import GenerationSettings
+        from compress.cli.bench_generation import bench_generation
+
+        given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
+        wanted = GenerationSettings(tuple(context), **_given(given))
+        _show(bench_generation(artifact, baseline, text, target, wanted), json_)
+        return
     from compress.cli.artifact import find_artifact, find_target
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.rows import render_rows
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
@@ -52,21 +77,28 @@ def bench(
         "budget_seconds": budget,
         "rate": rate,
     }
-    settings = found.recipe.benchmark.model_copy(
-        update={name: value for name, value in changed.items() if value is not None}
-    )
+    settings = found.recipe.benchmark.model_copy(update=_given(changed))
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
     rows = found.dataset(progress).split("test")
     examples = {
         label: encode_for(folder, found.task, rows, found.recipe.data.max_length) for label, folder in folders.items()
     }
     reference = next(iter(folders))
-    result = measure_together(folders, examples, place, settings, reference, progress, found.recipe.seed)
+    _show(measure_together(folders, examples, place, settings, reference, progress, found.recipe.seed), json_)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(result: BenchResult, json_: bool) -> None:
     if json_:
         measured = [row.model_dump() for row in result.measurements]
         typer.echo(json.dumps({"measurements": measured, "notes": result.notes, "environment": result.environment}))
         return
     from rich.console import Console
+
+    from compress.cli.rows import render_rows
 
     Console().print(render_rows(result.measurements))
     for note in result.notes:

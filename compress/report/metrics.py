@@ -71,10 +71,25 @@ _KNOWN = {
         Metric("speedup", "Speed-up", "times", "higher", "faster", "slower", relative=True),
     )
 }
+_GENERATION = {
+    metric.name: metric
+    for metric in (
+        _time("time_to_first_token_ms", "Time to first token"),
+        _time("time_per_output_token_ms", "Time per output token"),
+        Metric("tokens_per_second", "Tokens per second", "rate", "higher", "more", "less", unit="tokens/s"),
+        Metric(
+            "prefill_tokens_per_second", "Prompt tokens per second", "rate", "higher", "more", "less", unit="tokens/s"
+        ),
+        replace(_KNOWN["speedup"], name="speedup_time_to_first_token", title="Speed-up to the first token"),
+        replace(_KNOWN["speedup"], name="speedup_time_per_output_token", title="Speed-up per output token"),
+    )
+}
+"""Text generation, each after a prompt of N tokens: `tokens_per_second_context_512`."""
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
 _RATE = re.compile(r"^latency_(p99_)?ms_rate_([\d.e+]+)$")
 _SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
+_CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _RECALL = re.compile(r"^recall_at_(\d+)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
@@ -95,6 +110,9 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         return replace(_time(name, f"Latency{' p99' if match[1] else ''} at {match[2]}/s"), unit=unit)
     if match := _SPEEDUP.match(name):
         return replace(_KNOWN["speedup"], name=name, title=f"Speed-up, batch {match[1]}", unit=unit)
+    if (match := _CONTEXT.match(name)) and match[1] in _GENERATION:
+        known = _GENERATION[match[1]]
+        return replace(known, name=name, title=f"{known.title}, context {match[2]}", unit=unit or known.unit)
     if match := _RECALL.match(name):
         return replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
     title = name.replace("_", " ").strip().capitalize() or name

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, ModelError, StageError
 from compress.models.onnx_model import find_graph
-from compress.runtimes.runtime import Batch
+from compress.runtimes.runtime import Batch, TensorType
 from compress.targets import Target
 
 onnxruntime.disable_telemetry_events()
@@ -33,6 +33,7 @@ FAILURES = (
     native.RuntimeException,
 )
 _ERRORS_ONLY = 3
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -44,6 +45,8 @@ class OnnxSession:
         self._graph = graph
         self._outputs = [output.name for output in session.get_outputs()]
         self.inputs = tuple(entry.name for entry in session.get_inputs())
+        self.input_types = {entry.name: _type(entry) for entry in session.get_inputs()}
+        self.output_types = {entry.name: _type(entry) for entry in session.get_outputs()}
         self.provider = provider
         self.settings: dict[str, Any] = {
             "runtime": f"onnxruntime {onnxruntime.__version__}",
@@ -80,6 +83,11 @@ class OnnxSession:
             where=str(self._graph),
             expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
         )
+
+
+def _type(entry: onnxruntime.NodeArg) -> TensorType:
+    kind = entry.type.removeprefix("tensor(").removesuffix(")")
+    return TensorType(_NUMPY_NAMES.get(kind, kind), tuple(entry.shape))
 
 
 class OnnxRuntime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,12 +13,27 @@ from compress.targets import Target
 Batch = Mapping[str, np.ndarray]
 
 
+class TensorType(NamedTuple):
+    """Element type by numpy's name, or the runtime's own where numpy has none, and shape; free axes are no integers."""
+
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
 class Session(Protocol):
     """An artifact that was opened and answers."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names that a batch must hold."""
+
+    @property
+    def input_types(self) -> Mapping[str, TensorType]:
+        """What each input takes."""
+
+    @property
+    def output_types(self) -> Mapping[str, TensorType]:
+        """What each output gives."""
 
     @property
     def provider(self) -> str:

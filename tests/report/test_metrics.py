@@ -45,6 +45,26 @@ def test_bytes_in_decimal_units(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "unit", "title", "text", "change"),
+    [
+        ("time_to_first_token_ms", "ms", "Time to first token", "20.0 ms", "2.00x faster"),
+        ("time_per_output_token_ms", "ms", "Time per output token", "20.0 ms", "2.00x faster"),
+        ("tokens_per_second", "tokens/s", "Tokens per second", "20.0 tokens/s", "2.00x less"),
+        ("prefill_tokens_per_second", "tokens/s", "Prompt tokens per second", "20.0 tokens/s", "2.00x less"),
+        ("speedup_time_to_first_token", "x", "Speed-up to the first token", "20.0x", ""),
+        ("speedup_time_per_output_token", "x", "Speed-up per output token", "20.0x", ""),
+    ],
+)
+def test_generation_is_described_for_every_context(name: str, unit: str, title: str, text: str, change: str) -> None:
+    metric = describe_metric(f"{name}_context_512", unit)
+    assert (metric.name, metric.title) == (f"{name}_context_512", f"{title}, context 512")
+    assert format_value(metric, 20.0) == text
+    assert improvement(metric, 20.0, 40.0) == change
+    assert metric.better == ("lower" if unit == "ms" else "higher")
+    assert describe_metric(f"{name}s_context_512", unit).title != metric.title
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(0.25, "0.250 s"), (45.26, "45.3 s"), (372, "6 min 12 s"), (7500, "2 h 05 min")]
 )
 def test_durations(value: float, text: str) -> None:

@@ -1,0 +1,49 @@
+"""A person's own text as the prompt of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError, ModelError
+from compress.models.checks import check_processor, read_json
+from compress.models.onnx_model import find_graph
+
+_CHARACTERS_A_TOKEN = 64
+"""Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
+
+
+def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
+    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the graph.
+
+    Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with text.open(encoding="utf-8") as stream:
+            content = stream.read(_CHARACTERS_A_TOKEN * count)
+    except OSError as error:
+        raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
+    folder = _tokenizer_folder(artifact)
+    check_processor(folder, read_json(folder / "config.json"))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The artifact's tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    return [int(token) for token in tokenizer(content, verbose=False)["input_ids"][:count]]
+
+
+def _tokenizer_folder(artifact: Path) -> Path:
+    graph = find_graph(artifact)
+    for folder in (graph.parent, graph.parent.parent):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelError(
+        "There is no config.json beside the graph, and so no tokenizer to read the text with.",
+        where=str(graph.parent),
+        expected="a folder with config.json and the tokenizer's files",
+        mend="leave out --text: tokens are drawn at random then",
+    )

@@ -1,0 +1,48 @@
+"""`compress bench ARTIFACT --context N`: text generation, for which no recipe is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from compress.bench.generation import GenerationSettings
+    from compress.bench.session import BenchResult
+
+
+def refuse_together(context: list[int] | None, **options: object) -> None:
+    """Raise `InputError` for options that were given and mean nothing beside ``--context``, or without it."""
+    idle = ("recipe", "batch_size", "rate") if context else ("tokens", "text")
+    given = [f"--{name.replace('_', '-')}" for name in idle if options[name] is not None]
+    if given and context:
+        raise InputError(
+            f"{', '.join(given)} and --context don't go together.",
+            expected="--context with --tokens, --text, --baseline, --target, --threads, --seconds or --budget",
+        )
+    if given:
+        raise InputError(
+            f"{', '.join(given)} without --context.",
+            expected="--context N, the tokens of a prompt, to time text generation",
+        )
+
+
+def bench_generation(
+    artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: GenerationSettings
+) -> BenchResult:
+    """Time one artifact, or two in turns. Raises what `encode_text` and `measure_generation` raise."""
+    from compress.bench.generation import measure_generation
+    from compress.bench.prompt_text import encode_text
+    from compress.cli.artifact import find_target, generating_artifact
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.pipeline.quiet import quiet_libraries
+
+    place = find_target(target)
+    quiet_libraries()
+    named = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
+    folders = {label: generating_artifact(path) for label, path in named.items()}
+    longest = max(settings.contexts)
+    texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}
+    reference = next(iter(folders))
+    return measure_generation(folders, texts, place, settings, reference, ConsoleProgress(), seed=0)

@@ -1,0 +1,133 @@
+"""Text generation with an opened graph: a prompt at once, then token by token, always the likeliest one.
+
+The names are those that transformers.js, optimum and onnxruntime-genai agree on: `input_ids`, `attention_mask`,
+`position_ids`, `past_key_values.N.key` and `.value` go in; `logits`, `present.N.key` and `.value` come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from compress.errors import ModelError, StageError
+from compress.runtimes.runtime import Session, TensorType
+
+_IDS, _LOGITS = "input_ids", "logits"
+_PLAIN = (_IDS, "attention_mask", "position_ids")
+_PAST, _PRESENT = "past_key_values.", "present."
+_INTEGERS = ("int64", "int32")
+_FLOATS = ("float32", "float16")
+_EXPECTED = (
+    "a decoder: inputs input_ids and, if it likes, attention_mask, position_ids and past_key_values.N.key / .value; "
+    "outputs logits [batch, length, vocabulary] and present.N.key / .value"
+)
+
+
+class Decoder:
+    """Greedy generation of one sequence. Without a cache in the graph every token runs the whole sequence again."""
+
+    def __init__(self, session: Session, where: str) -> None:
+        """Read from the graph what it takes; ``where`` names it in messages. Raises `ModelError` for another graph."""
+        self._session, self._where = session, where
+        self._plain = self._plain_inputs()
+        self._cache = self._cache_names()
+        self._empty = {past: self._empty_cache(past) for past in self._cache}
+        self._past = self._empty
+        self._ids: list[int] = []
+        self.vocabulary = 0
+        """Size of the vocabulary; 0 before the first answer."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether the graph takes keys and values of earlier tokens, so that a step costs one token's work."""
+        return bool(self._cache)
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows. Raises as `Session.predict` does."""
+        self._past, self._ids = self._empty, []
+        return self._answer(ids)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+        return self._answer([token])
+
+    def _answer(self, ids: Sequence[int]) -> int:
+        seen = len(self._ids)
+        self._ids += ids
+        if not self._cache:
+            ids, seen = self._ids, 0
+        total = seen + len(ids)
+        values = {_IDS: ids, "attention_mask": np.ones(total), "position_ids": np.arange(seen, total)}
+        feed = {name: np.asarray(values[name], dtype)[np.newaxis] for name, dtype in self._plain.items()}
+        outputs = self._session.predict({**feed, **self._past})
+        self._past = {past: outputs[present] for past, present in self._cache.items()}
+        return self._likeliest(outputs[_LOGITS])
+
+    def _likeliest(self, logits: np.ndarray) -> int:
+        if logits.ndim != 3:
+            raise self._no_decoder(f"logits have the shape {list(logits.shape)}")
+        last = logits[0, -1]
+        self.vocabulary = len(last)
+        token = int(last.argmax())
+        # A NaN anywhere is what argmax finds.
+        if not np.isfinite(last[token]):
+            raise StageError("The model's logits are not finite.", where=self._where, mend="export the model again")
+        return token
+
+    def _plain_inputs(self) -> dict[str, str]:
+        """Integer inputs and their types."""
+        inputs, outputs = self._session.input_types, self._session.output_types
+        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_PAST)]
+        if _IDS not in inputs or _LOGITS not in outputs or unknown:
+            raise self._no_decoder()
+        shape = outputs[_LOGITS].shape
+        if shape and len(shape) != 3:
+            raise self._no_decoder(f"logits have the shape {list(shape)}")
+        plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
+        odd = [f"{name} is {dtype}" for name, dtype in plain.items() if dtype not in _INTEGERS]
+        fixed = [f"{name} takes {inputs[name].shape[-1]} tokens only" for name in plain if _is_fixed(inputs[name])]
+        if odd or fixed:
+            raise self._no_decoder(", ".join(odd + fixed))
+        return plain
+
+    def _cache_names(self) -> dict[str, str]:
+        """Each input of the cache with the output that takes its place at the next token."""
+        names = {name: _PRESENT + name.removeprefix(_PAST) for name in self._session.inputs if name.startswith(_PAST)}
+        missing = [present for present in names.values() if present not in self._session.output_types]
+        if missing:
+            raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")
+        return names
+
+    def _empty_cache(self, past: str) -> np.ndarray:
+        dtype, shape = self._session.input_types[past]
+        axes = "[batch, heads, length, size of a head] with heads and size fixed and length free"
+        if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int) or _static(shape[2]):
+            raise self._no_decoder(f"{past} has the shape {list(shape)}, not {axes}")
+        if dtype not in _FLOATS:
+            raise self._no_decoder(f"{past} is {dtype}, not {' or '.join(_FLOATS)}")
+        return np.zeros((1, shape[1], 0, shape[3]), dtype)
+
+    def _no_decoder(self, why: str | None = None) -> ModelError:
+        inputs, outputs = (_summary(types) for types in (self._session.input_types, self._session.output_types))
+        found = why or f"it has the inputs {inputs} and the outputs {outputs}"
+        return ModelError(
+            f"The graph cannot generate text: {found}.",
+            where=self._where,
+            expected=_EXPECTED,
+            mend="export it for the task text-generation with past, e.g. by optimum or onnxruntime-genai's builder",
+        )
+
+
+def _static(axis: int | str | None) -> bool:
+    # An axis of 0 is how some exporters write an empty cache.
+    return isinstance(axis, int) and axis > 0
+
+
+def _is_fixed(kind: TensorType) -> bool:
+    return len(kind.shape) != 2 or _static(kind.shape[-1])
+
+
+def _summary(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")

@@ -208,9 +208,11 @@ class GenerationLaunches:
         start = time.perf_counter()
         self._round(children, number, 0, reference)
         took = time.perf_counter() - start
-        until = self._until(began)
+        last = self._until(began) - took / 2
+        if self._conditions.deadline is not None:
+            last = min(last, self._conditions.deadline - took)
         count = 1
-        while time.perf_counter() + took / 2 < until:
+        while time.perf_counter() < last:
             self._round(children, number, count, reference)
             count += 1
 
@@ -258,7 +260,6 @@ class GenerationLaunches:
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
             seconds = max(0.0, left / max(1, FEWEST_LAUNCHES - number) / 3 / len(self._names))
-
         with losing(child.label):
             shapes = range(1, len(self._work.contexts))
             warmed = warm_up(self._run(child), shapes, [0], seconds)

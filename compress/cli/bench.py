@@ -34,9 +34,7 @@ def bench(
     ] = None,
     context: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, help="Time text generation after a prompt of so many tokens; needs no recipe; repeatable."
-        ),
+        typer.Option(min=1, help="Time text generation after a prompt of so many tokens; needs no recipe; repeatable."),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --context: tokens generated after the first one; default 32.")
@@ -98,8 +96,12 @@ def _show(result: BenchResult, json_: bool) -> None:
         return
     from rich.console import Console
 
-    from compress.cli.rows import render_rows
+    from compress.cli.rows import render_generation, render_rows
+    from compress.report.metrics import context_of
 
-    Console().print(render_rows(result.measurements))
+    rows = [row for row in result.measurements if context_of(row.metric) is None]
+    if len(rows) < len(result.measurements):
+        Console().print(render_generation(result.measurements))
+    Console().print(render_rows(rows))
     for note in result.notes:
         typer.echo(note, err=True)

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from compress.measurement import Measurement
-from compress.report.metrics import describe_metric, format_interval, format_value
+from compress.report.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
+
+_TIMES = {
+    "time_to_first_token_ms": "first token",
+    "time_per_output_token_ms": "a token",
+    "tokens_per_second": "tokens/s",
+    "prefill_tokens_per_second": "prompt tokens/s",
+}
+_SPEEDUPS = {
+    "time_to_first_token_ms": "speedup_time_to_first_token",
+    "time_per_output_token_ms": "speedup_time_per_output_token",
+}
 
 
 def render_rows(rows: Iterable[Measurement]) -> Table:
     """One line a row: model, metric, target, value, interval and number of samples."""
-    table = Table("model", "metric", "target", "value", "95% interval", "n")
+    # In a narrow terminal the interval is wrapped rather than a name cut off.
+    table = Table("model", Column("metric", no_wrap=True), "target", "value", "95% interval", "n")
     for row in rows:
         metric = describe_metric(row.metric, row.unit)
         interval = format_interval(metric, row.low, row.high)
@@ -21,3 +33,25 @@ def render_rows(rows: Iterable[Measurement]) -> Table:
         # As they stand: `accuracy[label=good]` is no markup.
         table.add_row(*map(Text, cells))
     return table
+
+
+def render_generation(rows: Iterable[Measurement]) -> Table:
+    """One line a context and model: times and rates with their intervals, and how many times the baseline's speed."""
+    found = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
+    models = list(dict.fromkeys(model for _, model, _ in found))
+    table = Table("context", "model", *_TIMES.values(), show_lines=True)
+    for context in sorted({context for context, _, _ in found}):
+        for model in models:
+            speedups = (found.get((context, model, _SPEEDUPS.get(name, ""))) for name in _TIMES)
+            cells = [_lines(found[context, model, name], it) for name, it in zip(_TIMES, speedups, strict=True)]
+            table.add_row(str(context), Text(model), *map(Text, cells))
+    return table
+
+
+def _lines(row: Measurement, speedup: Measurement | None) -> str:
+    """Value, interval, and speed-up, each on a line."""
+    metric = describe_metric(row.metric, row.unit)
+    lines = [format_value(metric, row.value), format_interval(metric, row.low, row.high)]
+    # The baseline's own has no interval.
+    lines += [format_measurement(speedup)] if speedup is not None and speedup.low is not None else []
+    return "\n".join(line.removesuffix(f" {metric.unit}") if metric.style == "rate" else line for line in lines if line)

@@ -110,9 +110,9 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         return replace(_time(name, f"Latency{' p99' if match[1] else ''} at {match[2]}/s"), unit=unit)
     if match := _SPEEDUP.match(name):
         return replace(_KNOWN["speedup"], name=name, title=f"Speed-up, batch {match[1]}", unit=unit)
-    if (match := _CONTEXT.match(name)) and match[1] in _GENERATION:
-        known = _GENERATION[match[1]]
-        return replace(known, name=name, title=f"{known.title}, context {match[2]}", unit=unit or known.unit)
+    if generated := context_of(name):
+        known = _GENERATION[generated[0]]
+        return replace(known, name=name, title=f"{known.title}, context {generated[1]}", unit=unit or known.unit)
     if match := _RECALL.match(name):
         return replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
     title = name.replace("_", " ").strip().capitalize() or name
@@ -132,6 +132,12 @@ def length_bucket(name: str) -> tuple[int, int] | None:
     """`latency_ms_length_9_16` -> (9, 16); None for any other metric."""
     match = _LENGTH.match(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def context_of(name: str) -> tuple[str, int] | None:
+    """`tokens_per_second_context_512` -> (tokens_per_second, 512); None for what is not of text generation."""
+    match = _CONTEXT.match(name)
+    return (match[1], int(match[2])) if match and match[1] in _GENERATION else None
 
 
 def slice_metric(metric: str, name: str) -> str:

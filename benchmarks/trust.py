@@ -349,7 +349,7 @@ def _outcomes() -> tuple[np.ndarray, dict[float, np.ndarray]]:
 def _finetuned(scratch: Path) -> Path:
     for manifest in (scratch / "artifacts" / "cache").glob("*/manifest.json"):
         if json.loads(manifest.read_text()).get("name") == "finetune":
-            return manifest.parent
+            return manifest.parent / "content"
     raise AssertionError("the recipe has no stage finetune")
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socketserver
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -57,33 +53,6 @@ addEventListener("load", () => {
 });
 </script>
 """
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("CI"):
-        pytest.fail("no Chromium on PATH, and CI must have one")
-    if found is None:
-        pytest.skip("no Chromium on PATH")
-    return found
-
-
-@pytest.fixture(scope="module")
-def asked() -> Iterator[tuple[int, list[bytes]]]:
-    """A proxy that answers nobody and records who asks: (port, requests)."""
-    seen: list[bytes] = []
-
-    class Recorder(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            seen.append(self.request.recv(2000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1], seen
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socketserver
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,38 +46,11 @@ addEventListener("load", () => {
 """
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("CI"):
-        pytest.fail("no Chromium on PATH, and CI must have one")
-    if found is None:
-        pytest.skip("no Chromium on PATH")
-    return found
-
-
-@pytest.fixture(scope="module")
-def requests() -> Iterator[tuple[int, list[bytes]]]:
-    """A proxy that answers nobody and records the first bytes of whoever asks: (port, requests)."""
-    seen: list[bytes] = []
-
-    class Recorder(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            seen.append(self.request.recv(2000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1], seen
-        server.shutdown()
-        thread.join()
-
-
 Visit = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
-def visit(chromium: str, requests: tuple[int, list[bytes]], tmp_path: Path) -> Visit:
+def visit(chromium: str, asked: tuple[int, list[bytes]], tmp_path: Path) -> Visit:
     """Loads a page and gives (document as the browser has it, what the browser logged)."""
 
     def load(content: str, *options: str) -> tuple[str, str]:
@@ -91,7 +60,7 @@ def visit(chromium: str, requests: tuple[int, list[bytes]], tmp_path: Path) -> V
             chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
             "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
             "--disable-features=OptimizationHints,MediaRouter", "--enable-logging=stderr", "--log-level=0",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--proxy-server=http://127.0.0.1:{requests[0]}",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--proxy-server=http://127.0.0.1:{asked[0]}",
             "--proxy-bypass-list=<-loopback>", "--virtual-time-budget=2000", "--hide-scrollbars",
             *options, "--dump-dom", page.as_uri(),
         ]  # fmt: skip
@@ -131,30 +100,30 @@ def outcome(document: str) -> dict[str, object]:
 
 
 def test_the_page_as_shipped_runs_without_error_or_request(
-    visit: Visit, report: Report, requests: tuple[int, list[bytes]]
+    visit: Visit, report: Report, asked: tuple[int, list[bytes]]
 ) -> None:
     document, log = visit(html_page(report))
     assert console_lines(log) == []
     assert 'id="tip"' in document  # the script ran under the page's own policy
     assert document.count("<button") > 10
     assert "1 of 4 limits missed" in document
-    assert strangers(requests[1]) == []
+    assert strangers(asked[1]) == []
 
 
 def test_the_policy_stops_what_an_injection_would_do(
-    visit: Visit, report: Report, requests: tuple[int, list[bytes]]
+    visit: Visit, report: Report, asked: tuple[int, list[bytes]]
 ) -> None:
     injected = "<script>document.title='owned'</script><img src='http://leak.invalid/report'>"
     document, log = visit(html_page(report).replace("</body>", injected + "</body>"))
     assert "<title>owned" not in document
     assert len([line for line in console_lines(log) if "Content Security Policy" in line]) == 2
-    assert strangers(requests[1]) == []
+    assert strangers(asked[1]) == []
 
 
-def test_an_unguarded_request_would_be_seen(visit: Visit, requests: tuple[int, list[bytes]]) -> None:
+def test_an_unguarded_request_would_be_seen(visit: Visit, asked: tuple[int, list[bytes]]) -> None:
     visit("<!doctype html><img src='http://seen.invalid/x'>")
-    assert strangers(requests[1]) == ["seen.invalid"]
-    requests[1].clear()
+    assert strangers(asked[1]) == ["seen.invalid"]
+    asked[1].clear()
 
 
 def test_everything_is_drawn_and_sorts(visit: Visit, report: Report) -> None:

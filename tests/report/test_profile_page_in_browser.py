@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -39,16 +37,6 @@ addEventListener("load", () => {
 });
 </script>
 """
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("CI"):
-        pytest.fail("no Chromium on PATH, and CI must have one")
-    if found is None:
-        pytest.skip("no Chromium on PATH")
-    return found
 
 
 def visit(chromium: str, folder: Path, content: str, *options: str) -> tuple[str, list[str]]:

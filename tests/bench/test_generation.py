@@ -248,7 +248,7 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
     answers = iter(range(1_000_000))
 
     def dying(self: Child, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
-        if self.label == "artifact" and next(answers) == 15:
+        if self.label == "artifact" and next(answers) == 8:
             os.kill(self.pid, signal.SIGKILL)
         return genuine(self, ids, tokens, timeout, untimed)
 
@@ -259,6 +259,7 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
     found = measure(folders, settings)
     assert {r.model for r in found.measurements} == {"baseline", "machine"}
     assert row(found, "baseline", "startup_ms").n == found.environment["launches"]
+    assert set(found.environment["runtime_settings"]) == set(found.environment["warm_up_rounds"]) == {"baseline"}
     (note,) = [note for note in found.notes if note.startswith("artifact was not timed to the end")]
     assert "was ended by SIGKILL" in note
     with pytest.raises(StageError, match="was ended by SIGKILL"):

@@ -56,7 +56,7 @@ def _time(order: dict[str, Any]) -> dict[str, Any]:
     # One more than the warm-up: the first call is reported apart.
     if len(inside_ns) != 1 + order["warm_up"] + order["runs"] or latencies.count != order["runs"]:
         raise SystemExit(f"{len(inside_ns)} calls of the session for {latencies.count} reported ones")
-    packages = ("optimum-benchmark", "optimum-onnx", "optimum", "transformers", "torch", "numpy")
+    packages = ("optimum-benchmark", "optimum", "transformers", "torch", "numpy")
     return {
         "onnxruntime": onnxruntime.__version__,
         "packages": {name: version(name) for name in packages},

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ _AT_ONCE_SECONDS = 0.05
 def cache_key(parts: Mapping[str, Any]) -> str:
     """SHA-256 of ``parts`` as canonical JSON, as hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def package_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions of the distributions a stage calls; one that is missing is recorded as such."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ FEATURES = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
+_MISSING = "missing"
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
 """A memory limit beyond this is cgroup version 1's way to say that there is none."""
@@ -50,7 +51,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": {name: found for name, found in package_versions(PACKAGES).items() if found != _MISSING},
     }
 
 
@@ -157,14 +158,14 @@ def governor(root: Path = _ROOT) -> str | None:
     return _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
 
 
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that bear on results."""
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions of distributions; one that is missing is recorded as such."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue
+            found[name] = _MISSING
     return found
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from compress.cache import CONTENT, MANIFEST, Cache, Entry, cache_key, package_versions
+from compress.cache import CONTENT, MANIFEST, Cache, Entry, cache_key
+from compress.environment import package_versions
 from compress.errors import StorageError
 
 KEY = "0" * 64

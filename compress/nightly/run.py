@@ -22,6 +22,7 @@ from compress.nightly.record import Finding, Host, Night, Outcome, Rows, first_l
 from compress.nightly.suite import Entry, Suite
 from compress.nightly.trend import Series, extended
 from compress.progress import Progress
+from compress.report.folders import new_folder
 
 NIGHTS = "nights"
 
@@ -62,7 +63,7 @@ class NightRun:
         started = datetime.now(UTC).astimezone()
         earlier = self.history.nights(self.suite.name)
         with storage_errors(self.artifacts):
-            folder = _new_folder(self.artifacts / NIGHTS / self.suite.name, started)
+            folder = new_folder(self.artifacts / NIGHTS / self.suite.name, started)
         done: dict[str, EntryDone] = {}
         interrupted = False
         try:
@@ -197,20 +198,6 @@ def _with_drift(outcome: Outcome, drifts: Sequence[Finding]) -> Outcome:
     if outcome.status != "passed" or not mine:
         return outcome
     return outcome.model_copy(update={"status": "missed", "reason": mine[0].short})
-
-
-def _new_folder(parent: Path, started: datetime) -> Path:
-    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
-    for attempt in range(1000):
-        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not parent.is_dir():
-                raise
-            continue
-        return folder
-    raise AssertionError("a thousand nights in one second")
 
 
 @contextlib.contextmanager

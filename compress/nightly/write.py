@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 from compress.cache import storage_errors
 from compress.nightly.entry_run import relative
 from compress.nightly.page import night_page
 from compress.nightly.run import NightDone
 from compress.nightly.views import night_junit, night_markdown
+from compress.report.folders import point_latest
 from compress.report.write import write_whole
-
-LATEST = "latest"
 
 
 def write_night(done: NightDone, description: str = "") -> None:
@@ -27,7 +24,7 @@ def write_night(done: NightDone, description: str = "") -> None:
     for name, content in contents.items():
         write_whole(done.folder / name, content)
     with storage_errors(done.folder):
-        _point_latest(done.folder)
+        point_latest(done.folder)
 
 
 def night_json(done: NightDone) -> str:
@@ -35,11 +32,3 @@ def night_json(done: NightDone) -> str:
     content = done.night.model_dump(mode="json")
     whole = {**content, "exit_code": done.night.exit_code, "folder": relative(done.folder)}
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-
-
-def _point_latest(folder: Path) -> None:
-    """Turn the link `latest` to ``folder`` in one step."""
-    link = folder.parent / f".{LATEST}-{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.replace(folder.parent / LATEST)

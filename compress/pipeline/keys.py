@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.cache import cache_key, package_versions
+from compress.cache import cache_key
 from compress.data.dataset import Dataset
+from compress.environment import package_versions
 from compress.recipe import Recipe
 from compress.stages.stage import Stage
 

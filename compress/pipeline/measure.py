@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from compress.bench.session import TIMING_VERSION, measure_together
-from compress.cache import cache_key, package_versions
+from compress.cache import cache_key
 from compress.data.membership import Part
-from compress.environment import environment
+from compress.environment import environment, package_versions
 from compress.evaluate import Predictions, agreement, artifact_labels, encode_for, predict, slice_rows
 from compress.inspect.budget import budget_of, bytes_by_layer
 from compress.measurement import Measurement

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 import traceback
@@ -14,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from compress.cache import package_versions, storage_errors
+from compress.cache import storage_errors
 from compress.data.config import is_file_name
 from compress.data.source import find
+from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.models.model import digest_directory
 from compress.pipeline.keys import START
@@ -27,6 +27,7 @@ from compress.pipeline.slices import check_slices
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
 from compress.recipe_source import dump_recipe
+from compress.report.folders import new_folder, point_latest
 from compress.report.limits import check_limits
 from compress.report.predictions import write_predictions
 from compress.report.schema import Report
@@ -35,7 +36,6 @@ from compress.report.write import write_report, write_whole
 Item = TypeVar("Item")
 LOG = "run.log"
 MODEL = "model"
-LATEST = "latest"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     quiet_libraries()
     began, started = time.perf_counter(), datetime.now(UTC).astimezone()
     with storage_errors(artifacts):
-        folder = _new_folder(artifacts / "runs" / recipe.name, started)
+        folder = new_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
@@ -95,7 +95,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_predictions(test_labels(road), findings.answers, folder, several)
         write_report(report, folder)
         with storage_errors(folder.parent):
-            _point_latest(folder)
+            point_latest(folder)
     return Run(report, folder)
 
 
@@ -125,33 +125,10 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def _new_folder(parent: Path, started: datetime) -> Path:
-    """A folder named after the time, made by this run alone."""
-    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
-    for attempt in range(1000):
-        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not parent.is_dir():
-                raise
-            continue
-        return folder
-    raise AssertionError("a thousand runs in one second")
-
-
 def _copy_model(source: Path, folder: Path) -> None:
     partial = folder / f".{MODEL}"
     shutil.copytree(source, partial)
     partial.rename(folder / MODEL)
-
-
-def _point_latest(folder: Path) -> None:
-    """Turn the link `latest` to ``folder`` in one step."""
-    link = folder.parent / f".{LATEST}-{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.replace(folder.parent / LATEST)
 
 
 def _lock(road: Road) -> dict[str, object]:

@@ -78,9 +78,9 @@ def test_the_loop_times_every_run_but_the_warm_up(perf_test, tmp_path):
 
 def test_the_input_is_one_row_of_known_tokens(agreement, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 50}))
-    examples = agreement.one_input(tmp_path)
+    examples = agreement.one_input(tmp_path, 12)
     batch = examples.batch(range(len(examples)))
-    assert batch["input_ids"].shape == (8, agreement.LENGTH)
+    assert batch["input_ids"].shape == (8, 12)
     assert (batch["input_ids"] == batch["input_ids"][0]).all()
     assert batch["input_ids"].max() < 50
     assert batch["attention_mask"].all()
@@ -90,7 +90,7 @@ def test_the_input_is_one_row_of_known_tokens(agreement, tmp_path):
 def test_a_config_without_a_vocabulary_is_refused(agreement, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(DataError, match="config cannot be used"):
-        agreement.one_input(tmp_path)
+        agreement.one_input(tmp_path, 12)
 
 
 def test_the_order_alternates_and_a_failing_optimum_is_left_out_with_its_reason(agreement, monkeypatch, tmp_path):

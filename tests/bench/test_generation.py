@@ -258,7 +258,8 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
     settings = GenerationSettings(contexts=(8,), tokens=2, threads=1, seconds=0.01)
     found = measure(folders, settings)
     assert {r.model for r in found.measurements} == {"baseline", "machine"}
-    assert row(found, "baseline", "startup_ms").n == found.environment["launches"]
+    # The other model may have died before this one was started in that launch.
+    assert row(found, "baseline", "startup_ms").n in (found.environment["launches"] - 1, found.environment["launches"])
     assert set(found.environment["runtime_settings"]) == set(found.environment["warm_up_rounds"]) == {"baseline"}
     (note,) = [note for note in found.notes if note.startswith("artifact was not timed to the end")]
     assert "was ended by SIGKILL" in note

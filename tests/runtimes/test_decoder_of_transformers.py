@@ -30,9 +30,7 @@ class FlatLlama(torch.nn.Module):
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
-        )
+        out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
         present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return out.logits, *present
 

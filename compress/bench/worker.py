@@ -18,27 +18,21 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
 from __future__ import annotations
 
 import gc
-import json
 import os
 import resource
-import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
-from compress.errors import CompressError
+from compress.bench.service import Reply, serve_standard_streams
 from compress.runtimes import get_runtime
 from compress.runtimes.decoder import Decoder
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Target
-
-Reply = dict[str, Any]
 
 
 def read_batches(path: Path) -> list[Batch]:
@@ -206,45 +200,20 @@ def _pin(cores: Sequence[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def serve(source: TextIO, sink: TextIO) -> None:
-    """Answer messages until ``quit``, or until whoever sends them is gone."""
-    worker = Worker()
-    actions: dict[str, Callable[[Reply], Reply]] = {
-        "open": worker.open,
-        "load": worker.load,
-        "round": worker.round,
-        "arrivals": worker.arrivals,
-        "generate": worker.generate,
-        "reference": worker.reference,
-        "memory": worker.memory,
-    }
-    for line in source:
-        message = json.loads(line)
-        if message["do"] == "quit":
-            return
-        try:
-            reply = actions[message["do"]](message)
-        except CompressError as error:
-            details = {
-                "what": error.what,
-                "where": error.where,
-                "expected": error.expected,
-                "mend": error.mend,
-            }
-            reply = {"error": {"kind": type(error).__name__, **details}}
-        sink.write(json.dumps(reply) + "\n")
-        sink.flush()
-
-
 def main() -> None:
-    """Serve on the standard streams; what native code prints goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sink = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    try:
-        serve(sys.stdin, sink)
-    except BrokenPipeError:
-        os._exit(1)
+    """Serve the messages named above."""
+    worker = Worker()
+    serve_standard_streams(
+        {
+            "open": worker.open,
+            "load": worker.load,
+            "round": worker.round,
+            "arrivals": worker.arrivals,
+            "generate": worker.generate,
+            "reference": worker.reference,
+            "memory": worker.memory,
+        }
+    )
 
 
 if __name__ == "__main__":

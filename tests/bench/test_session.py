@@ -248,7 +248,9 @@ def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
     }
     result = bench(artifacts)
     assert {r.model for r in result.measurements} == {"baseline", "machine"}
-    assert row(result, "baseline", "startup_ms").n == result.environment["launches"] >= FEWEST_LAUNCHES
+    # In the launch that ended early, the baseline may not have been started yet.
+    assert result.environment["launches"] - row(result, "baseline", "startup_ms").n in (0, 1)
+    assert result.environment["launches"] >= FEWEST_LAUNCHES
     (note,) = [note for note in result.notes if note.startswith("final was not timed to the end")]
     assert "was ended by SIGKILL" in note
 

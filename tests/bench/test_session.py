@@ -269,7 +269,7 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     (bad / "onnx" / "model.onnx").write_bytes(b"\x00" * 100)
     with pytest.raises(ModelError, match="cannot open the graph"):
         bench({"baseline": good, "final": bad})
-    assert [child.label for child in started] == ["baseline", "final"]
+    assert [child.label for child in started] == ["machine", "baseline", "final"]
     assert all(child._process.returncode is not None for child in started)
 
 

@@ -46,7 +46,7 @@ def test_evaluate_gives_the_rows_of_the_report(place: Path) -> None:
 @pytest.mark.slow
 def test_bench_compares_two_artifacts(place: Path) -> None:
     found = answer(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
-    assert {row["model"] for row in found["measurements"]} == {"artifact", "baseline"}
+    assert {row["model"] for row in found["measurements"]} == {"artifact", "baseline", "machine"}
     assert all(row["value"] > 0 for row in found["measurements"] if row["metric"] == "latency_ms")
     assert found["environment"]["cores_granted"] >= 1
 

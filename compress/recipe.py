@@ -43,6 +43,11 @@ class Benchmark(Strict):
     batched: bool = Field(True, description="also time batches: throughput, and memory with them")
     batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
     seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
+    launches: int = Field(
+        6,
+        ge=2,
+        description="sets of fresh processes, at least; up to twice as many where the ratios are not yet known well",
+    )
     budget_seconds: float | None = Field(
         None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
     )

@@ -61,7 +61,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         }
     )
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    update = {"model": "model", "data": data, "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4)}
+    update = {"model": "model", "data": data, "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2)}
     changed = recipe.model_copy(update=update).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, "targets": ("cpu",)})
 

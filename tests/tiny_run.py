@@ -101,7 +101,7 @@ def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
         "data": {"splits": {split: f"{split}.csv" for split in ROWS}, "max_length": 16},
         "stages": list(STAGES),
         "baseline": "finetune",
-        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8},
+        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8, "launches": 2},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.bench.generation_launches import GenerationLaunches, GenerationRecord, GenerationWork
-from compress.bench.launches import MOST_LAUNCHES
+from compress.bench.launches import FEWEST_LAUNCHES, MOST_LAUNCHES
 from compress.bench.noise import Noise, judge, load_average
 from compress.bench.record import Conditions
 from compress.bench.results import Writer
@@ -74,6 +74,7 @@ def measure_generation(
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
     conditions = Conditions(
         target=target,
+        launches=FEWEST_LAUNCHES,
         threads=settings.threads,
         cores=spread_cores(settings.threads),
         seconds=settings.seconds,

@@ -101,9 +101,9 @@ class Launches:
             and time.perf_counter() + _CAUTION * self._longest_start > deadline
         ):
             return True
-        if done < FEWEST_LAUNCHES:
+        if done < self._conditions.launches:
             return False
-        if deadline is None and done >= MOST_LAUNCHES:
+        if deadline is None and done >= self._conditions.most_launches:
             return True
         return self.precision() <= self._conditions.precision
 
@@ -112,12 +112,12 @@ class Launches:
         conditions = self._conditions
         scenarios = 1 + conditions.batched + (conditions.rate is not None)
         if conditions.deadline is None:
-            return conditions.seconds * len(self._names) / MOST_LAUNCHES
+            return conditions.seconds * len(self._names) / conditions.most_launches
         now = time.perf_counter()
         self._longest_start = max(self._longest_start, now - began)
         left = conditions.deadline - began
         fitting = self.record.launches + int(left * _SHARE_OF_STARTS / self._longest_start)
-        planned = min(max(FEWEST_LAUNCHES, fitting), MOST_LAUNCHES) - self.record.launches
+        planned = min(max(conditions.launches, fitting), conditions.most_launches) - self.record.launches
         return max(0.0, left / max(1, planned) - (now - began)) / scenarios
 
     def _launch(self, number: int, machine: Child, reference: Reference) -> None:
@@ -186,7 +186,7 @@ class Launches:
         seconds = conditions.seconds
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
-            seconds = max(0.0, left / max(1, FEWEST_LAUNCHES - number) / 3 / len(self._names))
+            seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
         calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
         with losing(child.label):
             run = partial(child.round, timeout=conditions.timeout_seconds)
@@ -199,7 +199,7 @@ class Launches:
             return
         middle = self._workload.singles[len(self._workload.singles) // 2]
         took = [float(np.median(run([middle] * 3).latencies_ms)) for run in runs.values()]
-        slice_ms = 1000 * self._conditions.seconds / MOST_LAUNCHES
+        slice_ms = 1000 * self._conditions.seconds / self._conditions.most_launches
         size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took))))
         size = min(size, _MOST_CALLS, len(self._workload.singles))
         rounds = mixed_rounds(len(self._workload.singles), size, self._conditions.seed)

@@ -35,6 +35,7 @@ class Conditions:
 
     target: Target
     threads: int
+    launches: int
     cores: Sequence[int]
     seconds: float
     deadline: float | None
@@ -44,6 +45,11 @@ class Conditions:
     confidence: float
     seed: int
     timeout_seconds: float
+
+    @property
+    def most_launches(self) -> int:
+        """``launches`` is the least; so many are made where the ratios stay uncertain."""
+        return 2 * self.launches
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.launches import MOST_LAUNCHES, Launches
+from compress.bench.launches import Launches
 from compress.bench.noise import Noise, judge, load_average
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.results import Writer
@@ -62,12 +62,13 @@ def measure_together(
     ``examples[label]`` are those rows as that artifact's own processor encodes them; rows are drawn, and told apart
     by length, as the baseline's processor encodes them.
 
-    Fresh sets of processes are launched, six at least and twelve at most, until the ratio of every model to the
-    baseline is known within ``precision`` at ``confidence``; each launch samples a twelfth of ``settings.seconds`` for
-    each model and scenario. With ``settings.budget_seconds`` the session ends by then instead, launches that no longer
-    fit left out. Equal artifacts are measured once and reported under each label. ``timeout_seconds`` bounds one
-    answer of a process: a model whose process dies or hangs has no rows, a note says why, and the others go on.
-    Raises `StageError` where that is the baseline or the target is not to be had, and what opening a model raises.
+    Fresh sets of processes are launched, ``settings.launches`` at least and twice as many at most, until the ratio of
+    every model to the baseline is known within ``precision`` at ``confidence``; each launch samples its part of
+    ``settings.seconds`` for each model and scenario. With ``settings.budget_seconds`` the session ends by then
+    instead, launches that no longer fit left out. Equal artifacts are measured once and reported under each label.
+    ``timeout_seconds`` bounds one answer of a process: a model whose process dies or hangs has no rows, a note says
+    why, and the others go on. Raises `StageError` where that is the baseline or the target is not to be had, and what
+    opening a model raises.
     """
     budget = settings.budget_seconds
     deadline = None if budget is None else time.perf_counter() + (1 - _EVALUATION_SHARE) * budget
@@ -92,6 +93,7 @@ def measure_together(
         conditions = Conditions(
             target=target,
             threads=settings.threads,
+            launches=settings.launches,
             cores=spread_cores(settings.threads),
             seconds=settings.seconds,
             deadline=deadline,
@@ -104,7 +106,7 @@ def measure_together(
         )
         load = load_average()
         launches = Launches(workload, conditions, timed_as[baseline])
-        for _ in progress.track(launches, "Timing, launches of all models", MOST_LAUNCHES):
+        for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
             pass
     return _result(launches, timed_as, timed_as[baseline], lengths[drawn], settings, conditions, load, seed)
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,8 +260,8 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     started: list[Child] = []
     genuine = Child.__init__
 
-    def spy(self: Child, label: str) -> None:
-        genuine(self, label)
+    def spy(self: Child, label: str, **others: Any) -> None:
+        genuine(self, label, **others)
         started.append(self)
 
     monkeypatch.setattr(Child, "__init__", spy)

@@ -26,7 +26,7 @@ RULES = "rules:\n- {metric: accuracy, worse_by: 5 points}\n- {metric: size_bytes
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a tiny recipe, with a gate of its own, has been run."""
     folder = tmp_path_factory.mktemp("place")
-    benchmark = {"threads": 1, "seconds": 0.1, "examples": 8, "batch_size": 4, "every_stage": False}
+    benchmark = {"threads": 1, "seconds": 0.1, "examples": 8, "batch_size": 4, "every_stage": False, "launches": 3}
     gate = {"rules": [{"metric": "size_bytes", "worse_by": "0%"}, {"metric": "accuracy", "worse_by": "5 points"}]}
     recipe = tiny_run.write_all(folder, stages=STAGES, benchmark=benchmark, gate=gate)
     done = tiny_run.compress("run", recipe, "--artifacts", folder / "artifacts", folder=folder)

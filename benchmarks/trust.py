@@ -329,7 +329,7 @@ def _outcomes() -> tuple[np.ndarray, dict[float, np.ndarray]]:
         task = get_task("text-classification")
         data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
         candidates = {}
-        for level in (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15):
+        for level in (0.1, 0.15, 0.16, 0.17, 0.18, 0.19, 0.2, 0.22, 0.25):
             model = task.load(_finetuned(Path(scratch)), data.labels, trust_remote_code=False)
             torch.manual_seed(1)
             with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.bench.generation_launches import GenerationLaunches, GenerationRecord, GenerationWork
-from compress.bench.launches import FEWEST_LAUNCHES, MOST_LAUNCHES
+from compress.bench.launches import FEWEST_LAUNCHES
 from compress.bench.noise import Noise, judge, load_average
 from compress.bench.record import Conditions
 from compress.bench.results import Writer
@@ -93,7 +93,7 @@ def measure_generation(
         work = GenerationWork(artifacts, contexts, settings.tokens, texts, nothing)
         load = load_average()
         launches = GenerationLaunches(work, conditions, baseline)
-        for _ in progress.track(launches, "Timing, launches of all models", MOST_LAUNCHES):
+        for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
             pass
     return _result(launches, work, conditions, baseline, load)
 

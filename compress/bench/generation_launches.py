@@ -12,8 +12,6 @@ import numpy as np
 
 from compress.bench.child import Child
 from compress.bench.launches import (
-    FEWEST_LAUNCHES,
-    MOST_LAUNCHES,
     SETTLE_SECONDS,
     LostError,
     Reference,
@@ -139,15 +137,12 @@ class GenerationLaunches:
         samples = [
             ratios
             for rounds in self.record.timings()
-            for ratios in ([rounds.ratios(self._baseline, name) for name in others] or [self._alone(rounds)])
+            for ratios in (
+                [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
+            )
         ]
         intervals = [geometric_interval(ratios, confidence) for ratios in samples]
         return max(found.high / found.value - 1 for found in intervals)
-
-    def _alone(self, rounds: Rounds) -> np.ndarray:
-        relative = rounds.relative_rounds(self._baseline)
-        launches = np.array(rounds.launches)
-        return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
 
     def _has_rounds(self) -> bool:
         return all(rounds.calls for rounds in self.record.timings())
@@ -160,9 +155,9 @@ class GenerationLaunches:
         done, deadline = self.record.session.launches, self._conditions.deadline
         if deadline is not None and self._has_rounds() and time.perf_counter() + _CAUTION * self._longest > deadline:
             return True
-        if done < FEWEST_LAUNCHES:
+        if done < self._conditions.launches:
             return False
-        if deadline is None and done >= MOST_LAUNCHES:
+        if deadline is None and done >= self._conditions.most_launches:
             return True
         return self.precision() <= self._conditions.precision
 
@@ -171,12 +166,12 @@ class GenerationLaunches:
         conditions, now = self._conditions, time.perf_counter()
         self._longest = max(self._longest, now - began)
         if conditions.deadline is None:
-            share = conditions.seconds * len(self._names) * len(self._work.contexts) / MOST_LAUNCHES
+            share = conditions.seconds * len(self._names) * len(self._work.contexts) / conditions.most_launches
             return now + share
         left = conditions.deadline - began
         done = self.record.session.launches
         fitting = done + int(left * _SHARE_OF_STARTS / self._longest)
-        planned = min(max(FEWEST_LAUNCHES, fitting), MOST_LAUNCHES) - done
+        planned = min(max(conditions.launches, fitting), conditions.most_launches) - done
         return began + left / max(1, planned)
 
     def _launch(self, number: int, machine: Child, reference: Reference) -> None:
@@ -259,7 +254,7 @@ class GenerationLaunches:
         seconds = conditions.seconds
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
-            seconds = max(0.0, left / max(1, FEWEST_LAUNCHES - number) / 3 / len(self._names))
+            seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
         with losing(child.label):
             shapes = range(1, len(self._work.contexts))
             warmed = warm_up(self._run(child), shapes, [0], seconds)

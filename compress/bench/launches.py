@@ -14,14 +14,13 @@ from compress.bench.child import Child
 from compress.bench.noise import Snapshot, frequency_mhz
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
-from compress.bench.rounds import Rounds, Run, Turn, in_turn, interleave, warm_up
+from compress.bench.rounds import Run, Turn, in_turn, interleave, warm_up
 from compress.bench.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
 from compress.errors import StageError
 from compress.numerics.statistics import geometric_interval
 
 FEWEST_LAUNCHES = 6
 """With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
-MOST_LAUNCHES = 12
 SETTLE_SECONDS = 0.02
 """Pause before a model's turn: the threads of the one before it spin for some milliseconds after their last call."""
 _UNTIMED = 2
@@ -83,14 +82,9 @@ class Launches:
             return float("inf")
         rounds = self.record.single
         others = [name for name in self._names if name != self._baseline]
-        samples = [rounds.ratios(self._baseline, name) for name in others] or [self._alone(rounds)]
+        samples = [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
         return max(found.high / found.value - 1 for found in intervals)
-
-    def _alone(self, rounds: Rounds) -> np.ndarray:
-        relative = rounds.relative_rounds(self._baseline)
-        launches = np.array(rounds.launches)
-        return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
 
     def _is_enough(self) -> bool:
         done, deadline = self.record.launches, self._conditions.deadline

@@ -107,6 +107,11 @@ class Rounds:
             ]
         )
 
+    def relative_launches(self, model: str) -> np.ndarray:
+        """How each launch went against the whole, [launches]: the median of its `relative_rounds`."""
+        relative, launches = self.relative_rounds(model), np.array(self.launches)
+        return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
+
 
 def _best(rounds: Sequence[tuple[float, bool]]) -> list[float]:
     """The ratios of rounds with undisturbed calls, or all if there is none."""

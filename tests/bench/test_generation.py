@@ -223,7 +223,7 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
         return genuine(self, ids, tokens, timeout, untimed)
 
     monkeypatch.setattr(Child, "generate", spy)
-    monkeypatch.setattr("compress.bench.generation_launches.FEWEST_LAUNCHES", 2)
+    monkeypatch.setattr("compress.bench.generation.FEWEST_LAUNCHES", 2)
     settings = GenerationSettings(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01)
     text = [11, 12, 13, 14]
     found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
@@ -254,7 +254,7 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Child, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
-    monkeypatch.setattr("compress.bench.generation_launches.FEWEST_LAUNCHES", 2)
+    monkeypatch.setattr("compress.bench.generation.FEWEST_LAUNCHES", 2)
     settings = GenerationSettings(contexts=(8,), tokens=2, threads=1, seconds=0.01)
     found = measure(folders, settings)
     assert {r.model for r in found.measurements} == {"baseline", "machine"}

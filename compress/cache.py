@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 CONTENT = "content"
 _PARTIAL = "partial-"
 _OLD = ".old"
+_WORK = ".work"
 _AT_ONCE_SECONDS = 0.05
 
 
@@ -140,6 +141,15 @@ class Cache:
             raise
         return Entry(key, final / CONTENT, record)
 
+    def scratch(self, key: str) -> Path:
+        """A folder, not made yet, for work on an entry that a later run may go on with; call within `lock`."""
+        return self.root / f"{_PARTIAL}{key}{_WORK}"
+
+    def drop_scratch(self, key: str) -> None:
+        """Remove what `scratch` holds, once the entry is finished."""
+        with storage_errors(self.root):
+            shutil.rmtree(self.scratch(key), ignore_errors=True)
+
     def entries(self) -> list[Entry]:
         """Every entry, oldest first, by manifest alone."""
         found = (self.peek(folder.name) for folder in self._folders() if not folder.name.startswith(_PARTIAL))
@@ -152,7 +162,7 @@ class Cache:
     def remove_partial(self) -> int:
         """Remove what killed runs left behind, and nothing that a run is writing now; returns the bytes freed."""
         partial = [folder for folder in self._folders() if folder.name.startswith(_PARTIAL)]
-        keys = [folder.name.removeprefix(_PARTIAL).removesuffix(_OLD) for folder in partial]
+        keys = [folder.name.removeprefix(_PARTIAL).removesuffix(_OLD).removesuffix(_WORK) for folder in partial]
         return sum(self._remove(key, folder) or 0 for key, folder in zip(keys, partial, strict=True))
 
     def _remove(self, key: str, folder: Path) -> int | None:

@@ -75,13 +75,16 @@ def context(
     resolve: Callable[[str], Path] = Path,
     max_length: int = 24,
     seed: int = 0,
+    scratch: Path = Path("no scratch"),
 ) -> Context:
     """What a stage gets beside its model."""
 
     def none(label: str) -> TorchModel:
         raise AssertionError(f"no earlier stage {label!r}")
 
-    return Context(get_task(TASK), data or dataset(), max_length, seed, SilentProgress(), earlier or none, resolve)
+    return Context(
+        get_task(TASK), data or dataset(), max_length, seed, SilentProgress(), earlier or none, resolve, scratch
+    )
 
 
 def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **changes: Any) -> TorchModel:

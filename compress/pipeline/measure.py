@@ -18,7 +18,7 @@ from compress.evaluate import Predictions, agreement, artifact_labels, encode_fo
 from compress.inspect.budget import budget_of, bytes_by_layer
 from compress.measurement import Measurement
 from compress.models.model import digest_directory, size_bytes
-from compress.models.torch_model import TorchModel
+from compress.models.onnx_model import OnnxModel
 from compress.numerics.calibration import calibration_bins
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
@@ -113,8 +113,7 @@ def measurable(road: Road) -> dict[str, Path]:
 
 
 def _as_onnx(road: Road, label: str, exporter: Export) -> Path:
-    is_torch = label == START or road.recipe.stages[road.recipe.labels().index(label)].gives() is TorchModel
-    if not is_torch:
+    if label != START and road.gives(label) is OnnxModel:
         return road.finished[label].entry.folder
     return road.apply(f"{label}, exported", exporter, label).entry.folder
 

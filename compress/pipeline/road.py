@@ -14,6 +14,7 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.errors import CompressError, StageError
+from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
 from compress.models.source import check_weights_finite, resolve_model
@@ -30,7 +31,7 @@ from compress.tasks.task import Task
 from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
 
-AnyModel = TorchModel | OnnxModel
+AnyModel = TorchModel | Checkpoint | OnnxModel
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,14 @@ class Road:
 
     def apply(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
         """The output of ``stage`` on the output of ``before``: from the cache, or made now."""
+        key = self._key(stage, before)
         entry, cached = self.cache.obtain(
-            self._key(stage, before),
+            key,
             lambda content: self._make(label, stage, before, content),
             on_damage=self.progress.note,
             on_wait=lambda: self.progress.note(f"{label}: another run is at it; waiting"),
         )
+        self.cache.drop_scratch(key)
         if cached:
             self.progress.note(f"{label}: from the cache")
         return self._finished(label, entry, cached)
@@ -135,7 +138,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and isinstance(stage, Training):
-            stage.run(self.load(before), self._context())
+            stage.run(self.load(before, stage.wants(self.task)), self._context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -157,11 +160,11 @@ class Road:
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
-            model = self.load(before)
+            model = self.load(before, stage.wants(self.task))
             digests, before_bytes = tensor_digests(model), self._size(before)
             contract = Contract(label, stage.promise())
             try:
-                output = stage.run(model, self._context())
+                output = stage.run(model, self._context(self._key(stage, before)))
                 output.save(content)
                 contract.check(output, digests, before_bytes, content, self._probe(stage))
             except _failures() as error:
@@ -174,18 +177,27 @@ class Road:
             "integrity": contract.found,
         }
 
-    def load(self, label: str) -> AnyModel:
-        """A fresh copy of a finished stage's output, or of the starting model with a seeded head."""
-        if label == START:
+    def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:
+        """A fresh copy of a finished stage's output, or of the starting model with a seeded head.
+
+        What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
+        """
+        folder = self.start if label == START else self.finished[label].entry.folder
+        gives = TorchModel if label == START else self.gives(label)
+        if wanted is Checkpoint and gives is not OnnxModel:
+            gives = gives if issubclass(gives, Checkpoint) else Checkpoint
+        elif wanted is TorchModel and gives is Checkpoint:
+            gives = TorchModel
+        if label == START and gives is TorchModel:
             import torch
 
             torch.manual_seed(self.recipe.seed)
-            return self.task.load(self.start, self.data.labels, self.recipe.trust_remote_code)
-        folder = self.finished[label].entry.folder
-        model: AnyModel = self._class_of(label).load(folder, self.recipe.task)
+            return self.task.load(folder, self.data.labels, self.recipe.trust_remote_code)
+        model: AnyModel = gives.load(folder, self.recipe.task)
         return model
 
-    def _class_of(self, label: str) -> type[Any]:
+    def gives(self, label: str) -> type[Any]:
+        """The model class that a stage gives."""
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
     def _size(self, label: str) -> int:
@@ -201,7 +213,7 @@ class Road:
             encode=lambda processor: self.task.encode(rows, processor, None, self.recipe.data.max_length),
         )
 
-    def _context(self) -> Context:
+    def _context(self, key: str) -> Context:
         return Context(
             task=self.task,
             data=self.data,
@@ -210,6 +222,7 @@ class Road:
             progress=self.progress,
             earlier=self._earlier,
             resolve=self.resolve,
+            scratch=self.cache.scratch(key),
         )
 
     def _earlier(self, label: str) -> TorchModel:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.data.config import DataConfig, is_file_name
+from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.recipe import stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
@@ -54,16 +55,21 @@ def _check_chain(document: Document, parts: list[Part | None]) -> None:
     giver = "the starting model"
     for part in parts:
         cls = part.cls if part else None
-        if part and cls and gives and not issubclass(gives, cls.takes()):
+        if part and cls and gives and not chains(gives, cls.takes()):
             found = f"{part.kind}, which takes {_a(cls.takes())}, after {giver}, which is {_a(gives)}"
             document.problem(part.path, found, _fits(gives, cls))
         gives = cls.gives() if cls else None
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
 
 
+def chains(gives: type[Any], takes: type[Any]) -> bool:
+    """Whether a stage can read what another left: an unquantized Hugging Face folder is read whole or in pieces."""
+    return issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint}
+
+
 def _fits(gives: type[Any], cls: type[Stage[Any, Any]]) -> str:
-    here = [kind for kind, other in STAGES.items() if issubclass(gives, other.takes())]
-    between = [kind for kind in here if issubclass(STAGES[kind].gives(), cls.takes())]
+    here = [kind for kind, other in STAGES.items() if chains(gives, other.takes())]
+    between = [kind for kind in here if chains(STAGES[kind].gives(), cls.takes())]
     bridge = f", or {' or '.join(between)} between the two" if between else ""
     return f"a stage that takes {_a(gives)} ({', '.join(here)}){bridge}"
 

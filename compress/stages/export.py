@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Promise, Stage
+
+if TYPE_CHECKING:
+    from compress.tasks.task import Task
 
 
 class Export(Stage[TorchModel, OnnxModel]):
@@ -19,6 +22,10 @@ class Export(Stage[TorchModel, OnnxModel]):
     opset: int | None = Field(None, ge=17, description="ONNX operator set; default: the exporter's newest")
     fusions: bool = Field(True, description="fuse into ONNX Runtime's attention and normalisation operators")
     tolerance: float = Field(1e-3, gt=0, description="largest accepted difference of a logit from torch")
+
+    def wants(self, task: Task) -> type[Any]:
+        """A module or a folder, as the task's export reads it."""
+        return task.exported_from
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof of equality."""

@@ -25,7 +25,8 @@ class Context:
     """What a stage may use beside the model it transforms.
 
     ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
-    reference of the recipe into a local folder.
+    reference of the recipe into a local folder. ``scratch`` is a folder for work in progress, to be made when needed:
+    it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input.
     """
 
     task: Task
@@ -35,6 +36,7 @@ class Context:
     progress: Progress
     earlier: Callable[[str], TorchModel]
     resolve: Callable[[str], Path]
+    scratch: Path
 
     def encode(self, split: str, model: TorchModel) -> Examples:
         """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""
@@ -91,6 +93,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Raised when the same parameters would give another output; part of the cache key."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions whose versions are part of the cache key."""
+    tasks: ClassVar[tuple[str, ...] | None] = None
+    """The tasks that it is for; ``None`` for all."""
     kind: str
 
     @classmethod
@@ -102,6 +106,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def gives(cls) -> type[Any]:
         """The model class that `run` returns."""
         return _arguments(cls)[1]
+
+    def wants(self, task: Task) -> type[Any]:
+        """The class that its input is loaded as, where the task has a say in it."""
+        return self.takes()
 
     def needs(self) -> Needs:
         """The data that must be named in the recipe."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from compress.models.checkpoint import Checkpoint
     from compress.models.torch_model import TorchModel
 
 
@@ -64,6 +65,8 @@ class Task(Protocol):
     columns: tuple[Column, ...]
     slices: tuple[Slice, ...]
     """The parts of the test data that are looked at where the recipe names none."""
+    exported_from: type[TorchModel] | type[Checkpoint]
+    """What the export needs: a whole module to trace, or a folder to read tensor by tensor."""
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""

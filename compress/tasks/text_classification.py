@@ -32,6 +32,7 @@ class TextClassification:
     name = "text-classification"
     columns = (Column("text"), Column("label", label=True))
     slices = (Slice(column="label"), Slice(length="quartiles"))
+    exported_from = TorchModel
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.

@@ -13,6 +13,10 @@ from compress.errors import ModelError, StorageError
 from compress.models.gguf_file import read_gguf
 from compress.models.model import digest_file
 
+_REVISION = 2
+"""Raised when the same file would be turned into another folder."""
+_DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+"""Values of `tokenizer.ggml.pre` with which llama.cpp parts digits from all else before it looks at words."""
 _TOLERANCE = 0.001
 """Share of weights that may differ, such as buffers that only one of the two formats stores."""
 
@@ -43,7 +47,7 @@ def convert_gguf(file: Path, cache: Path) -> Path:
 
 def converted_folder(file: Path, cache: Path) -> Path:
     """Where `convert_gguf` puts the model of ``file``, whether it is there yet or not."""
-    return cache / f"gguf-{digest_file(file)[:32]}"
+    return cache / f"gguf-{digest_file(file)[:32]}-{_REVISION}"
 
 
 def _move(made: Path, target: Path) -> None:
@@ -73,9 +77,19 @@ def _write(file: Path, folder: Path, stored: int) -> None:
             expected="an architecture that transformers reads from GGUF, such as llama, qwen2 or t5",
             mend="Name the model's original Hugging Face checkpoint.",
         ) from error
+    if read_gguf(file).metadata.get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT:
+        _part_digits(tokenizer)
     folder.mkdir()
     _plain(auto, model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _part_digits(tokenizer: Any) -> None:
+    """Put back what transformers drops: without it, spaces before a digit become other tokens, in place."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
 def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:

@@ -23,8 +23,11 @@ def write_tensors(path: Path) -> dict[str, np.ndarray]:
     return {"blk.0.attn_norm.weight": values[0], "blk.0.ffn_up.weight": values}
 
 
-def write_llama(path: Path) -> dict[str, np.ndarray]:
-    """A whole Llama of one layer, hidden 32, one head of each kind, tied; returns the fp32 values written."""
+def write_llama(path: Path, more: tuple[str, ...] = (), pre: str | None = None) -> dict[str, np.ndarray]:
+    """A whole Llama of one layer, hidden 32, one head of each kind, tied; returns the fp32 values written.
+
+    ``more`` are tokens beside those of the alphabet, ``pre`` names how text is parted before it becomes tokens.
+    """
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -34,12 +37,14 @@ def write_llama(path: Path) -> dict[str, np.ndarray]:
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    tokens = ["<s>", "</s>", "<|endoftext|>", *"abcdefghijkl", "ab", "cd"]
+    tokens = ["<s>", "</s>", "<|endoftext|>", *"abcdefghijkl", "ab", "cd", *more]
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
-    writer.add_token_merges(["a b", "c d"])
+    writer.add_token_merges(["a b", "c d", *(f"{token[0]} {token[1:]}" for token in more if len(token) == 2)])
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     random = np.random.default_rng(1)

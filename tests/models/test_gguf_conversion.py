@@ -62,3 +62,13 @@ def test_gguf_that_is_no_whole_model_leaves_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(ModelError, match="not a whole model: it holds 256 weights"):
         resolve_model(str(tmp_path / "part.gguf"), cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_digits_are_parted_before_words_where_llama_cpp_does_so(tmp_path: Path) -> None:
+    """llama.cpp cuts "a  1" into "a  " and "1" first, so that the two spaces are one token."""
+    tokens = {}
+    for pre in ("smollm", "gpt-2"):
+        write_llama(tmp_path / f"{pre}.gguf", more=("Ġ", "ĠĠ", "1"), pre=pre)
+        folder = resolve_model(str(tmp_path / f"{pre}.gguf"), cache=tmp_path / "cache")
+        tokens[pre] = AutoTokenizer.from_pretrained(folder).tokenize("a  1")
+    assert tokens == {"smollm": ["a", "ĠĠ", "1"], "gpt-2": ["a", "Ġ", "Ġ", "1"]}

@@ -32,13 +32,13 @@ class OnnxModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     def save(self, directory: Path) -> None:
-        """Write the graph (weights inside, or beside it above 1.5 GB) and the companion files."""
+        """Write the graph (weights inside, or in FILE_data beside it above 1.5 GB) and the companion files."""
         import onnx
 
         target = directory / GRAPH_FOLDER / self.file_name
         target.parent.mkdir()
         if self.graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES:
-            location = f"{self.file_name}.data"
+            location = f"{self.file_name}_data"
             onnx.save_model(self.graph, target, save_as_external_data=True, location=location)
         else:
             onnx.save_model(self.graph, target)

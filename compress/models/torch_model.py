@@ -59,10 +59,11 @@ class TorchModel:
         with tempfile.TemporaryDirectory() as folder:
             self.module.config.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-            return {path.name: _compact(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
+            return {path.name: compact(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
-def _compact(path: Path) -> bytes:
+def compact(path: Path) -> bytes:
+    """The content of a file, that of JSON without the spaces between its parts."""
     content = path.read_bytes()
     if path.suffix != ".json":
         return content

@@ -39,11 +39,13 @@ class Forecast:
         """Label -> digest of each stage's output in the cache."""
         recipe, cache = self.recipe, Cache(self.artifacts / "cache")
         models = {reference: _model(reference, self.folder, cache) for reference in _references(recipe)}
-        if not cache.root.is_dir() or None in models.values() or not _data_is_here(recipe, self.folder):
+        folders = {name: find(name, self.folder) for stage in recipe.stages for name in stage.reads()}
+        if None in folders.values() or not cache.root.is_dir() or None in models.values() or not _data_is_here(recipe, self.folder):
             return {}
         data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}
-        return _walk(recipe, Keys(recipe, data, digests.__getitem__), cache)
+        beside = {name: digest_directory(path) for name, path in folders.items() if path}
+        return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__), cache)
 
 
 def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:

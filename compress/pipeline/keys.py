@@ -18,11 +18,15 @@ _VALIDATION = "validation"
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a recipe's stages. ``model_digest`` gives the digest of a model's files by its reference."""
+    """The keys of a recipe's stages.
+
+    ``model_digest`` gives the digest of a model's files by its reference, ``folder_digest`` that of another folder.
+    """
 
     recipe: Recipe
     data: Dataset
     model_digest: Callable[[str], str]
+    folder_digest: Callable[[str], str]
 
     def start(self) -> str:
         """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
@@ -31,8 +35,10 @@ class Keys:
 
     def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
         """The key of ``stage`` on files of ``input_digest``; ``referred``: digests of what it refers to, in order."""
+        folders = [self.folder_digest(reference) for reference in stage.reads()]
         return cache_key(
             {
+                **({"folders": folders} if folders else {}),
                 "stage": stage.model_dump(mode="json"),
                 "version": stage.version,
                 "input": input_digest,

@@ -13,7 +13,7 @@ from compress.cache import Cache, Entry, disk_full
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.errors import CompressError, StageError
+from compress.errors import CompressError, InputError, StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
@@ -85,7 +85,7 @@ class Road:
     def keys(self) -> Keys:
         """The cache keys; each model's files are read for them once."""
         digest = functools.cache(lambda reference: digest_directory(self.resolve(reference)))
-        return Keys(self.recipe, self.data, digest)
+        return Keys(self.recipe, self.data, digest, lambda reference: digest_directory(self.locate(reference)))
 
     def resolve(self, reference: str) -> Path:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
@@ -99,6 +99,13 @@ class Road:
             check_weights_finite(folder, self.progress)
             self.models[reference] = folder
         return self.models[reference]
+
+    def locate(self, reference: str) -> Path:
+        """A local folder that the recipe names, absolute or beside the recipe. Raises `InputError`."""
+        found = find(reference, self.folder)
+        if found is None or not found.is_dir():
+            raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), mend="check the path")
+        return found
 
     def travel(self) -> None:
         """Run every stage. Raises `StageError`; finished stages stay in the cache."""
@@ -223,6 +230,7 @@ class Road:
             earlier=self._earlier,
             resolve=self.resolve,
             scratch=self.cache.scratch(key),
+            locate=self.locate,
         )
 
     def _earlier(self, label: str) -> TorchModel:

@@ -7,11 +7,11 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from compress.cache import storage_errors
 from compress.data.config import is_file_name
@@ -32,6 +32,7 @@ from compress.report.limits import check_limits
 from compress.report.predictions import write_predictions
 from compress.report.schema import Report
 from compress.report.write import write_report, write_whole
+from compress.stages.stage import Stage
 
 Item = TypeVar("Item")
 LOG = "run.log"
@@ -114,15 +115,17 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         for split, name in data.splits.items()
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
-    stages = tuple(
-        stage.model_copy(update={"student": student.model_copy(update={"model": absolute(student.model)})})
-        if (student := getattr(stage, "student", None)) is not None and student.model
-        else stage
-        for stage in recipe.stages
-    )
+    stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
     return recipe.model_copy(
         update={"data": data.model_copy(update=changes), "model": absolute(recipe.model), "stages": stages}
     )
+
+
+def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
+    student, adapter = getattr(stage, "student", None), getattr(stage, "adapter", None)
+    if student is not None and student.model:
+        return stage.model_copy(update={"student": student.model_copy(update={"model": absolute(student.model)})})
+    return stage.model_copy(update={"adapter": absolute(adapter)}) if adapter else stage
 
 
 def _copy_model(source: Path, folder: Path) -> None:

@@ -25,7 +25,8 @@ class Context:
     """What a stage may use beside the model it transforms.
 
     ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
-    reference of the recipe into a local folder. ``scratch`` is a folder for work in progress, to be made when needed:
+    reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.reads`), or raises
+    `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
     it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input.
     """
 
@@ -37,6 +38,7 @@ class Context:
     earlier: Callable[[str], TorchModel]
     resolve: Callable[[str], Path]
     scratch: Path
+    locate: Callable[[str], Path] = Path
 
     def encode(self, split: str, model: TorchModel) -> Examples:
         """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""
@@ -56,9 +58,9 @@ class Context:
         def merit() -> float:
             from compress.training.predict import predict
 
-            assert examples.labels is not None
-            outputs = predict(model.module, examples)
-            return self.task.measure(outputs, examples.labels, "validation", "torch")[0].value
+            outputs = {"logits": predict(model.module, examples)}
+            kept = self.task.keep(outputs, examples, range(len(examples)))
+            return self.task.measure(kept, examples.labels, "validation", "torch")[0].value
 
         return merit
 
@@ -117,6 +119,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def refers_to(self) -> tuple[str, ...]:
         """Labels of earlier stages (or `start`) whose outputs this stage reads beside its input."""
+        return ()
+
+    def reads(self) -> tuple[str, ...]:
+        """Local folders that the recipe names and `run` reads, beside models and data."""
         return ()
 
     def promise(self) -> Promise:

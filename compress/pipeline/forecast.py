@@ -40,7 +40,8 @@ class Forecast:
         recipe, cache = self.recipe, Cache(self.artifacts / "cache")
         models = {reference: _model(reference, self.folder, cache) for reference in _references(recipe)}
         folders = {name: find(name, self.folder) for stage in recipe.stages for name in stage.reads()}
-        if None in folders.values() or not cache.root.is_dir() or None in models.values() or not _data_is_here(recipe, self.folder):
+        known = None not in (*models.values(), *folders.values())
+        if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
             return {}
         data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}

@@ -10,7 +10,7 @@ from compress.targets import Target
 if TYPE_CHECKING:
     from compress.runtimes.runtime import Runtime
 
-_RUNTIMES = {"onnxruntime": "compress.runtimes.onnxruntime"}
+_RUNTIMES = {"onnxruntime": "compress.runtimes.onnxruntime", "llama-cpp": "compress.runtimes.llama_cpp"}
 RUNTIME_NAMES = tuple(_RUNTIMES)
 
 

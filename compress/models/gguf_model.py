@@ -1,0 +1,61 @@
+"""A GGUF file with its tokenizer and config beside it, as a folder. Importing this imports no gguf."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from compress.errors import ModelError
+
+GGUF_FILE = "model.gguf"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A folder that llama.cpp runs; config and tokenizer files are there for evaluation, in Hugging Face layout."""
+
+    kind: ClassVar[str] = "gguf"
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The GGUF file. Raises `ModelError` where there is not exactly one."""
+        return find_gguf(self.folder)
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> Self:
+        """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
+        from compress.models.gguf_file import read_gguf
+
+        read_gguf(find_gguf(directory))
+        return cls(directory)
+
+    def save(self, directory: Path) -> None:
+        """Put every file into ``directory``: linked where the file system can, else copied."""
+        for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
+            try:
+                os.link(path.resolve(), directory / path.name)
+            except OSError:
+                shutil.copyfile(path, directory / path.name)
+
+
+def find_gguf(artifact: Path) -> Path:
+    """The only `.gguf` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    if artifact.is_file() and artifact.suffix == ".gguf":
+        return artifact
+    if not artifact.is_dir():
+        what = "is not a GGUF file" if artifact.exists() else "does not exist"
+        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or a .gguf file")
+    files = sorted(artifact.rglob("*.gguf"))
+    if len(files) != 1:
+        names = ", ".join(file.relative_to(artifact).as_posix() for file in files) or "none"
+        raise ModelError(
+            f"The folder holds {len(files)} GGUF files ({names}).",
+            where=str(artifact),
+            expected="exactly one",
+            mend="name the .gguf file itself" if files else "write one with the stage gguf first",
+        )
+    return files[0]

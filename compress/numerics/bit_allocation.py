@@ -1,0 +1,147 @@
+"""One option for each unit so that the total loss is least under a budget of bits: the multiple-choice knapsack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_MOST_CHOICES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store a unit: its size, and what it costs in quality."""
+
+    size_bits: int
+    loss: float
+
+
+def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[int, ...]:
+    """The index of the chosen option of each unit: the least total loss of all choices within ``budget_bits``.
+
+    Exact: partial choices are extended unit by unit; one is dropped when another is no larger and no worse, or when
+    even the linear relaxation of what is still to choose (Sinha and Zoltners 1979, section 2) cannot bring it below a
+    choice already known. Of equal losses the smaller size wins, then the earlier options. Raises `ValueError` for a
+    budget that no choice fits, with the least possible, for a loss that is not finite, and for losses so nearly
+    proportional to the sizes that too many choices stay open.
+    """
+    _check(units, budget_bits)
+    frontiers = [_frontier(options) for options in units]
+    least = [int(sizes[0]) for sizes, _, _ in frontiers]
+    steps = _hull_steps(frontiers)
+    known = _greedy_loss(frontiers, steps, budget_bits)
+    # Rounding of sums must not drop the best choice; what is let through only takes longer.
+    ceiling = known + 1e-9 * (1 + abs(known) + sum(float(np.abs(losses).max()) for _, losses, _ in frontiers))
+    sizes, losses = np.zeros(1, np.int64), np.zeros(1)
+    trail: list[tuple[np.ndarray, np.ndarray]] = []
+    for unit, (unit_sizes, unit_losses, indices) in enumerate(frontiers):
+        count = len(unit_sizes)
+        sizes = (sizes[:, None] + unit_sizes).ravel()
+        losses = (losses[:, None] + unit_losses).ravel()
+        room = budget_bits - sizes - sum(least[unit + 1 :])
+        rest = _relaxed_loss(frontiers, steps, unit + 1, room)
+        kept = np.flatnonzero((room >= 0) & (losses + rest <= ceiling))
+        kept = kept[_undominated(sizes[kept], losses[kept])]
+        if len(kept) > _MOST_CHOICES:
+            raise ValueError(f"after {unit + 1} of {len(units)} units {len(kept)} partial choices are as good")
+        trail.append((kept // count, indices[kept % count]))
+        sizes, losses = sizes[kept], losses[kept]
+    return _walk_back(trail, int(np.lexsort((sizes, losses))[0]))
+
+
+Frontier = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Sizes ascending, losses descending, and the options' indices: what no other option of the unit beats."""
+
+
+def _check(units: Sequence[Sequence[Option]], budget_bits: int) -> None:
+    for index, options in enumerate(units):
+        if not options:
+            raise ValueError(f"unit {index} has no option")
+        for option in options:
+            if not np.isfinite(option.loss) or option.size_bits < 0:
+                raise ValueError(f"unit {index} has an option of {option.size_bits} bits and loss {option.loss}")
+    least = sum(min(option.size_bits for option in options) for options in units)
+    if least > budget_bits:
+        raise ValueError(f"a budget of {budget_bits} bits fits no choice: the least possible is {least} bits")
+
+
+def _frontier(options: Sequence[Option]) -> Frontier:
+    sizes = np.array([option.size_bits for option in options], np.int64)
+    losses = np.array([option.loss for option in options], np.float64)
+    kept = _undominated(sizes, losses)
+    return sizes[kept], losses[kept], kept
+
+
+def _undominated(sizes: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Positions, by size, of those with a smaller loss than all that are no larger; the first of equals."""
+    order = np.lexsort((losses, sizes))
+    sorted_losses = losses[order]
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(sorted_losses)[:-1]])
+    undominated: np.ndarray = order[sorted_losses < best_before]
+    return undominated
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Each step along the lower convex hull of a unit, all units together, the most loss saved for a bit first."""
+
+    units: np.ndarray
+    sizes: np.ndarray
+    savings: np.ndarray
+
+
+def _hull_steps(frontiers: Sequence[Frontier]) -> _Steps:
+    units, sizes, savings = [], [], []
+    for unit, (unit_sizes, unit_losses, _) in enumerate(frontiers):
+        hull: list[int] = []
+        for point in range(len(unit_sizes)):
+            while len(hull) > 1 and _slope(unit_sizes, unit_losses, *hull[-2:]) <= _slope(
+                unit_sizes, unit_losses, hull[-1], point
+            ):
+                hull.pop()
+            hull.append(point)
+        units += [unit] * (len(hull) - 1)
+        sizes += np.diff(unit_sizes[hull]).tolist()
+        savings += (-np.diff(unit_losses[hull])).tolist()
+    order = np.argsort(-np.array(savings) / np.array(sizes), kind="stable") if units else np.zeros(0, np.int64)
+    return _Steps(
+        np.array(units, np.int64)[order], np.array(sizes, np.float64)[order], np.array(savings, np.float64)[order]
+    )
+
+
+def _slope(sizes: np.ndarray, losses: np.ndarray, left: int, right: int) -> float:
+    """Loss saved for a bit between two options."""
+    return float((losses[left] - losses[right]) / (sizes[right] - sizes[left]))
+
+
+def _greedy_loss(frontiers: Sequence[Frontier], steps: _Steps, budget_bits: int) -> float:
+    """The loss of a good choice: hull steps in order while they fit; a unit goes no further than one that doesn't."""
+    room = budget_bits - sum(int(sizes[0]) for sizes, _, _ in frontiers)
+    loss = sum(float(losses[0]) for _, losses, _ in frontiers)
+    stopped: set[int] = set()
+    for unit, size, saving in zip(steps.units.tolist(), steps.sizes.tolist(), steps.savings.tolist(), strict=True):
+        if unit in stopped or size > room:
+            stopped.add(unit)
+            continue
+        room, loss = room - int(size), loss - saving
+    return loss
+
+
+def _relaxed_loss(frontiers: Sequence[Frontier], steps: _Steps, first: int, room: np.ndarray) -> np.ndarray:
+    """The least loss of the units from ``first`` on, with ``room`` bits beyond their least, if steps could be cut."""
+    ours = steps.units >= first
+    filled = np.concatenate([[0.0], np.cumsum(steps.sizes[ours])])
+    saved = np.concatenate([[0.0], np.cumsum(steps.savings[ours])])
+    start = sum(float(losses[0]) for _, losses, _ in frontiers[first:])
+    relaxed: np.ndarray = start - np.interp(room, filled, saved)
+    return relaxed
+
+
+def _walk_back(trail: Sequence[tuple[np.ndarray, np.ndarray]], state: int) -> tuple[int, ...]:
+    chosen: list[int] = []
+    for parents, options in reversed(trail):
+        chosen.append(int(options[state]))
+        state = int(parents[state])
+    return tuple(reversed(chosen))

@@ -1,0 +1,258 @@
+"""GPTQ: round a weight's columns one by one, and let the columns still to come make up for each error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from compress.numerics.integer_grid import IntegerGrid, find_grid, round_columns
+from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.rounding_refinement import refine_columns
+
+_BLOCK = 64
+_BAND = 4096
+_LARGEST_DAMPING = 10.0
+
+
+@dataclass(frozen=True)
+class GptqSettings:
+    """What the grid is, and how the solver goes about it.
+
+    ``group_size``: neighbouring columns that share a scale, or ``None`` for one scale a row. ``act_order``: round the
+    columns with the largest diagonal of the Hessian first; scales are found before any column is rounded and groups are
+    of neighbouring columns all the same, so that inference needs no permutation. ``damping``: the share of the mean
+    diagonal that is added to the diagonal. ``refinement_sweeps``: passes of coordinate descent over integers and scales
+    after the rounding. Raises `ValueError` for values that mean nothing.
+    """
+
+    bits: int = 4
+    group_size: int | None = 64
+    symmetric: bool = True
+    act_order: bool = True
+    damping: float = 0.01
+    scale_search: bool = True
+    refinement_sweeps: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, found {self.bits}")
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, found {self.group_size}")
+        if not 0 <= self.damping <= _LARGEST_DAMPING:
+            raise ValueError(f"damping must be 0 to {_LARGEST_DAMPING:g}, found {self.damping}")
+        if self.refinement_sweeps < 0:
+            raise ValueError(f"refinement_sweeps must not be negative, found {self.refinement_sweeps}")
+
+
+@dataclass(frozen=True)
+class GptqSolution:
+    """A quantized weight with its relative output error, tr(E H E^T) / tr(W H W^T) with E = W - Q.
+
+    ``damping`` is the share of the mean diagonal that was really added; ``dead_columns`` counts the inputs that were
+    always zero, whose weights are set to zero.
+    """
+
+    quantized: QuantizedWeight
+    error: float
+    damping: float
+    dead_columns: int
+
+
+def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> GptqSolution:
+    """GPTQ (Frantar et al. 2022, section 3, algorithm 1) of ``weight`` [out, in] under ``hessian`` [in, in].
+
+    The Hessian is X X^T of the layer's inputs, times anything positive. Rows don't touch each other, so layers that
+    share their input can be stacked.
+
+    Instead of an inverse, the Cholesky factor of H itself is used. With H = L L^T the error is the sum over j of (sum
+    over i >= j of e_i L_ij)^2, so that, going from the last column to the first, column j is best rounded at w_j + sum
+    over i > j of e_i L_ij / L_jj. These are GPTQ's own updated weights (Chen et al. 2025 show it to be Babai's nearest
+    plane).
+
+    Raises `ValueError` for shapes that don't fit, values that aren't finite, a Hessian of zeros, and a Hessian that no
+    damping makes positive definite.
+    """
+    _check(weight, hessian)
+    inputs = _prepare(hessian, settings)
+    bands = [_solve(band, inputs, settings) for band in weight.split(_BAND)]
+    quantized = _stack([band.quantized for band in bands])
+    loss, whole = sum(band.loss for band in bands), sum(band.whole for band in bands)
+    return GptqSolution(quantized, loss / max(whole, 1e-30), inputs.damping, int((~inputs.live).sum()))
+
+
+def round_to_nearest(
+    weight: torch.Tensor, settings: GptqSettings, importance: torch.Tensor | None = None
+) -> QuantizedWeight:
+    """Each weight of [out, in] to the nearest point of the grid that GPTQ would use.
+
+    ``importance`` [in] is the mean square of each input, or the Hessian's diagonal; without it all columns count the
+    same. Raises `ValueError` for weights that aren't finite.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight holds values that are not finite")
+    bands = []
+    for band in weight.split(_BAND):
+        columns = band.T.contiguous()
+        grid = _find_grid(columns, settings, importance)
+        bands.append(grid.weight(round_columns(columns, grid)))
+    return _stack(bands)
+
+
+def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr(E H E^T) / tr(W H W^T) of two weights [out, in], E = W - Q: the relative squared error of the outputs."""
+    error = weight - quantized
+    whole = float((weight @ hessian).mul_(weight).sum())
+    return float((error @ hessian).mul_(error).sum()) / max(whole, 1e-30)
+
+
+def _stack(bands: list[QuantizedWeight]) -> QuantizedWeight:
+    return replace(
+        bands[0],
+        integers=torch.cat([band.integers for band in bands]),
+        scales=torch.cat([band.scales for band in bands]),
+        zero_points=torch.cat([band.zero_points for band in bands]),
+    )
+
+
+def _find_grid(columns: torch.Tensor, settings: GptqSettings, importance: torch.Tensor | None) -> IntegerGrid:
+    return find_grid(columns, settings.bits, settings.group_size, settings.symmetric, importance, settings.scale_search)
+
+
+def _check(weight: torch.Tensor, hessian: torch.Tensor) -> None:
+    if weight.ndim != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
+        raise ValueError(f"a weight {tuple(weight.shape)} needs a square Hessian, found {tuple(hessian.shape)}")
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight holds values that are not finite")
+    if not bool(torch.isfinite(hessian).all()):
+        raise ValueError("the Hessian holds values that are not finite: some calibration activations were NaN or Inf")
+    if float(hessian.diagonal().min()) < 0:
+        raise ValueError("the Hessian has a negative diagonal, so it is not a sum of squares")
+    if float(hessian.diagonal().max()) == 0:
+        raise ValueError("the Hessian is zero: no calibration activation reached this layer")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known of a layer's inputs, made once for all of its rows.
+
+    ``places``: the columns in the order of the factor, which is walked from its last to its first, so that what is
+    rounded first is last. ``coupling`` is L / diag(L) and ``pivots`` diag(L), of the Hessian in that order with
+    ``shift`` added to its diagonal.
+    """
+
+    hessian: torch.Tensor
+    live: torch.Tensor
+    importance: torch.Tensor
+    places: torch.Tensor
+    coupling: torch.Tensor
+    pivots: torch.Tensor
+    shift: float
+    damping: float
+
+
+def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
+    diagonal = hessian.diagonal()
+    live = diagonal > 0
+    mean = diagonal[live].mean()
+    importance = torch.where(live, diagonal, mean)
+    places = importance.argsort(stable=True) if settings.act_order else torch.arange(len(hessian)).flip(0)
+    factor, damping = _factorize(hessian, places, mean, settings.damping)
+    pivots = factor.diagonal().clone()
+    return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
+
+
+def _factorize(
+    hessian: torch.Tensor, places: torch.Tensor, mean: torch.Tensor, damping: float
+) -> tuple[torch.Tensor, float]:
+    """L of H[places, places] + damping * mean, and the damping: ten times as much for each failure."""
+    dead = hessian.diagonal()[places] == 0
+    while True:
+        matrix = hessian[places][:, places]
+        matrix.diagonal().add_(mean * damping)
+        matrix.diagonal()[dead] = mean
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed) and bool(torch.isfinite(factor.diagonal()).all()):
+            return factor, damping
+        del matrix, factor
+        if damping >= _LARGEST_DAMPING:
+            raise ValueError(f"no damping up to {damping:g} makes the Hessian positive definite")
+        damping = min(max(damping * 10, 1e-4), _LARGEST_DAMPING)
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Some rows, solved: ``loss`` is tr(E H E^T), ``whole`` is tr(W H W^T)."""
+
+    quantized: QuantizedWeight
+    loss: float
+    whole: float
+
+
+def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Band:
+    columns = weight.T.clone(memory_format=torch.contiguous_format)
+    columns[~inputs.live] = 0
+    grid = _find_grid(columns, settings, inputs.importance)
+    ordered = columns[inputs.places]
+    del columns
+    whole = _energy(ordered, inputs) - inputs.shift * float(ordered.square().sum())
+    integers, loss = _round_in_turn(ordered, inputs, grid)
+    errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
+    del ordered
+    loss -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
+    loss -= inputs.shift * float(errors.square().sum())
+    return _Band(grid.weight(integers), max(loss, 0.0), whole)
+
+
+def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    columns = torch.empty_like(ordered)
+    columns[places] = ordered
+    return columns
+
+
+def _energy(columns: torch.Tensor, inputs: _Inputs) -> float:
+    """tr(W L L^T W^T) of ``columns`` = W^T in the factor's order."""
+    total = 0.0
+    for start in range(0, len(columns), _BLOCK):
+        end = min(start + _BLOCK, len(columns))
+        sums = (inputs.coupling[start:, start:end].T @ columns[start:]).square_().sum(1)
+        total += float(inputs.pivots[start:end].square() @ sums)
+    return total
+
+
+def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) -> tuple[torch.Tensor, float]:
+    """Round ``columns`` [in, rows] in place from the last to the first; they become the errors W - Q.
+
+    Returns the integers and tr(E L L^T E^T).
+    """
+    coupling, pivots = inputs.coupling, inputs.pivots
+    groups = (inputs.places // grid.group_size).tolist()
+    integers = torch.empty(columns.shape, dtype=torch.uint8)
+    loss = 0.0
+    for end in range(len(columns), 0, -_BLOCK):
+        start = max(end - _BLOCK, 0)
+        original = columns[start:end]
+        targets = torch.addmm(original, coupling[end:, start:end].T, columns[end:])
+        steps, errors = _round_block(targets, original, coupling[start:end, start:end], grid, groups[start:end])
+        # A target's distance to its grid point, against an error's, which counts from the original weight.
+        distances = targets.sub_(original).add_(errors)
+        loss += float(pivots[start:end].square() @ distances.square_().sum(1))
+        integers[start:end] = (steps + grid.zero_points[groups[start:end]]).to(torch.uint8)
+        columns[start:end] = errors
+    return integers, loss
+
+
+def _round_block(
+    targets: torch.Tensor, original: torch.Tensor, coupling: torch.Tensor, grid: IntegerGrid, groups: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps and errors of one block; ``targets`` lack only what the block's own errors add, and get it in place."""
+    steps, errors = torch.empty_like(targets), torch.empty_like(targets)
+    bounds = {group: grid.bounds(group) for group in set(groups)}
+    for column in reversed(range(len(targets))):
+        target, step, group = targets[column], steps[column], groups[column]
+        if column + 1 < len(targets):
+            target.addmv_(errors[column + 1 :].T, coupling[column + 1 :, column])
+        scale = grid.scales[group]
+        torch.div(target, scale, out=step).round_().clamp_(*bounds[group])
+        torch.addcmul(original[column], step, scale, value=-1, out=errors[column])
+    return steps, errors

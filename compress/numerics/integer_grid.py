@@ -1,0 +1,157 @@
+"""Grids of integers for a weight matrix: a scale and a zero point for each row and group of neighbouring columns.
+
+Everything here is laid out [columns, rows] (a column of the weight is one contiguous stretch), and integers are counted
+from the zero point: ``weight ~ steps * scale`` with ``-zero_point <= steps <= 2**bits - 1 - zero_point``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from compress.numerics.quantized_weight import QuantizedWeight
+
+_LARGEST_SCALE = float(torch.finfo(torch.float16).max)
+_SMALLEST_SCALE = 2.0**-24
+_CANDIDATES = 12
+_REFITS = 2
+_CACHE_ELEMENTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """``scales`` (float32 with values that float16 has) and ``zero_points`` (whole numbers), both [groups, rows]."""
+
+    scales: torch.Tensor
+    zero_points: torch.Tensor
+    bits: int
+    group_size: int
+
+    def bounds(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least and the largest step of each row in a group."""
+        zero_points = self.zero_points[group]
+        return -zero_points, (1 << self.bits) - 1 - zero_points
+
+    def groups(self, columns: int) -> Iterator[tuple[int, int, int]]:
+        """Index, first column and end of each group; the last may be shorter."""
+        for group, start in enumerate(range(0, columns, self.group_size)):
+            yield group, start, min(start + self.group_size, columns)
+
+    def weight(self, integers: torch.Tensor) -> QuantizedWeight:
+        """The quantized weight of ``integers`` [columns, rows], counted from 0."""
+        return QuantizedWeight(
+            integers=integers.T.contiguous(),
+            scales=self.scales.T.contiguous(),
+            zero_points=self.zero_points.T.to(torch.uint8).contiguous(),
+            bits=self.bits,
+            group_size=self.group_size,
+        )
+
+
+def find_grid(
+    columns: torch.Tensor,
+    bits: int,
+    group_size: int | None,
+    symmetric: bool,
+    importance: torch.Tensor | None,
+    search: bool,
+) -> IntegerGrid:
+    """The grid for ``columns`` [columns, rows]; groups of ``group_size`` columns, or one a row for ``None``.
+
+    With ``search`` each scale is the best of several clipped ranges, refitted, by the squared error weighted with
+    ``importance`` [columns]; without it the range just covers the weights. A symmetric zero point is the middle,
+    2**(bits - 1), and the range has one step more below zero than above it; an asymmetric range always includes zero.
+    Raises `ValueError` for weights too large for a float16 scale.
+    """
+    count, rows = columns.shape
+    size = group_size or count
+    groups = -(-count // size)
+    weights = torch.ones(count) if importance is None else importance / importance.mean().clamp(min=1e-30)
+    scales, zero_points = torch.empty(groups, rows), torch.empty(groups, rows)
+    for group, start in enumerate(range(0, count, size)):
+        here = slice(start, min(start + size, count))
+        for part in torch.arange(rows).split(max(1, _CACHE_ELEMENTS // size)):
+            band = slice(int(part[0]), int(part[-1]) + 1)
+            values = columns[here, band].contiguous()
+            fit = _fit_group(values, weights[here], bits, symmetric, search)
+            scales[group, band], zero_points[group, band] = fit
+    return IntegerGrid(scales, zero_points, bits, size)
+
+
+def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
+    """The nearest integers to ``columns`` [columns, rows], counted from 0, uint8."""
+    integers = torch.empty(columns.shape, dtype=torch.uint8)
+    for group, start, end in grid.groups(len(columns)):
+        steps = (columns[start:end] / grid.scales[group]).round_().clamp_(*grid.bounds(group))
+        integers[start:end] = (steps + grid.zero_points[group]).to(torch.uint8)
+    return integers
+
+
+def as_float16(scales: torch.Tensor) -> torch.Tensor:
+    """Positive scales as files store them. Raises `ValueError` for one beyond float16."""
+    if float(scales.max()) > _LARGEST_SCALE:
+        raise ValueError(f"a scale of {float(scales.max()):.3g} is beyond float16, in which files store scales")
+    return scales.clamp(min=_SMALLEST_SCALE).half().float()
+
+
+def _fit_group(
+    values: torch.Tensor, importance: torch.Tensor, bits: int, symmetric: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point [rows] of one group ``values`` [size, rows]; a group of zeros has scale 1."""
+    levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    low, high = values.amin(0).clamp_(max=0), values.amax(0).clamp_(min=0)
+    empty = low == high
+    if symmetric:
+        whole = torch.maximum(low / -middle, high / (middle - 1))
+        zero_points = torch.full_like(whole, middle)
+        # One step more lies below zero, so the widest range worth trying may cut the upper end by a step.
+        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
+    else:
+        whole = (high - low) / levels
+        zero_points = (-low / whole.clamp(min=1e-30)).round_().clamp_(0, levels)
+        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
+    whole = torch.where(empty, torch.ones_like(whole), whole)
+    scales = as_float16(whole)
+    if search:
+        bounds = (-zero_points, levels - zero_points)
+        scales = _search(values, importance, scales, bounds, shares)
+    return torch.where(empty, torch.ones_like(scales), scales), torch.where(empty, float(middle), zero_points)
+
+
+def _least_share(bits: int) -> float:
+    """The smallest share of the full range worth trying: at few bits, most of it is given up for finer steps."""
+    return {2: 0.3, 3: 0.5, 4: 0.65}.get(bits, 0.8)
+
+
+def _search(
+    values: torch.Tensor,
+    importance: torch.Tensor,
+    whole: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    shares: list[float],
+) -> torch.Tensor:
+    """The scale [rows] with the least weighted squared error among ``shares`` of ``whole`` and their refits.
+
+    For given steps n the error sum h (w - s n)^2 is a parabola in s, least at sum h w n / sum h n^2.
+    """
+    steps, product = torch.empty_like(values), torch.empty_like(values)
+    best, least = whole, torch.full_like(whole, torch.inf)
+
+    def consider(scales: torch.Tensor) -> torch.Tensor:
+        nonlocal best, least
+        torch.div(values, scales, out=steps).round_().clamp_(*bounds)
+        linear = importance @ torch.mul(values, steps, out=product)
+        square = importance @ torch.mul(steps, steps, out=product)
+        refit = torch.where(square > 0, linear / square.clamp(min=1e-30), scales)
+        refit = as_float16(torch.where(refit > 0, refit, scales))
+        error = refit * (refit * square - 2 * linear)
+        best, least = torch.where(error < least, refit, best), torch.minimum(error, least)
+        return best
+
+    for share in shares:
+        consider(whole * share)
+    for _ in range(_REFITS):
+        consider(best)
+    return best

@@ -23,7 +23,7 @@ from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import DataError, InputError, StageError
 from compress.measurement import MACHINE, Measurement
 from compress.models.checks import read_json
-from compress.models.onnx_model import find_graph
+from compress.models.model_file import model_file
 from compress.progress import Progress
 from compress.runtimes import why_unavailable
 from compress.targets import Target
@@ -58,8 +58,11 @@ def measure_generation(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
+    elsewhere: Mapping[str, Target] | None = None,
 ) -> BenchResult:
     """Time greedy generation of every artifact, and compare each with ``artifacts[baseline]``.
+
+    All run on ``target``, but those named in ``elsewhere`` on the target there: other runtimes take part in the turns.
 
     ``texts`` has the token ids to prompt each artifact with; where it is empty, ids are drawn by ``seed``. Launches of
     fresh processes, precision and deadline are as in `measure_together`. Raises `InputError` for settings that mean
@@ -69,9 +72,11 @@ def measure_generation(
     budget = settings.budget_seconds
     deadline = None if budget is None else time.perf_counter() + (1 - _EVALUATION_SHARE) * budget
     _check(artifacts, texts, settings, baseline)
-    reason = why_unavailable(target)
-    if reason is not None:
-        raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+    other = elsewhere or {}
+    for place in dict.fromkeys((target, *other.values())):
+        reason = why_unavailable(place)
+        if reason is not None:
+            raise StageError(f"The target {place.name!r} is not to be had here: {reason}")
     conditions = Conditions(
         target=target,
         launches=FEWEST_LAUNCHES,
@@ -90,7 +95,7 @@ def measure_generation(
         nothing = Path(scratch) / "nothing.npz"
         write_batches(nothing, [])
         contexts = tuple(sorted(set(settings.contexts)))
-        work = GenerationWork(artifacts, contexts, settings.tokens, texts, nothing)
+        work = GenerationWork(artifacts, contexts, settings.tokens, texts, nothing, other)
         load = load_average()
         launches = GenerationLaunches(work, conditions, baseline)
         for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
@@ -140,7 +145,7 @@ def _check(
         )
     longest = max(settings.contexts)
     for name, path in artifacts.items():
-        positions = _positions(find_graph(path))
+        positions = _positions(model_file(path))
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
@@ -157,9 +162,9 @@ def _check(
             )
 
 
-def _positions(graph: Path) -> int | None:
-    """The longest text that the config beside the graph or in the folder above allows, where there is one."""
-    for folder in (graph.parent, graph.parent.parent):
+def _positions(file: Path) -> int | None:
+    """The longest text that the config beside the file or in the folder above allows, where there is one."""
+    for folder in (file.parent, file.parent.parent):
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
             nested = config.get("text_config") or {}
@@ -176,7 +181,7 @@ def _result(
     for name in work.artifacts:
         if name in session.lost:
             continue
-        writer = Writer(name, conditions.target.name, conditions.seed)
+        writer = Writer(name, work.elsewhere.get(name, conditions.target).name, conditions.seed)
         for context in work.contexts:
             rows += generation_rows(writer, record, name, context)
             if len(work.artifacts) > 1:
@@ -211,7 +216,7 @@ def _notes(launches: GenerationLaunches, work: GenerationWork, conditions: Condi
     for name, cached in record.cached.items():
         if not cached and name not in session.lost:
             notes.append(f"{name} keeps no cache (no past_key_values): every token runs the whole sequence again")
-    if conditions.target.provider != CPU_PROVIDER:
+    if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
         notes.append("keys and values pass through the processor's memory between steps")
     granted = len(granted_cores())
     if conditions.threads > granted:
@@ -236,6 +241,7 @@ def _environment(
     return {
         **environment(),
         "target": asdict(conditions.target),
+        "elsewhere": {name: target.name for name, target in work.elsewhere.items()},
         "threads": conditions.threads,
         "pinned_cores": list(conditions.cores),
         "runtime_settings": session.settings,

@@ -23,6 +23,7 @@ from compress.bench.record import Conditions, Record
 from compress.bench.reference import SINGLE_THREADED
 from compress.bench.rounds import Generation, Rounds, Run, Turn, in_turn, warm_up
 from compress.numerics.statistics import geometric_interval
+from compress.targets import Target
 
 _UNTIMED = 2
 _WARM_UP_TOKENS = 4
@@ -37,7 +38,8 @@ class GenerationWork:
     """What every process is given: prompts of each of ``contexts`` tokens, rising, and ``tokens`` to follow the first.
 
     ``texts`` holds token ids of each model, at least as many as the longest context; where it is empty, ids are drawn
-    from the middle half of the model's own vocabulary. ``no_batches`` is a file without any.
+    from the middle half of the model's own vocabulary. ``no_batches`` is a file without any. ``elsewhere`` are the
+    targets of models that don't run on the session's.
     """
 
     artifacts: Mapping[str, Path]
@@ -45,6 +47,7 @@ class GenerationWork:
     tokens: int
     texts: Mapping[str, Sequence[int]]
     no_batches: Path
+    elsewhere: Mapping[str, Target] = field(default_factory=dict)
 
     def prompt(self, model: str, context: int, vocabulary: int, seed: int) -> list[int]:
         """The first ``context`` ids of the model's text."""
@@ -235,7 +238,7 @@ class GenerationLaunches:
         limit = conditions.timeout_seconds
         opened = child.open(
             self._work.artifacts[name],
-            conditions.target,
+            self._work.elsewhere.get(name, conditions.target),
             conditions.threads,
             conditions.cores,
             self._work.no_batches,

@@ -7,14 +7,14 @@ from typing import Any
 
 from compress.errors import InputError, ModelError
 from compress.models.checks import check_processor, read_json
-from compress.models.onnx_model import find_graph
+from compress.models.model_file import model_file
 
 _CHARACTERS_A_TOKEN = 64
 """Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
 
 
 def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
-    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the graph.
+    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the model.
 
     Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
     """
@@ -37,13 +37,13 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
 
 
 def _tokenizer_folder(artifact: Path) -> Path:
-    graph = find_graph(artifact)
-    for folder in (graph.parent, graph.parent.parent):
+    file = model_file(artifact)
+    for folder in (file.parent, file.parent.parent):
         if (folder / "config.json").is_file():
             return folder
     raise ModelError(
-        "There is no config.json beside the graph, and so no tokenizer to read the text with.",
-        where=str(graph.parent),
+        "There is no config.json beside the model, and so no tokenizer to read the text with.",
+        where=str(file.parent),
         expected="a folder with config.json and the tokenizer's files",
         mend="leave out --text: tokens are drawn at random then",
     )

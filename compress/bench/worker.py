@@ -30,7 +30,7 @@ from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve_standard_streams
 from compress.runtimes import get_runtime
-from compress.runtimes.decoder import Decoder
+from compress.runtimes.generation import GreedyDecoder, open_decoder
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Target
 
@@ -100,7 +100,7 @@ def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], g
     return [value / 1e6 for value in nanoseconds]
 
 
-def generate(decoder: Decoder, ids: Sequence[int], tokens: int) -> Reply:
+def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
     """Milliseconds from a prompt to the token after it, and of each of ``tokens`` that follow; see `Generation`."""
     clock = time.perf_counter_ns
     found: list[int] = []
@@ -122,7 +122,7 @@ class Worker:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._artifact = ""
-        self._decoder: Decoder | None = None
+        self._decoder: GreedyDecoder | None = None
         self._batches: list[Batch] = []
         self._meter: EnergyMeter | None = None
         self._kernels: ReferenceKernels | None = None
@@ -173,7 +173,7 @@ class Worker:
     def generate(self, message: Reply) -> Reply:
         """Time one generation, after as many steps that aren't timed, since another process has used the caches."""
         if self._decoder is None:
-            self._decoder = Decoder(self._opened(), self._artifact)
+            self._decoder = open_decoder(self._opened(), self._artifact)
         if message["untimed"]:
             generate(self._decoder, message["ids"][:1], message["untimed"])
         reply = generate(self._decoder, message["ids"], message["tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from compress.errors import InputError
 if TYPE_CHECKING:
     from compress.bench.generation import GenerationSettings
     from compress.bench.session import BenchResult
+    from compress.targets import Target
 
 
 def refuse_together(context: list[int] | None, **options: object) -> None:
@@ -42,7 +44,24 @@ def bench_generation(
     quiet_libraries()
     named = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
     folders = {label: generating_artifact(path) for label, path in named.items()}
+    elsewhere = targets_of_other_formats(folders, place)
     longest = max(settings.contexts)
     texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}
     reference = next(iter(folders))
-    return measure_generation(folders, texts, place, settings, reference, ConsoleProgress(), seed=0)
+    progress = ConsoleProgress()
+    for label, other in elsewhere.items():
+        progress.note(f"{label} is no {place.format} model and runs on the target {other.name}")
+    return measure_generation(folders, texts, place, settings, reference, progress, seed=0, elsewhere=elsewhere)
+
+
+def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:
+    """For each artifact that ``target`` cannot open, the first target that can."""
+    from compress.models.model_file import format_of
+    from compress.targets import TARGETS
+
+    formats = {label: format_of(folder) for label, folder in folders.items()}
+    return {
+        label: next(other for other in TARGETS.values() if other.format == form)
+        for label, form in formats.items()
+        if form != target.format
+    }

@@ -57,5 +57,5 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(ModelError, match="no tokenizer or other processor"):
         encode_text(folder, text, 2)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"no config\.json beside the graph"):
+    with pytest.raises(ModelError, match=r"no config\.json beside the model"):
         encode_text(folder, text, 2)

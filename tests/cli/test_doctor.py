@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from compress import environment, installation
+from compress import environment, installation, runtimes
 from compress.cli.doctor import doctor
 from compress.installation import Package
 
@@ -110,6 +110,6 @@ def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.runtimes._RUNTIMES", {"onnxruntime": "compress.runtimes.no_such_module"})
+    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", "compress.runtimes.no_such_module")
     (what,) = findings("problem")
     assert what.startswith("target cpu: the runtime 'onnxruntime' cannot be imported")

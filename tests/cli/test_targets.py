@@ -37,4 +37,4 @@ def test_every_target_is_available_or_says_why_not() -> None:
 
 def test_the_list_reads_as_text() -> None:
     text = list_targets()
-    assert "cpu  ONNX Runtime on this machine's processor\n     available\n" in text
+    assert "cpu        ONNX Runtime on this machine's processor\n           available\n" in text

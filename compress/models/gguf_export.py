@@ -1,0 +1,203 @@
+"""A GGUF file written from a checkpoint tensor by tensor, quantized integers as they are.
+
+The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py) for Llama, Mistral, Qwen2 and Qwen3. One tensor
+is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from compress.errors import ModelError
+from compress.models.checkpoint import Checkpoint
+from compress.models.checks import PROCESSOR_FILES
+from compress.models.gguf_architecture import Architecture
+from compress.models.gguf_blocks import block_type, check_blocks, pack_blocks, row_bytes
+from compress.models.gguf_tokenizer import add_tokenizer
+
+if TYPE_CHECKING:
+    from compress.numerics.quantized_weight import QuantizedWeight
+
+_ALSO = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
+FloatType = Literal["f16", "f32"]
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
+"""llama.cpp's number for a file whose matrices are mostly of a type (llama_ftype)."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the file to be. ``source`` is the checkpoint's name of it, or None for what is computed.
+
+    ``shape`` is in torch's order; ``order`` are the rows of the source as the file has them, None for its own order.
+    ``data`` gives bytes [rows, bytes of a row] of a quantized tensor, and values of ``shape`` of any other.
+    """
+
+    name: str
+    source: str | None
+    kind: str
+    shape: tuple[int, ...]
+    order: np.ndarray | None
+    data: Callable[[], np.ndarray]
+
+
+def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[PlannedTensor]:
+    """Every tensor that `write_gguf` writes, in its order; matrices that aren't quantized are of ``float_type``.
+
+    Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
+    """
+    architecture = Architecture.of(checkpoint)
+    _check_all_known(checkpoint, architecture)
+    names = architecture.names()
+    planned = []
+    for module in architecture.modules():
+        own = names.get_name(module)
+        if own is None:
+            raise ModelError(f"GGUF has no name for the module {module!r}.", where=architecture.where)
+        planned.append(_weight(checkpoint, architecture, module, f"{own}.weight", float_type))
+        if f"{module}.bias" in checkpoint.files:
+            order = architecture.row_order(module)
+            planned.append(_float(checkpoint, f"{module}.bias", f"{own}.bias", order, "f32"))
+    factors = architecture.rotary_factors()
+    if factors is not None:
+        planned.append(PlannedTensor("rope_freqs.weight", None, "F32", factors.shape, None, lambda: factors))
+    return planned
+
+
+def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16") -> None:
+    """Write ``checkpoint`` to ``file`` with its tokenizer.
+
+    Raises `ModelError` for what GGUF cannot hold, before it writes anything.
+    """
+    import gguf
+
+    planned = plan_gguf(checkpoint, float_type)
+    architecture = Architecture.of(checkpoint)
+    writer = gguf.GGUFWriter(file, architecture.name)
+    writer.add_type("model")
+    architecture.add_metadata(writer)
+    add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
+    kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
+    writer.add_file_type(_FILE_TYPES[kinds.most_common(1)[0][0]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for tensor in planned:
+        kind = gguf.GGMLQuantizationType[tensor.kind]
+        *rows, columns = tensor.shape
+        size = row_bytes(tensor.kind, columns) * (rows[0] if rows else 1)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in planned:
+            writer.write_tensor_data(tensor.data())
+    finally:
+        writer.close()
+
+
+def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Put config and tokenizer files beside the GGUF file, for those who encode text in transformers' way."""
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in (*PROCESSOR_FILES, *_ALSO):
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+def _weight(
+    checkpoint: Checkpoint, architecture: Architecture, module: str, name: str, float_type: FloatType
+) -> PlannedTensor:
+    order = architecture.row_order(module)
+    about = _quantization(checkpoint, module)
+    if about is None:
+        return _float(checkpoint, f"{module}.weight", name, order, float_type)
+    bits, group_size, symmetric, shape = about
+    where = f"{module} of {checkpoint.folder}"
+    check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
+    kind = block_type(bits, symmetric, where)
+
+    def data() -> np.ndarray:
+        weight = checkpoint.quantized(module)
+        assert weight is not None, "a quantized module stays one"
+        if symmetric and not weight.symmetric:
+            raise ModelError("The layer has zero points, and its config says sym: true.", where=where)
+        return pack_blocks(weight if order is None else _reordered(weight, order), kind)
+
+    return PlannedTensor(name, f"{module}.weight", kind, shape, order, data)
+
+
+def _float(
+    checkpoint: Checkpoint, source: str, name: str, order: np.ndarray | None, float_type: FloatType
+) -> PlannedTensor:
+    """A tensor in floating point; vectors are always F32, as llama.cpp wants them."""
+    import torch
+
+    stored = checkpoint.stored(source)
+    kind = "F32" if stored.ndim == 1 else float_type.upper()
+    wanted = torch.float32 if kind == "F32" else torch.float16
+
+    def data() -> np.ndarray:
+        tensor = checkpoint.stored(source)
+        values: np.ndarray = tensor.to(wanted).numpy()
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"The tensor {source!r} holds values beyond float16's range, or NaN.",
+                where=str(checkpoint.folder),
+                mend="write it with float_type: f32",
+            )
+        return values if order is None else values[order]
+
+    return PlannedTensor(name, source, kind, tuple(stored.shape), order, data)
+
+
+def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, tuple[int, int]] | None:
+    """Bits, group size, symmetry and [rows, columns] of a quantized module, from what is said of it; or None."""
+    if module in checkpoint.tables:
+        table = checkpoint.quantized(module)
+        assert table is not None, "a table is quantized"
+        rows, columns = table.integers.shape
+        return table.bits, table.group_size, table.symmetric, (rows, columns)
+    if f"{module}.qweight" not in checkpoint.files:
+        return None
+    settings = checkpoint.layer_settings(module)
+    packed, rows = checkpoint.stored(f"{module}.qweight").shape
+    symmetric = bool((checkpoint.quantization or {}).get("sym", True))
+    return settings["bits"], settings["group_size"], symmetric, (rows, packed * 32 // settings["bits"])
+
+
+def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
+    import torch
+
+    rows = torch.from_numpy(order)
+    return replace(
+        weight,
+        integers=weight.integers[rows],
+        scales=weight.scales[rows],
+        zero_points=weight.zero_points[rows],
+    )
+
+
+def _check_all_known(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise `ModelError` for a module that is missing, and for one that would be left out."""
+    known = set(architecture.modules())
+    found = {name.rpartition(".")[0] for name in checkpoint.files}
+    if architecture.tied:
+        found.discard("lm_head")
+    found = {module for module in found if not module.endswith("rotary_emb")}
+    missing, unknown = sorted(known - found), sorted(found - known)
+    if missing or unknown:
+        what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
+        count = len(missing or unknown)
+        raise ModelError(
+            f"The checkpoint {what}{' and more' if count > 3 else ''}, which is not how a "
+            f"{architecture.config['model_type']} is made.",
+            where=str(checkpoint.folder),
+            expected="the modules of transformers' own class, no more and no fewer",
+        )

@@ -1,0 +1,55 @@
+"""Write a checkpoint as a GGUF file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.errors import StageError
+from compress.models.checkpoint import Checkpoint
+from compress.models.gguf_model import GGUF_FILE, GgufModel
+from compress.stages.stage import Context, Promise, Stage
+
+
+class Gguf(Stage[Checkpoint, GgufModel]):
+    """GGUF for llama.cpp: quantized integers as they are, in the smallest block type that holds them exactly.
+
+    Four bits in groups of 32, 64, ... become Q4_0, eight bits Q8_0. With zero points four bits become Q4_1, whose
+    minima are rounded to float16. What isn't quantized keeps ``float_type``. The file is read back with llama.cpp's own
+    Python package and held against the checkpoint.
+    """
+
+    packages = ("gguf",)
+    tasks = ("text-generation",)
+    kind: Literal["gguf"] = "gguf"
+    float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
+
+    def promise(self) -> Promise:
+        """The weights are those of the input, in another layout."""
+        return Promise(changes_weights=False)
+
+    def run(self, model: Checkpoint, context: Context) -> GgufModel:
+        """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
+        from compress.models.gguf_export import write_companions, write_gguf
+        from compress.models.gguf_proof import compare_gguf
+
+        folder = context.scratch / "gguf"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_companions(model, folder)
+        write_gguf(model, folder / GGUF_FILE, self.float_type)
+        found = compare_gguf(folder / GGUF_FILE, model, self.float_type)
+        worst = max(found, key=lambda one: one.largest - one.allowed)
+        if worst.largest > worst.allowed:
+            raise StageError(
+                f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
+                expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
+                mend="this is a defect of the stage; please report it with the recipe",
+            )
+        exact = sum(one.largest == 0 for one in found)
+        rounded = max(one.largest for one in found)
+        context.progress.note(
+            f"gguf: {exact} of {len(found)} tensors are kept to the bit"
+            + (f", the others within {rounded:.1e} of their largest weight" if exact < len(found) else "")
+        )
+        return GgufModel(folder)

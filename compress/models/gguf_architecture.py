@@ -105,8 +105,9 @@ class Architecture:
         if self.name != "llama" or not module.endswith((".q_proj", ".k_proj")):
             return None
         heads = int(self.config["num_attention_heads"]) if module.endswith(".q_proj") else self.key_heads
-        rows = np.arange(heads * self.head_size)
-        return rows.reshape(heads, 2, self.head_size // 2).swapaxes(1, 2).reshape(-1)
+        pairs = np.arange(heads * self.head_size).reshape(heads, 2, self.head_size // 2)
+        rows: np.ndarray = pairs.swapaxes(1, 2).reshape(-1)
+        return rows
 
     def add_metadata(self, writer: GGUFWriter) -> None:
         """Add the sizes and constants of the architecture."""

@@ -102,10 +102,13 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _said: deque[str] = deque(maxlen=4)
 
 
-@_LOG
 def _keep(level: int, text: bytes, _: object) -> None:
     if level == _ERROR_LEVEL:
         _said.append(text.decode(errors="replace").strip())
+
+
+_LISTENER = _LOG(_keep)
+"""Kept here, since llama.cpp calls it as long as the process lives."""
 
 
 def why_missing() -> str | None:
@@ -138,7 +141,7 @@ def library() -> ctypes.CDLL:
         raise InputError(
             f"{VARIABLE} names no llama.cpp: {error}.", where=own, expected="the path of libllama.so"
         ) from error
-    loaded.llama_log_set(_keep, None)
+    loaded.llama_log_set(_LISTENER, None)
     _check_layout(loaded)
     if own:
         loaded.ggml_backend_load_all_from_path(str(Path(own).absolute().parent).encode())

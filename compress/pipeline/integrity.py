@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import IntegrityError
+from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.model import size_bytes
 from compress.models.onnx_model import OnnxModel
 from compress.models.torch_model import TorchModel
@@ -18,7 +19,13 @@ from compress.stages.stage import Promise
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
+AnyModel = TorchModel | Checkpoint | OnnxModel
+
 PROBES = 32
+PROBE_WINDOWS = 4
+PROBE_TOKENS = 64
+PROBE_POSITIONS = 8
+"""A checkpoint is probed at the last positions of the beginnings of a few windows."""
 _SAME = 1e-5
 
 
@@ -32,7 +39,7 @@ class Contract:
 
     def check(
         self,
-        model: TorchModel | OnnxModel,
+        model: AnyModel,
         before: Mapping[str, str],
         before_bytes: int,
         folder: Path,
@@ -52,7 +59,7 @@ class Contract:
     def _fail(self, what: str, mend: str) -> IntegrityError:
         return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
 
-    def _finite(self, model: TorchModel | OnnxModel) -> None:
+    def _finite(self, model: AnyModel) -> None:
         for name, array in float_arrays(model):
             if not np.isfinite(array).all():
                 raise self._fail(
@@ -99,15 +106,17 @@ class Contract:
 class Probe:
     """How to get predictions of a model for a few examples, from memory and from its files."""
 
-    load: Callable[[Path], TorchModel | OnnxModel]
+    load: Callable[[Path], AnyModel]
     encode: Callable[[Any], Examples]
 
-    def in_memory(self, model: TorchModel | OnnxModel) -> np.ndarray:
+    def in_memory(self, model: AnyModel) -> np.ndarray:
         """Logits of the model object itself, [n, ...]."""
         if isinstance(model, TorchModel):
             from compress.training.predict import predict
 
             return predict(model.module, self.encode(model.processor))
+        if isinstance(model, Checkpoint):
+            return _stream(model, self.encode)
         return _run_onnx(model.graph.SerializeToString(), self.encode(processor_of(model)))
 
     def from_disk(self, folder: Path) -> np.ndarray:
@@ -127,6 +136,23 @@ def processor_of(model: OnnxModel) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
+def _stream(checkpoint: Checkpoint, encode: Callable[[Any], Examples]) -> np.ndarray:
+    """Logits [positions, vocabulary] with one block in memory at a time."""
+    import torch
+
+    from compress.quantization.build import build_skeleton
+    from compress.quantization.calibration import load_tokenizer
+    from compress.quantization.logits import last_hidden
+
+    skeleton = build_skeleton(checkpoint)
+    windows = [example["input_ids"] for example in encode(load_tokenizer(checkpoint)).inputs[:PROBE_WINDOWS]]
+    length = min(PROBE_TOKENS, *(len(window) for window in windows))
+    ids = torch.from_numpy(np.stack([window[:length] for window in windows]))
+    with torch.no_grad():
+        logits = skeleton.logits(last_hidden(skeleton, ids)[:, -PROBE_POSITIONS:])
+    return np.asarray(logits.flatten(0, 1))
+
+
 def _run_onnx(graph: bytes, examples: Examples) -> np.ndarray:
     import onnxruntime
 
@@ -136,8 +162,10 @@ def _run_onnx(graph: bytes, examples: Examples) -> np.ndarray:
     return output
 
 
-def float_arrays(model: TorchModel | OnnxModel) -> list[tuple[str, np.ndarray]]:
-    """Every floating-point weight as float32, with its name."""
+def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
+    """Every floating-point weight with its name; those of a checkpoint come in pieces, mapped from their files."""
+    if isinstance(model, Checkpoint):
+        return _pieces(model)
     if isinstance(model, TorchModel):
         tensors = model.module.state_dict().items()
         return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
@@ -147,10 +175,12 @@ def float_arrays(model: TorchModel | OnnxModel) -> list[tuple[str, np.ndarray]]:
     return [(name, array) for name, array in arrays if array.dtype.kind == "f"]
 
 
-def tensor_digests(model: TorchModel | OnnxModel) -> dict[str, str]:
+def tensor_digests(model: AnyModel) -> dict[str, str]:
     """SHA-256 of each weight's shape and bytes, by name."""
     import hashlib
 
+    if isinstance(model, Checkpoint):
+        return _stored_digests(model)
     if isinstance(model, TorchModel):
         arrays = [(name, tensor.numpy()) for name, tensor in model.module.state_dict().items()]
     else:
@@ -161,3 +191,34 @@ def tensor_digests(model: TorchModel | OnnxModel) -> dict[str, str]:
         name: hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
         for name, array in arrays
     }
+
+
+def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    from compress.models.checks import weight_files
+    from compress.models.safetensors_file import load_array, read_header
+
+    tables = checkpoint.folder / TABLES
+    for file in (*weight_files(checkpoint.folder), *([tables] if tables.is_file() else [])):
+        for tensor in read_header(file):
+            yield tensor.name, load_array(tensor)
+
+
+def _pieces(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    from compress.models.checks import CHUNK_ELEMENTS
+
+    for name, array in _stored(checkpoint):
+        if "float" in array.dtype.name:
+            values = array.reshape(-1)
+            for start in range(0, values.size, CHUNK_ELEMENTS):
+                yield name, values[start : start + CHUNK_ELEMENTS]
+
+
+def _stored_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    import hashlib
+
+    digests = {}
+    for name, array in _stored(checkpoint):
+        digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+        digests[name] = digest.hexdigest()
+    return digests

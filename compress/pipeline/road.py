@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
 from compress.models.source import check_weights_finite, resolve_model
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.pipeline.integrity import PROBE_TOKENS, PROBE_WINDOWS, PROBES, Contract, Probe, tensor_digests
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
@@ -27,7 +27,7 @@ from compress.recipe import Recipe
 from compress.report.schema import IntegrityRecord, StageRecord
 from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
-from compress.tasks.task import Task
+from compress.tasks.task import Examples, Task
 from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
 
@@ -215,10 +215,15 @@ class Road:
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
         rows = self.data.split(split).slice(0, PROBES)
-        return Probe(
-            load=lambda folder: stage.gives().load(folder, self.recipe.task),
-            encode=lambda processor: self.task.encode(rows, processor, None, self.recipe.data.max_length),
-        )
+        reads_rows = self.task.reads_rows
+        # Running text is cut into windows: few rows might not fill a long one, and fill very many short ones.
+        length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, PROBE_TOKENS)
+
+        def encode(processor: Any) -> Examples:
+            examples = self.task.encode(rows, processor, None, length)
+            return examples if reads_rows else replace(examples, inputs=examples.inputs[:PROBE_WINDOWS])
+
+        return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
 
     def _context(self, key: str) -> Context:
         return Context(

@@ -9,12 +9,14 @@ from typing import Any
 
 from compress.environment import cores_quota, granted_cores
 from compress.plan.contents import Estimate
+from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
 from compress.plan.shape import Shape, pruned_shape, student_shape
 from compress.plan.sources import Text
 from compress.recipe import Recipe
 from compress.stages.distill import Distill
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
+from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
@@ -72,11 +74,14 @@ class Predictor:
             return student_shape(stage, before)
         if isinstance(stage, Prune):
             return pruned_shape(stage, before)
-        return before if isinstance(stage, Finetune | TrimVocabulary | Export | Quantize) else None
+        return before if isinstance(stage, Finetune | TrimVocabulary | Export | Quantize | Gptq) else None
 
     def _disk(self, stage: AnyStage, shape: Shape | None) -> Estimate:
         if shape is None:
             return _unknown("the size of its output is not known before it runs")
+        if isinstance(stage, Gptq):
+            note = "packed layers, float16 tables with their integers beside them, and the processor's files"
+            return Estimate(value=round(checkpoint_bytes(stage, shape)), note=note)
         working, tables = self.weight_bits
         size = shape.working * working / 8 + shape.embeddings * tables / 8 + shape.processor_bytes
         note = f"{working}-bit matrices, {tables}-bit embeddings, and the processor's files"
@@ -87,6 +92,8 @@ class Predictor:
     def _seconds(self, stage: AnyStage, before: Shape | None, after: Shape | None) -> Estimate:
         if isinstance(stage, Prune) and not stage.needs().splits:
             return _unknown("no pass over data; seconds rather than minutes")
+        if isinstance(stage, Gptq):
+            return self._quantization_seconds(stage, before)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it does not train")
         if before is None or after is None:
@@ -97,10 +104,20 @@ class Predictor:
         flops = self._flops(stage, before, after, train)
         if flops is None:
             return _unknown("the unlabeled text or the teacher is not here yet")
+        return self._at_this_rate(flops)
+
+    def _at_this_rate(self, flops: float) -> Estimate:
         if self.rate is None:
             self.rate = machine_flops_per_second()
         note = f"estimate: {flops:.2g} FLOPs at the {self.rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
         return Estimate(value=flops / self.rate, note=note)
+
+    def _quantization_seconds(self, stage: Gptq, before: Shape | None) -> Estimate:
+        if stage.method == "rtn":
+            return _unknown("no pass over data; seconds rather than minutes")
+        if before is None:
+            return _unknown("the size of the model is not known yet")
+        return self._at_this_rate(quantization_flops(stage, before))
 
     def _flops(self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text) -> float | None:
         length = self.recipe.data.max_length
@@ -123,6 +140,9 @@ class Predictor:
             return _unknown("the size of the model is not known yet")
         if isinstance(stage, TrimVocabulary):
             return Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
+        if isinstance(stage, Gptq):
+            note = "one block in fp32, its largest Hessian four times, activations; without torch itself"
+            return Estimate(value=round(quantization_memory_bytes(stage, before)), note=note)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it depends on the tool that is called")
         trained = before if isinstance(stage, Prune) else after

@@ -10,12 +10,13 @@ from pydantic import Field
 from compress.stages.distill import Distill
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
+from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 
-BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (Finetune, Distill, Prune, TrimVocabulary, Export, Quantize)
+BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, Gptq)
 
 
 def _registered() -> dict[str, type[Stage[Any, Any]]]:

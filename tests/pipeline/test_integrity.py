@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import tiny
 import torch
 from exports import exported
 from onnx import numpy_helper
+from quantized import quantize_tiny_llama, save_tiny_llama
+from safetensors.torch import load_file, save_file
 
 from compress.errors import IntegrityError
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import size_bytes
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, float_arrays, tensor_digests
 from compress.stages.stage import Promise
+from compress.tasks import get_task
 
 AnyModel = TorchModel | OnnxModel
 
@@ -216,3 +221,101 @@ def test_digests_tell_shapes_apart():
     tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
     digests = tensor_digests(one), tensor_digests(other)
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
+
+
+def decoder_probe() -> Probe:
+    task = get_task("text-generation")
+    rows = tiny.table(PROBES).select(["text"])
+    return Probe(
+        load=lambda folder: QuantizedCheckpoint.load(folder, "text-generation"),
+        encode=lambda processor: task.encode(rows, processor, None, 24),
+    )
+
+
+def decoder_check(before: Checkpoint, after: Checkpoint, folder: Path, promise: Promise | None = None) -> Contract:
+    folder.mkdir()
+    after.save(folder)
+    contract = Contract("squeeze", promise or Promise())
+    contract.check(after, tensor_digests(before), size_bytes(before.folder), folder, decoder_probe())
+    return contract
+
+
+def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
+    """The same folder with one tensor of the weights changed."""
+    path = checkpoint.folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = changed(tensors[name])
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    return type(checkpoint)(checkpoint.folder)
+
+
+def test_checkpoints_are_held_to_the_same_contract(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    quantized = quantize_tiny_llama(source, tmp_path / "quantized")
+    found = dict(decoder_check(source, quantized, tmp_path / "saved", Promise(max_size_ratio=0.8)).found)
+    assert found["saved and loaded"] == "logits differ by 0e+00"
+    linears = 14
+    # Four parts for a layer, the table's float16 and its four parts, the float32 tensors that are float16 now.
+    assert found["tensors changed"] == str(linears * 4 + linears + 4 + 6)
+
+
+def test_a_checkpoint_that_did_not_change(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    with pytest.raises(IntegrityError, match="no weight changed"):
+        decoder_check(source, Checkpoint(source.folder), tmp_path / "saved")
+
+
+def test_a_scale_that_is_not_finite(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    quantized = quantize_tiny_llama(source, tmp_path / "quantized")
+
+    def spoil(scales: torch.Tensor) -> torch.Tensor:
+        scales[0, 3] = torch.inf
+        return scales
+
+    broken = change(quantized, "model.layers.1.mlp.up_proj.scales", spoil)
+    with pytest.raises(IntegrityError, match=r"'model\.layers\.1\.mlp\.up_proj\.scales' holds NaN or infinite"):
+        decoder_check(source, broken, tmp_path / "saved")
+
+
+def test_a_decoder_that_answers_everything_alike(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    broken = change(quantize_tiny_llama(source, tmp_path / "quantized"), "model.norm.weight", torch.zeros_like)
+    with pytest.raises(IntegrityError, match="predicts the same for every example"):
+        decoder_check(source, broken, tmp_path / "saved")
+
+
+class ForgetfulCheckpoint(QuantizedCheckpoint):
+    """A broken stage's output: a scale is saved otherwise than it is."""
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        change(QuantizedCheckpoint(directory), "model.layers.0.mlp.up_proj.scales", lambda scales: scales * 2)
+
+
+def test_a_checkpoint_that_reloads_as_another(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    broken = ForgetfulCheckpoint(quantize_tiny_llama(source, tmp_path / "quantized").folder)
+    with pytest.raises(IntegrityError, match="once saved and loaded it predicts otherwise"):
+        decoder_check(source, broken, tmp_path / "saved")
+
+
+def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
+    source = save_tiny_llama(tmp_path / "source")
+    before = tensor_digests(source)
+    assert set(before) == set(source.files)
+    name = "model.layers.0.mlp.up_proj.weight"
+    for changed in (torch.Tensor.half, lambda weight: weight.reshape(64, 128), lambda weight: weight + 1e-3):
+        change(source, name, changed)
+        after = tensor_digests(Checkpoint(source.folder))
+        assert [tensor for tensor in before if before[tensor] != after[tensor]] == [name]
+        before = after
+
+
+def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("compress.models.checks.CHUNK_ELEMENTS", 1000)
+    source = save_tiny_llama(tmp_path / "source")
+    pieces = [array for name, array in float_arrays(source) if name == "model.embed_tokens.weight"]
+    assert [len(piece) for piece in pieces] == [1000] * 10 + [240]
+    np.testing.assert_array_equal(np.concatenate(pieces), source.stored("model.embed_tokens.weight").flatten().numpy())

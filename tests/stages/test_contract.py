@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import pyarrow as pa
 import pytest
 import tiny
 from exports import exported
+from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.data.dataset import Dataset
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import Model, digest_directory, size_bytes
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.progress import SilentProgress
 from compress.stages import STAGES
 from compress.stages.stage import Context, Stage
+from compress.tasks import get_task
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
@@ -38,7 +43,13 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
     "export": [{}],
     "quantize": [{}, {"embedding_bits": 4}, {"embedding_bits": 32, "per_channel": False, "reduce_range": True}],
+    "gptq": [
+        {"samples": 4, "sequence_length": 24, "group_size": 32},
+        {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
+        {"method": "rtn", "bits": 3, "sym": False, "embedding_bits": 8},
+    ],
 }
+LANGUAGE = "text-generation"
 CASES = [
     pytest.param(kind, parameters, id=f"{kind}-{index}")
     for kind, cases in PARAMETERS.items()
@@ -54,21 +65,47 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
     return STAGES[kind].model_validate({"kind": kind, **parameters})
 
 
-def make_input(stage: Stage[Any, Any]) -> TorchModel | OnnxModel:
+def task_of(stage: Stage[Any, Any]) -> str:
+    return LANGUAGE if stage.tasks and LANGUAGE in stage.tasks else tiny.TASK
+
+
+def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
+    """What the stage takes: a tiny encoder or its graph, or a tiny decoder made in ``folder``."""
     if stage.takes() is OnnxModel:
         made = exported()
         return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
-    return tiny.encoder()
+    if task_of(stage) != LANGUAGE:
+        return tiny.encoder()
+    source = save_tiny_llama(folder / "decoder")
+    if stage.takes() is QuantizedCheckpoint:
+        return quantize_tiny_llama(source, folder / "quantized decoder")
+    return TorchModel.load(source.folder, LANGUAGE) if stage.takes() is TorchModel else source
 
 
-def make_context() -> Context:
+def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
+    if task_of(stage) == LANGUAGE:
+        return language_context(folder)
     data = tiny.dataset(train=64, validation=16, unlabeled=24)
     return tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
 
 
+def language_context(folder: Path) -> Context:
+    """Texts of the toy task, read letter by letter; the teacher is the decoder that was quantized."""
+
+    def earlier(label: str) -> TorchModel:
+        return TorchModel.load(save_tiny_llama(folder / "earlier").folder, LANGUAGE)
+
+    task = get_task(LANGUAGE)
+    counts = {"train": 64, "validation": 16, "test": PROBES}
+    tables = {name: tiny.table(count, seed).select(["text"]) for seed, (name, count) in enumerate(counts.items())}
+    data = Dataset(task.columns, tables, ())
+    return Context(task, data, 24, 0, SilentProgress(), earlier, Path, folder / "scratch")
+
+
 def run(stage: Stage[Any, Any], folder: Path) -> Model:
-    """The stage's output, saved into the new ``folder``."""
-    output: Model = stage.run(make_input(stage), make_context())
+    """The stage's output, saved into the new ``folder``; beside it lies what it was made of."""
+    beside = folder.with_name(f"{folder.name} work")
+    output: Model = stage.run(make_input(stage, beside), make_context(stage, beside))
     folder.mkdir()
     output.save(folder)
     return output
@@ -79,21 +116,22 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
     kind: str, parameters: dict[str, Any], tmp_path: Path
 ):
     stage = stage_of(kind, parameters)
-    before = make_input(stage)
+    before = make_input(stage, tmp_path)
     (tmp_path / "before").mkdir()
     before.save(tmp_path / "before")
     output = run(stage, tmp_path / "after")
     assert type(output) is stage.gives() and isinstance(output, Model)
 
-    context = make_context()
+    context = make_context(stage, tmp_path)
     rows = context.data.split("test")
     assert len(rows) == PROBES
     probe = Probe(
-        load=lambda folder: stage.gives().load(folder, tiny.TASK),
+        load=lambda folder: stage.gives().load(folder, task_of(stage)),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     outputs, reloaded = probe.in_memory(output), probe.from_disk(tmp_path / "after")
-    assert outputs.shape == (len(rows), 2) and np.ptp(outputs, axis=0).min() > 0
+    assert task_of(stage) == LANGUAGE or outputs.shape == (len(rows), 2)
+    assert np.ptp(outputs, axis=0).min() > 0
     np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
 
     contract = Contract(kind, stage.promise())
@@ -129,13 +167,14 @@ class Watched:
 
 
 @pytest.mark.parametrize(("kind", "parameters"), CASES)
-def test_what_a_stage_reads_is_what_it_declares(kind: str, parameters: dict[str, Any]):
+def test_what_a_stage_reads_is_what_it_declares(kind: str, parameters: dict[str, Any], tmp_path: Path):
     # The cache key counts only the declared splits; a stage that read others would be kept when they change.
     stage = stage_of(kind, parameters)
     if kind == "export":
         assert stage.needs().splits == ("train",)
         return
-    data = Watched(make_context().data)
-    stage.run(make_input(stage), tiny.context(data, earlier=lambda label: tiny.encoder(seed=5)))  # type: ignore[arg-type]
+    context = make_context(stage, tmp_path)
+    data = Watched(context.data)
+    stage.run(make_input(stage, tmp_path), replace(context, data=data))  # type: ignore[arg-type]
     allowed = {*stage.needs().splits, "validation", *(["unlabeled"] if stage.needs().unlabeled else [])}
     assert set(stage.needs().splits) <= data.read <= allowed and "test" not in data.read

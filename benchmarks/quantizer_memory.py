@@ -1,0 +1,184 @@
+"""Peak memory and time of the stage `gptq` on Llama-shaped models of growing size, each in a process of its own.
+
+The models are random, in bfloat16, and written shard by shard; a 3B one takes 6.4 GB of disk, and its result 3 GB more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, int]] = {
+    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "vocab_size": 49152},
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 128256},
+    "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
+           "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+"""As SmolLM2-135M, Llama 3.2 1B and Llama 3.2 3B have them."""
+SHARD_BYTES = 1_000_000_000
+
+
+def main() -> None:
+    """Measure each size and write a line for it, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sizes", nargs="*", help=f"of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="fields of the stage")
+    parser.add_argument("--folder", type=Path, help="where to put the models (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := sorted(set(options.sizes) - set(SHAPES)):
+        parser.error(f"{unknown[0]!r} is none of {', '.join(SHAPES)}")
+    changes = dict(entry.split("=", 1) for entry in options.set)
+    fields = {"samples": options.samples, "sequence_length": options.sequence_length}
+    fields |= {name: json.loads(value) for name, value in changes.items()}
+    if options.measure:
+        sys.stdout.write(json.dumps(measure(options.measure, fields)))
+        return
+    rows = []
+    for size in options.sizes or SHAPES:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            parameters = write_model(Path(folder), SHAPES[size])
+            rows.append({"size": size, "parameters": parameters} | in_child(Path(folder), sys.argv[1:]))
+        if not options.json:
+            sys.stdout.write(line(rows[-1]))
+            sys.stdout.flush()
+    if options.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One size in words."""
+    return (
+        f"{row['size']:>5} {row['parameters'] / 1e6:7.0f}M parameters  peak {row['peak_rss_bytes'] / 1e9:5.2f} GB "
+        f"(imports alone {row['imports_rss_bytes'] / 1e9:.2f}, a block in float32 {row['block_bytes'] / 1e9:.2f})  "
+        f"{row['seconds']:7.1f} s, {row['seconds'] / row['parameters'] * 1e9:5.0f} ns a parameter\n"
+    )
+
+
+def in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """`measure` in a process of its own, since the peak of a process only rises."""
+    command = [sys.executable, __file__, *arguments, "--measure", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Run the stage on the model in ``folder``."""
+    import pyarrow as pa
+    import torch
+
+    from compress.data.dataset import Dataset
+    from compress.models.checkpoint import Checkpoint
+    from compress.progress import SilentProgress
+    from compress.quantization.build import build_skeleton
+    from compress.stages.gptq import Gptq
+    from compress.stages.stage import Context
+    from compress.tasks import get_task
+
+    class Talking(SilentProgress):
+        def note(self, message: str) -> None:
+            sys.stderr.write(f"{time.perf_counter() - begun:7.1f} s {peak_bytes() / 1e9:5.2f} GB  {message}\n")
+
+    task = get_task("text-generation")
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.randint(97, 123, (fields["samples"] * (fields["sequence_length"] + 1),), generator=generator)
+    rows = pa.table({"text": [bytes(letters.tolist()).decode()]})
+    data = Dataset(task.columns, {"train": rows}, ())
+
+    def none(label: str) -> Any:
+        raise LookupError(label)
+
+    skeleton = build_skeleton(Checkpoint(folder))
+    block = sum(parameter.numel() for parameter in skeleton.blocks[0].parameters())
+    del skeleton
+    context = Context(task, data, fields["sequence_length"], 0, Talking(), none, Path, folder / "scratch")
+    imports, begun = peak_bytes(), time.perf_counter()
+    Gptq(**fields).run(Checkpoint(folder), context)
+    return {
+        "seconds": time.perf_counter() - begun,
+        "peak_rss_bytes": peak_bytes(),
+        "imports_rss_bytes": imports,
+        "block_bytes": 4 * block,
+        "fields": fields,
+    }
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far, pages of mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_model(folder: Path, shape: dict[str, int]) -> int:
+    """A Llama with random weights and a byte-level tokenizer; returns the number of its parameters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    from compress.models.shards import write_shards
+
+    config = LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    write_shards(folder, random_tensors(config), SHARD_BYTES)
+    return (
+        sum(rows * columns for _, rows, columns in matrices(config))
+        + (2 * shape["num_hidden_layers"] + 1) * shape["hidden_size"]
+    )
+
+
+def matrices(config: Any) -> Iterator[tuple[str, int, int]]:
+    """Name and sides of every matrix."""
+    hidden, middle = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * hidden // config.num_attention_heads
+    yield "model.embed_tokens", config.vocab_size, hidden
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}"
+        for name, rows, columns in (
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", keys, hidden),
+            ("self_attn.v_proj", keys, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", middle, hidden),
+            ("mlp.up_proj", middle, hidden),
+            ("mlp.down_proj", hidden, middle),
+        ):
+            yield f"{prefix}.{name}", rows, columns
+
+
+def random_tensors(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor, one at a time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for name, rows, columns in matrices(config):
+        # Variance 1 / inputs, so that activations neither fade nor grow.
+        scale = 0.02 if "embed" in name else columns**-0.5
+        weight = torch.empty(rows, columns, dtype=torch.bfloat16)
+        for part in weight.split(8192):
+            part.copy_(torch.randn(part.shape, generator=generator) * scale)
+        yield f"{name}.weight", weight
+    for index in range(config.num_hidden_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"model.layers.{index}.{norm}.weight", torch.ones(config.hidden_size, dtype=torch.bfloat16)
+    yield "model.norm.weight", torch.ones(config.hidden_size, dtype=torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What `gptq` costs, from a decoder's shape: arithmetic, peak memory, and the size of what it writes."""
+
+from __future__ import annotations
+
+from compress.plan.shape import Shape
+from compress.quantization.config import Quantization
+
+_ACTIVATION_BYTES = 1 << 30
+"""As in `compress.quantization.walk`, which imports torch."""
+_STATES_BYTES = 1 << 28
+_WIDE_TENSORS = 4
+_SQUARES = 4
+"""The widest Hessian, its permuted copies and its factor."""
+_SIDES_SHARED = 3
+"""Hessians as wide as the model for each block: before the attention, after it, and before the feed-forward part."""
+
+
+def quantization_flops(config: Quantization, shape: Shape) -> float:
+    """Multiplications and additions of forward passes, Hessians and solver; nothing of it for rounding to nearest."""
+    if config.method == "rtn":
+        return 0.0
+    tokens = config.samples * config.sequence_length
+    blocks = shape.attention + shape.feed_forward
+    forward = 2 * blocks * tokens
+    # One triangle of each Hessian is multiplied out.
+    hessians = tokens * shape.layers * (_SIDES_SHARED * shape.hidden**2 + shape.intermediate**2)
+    inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
+    solver = 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
+    return forward + hessians + solver
+
+
+def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
+    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations."""
+    block = 4 * (shape.attention + shape.feed_forward) / max(shape.layers, 1)
+    widest = max(shape.hidden, shape.intermediate)
+    if config.method == "rtn":
+        return 2 * block
+    tokens = config.samples * config.sequence_length
+    activations = min(4 * _WIDE_TENSORS * tokens * widest, _ACTIVATION_BYTES)
+    states = 2 * min(4 * tokens * shape.hidden, _STATES_BYTES)
+    return block + 4 * _SQUARES * widest**2 + activations + states
+
+
+def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
+    """The GPTQ checkpoint: packed layers, tables as float16 and, where they are quantized, as integers too."""
+    size = shape.hidden if config.group_size == -1 else config.group_size
+    bits = config.target_bits or config.bits
+    packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8
+    tables = 0.0
+    if config.embedding_bits in (4, 8):
+        tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
+    return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes

@@ -1,0 +1,108 @@
+"""Which layer gets how many bits: the least expected divergence that a budget of bits allows, found exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from compress.errors import StageError
+from compress.numerics.bit_allocation import Option, allocate_bits
+from compress.quantization.config import Quantization
+from compress.quantization.layers import Layer
+from compress.quantization.sensitivity import TABLES, Sensitivity
+
+FLOAT_BITS = 16
+_SCALE_BITS = 16
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The bits of each layer by name, and of the tables; ``average`` counts every parameter and every scale."""
+
+    bits: Mapping[str, int]
+    tables: int
+    average: float
+    divergence: float
+
+
+def stored_bits(layer: Layer, bits: int | None, symmetric: bool) -> int:
+    """What a layer takes at ``bits``: its integers, scales and, where they are needed, zero points."""
+    elements = layer.rows * layer.columns
+    if bits is None or bits == FLOAT_BITS:
+        return FLOAT_BITS * elements
+    assert layer.group_size is not None
+    groups = layer.rows * ceil(layer.columns / layer.group_size)
+    return bits * elements + groups * (_SCALE_BITS + (0 if symmetric else bits))
+
+
+def average_bits(plan: Sequence[Sequence[Layer]], tables: Sequence[Layer], parameters: int, symmetric: bool) -> float:
+    """Bits of a parameter, on average over all of the model's ``parameters``, those that stay float16 included."""
+    layers = [*tables, *(layer for block in plan for layer in block)]
+    counted = sum(stored_bits(layer, layer.bits, symmetric) for layer in layers)
+    rest = parameters - sum(layer.rows * layer.columns for layer in layers)
+    return (counted + FLOAT_BITS * rest) / parameters
+
+
+def allocate(
+    config: Quantization,
+    plan: Sequence[Sequence[Layer]],
+    tables: Sequence[Layer],
+    parameters: int,
+    sensitivity: Sensitivity,
+    table_choices: Sequence[int],
+) -> Allocation:
+    """The best bits within ``target_bits`` or ``max_bytes``. Raises `StageError` for a budget that nothing fits.
+
+    ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``.
+    """
+    layers = [layer for block in plan for layer in block if layer.bits]
+    units = [
+        [_option(config, layer, bits, loss) for bits, loss in _sorted(sensitivity, layer.name)] for layer in layers
+    ]
+    choices = [[bits for bits, _ in _sorted(sensitivity, layer.name)] for layer in layers]
+    units.append([_tables_option(config, tables, bits, sensitivity) for bits in table_choices])
+    choices.append(list(table_choices))
+    counted = {layer.name for layer in layers} | {table.name for table in tables}
+    alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables) if layer.name in counted)
+    budget = _budget_bits(config, parameters) - FLOAT_BITS * alone
+    try:
+        chosen = allocate_bits(units, budget)
+    except ValueError as error:
+        least = sum(min(option.size_bits for option in unit) for unit in units) + FLOAT_BITS * alone
+        raise StageError(
+            f"No choice of bits keeps to {_goal(config)}: the least possible is {least / parameters:.2f} bits on "
+            f"average, {ceil(least / 8):,} bytes.",
+            mend="raise target_bits or max_bytes, allow fewer bits in `choices`, or widen group_size",
+        ) from error
+    size = sum(unit[index].size_bits for unit, index in zip(units, chosen, strict=True)) + FLOAT_BITS * alone
+    loss = sum(unit[index].loss for unit, index in zip(units, chosen, strict=True))
+    bits = [options[index] for options, index in zip(choices, chosen, strict=True)]
+    names = [layer.name for layer in layers]
+    return Allocation(dict(zip(names, bits, strict=False)), bits[-1], size / parameters, loss)
+
+
+def _sorted(sensitivity: Sensitivity, name: str) -> list[tuple[int, float]]:
+    return sorted(sensitivity.losses[name].items())
+
+
+def _option(config: Quantization, layer: Layer, bits: int, loss: float) -> Option:
+    return Option(stored_bits(layer, bits, config.sym), loss)
+
+
+def _tables_option(config: Quantization, tables: Sequence[Layer], bits: int, sensitivity: Sensitivity) -> Option:
+    size = sum(stored_bits(table, bits, config.sym) for table in tables)
+    return Option(size, sensitivity.losses.get(TABLES, {}).get(bits, 0.0))
+
+
+def _budget_bits(config: Quantization, parameters: int) -> int:
+    if config.max_bytes is not None:
+        return 8 * config.max_bytes
+    assert config.target_bits is not None
+    return int(config.target_bits * parameters)
+
+
+def _goal(config: Quantization) -> str:
+    return (
+        f"max_bytes: {config.max_bytes:,}" if config.max_bytes is not None else f"target_bits: {config.target_bits:g}"
+    )

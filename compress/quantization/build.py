@@ -1,0 +1,120 @@
+"""Building the skeleton of a folder's model: on the meta device, its blocks found, its surroundings filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.errors import ModelError, StageError
+from compress.models.checkpoint import Checkpoint
+from compress.quantization.skeleton import Skeleton
+
+_ROWS_AT_ONCE = 8192
+
+
+def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
+    """The model of a folder without its weights.
+
+    Raises `ModelError` for an architecture that transformers doesn't know and `StageError` for one without blocks.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"The model cannot be built as a causal language model: {_first_line(error)}",
+            where=str(checkpoint.folder / "config.json"),
+            expected="an architecture that transformers' AutoModelForCausalLM knows",
+        ) from error
+    prefix, blocks = find_blocks(model)
+    skeleton = Skeleton(checkpoint, model, prefix, blocks)
+    _read_rows_as_needed(skeleton)
+    _check_tied(skeleton)
+    skeleton.fill_surroundings()
+    return skeleton
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
+
+    Raises `StageError` that names the lists found where there is none, or several.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
+    useful = {name: module for name, module in outermost.items() if _holds_linear(module)}
+    if len(useful) != 1:
+        found = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
+        raise StageError(
+            f"{type(model).__name__} cannot be quantized block by block: its blocks were not found.",
+            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {found or 'none'}",
+            mend="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
+        )
+    return next(iter(useful.items()))
+
+
+def _holds_linear(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.Linear) for part in module.modules())
+
+
+def _read_rows_as_needed(skeleton: Skeleton) -> None:
+    """Let the embedding read the rows of the tokens that it is asked for, rather than a whole table."""
+    embedding, name = skeleton.embedding, skeleton.name(skeleton.embedding)
+    rows = embedding.weight.shape[0]
+    # Else torch would look for the padding row, which matters to gradients only.
+    embedding.padding_idx = None
+
+    def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = arguments[0]
+        if int(ids.max()) >= rows:
+            raise ModelError(
+                f"The token id {int(ids.max())} is outside the model's vocabulary of {rows}.",
+                where=str(skeleton.checkpoint.folder),
+                expected="the tokenizer that the model was trained with",
+            )
+        wanted, places = torch.unique(ids, return_inverse=True)
+        table = skeleton.checkpoint.stored(f"{name}.weight") if skeleton.table is None else skeleton.table
+        weight = table[wanted].to(skeleton.shipped).float()
+        module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        return (places, *arguments[1:])
+
+    embedding.register_forward_pre_hook(gather)
+
+
+def _check_tied(skeleton: Skeleton) -> None:
+    head, embedding = skeleton.model.get_output_embeddings(), skeleton.embedding
+    if head is None:
+        raise StageError(f"{type(skeleton.model).__name__} has no head over the vocabulary.", expected="an lm_head")
+    names = [f"{skeleton.name(module)}.weight" for module in (head, embedding)]
+    stored = [name for name in names if name in skeleton.checkpoint.files]
+    if not skeleton.tied and names[0] not in stored:
+        raise ModelError(
+            f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",
+            where=str(skeleton.checkpoint.folder),
+            expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
+        )
+    if skeleton.tied and len(stored) == 2 and not _equal(*(skeleton.checkpoint.stored(name) for name in stored)):
+        raise ModelError(
+            f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
+            where=str(skeleton.checkpoint.folder),
+            expected="one tensor for both, or tie_word_embeddings: false in config.json",
+        )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    pieces = zip(torch.split(one, _ROWS_AT_ONCE), torch.split(other, _ROWS_AT_ONCE), strict=True)
+    return all(torch.equal(a, b) for a, b in pieces)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,62 @@
+"""The parameters of weight-only quantization, shared by the stages that do it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Bits = Literal[2, 3, 4, 8]
+GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
+
+
+class Quantization(BaseModel):
+    """What is rounded, how finely, and on which text; names as in transformers' `GPTQConfig` where it has them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
+    bits: Bits = Field(4, description="bits of a weight of the blocks' linear layers")
+    group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")
+    sym: bool = Field(True, description="zero in the middle of the range, so that no zero points are stored")
+    act_order: bool = Field(
+        True, description="round the columns with the largest activations first; groups stay as they are in the file"
+    )
+    damp_percent: float = Field(0.01, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
+    samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    embedding_bits: Literal[4, 8, 16] | None = Field(
+        None,
+        description="bits of the embedding table and the head; 16 leaves them as float16. "
+        "Default: 16, or what `target_bits` or `max_bytes` chooses",
+    )
+    embedding_group_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="weights of a row of the embedding that share a scale"
+    )
+    target_bits: float | None = Field(
+        None,
+        gt=2,
+        lt=16,
+        description="mixed bits: the average over all parameters, scales and embedding included, is at most this",
+    )
+    max_bytes: int | None = Field(None, gt=0, description="mixed bits: the tensors take at most this many bytes")
+    choices: tuple[Bits, ...] = Field(
+        (2, 3, 4, 8), min_length=1, description="mixed bits: what a layer may get; ONNX Runtime has no 3"
+    )
+    keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the calibration's forward passes; `auto` takes bf16 where the processor has it"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.target_bits is not None and self.max_bytes is not None:
+            raise ValueError("give target_bits or max_bytes, not both")
+        if self.method == "rtn" and (self.target_bits is not None or self.max_bytes is not None):
+            raise ValueError("target_bits and max_bytes need method: gptq, since sensitivity is measured on data")
+        return self
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits are chosen layer by layer under a budget."""
+        return self.target_bits is not None or self.max_bytes is not None

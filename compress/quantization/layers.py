@@ -1,0 +1,126 @@
+"""Which layers of the blocks are quantized, at how many bits, and which are left alone and why: before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from compress.errors import ModelError, StageError
+from compress.models.gptq_layout import fits
+from compress.quantization.config import Quantization
+from compress.quantization.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix [rows, columns] of a block. ``bits`` is None where it is left alone, and ``why`` says why.
+
+    ``error``: of its outputs on the calibration text, relative: tr(E H E^T) / tr(W H W^T); of its weights alone where
+    no text was read. ``damping`` is what the Hessian's diagonal really needed, ``dead_columns`` its inputs that were
+    always 0.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int | None
+    group_size: int | None = None
+    why: str = ""
+    error: float | None = None
+    damping: float | None = None
+    dead_columns: int = 0
+
+    def solved(self, error: float, damping: float | None = None, dead_columns: int = 0) -> Layer:
+        """The same layer with what its solver found."""
+        return replace(self, error=error, damping=damping, dead_columns=dead_columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """What files keep of it."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
+    """The layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
+    plan = tuple(_block_layers(skeleton, index, config) for index in range(len(skeleton.blocks)))
+    layers = [layer for block in plan for layer in block]
+    tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
+    _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
+    problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
+    if problems:
+        shown = "\n  ".join(problems)
+        raise ModelError(
+            f"{len(problems)} layers do not fit the GPTQ format with group_size {config.group_size}:\n  {shown}",
+            where=str(skeleton.checkpoint.folder),
+            expected="sides that are multiples of 32, and inputs that the group size divides",
+            mend="choose a group_size that divides all widths, or leave the layers alone: keep: ['NAME', ...]",
+        )
+    if not any(layer.bits for layer in layers):
+        raise StageError("No layer is left to quantize.", expected="torch.nn.Linear layers that `keep` doesn't name")
+    return plan
+
+
+def with_bits(plan: Sequence[Sequence[Layer]], bits: Mapping[str, int]) -> tuple[tuple[Layer, ...], ...]:
+    """The same plan with other bits for the layers named."""
+    return tuple(tuple(replace(layer, bits=bits.get(layer.name, layer.bits)) for layer in block) for block in plan)
+
+
+def kept_by(patterns: Sequence[str], name: str) -> str:
+    """Why a layer is left alone, or nothing."""
+    pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+    return "" if pattern is None else f"kept by the pattern {pattern!r}"
+
+
+def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
+    """The linear layers of a block by their full names, in the order of the module."""
+    return {name: part for name, part in block.named_modules(prefix=prefix) if isinstance(part, nn.Linear)}
+
+
+def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple[Layer, ...]:
+    block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
+    found = []
+    for name, part in linears(block, prefix).items():
+        kept = kept_by(config.keep, name)
+        size = part.in_features if config.group_size == -1 else config.group_size
+        if not kept:
+            found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
+        else:
+            found.append(Layer(name, part.out_features, part.in_features, None, why=kept))
+    return (*found, *_others(block, prefix))
+
+
+def _others(block: nn.Module, prefix: str) -> list[Layer]:
+    """Parameters with two sides or more that are no linear layer's."""
+    found = []
+    for name, part in block.named_modules(prefix=prefix):
+        for leaf, parameter in part.named_parameters(recurse=False):
+            if parameter.ndim >= 2 and not isinstance(part, nn.Linear):
+                columns = parameter.shape[-1]
+                why = f"not a torch.nn.Linear: {leaf} of {type(part).__name__} {list(parameter.shape)}"
+                found.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
+    return found
+
+
+def _problems(layer: Layer) -> list[str]:
+    assert layer.group_size is not None
+    size = f"{layer.name} [{layer.rows}, {layer.columns}]"
+    problems = []
+    if not fits(layer.rows, layer.columns):
+        problems.append(f"{size}: both sides must be multiples of 32")
+    if layer.columns % layer.group_size:
+        divisors = [group for group in (16, 32, 64, 128, 256, 512, 1024) if layer.columns % group == 0]
+        named = f", {', '.join(map(str, divisors))} would" if divisors else ""
+        problems.append(f"{size}: {layer.group_size} does not divide {layer.columns}{named}")
+    return problems
+
+
+def _check_keep(patterns: Sequence[str], names: Sequence[str]) -> None:
+    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle:
+        raise StageError(
+            f"keep: no layer is called {', '.join(map(repr, idle))}.",
+            expected=f"patterns of names such as {names[0]!r}; * stands for anything",
+        )

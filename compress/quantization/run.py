@@ -1,0 +1,139 @@
+"""Quantizing a checkpoint from beginning to end: check everything, choose bits, quantize tables and blocks, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.errors import ModelError
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.checks import weight_files
+from compress.models.safetensors_file import read_header
+from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
+from compress.quantization.build import build_skeleton
+from compress.quantization.calibration import calibration_windows
+from compress.quantization.config import Quantization
+from compress.quantization.layers import Layer, plan_layers, with_bits
+from compress.quantization.sensitivity import Survey
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.tables import Tables, plan_tables, quantize_tables
+from compress.quantization.walk import Walk
+from compress.quantization.write import Result
+
+if TYPE_CHECKING:
+    from compress.stages.stage import Context
+
+_TABLE_CHOICES = (4, 8, FLOAT_BITS)
+
+
+def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> QuantizedCheckpoint:
+    """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`.
+
+    What a killed run left there is gone on with.
+    """
+    if checkpoint.quantization is not None:
+        raise ModelError(
+            "The model is quantized already.",
+            where=str(checkpoint.folder / "config.json"),
+            expected="float weights",
+            mend="start from the model that it was made of",
+        )
+    skeleton = build_skeleton(checkpoint)
+    plan = plan_layers(skeleton, config)
+    plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
+    ids = None
+    if config.method != "rtn":
+        ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
+    context.scratch.mkdir(parents=True, exist_ok=True)
+    return _Work(skeleton, config, context, plan, ids).run()
+
+
+@dataclass
+class _Work:
+    skeleton: Skeleton
+    config: Quantization
+    context: Context
+    plan: tuple[tuple[Layer, ...], ...]
+    ids: torch.Tensor | None
+
+    def run(self) -> QuantizedCheckpoint:
+        table_bits = self.config.embedding_bits or FLOAT_BITS
+        if self.config.mixed:
+            chosen = self._allocation()
+            self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
+            self.context.progress.note(_choice(chosen))
+        self.skeleton.shipped = torch.float16
+        self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
+        work, tables = self._tables(table_bits)
+        name = self.skeleton.name(self.skeleton.embedding)
+        if any(table.name == name and table.bits for table in tables):
+            self.skeleton.table = work.floats(name)
+        finished = Walk(
+            self.skeleton, self.config, self.plan, self.ids, self.context.scratch, self.context.progress
+        ).run()
+        found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
+        average = average_bits(found, tables, self._parameters(), self.config.sym)
+        result = Result(
+            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self._said_twice()
+        )
+        self.context.progress.note(_summary(result.layers, average))
+        return result.write(self.context.scratch / "checkpoint")
+
+    def _tables(self, bits: int) -> tuple[Tables, tuple[Layer, ...]]:
+        """The tables at so many bits, made now or before."""
+        work = Tables(self.context.scratch / f"tables-{bits}")
+        plan = plan_tables(self.skeleton, self.config, bits)
+        return work, quantize_tables(self.skeleton, self.config, plan, None, work.folder)
+
+    def _allocation(self) -> Allocation:
+        """Chosen once and kept, since it takes a pass over the model."""
+        path = self.context.scratch / "allocation.json"
+        if path.is_file():
+            return Allocation(**json.loads(path.read_text()))
+        assert self.ids is not None
+        tables = plan_tables(self.skeleton, self.config, _TABLE_CHOICES[0])
+        choices: tuple[int, ...] = (self.config.embedding_bits,) if self.config.embedding_bits else _TABLE_CHOICES
+        choices = choices if all(table.bits for table in tables) else (FLOAT_BITS,)
+        made = {bits: self._pair(bits) for bits in choices if bits != FLOAT_BITS}
+        survey = Survey(self.skeleton, self.config, self.plan, self.config.choices, self.context.progress)
+        sensitivity = survey.run(self.ids, made)
+        chosen = allocate(self.config, self.plan, tables, self._parameters(), sensitivity, choices)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(chosen)))
+        partial.replace(path)
+        return chosen
+
+    def _pair(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What embedding and head would be at so many bits, [vocabulary, hidden] each."""
+        work, tables = self._tables(bits)
+        return work.floats(tables[0].name), work.floats(tables[-1].name)
+
+    def _said_twice(self) -> frozenset[str]:
+        """Tensors that say again what another says: a tied head."""
+        head = self.skeleton.name(self.skeleton.model.get_output_embeddings())
+        return frozenset({f"{head}.weight"} if self.skeleton.tied else ())
+
+    def _parameters(self) -> int:
+        """All of them, a tied head not counted again."""
+        skipped = self._said_twice()
+        files = weight_files(self.skeleton.checkpoint.folder)
+        return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
+
+
+def _choice(chosen: Allocation) -> str:
+    counts = {bits: list(chosen.bits.values()).count(bits) for bits in sorted(set(chosen.bits.values()))}
+    layers = ", ".join(f"{count} layers at {bits}" for bits, count in counts.items())
+    return f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
+
+
+def _summary(layers: Sequence[Layer], average: float) -> str:
+    quantized = [layer for layer in layers if layer.bits]
+    alone = [layer for layer in layers if layer.bits is None]
+    worst = max(quantized, key=lambda layer: layer.error or 0.0)
+    left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
+    error = f"the largest error {worst.error:.2%} in {worst.name}"
+    return f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"

@@ -1,0 +1,128 @@
+"""The embedding table and the head, quantized by rows; a head that is tied to the table has the table's integers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from compress.errors import ModelError
+from compress.models.checkpoint import TABLES
+from compress.models.gptq_layout import PARTS, pack_layer
+from compress.numerics.quantized_weight import QuantizedWeight
+from compress.quantization.config import Quantization
+from compress.quantization.finished import layers_to_text, mapped, metadata, write_whole
+from compress.quantization.layers import Layer, kept_by
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.solver import solve_layer
+
+_ROWS = 16_384
+"""Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
+_FLOATS = "tables-float16.safetensors"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The quantized tables in a folder of work in progress."""
+
+    folder: Path
+
+    @property
+    def packed(self) -> Path:
+        """Their integers, as `Checkpoint` reads them."""
+        return self.folder / TABLES
+
+    def floats(self, name: str) -> torch.Tensor:
+        """What the integers of a table stand for, float16, mapped."""
+        return mapped(self.folder / _FLOATS, f"{name}.weight")
+
+
+def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
+    """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
+    modules = [skeleton.embedding, *([] if skeleton.tied else [skeleton.model.get_output_embeddings()])]
+    found = []
+    for module in modules:
+        name, (rows, columns) = skeleton.name(module), module.weight.shape
+        kept = kept_by(config.keep, name)
+        if bits in (None, 16) or kept:
+            found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
+            continue
+        if columns % config.embedding_group_size or columns % 32:
+            raise ModelError(
+                f"The table {name} [{rows}, {columns}] is not divided by groups of {config.embedding_group_size}.",
+                expected=f"a group that divides {columns}, which must be a multiple of 32",
+                mend="choose another embedding_group_size, or embedding_bits: 16",
+            )
+        found.append(Layer(name, rows, columns, bits, config.embedding_group_size))
+    return tuple(found)
+
+
+def quantize_tables(
+    skeleton: Skeleton, config: Quantization, plan: Sequence[Layer], hessian: torch.Tensor | None, folder: Path
+) -> tuple[Layer, ...]:
+    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` [columns, columns] is of the head's inputs.
+
+    Without one, and for an embedding that is not the head, each row is rounded to nearest. Raises `StageError`.
+    """
+    folder.mkdir(exist_ok=True)
+    if (folder / _FLOATS).is_file():
+        return tuple(Layer(**layer) for layer in json.loads(metadata(folder / _FLOATS)["layers"]))
+    packed: dict[str, torch.Tensor] = {}
+    floats: dict[str, torch.Tensor] = {}
+    about: dict[str, dict[str, int]] = {}
+    found: list[Layer] = []
+    for table in plan:
+        if table.bits is None or table.group_size is None:
+            found.append(table)
+            continue
+        weight = skeleton.checkpoint.stored(f"{table.name}.weight")
+        is_head = skeleton.head_weight == f"{table.name}.weight"
+        pieces, halves, solved = _by_rows(config, table, weight, hessian if is_head else None)
+        packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
+        floats[f"{table.name}.weight"] = halves
+        about[table.name] = {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}
+        found.append(solved)
+    if about:
+        write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
+        write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(found)})
+    return tuple(found)
+
+
+def _by_rows(
+    config: Quantization, table: Layer, weight: torch.Tensor, hessian: torch.Tensor | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, Layer]:
+    halves = torch.empty(weight.shape, dtype=torch.float16)
+    pieces: list[dict[str, torch.Tensor]] = []
+    error, damping, start = 0.0, None, 0
+    for rows in torch.split(weight, _ROWS):
+        solved = solve_layer(config, table, rows.float(), hessian)
+        assert solved.layer.error is not None
+        error += solved.layer.error * len(rows) / len(weight)
+        damping = solved.layer.damping
+        halves[start : start + len(rows)] = solved.weight.dequantize().half()
+        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False))
+        start += len(rows)
+    joined = {part: torch.cat([piece[part] for piece in pieces], dim=1) for part in PARTS if part != "g_idx"}
+    return joined | {"g_idx": pieces[0]["g_idx"]}, halves, table.solved(error, damping)
+
+
+def _padded(weight: QuantizedWeight) -> QuantizedWeight:
+    """With as many rows of zeros as fill the last word."""
+    missing = -len(weight.integers) % 32
+    if not missing:
+        return weight
+    middle = 1 << (weight.bits - 1)
+    return QuantizedWeight(
+        integers=_with_rows(weight.integers, missing, middle),
+        scales=_with_rows(weight.scales, missing, 1),
+        zero_points=_with_rows(weight.zero_points, missing, middle),
+        bits=weight.bits,
+        group_size=weight.group_size,
+    )
+
+
+def _with_rows(values: torch.Tensor, count: int, fill: int) -> torch.Tensor:
+    return torch.cat([values, values.new_full((count, values.shape[1]), fill)])

@@ -1,0 +1,152 @@
+"""The checkpoint that ships: packed layers in the AutoGPTQ layout, everything else as float16, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import __version__
+from compress.errors import StageError
+from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
+from compress.models.checks import INDEX
+from compress.models.gptq_layout import PARTS
+from compress.models.shards import write_shards
+from compress.quantization.config import Quantization
+from compress.quantization.finished import Finished
+from compress.quantization.layers import Layer
+from compress.quantization.tables import Tables
+
+LAYERS = "quantized_layers.json"
+"""What became of every layer, beside the checkpoint."""
+SHARD_BYTES = 500_000_000
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that the walk left; ``plan`` has the layers of each block, ``tables`` the embedding and the head."""
+
+    source: Checkpoint
+    config: Quantization
+    plan: Sequence[Sequence[Layer]]
+    tables: Sequence[Layer]
+    average_bits: float
+    finished: Finished
+    work: Tables
+    skipped: frozenset[str] = frozenset()
+    """Tensors of the source that say again what another says: a tied head."""
+
+    def write(self, folder: Path) -> QuantizedCheckpoint:
+        """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._companions(folder)
+        write_shards(folder, self._tensors(), SHARD_BYTES)
+        if any(table.bits for table in self.tables):
+            _link(self.work.packed, folder / TABLES)
+        _write_json(folder / "config.json", self._config())
+        _write_json(folder / "quantize_config.json", self.quantization())
+        about = {"bits_per_parameter": self.average_bits, "layers": [layer.to_json() for layer in self.layers]}
+        _write_json(folder / LAYERS, about)
+        return QuantizedCheckpoint(folder)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer and table, in the order of the model."""
+        return (*self.tables, *(layer for block in self.plan for layer in block))
+
+    def quantization(self) -> dict[str, Any]:
+        """`quantization_config` as transformers and gptqmodel read it."""
+        found: dict[str, Any] = {
+            "quant_method": "gptq",
+            "bits": self.config.bits,
+            "group_size": self.config.group_size,
+            "sym": self.config.sym,
+            "desc_act": False,
+            "true_sequential": True,
+            "damp_percent": self.config.damp_percent,
+            "lm_head": False,
+            "checkpoint_format": "gptq" if self.config.sym else "gptq_v2",
+            "pack_dtype": "int32",
+            "meta": {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
+        }
+        if changes := self._dynamic():
+            found["dynamic"] = changes
+        if names := self._kept():
+            found["modules_in_block_to_quantize"] = names
+        return found
+
+    def _dynamic(self) -> dict[str, dict[str, int]]:
+        """gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs."""
+        layers = [layer for block in self.plan for layer in block]
+        others = [layer for layer in layers if layer.bits not in (None, self.config.bits)]
+        kept = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
+        changed = {f"+:{_exactly(layer)}": {"bits": layer.bits} for layer in others if layer.bits}
+        return changed | {f"-:{_exactly(layer)}": {} for layer in kept}
+
+    def _kept(self) -> list[list[str]]:
+        """For optimum, which knows no patterns: the quantized layers' names within a block, where some are kept."""
+        names: dict[str, bool] = {}
+        for index, block in enumerate(self.plan):
+            for layer in block:
+                short = layer.name.split(f".{index}.", 1)[1]
+                names[short] = names.get(short, False) or layer.bits is not None
+        return [] if all(names.values()) else [[name for name, quantized in names.items() if quantized]]
+
+    def _config(self) -> dict[str, Any]:
+        found = {name: value for name, value in self.source.config.items() if name != "torch_dtype"}
+        return found | {"dtype": "float16", "quantization_config": self.quantization()}
+
+    def _companions(self, folder: Path) -> None:
+        for pattern in _COMPANIONS:
+            for path in sorted(self.source.folder.glob(pattern)):
+                if path.name not in ("config.json", INDEX):
+                    shutil.copyfile(path, folder / path.name)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        places = {layer.name: index for index, block in enumerate(self.plan) for layer in block if layer.bits}
+        tables = {table.name for table in self.tables if table.bits}
+        for name in self.source.files:
+            module = name.removesuffix(".weight")
+            if module in places:
+                for part in PARTS:
+                    yield f"{module}.{part}", self.finished.tensor(places[module], f"{module}.{part}")
+            elif module in tables:
+                yield name, self.work.floats(module)
+            elif name not in self.skipped:
+                yield name, self._half(name)
+
+    def _half(self, name: str) -> torch.Tensor:
+        tensor = self.source.stored(name)
+        if not tensor.is_floating_point():
+            return tensor
+        half = tensor.to(torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            raise StageError(
+                f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
+                expected="values below 65,504",
+            )
+        return half
+
+
+def _exactly(layer: Layer) -> str:
+    return f"^{re.escape(layer.name)}$"
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,35 @@
+"""Quantize the weights of a causal language model to 2, 3, 4 or 8 bits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.quantization.config import Quantization
+from compress.stages.stage import Context, Needs, Promise, Stage
+
+
+class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
+    """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
+
+    Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given
+    what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "safetensors")
+    tasks = ("text-generation",)
+    kind: Literal["gptq"] = "gptq"
+
+    def needs(self) -> Needs:
+        """Text of the train split; rounding to nearest needs none."""
+        return Needs(splits=("train",) if self.method == "gptq" else ())
+
+    def promise(self) -> Promise:
+        """Smaller than float16, which is half of float32 and the whole of a bfloat16 file."""
+        return Promise(max_size_ratio=1.0)
+
+    def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
+        """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.quantization.run import quantize
+
+        return quantize(model, self, context)

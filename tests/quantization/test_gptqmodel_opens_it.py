@@ -1,0 +1,54 @@
+"""A foreign client: transformers with gptqmodel loads the checkpoint as it is, and answers what its integers say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import context, save_decoder, some_ids
+from gptqmodel_environment import run_there
+from safetensors.torch import load_file, save_file
+
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.quantization.logits import logits
+from compress.stages.gptq import Gptq
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parent / "gptqmodel_opens.py"
+
+CASES: list[dict[str, Any]] = [
+    {"bits": 4, "group_size": 32, "embedding_bits": 4},
+    {"bits": 4, "group_size": 64, "sym": False},
+    {"bits": 8, "group_size": -1},
+    {"bits": 2, "group_size": 32},
+    {"bits": 3, "group_size": 32},
+    {"bits": 4, "group_size": 32, "keep": ("*.o_proj",)},
+    # Mixed bits: transformers reads no `dynamic`, gptqmodel does.
+    {"group_size": 32, "target_bits": 5.0, "embedding_bits": 4, "choices": (2, 4, 8)},
+]
+
+
+def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
+    source = save_decoder(
+        folder / "source", hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2
+    )
+    return Gptq(samples=6, sequence_length=32, **fields).run(source, context(folder / "scratch"))
+
+
+def test_each_opens_unmodified(tmp_path: Path) -> None:
+    ids = some_ids(2, 20)
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    made = [checkpoint(tmp_path / str(index), fields) for index, fields in enumerate(CASES)]
+    openers = ["gptqmodel" if "target_bits" in fields else "transformers" for fields in CASES]
+    jobs = [f"{opener}={one.folder}" for opener, one in zip(openers, made, strict=True)]
+    printed = run_there(SCRIPT, str(tmp_path / "ids.safetensors"), *jobs)
+    modules = json.loads(printed.splitlines()[-1])
+    for fields, one in zip(CASES, made, strict=True):
+        assert "gptqmodel" in modules[str(one.folder)]
+        found, expected = load_file(one.folder.with_suffix(".logits"))["logits"], logits(one, ids)
+        # Half precision through two blocks; an integer that is off by one shows ten times as much.
+        assert float((found - expected).abs().max()) < 0.03 * float(expected.abs().max()), fields
+        assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.9995, fields

@@ -1,0 +1,64 @@
+"""What the plan says of `gptq`, against flops that torch counts and the files that the stage writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import context, save_decoder, some_ids
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.models.model import size_bytes
+from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
+from compress.plan.shape import Shape, read_shape
+from compress.quantization.block_pass import BlockPass
+from compress.quantization.build import build_skeleton
+from compress.quantization.config import Quantization
+from compress.quantization.layers import linears
+from compress.stages.gptq import Gptq
+
+
+def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path), some_ids(4, 16)
+    skeleton = build_skeleton(checkpoint)
+    hidden, calls = skeleton.embedded(ids), skeleton.calls(ids)
+    counted = 0
+    for index in range(2):
+        modules = linears(skeleton.load(index), f"model.layers.{index}")
+        work = BlockPass("block", modules, lambda given, index=index: skeleton.run(index, given, calls[index]), [])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            hidden = work._solve_at_once(hidden, lambda name, hessian: None)
+        products = counter.get_flop_counts()["Global"]
+        counted += sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    config = Quantization(samples=4, sequence_length=16)
+    shape = read_shape(tmp_path)
+    solver = 2 * 2 * (2 * 64 * 64 * 64 + 2 * 32 * 64 * 64 + 2 * 96 * 64 * 64 + 64 * 96 * 96)
+    # Norms are counted as parameters and multiply nothing; a Hessian's diagonal panels are multiplied out in full.
+    assert quantization_flops(config, shape) - solver == pytest.approx(counted, rel=0.2)
+
+
+def test_flops_and_memory_by_hand() -> None:
+    shape = Shape(embeddings=1e6, attention=8e6, feed_forward=12e6, other=0, layers=2, hidden=100, intermediate=300)
+    config = Quantization(samples=10, sequence_length=20)
+    forward, hessians = 2 * 20e6 * 200, 200 * 2 * (3 * 100**2 + 300**2)
+    solver = 2 * (16e6 * 100 + 4e6 * 300)
+    assert quantization_flops(config, shape) == forward + hessians + solver
+    block, squares = 4 * 10e6, 4 * 4 * 300**2
+    assert quantization_memory_bytes(config, shape) == block + squares + 4 * 4 * 200 * 300 + 2 * 4 * 200 * 100
+    nearest = Quantization(method="rtn")
+    assert quantization_flops(nearest, shape) == 0
+    assert quantization_memory_bytes(nearest, shape) == 2 * block
+
+
+@pytest.mark.parametrize("fields", [{}, {"embedding_bits": 4}, {"bits": 8, "group_size": -1}])
+def test_the_folder_is_about_as_large_as_foretold(fields: dict[str, Any], tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", hidden_size=128, intermediate_size=256, vocab_size=1000)
+    config = {"group_size": 32, "samples": 4, "sequence_length": 24, **fields}
+    result = Gptq(**config).run(source, context(tmp_path / "scratch"))
+    written = sum(path.stat().st_size for path in result.folder.glob("*.safetensors"))
+    shape = read_shape(source.folder)
+    foretold = checkpoint_bytes(Quantization(**config), shape) - shape.processor_bytes
+    assert foretold == pytest.approx(written, rel=0.06)
+    assert size_bytes(result.folder) > written

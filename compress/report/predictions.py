@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import InputError, StorageError
+from compress.errors import InputError
+from compress.report.write import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +50,7 @@ def write_predictions(
     on. Raises `StorageError`.
     """
     import pyarrow as pa
+    import pyarrow.parquet
 
     columns: dict[str, pa.Array] = {
         "row": pa.array(np.arange(len(labels), dtype=np.int32)),
@@ -60,29 +61,9 @@ def write_predictions(
         columns[f"{prefix}.answer"] = pa.array(found.answers, pa.string()).dictionary_encode()
         columns[f"{prefix}.probability"] = pa.array(found.probability.astype(np.float32))
         columns[f"{prefix}.correct"] = pa.array(found.correct.astype(bool))
-    _write_whole(pa.table(columns), folder / PREDICTIONS)
-
-
-def _write_whole(table: pa.Table, path: Path) -> None:
-    import pyarrow.parquet
-
-    beside: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            beside = Path(file.name)
-            pyarrow.parquet.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
-    except OSError as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-        raise StorageError(
-            f"The predictions cannot be written: {error.strerror or error}",
-            where=str(path),
-            mend="free some space, then run again: finished stages are cached",
-        ) from error
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), content)
+    write_whole(folder / PREDICTIONS, content.getvalue(), "table of predictions")
 
 
 def read_predictions(folder: Path, model: str, target: str) -> Found:

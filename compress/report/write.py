@@ -23,16 +23,14 @@ def write_report(report: Report, folder: Path) -> None:
         write_whole(folder / name, content)
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write beside ``path`` and rename into place. Raises `StorageError`."""
+def write_whole(path: Path, content: str | bytes, what: str = "report") -> None:
+    """Write beside ``path`` and rename into place. Raises `StorageError`, saying ``what`` could not be written."""
     beside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             beside = Path(file.name)
-            file.write(content)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.chmod(0o644)
@@ -41,7 +39,7 @@ def write_whole(path: Path, content: str) -> None:
         if beside is not None:
             beside.unlink(missing_ok=True)
         raise StorageError(
-            f"The report cannot be written: {error.strerror or error}",
+            f"The {what} cannot be written: {error.strerror or error}",
             where=str(path),
             expected="a folder on a disk with room for it",
             mend="free some space, then run again: finished stages are cached",

@@ -77,7 +77,8 @@ class QuantizedEmbedding(nn.Embedding):
     def __init__(self, grid: Grid, padding_idx: int | None) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = grid.shape
-        self.padding_idx = padding_idx
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
         self.grid = grid
 
     @property

@@ -1,0 +1,36 @@
+"""Ship a LoRA adapter beside a quantized model, not merged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.stages.stage import Context, Promise, Stage
+
+
+class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+    """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
+
+    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    """
+
+    packages = ("transformers",)
+    tasks = ("text-generation",)
+    kind: Literal["attach_lora"] = "attach_lora"
+    adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
+
+    def reads(self) -> tuple[str, ...]:
+        """The adapter."""
+        return (self.adapter,)
+
+    def promise(self) -> Promise:
+        """The base stays as it is."""
+        return Promise(changes_weights=False)
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
+        """Copy base and adapter. Raises `ModelError` where they do not fit."""
+        from compress.training.lora import attach
+
+        return attach(model, context.locate(self.adapter), context)

@@ -1,0 +1,29 @@
+"""Add a LoRA adapter to the weights, before they are quantized."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Stage
+
+
+class MergeLora(Stage[TorchModel, TorchModel]):
+    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+
+    packages = ("torch", "transformers", "peft")
+    kind: Literal["merge_lora"] = "merge_lora"
+    adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
+
+    def reads(self) -> tuple[str, ...]:
+        """The adapter."""
+        return (self.adapter,)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Merge the adapter in place. Raises `ModelError` where it does not fit."""
+        from compress.models.adapter import merge
+
+        model.module = merge(model.module, context.locate(self.adapter))
+        return model

@@ -1,0 +1,96 @@
+"""LoRA adapters on a quantized checkpoint: trained here, or brought along."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.errors import StageError
+from compress.models.adapter import (
+    ADAPTER,
+    check_adapter,
+    check_fits,
+    copy_adapter,
+    import_peft,
+    refuse_second,
+    write_adapter,
+)
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.models.quantized_module import empty_module, load_module
+from compress.training.recovery import Lesson, make_windows
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from compress.stages.lora import Lora
+    from compress.stages.stage import Context
+
+
+def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes."""
+    refuse_second(checkpoint.folder)
+    windows = make_windows(checkpoint, stage, context)
+    module = load_module(checkpoint)
+    adapted = adapt(module, stage, context.seed)
+    teacher = context.earlier(stage.teacher)
+    lesson = Lesson.between(module, teacher, windows, stage, stage.learning_rate, stage.objective)
+    lesson.teach(context, "lora")
+    folder = _copy(checkpoint, context.scratch)
+    write_adapter(adapted, folder / ADAPTER)
+    return QuantizedCheckpoint(folder)
+
+
+def adapt(module: PreTrainedModel, stage: Lora, seed: int) -> PeftModel:
+    """Put new adapters around linear layers of ``module``, in place. Raises `StageError` where names match none."""
+    peft = import_peft("stage 'lora'")
+    _check_targets(module, stage)
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=stage.rank,
+        lora_alpha=2 * stage.rank if stage.alpha is None else stage.alpha,
+        lora_dropout=stage.dropout,
+        target_modules="all-linear" if stage.target_modules is None else list(stage.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own calls of what transformers will remove
+        adapted: PeftModel = peft.get_peft_model(module, config)
+    return adapted
+
+
+def _check_targets(module: nn.Module, stage: Lora) -> None:
+    """Every name of ``target_modules`` is the end of a linear layer's name, as peft matches them."""
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    for target in stage.target_modules or ():
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise StageError(
+                f"No linear layer's name ends in {target!r}.",
+                where="target_modules",
+                expected=f"such as {', '.join(ends)}",
+            )
+
+
+def attach(checkpoint: QuantizedCheckpoint, adapter: Path, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder with ``adapter`` in it, untouched. Raises `ModelError`."""
+    refuse_second(checkpoint.folder)
+    config = check_adapter(adapter)
+    check_fits(adapter, empty_module(checkpoint))
+    folder = _copy(checkpoint, context.scratch)
+    copy_adapter(adapter, folder / ADAPTER)
+    context.progress.note(f"attach_lora: an adapter of rank {config.get('r')} in {ADAPTER}/, not merged")
+    return QuantizedCheckpoint(folder)
+
+
+def _copy(checkpoint: QuantizedCheckpoint, scratch: Path) -> Path:
+    folder = scratch / "adapted"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    checkpoint.save(folder)
+    return folder

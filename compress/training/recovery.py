@@ -1,0 +1,257 @@
+"""Teaching a quantized model to predict as the model before quantization does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.environment import has_bf16
+from compress.errors import DataError, StageError
+from compress.models.checkpoint import Checkpoint
+from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
+from compress.models.torch_model import TorchModel
+from compress.numerics.head_divergence import Head, head_divergence, token_scores
+from compress.quantization.calibration import load_tokenizer
+from compress.tasks.task import Examples
+from compress.training.config import Training
+from compress.training.loop import Trainee, train
+from compress.training.recovery_config import Recovery
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from compress.stages.stage import Context
+
+_PROBE_TOKENS = 16
+_SAME_LOGITS = 1e-3
+
+
+class Quality(NamedTuple):
+    """On held-out windows: mean KL to the teacher in nats a token, and both models' perplexity."""
+
+    divergence: float
+    perplexity: float
+    teacher_perplexity: float
+
+
+class Recovered(NamedTuple):
+    """What a recovery achieved."""
+
+    before: Quality
+    after: Quality
+
+    def __str__(self) -> str:
+        before, after = self.before, self.after
+        return (
+            f"KL {before.divergence:.4f} -> {after.divergence:.4f} nats a token, perplexity {before.perplexity:.2f} -> "
+            f"{after.perplexity:.2f} (teacher {after.teacher_perplexity:.2f}) on held-out windows"
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids to learn from and to be judged by; every window has the same length."""
+
+    train: Examples
+    held_out: Examples
+
+
+def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -> Windows:
+    """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
+    tokenizer = load_tokenizer(checkpoint)
+
+    def cut(split: str) -> list[dict[str, np.ndarray]]:
+        rows = context.data.split(split)
+        encoded = context.task.encode(rows, tokenizer, None, settings.sequence_length)
+        return [{"input_ids": window["input_ids"]} for window in encoded.inputs]
+
+    learned = cut("train")
+    if "validation" in context.data.splits:
+        judged = cut("validation")
+    else:
+        judged, learned = learned[-settings.validation_windows :], learned[: -settings.validation_windows]
+    if not judged or len(learned) < settings.batch_size:
+        raise DataError(
+            f"The text is too short: {len(learned)} windows of {settings.sequence_length} tokens to learn from and "
+            f"{len(judged)} held out.",
+            where="data.splits",
+            expected=f"at least {settings.batch_size} and 1",
+            mend="name more text, or lower sequence_length",
+        )
+    chosen = np.unique(np.linspace(0, len(judged) - 1, settings.validation_windows).round().astype(int))
+    return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
+
+
+class Body(nn.Module):
+    """A causal model without its head: token ids [B, L] -> hidden states [B, L, W]."""
+
+    def __init__(self, causal: PreTrainedModel) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The states that the head turns into logits."""
+        states: torch.Tensor = self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return states
+
+    def head(self, dtype: torch.dtype) -> torch.Tensor:
+        """The head's weight [V, W]."""
+        layer = self.causal.get_output_embeddings()
+        if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
+            return layer.grid.weight(dtype)
+        weight: torch.Tensor = layer.weight.to(dtype)
+        return weight
+
+
+@dataclass
+class Lesson:
+    """One recovery: the pupil, whose trainable parameters are set, its teacher and the windows.
+
+    ``known`` keeps the teacher's states for training windows that come again, ``judge`` those for held-out windows.
+    """
+
+    pupil: Body
+    teacher: Body
+    windows: Windows
+    settings: Recovery
+    learning_rate: float
+    objective: Literal["teacher", "text"] = "teacher"
+    dtype: torch.dtype = torch.float32
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
+    judge: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def between(
+        cls,
+        pupil: PreTrainedModel,
+        teacher: TorchModel,
+        windows: Windows,
+        settings: Recovery,
+        learning_rate: float,
+        objective: Literal["teacher", "text"] = "teacher",
+    ) -> Lesson:
+        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        bodies = Body(pupil), Body(teacher.module.eval().requires_grad_(False))
+        vocabularies = [len(body.head(torch.float32)) for body in bodies]
+        if vocabularies[0] != vocabularies[1]:
+            raise StageError(
+                f"The quantized model has {vocabularies[0]} tokens, its teacher {vocabularies[1]}.",
+                mend="name a teacher with the same vocabulary, such as the output of the stage before quantization",
+            )
+        largest = max(int(window["input_ids"].max()) for window in (*windows.train.inputs, *windows.held_out.inputs))
+        if largest >= vocabularies[0]:
+            raise StageError(
+                f"The text has the token {largest}; the model has {vocabularies[0]}.",
+                expected="the tokenizer that the model was trained with",
+            )
+        for body in bodies:
+            _require_plain_head(body, windows.held_out)
+        low = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16())
+        dtype = torch.bfloat16 if low else torch.float32
+        if low:
+            # Autocast would turn the same weights to bf16 at every step.
+            for layer in bodies[1].causal.base_model.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.data = layer.weight.data.to(dtype)
+        return cls(bodies[0], bodies[1], windows, settings, learning_rate, objective, dtype)
+
+    def teach(self, context: Context, description: str) -> Recovered:
+        """Train the pupil in place. Raises `StageError` where it predicts no better than before."""
+        before = self.quality()
+        context.progress.note(
+            f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
+            f"{before.perplexity:.2f} (teacher {before.teacher_perplexity:.2f}) before"
+        )
+        judged: list[Quality] = []
+
+        def merit() -> float:
+            judged.append(self.quality())
+            return -self._error(judged[-1])
+
+        trainee = Trainee(self.pupil, self.windows.train, self._loss, validate=merit)
+        train(trainee, self._training(), context.seed, context.progress, description)
+        # The loop has put back the state that was judged best.
+        recovered = Recovered(before, min(judged, key=self._error))
+        context.progress.note(f"{description}: {recovered}")
+        if not self._error(recovered.after) < self._error(before):
+            raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")
+        return recovered
+
+    def _error(self, quality: Quality) -> float:
+        return quality.divergence if self.objective == "teacher" else quality.perplexity
+
+    def _training(self) -> Training:
+        settings = self.settings
+        batches = -(-len(self.windows.train) // settings.batch_size)
+        return Training(
+            epochs=settings.steps / batches,
+            learning_rate=self.learning_rate,
+            batch_size=settings.batch_size,
+            warmup_ratio=settings.warmup_ratio,
+            weight_decay=0.0,
+            precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
+        )
+
+    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids = batch["input_ids"]
+        states = module(ids)
+        if self.objective == "teacher":
+            return head_divergence(self._head(self.pupil, states), self._head(self.teacher, self._taught(batch)))
+        hidden, weight = self._head(self.pupil, states[:, :-1])
+        return nn.functional.cross_entropy((hidden @ weight.T).float(), ids[:, 1:].flatten())
+
+    def _head(self, body: Body, states: torch.Tensor) -> Head:
+        return Head(states.flatten(0, 1).to(self.dtype), body.head(self.dtype))
+
+    @torch.no_grad()
+    def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The teacher's states for a batch, kept for the next time where there will be one."""
+        indices = batch["index"].tolist()
+        if self._steps_per_pass() >= self.settings.steps:
+            return self._states(self.teacher, batch["input_ids"])
+        missing = [place for place, index in enumerate(indices) if index not in self.known]
+        if missing:
+            states = self._states(self.teacher, batch["input_ids"][missing]).to(self.dtype)
+            self.known |= {indices[place]: state for place, state in zip(missing, states, strict=True)}
+        return torch.stack([self.known[index] for index in indices])
+
+    def _steps_per_pass(self) -> int:
+        return len(self.windows.train) // self.settings.batch_size
+
+    def _states(self, body: Body, ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            states: torch.Tensor = body(ids)
+        return states
+
+    @torch.inference_mode()
+    def quality(self) -> Quality:
+        """Of the pupil as it stands."""
+        held_out, size = self.windows.held_out, self.settings.batch_size
+        columns: list[Any] = []
+        for start in range(0, len(held_out), size):
+            indices = range(start, min(start + size, len(held_out)))
+            ids = torch.from_numpy(held_out.batch(indices)["input_ids"])
+            if start not in self.judge:
+                self.judge[start] = self._states(self.teacher, ids)[:, :-1].to(self.dtype)
+            student = self._head(self.pupil, self._states(self.pupil, ids)[:, :-1])
+            columns.append(token_scores(student, self._head(self.teacher, self.judge[start]), ids[:, 1:].flatten()))
+        means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
+        return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))
+
+
+@torch.inference_mode()
+def _require_plain_head(body: Body, windows: Examples) -> None:
+    """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
+    ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
+    logits = body.causal(input_ids=ids, use_cache=False).logits
+    difference = float((body(ids) @ body.head(torch.float32).T - logits).abs().max())
+    if not difference <= _SAME_LOGITS * float(logits.abs().max()):
+        raise StageError(
+            f"{type(body.causal).__name__} does more with its last states than to multiply them with its head.",
+            expected="logits that are a plain product, without bias, factor or cap",
+            mend="leave this stage out for such a model",
+        )

@@ -1,0 +1,79 @@
+"""Tuning what a quantized model has beside its integers: scales, norms and biases."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.errors import StageError
+from compress.models.checkpoint import TABLES, QuantizedCheckpoint
+from compress.models.quantized_module import grids, learn_vectors, load_module
+from compress.models.rewrite import write_changed
+from compress.training.recovery import Lesson, make_windows
+
+if TYPE_CHECKING:
+    from compress.stages.stage import Context
+    from compress.stages.tune_scales import TuneScales
+
+
+def tune_scales(checkpoint: QuantizedCheckpoint, stage: TuneScales, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained."""
+    windows = make_windows(checkpoint, stage, context)
+    module = load_module(checkpoint)
+    learn(module, checkpoint, stage)
+    lesson = Lesson.between(module, context.earlier(stage.teacher), windows, stage, stage.learning_rate)
+    lesson.teach(context, "tune_scales")
+    folder = context.scratch / "tuned"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
+    return QuantizedCheckpoint(folder)
+
+
+def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, stage: TuneScales) -> None:
+    """Make trainable what ``stage`` asks for, in place. Raises `StageError` where that is nothing."""
+    for name, grid in grids(module):
+        grid.log_ratio.requires_grad_(stage.embeddings if name in checkpoint.tables else stage.scales)
+    if stage.norms:
+        learn_vectors(module, checkpoint)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise StageError(
+            "There is nothing to tune.",
+            expected="quantized layers, or norms, that the stage's fields let learn",
+            mend="set scales, norms or embeddings to true",
+        )
+
+
+@torch.no_grad()
+def tuned_tensors(
+    module: nn.Module, checkpoint: QuantizedCheckpoint
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What the module learned, under the checkpoint's names: its own tensors, and those of its tables."""
+    changed: dict[str, torch.Tensor] = {}
+    tables: dict[str, torch.Tensor] = {}
+    for name, grid in grids(module):
+        scales = grid.scales().T.to(torch.float16)
+        if name in checkpoint.tables:
+            tables[f"{name}.scales"] = _padded(checkpoint, f"{name}.scales", scales)
+            weight = f"{name}.weight"
+            changed[weight] = grid.weight(torch.float32).to(checkpoint.stored(weight).dtype)
+        else:
+            changed[f"{name}.scales"] = scales
+    for name, child in module.named_modules():
+        if hasattr(child, "parametrizations"):
+            for attribute in child.parametrizations:
+                full = f"{name}.{attribute}"
+                changed[full] = getattr(child, attribute).to(checkpoint.stored(full).dtype)
+    return changed, tables
+
+
+def _padded(checkpoint: QuantizedCheckpoint, name: str, scales: torch.Tensor) -> torch.Tensor:
+    """The scales [groups, rows] with the rows that the file adds after them, as they stand there."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.folder / TABLES, framework="pt") as file:
+        stored: torch.Tensor = file.get_tensor(name)
+    return torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)

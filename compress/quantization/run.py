@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
+from compress.cache import disk_full, storage_errors
 from compress.errors import ModelError
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.checks import weight_files
@@ -33,7 +35,7 @@ _TABLE_CHOICES = (4, 8, FLOAT_BITS)
 def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> QuantizedCheckpoint:
     """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`.
 
-    What a killed run left there is gone on with.
+    What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     """
     if checkpoint.quantization is not None:
         raise ModelError(
@@ -48,8 +50,14 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
     ids = None
     if config.method != "rtn":
         ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
-    context.scratch.mkdir(parents=True, exist_ok=True)
-    return _Work(skeleton, config, context, plan, ids).run()
+    with storage_errors(context.scratch):
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            return _Work(skeleton, config, context, plan, ids).run()
+        except SafetensorError as error:
+            if "No space left on device" in str(error):
+                raise disk_full(context.scratch) from error
+            raise
 
 
 @dataclass

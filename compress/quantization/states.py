@@ -55,7 +55,8 @@ def write_states(path: Path, shape: tuple[int, int, int], batches: Iterable[torc
     with partial.open("wb") as file:
         for batch in batches:
             values = batch.detach().float().contiguous()
-            values.numpy().tofile(file)
+            # Not numpy's tofile, whose error on a full disk does not say that it is full.
+            file.write(values.numpy().data)
             if small:
                 held.append(values)
         file.flush()

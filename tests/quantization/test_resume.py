@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from decoders import Notes, context, save_decoder
+from safetensors import SafetensorError
 
+from compress.errors import StorageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory
 from compress.quantization.finished import Finished
@@ -106,6 +109,30 @@ def test_a_block_file_that_was_cut_short_counts_for_nothing(
     assert digest == undisturbed
     # The states that entered block 2 are gone, so the walk begins anew.
     assert blocks == [f"model.layers.{index}" for index in range(BLOCKS)]
+
+
+def test_a_full_disk_is_called_so_and_what_is_done_is_kept(
+    source: Checkpoint, undisturbed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "states-00002.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="The disk is full") as caught:
+        STAGE.run(source, context(tmp_path))
+    assert "run again" in str(caught.value)
+    (tmp_path / "states-00002.partial").unlink()
+    digest, blocks = finish(source, tmp_path)
+    assert digest == undisturbed
+    assert blocks == ["model.layers.1", "model.layers.2", "model.layers.3"]
+
+
+def test_a_disk_that_safetensors_finds_full(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("compress.quantization.finished.save_file", full)
+    with pytest.raises(StorageError, match="The disk is full"):
+        STAGE.run(source, context(tmp_path))
 
 
 def test_only_the_states_at_work_are_kept(source: Checkpoint, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from compress.errors import IntegrityError
 from compress.models.checkpoint import TABLES, Checkpoint
+from compress.models.gguf_model import GgufModel
 from compress.models.model import size_bytes
 from compress.models.onnx_model import OnnxModel
 from compress.models.torch_model import TorchModel
@@ -19,7 +20,7 @@ from compress.stages.stage import Promise
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel
 
 PROBES = 32
 PROBE_WINDOWS = 4
@@ -52,6 +53,10 @@ class Contract:
         self._finite(model)
         self._changed(before, tensor_digests(model))
         self._size(before_bytes, size_bytes(folder))
+        reason = _why_no_predictions(model)
+        if reason is not None:
+            self.found.append(("predictions", f"not looked at: {reason}"))
+            return
         outputs = probe.in_memory(model)
         self._sane(outputs)
         self._reloads(outputs, probe.from_disk(folder))
@@ -117,11 +122,24 @@ class Probe:
             return predict(model.module, self.encode(model.processor))
         if isinstance(model, Checkpoint):
             return _stream(model, self.encode)
+        if isinstance(model, GgufModel):
+            from compress.pipeline.gguf_probe import gguf_logits
+
+            return gguf_logits(model, self.encode, PROBE_WINDOWS, PROBE_TOKENS, PROBE_POSITIONS)
         return _run_onnx(model.graph.SerializeToString(), self.encode(processor_of(model)))
 
     def from_disk(self, folder: Path) -> np.ndarray:
         """Logits after loading ``folder`` again, [n, ...]."""
         return self.in_memory(self.load(folder))
+
+
+def _why_no_predictions(model: AnyModel) -> str | None:
+    """Why a model cannot be asked here: its runtime is an optional package."""
+    if not isinstance(model, GgufModel):
+        return None
+    from compress.pipeline.gguf_probe import why_no_predictions
+
+    return why_no_predictions()
 
 
 def processor_of(model: OnnxModel) -> Any:
@@ -156,16 +174,23 @@ def _stream(checkpoint: Checkpoint, encode: Callable[[Any], Examples]) -> np.nda
 def _run_onnx(graph: bytes, examples: Examples) -> np.ndarray:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    batch = examples.batch(range(len(examples)))
-    output: np.ndarray = session.run(["logits"], {entry.name: batch[entry.name] for entry in session.get_inputs()})[0]
-    return output
+    from compress.runtimes.decoder import feeder
+    from compress.runtimes.onnxruntime import OnnxSession
+
+    name = "CPUExecutionProvider"
+    session = OnnxSession(onnxruntime.InferenceSession(graph, providers=[name]), Path("the stage's graph"), name, 0)
+    feed = feeder(session, "the stage's graph")
+    return session.predict(feed(examples.batch(range(len(examples)))))["logits"]
 
 
 def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
     """Every floating-point weight with its name; those of a checkpoint come in pieces, mapped from their files."""
     if isinstance(model, Checkpoint):
         return _pieces(model)
+    if isinstance(model, GgufModel):
+        from compress.pipeline.gguf_probe import gguf_arrays
+
+        return gguf_arrays(model)
     if isinstance(model, TorchModel):
         tensors = model.module.state_dict().items()
         return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
@@ -181,6 +206,10 @@ def tensor_digests(model: AnyModel) -> dict[str, str]:
 
     if isinstance(model, Checkpoint):
         return _stored_digests(model)
+    if isinstance(model, GgufModel):
+        from compress.pipeline.gguf_probe import gguf_digests
+
+        return gguf_digests(model)
     if isinstance(model, TorchModel):
         arrays = [(name, tensor.numpy()) for name, tensor in model.module.state_dict().items()]
     else:

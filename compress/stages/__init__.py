@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
+from compress.stages.attach_lora import AttachLora
 from compress.stages.distill import Distill
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
+from compress.stages.gguf import Gguf
 from compress.stages.gptq import Gptq
+from compress.stages.lora import Lora
+from compress.stages.merge_lora import MergeLora
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
+from compress.stages.tune_scales import TuneScales
 
-BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, Gptq)
+BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
+    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize),
+    *(Gptq, TuneScales, MergeLora, Lora, AttachLora, Gguf),
+)
 
 
 def _registered() -> dict[str, type[Stage[Any, Any]]]:

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
+from adapters import save_adapter
 from exports import exported
+from mergeable import save_mergeable_llama
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.data.dataset import Dataset
@@ -25,6 +27,7 @@ from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
+RECOVERY = {"steps": 8, "batch_size": 4, "sequence_length": 24, "validation_windows": 6}
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "finetune": [QUICK, {**QUICK, "freeze_embeddings": True, "dropout": 0.0}],
     "distill": [
@@ -48,6 +51,11 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
         {"method": "rtn", "bits": 3, "sym": False, "embedding_bits": 8},
     ],
+    "gguf": [{}, {"float_type": "f32"}],
+    "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
+    "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
+    "merge_lora": [{"adapter": "adapter"}],
+    "attach_lora": [{"adapter": "adapter"}],
 }
 LANGUAGE = "text-generation"
 CASES = [
@@ -76,6 +84,8 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
         return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
     if task_of(stage) != LANGUAGE:
         return tiny.encoder()
+    if stage.kind == "gguf":
+        return save_mergeable_llama(folder / "decoder")
     source = save_tiny_llama(folder / "decoder")
     if stage.takes() is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
@@ -84,9 +94,18 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
 
 def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
     if task_of(stage) == LANGUAGE:
-        return language_context(folder)
+        return replace(language_context(folder), locate=lambda name: make_adapter(stage, folder / name))
     data = tiny.dataset(train=64, validation=16, unlabeled=24)
-    return tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
+    made = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
+    return replace(made, locate=lambda name: make_adapter(stage, folder / name))
+
+
+def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
+    """An adapter for what `make_input` gives."""
+    if task_of(stage) != LANGUAGE:
+        return save_adapter(tiny.encoder().module, folder, "query")
+    module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, LANGUAGE).module
+    return save_adapter(module, folder, "q_proj", "down_proj")
 
 
 def language_context(folder: Path) -> Context:

@@ -13,14 +13,19 @@ from compress.plan.quantization import checkpoint_bytes, quantization_flops, qua
 from compress.plan.shape import Shape, pruned_shape, student_shape
 from compress.plan.sources import Text
 from compress.recipe import Recipe
+from compress.stages.attach_lora import AttachLora
 from compress.stages.distill import Distill
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
+from compress.stages.lora import Lora
+from compress.stages.merge_lora import MergeLora
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
+from compress.stages.tune_scales import TuneScales
+from compress.training.recovery_config import Recovery
 
 FLOPS_FORWARD = 2
 """A multiplication and an addition for each parameter and token (Kaplan et al. 2020, section 2.1)."""
@@ -30,6 +35,8 @@ TRAINING_BYTES = 16
 """For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
 
 AnyStage = Stage[Any, Any]
+_OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
+_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Gptq, MergeLora, *_OF_CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Predictor:
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     weight_bits: tuple[int, int] = (32, 32)
     rate: float | None = None
+    quantized_by: Gptq | None = None
 
     def predict(self, stage: AnyStage, label: str, before: Shape | None, cached: bool | None) -> Prediction:
         """Predict one stage from its input's shape; call in the recipe's order. Raises `ModelError`."""
@@ -59,6 +67,8 @@ class Predictor:
         self.shapes[label] = after
         if isinstance(stage, Quantize):
             self.weight_bits = (8, stage.embedding_bits)
+        if isinstance(stage, Gptq):
+            self.quantized_by = stage
         disk = self._disk(stage, after)
         if cached:
             nothing = Estimate(value=0, note="cached")
@@ -74,11 +84,13 @@ class Predictor:
             return student_shape(stage, before)
         if isinstance(stage, Prune):
             return pruned_shape(stage, before)
-        return before if isinstance(stage, Finetune | TrimVocabulary | Export | Quantize | Gptq) else None
+        return before if isinstance(stage, _KEEP_SHAPE) else None
 
     def _disk(self, stage: AnyStage, shape: Shape | None) -> Estimate:
         if shape is None:
             return _unknown("the size of its output is not known before it runs")
+        if isinstance(stage, _OF_CHECKPOINTS) and self.quantized_by is not None:
+            stage = self.quantized_by
         if isinstance(stage, Gptq):
             note = "packed layers, float16 tables with their integers beside them, and the processor's files"
             return Estimate(value=round(checkpoint_bytes(stage, shape)), note=note)
@@ -94,6 +106,8 @@ class Predictor:
             return _unknown("no pass over data; seconds rather than minutes")
         if isinstance(stage, Gptq):
             return self._quantization_seconds(stage, before)
+        if isinstance(stage, Recovery):
+            return self._recovery_seconds(stage, before)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it does not train")
         if before is None or after is None:
@@ -118,6 +132,14 @@ class Predictor:
         if before is None:
             return _unknown("the size of the model is not known yet")
         return self._at_this_rate(quantization_flops(stage, before))
+
+    def _recovery_seconds(self, stage: Recovery, before: Shape | None) -> Estimate:
+        """Pupil and teacher, each with its head, on every window; the pupil is judged twice, the teacher once."""
+        if before is None:
+            return _unknown("the size of the model is not known yet")
+        judged = 3 * stage.validation_windows * FLOPS_FORWARD
+        learned = stage.steps * stage.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
+        return self._at_this_rate((judged + learned) * stage.sequence_length * before.parameters)
 
     def _flops(self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text) -> float | None:
         length = self.recipe.data.max_length

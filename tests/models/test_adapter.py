@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from adapters import save_adapter
+from peft import PromptTuningConfig, get_peft_model
 from quantized import save_tiny_llama
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
@@ -32,10 +33,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
     """An adapter of rank 4 whose product is not zero, saved by peft."""
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=list(TARGETS), init_lora_weights=False)
-    get_peft_model(llama(base), config).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    return save_adapter(llama(base), tmp_path / "adapter", *TARGETS)
 
 
 def test_merging_adds_alpha_over_rank_times_the_product(base: Path, adapter: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save_adapter
 from causal import LENGTH, context
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
@@ -143,9 +144,7 @@ def test_it_can_learn_the_text_instead(start: QuantizedCheckpoint, source: Check
 def brought(source: Checkpoint, tmp_path: Path) -> Path:
     """An adapter that was trained elsewhere."""
     module = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
-    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    get_peft_model(module, config).save_pretrained(tmp_path / "brought")
-    return tmp_path / "brought"
+    return save_adapter(module, tmp_path / "brought", "q_proj", r=2)
 
 
 def test_an_adapter_kept_apart_keeps_its_bytes(

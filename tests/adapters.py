@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 def save_adapter(module: PreTrainedModel, folder: Path, *targets: str, **fields: Any) -> Path:
     """An adapter for the layers whose names end in ``targets``; ``module`` is changed in place. Returns ``folder``."""
     torch.manual_seed(1)
-    config = LoraConfig(
-        **{"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False} | fields
-    )
+    module.name_or_path = "tiny"  # peft writes it into the config
+    given = {"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False}
+    config = LoraConfig(**{**given, **fields})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove
         get_peft_model(module, config).save_pretrained(str(folder), save_embedding_layers=False)

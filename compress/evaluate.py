@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.membership import Part
-from compress.errors import DataError, ModelError
+from compress.errors import ModelError
 from compress.measurement import Measurement
 from compress.models.checks import check_processor, read_json
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.report.metrics import slice_metric
 from compress.runtimes import get_runtime
+from compress.runtimes.decoder import feeder
 from compress.targets import Target
-from compress.tasks.task import Examples, Task
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BATCH = 32
-
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs [n, ...] of an artifact for every row of a split, and the rows' label ids [n]."""
+    """What a task keeps of an artifact's outputs for every example, and the examples' label ids [n], if any."""
 
-    outputs: np.ndarray
-    labels: np.ndarray
+    kept: Kept
+    labels: np.ndarray | None
 
 
 def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
@@ -40,8 +40,13 @@ def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
-def encode_for(artifact: Path, task: Task, rows: pa.Table, max_length: int) -> Examples:
-    """``rows`` as inputs of the artifact, by the processor beside it. Raises `ModelError` where that does not load."""
+def encode_for(
+    artifact: Path, task: Task, rows: pa.Table, max_length: int, evaluation: Evaluation | None = None
+) -> Examples:
+    """What the artifact is judged by of ``rows``, encoded by the processor beside it.
+
+    Raises `ModelError` where that does not load, `DataError` for rows that it can't be judged by.
+    """
     from transformers import AutoTokenizer
 
     # Without its files, transformers would make an empty tokenizer and say nothing.
@@ -50,41 +55,31 @@ def encode_for(artifact: Path, task: Task, rows: pa.Table, max_length: int) -> E
         processor: Any = AutoTokenizer.from_pretrained(artifact)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The artifact's tokenizer cannot be loaded: {error}", where=str(artifact)) from error
-    return task.encode(rows, processor, artifact_labels(artifact), max_length)
+    return task.held_out(rows, processor, artifact_labels(artifact), max_length, evaluation or Evaluation())
 
 
 def predict(
-    artifact: Path, examples: Examples, target: Target, threads: int, progress: Progress, description: str
+    artifact: Path, task: Task, examples: Examples, target: Target, threads: int, progress: Progress, description: str
 ) -> Predictions:
-    """Run every example, batched by length. Raises `DataError` for a split without labels, or what opening raises."""
+    """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
-    if examples.labels is None:
-        raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
+    feed = feeder(session, str(artifact))
     order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), _BATCH)
+    starts = range(0, len(order), task.batch_size)
     parts = []
     for start in progress.track(starts, description, len(starts)):
-        parts.append(session.predict(examples.batch(order[start : start + _BATCH].tolist()))["logits"])
+        indices = order[start : start + task.batch_size].tolist()
+        outputs = session.predict(feed(examples.batch(indices)))
+        parts.append(task.keep(outputs, examples, indices))
+    return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
+
+
+def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
+    """The rows of ``parts``, which came in ``order``, in the order of the examples."""
     stacked = np.concatenate(parts)
-    outputs = np.empty_like(stacked)
-    outputs[order] = stacked
-    return Predictions(outputs, examples.labels)
-
-
-def agreement(task: Task, own: np.ndarray, reference: np.ndarray, model: str, target: str) -> Measurement:
-    """The share of examples on which two models give the same answer, with its Wilson interval."""
-    same: Sequence[bool] = task.same_answer(own, reference).tolist()
-    low, high = wilson_interval(sum(same), len(same))
-    return Measurement(
-        model=model,
-        metric="agreement",
-        target=target,
-        value=sum(same) / len(same),
-        unit="ratio",
-        low=low,
-        high=high,
-        n=len(same),
-    )
+    found = np.empty_like(stacked)
+    found[order] = stacked
+    return found
 
 
 def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Measurement]:

@@ -12,6 +12,7 @@ from compress.data.slices import Slice, check_names
 from compress.stages import AnyStage
 from compress.targets import TARGETS
 from compress.tasks import TASK_NAMES
+from compress.tasks.evaluation import Evaluation
 
 
 class Strict(BaseModel):
@@ -54,6 +55,10 @@ class Benchmark(Strict):
     rate: float | None = Field(
         None, gt=0, description="requests per second of the server scenario (Poisson arrivals); left out without one"
     )
+    contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (128,), min_length=1, description="text generation: tokens of the prompts, each timed on its own"
+    )
+    tokens: int = Field(32, ge=1, description="text generation: tokens that are timed after the first")
     examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 
@@ -85,6 +90,7 @@ class Recipe(Strict):
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
     baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
     targets: tuple[str, ...] = Field(("cpu",), description="where the result runs and is measured")
+    evaluation: Evaluation = Field(Evaluation(), description="what of the test text a language model is judged by")
     benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
     slices: tuple[Slice, ...] | None = Field(
         None, description="parts of the test data that are looked at on their own; left out: those of the task"

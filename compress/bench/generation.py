@@ -37,7 +37,8 @@ _EVALUATION_SHARE = 0.05
 class GenerationSettings:
     """``contexts``: tokens of the prompts; ``tokens``: how many are generated after the first.
 
-    ``seconds`` of sampling for each model and context, or ``budget_seconds`` for everything.
+    ``seconds`` of sampling for each model and context, or ``budget_seconds`` for everything; sets of fresh processes
+    are ``launches`` at least.
     """
 
     contexts: tuple[int, ...]
@@ -45,6 +46,7 @@ class GenerationSettings:
     threads: int = 2
     seconds: float = 3.0
     budget_seconds: float | None = None
+    launches: int = FEWEST_LAUNCHES
 
 
 def measure_generation(
@@ -79,7 +81,7 @@ def measure_generation(
             raise StageError(f"The target {place.name!r} is not to be had here: {reason}")
     conditions = Conditions(
         target=target,
-        launches=FEWEST_LAUNCHES,
+        launches=settings.launches,
         threads=settings.threads,
         cores=spread_cores(settings.threads),
         seconds=settings.seconds,

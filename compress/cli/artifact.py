@@ -54,7 +54,12 @@ class Artifact:
         return self.task.slices if self.recipe.slices is None else self.recipe.slices
 
     def parts(self, data: Dataset, split: str, examples: Examples) -> tuple[list[Part], list[str]]:
-        """The slices of a split, tokens counted by the artifact's own tokenizer; and notes on those without a row."""
+        """The slices of a split, tokens counted by the artifact's own tokenizer; and notes on those without a row.
+
+        Raises `InputError` for a task that is judged on running text.
+        """
+        if not self.task.reads_rows:
+            raise InputError(f"There are no slices of running text, which {self.task.name} is judged on.")
         from compress.data.membership import character_lengths, find_parts
 
         def lengths(unit: Unit) -> np.ndarray:

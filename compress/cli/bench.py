@@ -62,9 +62,9 @@ def bench(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
-    from compress.bench.session import measure_together
     from compress.evaluate import encode_for
     from compress.pipeline.quiet import quiet_libraries
+    from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()
     progress = ConsoleProgress()
@@ -78,11 +78,13 @@ def bench(
     settings = found.recipe.benchmark.model_copy(update=_given(changed))
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
     rows = found.dataset(progress).split("test")
+    task, wanted = found.task, found.recipe
     examples = {
-        label: encode_for(folder, found.task, rows, found.recipe.data.max_length) for label, folder in folders.items()
+        label: encode_for(folder, task, rows, wanted.data.max_length, wanted.evaluation)
+        for label, folder in folders.items()
     }
     reference = next(iter(folders))
-    _show(measure_together(folders, examples, place, settings, reference, progress, found.recipe.seed), json_)
+    _show(time_artifacts(task, folders, examples, place, settings, reference, progress, wanted.seed), json_)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -31,14 +31,27 @@ def evaluate(
     found = find_artifact(artifact, recipe)
     place = find_target(target)
     from compress.evaluate import encode_for, predict, slice_rows
+    from compress.generate import repetition_of
     from compress.pipeline.quiet import quiet_libraries
 
     quiet_libraries()
     progress = ConsoleProgress()
     data = found.dataset(progress)
-    examples = encode_for(found.folder, found.task, data.split(split), found.recipe.data.max_length)
-    predictions = predict(found.folder, examples, place, threads, progress, f"evaluate on {target}")
-    rows = found.task.measure(predictions.outputs, predictions.labels, found.folder.name, target)
+    wanted = found.recipe.evaluation
+    examples = encode_for(found.folder, found.task, data.split(split), found.recipe.data.max_length, wanted)
+    if examples.note:
+        progress.note(examples.note)
+    predictions = predict(found.folder, found.task, examples, place, threads, progress, f"evaluate on {target}")
+    rows = found.task.measure(predictions.kept, predictions.labels, found.folder.name, target)
+    if found.task.generates and wanted.prompts:
+        rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
+    if wanted.questions:
+        from compress.choices import choice_rows, choice_scores
+        from compress.data.questions import find_questions
+
+        questions = find_questions(wanted.questions, found.recipe_folder)
+        scores = choice_scores(found.folder, questions, place, threads, progress, f"choices on {target}")
+        rows += choice_rows(questions, scores, found.folder.name, target)
     if by_slice:
         parts, notes = found.parts(data, split, examples)
         rows += slice_rows(rows, parts)

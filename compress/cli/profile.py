@@ -33,6 +33,11 @@ def profile(
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
+    if found.task.generates:
+        raise InputError(
+            f"Operators are timed on examples in batches, and {found.task.name} answers token by token.",
+            mend="`compress bench` times prompts and tokens as wholes",
+        )
     from compress.bench.operators import profile_operators, refuse_other_devices
     from compress.evaluate import encode_for
     from compress.pipeline.quiet import quiet_libraries

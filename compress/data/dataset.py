@@ -100,6 +100,8 @@ def load_dataset(
     labels: tuple[str, ...] = ()
     if label:
         labels, parts = _name_labels(config, parts, label)
+    elif config.labels is not None:
+        raise DataError("The task has no labels.", where="data.labels", mend="remove them from the recipe")
     inputs = [column.name for column in columns if not column.label]
     held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
     tables, beside = {}, {}

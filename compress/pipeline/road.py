@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.questions import Question, find_questions
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.errors import CompressError, InputError, StageError
@@ -70,6 +71,12 @@ class Road:
         columns = self.task.columns
         extra = extra_columns(self.slices, (column.name for column in columns))
         return load_dataset(self.recipe.data, columns, self.folder, self.progress, extra)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The recipe's multiple-choice questions, read and checked once; none where it names no file."""
+        reference = self.recipe.evaluation.questions
+        return [] if reference is None else find_questions(reference, self.folder)
 
     @property
     def slices(self) -> tuple[Slice, ...]:

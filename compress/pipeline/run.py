@@ -67,6 +67,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
         check_slices(road)
+        if road.questions:
+            logged.note(f"{len(road.questions)} multiple-choice questions are asked")
         road.travel()
         findings = measure(road, remeasure)
         limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
@@ -91,9 +93,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             data=data_record(road),
             slices=findings.slices,
             calibration=tuple(findings.calibration),
+            continuations=tuple(findings.continuations),
         )
-        several = len({target for _, target in findings.answers}) > 1
-        write_predictions(test_labels(road), findings.answers, folder, several)
+        if findings.answers:
+            several = len({target for _, target in findings.answers}) > 1
+            write_predictions(test_labels(road), findings.answers, folder, several)
         write_report(report, folder)
         with storage_errors(folder.parent):
             point_latest(folder)
@@ -116,9 +120,15 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
-    return recipe.model_copy(
-        update={"data": data.model_copy(update=changes), "model": absolute(recipe.model), "stages": stages}
-    )
+    asked = recipe.evaluation.questions
+    evaluation = recipe.evaluation.model_copy(update={"questions": asked and absolute(asked)})
+    update = {
+        "data": data.model_copy(update=changes),
+        "model": absolute(recipe.model),
+        "stages": stages,
+        "evaluation": evaluation,
+    }
+    return recipe.model_copy(update=update)
 
 
 def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.bench.session import PRECISION, measure_together
+from compress.bench.session import PRECISION
 from compress.data.dataset import Dataset
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.evaluate import Predictions, agreement, encode_for, predict, slice_rows
+from compress.evaluate import Predictions, encode_for, predict, slice_rows
 from compress.measurement import Measurement
-from compress.pipeline.measure import SPLIT, answers_of, size_rows
+from compress.pipeline.target_session import SPLIT, answers_of, size_rows
+from compress.pipeline.timing import time_artifacts
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.report.predictions import write_predictions
@@ -43,17 +44,22 @@ def measure_side_by_side(
     task, started = get_task(recipe.task), datetime.now(UTC).astimezone()
     folders = {BASELINE: baseline, FINAL: candidate}
     rows = data.split(SPLIT)
-    examples = {label: encode_for(folder, task, rows, recipe.data.max_length) for label, folder in folders.items()}
+    examples = {
+        label: encode_for(folder, task, rows, recipe.data.max_length, recipe.evaluation)
+        for label, folder in folders.items()
+    }
     parts, notes = _parts(recipe, data, examples[BASELINE])
+    notes += [examples[BASELINE].note] if examples[BASELINE].note else []
     found: dict[str, Predictions] = {}
     measured: list[Measurement] = []
     for label, folder in folders.items():
         what = f"evaluate the {'candidate' if label == FINAL else label} on {target.name}"
-        found[label] = predict(folder, examples[label], target, recipe.benchmark.threads, progress, what)
-        own = task.measure(found[label].outputs, found[label].labels, label, target.name)
+        found[label] = predict(folder, task, examples[label], target, recipe.benchmark.threads, progress, what)
+        own = task.measure(found[label].kept, found[label].labels, label, target.name)
         measured += [*size_rows(folder, label, target), *own, *slice_rows(own, parts)]
-        measured.append(agreement(task, found[label].outputs, found[BASELINE].outputs, label, target.name))
-    timed = measure_together(
+        measured += task.compare(found[label].kept, found[BASELINE].kept, label, target.name)
+    timed = time_artifacts(
+        task,
         folders,
         examples,
         target,
@@ -65,12 +71,14 @@ def measure_side_by_side(
         confidence=confidence,
     )
     if answers is not None:
-        labels = [data.labels[index] for index in data.label_ids(SPLIT)]
         given = {
-            (label, target.name): answers_of(task, folder, data.labels, found[label])
+            (label, target.name): own
             for label, folder in folders.items()
+            if (own := answers_of(task, folder, data.labels, found[label])) is not None
         }
-        write_predictions(labels, given, answers, several=False)
+        if given:
+            labels = [data.labels[index] for index in data.label_ids(SPLIT)]
+            write_predictions(labels, given, answers, several=False)
     return Report(
         recipe=recipe.name,
         started=started.isoformat(timespec="seconds"),

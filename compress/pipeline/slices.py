@@ -9,12 +9,21 @@ import numpy as np
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
+from compress.errors import DataError
 from compress.evaluate import encode_for
 from compress.pipeline.road import Road
 
 
 def check_slices(road: Road) -> None:
     """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
+    if road.slices and not road.task.reads_rows:
+        raise DataError(
+            f"There are no slices of running text, which {road.task.name} is judged on.",
+            where="slices",
+            mend="remove them from the recipe",
+        )
+    if not road.task.reads_rows:
+        return
     characters = character_lengths(road.data, TEST)
     find_parts(road.slices, road.data, TEST, lambda _: characters)
 

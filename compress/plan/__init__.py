@@ -19,6 +19,7 @@ from compress.recipe import Recipe
 from compress.runtimes import why_unavailable
 from compress.stages.stage import Stage
 from compress.targets import TARGETS
+from compress.tasks import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -83,16 +84,19 @@ def _stage_plans(
             problems.append(error)
             return plans
         shape = prediction.shape
-        plans.append(_stage_plan(stage, label, cached, prediction))
+        takes = stage.wants(get_task(recipe.task))
+        plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
 
 
-def _stage_plan(stage: Stage[Any, Any], label: str, cached: bool | None, prediction: Prediction) -> StagePlan:
+def _stage_plan(
+    stage: Stage[Any, Any], takes: type[Any], label: str, cached: bool | None, prediction: Prediction
+) -> StagePlan:
     needs = stage.needs()
     return StagePlan(
         label=label,
         kind=stage.kind,
-        takes=stage.takes().__name__,
+        takes=takes.__name__,
         gives=stage.gives().__name__,
         reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
         refers_to=stage.refers_to(),

@@ -14,6 +14,7 @@ from compress.data.columns import check_extra
 from compress.data.config import is_sample
 from compress.data.dataset import TEST
 from compress.data.files import read_file
+from compress.data.questions import find_questions
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled
 from compress.errors import CompressError, DataError, InputError, ModelError
@@ -61,6 +62,11 @@ class Sources:
             self._split(split, reference)
         for reference in self.recipe.data.unlabeled:
             self._unlabeled(reference)
+        try:
+            if self.recipe.evaluation.questions:
+                find_questions(self.recipe.evaluation.questions, self.folder)
+        except InputError as error:
+            self.problems.append(error)
         return shape
 
     def model(self, reference: str, role: str) -> Shape | None:

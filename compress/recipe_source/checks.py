@@ -5,16 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from compress.data.config import DataConfig, is_file_name
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
-from compress.recipe import stage_labels
+from compress.recipe import Benchmark, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
 from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.stage import Stage
+from compress.tasks import GENERATING, TASK_NAMES, get_task
+from compress.tasks.evaluation import Evaluation
 
 START = "start"
+_ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
+_GENERATING_ONLY = (
+    *(("evaluation", name) for name in Evaluation.model_fields),
+    ("benchmark", "contexts"),
+    ("benchmark", "tokens"),
+)
+"""Fields of tasks whose examples are rows, and of those that generate. A run's own recipe has all at their defaults."""
+_DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,21 @@ def check_parts(document: Document, parts: list[Part | None]) -> None:
     _check_labels(document, parts, labels)
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
+    _check_task(document, [part for part in parts if part])
+
+
+def _check_task(document: Document, parts: list[Part]) -> None:
+    """No stage and no field that means nothing for the recipe's task."""
+    task = _value(document, ("task",), None)
+    if task not in TASK_NAMES:
+        return
+    for part in parts:
+        if part.cls and part.cls.tasks is not None and task not in part.cls.tasks:
+            document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(list(part.cls.tasks))}")
+    for path in _ROWS_ONLY if task in GENERATING else _GENERATING_ONLY:
+        value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
+        if value not in (None, [], default):
+            document.problem(path, describe(value), f"nothing: it means nothing for {task}")
 
 
 def _meant_kind(part: Part | None) -> str:
@@ -51,13 +78,14 @@ def _meant_kind(part: Part | None) -> str:
 
 
 def _check_chain(document: Document, parts: list[Part | None]) -> None:
+    task = _value(document, ("task",), None)
     gives: type[Any] | None = TorchModel
     giver = "the starting model"
     for part in parts:
         cls = part.cls if part else None
-        if part and cls and gives and not chains(gives, cls.takes()):
-            found = f"{part.kind}, which takes {_a(cls.takes())}, after {giver}, which is {_a(gives)}"
-            document.problem(part.path, found, _fits(gives, cls))
+        if part and cls and gives and not chains(gives, wanted(cls, task)):
+            found = f"{part.kind}, which takes {_a(wanted(cls, task))}, after {giver}, which is {_a(gives)}"
+            document.problem(part.path, found, _fits(gives, cls, task))
         gives = cls.gives() if cls else None
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
 
@@ -67,9 +95,17 @@ def chains(gives: type[Any], takes: type[Any]) -> bool:
     return issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint}
 
 
-def _fits(gives: type[Any], cls: type[Stage[Any, Any]]) -> str:
-    here = [kind for kind, other in STAGES.items() if chains(gives, other.takes())]
-    between = [kind for kind in here if chains(STAGES[kind].gives(), cls.takes())]
+def wanted(cls: type[Stage[Any, Any]], task: str | None) -> type[Any]:
+    """The class that a stage takes in a recipe of ``task``."""
+    if cls.wants is Stage.wants or task not in TASK_NAMES:
+        return cls.takes()
+    return cls.model_construct().wants(get_task(task))
+
+
+def _fits(gives: type[Any], cls: type[Stage[Any, Any]], task: str | None) -> str:
+    known = {kind: other for kind, other in STAGES.items() if other.tasks is None or task in other.tasks}
+    here = [kind for kind, other in known.items() if chains(gives, wanted(other, task))]
+    between = [kind for kind in here if chains(known[kind].gives(), wanted(cls, task))]
     bridge = f", or {' or '.join(between)} between the two" if between else ""
     return f"a stage that takes {_a(gives)} ({', '.join(here)}){bridge}"
 

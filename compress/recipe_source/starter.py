@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from compress.data.config import DataConfig
 from compress.recipe import Benchmark, Limit, Recipe
 from compress.stages import STAGES
+from compress.tasks.evaluation import Evaluation
 from compress.training.config import Training
 
 _WIDTH = 100
@@ -46,8 +47,30 @@ _TEXT_CLASSIFICATION: dict[str, Any] = {
     "benchmark": {},
     "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
 }
-STARTERS: dict[str, dict[str, Any]] = {"text-classification": _TEXT_CLASSIFICATION}
+_TEXT_GENERATION: dict[str, Any] = {
+    "name": "my-chat-model",
+    "description": "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
+    "task": "text-generation",
+    "model": "sample:smollm2",
+    "data": {
+        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
+        "columns": {"text": "text"},
+        "max_length": 512,
+    },
+    "stages": [{"gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}}, {"export": {}}],
+    "targets": ["cpu"],
+    "evaluation": {"windows": 20},
+    "benchmark": {"contexts": [128], "every_stage": False},
+    "limits": [{"metric": "perplexity", "at_most": 1.35, "of": "baseline"}],
+}
+STARTERS: dict[str, dict[str, Any]] = {
+    "text-classification": _TEXT_CLASSIFICATION,
+    "text-generation": _TEXT_GENERATION,
+}
 """The values of each task's starter; everything else in it comes from the models' fields."""
+
+
+_NESTED: dict[str, type[BaseModel]] = {"data": DataConfig, "benchmark": Benchmark, "evaluation": Evaluation}
 
 
 def starter(task: str) -> str:
@@ -60,8 +83,8 @@ def starter(task: str) -> str:
             lines += ["stages:", *_stages(values["stages"])]
         elif name == "limits":
             lines += ["limits:", *_limits(values["limits"])]
-        elif name in ("data", "benchmark"):
-            lines += _nested(name, Benchmark if name == "benchmark" else DataConfig, values[name])
+        elif name in _NESTED and name in values:
+            lines += _nested(name, _NESTED[name], values[name])
         else:
             lines.append(_line(name, field, values))
     return "\n".join(lines) + "\n"

@@ -6,12 +6,12 @@ The names are those that transformers.js, optimum and onnxruntime-genai agree on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from compress.errors import ModelError, StageError
-from compress.runtimes.runtime import Session, TensorType
+from compress.runtimes.runtime import Batch, Session, TensorType
 
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
@@ -22,6 +22,17 @@ _EXPECTED = (
     "a decoder: inputs input_ids and, if it likes, attention_mask, position_ids and past_key_values.N.key / .value; "
     "outputs logits [batch, length, vocabulary] and present.N.key / .value"
 )
+
+
+def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
+    """What turns batches of whole sequences [batch, length] into all that the graph takes.
+
+    A decoder with a cache gets an empty one, and the places of its tokens; any other graph gets the batch as it is.
+    Raises `ModelError` for a graph that takes a cache of another form.
+    """
+    if not any(name.startswith(_PAST) for name in session.inputs):
+        return lambda batch: batch
+    return Decoder(session, where).whole
 
 
 class Decoder:
@@ -42,6 +53,13 @@ class Decoder:
     def cached(self) -> bool:
         """Whether the graph takes keys and values of earlier tokens, so that a step costs one token's work."""
         return bool(self._cache)
+
+    def whole(self, batch: Batch) -> Batch:
+        """Everything that the graph takes to read sequences [batch, length] of ``batch`` from their beginning."""
+        rows, length = batch[_IDS].shape
+        values = {"position_ids": np.tile(np.arange(length), (rows, 1)), **batch}
+        feed = {name: np.asarray(values[name], dtype) for name, dtype in self._plain.items()}
+        return {**feed, **{past: np.repeat(empty, rows, axis=0) for past, empty in self._empty.items()}}
 
     def prefill(self, ids: Sequence[int]) -> int:
         """Begin anew with ``ids``, one or more, and give the token that follows. Raises as `Session.predict` does."""

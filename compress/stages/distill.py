@@ -41,6 +41,7 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
+    tasks = ("text-classification",)
     kind: Literal["distill"] = "distill"
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")

@@ -22,6 +22,7 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
+    tasks = ("text-classification",)
     kind: Literal["prune"] = "prune"
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in linear weights")
     schedule: Literal["one-shot", "cubic"] = Field("one-shot", description="unstructured: at once or while training")

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compress.tasks.task import Task
 
-_TASKS = {"text-classification": "compress.tasks.text_classification"}
+_TASKS = {
+    "text-classification": "compress.tasks.text_classification",
+    "text-generation": "compress.tasks.text_generation",
+}
 TASK_NAMES = tuple(_TASKS)
+GENERATING = ("text-generation",)
+"""Tasks whose models answer token by token and are judged on running text: it has no labels and no slices."""
 
 
 def get_task(name: str) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from compress.measurement import Measurement
 from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
 from compress.numerics.statistics import wilson_interval
-from compress.tasks.task import Column, Examples
+from compress.tasks.agreement import agreement_row
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Column, Examples, Kept
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _IGNORED = -100
+_LOGITS = "logits"
 _SEED = 0
 """Of the bootstrap, so that the same answers give the same intervals."""
 
@@ -32,6 +35,9 @@ class TextClassification:
     name = "text-classification"
     columns = (Column("text"), Column("label", label=True))
     slices = (Slice(column="label"), Slice(length="quartiles"))
+    batch_size = 32
+    reads_rows = True
+    generates = False
     exported_from = TorchModel
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
@@ -69,6 +75,15 @@ class TextClassification:
             ids = _label_ids(rows["label"].to_pylist(), labels)
         return Examples(inputs, padding, ids)
 
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row. Raises `DataError` where they have no labels."""
+        examples = self.encode(rows, processor, labels, max_length)
+        if examples.labels is None:
+            raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
+        return examples
+
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
         import torch
@@ -78,9 +93,14 @@ class TextClassification:
             return logits.sum() * 0.0
         return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
-    def measure(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The logits, [batch, classes]."""
+        return {_LOGITS: outputs[_LOGITS]}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Accuracy with its Wilson interval, macro F1, calibration error and Brier score of logits [n, classes]."""
-        predicted = outputs.argmax(axis=-1)
+        assert labels is not None, "held_out gives labels"
+        predicted = kept[_LOGITS].argmax(axis=-1)
         correct = predicted == labels
         low, high = wilson_interval(int(correct.sum()), len(correct))
         return [
@@ -103,11 +123,11 @@ class TextClassification:
                 unit="ratio",
                 n=len(labels),
             ),
-            *self._calibration(outputs, labels, model, target),
+            *self._calibration(kept, labels, model, target),
         ]
 
-    def _calibration(self, outputs: np.ndarray, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
-        probabilities = self.probabilities(outputs)
+    def _calibration(self, kept: Kept, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
+        probabilities = self.probabilities(kept)
         right = probabilities.argmax(axis=-1) == labels
         rows = {
             "calibration_error": (calibration_error_interval(probabilities.max(axis=-1), right, _SEED), "ratio"),
@@ -118,8 +138,9 @@ class TextClassification:
             for name, (found, unit) in rows.items()
         ]
 
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+    def probabilities(self, kept: Kept) -> np.ndarray:
         """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+        outputs = kept[_LOGITS]
         try:
             return softmax(outputs)
         except ValueError as error:
@@ -130,10 +151,10 @@ class TextClassification:
                 mend="export or quantize it anew; float16 overflows where float32 does not",
             ) from error
 
-    def same_answer(self, outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Whether both choose the same class, [n] bool."""
-        same: np.ndarray = outputs.argmax(axis=-1) == reference.argmax(axis=-1)
-        return same
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """On how many examples both choose the same class."""
+        same = kept[_LOGITS].argmax(axis=-1) == reference[_LOGITS].argmax(axis=-1)
+        return [agreement_row(same, model, target)]
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:

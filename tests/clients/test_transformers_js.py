@@ -55,8 +55,8 @@ def test_same_answers_in_transformers_js(library: Path, tmp_path: Path, quantize
     assert labels is not None
     # One by one, as there: INT8 activations share their scale with the whole batch.
     alone = [encode_for(model, task, pa.table({"text": [text], "label": [labels[0]]}), 16) for text in TEXTS]
-    outputs = [predict(model, examples, TARGETS["cpu"], 1, SilentProgress(), "here").outputs for examples in alone]
-    logits = np.concatenate(outputs)
+    found = [predict(model, task, examples, TARGETS["cpu"], 1, SilentProgress(), "here") for examples in alone]
+    logits = np.concatenate([one.kept["logits"] for one in found])
     scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     assert [answer["label"] for answer in answers] == [labels[index] for index in logits.argmax(axis=-1)]
     np.testing.assert_allclose([answer["score"] for answer in answers], scores.max(axis=-1), atol=2e-3)

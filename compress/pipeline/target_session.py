@@ -1,0 +1,268 @@
+"""The measurements of every model on one target: kept in the cache, and made where nothing there is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bench.session import TIMING_VERSION
+from compress.cache import cache_key
+from compress.choices import choice_rows, choice_scores
+from compress.data.dataset import TEST
+from compress.data.membership import Part
+from compress.data.questions import Question
+from compress.environment import environment, package_versions
+from compress.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
+from compress.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
+from compress.inspect.budget import budget_of
+from compress.measurement import Measurement
+from compress.models.model import digest_directory, size_bytes
+from compress.numerics.calibration import calibration_bins
+from compress.pipeline.road import Road
+from compress.pipeline.timing import time_artifacts
+from compress.report.predictions import Answers
+from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
+from compress.targets import Target
+from compress.tasks.task import Examples, Task
+
+SPLIT = TEST
+_EVALUATION_VERSION = 2
+"""Raised when the same outputs would be kept otherwise."""
+_LABELS = "labels"
+_PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
+
+
+def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
+    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all."""
+    budget = budget_of(folder)
+    figures = {
+        "size_bytes": ("bytes", size_bytes(folder)),
+        "parameters": ("parameters", budget.parameters),
+        "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
+    }
+    return [
+        Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
+        for metric, (unit, value) in figures.items()
+    ]
+
+
+def answers_of(task: Task, artifact: Path, labels: Sequence[str], found: Predictions) -> Answers | None:
+    """What an artifact answered to each row, by the class names of its config, or else ``labels``.
+
+    None where the task's answers are no classes.
+    """
+    probabilities = task.probabilities(found.kept)
+    if probabilities is None:
+        return None
+    names = artifact_labels(artifact) or labels
+    chosen = probabilities.argmax(axis=-1)
+    return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+
+
+class TargetSession:
+    """The measurements of one target."""
+
+    def __init__(self, road: Road, target: Target, artifacts: Mapping[str, Path]) -> None:
+        self.road = road
+        self.target = target
+        self.artifacts = artifacts
+        self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
+        self.found: dict[str, Predictions] = {}
+        self._encoded: dict[str, Examples] = {}
+
+    def examples(self, label: str) -> Examples:
+        """What a model is judged by, as its own processor encodes it."""
+        if label not in self._encoded:
+            recipe, rows = self.road.recipe, self.road.data.split(SPLIT)
+            self._encoded[label] = encode_for(
+                self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation
+            )
+        return self._encoded[label]
+
+    def sizes(self) -> list[Measurement]:
+        """Those of every model."""
+        return [row for label, folder in self.artifacts.items() for row in size_rows(folder, label, self.target)]
+
+    def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
+        """The task's metrics on the test split and each slice of it, and how near each model is to the baseline."""
+        self.found = {label: self._predictions(label) for label in self.artifacts}
+        task, target, reference = self.road.task, self.target.name, self.found[BASELINE].kept
+        rows = []
+        for label, found in self.found.items():
+            own = task.measure(found.kept, found.labels, label, target)
+            rows += [*own, *task.compare(found.kept, reference, label, target), *slice_rows(own, parts)]
+        return rows
+
+    def answers(self, label: str) -> Answers | None:
+        """What a model answered to each row, once `accuracies` has found it; None where answers are no classes."""
+        return answers_of(self.road.task, self.artifacts[label], self.road.data.labels, self.found[label])
+
+    def calibration(self) -> list[CalibrationCurve]:
+        """The reliability diagrams of the baseline and the final model, where answers are classes."""
+        curves = []
+        for label in (BASELINE, FINAL):
+            given = self.answers(label)
+            if given is None:
+                continue
+            bins = calibration_bins(given.probability, given.correct)
+            kept = [CalibrationBin(rows=bin.rows, confidence=bin.confidence, accuracy=bin.accuracy) for bin in bins]
+            curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(kept)))
+        return curves
+
+    def _predictions(self, label: str) -> Predictions:
+        road, recipe = self.road, self.road.recipe
+        key = cache_key(
+            {
+                "kind": "evaluation",
+                "version": _EVALUATION_VERSION,
+                "artifact": self.digests[label],
+                "task": recipe.task,
+                "data": road.data.digest(SPLIT),
+                "max_length": recipe.data.max_length,
+                "evaluation": recipe.evaluation.model_dump(),
+                "target": self.target.name,
+                "packages": package_versions(_PACKAGES),
+            }
+        )
+
+        def make(content: Path) -> Mapping[str, Any]:
+            examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
+            threads = recipe.benchmark.threads
+            found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
+            labels = {} if found.labels is None else {_LABELS: found.labels}
+            np.savez(content / "predictions.npz", **found.kept, **labels)
+            return {"name": f"evaluation of {label}"}
+
+        folder, _ = _kept(road, key, make)
+        with np.load(folder / "predictions.npz") as arrays:
+            kept = {name: arrays[name] for name in arrays.files}
+        labels = kept.pop(_LABELS, None)
+        return Predictions(kept, labels)
+
+    def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
+        """How much each model repeats itself, what baseline and final model wrote, and words on who repeats more."""
+        if not (self.road.task.generates and self.road.recipe.evaluation.prompts):
+            return [], [], []
+        written = {label: self._written(label) for label in self.artifacts}
+        rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}
+        records = []
+        for label in (BASELINE, FINAL):
+            prompts, texts = (as_text(self.artifacts[label], ids) for ids in written[label])
+            records += [
+                ContinuationRecord(model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated)
+                for prompt, text, repeated in zip(prompts, texts, rows[label].raw or (), strict=True)
+            ]
+        note = repetition_note(rows[FINAL], rows[BASELINE])
+        return list(rows.values()), records, [] if note is None else [f"{self.target.name}: {note}"]
+
+    def choices(self) -> list[Measurement]:
+        """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
+        questions, target = self.road.questions, self.target.name
+        rows = []
+        for label in self.artifacts if questions else ():
+            rows += choice_rows(questions, self._scores(label, questions), label, target)
+        return rows
+
+    def _scores(self, label: str, questions: Sequence[Question]) -> list[list[float]]:
+        road, target = self.road, self.target
+        key = cache_key(
+            {
+                "kind": "choices",
+                "version": _EVALUATION_VERSION,
+                "artifact": self.digests[label],
+                "questions": [[question.prompt, *question.choices] for question in questions],
+                "target": target.name,
+                "packages": package_versions(_PACKAGES),
+            }
+        )
+
+        def make(content: Path) -> Mapping[str, Any]:
+            text, threads = f"choices of {label} on {target.name}", road.recipe.benchmark.threads
+            found = choice_scores(self.artifacts[label], questions, target, threads, road.progress, text)
+            (content / "scores.json").write_text(json.dumps(found))
+            return {"name": f"choices of {label}"}
+
+        folder, _ = _kept(road, key, make)
+        scores: list[list[float]] = json.loads((folder / "scores.json").read_text())
+        return scores
+
+    def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
+        """Prompts and what a model wrote after them, as token ids."""
+        road, wanted = self.road, self.road.recipe.evaluation
+        prompts = prompts_of(self.examples(label), wanted)
+        key = cache_key(
+            {
+                "kind": "generation",
+                "version": _EVALUATION_VERSION,
+                "artifact": self.digests[label],
+                "prompts": prompts,
+                "tokens": wanted.tokens,
+                "target": self.target.name,
+                "packages": package_versions(_PACKAGES),
+            }
+        )
+
+        def make(content: Path) -> Mapping[str, Any]:
+            text, threads = f"continue texts with {label} on {self.target.name}", road.recipe.benchmark.threads
+            found = continue_prompts(
+                self.artifacts[label], prompts, wanted.tokens, self.target, threads, road.progress, text
+            )
+            (content / "written.json").write_text(json.dumps(found))
+            return {"name": f"generation of {label}"}
+
+        folder, _ = _kept(road, key, make)
+        return prompts, json.loads((folder / "written.json").read_text())
+
+    def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
+        """Rows, notes and the machine of one interleaved session over all artifacts."""
+        road, recipe = self.road, self.road.recipe
+        machine = environment()
+        key = cache_key(
+            {
+                "kind": "benchmark",
+                "version": TIMING_VERSION,
+                "artifacts": self.digests,
+                "data": road.data.digest(SPLIT),
+                "target": self.target.name,
+                "settings": recipe.benchmark.model_dump(),
+                "max_length": recipe.data.max_length,
+                "machine": machine,
+                "seed": recipe.seed,
+            }
+        )
+        if remeasure and road.cache.peek(key) is not None:
+            road.cache.remove(key)
+
+        def make(content: Path) -> Mapping[str, Any]:
+            examples = {label: self.examples(label) for label in self.artifacts}
+            settings, place = recipe.benchmark, self.target
+            found = time_artifacts(
+                road.task, self.artifacts, examples, place, settings, BASELINE, road.progress, recipe.seed
+            )
+            kept = {
+                "rows": [row.model_dump() for row in found.measurements],
+                "notes": found.notes,
+                "environment": found.environment,
+            }
+            (content / "timings.json").write_text(json.dumps(kept))
+            return {"name": f"benchmark on {self.target.name}"}
+
+        folder, reused = _kept(road, key, make)
+        kept = json.loads((folder / "timings.json").read_text())
+        notes = [f"{self.target.name}: {note}" for note in kept["notes"]]
+        if reused:
+            notes.append(
+                f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
+            )
+        return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
+
+
+def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+    """The folder of a measurement, and whether it was in the cache; made now if need be."""
+    note = road.progress.note
+    entry, cached = road.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
+    return entry.folder, cached

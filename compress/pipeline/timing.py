@@ -1,0 +1,56 @@
+"""How the artifacts of a task are timed: by examples in batches, or as they generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.session import PRECISION, BenchResult, measure_together
+from compress.progress import Progress
+from compress.recipe import Benchmark
+from compress.targets import Target
+from compress.tasks.task import Examples, Task
+
+
+def time_artifacts(
+    task: Task,
+    artifacts: Mapping[str, Path],
+    examples: Mapping[str, Examples],
+    target: Target,
+    settings: Benchmark,
+    baseline: str,
+    progress: Progress,
+    seed: int,
+    precision: float = PRECISION,
+    confidence: float = 0.95,
+) -> BenchResult:
+    """One interleaved session over all artifacts, each fed with its own encoding of the same text.
+
+    Raises what `measure_together` or `measure_generation` raises.
+    """
+    if not task.generates:
+        return measure_together(
+            artifacts, examples, target, settings, baseline, progress, seed, precision=precision, confidence=confidence
+        )
+    wanted = GenerationSettings(
+        contexts=settings.contexts,
+        tokens=settings.tokens,
+        threads=settings.threads,
+        seconds=settings.seconds,
+        budget_seconds=settings.budget_seconds,
+        launches=settings.launches,
+    )
+    longest = max(settings.contexts)
+    texts = {label: _beginning(examples[label], longest) for label in artifacts}
+    return measure_generation(
+        artifacts, texts, target, wanted, baseline, progress, seed, precision=precision, confidence=confidence
+    )
+
+
+def _beginning(examples: Examples, tokens: int) -> list[int]:
+    """The first ``tokens`` tokens of the examples, or all where they are fewer."""
+    ids = np.concatenate([example["input_ids"] for example in examples.inputs])
+    return [int(token) for token in ids[:tokens]]

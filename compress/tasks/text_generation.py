@@ -1,0 +1,209 @@
+"""Text generation: running text, every token to be told from those before it. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.data.slices import Slice
+from compress.errors import DataError, ModelError
+from compress.measurement import Measurement
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.numerics.calibration import mean_interval
+from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Column, Examples, Kept
+from compress.tasks.windows import cut, opening, spread, token_ids
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+_IGNORED = -100
+_SEED = 0
+"""Of the bootstrap and of the places drawn, so that the same answers give the same figures."""
+_DISTRIBUTIONS = 640
+"""Places over all windows whose whole distribution is kept: a vocabulary of 50,000 takes 100 kB each."""
+_IDS, _LOGITS = "input_ids", "logits"
+_LOSS, _RIGHT, _TOP, _DISTRIBUTION = "loss", "right", "top", "log_probabilities"
+
+
+class TextGeneration:
+    """Hugging Face `text-generation`, judged on how well the test text is foretold, token by token."""
+
+    name = "text-generation"
+    columns = (Column("text"),)
+    slices: tuple[Slice, ...] = ()
+    batch_size = 1
+    reads_rows = False
+    generates = True
+    exported_from = Checkpoint
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            module = AutoModelForCausalLM.from_pretrained(
+                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"The model cannot be loaded for {self.name}: {error}",
+                where=str(directory),
+                expected="a causal language model with a tokenizer, in Hugging Face layout",
+            ) from error
+        return TorchModel(module.eval(), tokenizer, self.name)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Every whole window of ``max_length`` tokens of the rows' running text; none where the text is shorter."""
+        return _examples(cut(token_ids(rows, processor), opening(processor), max_length))
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """The windows that ``evaluation`` asks for. Raises `DataError` for text that is shorter than a window."""
+        ids, first, stride = token_ids(rows, processor), opening(processor), evaluation.stride
+        body = max_length - len(first)
+        if stride is not None and stride > body:
+            raise DataError(
+                f"A stride of {stride} would leave out tokens between windows of {body}.",
+                where="evaluation.stride",
+                expected=f"at most {body}, the tokens of a window",
+            )
+        windows = cut(ids, first, max_length, stride)
+        if not windows:
+            raise DataError(
+                f"The text has {len(ids):,} tokens of this model, too few for one window of {body}.",
+                where="data.splits",
+                expected="text of a window at least; perplexity is sharp from some twenty windows on",
+                mend="give more text, or lower data.max_length",
+            )
+        chosen = spread(len(windows), evaluation.windows or len(windows))
+        scored = None if stride in (None, body) else stride
+        note = _note(len(ids), len(windows), len(chosen), body, stride or body)
+        return _examples([windows[place] for place in chosen], scored, note)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of every token of ``labels`` [batch, length] but the first; -100 is left out."""
+        import torch
+
+        logits: torch.Tensor = outputs.logits[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """Of logits [batch, length, vocabulary]: each scored token's loss, the likeliest token, and some distributions.
+
+        `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is [batch, places, vocabulary] in float16,
+        of places drawn anew for each window. Raises `ModelError` for logits that are not finite or not of every place.
+        """
+        parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Perplexity, and how often the likeliest token is the one that follows; intervals are over windows.
+
+        The raw outcomes of perplexity are each window's mean loss, so that e to their mean is the perplexity.
+        """
+        losses = kept[_LOSS].mean(axis=1, dtype=np.float64)
+        loss = _row("loss", losses, model, target, "nats")
+        bounds = {
+            name: None if value is None else math.exp(value)
+            for name, value in {"value": loss.value, "low": loss.low, "high": loss.high}.items()
+        }
+        perplexity = loss.model_copy(update={"metric": "perplexity", "unit": "", **bounds})
+        right = kept[_RIGHT].mean(axis=1, dtype=np.float64)
+        return [perplexity, _row("next_token_accuracy", right, model, target, "ratio")]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """Agreement of the likeliest tokens, and the divergence of the kept distributions from the baseline's.
+
+        Raises `ModelError` where the two do not read the same tokens.
+        """
+        if any(kept[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
+            raise ModelError(
+                f"{model} cannot be compared with the baseline token by token: it has another vocabulary.",
+                expected="the baseline's tokenizer and number of logits",
+            )
+        same = (kept[_TOP] == reference[_TOP]).mean(axis=1, dtype=np.float64)
+        pairs = zip(reference[_DISTRIBUTION], kept[_DISTRIBUTION], strict=True)
+        apart = np.array([divergence(wanted, found).mean() for wanted, found in pairs])
+        return [
+            _row("agreement", same, model, target, "ratio"),
+            _row("kl_divergence", apart, model, target, "nats"),
+        ]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: a vocabulary is no set of classes, and most of it was not kept."""
+        return None
+
+
+def _examples(windows: Sequence[np.ndarray], scored: int | None = None, note: str = "") -> Examples:
+    inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
+    return Examples(inputs, {_IDS: 0, "attention_mask": 0}, scored=scored, note=note)
+
+
+def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str:
+    """What was judged of the text, and what was left out."""
+    judged = f"{chosen} of {windows} windows" if chosen < windows else f"{windows} windows"
+    shared = f", one every {stride}" if stride < body else ""
+    left = tokens - (windows - 1) * stride - body
+    rest = f"; the last {left:,} make no whole window and are left out" if left else ""
+    return f"judged on {judged} of {body} tokens{shared}, of {tokens:,} tokens of test text{rest}"
+
+
+def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
+    ids = examples.inputs[index][_IDS]
+    if logits.shape[:-1] != ids.shape:
+        raise ModelError(
+            f"The model gives logits {list(logits.shape)} for {len(ids)} tokens.",
+            expected="logits of every token, [batch, length, vocabulary]",
+            mend="export it anew with the logits of all positions, not of the last alone",
+        )
+    scored = examples.scored or len(ids) - 1
+    followed, answers = ids[-scored:], logits[-scored - 1 : -1]
+    if int(followed.max()) >= logits.shape[-1]:
+        raise ModelError(
+            f"The text has the token {int(followed.max())}; the model has logits for {logits.shape[-1]}.",
+            expected="the tokenizer that the model was trained with",
+        )
+    loss, top = negative_log_likelihood(answers, followed), answers.argmax(axis=-1)
+    if not np.isfinite(loss).all():
+        raise ModelError(
+            "The model's logits are not finite.",
+            expected="finite logits",
+            mend="export or quantize it anew; float16 overflows where float32 does not",
+        )
+    places = _places(scored, len(examples), index)
+    return {
+        _LOSS: loss.astype(np.float32),
+        _RIGHT: top == followed,
+        _TOP: top.astype(np.int32),
+        _DISTRIBUTION: log_probabilities(answers[places]).astype(np.float16),
+    }
+
+
+def _places(scored: int, windows: int, index: int) -> np.ndarray:
+    """Which of a window's places keep their distribution: the same for every model."""
+    count = min(scored, max(1, _DISTRIBUTIONS // windows))
+    return np.sort(np.random.default_rng([_SEED, index]).choice(scored, count, replace=False))
+
+
+def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
+    """The mean over windows; of a single window nobody knows how far chance moves it."""
+    value, low, high = mean_interval(samples, _SEED)
+    known = {"low": low, "high": high} if len(samples) > 1 else {}
+    raw = tuple(samples.tolist())
+    return Measurement(
+        model=model, metric=metric, target=target, value=value, unit=unit, n=len(samples), raw=raw, **known
+    )
+
+
+TASK = TextGeneration()

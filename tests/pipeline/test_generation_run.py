@@ -1,0 +1,156 @@
+"""A whole run that quantizes a tiny language model: what it measures, and what its page shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow.json
+import pytest
+import torch
+from tiny_generation import write_all
+from tiny_run import Notes, load
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.compare.reports import compare_reports
+from compress.pipeline.run import Run, run
+from compress.report.html import html_page
+from compress.report.markdown import markdown_report
+from compress.tasks.windows import token_ids
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run, where it lies, and what it said."""
+
+    run: Run
+    folder: Path
+    notes: list[str]
+
+    def value(self, model: str, metric: str) -> float:
+        row = self.run.report.find(model, metric, "cpu")
+        assert row is not None, metric
+        return row.value
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("generation")
+    limits = [
+        {"metric": "perplexity", "at_most": 3, "of": "baseline"},
+        {"metric": "speedup_time_per_output_token_context_16", "at_least": 0.01},
+    ]
+    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    recipe = load(write_all(folder, limits=limits), "evaluation.questions=questions.jsonl")
+    progress = Notes()
+    return Done(run(recipe, folder, folder / "artifacts", progress), folder, progress.said)
+
+
+def test_the_baseline_has_the_perplexity_of_the_model_that_went_in(done: Done) -> None:
+    """The exported graph through ONNX Runtime against transformers' own loss of the same windows."""
+    model = AutoModelForCausalLM.from_pretrained(done.folder / "model").eval()
+    rows = pyarrow.json.read_json(done.folder / "test.jsonl")
+    ids = token_ids(rows, AutoTokenizer.from_pretrained(done.folder / "model"))
+    windows = [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
+    chosen = [windows[round(place)] for place in np.linspace(0, len(windows) - 1, 6)]
+    losses = []
+    for window in chosen:
+        batch = torch.from_numpy(window)[None]
+        with torch.inference_mode():
+            losses.append(float(model(batch, labels=batch).loss))
+    assert done.value("baseline", "perplexity") == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    assert any("judged on 6 of" in note for note in done.run.report.notes)
+
+
+def test_the_final_model_is_compared_with_the_baseline(done: Done) -> None:
+    assert done.value("baseline", "agreement") == 1.0
+    assert done.value("baseline", "kl_divergence") == 0.0
+    assert 0 < done.value("final", "kl_divergence") < 5
+    assert 0.1 < done.value("final", "agreement") < 1.0
+    assert done.value("final", "size_bytes") < done.value("baseline", "size_bytes")
+    assert done.value("final", "bits_per_parameter") < 8 < 30 < done.value("baseline", "bits_per_parameter")
+
+
+def test_generation_is_timed_and_tried(done: Done) -> None:
+    report = done.run.report
+    assert done.value("final", "tokens_per_second_context_16") > 0
+    assert done.value("baseline", "speedup_time_per_output_token_context_16") == 1.0
+    assert [(one.model, one.target) for one in report.continuations] == [("baseline", "cpu")] * 2 + [
+        ("final", "cpu")
+    ] * 2
+    for one in report.continuations:
+        assert one.prompt and one.text
+    shares = [one.repeated for one in report.continuations if one.model == "final"]
+    assert done.value("final", "repetition") == pytest.approx(np.mean(shares))
+
+
+def test_questions_are_asked(done: Done) -> None:
+    """The same question with either answer: one of the two is right, whatever the model thinks."""
+    for model in ("baseline", "final"):
+        assert done.value(model, "choice_accuracy") == 0.5
+        assert done.value(model, "choice_accuracy_normalized") == 0.5
+
+
+def test_limits_are_judged(done: Done) -> None:
+    perplexity, speed = done.run.report.limits
+    ratio = done.value("final", "perplexity") / done.value("baseline", "perplexity")
+    assert perplexity.ratio == pytest.approx(ratio)
+    assert perplexity.ratio_low is not None and perplexity.ratio_high is not None
+    assert perplexity.ratio_low < ratio < perplexity.ratio_high
+    assert perplexity.passed == (ratio <= 3)
+    assert speed.passed
+
+
+def test_what_ships_opens_in_onnxruntime(done: Done) -> None:
+    (graph,) = (done.run.folder / "model").rglob("*.onnx")
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert {"input_ids", "past_key_values.0.key"} <= {entry.name for entry in session.get_inputs()}
+
+
+def test_nothing_of_classes_is_in_the_run(done: Done) -> None:
+    report = done.run.report
+    assert (report.calibration, report.slices, report.data and report.data.labels) == ((), {}, ())
+    assert not (done.run.folder / "predictions.parquet").exists()
+
+
+def test_views_speak_of_text(done: Done) -> None:
+    page, text = html_page(done.run.report), markdown_report(done.run.report)
+    for words in ("What they write", "Perplexity", "Faster writing", "prompt of 16", "bits a parameter"):
+        assert words in page, words
+    assert "## What they write on cpu" in text
+    assert done.run.report.continuations[0].prompt[:5] in page
+
+
+def test_perplexity_is_compared_window_by_window(done: Done) -> None:
+    report = done.run.report
+    found = compare_reports(report, report, baseline_model="baseline")
+    (change,) = (one for one in found.changes if one.metric == "perplexity")
+    assert change.method == "paired bootstrap over 6 windows"
+    expected = done.value("final", "perplexity") / done.value("baseline", "perplexity") - 1
+    assert change.effect == pytest.approx(expected)
+    assert change.low is not None and change.high is not None and change.low < expected < change.high
+    (step,) = (one for one in found.changes if one.metric == "time_per_output_token_ms_context_16")
+    assert "launches" in step.method
+
+
+def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
+    progress = Notes()
+    again = run(load(done.folder / "tiny.yaml"), done.folder, done.folder / "artifacts", progress)
+    wanted = ("perplexity", "agreement", "kl_divergence", "repetition")
+    for metric in wanted:
+        first, second = (report.find("final", metric, "cpu") for report in (done.run.report, again.report))
+        assert first == second
+    assert all(stage.cached for stage in again.report.stages)
+
+
+def test_other_windows_are_no_pair(done: Done) -> None:
+    recipe = load(done.folder / "tiny.yaml", "evaluation.windows=5", "benchmark.budget_seconds=10")
+    other = run(recipe, done.folder, done.folder / "artifacts", Notes()).report
+    found = compare_reports(done.run.report, other)
+    (change,) = (one for one in found.changes if one.metric == "perplexity")
+    assert "own interval" in change.method

@@ -1,0 +1,281 @@
+"""Figures of running text against transformers' own loss, torch's divergence, and hand-worked cases."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from decoder_graphs import TinyDecoder
+from quantized import save_tiny_llama, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM
+
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
+from compress.errors import DataError, ModelError
+from compress.evaluate import predict
+from compress.measurement import Measurement
+from compress.progress import SilentProgress
+from compress.targets import TARGETS
+from compress.tasks import GENERATING, TASK_NAMES, get_task
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples, Kept
+from compress.tasks.text_generation import TASK
+from compress.tasks.windows import cut, opening, spread, token_ids
+
+LENGTH = 16
+
+
+def rows(*texts: str) -> pa.Table:
+    return pa.table({"text": list(texts)})
+
+
+def prose(words: int, seed: int = 0) -> str:
+    chance = np.random.default_rng(seed)
+    return " ".join("".join(chance.choice(list("abcdefgh"), 4)) for _ in range(words))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Two models of one vocabulary that answer differently."""
+    folders = [tmp_path_factory.mktemp("model") for _ in range(2)]
+    for seed, folder in enumerate(folders):
+        save_tiny_llama(folder, seed=seed)
+    return [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders]
+
+
+@torch.inference_mode()
+def logits(model: Any, examples: Examples, index: int) -> torch.Tensor:
+    ids = torch.from_numpy(examples.inputs[index]["input_ids"])
+    found: torch.Tensor = model(ids[None]).logits
+    return found
+
+
+def kept(model: Any, examples: Examples) -> Kept:
+    """What the task keeps, window by window."""
+    parts = [TASK.keep({"logits": logits(model, examples, i).numpy()}, examples, [i]) for i in range(len(examples))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def held_out(text: str, **evaluation: Any) -> Examples:
+    return TASK.held_out(rows(text), tiny_tokenizer(), None, LENGTH, Evaluation(**evaluation))
+
+
+def by_metric(measured: list[Measurement]) -> dict[str, Measurement]:
+    return {row.metric: row for row in measured}
+
+
+def test_perplexity_is_that_of_transformers_loss(models: list[Any]) -> None:
+    examples = held_out(prose(20))
+    found = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))
+    losses, right = [], []
+    for index, example in enumerate(examples.inputs):
+        ids = torch.from_numpy(example["input_ids"])[None]
+        with torch.inference_mode():
+            losses.append(float(models[0](ids, labels=ids).loss))
+        right.append(float((logits(models[0], examples, index)[0, :-1].argmax(-1) == ids[0, 1:]).float().mean()))
+    assert len(losses) == 6  # 20 words of 4 letters and 19 spaces: 99 tokens
+    perplexity = found["perplexity"]
+    assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert perplexity.raw == pytest.approx(losses, rel=1e-5)
+    assert perplexity.low is not None and perplexity.high is not None
+    assert perplexity.low < perplexity.value < perplexity.high
+    assert found["next_token_accuracy"].value == pytest.approx(np.mean(right))
+
+
+def test_with_a_stride_only_tokens_with_their_context_count(models: list[Any]) -> None:
+    """As transformers' guide to perplexity has it: labels of what was read before are -100."""
+    examples = held_out(prose(20), stride=6)
+    found = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))["perplexity"]
+    ids, losses = token_ids(rows(prose(20)), tiny_tokenizer()), []
+    for start in range(0, len(ids) - LENGTH + 1, 6):
+        window = torch.from_numpy(ids[start : start + LENGTH])[None]
+        labels = window.clone()
+        labels[:, :-6] = -100
+        with torch.inference_mode():
+            losses.append(float(models[0](window, labels=labels).loss))
+    assert found.n == len(losses) == 14
+    assert found.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+
+
+def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> None:
+    examples = held_out(prose(20))
+    mine = by_metric(TASK.compare(kept(models[1], examples), kept(models[0], examples), "final", "cpu"))
+    expected, same = [], []
+    for index in range(len(examples)):
+        original, other = (logits(model, examples, index)[0, :-1] for model in models)
+        each = torch.nn.functional.kl_div(
+            other.log_softmax(-1), original.log_softmax(-1), reduction="none", log_target=True
+        )
+        expected.append(float(each.sum(-1).mean()))
+        same.append(float((original.argmax(-1) == other.argmax(-1)).float().mean()))
+    # Rounding to float16 is all that is between the two: 15 of 15 places of each of 6 windows are kept.
+    assert mine["kl_divergence"].raw == pytest.approx(expected, rel=2e-3)
+    assert mine["agreement"].raw == pytest.approx(same)
+    assert 0 < np.mean(same) < 1
+
+
+def test_a_model_is_at_no_distance_from_itself(models: list[Any]) -> None:
+    own = kept(models[0], held_out(prose(20)))
+    mine = by_metric(TASK.compare(own, own, "baseline", "cpu"))
+    assert (mine["agreement"].value, mine["kl_divergence"].value) == (1.0, 0.0)
+
+
+def test_of_many_windows_few_places_keep_their_distribution_and_the_same_for_all(models: list[Any]) -> None:
+    examples = held_out(prose(1100))  # 343 windows: one place each
+    places = [TASK.keep({"logits": logits(models[0], examples, i).numpy()}, examples, [i]) for i in (0, 1, 2, 3)]
+    assert {part["log_probabilities"].shape for part in places} == {(1, 1, 160)}
+    whole = [logits(models[0], examples, i)[0, :-1].log_softmax(-1).numpy() for i in range(4)]
+    found = [
+        int(np.abs(all_ - part["log_probabilities"][0]).sum(-1).argmin())
+        for all_, part in zip(whole, places, strict=True)
+    ]
+    assert len(set(found)) > 1, "each window has places of its own"
+
+
+def test_loss_of_training_is_that_of_transformers(models: list[Any]) -> None:
+    ids = torch.from_numpy(np.stack([example["input_ids"] for example in held_out(prose(20)).inputs]))
+    labels = ids.clone()
+    labels[:, :5] = -100
+    with torch.inference_mode():
+        outputs = models[0](ids, labels=labels)
+    assert float(TASK.loss(outputs, labels)) == pytest.approx(float(outputs.loss), rel=1e-6)
+
+
+def test_windows_follow_one_another_and_the_rest_is_named() -> None:
+    examples = TASK.held_out(rows("abcdefgh", "ijklm"), tiny_tokenizer(), None, 4, Evaluation())
+    text = "".join(tiny_tokenizer().convert_ids_to_tokens(np.concatenate([e["input_ids"] for e in examples.inputs])))
+    # A blank line between rows, of which this tokenizer knows no sign; "klm" fills no window.
+    assert text == "abcdefgh<unk><unk>ij"
+    assert examples.note.startswith("judged on 3 windows of 4 tokens, of 15 tokens of test text; the last 3 ")
+
+
+def test_encoding_text_that_is_shorter_than_a_window_gives_none() -> None:
+    assert len(TASK.encode(rows("abc"), tiny_tokenizer(), None, 4)) == 0
+    assert len(TASK.encode(rows("abcd"), tiny_tokenizer(), None, 4)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "first", "length", "stride", "expected"),
+    [
+        (range(7), [], 3, None, [[0, 1, 2], [3, 4, 5]]),
+        (range(7), [], 3, 2, [[0, 1, 2], [2, 3, 4], [4, 5, 6]]),
+        (range(5), [99], 3, None, [[99, 0, 1], [99, 2, 3]]),
+        (range(2), [], 3, None, []),
+    ],
+)
+def test_cut(ids: range, first: list[int], length: int, stride: int | None, expected: list[list[int]]) -> None:
+    assert [window.tolist() for window in cut(np.array(ids), first, length, stride)] == expected
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer = tiny_tokenizer()
+    assert opening(tokenizer) == []
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert opening(tokenizer) == [1]
+    examples = TASK.encode(rows("abcdef"), tokenizer, None, 4)
+    found = [tokenizer.convert_ids_to_tokens(example["input_ids"].tolist()) for example in examples.inputs]
+    assert found == [["<s>", "a", "b", "c"], ["<s>", "d", "e", "f"]]
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "expected"), [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (9, 1, [4]), (1, 1, [0])]
+)
+def test_spread(count: int, wanted: int, expected: list[int]) -> None:
+    assert spread(count, wanted) == expected
+
+
+def test_few_windows_are_spread_over_the_text() -> None:
+    every, some = held_out(prose(20)), held_out(prose(20), windows=3)
+    chosen = [next(i for i, e in enumerate(every.inputs) if np.array_equal(e["input_ids"], s["input_ids"]))
+              for s in some.inputs]  # fmt: skip
+    assert chosen == [0, 2, 5]
+    assert some.note.startswith("judged on 3 of 6 windows of 16 tokens")
+
+
+def test_graph_with_a_cache_reads_whole_windows(tmp_path: Path) -> None:
+    decoder = TinyDecoder()
+    ids = np.random.default_rng(0).integers(0, decoder.vocabulary, (3, 12))
+    windows = [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
+    examples = Examples(windows, {"input_ids": 0, "attention_mask": 0})
+    found = predict(decoder.write(tmp_path), TASK, examples, TARGETS["cpu"], 1, SilentProgress(), "")
+    for row, loss in zip(ids, found.kept["loss"], strict=True):
+        chances = torch.from_numpy(decoder.logits(row)[:-1]).log_softmax(-1).numpy()
+        assert loss == pytest.approx([-chances[i, token] for i, token in enumerate(row[1:])], rel=1e-4, abs=1e-4)
+
+
+def test_tasks_that_generate_are_those_of_running_text() -> None:
+    tasks = {name: get_task(name) for name in TASK_NAMES}
+    assert {name for name, task in tasks.items() if task.generates and not task.reads_rows} == set(GENERATING)
+    assert all(task.name == name for name, task in tasks.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "stride", "words"),
+    [("abc", None, "3 tokens of this model, too few"), (prose(20), 17, "leave out tokens")],
+    ids=["short text", "long stride"],
+)
+def test_text_that_cannot_be_judged_is_refused(text: str, stride: int | None, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        held_out(text, stride=stride)
+
+
+def some_logits(**changes: Any) -> np.ndarray:
+    shape = {"rows": 1, "length": LENGTH, "vocabulary": 160, **changes}
+    return np.zeros((shape["rows"], shape["length"], shape["vocabulary"]), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (some_logits(length=1), "for 16 tokens"),
+        (some_logits(vocabulary=20), "has logits for 20"),
+        (np.full_like(some_logits(), np.nan), "not finite"),
+    ],
+    ids=["last token only", "small vocabulary", "not a number"],
+)
+def test_logits_that_mean_nothing_are_refused(given: np.ndarray, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        TASK.keep({"logits": given}, held_out(prose(20)), [0])
+
+
+def test_models_of_different_vocabularies_are_not_compared(models: list[Any]) -> None:
+    examples = held_out(prose(20))
+    own = kept(models[0], examples)
+    other = {**own, "log_probabilities": own["log_probabilities"][..., :100]}
+    with pytest.raises(ModelError, match="another vocabulary"):
+        TASK.compare(other, own, "final", "cpu")
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="text-generation"):
+        TASK.load(tmp_path, None, trust_remote_code=False)
+
+
+def test_data_needs_a_text_column_and_no_label(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"body": "once upon a time"}\n')
+    config = {"splits": {"test": "test.jsonl"}}
+    with pytest.raises(DataError, match="no column 'text'"):
+        load_dataset(DataConfig(**config), TASK.columns, tmp_path, SilentProgress())
+    named = DataConfig(**config, columns={"text": "body"})
+    data = load_dataset(named, TASK.columns, tmp_path, SilentProgress())
+    assert (data.labels, data.split("test")["text"].to_pylist()) == ((), ["once upon a time"])
+    with pytest.raises(DataError, match="has no labels"):
+        load_dataset(
+            DataConfig(**config, columns={"text": "body"}, labels=("sad", "glad")),
+            TASK.columns,
+            tmp_path,
+            SilentProgress(),
+        )
+    with pytest.raises(DataError, match="no column 'label'"):
+        load_dataset(
+            DataConfig(**config, columns={"text": "body", "label": "mood"}), TASK.columns, tmp_path, SilentProgress()
+        )

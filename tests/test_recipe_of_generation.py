@@ -1,0 +1,97 @@
+"""Recipes of text generation: what they may say, and what means nothing in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from compress.errors import Problem, RecipeError
+from compress.recipe_source import dump_recipe, read_recipe
+from compress.recipe_source.starter import starter
+
+GOOD = """\
+name: good
+task: text-generation
+model: org/model
+data:
+  splits: {train: train.jsonl, test: test.jsonl}
+stages:
+  - export
+evaluation: {windows: 20, stride: 64}
+benchmark: {contexts: [128, 512], tokens: 16}
+"""
+CLASSES = GOOD.replace("text-generation", "text-classification")
+
+
+def problems(folder: Path, text: str) -> list[Problem]:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    return list(caught.value.problems)
+
+
+def test_reads_and_writes(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD)
+    recipe = read_recipe(path)
+    assert (recipe.evaluation.windows, recipe.evaluation.stride) == (20, 64)
+    assert recipe.benchmark.contexts == (128, 512)
+    path.write_text(dump_recipe(recipe))
+    assert read_recipe(path) == recipe
+
+
+def test_a_dumped_recipe_of_the_other_task_reads_although_it_has_all_defaults(tmp_path: Path) -> None:
+    lines = [line for line in CLASSES.splitlines() if not line.startswith(("evaluation", "benchmark"))]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines))
+    recipe = read_recipe(path)
+    path.write_text(dump_recipe(recipe))
+    assert "evaluation:" in path.read_text()
+    assert read_recipe(path) == recipe
+
+
+def test_fields_of_generation_mean_nothing_for_classes(tmp_path: Path) -> None:
+    found = problems(tmp_path, CLASSES)
+    assert [problem.field for problem in found] == [
+        "evaluation.windows", "evaluation.stride", "benchmark.contexts", "benchmark.tokens",
+    ]  # fmt: skip
+    assert {problem.line for problem in found} == {8, 9}
+    assert "it means nothing for text-classification" in found[0].expected
+
+
+def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
+    text = GOOD.replace("data:\n", "data:\n  labels: [good, bad]\n").replace("tokens: 16", "rate: 5, batch_size: 8")
+    found = problems(tmp_path, f"{text}slices: [{{length: quartiles}}]\n")
+    assert {problem.field for problem in found} == {"data.labels", "slices", "benchmark.rate", "benchmark.batch_size"}
+
+
+@pytest.mark.parametrize("stage", ["finetune", "distill: {student: {layers: [0]}}", "prune: {heads: 0.5}", "trim_vocabulary"])
+def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("  - export", f"  - {stage}\n  - export"))
+    assert "for text-generation" in problem.found
+    assert problem.expected == "a recipe for text-classification"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("windows: 20", "windows: 0", "evaluation.windows"),
+        ("stride: 64", "strid: 64", "evaluation.strid"),
+        ("[128, 512]", "[]", "benchmark.contexts"),
+        ("[128, 512]", "[0]", "benchmark.contexts.0"),
+    ],
+)
+def test_values_out_of_bounds_are_named(tmp_path: Path, old: str, new: str, field: str) -> None:
+    assert problems(tmp_path, GOOD.replace(old, new))[0].field == field
+
+
+def test_starter_reads(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(starter("text-generation"))
+    recipe = read_recipe(path)
+    assert recipe.labels() == ("gptq", "export")
+    assert recipe.evaluation.windows == 20
+    assert set(yaml.safe_load(path.read_text())["data"]["splits"]) == {"train", "test"}

@@ -1,0 +1,57 @@
+"""A text-generation recipe at tiny scale: a two-layer Llama in a folder, texts as JSONL, and the recipe over both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from quantized import save_tiny_llama
+
+WORDS = ("some", "words", "of", "no", "meaning", "that", "stand", "in", "a", "row", "and", "then", "in", "another")
+SPLITS = {"train": 12, "test": 4}
+STAGES: tuple[dict[str, Any], ...] = (
+    {"gptq": {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}},
+    {"export": {"rounding_limit": 0.5}},
+)
+
+
+def write_texts(folder: Path, words: int = 60) -> None:
+    """``train.jsonl`` and ``test.jsonl``, a row a text; a letter is a token of the tiny tokenizer."""
+    chance = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        lines = [json.dumps({"text": " ".join(chance.choice(WORDS, words))}) for _ in range(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """A recipe over ``model/`` and the texts beside it; ``changes`` replace its top-level fields."""
+    values: dict[str, Any] = {
+        "name": name,
+        "task": "text-generation",
+        "model": "model",
+        "data": {"splits": {split: f"{split}.jsonl" for split in SPLITS}, "max_length": 32},
+        "stages": list(STAGES),
+        "evaluation": {"windows": 6, "prompts": 2, "prompt_tokens": 8, "tokens": 12},
+        "benchmark": {
+            "threads": 1,
+            "seconds": 0.1,
+            "launches": 2,
+            "contexts": [16],
+            "tokens": 4,
+            "every_stage": False,
+        },
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return path
+
+
+def write_all(folder: Path, **changes: Any) -> Path:
+    """Model, texts and recipe in ``folder``; the recipe's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tiny_llama(folder / "model")
+    write_texts(folder)
+    return write_recipe(folder, **changes)

@@ -85,10 +85,13 @@ def paired_change(pair: Pair, confidence: float, seed: int = 0) -> Change:
         return make_change(pair, found, confidence, n, method, note if pair.metric.better == "higher" else None)
 
     def change(old: np.ndarray, new: np.ndarray) -> float:
+        if pair.metric.exponential:
+            return math.expm1(float(new.mean() - old.mean()))
         return float(new.mean() - old.mean()) if pair.is_share else float(new.mean() / old.mean() - 1)
 
     found = paired_bootstrap(before, after, change, seed, confidence=confidence)
-    return make_change(pair, found, confidence, n, f"paired bootstrap over {n:,} examples")
+    what = "windows" if pair.metric.exponential else "examples"
+    return make_change(pair, found, confidence, n, f"paired bootstrap over {n:,} {what}")
 
 
 def is_paired(pair: Pair) -> bool:
@@ -98,7 +101,9 @@ def is_paired(pair: Pair) -> bool:
         return False
     if len(_outcomes(pair.before)) != len(_outcomes(pair.after)):
         return False
-    return all(math.isclose(fmean(_outcomes(row)), row.value, rel_tol=1e-6, abs_tol=1e-9) for row in rows)
+    values = (math.log(row.value) if pair.metric.exponential and row.value > 0 else row.value for row in rows)
+    means = (fmean(_outcomes(row)) for row in rows)
+    return all(math.isclose(*both, rel_tol=1e-6, abs_tol=1e-9) for both in zip(means, values, strict=True))
 
 
 def unpaired_change(pair: Pair, confidence: float, note: str) -> Change:

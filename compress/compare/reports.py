@@ -27,7 +27,7 @@ from compress.compare.policy import COMPARE, Margin, Policy, default_margin
 from compress.compare.slices import slice_changes
 from compress.errors import InputError
 from compress.measurement import Measurement
-from compress.report.metrics import Metric, describe_metric, slice_of
+from compress.report.metrics import Metric, context_of, describe_metric, slice_of
 from compress.report.schema import BASELINE, Report
 
 MACHINE = "machine"
@@ -37,7 +37,7 @@ MOST_FLIPS = 100
 """Of either kind; the note of a paired change gives their number."""
 _SLICED = "accuracy"
 _SLICE_MARGIN = Margin(0.02, relative=False)
-_FILES = ("size_bytes", "parameters")
+_FILES = ("size_bytes", "parameters", "bits_per_parameter")
 _SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
 _REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
 
@@ -153,13 +153,15 @@ class _Ways:
         return self._change(pair, known, (rule and rule.confidence) or by_kind)
 
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
+        if known.name in _FILES:
+            return exact_change(pair)
         if _is_timed(known):
             return self._time(pair, known, confidence)
         if known.style in ("bytes", "count"):
             exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
             # Memory hardly varies between sessions, but does with the machine.
             change = exact_change(pair) if exact else time_change(pair, confidence, 0.0, (), None)
-            return change if known.name in _FILES else self._bound_to_host(change)
+            return self._bound_to_host(change)
         if is_paired(pair) and self._same_rows():
             return paired_change(pair, confidence)
         if pair.before.low is None or pair.after.low is None:
@@ -195,6 +197,10 @@ class _Ways:
                 self.policy.model, metric.replace("latency_ms", "speedup", 1), pair.after.target
             )
             return (speedup and speedup.raw) or ()
+        if (generated := context_of(metric)) and metric.startswith("time_") and self.before == BASELINE:
+            name = f"speedup_{generated[0].removesuffix('_ms')}_context_{generated[1]}"
+            speedup = self.candidate.find(self.policy.model, name, pair.after.target)
+            return (speedup and speedup.raw) or ()
         before, after = pair.before.raw or (), pair.after.raw or ()
         if metric in ("startup_ms", "session_load_ms") and len(before) == len(after):
             return tuple(a / b for a, b in zip(before, after, strict=True))
@@ -202,7 +208,7 @@ class _Ways:
 
     def _references(self, pair: Pair, known: Metric) -> tuple[Reference, ...]:
         """The kernels that both sessions timed; start-up is like neither, and a speed-up needs none."""
-        if not (pair.after.metric.startswith("latency") or known.style == "rate"):
+        if not (pair.after.metric.startswith(("latency", "time_")) or known.style == "rate"):
             return ()
         found = []
         for name in REFERENCES:

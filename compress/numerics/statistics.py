@@ -91,21 +91,29 @@ def nested_quantile_intervals(
     return [_percentiles(column, confidence) for column in values.T]
 
 
+def t_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of samples [n], n >= 2: m ± t s / √n ("Student" 1908)."""
+    from scipy.special import stdtrit
+
+    array = _finite(samples)
+    if len(array) < 2:
+        raise ValueError(f"expected two samples or more, found {array.tolist()}")
+    half = float(stdtrit(len(array) - 1, (1 + confidence) / 2) * array.std(ddof=1) / math.sqrt(len(array)))
+    return float(array.mean()) - half, float(array.mean()) + half
+
+
 def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Geometric mean of positive samples [n], n >= 2, with Student's t interval of the mean of their logarithms.
 
     exp(m ± t s / √n), with m and s the mean and standard deviation of the logarithms and t the quantile at
     n - 1 degrees of freedom ("Student" 1908).
     """
-    from scipy.special import stdtrit
-
     array = _finite(samples)
     if len(array) < 2 or (array <= 0).any():
         raise ValueError(f"expected two positive samples or more, found {array[:3].tolist()}")
     logs = np.log(array)
-    middle = float(logs.mean())
-    half = float(stdtrit(len(array) - 1, (1 + confidence) / 2) * logs.std(ddof=1) / math.sqrt(len(array)))
-    return Estimate(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+    low, high = t_interval(logs, confidence)
+    return Estimate(math.exp(float(logs.mean())), math.exp(low), math.exp(high))
 
 
 def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,14 @@ from itertools import pairwise
 from compress.measurement import Measurement
 from compress.report.labels import Box, Placed, place_labels
 from compress.report.markup import element
-from compress.report.metrics import Metric, describe_metric, format_measurement, format_value, significant
+from compress.report.metrics import (
+    Metric,
+    describe_metric,
+    format_measurement,
+    format_value,
+    shortest_context,
+    significant,
+)
 from compress.report.schema import BASELINE, FINAL, Report
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, x_axis, y_axis
 
@@ -186,6 +193,7 @@ def _label(point: Point, cx: float, cy: float, spot: Placed) -> list[str]:
 
 
 def cost_metrics(report: Report, target: str) -> list[Metric]:
-    """The costs that quality is drawn against: size and latency, where measured."""
+    """The costs that quality is drawn against: size and latency, or the time a token takes, where measured."""
     units = report.metrics(target)
-    return [describe_metric(name, units[name]) for name in ("size_bytes", "latency_ms") if name in units]
+    names = ("size_bytes", "latency_ms", f"time_per_output_token_ms_context_{shortest_context(units)}")
+    return [describe_metric(name, units[name]) for name in names if name in units]

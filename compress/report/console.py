@@ -7,11 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.report.headline import verdict
-from compress.report.metrics import Metric, format_value, improvement, main_metrics
+from compress.report.metrics import Metric, context_of, format_value, improvement, main_metrics
 from compress.report.rows import limit_bound, limit_found, limit_state, run_line
 from compress.report.schema import BASELINE, FINAL, Report
 
-_COLUMNS = ("agreement", "size_bytes", "parameters", "latency_ms", "speedup")
+_COLUMNS = ("agreement", "size_bytes", "bits_per_parameter", "parameters", "latency_ms", "speedup")
+_GENERATED = ("tokens_per_second", "speedup_time_per_output_token")
 _STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
 _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
 
@@ -32,7 +33,7 @@ def console_table(report: Report) -> RenderableType:
 
 
 def _measured(report: Report, target: str) -> Table:
-    metrics = [m for m in main_metrics(report.metrics(target)) if m.quality or m.name in _COLUMNS]
+    metrics = [m for m in main_metrics(report.metrics(target)) if m.quality or _is_column(m)]
     table = Table(title=Text(f"{report.recipe} on {target}"), title_justify="left", title_style="bold")
     table.add_column("Model", no_wrap=True)
     for metric in metrics:
@@ -43,6 +44,11 @@ def _measured(report: Report, target: str) -> Table:
             style = "bold" if model == FINAL else "dim" if model == BASELINE else ""
             table.add_row(Text(model), *map(Text, cells), style=style)
     return table
+
+
+def _is_column(metric: Metric) -> bool:
+    generated = context_of(metric.name)
+    return metric.name in _COLUMNS or (generated is not None and generated[0] in _GENERATED)
 
 
 def _cell(report: Report, model: str, metric: Metric, target: str) -> str:

@@ -8,9 +8,19 @@ from typing import Literal
 
 from compress.measurement import Measurement
 from compress.report.limits import paired_ratio_interval
-from compress.report.metrics import describe_metric, format_value, improvement, quality_metric, significant
+from compress.report.metrics import (
+    Metric,
+    describe_metric,
+    format_value,
+    improvement,
+    quality_metric,
+    shortest_context,
+    significant,
+)
 from compress.report.schema import BASELINE, FINAL, LimitResult, Report
 
+_FEW_BITS = 8.5
+"""What is stored in less than 8 bits with their scales is worth saying."""
 Status = Literal["passed", "missed", "none"]
 
 
@@ -47,6 +57,7 @@ def headlines(report: Report, target: str) -> list[Headline]:
         *_quality(report, target),
         *_size(report, target),
         *_speed(report, target),
+        *_generation(report, target),
         *_agreement(report, target),
     ]
 
@@ -62,6 +73,9 @@ def _quality(report: Report, target: str) -> Iterator[Headline]:
     if metric is None or pair is None:
         return
     before, after = pair
+    if metric.exponential:
+        yield _exponential(report, target, metric, before, after)
+        return
     kept = after.value / before.value if metric.better == "higher" else before.value / after.value
     interval = paired_ratio_interval(after, before) if metric.better == "higher" else None
     detail = _from_to(report, metric.name, target)
@@ -71,12 +85,25 @@ def _quality(report: Report, target: str) -> Iterator[Headline]:
     yield Headline(f"{metric.title} kept", f"{kept * 100:.1f}%", detail, status, limit)
 
 
+def _exponential(report: Report, target: str, metric: Metric, before: Measurement, after: Measurement) -> Headline:
+    """`+12.0%` of a perplexity, whose share that was kept would mean nothing to anybody."""
+    interval = paired_ratio_interval(after, before)
+    detail = _from_to(report, metric.name, target)
+    if interval:
+        detail += f"; 95% interval {interval[0] - 1:+.1%} to {interval[1] - 1:+.1%}"
+    status, limit = _limit(report, target, metric.name)
+    return Headline(metric.title, f"{after.value / before.value - 1:+.1%}", detail, status, limit)
+
+
 def _size(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, "size_bytes", target)
     if pair:
         status, limit = _limit(report, target, "size_bytes")
         figure, word = _figure("size_bytes", pair)
-        yield Headline(f"{word} on disk", figure, _from_to(report, "size_bytes", target), status, limit)
+        bits = report.find(FINAL, "bits_per_parameter", target)
+        detail = _from_to(report, "size_bytes", target)
+        detail += f"; {significant(bits.value)} bits a parameter" if bits and bits.value < _FEW_BITS else ""
+        yield Headline(f"{word} on disk", figure, detail, status, limit)
 
 
 def _speed(report: Report, target: str) -> Iterator[Headline]:
@@ -96,12 +123,31 @@ def _speed(report: Report, target: str) -> Iterator[Headline]:
     yield Headline(f"{word} at batch 1", figure, detail, status, limit)
 
 
+def _generation(report: Report, target: str) -> Iterator[Headline]:
+    """How much faster text is written, and read, after the shortest prompt."""
+    context = shortest_context(report.metrics(target))
+    for what, label in (("time_per_output_token", "Faster writing"), ("time_to_first_token", "Faster reading")):
+        row = report.find(FINAL, f"speedup_{what}_context_{context}", target)
+        if row is None:
+            continue
+        rate = "tokens_per_second" if what == "time_per_output_token" else "prefill_tokens_per_second"
+        detail = _from_to(report, f"{rate}_context_{context}", target) + f", prompt of {context}"
+        if row.low is not None and row.high is not None:
+            detail += f"; 95% interval {significant(row.low)}\u2013{significant(row.high)}x"
+        status, limit = _limit(report, target, row.metric)
+        yield Headline(label, f"{significant(row.value)}x", detail, status, limit)
+
+
 def _agreement(report: Report, target: str) -> Iterator[Headline]:
     row = report.find(FINAL, "agreement", target)
     if row:
         status, limit = _limit(report, target, "agreement")
         figure = format_value(describe_metric("agreement", row.unit), row.value)
-        yield Headline("Agreement", figure, "same answer as the baseline", status, limit)
+        about = "same answer as the baseline"
+        apart = report.find(FINAL, "kl_divergence", target)
+        if apart:
+            about = f"same next token as the baseline; KL divergence {significant(apart.value)} nats"
+        yield Headline("Agreement", figure, about, status, limit)
 
 
 def _figure(name: str, pair: tuple[Measurement, Measurement]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import hashlib
 from importlib.resources import files
 from string import Template
 
+from compress.report.continuations import continuations_html
 from compress.report.headline import headlines, verdict
 from compress.report.markup import escape, tag
 from compress.report.metrics import main_metrics, other_metrics
@@ -20,6 +21,7 @@ from compress.report.sections import (
     limits_section,
     measurements_section,
     notes_section,
+    section,
     slices_section,
     stages_section,
 )
@@ -73,6 +75,7 @@ def _body(report: Report) -> list[str]:
         parts += [
             charts_section(report, target, place),
             slices_section(report, target, place),
+            section(f"What they write{place}", continuations_html(report, target)),
             latency_section(report, target, place),
             measurements_section(report, target, f"Every model{place}", main_metrics(units)),
             measurements_section(report, target, f"Further measurements{place}", other_metrics(units)),

@@ -8,6 +8,7 @@ from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
 from compress.measurement import Measurement
+from compress.numerics.statistics import t_interval
 from compress.report.metrics import describe_metric, format_bytes
 from compress.report.schema import BASELINE, FINAL, LimitResult, Skipped
 
@@ -107,12 +108,15 @@ def limit_text(limit: Limit, unit: str = "") -> str:
 
 
 def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float, float] | None:
-    """95% interval of the ratio of two proportions measured on the same examples, or None if they were not.
+    """95% interval of the ratio of two values measured on the same examples, or None if they were not.
 
-    Both must keep one outcome of 0 or 1 for each example, whose mean is their value. With
+    Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value. With
     R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2)
-    (Cochran 1977, Sampling Techniques, section 6.4).
+    (Cochran 1977, Sampling Techniques, section 6.4). Of perplexities both must keep their logarithm for each window:
+    the ratio is e to the mean difference, and the interval Student's.
     """
+    if describe_metric(above.metric).exponential:
+        return _ratio_of_exponentials(above, below)
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2 or {*y, *x} - {0.0, 1.0}:
         return None
@@ -122,3 +126,13 @@ def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))
     half = NormalDist().inv_cdf(0.975) * math.sqrt(spread / (n * (n - 1))) / mean
     return ratio - half, ratio + half
+
+
+def _ratio_of_exponentials(above: Measurement, below: Measurement) -> tuple[float, float] | None:
+    y, x = above.raw, below.raw
+    if y is None or x is None or len(y) != len(x) or len(y) < 2:
+        return None
+    if not all(math.isclose(fmean(row.raw or ()), math.log(row.value), abs_tol=1e-6) for row in (above, below)):
+        return None
+    low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)])
+    return math.exp(low), math.exp(high)

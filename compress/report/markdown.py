@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from compress.report.continuations import alike, written
 from compress.report.headline import headlines, verdict
 from compress.report.metrics import (
     Metric,
@@ -70,6 +71,7 @@ def _target(report: Report, target: str) -> Iterator[str]:
     yield from _measured(report, target, f"Measured on {target}", main_metrics(units))
     yield from _against(report, target, main_metrics(units))
     yield from _slices(report, target)
+    yield from _continuations(report, target)
     yield from _measured(report, target, f"Further measurements on {target}", other_metrics(units))
 
 
@@ -116,6 +118,14 @@ def _slices(report: Report, target: str) -> Iterator[str]:
     yield from ("Changes are paired row by row. Intervals are 95% each: of many slices one looks bad by chance.", "")
     heads = ("Slice", "Holds", "Rows", "Baseline", "Final", "Change")
     yield from markdown_table(heads, slice_cells(found[1]), left=(0, 1))
+
+
+def _continuations(report: Report, target: str) -> Iterator[str]:
+    pairs = written(report, target)
+    if pairs:
+        yield from ("", f"## What they write on {escape_markdown(target)}", "", f"{alike(pairs)}.", "")
+        rows = [(pair.prompt, pair.baseline.text, pair.final.text) for pair in pairs]
+        yield from markdown_table(("Prompt", "Baseline", "Final"), rows, left=(0, 1, 2))
 
 
 def _limits(report: Report) -> Iterator[str]:

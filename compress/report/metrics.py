@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +17,8 @@ Style = Literal["percent", "bytes", "count", "milliseconds", "rate", "times", "p
 class Metric:
     """One metric as people read it. ``gain`` and ``loss`` are the words after a ratio: `3x smaller`.
 
-    ``relative`` metrics compare with the baseline already, so that no ratio of theirs means anything.
+    ``relative`` metrics compare with the baseline already, so that no ratio of theirs means anything. The value of an
+    ``exponential`` one is e to the mean of its raw outcomes, which are logarithms.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Metric:
     loss: str = "lower"
     quality: bool = False
     relative: bool = False
+    exponential: bool = False
     unit: str = ""
 
 
@@ -49,14 +52,20 @@ _KNOWN = {
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
         _quality("recall", "Recall"),
-        _error("perplexity", "Perplexity", "plain"),
+        replace(_error("perplexity", "Perplexity", "plain"), exponential=True),
+        _quality("next_token_accuracy", "Next token right"),
+        _quality("choice_accuracy", "Choices right"),
+        _quality("choice_accuracy_normalized", "Choices right, by length"),
         _error("word_error_rate", "Word error rate", "percent"),
         _error("loss", "Loss", "plain"),
         Metric("calibration_error", "Calibration error", "percent", "lower", "lower", "higher"),
         Metric("brier_score", "Brier score", "plain", "lower", "lower", "higher"),
         Metric("agreement", "Agreement", "percent", "higher", relative=True),
+        Metric("kl_divergence", "KL divergence", "plain", "lower", "lower", "higher", relative=True, unit="nats"),
+        Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
+        Metric("bits_per_parameter", "Bits a parameter", "plain", "lower", "fewer", "more", unit="bits"),
         _time("latency_ms", "Latency"),
         _time("latency_p90_ms", "Latency p90"),
         _time("latency_p99_ms", "Latency p99"),
@@ -242,16 +251,28 @@ def improvement(metric: Metric, value: float, reference: float) -> str:
     return f"{significant(ratio)}x {metric.gain}" if ratio > 1 else f"{significant(1 / ratio)}x {metric.loss}"
 
 
-_MAIN = ("agreement", "size_bytes", "parameters", "latency_ms", "latency_p90_ms", "throughput", "startup_ms",
-         "peak_memory_bytes", "speedup")  # fmt: skip
+_MAIN = ("agreement", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
+         "latency_p90_ms", "throughput", "tokens_per_second", "prefill_tokens_per_second", "startup_ms",
+         "peak_memory_bytes", "speedup", "speedup_time_per_output_token",
+         "speedup_time_to_first_token")  # fmt: skip
 
 
 def main_metrics(units: dict[str, str]) -> list[Metric]:
-    """The columns of the comparison: the task's own metrics, then the known costs that were measured."""
+    """The columns of the comparison: the task's own metrics, then the known costs that were measured.
+
+    Of what is measured at several contexts, the shortest.
+    """
     described = [describe_metric(name, unit) for name, unit in units.items()]
+    context = shortest_context(units)
+    names = (f"{name}_context_{context}" if name in _GENERATION else name for name in _MAIN)
     return [metric for metric in described if metric.quality] + [
-        describe_metric(name, units[name]) for name in _MAIN if name in units
+        describe_metric(name, units[name]) for name in names if name in units
     ]
+
+
+def shortest_context(names: Iterable[str]) -> int | None:
+    """The shortest context at which generation was timed, if it was."""
+    return min((found[1] for name in names if (found := context_of(name))), default=None)
 
 
 def other_metrics(units: dict[str, str]) -> list[Metric]:

@@ -150,6 +150,16 @@ class CalibrationCurve(Record):
     bins: tuple[CalibrationBin, ...]
 
 
+class ContinuationRecord(Record):
+    """What one model wrote after the beginning of a test text. ``repeated``: the share of its runs of four tokens."""
+
+    model: str
+    target: str
+    prompt: str
+    text: str
+    repeated: float = Field(ge=0, le=1)
+
+
 class Report(Record):
     """Everything that a run measured and decided."""
 
@@ -170,6 +180,7 @@ class Report(Record):
     data: DataRecord | None = None
     slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
     calibration: tuple[CalibrationCurve, ...] = ()
+    continuations: tuple[ContinuationRecord, ...] = ()
 
     @field_validator("schema_version")
     @classmethod

@@ -13,6 +13,7 @@ from compress.numerics.statistics import (
     mcnemar,
     median_interval,
     nested_quantile_intervals,
+    t_interval,
     wilson_interval,
 )
 
@@ -97,6 +98,14 @@ def test_geometric_interval_is_the_t_interval_of_the_logarithms(confidence: floa
     low, high = stats.t.interval(confidence, 8, loc=logs.mean(), scale=stats.sem(logs))
     expected = (stats.gmean(samples), np.exp(low), np.exp(high))
     assert geometric_interval(samples, confidence) == pytest.approx(expected, rel=1e-12)
+
+
+def test_t_interval_agrees_with_scipy() -> None:
+    samples = np.random.default_rng(3).normal(5, 2, 9)
+    expected = stats.t.interval(0.9, 8, samples.mean(), stats.sem(samples))
+    assert t_interval(samples, 0.9) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="two samples"):
+        t_interval([1.0])
 
 
 @pytest.mark.parametrize("samples", [[1.0], [1.0, 0.0], [1.0, -2.0]])

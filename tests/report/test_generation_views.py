@@ -1,0 +1,93 @@
+"""How a run on a language model reads: figures, limits, and what the models write."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from generation_reports import LOSSES, PROMPTS, TEXTS, generation_report, perplexity
+from rich.console import Console
+from scipy import stats
+
+from compress.report.charts import cost_metrics
+from compress.report.console import console_table
+from compress.report.continuations import alike, continuations_html, written
+from compress.report.headline import headlines
+from compress.report.html import html_page
+from compress.report.limits import paired_ratio_interval
+from compress.report.markdown import markdown_report
+from compress.report.metrics import main_metrics
+from compress.report.schema import parse_report
+
+REPORT = generation_report()
+
+
+def test_ratio_of_perplexities_has_students_interval_of_the_paired_losses() -> None:
+    differences = [after - before for after, before in zip(LOSSES["final"], LOSSES["baseline"], strict=True)]
+    middle, error = sum(differences) / 8, stats.sem(differences)
+    expected = [math.exp(value) for value in stats.t.interval(0.95, 7, middle, error)]
+    assert paired_ratio_interval(perplexity("final"), perplexity("baseline")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"raw": None}, {"raw": LOSSES["baseline"][:5]}, {"raw": tuple(x + 1 for x in LOSSES["baseline"])}]
+)
+def test_perplexities_that_do_not_pair_have_no_interval_of_their_ratio(changes: dict[str, object]) -> None:
+    assert paired_ratio_interval(perplexity("final"), perplexity("baseline", **changes)) is None
+
+
+def test_headlines_say_what_was_lost_and_won() -> None:
+    tiles = {tile.label: tile for tile in headlines(REPORT, "cpu")}
+    assert set(tiles) == {"Perplexity", "Smaller on disk", "Faster writing", "Faster reading", "Agreement"}
+    rise = math.exp((sum(LOSSES["final"]) - sum(LOSSES["baseline"])) / 8) - 1
+    assert tiles["Perplexity"].figure == f"{rise:+.1%}" == "+9.8%"
+    assert (tiles["Perplexity"].status, tiles["Perplexity"].limit) == ("passed", "<= 112% of baseline")
+    assert "95% interval +6.9% to +12.8%" in tiles["Perplexity"].detail
+    assert tiles["Smaller on disk"].detail == "538 MB \u2192 78.0 MB; 4.46 bits a parameter"
+    assert tiles["Faster writing"].figure == "5.00x"
+    assert (tiles["Faster writing"].status, tiles["Faster writing"].limit) == ("missed", ">= 5.5x")
+    assert "18.2 tokens/s \u2192 90.9 tokens/s, prompt of 128" in tiles["Faster writing"].detail
+    assert "KL divergence 0.104 nats" in tiles["Agreement"].detail
+
+
+def test_columns_are_those_of_the_shortest_prompt() -> None:
+    names = [metric.name for metric in main_metrics(REPORT.metrics("cpu"))]
+    assert names[:3] == ["perplexity", "next_token_accuracy", "agreement"]
+    assert "tokens_per_second_context_128" in names and "bits_per_parameter" in names
+    assert not [name for name in names if name.endswith("512")]
+    assert [metric.name for metric in cost_metrics(REPORT, "cpu")] == [
+        "size_bytes", "time_per_output_token_ms_context_128",
+    ]  # fmt: skip
+
+
+def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
+    first, second, third = written(REPORT, "cpu")
+    assert first.baseline.text[: first.same] == " the world's oceans, "
+    assert second.same == len(TEXTS["final"][1])
+    assert third.same == 1
+    assert alike([first, second, third]) == "1 of 3 continuations are the same to the end"
+    markup = continuations_html(REPORT, "cpu")
+    assert '<span class="apart final">and covers about' in markup
+    assert "&lt;b&gt;Algae&lt;/b&gt; are a diverse group of\n\norganisms" in markup
+    assert markup.count("repeats itself: 71%") == 1
+    assert continuations_html(REPORT, "gpu") == ""
+
+
+def test_every_view_has_the_texts() -> None:
+    assert PROMPTS[2] in html_page(REPORT)
+    text = markdown_report(REPORT)
+    assert "1 of 3 continuations are the same to the end." in text
+    assert f"| {PROMPTS[2]} |" in text
+
+
+def test_console_shows_perplexity_size_and_speed() -> None:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(console_table(REPORT))
+    shown = capture.get()
+    for words in ("Perplexity", "Bits a parameter", "Tokens per second, context 128", "78.0 MB"):
+        assert words in shown, words
+
+
+def test_report_is_read_back_as_it_was() -> None:
+    assert parse_report(REPORT.to_json(), "here") == REPORT

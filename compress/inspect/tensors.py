@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from compress.errors import ModelError
 from compress.inspect.onnx_graph import Initializer, read_graph
@@ -70,16 +72,25 @@ def _weights(path: Path) -> tuple[Format, tuple[Path, ...]]:
 
 
 def _safetensors(file: Path, root: Path) -> list[TensorInfo]:
-    bits = _packed_bits(root)
-    return [_stored(tensor, root, bits) for tensor in read_header(file)]
+    quantization = _quantization(root)
+    return [_stored(tensor, root, _packed_bits(tensor.name, quantization)) for tensor in read_header(file)]
 
 
-def _packed_bits(root: Path) -> int | None:
-    """The bit width of a GPTQ or AWQ checkpoint, whose `qweight` packs weights into int32."""
+def _quantization(root: Path) -> dict[str, Any]:
+    """What the folder's config says of a GPTQ or AWQ checkpoint; empty for any other."""
     if not (root / "config.json").is_file():
-        return None
-    quantization = read_json(root / "config.json").get("quantization_config")
-    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+        return {}
+    found = read_json(root / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _packed_bits(name: str, quantization: dict[str, Any]) -> int | None:
+    """The bits of the weights that `NAME.qweight` packs into int32: those of its layer where layers differ."""
+    bits = quantization.get("bits")
+    for pattern, changes in (quantization.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), name.rpartition(".")[0]):
+            bits = changes.get("bits", bits)
+            break
     return bits if isinstance(bits, int) and bits > 0 else None
 
 

@@ -85,6 +85,20 @@ def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
     assert found["l.scales"].role == "quantization"
 
 
+def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path) -> None:
+    dynamic = {"-:lm_head": {}, "+:layers.1": {"bits": 8}, "layers\\..*": {"bits": 2}}
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": dynamic}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    names = ("layers.1.up", "layers.0.up", "other.up")
+    save_file({f"{name}.qweight": np.zeros((2, 3), np.int32) for name in names}, tmp_path / "model.safetensors")
+    found = {tensor.name: (tensor.dtype, tensor.parameters) for tensor in read_model(tmp_path).tensors}
+    assert found == {
+        "layers.1.up.qweight": ("int8", 24),
+        "layers.0.up.qweight": ("int2", 96),
+        "other.up.qweight": ("int4", 48),
+    }
+
+
 def test_gguf_file_by_the_format(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "x.gguf", "llama")
     values = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)

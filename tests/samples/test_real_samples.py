@@ -99,3 +99,34 @@ def test_minilm_opens_in_transformers():
     mask = inputs["attention_mask"].unsqueeze(-1)
     mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
     assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.3
+
+
+def test_wiki_holds_each_article_in_one_split_without_markup():
+    import re
+
+    files = sample_directory("wiki")
+    tables = {name: pq.read_table(files / f"{name}.parquet") for name in ("train", "validation", "test")}
+    titles = [title for table in tables.values() for title in table["title"].to_pylist()]
+    assert len(titles) == len(set(titles)) == 106
+    assert {name: len(table) for name, table in tables.items()} == {"train": 88, "validation": 6, "test": 12}
+    texts = {name: table["text"].to_pylist() for name, table in tables.items()}
+    assert sum(map(len, texts["test"])) > 400_000
+    everything = "\n".join(text for part in texts.values() for text in part)
+    assert not re.findall(r"\{\{|\}\}|\[\[|\]\]|<ref|'''|^\{\||Category:", everything, re.MULTILINE)
+
+
+def test_smollm2_is_a_language_model_that_chats():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from compress.models.source import resolve_model
+
+    folder = resolve_model("sample:smollm2", cache=sample_directory("smollm2").parent / "converted")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert tokenizer.tokenize("a\n\n1 b  2") == ["a", "ĊĊ", "1", "Ġb", "ĠĠ", "2"]
+    talk = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        answer = model.generate(**ids, max_new_tokens=16, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])

@@ -25,8 +25,8 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         return Needs(splits=("train",) if self.method == "gptq" else ())
 
     def promise(self) -> Promise:
-        """Smaller than float16, which is half of float32 and the whole of a bfloat16 file."""
-        return Promise(max_size_ratio=1.0)
+        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
+        return Promise(max_size_ratio=1.5 if self.embedding_bits != 16 and (self.embedding_bits or self.mixed) else 1.0)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""

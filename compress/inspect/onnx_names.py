@@ -18,7 +18,9 @@ from compress.inspect.tensor import Role
 
 _GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+|arg\d+_\d+)$")
 _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")
-COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax)$")
+COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax|Q\d_plane[1-9])$")
+_FEW_BITS = re.compile(r"_Q(?P<bits>[2-8])(?P<plane>_plane0)?$")
+"""As `compress.models.onnx_decoder` names packed integers; those of odd bits lie in planes of 4, 2 and 1 bits."""
 _CARRIES_ON = frozenset(
     {
         *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -105,13 +107,15 @@ class _Names:
             match = COMPANION_NAME.match(name)
             if match and not weight_of.get(name):
                 base = match["weight"]
-                for candidate in (f"{base}_quantized", base, *(f"{base}_Q{bits}" for bits in (4, 8, 2))):
+                for candidate in (f"{base}_quantized", base, *_few_bit_names(base)):
                     if candidate in self.stored:
                         weight_of[name] = candidate
                         break
         return weight_of
 
     def is_constant(self, item: Initializer, count: int) -> bool:
+        if item.name.startswith("constants."):
+            return True
         if item.dtype in _INTEGERS:
             return not self.quantized_use(item) and not _QUANTIZED_NAME.search(item.name)
         if item.dtype == "int32":
@@ -137,6 +141,11 @@ class _Names:
                 return numbers["K"] * numbers["N"], f"int{bits}"
             if node.op_type == "GatherBlockQuantized" and index == 0 and item.dtype == "uint8":
                 return count * 8 // bits, f"uint{bits}"
+        packed = _FEW_BITS.search(item.name)
+        if packed and item.dtype == "uint8":
+            bits = int(packed["bits"])
+            width = next(width for width in (4, 2, 1) if bits & width) if packed["plane"] else bits
+            return count * 8 // width, f"uint{bits}"
         return count, item.dtype
 
     def weight_name(self, item: Initializer) -> str:
@@ -209,6 +218,10 @@ class _Names:
                     break
         inner = [scope for scope in scopes if scope and "norm" not in scope.rpartition(".")[2]]
         return max(inner, key=lambda scope: scope.count("."), default="")
+
+
+def _few_bit_names(base: str) -> list[str]:
+    return [f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]
 
 
 def _scopes(node: Node) -> str:

@@ -40,6 +40,8 @@ class OnnxModel:
         if self.graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES:
             location = f"{self.file_name}_data"
             onnx.save_model(self.graph, target, save_as_external_data=True, location=location)
+            # Saving so takes the weights out of the graph in memory.
+            onnx.load_external_data_for_model(self.graph, str(target.parent))
         else:
             onnx.save_model(self.graph, target)
         for name, content in self.companions.items():

@@ -179,6 +179,22 @@ def _multi_head_attention(call: Call) -> Operations | None:
     return Operations(core + biases + masks)
 
 
+def _grouped_attention(call: Call) -> Operations | None:
+    """`GroupQueryAttention`: every query sees the keys up to its own, in a window of them where it has one.
+
+    Rotation is 3 steps for each element of queries and keys. Query, key and value may lie in one tensor.
+    """
+    query, present, heads = call.need(0), call.outputs[1], call.integer("num_heads", 0)
+    if heads < 1 or any(call.has(index) for index in range(10, len(call.inputs))) or len(query.shape) != 3:
+        return None
+    batch, queries, _ = query.shape
+    _, groups, keys, size = present.shape
+    window = call.integer("local_window_size", -1)
+    seen = (min(keys - queries + 1 + place, window if window > 0 else keys) for place in range(queries))
+    core = attention_core(batch, heads, 1, sum(seen), heads * size, heads * size)
+    return Operations(core + call.integer("do_rotary", 0) * 3 * batch * queries * (heads + groups) * size)
+
+
 def _embed(call: Call) -> Operations:
     """Two or three embeddings are added and normalized."""
     return Operations(fp32=(7 + 1 + call.has(4)) * call.out.elements)
@@ -191,6 +207,11 @@ def _lookup(call: Call) -> dict[int, tuple[int, int]]:
 def _quantized_lookup(call: Call) -> dict[int, tuple[int, int]]:
     axis = call.integer("gather_axis", 0)
     return {0: (1, axis), 2: (1, axis), 3: (1, axis)}
+
+
+def _angles(call: Call) -> dict[int, tuple[int, int]]:
+    """Of cosines and sines, a row for each row of the batch: those of one token, which a prompt has more of."""
+    return {7: (5, 0), 8: (5, 0)}
 
 
 def _embedding_lookups(call: Call) -> dict[int, tuple[int, int]]:
@@ -251,6 +272,7 @@ def _table() -> dict[tuple[str, str], Operator]:
     # ONNX Runtime writes this one into the standard domain of optimized graphs.
     table |= {("", "SimplifiedLayerNormalization"): Operator(_each_output(4))}
     table |= {(MICROSOFT, "GatherBlockQuantized"): Operator(_each_output(2), rows=_quantized_lookup)}
+    table |= {(MICROSOFT, "GroupQueryAttention"): Operator(_grouped_attention, rows=_angles)}
     table |= {(MICROSOFT, "EmbedLayerNormalization"): Operator(_embed, rows=_embedding_lookups)}
     table |= {
         (_BLOCKED, "Conv"): Operator(_convolution(1, 2)),

@@ -129,6 +129,24 @@ def test_attention_whose_heads_were_cut() -> None:
     assert cost.operations == Operations(fp32=2560 + 160 + 1000 + 600)
 
 
+@pytest.mark.parametrize(("window", "seen"), [(-1, 4 + 5), (3, 3 + 3)])
+def test_grouped_attention(window: int, seen: int) -> None:
+    """B = 2, two new tokens after three, 4 heads and 2 groups of 8: the first sees 4 keys, the second 5.
+
+    2·2·seen·(32 + 32) for both products, 6 for each of the 2·4·seen scores, 3 for each of 2·2·(32 + 16) rotated.
+    Two of the hundred rows of cosines and of sines are read.
+    """
+    half = np.ones((100, 4), F32)
+    past, present = (FLOAT, (2, 2, 3, 8)), (FLOAT, (2, 2, 5, 8))
+    inputs = {"qkv": (FLOAT, (2, 2, 64)), "k": None, "v": None, "pk": past, "pv": past}
+    inputs |= {"last": (ir.DataType.INT32, (2,)), "total": (ir.DataType.INT32, ()), "cos": half, "sin": half}
+    outputs = [(FLOAT, (2, 2, 32)), present, present]
+    attributes = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "local_window_size": window}
+    cost = counted("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)
+    assert cost.operations == Operations(2 * 2 * seen * 64 + 6 * 2 * 4 * seen + 3 * 2 * 2 * 48)
+    assert cost.weight_bytes == 2 * 2 * 4 * 4
+
+
 def test_attention_over_what_came_before() -> None:
     """3 positions of the past lengthen the keys from 5 to 8."""
     past = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 24), "b": ones(24), "m": None, "p": (FLOAT, (2, 2, 2, 3, 4))}

@@ -1,0 +1,170 @@
+"""The graph of a decoder: prompt and single tokens in one graph, with the keys and values of earlier tokens.
+
+Inputs `input_ids` and `attention_mask` [batch, length and total length], `past_key_values.N.key` and `.value`
+[batch, heads, past, size]; outputs `logits` [batch, length, vocabulary] and `present.N.key` and `.value`, as
+transformers.js and onnxruntime-genai expect them. Positions follow from the mask. Rows of a batch may be padded on
+the right; padding on the left, which the attention kernel would read as text, fails at the node
+`padding_on_the_left_is_refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_decoder.architecture import Architecture
+from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
+from compress.models.onnx_decoder.weights import Weights
+
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+REFUSAL = "padding_on_the_left_is_refused"
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """``accuracy_level`` of the few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
+
+    ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
+    """
+
+    accuracy_level: int = 4
+    last_token_only: bool = False
+
+
+def write_graph(checkpoint: Checkpoint, architecture: Architecture, settings: GraphSettings) -> onnx.ModelProto:
+    """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
+    return ir.to_proto(_Decoder(checkpoint, architecture, settings).write())
+
+
+class _Decoder:
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, settings: GraphSettings) -> None:
+        self._of = architecture
+        self._settings = settings
+        self._nodes = Nodes()
+        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level)
+
+    def write(self) -> ir.Model:
+        nodes, of = self._nodes, self._of
+        ids = nodes.input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
+        mask = nodes.input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
+        lengths = self._lengths(mask)
+        rotary = self._rotary()
+        hidden = self._weights.look_up(_EMBEDDING, ids)
+        added: ir.Value | None = None
+        presents: list[ir.Value] = []
+        for layer in range(of.layers):
+            scope = f"model.layers.{layer}"
+            hidden, normed = self._norm(f"{scope}.input_layernorm", hidden, added)
+            attended, cache = self._attention(layer, normed, [*lengths, *rotary])
+            presents += cache
+            hidden, normed = self._norm(f"{scope}.post_attention_layernorm", hidden, attended)
+            added = self._feed_forward(f"{scope}.mlp", normed)
+        _, normed = self._norm("model.norm", hidden, added)
+        self._finish(normed, presents)
+        return nodes.model(of.name)
+
+    def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
+        """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
+        nodes, axis = self._nodes, self._nodes.integers(1)
+        count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
+        # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
+        first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
+        missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
+        minus_one = nodes.op("Gather", f"lengths.{REFUSAL}", [nodes.integers(-1), missing], axis=0)
+        last = nodes.op("Add", "lengths.last", [count, minus_one])
+        shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
+        total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
+        named = (("lengths.last", last), ("lengths.total", total))
+        return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
+
+    def _rotary(self) -> Sequence[ir.Value]:
+        """Cosines and sines of all positions, [positions, head_size / 2]; computed when the graph is loaded."""
+        nodes = self._nodes
+        frequencies, factor = self._of.rotary
+        bounds = {"start": 0, "stop": self._of.positions, "step": 1}
+        ends = [nodes.constant(f"constants.rotary_{name}", np.array(end, np.float32)) for name, end in bounds.items()]
+        column = nodes.op("Unsqueeze", "rotary", [nodes.op("Range", "rotary", ends), nodes.integers(1)])
+        angles = nodes.op("Mul", "rotary", [column, nodes.constant("constants.rotary_frequencies", frequencies[None])])
+        tables = [nodes.op(kind, "rotary", [angles]) for kind in ("Cos", "Sin")]
+        if factor == 1:
+            return tables
+        scale = nodes.constant("constants.rotary_factor", np.array(factor, np.float32))
+        return [nodes.op("Mul", f"rotary.{index}", [table, scale]) for index, table in enumerate(tables)]
+
+    def _norm(self, module: str, hidden: ir.Value, added: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+        """The sum of the stream and what the last module added to it, and its RMS norm."""
+        scale = self._weights.vector(f"{module}.weight")
+        if added is not None:
+            hidden = self._nodes.op("Add", module, [hidden, added])
+        normed = self._nodes.op(
+            "SimplifiedLayerNormalization", module, [hidden, scale], axis=-1, epsilon=self._of.epsilon, stash_type=1
+        )
+        return hidden, normed
+
+    def _attention(self, layer: int, value: ir.Value, tail: Sequence[ir.Value]) -> tuple[ir.Value, Sequence[ir.Value]]:
+        of, scope = self._of, f"model.layers.{layer}.self_attn"
+        projected = self._heads(scope, self._weights.project(scope, ["q_proj", "k_proj", "v_proj"], value))
+        shape = ["batch_size", of.key_value_heads, "past_sequence_length", of.head_size]
+        past = [
+            self._nodes.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, shape) for kind in ("key", "value")
+        ]
+        attended, *present = self._nodes.several(
+            "GroupQueryAttention",
+            scope,
+            [*projected, *[None] * (3 - len(projected)), *past, *tail],
+            3,
+            MICROSOFT,
+            num_heads=of.heads,
+            kv_num_heads=of.key_value_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            local_window_size=of.windows[layer],
+        )
+        return self._weights.project(scope, ["o_proj"], attended)[0], present
+
+    def _heads(self, scope: str, projected: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """Query, key and value as the attention takes them: side by side in one value, or each with its norm."""
+        of, nodes = self._of, self._nodes
+        if not self._weights.has(f"{scope}.q_norm.weight"):
+            return projected
+        if len(projected) == 1:
+            sizes = [of.heads * of.head_size, *[of.key_value_heads * of.head_size] * 2]
+            projected = nodes.several("Split", scope, [projected[0], nodes.integers(*sizes)], 3, axis=-1)
+        normed = [
+            self._head_norm(f"{scope}.{kind}_norm", value, heads)
+            for kind, value, heads in zip("qk", projected, (of.heads, of.key_value_heads), strict=False)
+        ]
+        return [*normed, projected[2]]
+
+    def _head_norm(self, module: str, value: ir.Value, heads: int) -> ir.Value:
+        nodes, size = self._nodes, self._of.head_size
+        apart = nodes.op("Reshape", f"{module}.apart", [value, nodes.integers(0, 0, heads, size)])
+        _, normed = self._norm(module, apart, None)
+        return nodes.op("Reshape", f"{module}.together", [normed, nodes.integers(0, 0, heads * size)])
+
+    def _feed_forward(self, scope: str, value: ir.Value) -> ir.Value:
+        projected = self._weights.project(scope, ["gate_proj", "up_proj"], value)
+        if len(projected) == 1:
+            projected = self._nodes.several("Split", scope, projected, 2, axis=-1, num_outputs=2)
+        gate, up = projected
+        active = self._nodes.op("QuickGelu", f"{scope}.act_fn", [gate], MICROSOFT, alpha=1.0)
+        product = self._nodes.op("Mul", f"{scope}.act_fn", [active, up])
+        return self._weights.project(scope, ["down_proj"], product)[0]
+
+    def _finish(self, hidden: ir.Value, presents: Sequence[ir.Value]) -> None:
+        nodes, of = self._nodes, self._of
+        length: int | str = "sequence_length"
+        if self._settings.last_token_only:
+            bounds = [nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
+            hidden, length = nodes.op("Slice", _HEAD, [hidden, *bounds]), 1
+        logits = self._weights.head(_EMBEDDING if of.tied else _HEAD, hidden)
+        nodes.output(logits, "logits", ir.DataType.FLOAT, ["batch_size", length, of.vocabulary])
+        shape = ["batch_size", of.key_value_heads, "total_sequence_length", of.head_size]
+        for index, value in enumerate(presents):
+            layer, kind = divmod(index, 2)
+            nodes.output(value, f"present.{layer}.{('key', 'value')[kind]}", ir.DataType.FLOAT, shape)

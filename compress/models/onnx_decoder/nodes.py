@@ -1,0 +1,82 @@
+"""Writing an ONNX graph node by node: names, constants and the operators of three domains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+OPSET = 21
+IR_VERSION = 10
+_PRODUCER = "compress"
+
+
+class Nodes:
+    """A graph in the making. Every value is called after the module that makes it, as exporters do."""
+
+    def __init__(self) -> None:
+        self._tape = ir.tape.Tape()
+        self._constants: dict[str, ir.Value] = {}
+        self._names: set[str] = set()
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """An input of the graph."""
+        value = ir.val(name, dtype=dtype, shape=shape)
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        """Make ``value`` an output of the graph."""
+        value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
+        self._outputs.append(value)
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """A stored tensor, stored once for each name."""
+        if name not in self._constants:
+            self._constants[name] = self._tape.initializer(ir.Tensor(np.asarray(array, order="C"), name=name))
+        return self._constants[name]
+
+    def integers(self, *values: int) -> ir.Value:
+        """A list of int64, such as a shape or axes."""
+        return self.constant("constants.int64." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def op(
+        self, kind: str, name: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """A node with one output."""
+        return self.several(kind, name, inputs, 1, domain, **attributes)[0]
+
+    def several(
+        self,
+        kind: str,
+        name: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs."""
+        path = f"/{name.replace('.', '/')}/{kind}"
+        if path in self._names:
+            raise ValueError(f"two nodes are called {path}")
+        self._names.add(path)
+        values = [ir.Value(name=f"{path}/output_{index}") for index in range(outputs)]
+        self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
+        return values
+
+    def model(self, name: str) -> ir.Model:
+        """The finished graph."""
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name=_PRODUCER)

@@ -1,0 +1,145 @@
+"""A checkpoint's weights as operands of a graph: products with few-bit or float matrices, and look-ups in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_decoder.bit_planes import join, lift, pair, split
+from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
+from compress.models.onnx_decoder.stored_weight import StoredWeight, stack, store
+
+_NIBBLE = 4
+
+
+class Weights:
+    """Writes what reads a weight. A tied head and its embedding table read the same stored bytes."""
+
+    def __init__(self, checkpoint: Checkpoint, nodes: Nodes, accuracy_level: int) -> None:
+        self._checkpoint = checkpoint
+        self._nodes = nodes
+        self._accuracy_level = accuracy_level
+        self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds that tensor."""
+        return name in self._checkpoint.files
+
+    def vector(self, name: str) -> ir.Value:
+        """A stored tensor in float32, such as a norm's scale."""
+        return self._nodes.constant(name, self._checkpoint.stored(name).float().numpy())
+
+    def project(self, scope: str, leaves: Sequence[str], value: ir.Value) -> Sequence[ir.Value]:
+        """The products of ``value`` with the layers ``leaves`` of ``scope``: one value where they make one matrix.
+
+        Otherwise one value for each layer.
+        """
+        modules = [f"{scope}.{leaf}" for leaf in leaves]
+        stored = [weight for weight in map(self._stored, modules) if weight is not None]
+        name = f"{scope}.{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
+        bias = self._bias(name, modules)
+        if len(stored) == len(modules) and all(stored[0].joins(weight) for weight in stored):
+            return [self._few_bits(name, stack(stored), value, bias)]
+        if not stored:
+            matrix = np.concatenate([self._checkpoint.weight(module).numpy() for module in modules])
+            product = self._nodes.op("MatMul", name, [value, self._nodes.constant(f"{name}.weight", matrix.T)])
+            return [product if bias is None else self._nodes.op("Add", name, [product, bias])]
+        return [product for leaf in leaves for product in self.project(scope, [leaf], value)]
+
+    def look_up(self, module: str, ids: ir.Value) -> ir.Value:
+        """The rows ``ids`` of an embedding table, [batch, length, hidden]."""
+        stored = self._stored(module)
+        if stored is None:
+            return self._nodes.op("Gather", module, [self._table(module), ids])
+        integers, scales, zeros = self._few_bit_operands(module, stored)
+        width = stored.values.shape[1]
+        flat = self._nodes.integers(stored.rows, width * stored.kernel_bits // 8)
+        rows = self._nodes.op(
+            "GatherBlockQuantized",
+            module,
+            [self._nodes.op("Reshape", module, [integers, flat]), ids, scales, zeros],
+            MICROSOFT,
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=stored.block_size,
+            bits=stored.kernel_bits,
+        )
+        if width == stored.columns:
+            return rows
+        ends = [self._nodes.integers(end) for end in (0, stored.columns, 2)]
+        return self._nodes.op("Slice", module, [rows, *ends])
+
+    def head(self, module: str, value: ir.Value) -> ir.Value:
+        """The logits of ``value`` by the table of ``module``, which an embedding may read too."""
+        stored = self._stored(module)
+        if stored is None:
+            turned = self._nodes.op("Transpose", "lm_head", [self._table(module)], perm=[1, 0])
+            product = self._nodes.op("MatMul", "lm_head", [value, turned])
+        else:
+            product = self._few_bits(module, stored, value, None, "lm_head")
+        bias = f"{module}.bias"
+        return self._nodes.op("Add", "lm_head", [product, self.vector(bias)]) if self.has(bias) else product
+
+    def _stored(self, module: str) -> StoredWeight | None:
+        quantized = self._checkpoint.quantized(module)
+        return None if quantized is None else store(quantized, module)
+
+    def _table(self, module: str) -> ir.Value:
+        return self._nodes.constant(f"{module}.weight", self._checkpoint.weight(module).numpy())
+
+    def _bias(self, name: str, modules: Sequence[str]) -> ir.Value | None:
+        if not any(self.has(f"{module}.bias") for module in modules):
+            return None
+        parts = [self._checkpoint.stored(f"{module}.bias").float().numpy() for module in modules]
+        return self._nodes.constant(f"{name}.bias", np.concatenate(parts))
+
+    def _few_bits(
+        self, name: str, stored: StoredWeight, value: ir.Value, bias: ir.Value | None, scope: str | None = None
+    ) -> ir.Value:
+        integers, scales, zeros = self._few_bit_operands(name, stored)
+        inputs = [value, integers, scales, zeros, None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        return self._nodes.op(
+            "MatMulNBits",
+            scope or name,
+            inputs,
+            MICROSOFT,
+            K=stored.columns,
+            N=stored.rows,
+            bits=stored.kernel_bits,
+            block_size=stored.block_size,
+            accuracy_level=self._accuracy_level,
+        )
+
+    def _few_bit_operands(self, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Integers, scales in float32 and zero points. On disk scales take 16 bits; the cast is done at loading."""
+        if name not in self._operands:
+            halves = self._nodes.constant(f"{name}.weight_scales", stored.scales)
+            zeros = stored.packed_zero_points()
+            self._operands[name] = (
+                self._integers(name, stored),
+                self._nodes.op("Cast", name, [halves], to=ir.DataType.FLOAT),
+                None if zeros is None else self._nodes.constant(f"{name}.weight_zero_points", zeros),
+            )
+        return self._operands[name]
+
+    def _integers(self, name: str, stored: StoredWeight) -> ir.Value:
+        """As the kernels take them, or, for bits that the kernels lack, the planes and what makes them whole."""
+        nodes, bits = self._nodes, stored.bits
+        if bits == stored.kernel_bits:
+            return nodes.constant(f"{name}.weight_Q{bits}", stored.integers())
+        values = stored.values
+        if stored.kernel_bits == _NIBBLE:
+            values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
+        planes = [
+            nodes.constant(f"{name}.weight_Q{bits}_plane{index}", plane)
+            for index, plane in enumerate(split(values, bits))
+        ]
+        whole = lift(nodes, name, join(nodes, name, planes, bits, values.shape), stored.lift)
+        if stored.kernel_bits == _NIBBLE:
+            whole = pair(nodes, name, whole)
+        return nodes.op("Reshape", f"{name}.blocks", [whole, nodes.integers(*stored.shape)])

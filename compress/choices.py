@@ -39,7 +39,7 @@ def choice_scores(
     tokenizer: Any = AutoTokenizer.from_pretrained(artifact)
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    scores = []
+    scores: list[list[float]] = []
     for question in progress.track(questions, description, len(questions)):
         scores.append([])
         for choice in question.choices:

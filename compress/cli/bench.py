@@ -78,13 +78,13 @@ def bench(
     settings = found.recipe.benchmark.model_copy(update=_given(changed))
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
     rows = found.dataset(progress).split("test")
-    task, wanted = found.task, found.recipe
+    task, asked = found.task, found.recipe
     examples = {
-        label: encode_for(folder, task, rows, wanted.data.max_length, wanted.evaluation)
+        label: encode_for(folder, task, rows, asked.data.max_length, asked.evaluation)
         for label, folder in folders.items()
     }
     reference = next(iter(folders))
-    _show(time_artifacts(task, folders, examples, place, settings, reference, progress, wanted.seed), json_)
+    _show(time_artifacts(task, folders, examples, place, settings, reference, progress, asked.seed), json_)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

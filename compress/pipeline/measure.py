@@ -127,7 +127,9 @@ def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
     Raises `StageError` where an output cannot be exported.
     """
     labels = road.recipe.labels()
-    writer = next((stage for stage in road.recipe.stages if stage.kind == _WRITERS[form]), STAGES[_WRITERS[form]]())
+    kind = _WRITERS[form]
+    default = STAGES[kind].model_validate({"kind": kind})
+    writer = next((stage for stage in road.recipe.stages if stage.kind == kind), default)
     wanted = [label for label in labels if _format(road, label) in (None, form)]
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
     artifacts = {BASELINE: _written(road, road.recipe.baseline, writer)}

@@ -72,9 +72,9 @@ def measure_side_by_side(
     )
     if answers is not None:
         given = {
-            (label, target.name): own
+            (label, target.name): told
             for label, folder in folders.items()
-            if (own := answers_of(task, folder, data.labels, found[label])) is not None
+            if (told := answers_of(task, folder, data.labels, found[label])) is not None
         }
         if given:
             labels = [data.labels[index] for index in data.label_ids(SPLIT)]

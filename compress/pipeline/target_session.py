@@ -133,8 +133,9 @@ class TargetSession:
             examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
             threads = recipe.benchmark.threads
             found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
-            labels = {} if found.labels is None else {_LABELS: found.labels}
-            np.savez(content / "predictions.npz", **found.kept, **labels)
+            arrays: dict[str, Any] = dict(found.kept)
+            arrays |= {} if found.labels is None else {_LABELS: found.labels}
+            np.savez(content / "predictions.npz", **arrays)
             return {"name": f"evaluation of {label}"}
 
         folder, _ = _kept(road, key, make)

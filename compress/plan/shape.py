@@ -53,8 +53,8 @@ class Shape:
 
 def read_shape(path: Path) -> Shape:
     """The shape of a model folder or GGUF file. Raises `ModelError` for what is no whole, safe model."""
-    if path.is_dir() and not (path / "config.json").is_file() and len(files := list(path.glob("*.gguf"))) == 1:
-        path = files[0]
+    if path.is_dir() and not (path / "config.json").is_file() and len(found := list(path.glob("*.gguf"))) == 1:
+        path = found[0]
     if path.is_file():
         header = read_gguf(path)
         architecture = str(header.metadata.get("general.architecture", ""))

@@ -99,7 +99,7 @@ def wanted(cls: type[Stage[Any, Any]], task: str | None) -> type[Any]:
     """The class that a stage takes in a recipe of ``task``."""
     if cls.wants is Stage.wants or task not in TASK_NAMES:
         return cls.takes()
-    return cls.model_construct().wants(get_task(task))
+    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(get_task(task))
 
 
 def _fits(gives: type[Any], cls: type[Stage[Any, Any]], task: str | None) -> str:

@@ -47,7 +47,7 @@ class Grid(nn.Module):
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Some rows in float32, [*ids.shape, columns]."""
-        wanted, flat = ids.unique(return_inverse=True)
+        wanted, flat = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         scales = stored_as(self.start[wanted] * self.log_ratio[wanted].exp(), torch.float16)
         return dequantize(self.integers[wanted], scales, self.group_size, torch.float32)[flat]
 

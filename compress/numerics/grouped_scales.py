@@ -47,7 +47,7 @@ class _Dequantize(torch.autograd.Function):
         return weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
         (integers,) = ctx.saved_tensors
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         sums = [
@@ -63,14 +63,14 @@ class _StoredAs(torch.autograd.Function):
         return values.to(dtype).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
 
 
 def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
     columns = integers.shape[1]
     if columns % group_size == 0:
-        return (integers.to(scales.dtype).unflatten(1, (-1, group_size)).mul_(scales[..., None])).flatten(1)
+        return integers.to(scales.dtype).view(len(integers), -1, group_size).mul_(scales[..., None]).flatten(1)
     return integers.to(scales.dtype).mul_(scales.repeat_interleave(group_size, 1)[:, :columns])
 
 
@@ -79,4 +79,4 @@ def _group_sums(gradient: torch.Tensor, integers: torch.Tensor, group_size: int,
     missing = -product.shape[1] % group_size
     if missing:
         product = torch.nn.functional.pad(product, (0, missing))
-    return product.unflatten(1, (-1, group_size)).sum(-1)
+    return product.view(len(product), -1, group_size).sum(-1)

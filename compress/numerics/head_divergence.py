@@ -81,7 +81,7 @@ class _Divergence(torch.autograd.Function):
         return torch.tensor(total / count, dtype=_wide(hidden.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         by_hidden, by_weight = ctx.saved_tensors
         weight = None if by_weight is None else (by_weight * gradient).to(by_hidden.dtype)
         return (by_hidden * gradient).to(by_hidden.dtype), weight, None, None, None

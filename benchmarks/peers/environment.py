@@ -1,4 +1,4 @@
-"""The virtual environment of optimum-benchmark, made once in the user's cache: it needs older packages than ours."""
+"""Virtual environments of peers, each made once in the user's cache: they need other packages than ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,33 +27,53 @@ _TAIL_LINES = 5
 _READY = "ready.json"
 
 
+@dataclass(frozen=True)
+class Packages:
+    """What to install in one call of pip: requirements, options before them, variables of its environment."""
+
+    requirements: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+
 class UnavailableError(Exception):
     """The environment cannot be made; the message says what was tried and what pip answered."""
 
 
 def optimum_python(note: Callable[[str], None]) -> Path:
-    """The interpreter of the environment, made if it isn't there whole. Raises `UnavailableError`."""
-    requirements = [*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED)]
+    """The interpreter of optimum-benchmark's environment. Raises `UnavailableError`."""
+    requirements = (*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))
+    return peer_python("optimum-benchmark", (Packages(requirements),), note)
+
+
+def peer_python(name: str, steps: Sequence[Packages], note: Callable[[str], None]) -> Path:
+    """The interpreter of an environment with these packages, made if it isn't there whole.
+
+    Raises `UnavailableError`.
+    """
+    requirements = [requirement for step in steps for requirement in step.requirements]
     digest = hashlib.sha256(json.dumps([sys.version, requirements]).encode()).hexdigest()
-    home = cache_root().parent / "peers" / f"optimum-benchmark-{digest[:12]}"
+    home = cache_root().parent / "peers" / f"{name}-{digest[:12]}"
     python = home / "bin" / "python"
     if (home / _READY).exists():
         return python
-    note(f"making the environment of optimum-benchmark (several GB): {', '.join(requirements)}")
+    note(f"making the environment of {name} (several GB): {', '.join(requirements)}")
     if home.exists():
         shutil.rmtree(home)
     home.parent.mkdir(parents=True, exist_ok=True)
     _run([sys.executable, "-m", "venv", str(home)])
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
+    for step in steps:
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _run([*command, *step.options, *step.requirements], **dict(step.variables))
     frozen = _run([str(python), "-m", "pip", "freeze", "--disable-pip-version-check"])
     (home / _READY).write_text(json.dumps({"requirements": requirements, "installed": frozen.split()}, indent=1))
     return python
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], **variables: str) -> str:
     # PYTHONPATH would let this environment's packages into the other.
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**inherited, **variables})
     if done.returncode != 0:
         words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
         raise UnavailableError(f"`{' '.join(command[1:])}` ended with exit code {done.returncode}:\n{words}")

@@ -1,0 +1,34 @@
+"""onnxruntime-genai's builder: a 4-bit folder for its own runtime, straight from the checkpoint.
+
+    PY peers/genai_builder.py ORDER.json ANSWER.json            ORDER as in `optimum_gptq.py`
+
+As `python -m onnxruntime_genai.models.builder -i MODEL -o OUTPUT -p int4 -e cpu`, with the order's groups.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import tempfile
+from typing import Any
+
+from quantizing import answer
+
+MODULE = "onnxruntime_genai.models.builder"
+
+
+def run(order: dict[str, Any]) -> None:
+    """Build the folder."""
+    with tempfile.TemporaryDirectory() as cache:
+        places = ["-i", order["model"], "-o", order["output"], "-c", cache]
+        options = [f"block_size={order['group_size']}", "accuracy_level=4"]
+        arguments = sys.argv
+        sys.argv = [MODULE, *places, "-p", "int4", "-e", "cpu", "--extra_options", *options]
+        try:
+            runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+        finally:
+            sys.argv = arguments
+
+
+if __name__ == "__main__":
+    answer(run, ("onnxruntime-genai", "transformers", "torch"), ("torch", "transformers"))

@@ -1,0 +1,177 @@
+"""The quantizers that are compared: how each is installed and run, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers.environment import Packages, UnavailableError, peer_python
+from peers.language_setting import LanguageSetting
+from peers.llama_cpp_library import llama_cpp_library
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.gguf_export import write_gguf
+from compress.models.model import size_bytes
+from compress.models.onnx_decoder import export_decoder
+from compress.runtimes.llama_cpp_library import VARIABLE
+from compress.targets import TARGETS, Target
+
+_TIMEOUT_SECONDS = 7200.0
+_TAIL_LINES = 6
+_STACK = ("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0")
+OPTIMUM = (
+    Packages((*_STACK, "optimum==2.3.0", "numpy==2.2.6", "requests", "setuptools>=77", "wheel", "ninja", "packaging")),
+    Packages(("gptqmodel==7.5.0",), ("--no-build-isolation",), (("BUILD_CUDA_EXT", "0"),)),
+)
+AUTO_ROUND = (Packages(("torch==2.13.0", "auto-round==0.16.1")),)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a peer left: its ``artifact``, and the ``target`` that runs it, or None for a checkpoint of transformers'.
+
+    ``python`` is the interpreter whose packages open such a checkpoint. ``seconds`` and ``peak_bytes`` are its work's.
+    """
+
+    artifact: Path
+    target: Target | None
+    seconds: float | None
+    peak_bytes: int | None
+    bytes: int
+    packages: Mapping[str, str] = field(default_factory=dict)
+    python: Path | None = None
+
+
+def optimum(setting: LanguageSetting) -> Made:
+    """Optimum's GPTQQuantizer with gptqmodel."""
+    python = peer_python("optimum-gptq", OPTIMUM, setting.progress.note)
+    return _checkpoint(setting, "optimum_gptq.py", python)
+
+
+def auto_round(setting: LanguageSetting) -> Made:
+    """auto-round with 50 iterations."""
+    python = peer_python("auto-round", AUTO_ROUND, setting.progress.note)
+    return _checkpoint(setting, "auto_round_run.py", python, iterations=50)
+
+
+def nncf(setting: LanguageSetting) -> Made:
+    """NNCF's 4 bits with AWQ and scale estimation, on the fp32 ONNX graph."""
+    return _graph(setting, "nncf_run.py", _float_graph(setting))
+
+
+def onnxruntime_rtn(setting: LanguageSetting) -> Made:
+    """ONNX Runtime's MatMulNBits quantizer, on the fp32 ONNX graph."""
+    return _graph(setting, "onnxruntime_rtn.py", _float_graph(setting))
+
+
+def genai_builder(setting: LanguageSetting) -> Made:
+    """onnxruntime-genai's builder."""
+    return _graph(setting, "genai_builder.py", None)
+
+
+def llama_cpp(file_type: str) -> Callable[[LanguageSetting], Made]:
+    """llama.cpp's own quantizer, run and timed by its own release."""
+
+    def make(setting: LanguageSetting) -> Made:
+        library = llama_cpp_library()
+        source = setting.folder / "f32.gguf"
+        if not source.is_file():
+            write_gguf(Checkpoint(setting.source), source, "f32")
+        file = setting.folder / f"llama-cpp-{file_type}" / "model.gguf"
+        file.parent.mkdir(exist_ok=True)
+        more = {"library": str(library), "source": str(source), "file_type": file_type}
+        found = _child(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
+        # The Python package's build knows no AVX-512; the peer runs as its own release does.
+        os.environ[VARIABLE] = str(library)
+        return Made(file, TARGETS["llama-cpp"], **found, bytes=file.stat().st_size)
+
+    return make
+
+
+PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
+    "Optimum + gptqmodel": optimum,
+    "auto-round": auto_round,
+    "NNCF": nncf,
+    "ONNX Runtime RTN": onnxruntime_rtn,
+    "onnxruntime-genai": genai_builder,
+    "llama.cpp Q4_0": llama_cpp("Q4_0"),
+    "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
+}
+
+
+def float_onnx(setting: LanguageSetting) -> Made:
+    """The starting model as our own fp32 ONNX folder."""
+    graph = _float_graph(setting)
+    return Made(graph, TARGETS["cpu"], None, None, size_bytes(graph))
+
+
+def decode_in_transformers(made: Made, setting: LanguageSetting, context: int, tokens: int) -> float:
+    """Tokens per second of a checkpoint in its own environment. Raises `UnavailableError` where it does not run."""
+    assert made.python is not None, "only checkpoints have an interpreter"
+    prompt = [int(token) for token in setting.held_out.inputs[0]["input_ids"][:context]]
+    more = {"folder": str(made.artifact), "prompt": prompt, "tokens": tokens}
+    answer = _ask(setting, "transformers_decode.py", made.python, setting.order(made.artifact, **more))
+    return float(answer["tokens_per_second"])
+
+
+def _float_graph(setting: LanguageSetting) -> Path:
+    folder = setting.folder / "onnx-fp32"
+    if not folder.is_dir():
+        folder.mkdir()
+        export_decoder(Checkpoint(setting.source)).save(folder)
+    return folder
+
+
+def _checkpoint(setting: LanguageSetting, script: str, python: Path, **more: Any) -> Made:
+    output = setting.folder / script.removesuffix(".py")
+    found = _child(setting, script, python, output, **more)
+    # auto-round makes a folder of its own inside.
+    (config,) = output.rglob("config.json")
+    return Made(config.parent, None, **found, bytes=size_bytes(config.parent), python=python)
+
+
+def _graph(setting: LanguageSetting, script: str, source: Path | None) -> Made:
+    output = setting.folder / script.removesuffix(".py")
+    output.mkdir(exist_ok=True)
+    more = {} if source is None else {"source": str(source)}
+    found = _child(setting, script, Path(sys.executable), output, **more)
+    return Made(output, TARGETS["cpu"], **found, bytes=size_bytes(output))
+
+
+def _child(setting: LanguageSetting, script: str, python: Path, output: Path, **more: Any) -> dict[str, Any]:
+    answer = _ask(setting, script, python, setting.order(output, **more))
+    return {key: answer[key] for key in ("seconds", "peak_bytes", "packages")}
+
+
+def _ask(setting: LanguageSetting, script: str, python: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """What a peer's process answers. Raises `UnavailableError` with its last words."""
+    place = Path(__file__).parent / script
+    question, reply = setting.folder / "order.json", setting.folder / "answer.json"
+    question.write_text(json.dumps(order), encoding="utf-8")
+    reply.unlink(missing_ok=True)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables = {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(setting.threads)}
+    command = [str(python), str(place), str(question), str(reply)]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=setting.folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{script} did not end within {_TIMEOUT_SECONDS:.0f} s") from error
+    if done.returncode != 0 or not reply.is_file():
+        words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
+        raise UnavailableError(f"{script} ended with exit code {done.returncode}: {words}")
+    found: dict[str, Any] = json.loads(reply.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,129 @@
+"""What every quantizer of a language model is given: the same model, calibration windows, bits and threads.
+
+And the one evaluator: the mean loss over the same windows of held-out text, through the runtime of the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.evaluate import predict
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.source import resolve_model
+from compress.progress import Progress, SilentProgress
+from compress.quantization.calibration import calibration_windows
+from compress.stages.stage import Context
+from compress.targets import Target
+from compress.tasks import get_task
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples
+
+
+@dataclass(frozen=True)
+class LanguageSetting:
+    """``folder`` takes what is made; ``threads`` are everyone's; calibration is ``samples`` windows of ``length``."""
+
+    model: str
+    data: str
+    folder: Path
+    threads: int
+    bits: int
+    group_size: int
+    progress: Progress
+    samples: int = 16
+    windows: int = 20
+    length: int = 512
+
+    @cached_property
+    def source(self) -> Path:
+        """The starting model in Hugging Face layout."""
+        return resolve_model(self.model, progress=self.progress)
+
+    @cached_property
+    def task(self) -> Any:
+        """Text generation."""
+        return get_task("text-generation")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The text."""
+        return load_dataset(DataConfig(source=self.data), self.task.columns, Path(), self.progress)
+
+    @cached_property
+    def calibration(self) -> Path:
+        """A .npy of token ids [samples, length]: the windows that the stage `gptq` draws with the seed 0."""
+
+        def nothing(_: str) -> Any:
+            raise AssertionError("calibration reads no other model")
+
+        context = Context(
+            task=self.task,
+            data=self.dataset,
+            max_length=self.length,
+            seed=0,
+            progress=SilentProgress(),
+            earlier=nothing,
+            resolve=nothing,
+            scratch=self.folder,
+        )
+        path = self.folder / "calibration.npy"
+        np.save(path, calibration_windows(context, Checkpoint(self.source), self.samples, self.length).numpy())
+        return path
+
+    @cached_property
+    def held_out(self) -> Examples:
+        """The windows of the test split that perplexity is measured on."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        rows = self.dataset.split("test")
+        found: Examples = self.task.held_out(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
+        return found
+
+    def order(self, output: Path, **more: Any) -> dict[str, Any]:
+        """What a peer's process reads."""
+        return {
+            "model": str(self.source.absolute()),
+            "calibration": str(self.calibration.absolute()),
+            "output": str(output.absolute()),
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "threads": self.threads,
+            **more,
+        }
+
+    def perplexity(self, artifact: Path, target: Target) -> float:
+        """Of an ONNX folder or a GGUF file through the runtime of ``target``."""
+        found = predict(artifact, self.task, self.held_out, target, self.threads, self.progress, f"{artifact.name}")
+        return self._perplexity(found.kept)
+
+    def perplexity_of_checkpoint(self, folder: Path) -> float:
+        """Of a checkpoint, plain or in GPTQ format: transformers in fp32 on the weights that its integers stand for."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        checkpoint, model = QuantizedCheckpoint(folder), self.task.load(self.source, None, False).module
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                module, _, part = name.rpartition(".")
+                weight = checkpoint.weight(module) if part == "weight" else checkpoint.stored(name).float()
+                parameter.copy_(weight)
+        kept = []
+        for index in self.progress.track(range(len(self.held_out)), folder.name, len(self.held_out)):
+            ids = torch.from_numpy(self.held_out.inputs[index]["input_ids"])[None]
+            with torch.no_grad():
+                logits = model(ids).logits.numpy()
+            kept.append(self.task.keep({"logits": logits}, self.held_out, [index]))
+        return self._perplexity({name: np.concatenate([part[name] for part in kept]) for name in kept[0]})
+
+    def _perplexity(self, kept: Mapping[str, np.ndarray]) -> float:
+        rows = self.task.measure(kept, None, "model", "target")
+        return float(next(row.value for row in rows if row.metric == "perplexity"))

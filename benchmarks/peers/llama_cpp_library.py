@@ -1,0 +1,49 @@
+"""llama.cpp's own release, built for many processors.
+
+The library is in the npm package of node-llama-cpp for this platform, which has the project's release with a file for
+each kind of processor (the Python package's is built for AVX2 alone). Nothing of it is run at installation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from peers.environment import UnavailableError
+
+from compress.samples.fetch import cache_root
+
+PACKAGE, VERSION = "@node-llama-cpp/linux-x64", "3.21.1"
+SHA256 = "4b5b65a8b2611d8af94349b02d815c0f424a30a0a19aef2be5db25ecfef6730f"
+_BINARIES = "package/bins/linux-x64"
+
+
+def llama_cpp_library() -> Path:
+    """The path of libllama.so, fetched with npm at the first call. Raises `UnavailableError`."""
+    home = cache_root().parent / "peers" / f"llama-cpp-{VERSION}"
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+            _fetch(Path(scratch))
+            (Path(scratch) / _BINARIES).rename(home)
+    (found,) = home.glob("libllama.v*.so")
+    return found
+
+
+def _fetch(folder: Path) -> None:
+    command = ["npm", "pack", "--ignore-scripts", "--silent", f"{PACKAGE}@{VERSION}"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UnavailableError("npm is not installed") from error
+    if done.returncode != 0:
+        raise UnavailableError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1:]}")
+    (archive,) = folder.glob("*.tgz")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise UnavailableError(f"{PACKAGE} {VERSION} has the digest {found}, not {SHA256}")
+    with tarfile.open(archive) as content:
+        content.extractall(folder, filter="data")

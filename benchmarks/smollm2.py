@@ -1,0 +1,236 @@
+"""What 4-bit SmolLM2-135M costs and gives, against other people's tools in the same session: the table of the README.
+
+    python benchmarks/smollm2.py                       # ours and llama.cpp
+    python benchmarks/smollm2.py --peers               # Optimum and auto-round too; downloads several GB at first
+    python benchmarks/smollm2.py --recipe recipes/smollm2-int4.yaml --output smollm2.json
+
+Measured on two recipes: the quick one, GPTQ alone on the linear layers at 4 bits in groups of 64; and the recipe named
+(by default `recipes/smollm2-int4.yaml`). Both run from an empty cache, so that `seconds` are those of this session. The
+integers of the recipe's last quantized checkpoint are then written as GGUF, which is Q4_0 to the bit, and fp32 ONNX,
+4-bit ONNX and GGUF generate in turns; llama.cpp is its project's own release for this processor, given the same number
+of threads. `at least` and `aim` are what the project set itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from peers.environment import UnavailableError
+from peers.language_peers import PEERS, Made, float_onnx
+from peers.language_setting import LanguageSetting
+from peers.llama_cpp_library import llama_cpp_library
+
+from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.session import BenchResult
+from compress.cache import Cache
+from compress.cli.console_progress import ConsoleProgress
+from compress.environment import environment
+from compress.errors import CompressError
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.models.gguf_export import write_companions, write_gguf
+from compress.models.model import size_bytes
+from compress.pipeline.quiet import quiet_libraries
+from compress.pipeline.run import Run, run
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.recipe_source import read_recipe
+from compress.report.schema import BASELINE, FINAL
+from compress.runtimes.llama_cpp_library import VARIABLE
+from compress.targets import TARGETS
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
+QUICK = {"gptq": {"bits": 4, "group_size": 64, "samples": 16, "sequence_length": 512}}
+CONTEXT, TOKENS = 128, 32
+STEP = f"time_per_output_token_context_{CONTEXT}"
+ONNX, FLOAT, LLAMA_CPP = "4-bit ONNX", "fp32 ONNX", "llama.cpp Q4_0"
+OPTIMUM, AUTO_ROUND = "Optimum + gptqmodel", "auto-round"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; ``found`` is None where it was not measured, and ``how`` says why or with what."""
+
+    what: str
+    at_least: str
+    aim: str
+    found: float | None
+    unit: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A recipe's run, with the seconds of its stages and where its quantized checkpoint lies."""
+
+    run: Run
+    checkpoint: Path
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages but the export."""
+        return sum(stage.seconds for stage in self.run.report.stages if stage.name != "export")
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest of any stage but the export."""
+        return max(stage.peak_rss_bytes for stage in self.run.report.stages if stage.name != "export")
+
+    def value(self, metric: str, model: str = FINAL) -> float | None:
+        """A row of the report, on the processor."""
+        row = self.run.report.find(model, metric, "cpu")
+        return None if row is None else row.value
+
+
+def take(recipe: Recipe, folder: Path, artifacts: Path, progress: Progress) -> Ours:
+    """Run ``recipe`` and find the output of its last stage before the export."""
+    done = run(recipe, folder, artifacts, progress, remeasure=True)
+    last = [stage for stage in done.report.stages if stage.name != "export"][-1]
+    entry = Cache(artifacts / "cache").peek(last.key)
+    assert entry is not None, "a stage's output is kept"
+    return Ours(done, entry.folder)
+
+
+def quick_recipe(recipe: Recipe) -> Recipe:
+    """GPTQ alone, on the data and evaluation of ``recipe``."""
+    fields = recipe.model_dump(mode="json", exclude={"stages", "limits", "name"})
+    kind, parameters = next(iter(QUICK.items()))
+    stages = [{"kind": kind, **parameters}, {"kind": "export"}]
+    return Recipe.model_validate({**fields, "name": f"{recipe.name}-quick", "stages": stages, "limits": []})
+
+
+def as_gguf(checkpoint: Path, folder: Path) -> Path:
+    """The integers of a quantized checkpoint for llama.cpp."""
+    folder.mkdir()
+    source = QuantizedCheckpoint(checkpoint)
+    write_companions(source, folder)
+    write_gguf(source, folder / "model.gguf")
+    return folder
+
+
+def decode_together(
+    artifacts: Mapping[str, Path], text: Sequence[int], threads: int, seconds: float, progress: Progress
+) -> BenchResult:
+    """Generation of all in turns, against llama.cpp, which runs as its own release."""
+    os.environ[VARIABLE] = str(llama_cpp_library())
+    return measure_generation(
+        artifacts,
+        dict.fromkeys(artifacts, text),
+        TARGETS["cpu"],
+        GenerationSettings((CONTEXT,), TOKENS, threads, seconds),
+        LLAMA_CPP,
+        progress,
+        seed=0,
+        elsewhere={LLAMA_CPP: TARGETS["llama-cpp"]},
+    )
+
+
+def peers(setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict[str, str]]:
+    """What Optimum and auto-round left, with its perplexity; and why one didn't run."""
+    made, reasons = {}, {}
+    for name in (OPTIMUM, AUTO_ROUND):
+        setting.progress.note(f"-- {name}")
+        try:
+            left = PEERS[name](setting)
+            made[name] = (left, setting.perplexity_of_checkpoint(left.artifact))
+        except (UnavailableError, CompressError) as error:
+            reasons[name] = " ".join(str(error).split())
+    return made, reasons
+
+
+def lines(
+    quick: Ours, main: Ours, decode: BenchResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
+) -> list[Line]:
+    """The table."""
+    optimum, auto = found.get(OPTIMUM), found.get(AUTO_ROUND)
+    float_perplexity, perplexity = main.value("perplexity", BASELINE), main.value("perplexity")
+    over = None if perplexity is None or float_perplexity is None else 100 * (perplexity / float_perplexity - 1)
+    bits = main.value("bits_per_parameter")
+    versus_peer = reasons.get(OPTIMUM, "" if optimum is None else f"{optimum[0].seconds:.0f} s")
+    versus_auto = reasons.get(
+        AUTO_ROUND, "" if auto is None else f"auto-round: {auto[1]:.2f} in {auto[0].seconds:.0f} s"
+    )
+    faster = None if optimum is None or optimum[0].seconds is None else optimum[0].seconds / quick.seconds
+    main_how = f"{perplexity:.2f} against {float_perplexity:.2f}, {bits:.2f} bits a parameter, {main.seconds:.0f} s"
+    size = size_bytes(main.run.folder / "model")
+    return [
+        Line("time of the quick GPTQ against Optimum + gptqmodel", "5x", "10x", faster, "x", versus_peer),
+        Line("perplexity over fp32", "+12%", "+5%", over, "%", f"{main_how}; {versus_auto}"),
+        Line(
+            "perplexity of the quick GPTQ",
+            "below 30.7",
+            "below 29",
+            quick.value("perplexity"),
+            "",
+            f"{quick.seconds:.0f} s, {quick.peak_bytes / 1e9:.2f} GB",
+        ),
+        Line("ONNX folder", "82 MB", "75 MB", size / 1e6, "MB"),
+        Line("decode against fp32 ONNX", "3.5x", "5x", _ratio(decode, ONNX, FLOAT), "x"),
+        Line("decode against llama.cpp", "0.9x", "1.1x", _ratio(decode, ONNX, LLAMA_CPP), "x", _speeds(decode)),
+    ]
+
+
+def _ratio(result: BenchResult, name: str, other: str) -> float:
+    """How many times as many tokens a second, by the speedups that both have over llama.cpp."""
+    rows = {row.model: row.value for row in result.measurements if row.metric == f"speedup_{STEP}"}
+    rows[LLAMA_CPP] = 1.0
+    return rows[name] / rows[other]
+
+
+def _speeds(result: BenchResult) -> str:
+    wanted = f"tokens_per_second_context_{CONTEXT}"
+    return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == wanted)
+
+
+def table(found: Sequence[Line]) -> str:
+    """The lines in Markdown."""
+    rows = ["| what | at least | aim | found | how |", "|---|---|---|---|---|"]
+    for line in found:
+        value = "not measured" if line.found is None else f"{line.found:.2f} {line.unit}".strip()
+        rows.append(f"| {line.what} | {line.at_least} | {line.aim} | {value} | {line.how} |")
+    return "\n".join(rows)
+
+
+def main(
+    recipe: Annotated[Path, typer.Option(help="The recipe to measure.")] = RECIPE,
+    with_peers: Annotated[bool, typer.Option("--peers", help="Run Optimum and auto-round too.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of each model's decoding.")] = 5.0,
+    output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
+) -> None:
+    """Run everything and print the table."""
+    quiet_libraries()
+    progress = ConsoleProgress()
+    chosen = read_recipe(recipe)
+    threads = chosen.benchmark.threads
+    with tempfile.TemporaryDirectory(prefix="compress-smollm2-") as name:
+        scratch = Path(name)
+        main_run = take(chosen, recipe.parent, scratch / "artifacts", progress)
+        quick = take(quick_recipe(chosen), recipe.parent, scratch / "quick", progress)
+        setting = LanguageSetting(chosen.model, str(chosen.data.source), scratch, threads, 4, 64, progress)
+        artifacts = {
+            LLAMA_CPP: as_gguf(main_run.checkpoint, scratch / "gguf"),
+            ONNX: main_run.run.folder / "model",
+            FLOAT: float_onnx(setting).artifact,
+        }
+        text = [int(token) for token in setting.held_out.inputs[0]["input_ids"][:CONTEXT]]
+        decode = decode_together(artifacts, text, threads, seconds, progress)
+        made, reasons = peers(setting) if with_peers else ({}, dict.fromkeys((OPTIMUM, AUTO_ROUND), "not run: --peers"))
+        found = lines(quick, main_run, decode, made, reasons)
+    if output is not None:
+        everything: dict[str, Any] = {
+            "lines": [asdict(line) for line in found],
+            "notes": decode.notes,
+            "environment": environment(),
+        }
+        output.write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    typer.echo(table(found))
+
+
+if __name__ == "__main__":
+    typer.run(main)

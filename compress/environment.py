@@ -26,6 +26,7 @@ PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
+    "xllamacpp",
 )
 FEATURES = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),

@@ -143,7 +143,8 @@ class Architecture:
         frequencies = base ** (-np.arange(0, self.head_size, 2) / self.head_size)
         turns = rotary["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         share = np.clip((turns - low) / (high - low), 0, 1)
-        return (1 / ((1 - share) / factor + share)).astype(np.float32)
+        factors: np.ndarray = (1 / ((1 - share) / factor + share)).astype(np.float32)
+        return factors
 
     @property
     def _rotary(self) -> dict[str, Any]:

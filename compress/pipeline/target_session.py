@@ -26,6 +26,7 @@ from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
+from compress.runtimes import get_runtime
 from compress.targets import Target
 from compress.tasks.task import Examples, Task
 
@@ -125,6 +126,7 @@ class TargetSession:
                 "max_length": recipe.data.max_length,
                 "evaluation": recipe.evaluation.model_dump(),
                 "target": self.target.name,
+                "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
             }
         )
@@ -177,6 +179,7 @@ class TargetSession:
                 "artifact": self.digests[label],
                 "questions": [[question.prompt, *question.choices] for question in questions],
                 "target": target.name,
+                "runtime": get_runtime(target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
             }
         )
@@ -203,6 +206,7 @@ class TargetSession:
                 "prompts": prompts,
                 "tokens": wanted.tokens,
                 "target": self.target.name,
+                "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
             }
         )
@@ -229,6 +233,7 @@ class TargetSession:
                 "artifacts": self.digests,
                 "data": road.data.digest(SPLIT),
                 "target": self.target.name,
+                "runtime": get_runtime(self.target.runtime).build(),
                 "settings": recipe.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
                 "machine": machine,

@@ -18,6 +18,7 @@ from compress.models.gguf_model import find_gguf
 from compress.runtimes.llama_cpp_library import (
     LlamaContext,
     LlamaModel,
+    build,
     describe,
     library,
     why_missing,
@@ -146,6 +147,10 @@ class LlamaCppRuntime:
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed, or is another build."""
         return why_missing()
+
+    def build(self) -> str:
+        """The package's version, or the digest of the library that stands in for it."""
+        return build()
 
 
 def _check_ids(ids: np.ndarray, model: LlamaModel, file: Path) -> None:

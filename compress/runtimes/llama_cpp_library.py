@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 from collections import deque
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError, MissingExtraError, ModelError, StageError
+from compress.models.model import digest_file
 
 PACKAGE = "xllamacpp"
 EXTRA = "llama-cpp"
@@ -167,6 +169,18 @@ def _check_layout(loaded: ctypes.CDLL) -> None:
             expected=str(_CONTEXT_DEFAULTS),
             mend=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
         )
+
+
+def build() -> str:
+    """The package's version, or the digest of the library that stands in for it and of its backends."""
+    own = os.environ.get(VARIABLE)
+    if not own:
+        return VERSION
+    backends = sorted(Path(own).absolute().parent.glob("libggml*"))
+    total = hashlib.sha256()
+    for file in (Path(own), *backends):
+        total.update(digest_file(file).encode())
+    return total.hexdigest()
 
 
 def describe() -> dict[str, str]:

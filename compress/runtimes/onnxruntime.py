@@ -128,6 +128,10 @@ class OnnxRuntime:
         """Why this machine lacks the target: no such provider in the package, or it can't open a graph."""
         return _why_not(target.provider)
 
+    def build(self) -> str:
+        """The package's version."""
+        return str(onnxruntime.__version__)
+
 
 @functools.cache
 def _why_not(provider: str) -> str | None:

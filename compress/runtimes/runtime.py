@@ -60,3 +60,6 @@ class Runtime(Protocol):
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target, or ``None``."""
+
+    def build(self) -> str:
+        """What the runtime's answers and speed depend on: its version, or the digest of a library of one's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,31 @@ def test_without_the_package_or_with_another_build_the_target_is_not_to_be_had(
     assert "pip install 'compress[llama-cpp]'" in str(why_unavailable(TARGET))
     with pytest.raises(MissingExtraError, match="llama-cpp"):
         get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 1)
+
+
+def test_a_library_of_one_s_own_is_taken_and_counts_as_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import xllamacpp
+
+    runtime = get_runtime("llama-cpp")
+    packaged = runtime.build()
+    own = tmp_path / "libllama.so"
+    own.symlink_to(xllamacpp.xllamacpp.__file__)
+    monkeypatch.setenv(llama_cpp_library.VARIABLE, str(own))
+    llama_cpp_library.library.cache_clear()
+    try:
+        opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
+        assert opened.settings["runtime"] == "llama.cpp in libllama.so"
+        assert opened.predict({"input_ids": ids(1, 4)})["logits"].shape == (1, 4, ROWS)
+        assert runtime.build() != packaged
+        for name, words in (("none.so", "names .*none.so, which is no file"), ("text.so", None)):
+            (tmp_path / "text.so").write_text("no library")
+            monkeypatch.setenv(llama_cpp_library.VARIABLE, str(tmp_path / name))
+            llama_cpp_library.library.cache_clear()
+            if words is not None:
+                assert re.search(words, str(why_unavailable(TARGET)))
+            with pytest.raises(InputError, match=r"COMPRESS_LLAMA_CPP names no llama\.cpp"):
+                runtime.open(tmp_path / "tiny.gguf", TARGET, 1)
+    finally:
+        llama_cpp_library.library.cache_clear()

@@ -1,0 +1,55 @@
+"""Runs that end in GGUF, or are measured as GGUF too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mergeable import save_mergeable_llama
+from tiny_generation import write_recipe, write_texts
+from tiny_run import Notes, load
+
+from compress.pipeline.run import run
+from compress.report.html import html_page
+
+GPTQ = {"gptq": {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_mergeable_llama(tmp_path / "model")
+    write_texts(tmp_path, words=240)
+    return tmp_path
+
+
+def test_one_quantized_model_is_measured_in_both_formats(folder: Path) -> None:
+    recipe = load(write_recipe(folder, stages=[GPTQ], targets=["cpu", "llama-cpp"]))
+    report = run(recipe, folder, folder / "artifacts", Notes()).report
+    assert report.targets[:2] == ("cpu", "llama-cpp") and not report.skipped
+    values = {
+        (model, target): row.value
+        for model in ("baseline", "final")
+        for target in ("cpu", "llama-cpp")
+        if (row := report.find(model, "perplexity", target)) is not None
+    }
+    assert len(values) == 4
+    # The same weights in two runtimes, which round activations each in its own way.
+    assert values["baseline", "llama-cpp"] == pytest.approx(values["baseline", "cpu"], rel=0.02)
+    assert values["final", "llama-cpp"] == pytest.approx(values["final", "cpu"], rel=0.05)
+    for target in ("cpu", "llama-cpp"):
+        speed = report.find("final", "tokens_per_second_context_16", target)
+        size = report.find("final", "size_bytes", target)
+        before = report.find("baseline", "size_bytes", target)
+        assert speed is not None and speed.value > 0
+        assert size is not None and before is not None and size.value < before.value
+    assert "llama-cpp" in html_page(report)
+
+
+def test_a_run_that_ends_in_gguf_ships_it_and_leaves_out_other_targets(folder: Path) -> None:
+    recipe = load(write_recipe(folder, stages=[GPTQ, "gguf"], targets=["cpu", "llama-cpp"]))
+    done = run(recipe, folder, folder / "artifacts", Notes())
+    assert (done.folder / "model" / "model.gguf").is_file()
+    assert [(one.target, "GGUF" in one.reason) for one in done.report.skipped] == [("cpu", True)]
+    found = {one.check: one.found for one in done.report.integrity if one.stage == "gguf"}
+    assert found["predictions"] == "finite and not constant"
+    assert done.report.find("final", "perplexity", "llama-cpp") is not None

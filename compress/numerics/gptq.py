@@ -136,6 +136,8 @@ def _check(weight: torch.Tensor, hessian: torch.Tensor) -> None:
 class _Inputs:
     """What is known of a layer's inputs, made once for all of its rows.
 
+    ``importance`` weights the columns for the search of scales. An error costs H_ii where nothing makes up for it, and
+    L_ii^2 where all later columns do; the geometric mean of the two was measured to be better than either.
     ``places``: the columns in the order of the factor, which is walked from its last to its first, so that what is
     rounded first is last. ``coupling`` is L / diag(L) and ``pivots`` diag(L), of the Hessian in that order with
     ``shift`` added to its diagonal.
@@ -155,10 +157,12 @@ def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
     diagonal = hessian.diagonal()
     live = diagonal > 0
     mean = diagonal[live].mean()
-    importance = torch.where(live, diagonal, mean)
-    places = importance.argsort(stable=True) if settings.act_order else torch.arange(len(hessian)).flip(0)
+    alone = torch.where(live, diagonal, mean)
+    places = alone.argsort(stable=True) if settings.act_order else torch.arange(len(hessian)).flip(0)
     factor, damping = _factorize(hessian, places, mean, settings.damping)
     pivots = factor.diagonal().clone()
+    importance = alone.sqrt()
+    importance[places] *= pivots
     return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
 
 

@@ -137,9 +137,9 @@ def test_each_part_lowers_the_error() -> None:
             replace(bare, scale_search=True, act_order=True, refinement_sweeps=3),
         )
     ]
+    assert len(set(errors)) == len(errors)
     assert errors == sorted(errors, reverse=True)
     assert errors[0] < 0.8 * nearest
-    assert errors[-1] < 0.9 * errors[-3]
 
 
 def test_stacked_layers_are_solved_like_each_alone() -> None:

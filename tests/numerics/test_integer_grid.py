@@ -34,9 +34,10 @@ def test_hardly_a_range_has_a_smaller_error(bits: int, symmetric: bool) -> None:
         integers = ((groups / scale).round() + zero).clamp(0, levels)
         error = ((integers - zero) * scale - groups).square() * importance.reshape(4, 32)
         least = torch.minimum(least, error.sum(2))
-    # The search tries a few ranges, and refits them; the fine grid tries them all.
-    assert float(errors.sum()) < 1.03 * float(least.sum())
-    assert float(errors.sum()) < (0.999 if bits < 8 else 1.0) * float(weighted_error(weight, bare, importance).sum())
+    # The search tries a few ranges, and refits them; the fine grid tries them all, and at many bits finds scales on
+    # which the few weights that matter most happen to lie.
+    assert float(errors.sum()) < (1.03 if bits <= 4 else 2) * float(least.sum())
+    assert float(errors.sum()) < 0.9 * float(weighted_error(weight, bare, importance).sum())
 
 
 def test_columns_that_matter_more_are_kept_better() -> None:

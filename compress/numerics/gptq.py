@@ -75,7 +75,7 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     """
     _check(weight, hessian)
     inputs = _prepare(hessian, settings)
-    bands = [_solve(band, inputs, settings) for band in weight.split(_BAND)]
+    bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
     quantized = _stack([band.quantized for band in bands])
     loss, whole = sum(band.loss for band in bands), sum(band.whole for band in bands)
     return GptqSolution(quantized, loss / max(whole, 1e-30), inputs.damping, int((~inputs.live).sum()))
@@ -92,7 +92,7 @@ def round_to_nearest(
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight holds values that are not finite")
     bands = []
-    for band in weight.split(_BAND):
+    for band in torch.split(weight, _BAND):
         columns = band.T.contiguous()
         grid = _find_grid(columns, settings, importance)
         bands.append(grid.weight(round_columns(columns, grid)))

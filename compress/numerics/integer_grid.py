@@ -70,10 +70,11 @@ def find_grid(
     groups = -(-count // size)
     weights = torch.ones(count) if importance is None else importance / importance.mean().clamp(min=1e-30)
     scales, zero_points = torch.empty(groups, rows), torch.empty(groups, rows)
+    height = max(1, _CACHE_ELEMENTS // size)
     for group, start in enumerate(range(0, count, size)):
         here = slice(start, min(start + size, count))
-        for part in torch.arange(rows).split(max(1, _CACHE_ELEMENTS // size)):
-            band = slice(int(part[0]), int(part[-1]) + 1)
+        for top in range(0, rows, height):
+            band = slice(top, top + height)
             values = columns[here, band].contiguous()
             fit = _fit_group(values, weights[here], bits, symmetric, search)
             scales[group, band], zero_points[group, band] = fit
@@ -106,17 +107,14 @@ def _fit_group(
     if symmetric:
         whole = torch.maximum(low / -middle, high / (middle - 1))
         zero_points = torch.full_like(whole, middle)
-        # One step more lies below zero, so the widest range worth trying may cut the upper end by a step.
-        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
     else:
         whole = (high - low) / levels
         zero_points = (-low / whole.clamp(min=1e-30)).round_().clamp_(0, levels)
-        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
     whole = torch.where(empty, torch.ones_like(whole), whole)
     scales = as_float16(whole)
     if search:
-        bounds = (-zero_points, levels - zero_points)
-        scales = _search(values, importance, scales, bounds, shares)
+        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
+        scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
     return torch.where(empty, torch.ones_like(scales), scales), torch.where(empty, float(middle), zero_points)
 
 

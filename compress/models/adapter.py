@@ -100,8 +100,22 @@ def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     check_adapter(folder)
     check_fits(folder, module)
+    _check_not_tied(folder, module)
     merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
     return merged
+
+
+def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
+    """Raises `ModelError` where merging would change the input embeddings with the head that shares their weight."""
+    adapted = {match["module"] for tensor in read_header(folder / WEIGHTS) if (match := _FACTOR.match(tensor.name))}
+    head = module.get_output_embeddings()
+    name = next((name for name, layer in module.named_modules() if layer is head), None)
+    if name in adapted and head.weight is module.get_input_embeddings().weight:
+        raise ModelError(
+            f"The adapter is for {name!r}, whose weight is the embedding's too; merging would change both.",
+            where=str(folder / WEIGHTS),
+            expected="an adapter of other layers, or a model whose head is not tied",
+        )
 
 
 def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:

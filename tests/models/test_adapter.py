@@ -118,3 +118,10 @@ def test_a_broken_config_is_named(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps([]))
     with pytest.raises(ModelError, match="holds list"):
         check_adapter(adapter)
+
+
+def test_an_adapter_of_a_tied_head_is_not_merged(base: Path, tmp_path: Path) -> None:
+    untied = llama(save_tiny_llama(tmp_path / "untied", tie_word_embeddings=False).folder)
+    save_adapter(untied, tmp_path / "head", "lm_head")
+    with pytest.raises(ModelError, match="whose weight is the embedding's too"):
+        merge(llama(base), tmp_path / "head")

@@ -14,9 +14,9 @@ import onnxruntime
 import torch
 
 from compress.errors import IntegrityError
+from compress.models.adapter import load_adapted
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_model import OnnxModel
-from compress.models.quantized_module import load_module
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 
@@ -53,7 +53,7 @@ def prove_decoder(
     cut to half its length and padded on the right. Raises `IntegrityError` for a difference above ``tolerance`` in
     fp32, or above ``rounding_limit`` as shipped.
     """
-    module = load_module(checkpoint)
+    module = load_adapted(checkpoint)
     with torch.inference_mode():
         expected = module(torch.from_numpy(windows)).logits.numpy()
     del module

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from compress.models.adapter import low_rank
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.bit_planes import join, lift, pair, split
+from compress.models.onnx_decoder.low_rank import add_low_rank
 from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
 from compress.models.onnx_decoder.stored_weight import StoredWeight, stack, store
 
@@ -23,6 +25,7 @@ class Weights:
         self._nodes = nodes
         self._accuracy_level = accuracy_level
         self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
+        self._low_rank = low_rank(checkpoint)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds that tensor."""
@@ -42,11 +45,14 @@ class Weights:
         name = f"{scope}.{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
         bias = self._bias(name, modules)
         if len(stored) == len(modules) and all(stored[0].joins(weight) for weight in stored):
-            return [self._few_bits(name, stack(stored), value, bias)]
+            product = self._few_bits(name, stack(stored), value, bias)
+            return [self._adapted(name, modules, [weight.rows for weight in stored], value, product)]
         if not stored:
-            matrix = np.concatenate([self._checkpoint.weight(module).numpy() for module in modules])
-            product = self._nodes.op("MatMul", name, [value, self._nodes.constant(f"{name}.weight", matrix.T)])
-            return [product if bias is None else self._nodes.op("Add", name, [product, bias])]
+            matrices = [self._checkpoint.weight(module).numpy() for module in modules]
+            matrix = self._nodes.constant(f"{name}.weight", np.concatenate(matrices).T)
+            product = self._nodes.op("MatMul", name, [value, matrix])
+            product = product if bias is None else self._nodes.op("Add", name, [product, bias])
+            return [self._adapted(name, modules, [len(part) for part in matrices], value, product)]
         return [product for leaf in leaves for product in self.project(scope, [leaf], value)]
 
     def look_up(self, module: str, ids: ir.Value) -> ir.Value:
@@ -76,12 +82,23 @@ class Weights:
         """The logits of ``value`` by the table of ``module``, which an embedding may read too."""
         stored = self._stored(module)
         if stored is None:
-            turned = self._nodes.op("Transpose", "lm_head", [self._table(module)], perm=[1, 0])
-            product = self._nodes.op("MatMul", "lm_head", [value, turned])
+            table = self._table(module)
+            product = self._nodes.op(
+                "MatMul", "lm_head", [value, self._nodes.op("Transpose", "lm_head", [table], perm=[1, 0])]
+            )
+            rows = int(table.shape[0])
         else:
-            product = self._few_bits(module, stored, value, None, "lm_head")
+            product, rows = self._few_bits(module, stored, value, None, "lm_head"), stored.rows
+        product = self._adapted("lm_head", ["lm_head"], [rows], value, product)
         bias = f"{module}.bias"
         return self._nodes.op("Add", "lm_head", [product, self.vector(bias)]) if self.has(bias) else product
+
+    def _adapted(
+        self, name: str, modules: Sequence[str], outputs: Sequence[int], value: ir.Value, product: ir.Value
+    ) -> ir.Value:
+        """The product with what the checkpoint's adapter, if it has one, adds to it."""
+        factors = [self._low_rank.get(module) for module in modules]
+        return add_low_rank(self._nodes, name, value, product, list(zip(factors, outputs, strict=True)))
 
     def _stored(self, module: str) -> StoredWeight | None:
         quantized = self._checkpoint.quantized(module)

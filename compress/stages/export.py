@@ -6,22 +6,45 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from compress.errors import DataError, StageError
+from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Promise, Stage
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from compress.tasks.task import Task
+
+_TRACED_ONLY = ("opset", "fusions")
+_WRITTEN_ONLY = ("accuracy_level", "rounding_limit", "last_token_only")
+_WINDOWS, _WINDOW_LENGTH = 2, 96
 
 
 class Export(Stage[TorchModel, OnnxModel]):
-    """ONNX with dynamic batch and length, proven equal to torch on padded batches of real examples."""
+    """ONNX with dynamic batch and length, proven equal to torch on real examples.
+
+    Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
+    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token.
+    """
 
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["export"] = "export"
-    opset: int | None = Field(None, ge=17, description="ONNX operator set; default: the exporter's newest")
-    fusions: bool = Field(True, description="fuse into ONNX Runtime's attention and normalisation operators")
-    tolerance: float = Field(1e-3, gt=0, description="largest accepted difference of a logit from torch")
+    opset: int | None = Field(
+        None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
+    )
+    fusions: bool = Field(True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators")
+    tolerance: float = Field(1e-3, gt=0, description="largest accepted difference of a logit from torch, in fp32")
+    accuracy_level: Literal[1, 4] = Field(
+        4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
+    )
+    rounding_limit: float = Field(
+        0.1, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
+    )
+    last_token_only: bool = Field(
+        False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
+    )
 
     def wants(self, task: Task) -> type[Any]:
         """A module or a folder, as the task's export reads it."""
@@ -35,8 +58,20 @@ class Export(Stage[TorchModel, OnnxModel]):
         """Same weights, same predictions."""
         return Promise(changes_weights=False)
 
-    def run(self, model: TorchModel, context: Context) -> OnnxModel:
-        """Export ``model`` and compare logits on padded batches. Raises `StageError` where they differ."""
+    def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
+        """Export ``model`` and compare logits with torch. Raises `StageError` where they differ."""
+        decoder = isinstance(model, Checkpoint)
+        unused = [name for name in (_TRACED_ONLY if decoder else _WRITTEN_ONLY) if name in self.model_fields_set]
+        if unused:
+            raise StageError(
+                f"export: {unused[0]} means nothing for {context.task.name}.",
+                expected=f"{'a decoder' if decoder else 'an encoder'} takes tolerance"
+                + "".join(f", {name}" for name in (_WRITTEN_ONLY if decoder else _TRACED_ONLY)),
+                mend=f"remove {', '.join(unused)} from the stage",
+            )
+        return self._write(model, context) if isinstance(model, Checkpoint) else self._trace(model, context)
+
+    def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
         from compress.models.onnx_export import export_onnx
         from compress.models.onnx_parity import prove_equal
 
@@ -46,3 +81,31 @@ class Export(Stage[TorchModel, OnnxModel]):
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.progress.note(f"export: logits differ by at most {difference:.1e} from torch; rewrites: {matched}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
+
+    def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
+
+        settings = GraphSettings(self.accuracy_level, self.last_token_only)
+        model = export_decoder(checkpoint, settings)
+        found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
+        context.progress.note(f"export: {found}")
+        return model
+
+
+def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
+    """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    rows = context.data.split("train").slice(0, 64)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    examples = context.task.encode(rows, tokenizer, None, context.max_length)
+    longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
+    length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])
+    if len(longest) < _WINDOWS or length < 4:
+        raise DataError(
+            "The training text is too short to prove the export on.",
+            where="data, split train",
+            expected=f"{_WINDOWS} examples of 4 tokens or more",
+        )
+    return np.stack([examples.inputs[index]["input_ids"][:length] for index in longest])

@@ -91,12 +91,13 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
 
 def _windows(config: Any) -> tuple[int, ...]:
     """Mistral has one window for all layers, Qwen names the type of each layer; Llama has none."""
-    size = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
+    layers: int = config.num_hidden_layers
+    size: int | None = getattr(config, "sliding_window", None)
+    types: list[str] | None = getattr(config, "layer_types", None)
     if size is None:
-        return (-1,) * config.num_hidden_layers
+        return (-1,) * layers
     if types is None:
-        return (size,) * config.num_hidden_layers
+        return (size,) * layers
     return tuple(size if kind == "sliding_attention" else -1 for kind in types)
 
 

@@ -96,20 +96,20 @@ class _Decoder:
         scale = nodes.constant("constants.rotary_factor", np.array(factor, np.float32))
         return [nodes.op("Mul", f"rotary.{index}", [table, scale]) for index, table in enumerate(tables)]
 
-    def _norm(self, module: str, hidden: ir.Value, added: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+    def _norm(self, module: str, hidden: ir.Value, added: ir.Value | None = None) -> tuple[ir.Value, ir.Value]:
         """The sum of the stream and what the last module added to it, and its RMS norm."""
-        scale = self._weights.vector(f"{module}.weight")
-        if added is not None:
-            hidden = self._nodes.op("Add", module, [hidden, added])
-        normed = self._nodes.op(
-            "SimplifiedLayerNormalization", module, [hidden, scale], axis=-1, epsilon=self._of.epsilon, stash_type=1
-        )
-        return hidden, normed
+        scale, epsilon = self._weights.vector(f"{module}.weight"), self._of.epsilon
+        if added is None:
+            kind = "SimplifiedLayerNormalization"
+            return hidden, self._nodes.op(kind, module, [hidden, scale], axis=-1, epsilon=epsilon, stash_type=1)
+        kind, inputs = "SkipSimplifiedLayerNormalization", [hidden, added, scale]
+        outputs = self._nodes.several(kind, module, inputs, 4, MICROSOFT, unused=(1, 2), epsilon=epsilon)
+        return outputs[3], outputs[0]
 
     def _attention(self, layer: int, value: ir.Value, tail: Sequence[ir.Value]) -> tuple[ir.Value, Sequence[ir.Value]]:
         of, scope = self._of, f"model.layers.{layer}.self_attn"
         projected = self._heads(scope, self._weights.project(scope, ["q_proj", "k_proj", "v_proj"], value))
-        shape = ["batch_size", of.key_value_heads, "past_sequence_length", of.head_size]
+        shape = ("batch_size", of.key_value_heads, "past_sequence_length", of.head_size)
         past = [
             self._nodes.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, shape) for kind in ("key", "value")
         ]
@@ -144,7 +144,7 @@ class _Decoder:
     def _head_norm(self, module: str, value: ir.Value, heads: int) -> ir.Value:
         nodes, size = self._nodes, self._of.head_size
         apart = nodes.op("Reshape", f"{module}.apart", [value, nodes.integers(0, 0, heads, size)])
-        _, normed = self._norm(module, apart, None)
+        _, normed = self._norm(module, apart)
         return nodes.op("Reshape", f"{module}.together", [normed, nodes.integers(0, 0, heads * size)])
 
     def _feed_forward(self, scope: str, value: ir.Value) -> ir.Value:
@@ -164,7 +164,7 @@ class _Decoder:
             hidden, length = nodes.op("Slice", _HEAD, [hidden, *bounds]), 1
         logits = self._weights.head(_EMBEDDING if of.tied else _HEAD, hidden)
         nodes.output(logits, "logits", ir.DataType.FLOAT, ["batch_size", length, of.vocabulary])
-        shape = ["batch_size", of.key_value_heads, "total_sequence_length", of.head_size]
+        shape = ("batch_size", of.key_value_heads, "total_sequence_length", of.head_size)
         for index, value in enumerate(presents):
             layer, kind = divmod(index, 2)
             nodes.output(value, f"present.{layer}.{('key', 'value')[kind]}", ir.DataType.FLOAT, shape)

@@ -58,14 +58,16 @@ class Nodes:
         inputs: Sequence[ir.Value | None],
         outputs: int,
         domain: str = "",
+        unused: Sequence[int] = (),
         **attributes: Any,
     ) -> Sequence[ir.Value]:
-        """A node with several outputs."""
+        """A node with several outputs, of which those at the places ``unused`` are left out."""
         path = f"/{name.replace('.', '/')}/{kind}"
         if path in self._names:
             raise ValueError(f"two nodes are called {path}")
         self._names.add(path)
-        values = [ir.Value(name=f"{path}/output_{index}") for index in range(outputs)]
+        names = ["" if index in unused else f"{path}/output_{index}" for index in range(outputs)]
+        values = [ir.Value(name=name) for name in names]
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 

@@ -1,0 +1,75 @@
+"""A decoder's folder opens in onnxruntime-genai, which generates what transformers generates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from quantized import quantize_tiny_llama
+from written_decoders import CONFIGS, by_transformers, save_decoder
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_decoder import GraphSettings, export_decoder
+
+genai = pytest.importorskip("onnxruntime_genai")
+PROMPTS = ([7, 40, 3, 99, 120], [150], [61, 60], [9, 9, 9, 14], [88], [33, 101, 5, 6, 77, 12, 140])
+NEW_TOKENS = 24
+EOS = 2
+
+
+def generate(folder: Path, prompt: list[int]) -> list[int]:
+    """The likeliest tokens, one after the other."""
+    model = genai.Model(str(folder))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=len(prompt) + NEW_TOKENS, min_length=0)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens([prompt])
+    while not generator.is_done():
+        generator.generate_next_token()
+    found: list[int] = list(generator.get_sequence(0))
+    return found[len(prompt) :]
+
+
+def expected(source: Checkpoint, prompt: list[int], weights: Checkpoint | None = None) -> list[int]:
+    import torch
+
+    module = by_transformers(source, weights)
+    ids = torch.tensor([prompt])
+    whole = module.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+    tokens: list[int] = whole[0, len(prompt) :].tolist()
+    # The token that ends a text is no part of it there.
+    return tokens[:-1] if tokens[-1] == EOS else tokens
+
+
+CASES = [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False), ("qwen3", True)]
+
+
+@pytest.mark.parametrize(("name", "quantized"), CASES)
+def test_greedy_tokens_are_those_of_transformers(name: str, quantized: bool, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", CONFIGS[name])
+    weights = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else None
+    folder = tmp_path / "out"
+    folder.mkdir()
+    export_decoder(weights or source, GraphSettings(accuracy_level=1)).save(folder)
+    seen: set[int] = set()
+    for prompt in PROMPTS:
+        tokens = expected(source, prompt, weights)
+        assert generate(folder, prompt) == tokens
+        seen |= set(tokens)
+    assert len(seen) > 6, "a model that repeats itself proves little"
+
+
+def test_its_tokenizer_reads_the_same_ids(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", CONFIGS["llama"])
+    folder = tmp_path / "out"
+    folder.mkdir()
+    export_decoder(source).save(folder)
+    tokenizer = genai.Tokenizer(genai.Model(str(folder)))
+    from transformers import AutoTokenizer
+
+    text = "Thecatsat,12times,onamat."
+    ids = AutoTokenizer.from_pretrained(folder)(text).input_ids
+    assert list(tokenizer.encode(text)) == ids
+    assert tokenizer.decode(ids) == text
+    assert json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"] == "onnx/model.onnx"

@@ -1,0 +1,52 @@
+"""A decoder's folder opens unmodified in transformers.js, which generates what transformers generates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from quantized import quantize_tiny_llama
+from written_decoders import CONFIGS, by_transformers, save_decoder
+
+from compress.models.onnx_decoder import GraphSettings, export_decoder
+
+TEXTS = ("Thecatsat,12times.", "onamat", "x", "42=6*7", "Zebra?", "quick")
+NEW_TOKENS = 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "quantized"), [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False), ("qwen3", True)]
+)
+def test_greedy_tokens_are_those_of_transformers(library: Path, name: str, quantized: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = save_decoder(tmp_path / "source", CONFIGS[name])
+    weights = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else None
+    folder = tmp_path / "out"
+    folder.mkdir()
+    export_decoder(weights or source, GraphSettings(accuracy_level=1)).save(folder)
+
+    tokenizer, module, seen = AutoTokenizer.from_pretrained(folder), by_transformers(source, weights), set()
+    answers = generate(library, folder, "q4" if quantized else "fp32")
+    for text, found in zip(TEXTS, answers, strict=True):
+        prompt = tokenizer(text).input_ids
+        ids = torch.tensor([prompt])
+        whole = module.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+        assert found == {"prompt": prompt, "whole": whole[0].tolist()}
+        seen |= set(found["whole"][len(prompt) :])
+    assert len(seen) > 6, "a model that repeats itself proves little"
+
+
+def generate(library: Path, folder: Path, dtype: str) -> list[dict[str, list[int]]]:
+    """For each text the ids of the prompt, and those with what follows it, from one node process."""
+    script = Path(__file__).parent / "generate.mjs"
+    place = folder.resolve()
+    arguments = [str(library), str(place.parent), place.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS)]
+    done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, list[int]]] = json.loads(done.stdout)
+    return found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from compress.errors import ModelError
+from compress.models.adapter import ADAPTER
 from compress.models.checkpoint import Checkpoint
 from compress.models.checks import PROCESSOR_FILES
 from compress.models.gguf_architecture import Architecture
@@ -53,6 +54,13 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
     """
+    if (checkpoint.folder / ADAPTER).is_dir():
+        raise ModelError(
+            "The checkpoint has an adapter, which GGUF keeps in a file of its own.",
+            where=str(checkpoint.folder / ADAPTER),
+            expected="a checkpoint without an adapter",
+            mend="leave out the stage that adds it, or merge the adapter before quantization with merge_lora",
+        )
     architecture = Architecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
     names = architecture.names()

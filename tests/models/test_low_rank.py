@@ -15,6 +15,7 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from compress.errors import ModelError
 from compress.models.adapter import low_rank
 from compress.models.checkpoint import Checkpoint
+from compress.models.gguf_export import plan_gguf
 from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
 from compress.models.onnx_model import OnnxModel
 from compress.models.quantized_module import load_module
@@ -70,3 +71,8 @@ def test_adapters_that_are_more_than_products_are_refused(tmp_path: Path) -> Non
     checkpoint = adapted(tmp_path, "q_proj", quantized=False, use_dora=True)
     with pytest.raises(ModelError, match="more than a product"):
         low_rank(checkpoint)
+
+
+def test_gguf_does_not_drop_an_adapter_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has an adapter, which GGUF keeps in a file of its own"):
+        plan_gguf(adapted(tmp_path, "q_proj"))

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from adapters import save_adapter
+from quantized import save_tiny_llama
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -188,6 +190,28 @@ def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
         ("split validation", 10),
         ("split test", 20),
     ]
+
+
+def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) -> None:
+    stages = [{"merge_lora": {"adapter": "adapter"}}, {"export": {}}]
+    assert "There is no folder 'adapter'" in refusal(recipe(stages), folder, tmp_path)
+    (folder / "adapter").mkdir()
+    assert "holds no adapter" in refusal(recipe(stages), folder, tmp_path)
+    save_adapter(bert(), folder / "adapter", "query")
+    row = next(row for row in make_plan(recipe(stages), folder, None, tmp_path).sources if row.role == "adapter")
+    assert row.path == str(folder / "adapter")
+    assert row.size_bytes == sum(path.stat().st_size for path in (folder / "adapter").iterdir())
+
+
+def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(folder / "decoder")
+    tuning = {"steps": 10, "batch_size": 3, "sequence_length": 20, "validation_windows": 5}
+    stages = [{"gptq": {"group_size": 32}}, {"tune_scales": tuning}, {"export": {}}]
+    plan = make_plan(recipe(stages, task="text-generation", model="decoder"), folder, None, tmp_path)
+    weights = read_shape(folder / "decoder").parameters
+    # 10 steps of 3 windows: forward and backward of the pupil (6), forward of the teacher (2); 15 forward to judge.
+    assert plan.stages[1].seconds.value == pytest.approx((30 * 8 + 15 * 2) * 20 * weights / 1e9)
+    assert plan.stages[1].disk_bytes == plan.stages[0].disk_bytes
 
 
 def test_samples_that_are_not_fetched_are_unknown_and_count_as_disk(folder: Path, tmp_path: Path) -> None:

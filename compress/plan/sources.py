@@ -18,6 +18,7 @@ from compress.data.questions import find_questions
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled
 from compress.errors import CompressError, DataError, InputError, ModelError
+from compress.models.adapter import check_adapter
 from compress.models.source import find_model
 from compress.plan.contents import SourcePlan
 from compress.plan.shape import Shape, read_shape
@@ -62,6 +63,8 @@ class Sources:
             self._split(split, reference)
         for reference in self.recipe.data.unlabeled:
             self._unlabeled(reference)
+        for reference in dict.fromkeys(name for stage in self.recipe.stages for name in stage.reads()):
+            self._adapter(reference)
         try:
             if self.recipe.evaluation.questions:
                 find_questions(self.recipe.evaluation.questions, self.folder)
@@ -128,6 +131,20 @@ class Sources:
             self._describe(f"unlabeled {reference}", reference, place, (), reference)
         except InputError as error:
             self.problems.append(error)
+
+    def _adapter(self, reference: str) -> None:
+        path = find(reference, self.folder)
+        try:
+            if path is None:
+                raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), mend="check the path")
+            check_adapter(path)
+        except InputError as error:
+            self.problems.append(error)
+            return
+        row = SourcePlan(
+            role="adapter", reference=reference, status="here", path=str(path), size_bytes=_folder_bytes(path)
+        )
+        self.rows.append(row)
 
     def _describe(
         self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None

@@ -31,6 +31,7 @@ from compress.tasks import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
+from compress.training.recovery_config import Recovery
 
 AnyModel = TorchModel | Checkpoint | OnnxModel
 
@@ -151,7 +152,7 @@ class Road:
             finished = self.apply(label, stage, before)
             wait_for_all()
             return finished
-        if not done and isinstance(stage, Training):
+        if not done and isinstance(stage, Training | Recovery):
             stage.run(self.load(before, stage.wants(self.task)), self._context(key))
         wait_for_all()
         entry = self.cache.find(key)

@@ -25,7 +25,6 @@ class Lora(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
     rank: int = Field(16, ge=1, le=4096, description="columns of each factor")
     alpha: float | None = Field(None, gt=0, description="the product counts alpha / rank; default: twice the rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input while training")
     target_modules: tuple[str, ...] | None = Field(
         None,
         min_length=1,

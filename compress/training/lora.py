@@ -22,6 +22,7 @@ from compress.models.adapter import (
 )
 from compress.models.checkpoint import QuantizedCheckpoint
 from compress.models.quantized_module import empty_module, load_module
+from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context) -> QuantizedCheckpoint:
-    """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes."""
+    """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes.
+
+    Of several processes the first one writes it.
+    """
     refuse_second(checkpoint.folder)
     windows = make_windows(checkpoint, stage, context)
     module = load_module(checkpoint)
@@ -41,6 +45,8 @@ def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context
     teacher = context.earlier(stage.teacher)
     lesson = Lesson.between(module, teacher, windows, stage, stage.learning_rate, stage.objective)
     lesson.teach(context, "lora")
+    if not is_first():
+        return checkpoint
     folder = _copy(checkpoint, context.scratch)
     write_adapter(adapted, folder / ADAPTER)
     return QuantizedCheckpoint(folder)

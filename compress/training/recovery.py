@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from compress.stages.stage import Context
 
+MOST_PASSES = 1000
 _PROBE_TOKENS = 16
 _SAME_LOGITS = 1e-3
 
@@ -81,6 +82,12 @@ def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -
             where="data.splits",
             expected=f"at least {settings.batch_size} and 1",
             mend="name more text, or lower sequence_length",
+        )
+    if settings.steps * settings.batch_size > MOST_PASSES * len(learned):
+        raise DataError(
+            f"{settings.steps} steps would show each of the {len(learned)} windows more than {MOST_PASSES} times.",
+            where="data.splits.train",
+            mend="name more text, or lower steps",
         )
     chosen = np.unique(np.linspace(0, len(judged) - 1, settings.validation_windows).round().astype(int))
     return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
@@ -193,6 +200,7 @@ class Lesson:
             batch_size=settings.batch_size,
             warmup_ratio=settings.warmup_ratio,
             weight_decay=0.0,
+            dropout=settings.dropout,
             precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
         )
 

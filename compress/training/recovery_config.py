@@ -17,6 +17,7 @@ class Recovery(BaseModel):
     batch_size: int = Field(2, ge=1, description="windows a step")
     sequence_length: int = Field(512, ge=16, description="tokens of a window")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training, in the model's layers and adapters")
     validation_windows: int = Field(
         8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
     )

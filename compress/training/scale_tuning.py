@@ -12,6 +12,7 @@ from compress.errors import StageError
 from compress.models.checkpoint import TABLES, QuantizedCheckpoint
 from compress.models.quantized_module import grids, learn_vectors, load_module
 from compress.models.rewrite import write_changed
+from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
 if TYPE_CHECKING:
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 
 
 def tune_scales(checkpoint: QuantizedCheckpoint, stage: TuneScales, context: Context) -> QuantizedCheckpoint:
-    """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained."""
+    """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained.
+
+    Of several processes the first one writes it.
+    """
     windows = make_windows(checkpoint, stage, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, stage)
     lesson = Lesson.between(module, context.earlier(stage.teacher), windows, stage, stage.learning_rate)
     lesson.teach(context, "tune_scales")
+    if not is_first():
+        return checkpoint
     folder = context.scratch / "tuned"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -211,3 +211,18 @@ def test_half_precision_tunes_too(
     monkeypatch.setattr(recovery, "has_bf16", lambda: True)
     tuned = tune(start, source, tmp_path / "scratch", precision="auto")
     assert divergence(tuned, source) < 0.7 * divergence(start, source)
+
+
+def test_more_passes_than_anyone_means_are_refused(
+    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"500000 steps would show each of the .* windows more than 1000 times"):
+        tune(start, source, tmp_path / "scratch", steps=500_000)
+
+
+def test_only_the_first_of_several_processes_writes(
+    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    tuned = tune(start, source, tmp_path / "scratch", steps=8)
+    assert tuned is start and not (tmp_path / "scratch").exists()

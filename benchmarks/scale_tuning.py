@@ -1,0 +1,100 @@
+"""Time to quality of `tune_scales` on SmolLM2: one quantized checkpoint, one variant of the stage after the other.
+
+    python benchmarks/scale_tuning.py                      # all variants, about half an hour on two idle cores
+    python benchmarks/scale_tuning.py --only default short # some of them
+    python benchmarks/scale_tuning.py --steps 40           # the same with fewer steps
+
+Every variant sees as many tokens as the default and is judged on the same held-out windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.quantized_module import load_module
+from compress.models.source import resolve_model
+from compress.models.torch_model import TorchModel
+from compress.pipeline.quiet import quiet_libraries
+from compress.progress import SilentProgress
+from compress.stages.gptq import Gptq
+from compress.stages.stage import Context
+from compress.stages.tune_scales import TuneScales
+from compress.tasks import get_task
+from compress.training.recovery import Lesson, Windows, make_windows
+from compress.training.scale_tuning import learn
+
+TASK = "text-generation"
+STEPS, BATCH, LENGTH = 100, 2, 512
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "learning rate x 2": {"learning_rate": 4e-3},
+    "learning rate / 2": {"learning_rate": 1e-3},
+    "short": {"sequence_length": LENGTH // 2, "batch_size": 2 * BATCH},
+    "twice the steps": {"batch_size": BATCH // 2},
+    "half the steps": {"batch_size": 2 * BATCH},
+    "without embeddings": {"embeddings": False},
+    "without norms": {"norms": False},
+    "norms alone": {"scales": False, "embeddings": False},
+}
+
+
+def main() -> None:
+    """Print a table: variant, steps, seconds, KL and perplexity before and after."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the default; others see as many tokens")
+    parser.add_argument("--start", type=Path, help="a quantized checkpoint of SmolLM2; default: made now")
+    options = parser.parse_args()
+    quiet_libraries()
+    sys.stdout.write(f"{'variant':<22}{'steps':>6}{'seconds':>9}{'KL':>18}{'perplexity':>18}\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        context, source = _context(Path(scratch))
+        start = QuantizedCheckpoint(options.start) if options.start else _quantize(source, context)
+        held_out = make_windows(start, TuneScales(sequence_length=LENGTH), context).held_out
+        for name in options.only:
+            tokens = options.steps * BATCH * LENGTH
+            fields = {"batch_size": BATCH, "sequence_length": LENGTH, **VARIANTS[name]}
+            steps = tokens // (fields["batch_size"] * fields["sequence_length"])
+            sys.stdout.write(f"{name:<22}{_measure(TuneScales(**fields, steps=steps), start, context, held_out)}\n")
+            sys.stdout.flush()
+
+
+def _context(scratch: Path) -> tuple[Context, Checkpoint]:
+    task, progress = get_task(TASK), SilentProgress()
+    source = Checkpoint(resolve_model("sample:smollm2", progress=progress))
+    data = load_dataset(DataConfig(source="sample:wiki", max_length=LENGTH), task.columns, Path(), progress)
+    made = Context(task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, TASK), Path, scratch)
+    return made, source
+
+
+def _quantize(source: Checkpoint, context: Context) -> QuantizedCheckpoint:
+    return Gptq(bits=4, group_size=64, embedding_bits=4).run(source, context)
+
+
+def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, held_out: Any) -> str:
+    torch.manual_seed(0)
+    windows = Windows(make_windows(start, stage, context).train, held_out)
+    module = load_module(start)
+    learn(module, start, stage)
+    lesson = Lesson.between(module, context.earlier("start"), windows, stage, stage.learning_rate)
+    began = time.perf_counter()
+    before, after = lesson.teach(context, "tune_scales")
+    seconds = time.perf_counter() - began
+    return (
+        f"{stage.steps:>6}{seconds:>9.0f}{before.divergence:>9.4f} -> {after.divergence:.4f}"
+        f"{before.perplexity:>9.2f} -> {after.perplexity:.2f} ({after.teacher_perplexity:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

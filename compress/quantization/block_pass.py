@@ -17,7 +17,8 @@ from torch import nn
 
 from compress.errors import StageError
 
-_PANELS = 4
+_PANEL = 192
+"""Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
@@ -152,9 +153,8 @@ def gram(inputs: torch.Tensor) -> torch.Tensor:
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
         columns = tokens.shape[1]
         product = torch.empty(columns, columns)
-        step = -(-columns // _PANELS)
-        for start in range(0, columns, step):
-            stop = min(start + step, columns)
+        for start in range(0, columns, _PANEL):
+            stop = min(start + _PANEL, columns)
             torch.mm(tokens[:, start:].T, tokens[:, start:stop], out=product[start:, start:stop])
             product[start:stop, stop:] = product[stop:, start:stop].T
         return product.div_(len(tokens))

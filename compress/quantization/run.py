@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -76,13 +76,9 @@ class _Work:
             self.context.progress.note(_choice(chosen))
         self.skeleton.shipped = torch.float16
         self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
-        work, tables = self._tables(table_bits)
-        name = self.skeleton.name(self.skeleton.embedding)
-        if any(table.name == name and table.bits for table in tables):
-            self.skeleton.table = work.floats(name)
-        finished = Walk(
-            self.skeleton, self.config, self.plan, self.ids, self.context.scratch, self.context.progress
-        ).run()
+        walk = Walk(self.skeleton, self.config, self.plan, self.ids, self.context.scratch, self.context.progress)
+        finished = walk.run()
+        work, tables = self._tables(table_bits, walk.head_hessian if self.ids is not None else None)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(found, tables, self._parameters(), self.config.sym)
         result = Result(
@@ -91,11 +87,11 @@ class _Work:
         self.context.progress.note(_summary(result.layers, average))
         return result.write(self.context.scratch / "checkpoint")
 
-    def _tables(self, bits: int) -> tuple[Tables, tuple[Layer, ...]]:
-        """The tables at so many bits, made now or before."""
-        work = Tables(self.context.scratch / f"tables-{bits}")
+    def _tables(self, bits: int, hessian: Callable[[], torch.Tensor] | None) -> tuple[Tables, tuple[Layer, ...]]:
+        """The tables at so many bits, made now or before; to nearest without a ``hessian`` of the head's inputs."""
+        work = Tables(self.context.scratch / f"tables-{bits}{'' if hessian else '-to-nearest'}")
         plan = plan_tables(self.skeleton, self.config, bits)
-        return work, quantize_tables(self.skeleton, self.config, plan, None, work.folder)
+        return work, quantize_tables(self.skeleton, self.config, plan, hessian, work.folder)
 
     def _allocation(self) -> Allocation:
         """Chosen once and kept, since it takes a pass over the model."""
@@ -117,7 +113,7 @@ class _Work:
 
     def _pair(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What embedding and head would be at so many bits, [vocabulary, hidden] each."""
-        work, tables = self._tables(bits)
+        work, tables = self._tables(bits, None)
         return work.floats(tables[0].name), work.floats(tables[-1].name)
 
     def _said_twice(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from compress.quantization.solver import solve_layer
 
 _ROWS = 16_384
 """Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
+_EMBEDDING_SHARE = 1.0
+"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
+mean of the Hessian's diagonal."""
 _FLOATS = "tables-float16.safetensors"
 
 
@@ -43,9 +46,11 @@ class Tables:
 def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
     """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
     modules = [skeleton.embedding, *([] if skeleton.tied else [skeleton.model.get_output_embeddings()])]
+    # Not the embedding's weight: at work it has the rows of some tokens only.
+    rows, columns = skeleton.vocabulary, skeleton.embedding.embedding_dim
     found = []
     for module in modules:
-        name, (rows, columns) = skeleton.name(module), module.weight.shape
+        name = skeleton.name(module)
         kept = kept_by(config.keep, name)
         if bits in (None, 16) or kept:
             found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
@@ -61,11 +66,16 @@ def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> t
 
 
 def quantize_tables(
-    skeleton: Skeleton, config: Quantization, plan: Sequence[Layer], hessian: torch.Tensor | None, folder: Path
+    skeleton: Skeleton,
+    config: Quantization,
+    plan: Sequence[Layer],
+    hessian: Callable[[], torch.Tensor] | None,
+    folder: Path,
 ) -> tuple[Layer, ...]:
-    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` [columns, columns] is of the head's inputs.
+    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` gives that of the head's inputs, [columns, columns].
 
-    Without one, and for an embedding that is not the head, each row is rounded to nearest. Raises `StageError`.
+    The head is solved under it. Without one, and for an embedding that is not the head, each row is rounded to
+    nearest. Raises `StageError`.
     """
     folder.mkdir(exist_ok=True)
     if (folder / _FLOATS).is_file():
@@ -74,13 +84,16 @@ def quantize_tables(
     floats: dict[str, torch.Tensor] = {}
     about: dict[str, dict[str, int]] = {}
     found: list[Layer] = []
+    inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
+    if inputs is not None and skeleton.tied:
+        inputs.diagonal().add_(_EMBEDDING_SHARE * inputs.diagonal().mean())
     for table in plan:
         if table.bits is None or table.group_size is None:
             found.append(table)
             continue
         weight = skeleton.checkpoint.stored(f"{table.name}.weight")
         is_head = skeleton.head_weight == f"{table.name}.weight"
-        pieces, halves, solved = _by_rows(config, table, weight, hessian if is_head else None)
+        pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
         packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
         floats[f"{table.name}.weight"] = halves
         about[table.name] = {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.environment import has_bf16
 from compress.progress import Progress
-from compress.quantization.block_pass import BlockPass
+from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
 from compress.quantization.layers import Layer, linears
@@ -61,9 +61,15 @@ class Walk:
             return done
         return 0
 
-    def last_states(self) -> States:
-        """The hidden states that the last block gave."""
-        return open_states(self._path(len(self.plan)), self._shape)
+    @torch.no_grad()
+    def head_hessian(self) -> torch.Tensor:
+        """The Hessian of the head's inputs, [hidden, hidden], once every block is done."""
+        states = open_states(self._path(len(self.plan)), self._shape)
+        count, _, width = self._shape
+        total = torch.zeros(width, width)
+        for at in range(count):
+            total.add_(gram(self.skeleton.normed(states[at : at + 1])), alpha=1 / count)
+        return total
 
     @property
     def _shape(self) -> tuple[int, int, int]:

@@ -51,18 +51,22 @@ def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
     return module
 
 
-def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:
-    # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
-    source = save_decoder(tmp_path / "source")
-    result = quantized(source, tmp_path / "scratch", embedding_bits=4)
-    ids = calibration_windows(context(tmp_path), source, 6, 24)
-    module = as_module(result, source)
+def inputs_of_layers(module: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each linear layer of transformers' model is given, [tokens, columns]."""
     seen: dict[str, torch.Tensor] = {}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
     with torch.no_grad():
         module(input_ids=ids)
+    return seen
+
+
+def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:
+    # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch")
+    seen = inputs_of_layers(as_module(result, source), calibration_windows(context(tmp_path), source, 6, 24))
     layers = layers_of(result.folder)
     for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
         hessian = seen[name].T @ seen[name] / len(seen[name])
@@ -163,6 +167,21 @@ def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
     assert "lm_head.weight" not in result.files
     weight = source.weight("model.embed_tokens")
     assert float((stored.float() - weight).square().sum() / weight.square().sum()) < 0.02
+
+
+def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", embedding_bits=4)
+    module = as_module(result, source)
+    module.model.embed_tokens.weight.data.copy_(source.weight("model.embed_tokens").half())
+    seen = inputs_of_layers(module, calibration_windows(context(tmp_path), source, 6, 24))["lm_head"]
+    hessian = seen.T @ seen / len(seen)
+    hessian += torch.eye(64) * hessian.diagonal().mean()
+    weight, found = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")
+    assert found is not None
+    expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
+    assert float((expected.quantized.integers != found.integers).float().mean()) < 0.02
+    assert layers_of(result.folder)["model.embed_tokens"]["error"] == pytest.approx(expected.error, rel=0.02)
 
 
 def test_rows_that_fill_no_word_are_padded_and_cut_again(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
+from compress.pipeline.running_text import check_running_text
 from compress.pipeline.slices import check_slices
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
@@ -67,6 +68,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
         check_slices(road)
+        check_running_text(road)
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
         road.travel()

@@ -7,12 +7,27 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.report.headline import verdict
-from compress.report.metrics import Metric, context_of, format_value, improvement, main_metrics
+from compress.report.metrics import (
+    Metric,
+    context_of,
+    format_value,
+    improvement,
+    main_metrics,
+    shortest_context,
+)
 from compress.report.rows import limit_bound, limit_found, limit_state, run_line
 from compress.report.schema import BASELINE, FINAL, Report
 
-_COLUMNS = ("agreement", "size_bytes", "bits_per_parameter", "parameters", "latency_ms", "speedup")
-_GENERATED = ("tokens_per_second", "speedup_time_per_output_token")
+_COLUMNS = ("agreement", "size_bytes", "parameters", "latency_ms", "speedup")
+_WRITING = {
+    "perplexity": "Perplexity",
+    "agreement": "Agreement",
+    "size_bytes": "Size",
+    "bits_per_parameter": "Bits",
+    "tokens_per_second": "Tokens/s",
+    "speedup_time_per_output_token": "Speed-up",
+}
+"""The columns of a language model, with names that leave room for each other in a narrow terminal."""
 _STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
 _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
 
@@ -33,11 +48,13 @@ def console_table(report: Report) -> RenderableType:
 
 
 def _measured(report: Report, target: str) -> Table:
-    metrics = [m for m in main_metrics(report.metrics(target)) if m.quality or _is_column(m)]
+    units = report.metrics(target)
+    writes = shortest_context(units) is not None
+    metrics = [m for m in main_metrics(units) if (_bare(m) in _WRITING if writes else m.quality or m.name in _COLUMNS)]
     table = Table(title=Text(f"{report.recipe} on {target}"), title_justify="left", title_style="bold")
     table.add_column("Model", no_wrap=True)
     for metric in metrics:
-        table.add_column(metric.title, justify="right")
+        table.add_column(_WRITING[_bare(metric)] if writes else metric.title, justify="right")
     for model in report.models:
         cells = [_cell(report, model, metric, target) for metric in metrics]
         if any(cells):
@@ -46,16 +63,17 @@ def _measured(report: Report, target: str) -> Table:
     return table
 
 
-def _is_column(metric: Metric) -> bool:
+def _bare(metric: Metric) -> str:
+    """The metric's name without the context that it was measured at."""
     generated = context_of(metric.name)
-    return metric.name in _COLUMNS or (generated is not None and generated[0] in _GENERATED)
+    return metric.name if generated is None else generated[0]
 
 
 def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
     row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
     if row is None:
         return ""
-    value = format_value(metric, row.value)
+    value = format_value(metric, row.value).removesuffix(" tokens/s").removesuffix(" bits")
     gain = improvement(metric, row.value, before.value) if before and model != BASELINE else ""
     ratio = gain.partition(" ")[0] if gain.endswith((metric.gain, "%")) else gain
     return f"{value}\n{ratio}" if ratio and ratio != "same" else value

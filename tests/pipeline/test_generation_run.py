@@ -17,6 +17,10 @@ from tiny_run import Notes, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.compare.reports import compare_reports
+from compress.data.slices import Slice
+from compress.errors import DataError
+from compress.pipeline.measure import data_record
+from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run
 from compress.report.html import html_page
 from compress.report.markdown import markdown_report
@@ -148,9 +152,45 @@ def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
     assert all(stage.cached for stage in again.report.stages)
 
 
-def test_other_windows_are_no_pair(done: Done) -> None:
-    recipe = load(done.folder / "tiny.yaml", "evaluation.windows=5", "benchmark.budget_seconds=10")
-    other = run(recipe, done.folder, done.folder / "artifacts", Notes()).report
-    found = compare_reports(done.run.report, other)
-    (change,) = (one for one in found.changes if one.metric == "perplexity")
-    assert "own interval" in change.method
+@pytest.mark.parametrize(
+    "change", ["evaluation.windows=5", "evaluation.stride=16", "data.max_length=16", "evaluation.tokens=9"]
+)
+def test_only_the_same_windows_pair(done: Done, change: str) -> None:
+    roads = [
+        Road(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes()) for given in ((), (change,))
+    ]
+    same, other = map(data_record, roads)
+    assert same == done.run.report.data
+    found = compare_reports(done.run.report, done.run.report.model_copy(update={"data": other}))
+    (perplexity,) = (one for one in found.changes if one.metric == "perplexity")
+    paired = change == "evaluation.tokens=9"  # which cuts nothing else
+    assert (perplexity.method == "paired bootstrap over 6 windows") is paired
+    assert ("own interval" in perplexity.method) is not paired
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ("data.splits.test=short.jsonl", "data.splits", "too few for one window of 32"),
+        ("evaluation.stride=33", "evaluation.stride", "leave out tokens"),
+        ("data.max_length=300", "data.max_length", "read 300 tokens"),
+        ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the text that is judged by has 64"),
+        ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
+        ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
+    ],
+)
+def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
+    done: Done, tmp_path: Path, change: str, where: str, words: str
+) -> None:
+    (done.folder / "short.jsonl").write_text(json.dumps({"text": "too short"}))
+    recipe = load(done.folder / "tiny.yaml", "evaluation.windows=2", change)
+    with pytest.raises(DataError, match=words) as caught:
+        run(recipe, done.folder, tmp_path, Notes())
+    assert caught.value.where == where
+    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+
+
+def test_slices_of_running_text_are_refused(done: Done, tmp_path: Path) -> None:
+    recipe = load(done.folder / "tiny.yaml").model_copy(update={"slices": (Slice(length="quartiles"),)})
+    with pytest.raises(DataError, match="no slices of running text"):
+        run(recipe, done.folder, tmp_path, Notes())

@@ -1,0 +1,40 @@
+"""Whether a language model can be judged and timed by the recipe's text, asked before its stages begin."""
+
+from __future__ import annotations
+
+from compress.errors import DataError
+from compress.evaluate import encode_for
+from compress.models.checks import read_json
+from compress.pipeline.road import Road
+from compress.pipeline.target_session import SPLIT
+
+
+def check_running_text(road: Road) -> None:
+    """Cut the test text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
+
+    Raises `DataError`; of tasks whose examples are rows nothing is asked.
+    """
+    if road.task.reads_rows:
+        return
+    recipe = road.recipe
+    examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
+    read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
+    if timed > read:
+        raise DataError(
+            f"A prompt of {timed} tokens is to be timed, and the text that is judged by has {read}.",
+            where="benchmark.contexts",
+            mend="give more text, raise evaluation.windows, or lower benchmark.contexts",
+        )
+    positions = read_json(road.start / "config.json").get("max_position_embeddings")
+    wanted = {
+        "data.max_length": recipe.data.max_length,
+        "benchmark.contexts": timed + recipe.benchmark.tokens,
+        "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
+    }
+    for field, length in wanted.items():
+        if isinstance(positions, int) and length > positions:
+            raise DataError(
+                f"The model would read {length} tokens, more than it can place.",
+                where=field,
+                expected=f"at most {positions}, its max_position_embeddings, with what is generated after a prompt",
+            )

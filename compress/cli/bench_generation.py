@@ -50,7 +50,7 @@ def bench_generation(
     reference = next(iter(folders))
     progress = ConsoleProgress()
     for label, other in elsewhere.items():
-        progress.note(f"{label} is no {place.format} model and runs on the target {other.name}")
+        progress.note(f"{label} is {other.format.upper()}, which {place.name} does not open; it runs on {other.name}")
     return measure_generation(folders, texts, place, settings, reference, progress, seed=0, elsewhere=elsewhere)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.errors import ModelError
-from compress.models.checks import read_json, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +51,14 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed `config.json`."""
+        from compress.models.checks import read_json
+
         return read_json(self.folder / "config.json")
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
         """The file of each stored tensor, by its name."""
+        from compress.models.checks import weight_files
         from compress.models.safetensors_file import read_header
 
         return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}

@@ -15,6 +15,7 @@ from compress.recipe_source.document import Document, FieldPath, describe, neare
 from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.stage import Stage
+from compress.targets import TARGETS
 from compress.tasks import GENERATING, TASK_NAMES, get_task
 from compress.tasks.evaluation import Evaluation
 
@@ -50,6 +51,7 @@ def check_parts(document: Document, parts: list[Part | None]) -> None:
     kinds = [_meant_kind(part) for part in parts]
     labels = stage_labels(kinds)
     _check_chain(document, parts)
+    _check_formats(document, [part for part in parts if part])
     _check_references(document, parts, labels)
     _check_labels(document, parts, labels)
     _check_splits(document, [part for part in parts if part])
@@ -88,6 +90,21 @@ def _check_chain(document: Document, parts: list[Part | None]) -> None:
             document.problem(part.path, found, _fits(gives, cls, task))
         gives = cls.gives() if cls else None
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
+
+
+def _check_formats(document: Document, parts: list[Part]) -> None:
+    """What a stage writes, named or brought in by a target, holds what the stages before it make."""
+    writers = [(part.stage, parts[:place]) for place, part in enumerate(parts) if part.stage]
+    targets = _value(document, ("targets",), [], broken=[])
+    formats = {TARGETS[name].format for name in targets if isinstance(name, str) and name in TARGETS}
+    if "gguf" in formats and not any(part.kind == "gguf" for part in parts):
+        writers.append((STAGES["gguf"].model_validate({"kind": "gguf"}), parts))
+    for writer, before in writers:
+        for part in {part.kind: part for part in before}.values():
+            objection = writer.objects_to(part.stage) if part.whole and part.stage else None
+            if objection is not None:
+                field, expected = objection
+                document.problem((*part.path, field), describe(getattr(part.stage, field)), expected)
 
 
 def chains(gives: type[Any], takes: type[Any]) -> bool:

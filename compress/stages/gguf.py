@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.gguf_model import GGUF_FILE, GgufModel
+from compress.stages.gptq import Gptq
 from compress.stages.stage import Context, Promise, Stage
+
+_BLOCK = 32
+_MOST_BITS_WITH_ZEROS = 5
 
 
 class Gguf(Stage[Checkpoint, GgufModel]):
@@ -24,6 +28,20 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     tasks = ("text-generation",)
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
+
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str, str] | None:
+        """Groups and bits that no block type holds."""
+        if not isinstance(earlier, Gptq):
+            return None
+        groups = f"a multiple of {_BLOCK}, GGUF's blocks"
+        if earlier.group_size % _BLOCK and earlier.group_size != -1:
+            return "group_size", groups
+        if earlier.embedding_bits in (4, 8) and earlier.embedding_group_size % _BLOCK:
+            return "embedding_group_size", groups
+        most = max(earlier.choices) if earlier.mixed else earlier.bits
+        if not earlier.sym and most > _MOST_BITS_WITH_ZEROS:
+            return "sym", f"true: GGUF has no type for {most} bits with zero points"
+        return None
 
     def promise(self) -> Promise:
         """The weights are those of the input, in another layout."""

@@ -125,6 +125,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Local folders that the recipe names and `run` reads, beside models and data."""
         return ()
 
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str, str] | None:
+        """A field of an earlier stage whose value this one cannot write, and what it expects there; else ``None``."""
+        return None
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return Promise()

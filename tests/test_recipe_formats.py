@@ -1,0 +1,71 @@
+"""What a format cannot hold is named in the recipe, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_generation import write_recipe
+
+from compress.errors import RecipeError
+from compress.recipe_source import read_recipe
+
+
+def problems(folder: Path, stages: list[Any], targets: list[str]) -> list[tuple[str, str, str]]:
+    """(field, found, expected) of a recipe over files that need not be there to be checked."""
+    path = write_recipe(folder, stages=stages, targets=targets)
+    try:
+        read_recipe(path)
+    except RecipeError as error:
+        return [(one.field, one.found, one.expected) for one in error.problems]
+    return []
+
+
+BLOCKS = "a multiple of 32, GGUF's blocks"
+
+
+@pytest.mark.parametrize(
+    ("gptq", "expected"),
+    [
+        ({"group_size": 16}, ("stages.0.gptq.group_size", "16", BLOCKS)),
+        (
+            {"embedding_bits": 4, "embedding_group_size": 16},
+            ("stages.0.gptq.embedding_group_size", "16", BLOCKS),
+        ),
+        (
+            {"bits": 8, "sym": False},
+            ("stages.0.gptq.sym", "false", "true: GGUF has no type for 8 bits with zero points"),
+        ),
+        (
+            {"target_bits": 4.5, "sym": False},
+            ("stages.0.gptq.sym", "false", "true: GGUF has no type for 8 bits with zero points"),
+        ),
+    ],
+)
+def test_groups_and_bits_that_gguf_has_no_type_for(
+    gptq: dict[str, Any], expected: tuple[str, str, str], tmp_path: Path
+) -> None:
+    assert problems(tmp_path, [{"gptq": gptq}, "gguf"], ["llama-cpp"]) == [expected]
+    # A target brings the format in as well.
+    assert problems(tmp_path, [{"gptq": gptq}], ["cpu", "llama-cpp"]) == [expected]
+    assert problems(tmp_path, [{"gptq": gptq}], ["cpu"]) == []
+
+
+@pytest.mark.parametrize(
+    "gptq",
+    [
+        {"group_size": -1},
+        {"group_size": 128, "bits": 3},
+        {"bits": 8},
+        {"sym": False, "embedding_bits": 16, "embedding_group_size": 16},
+        {"target_bits": 4.5, "sym": False, "choices": [2, 3, 4]},
+    ],
+)
+def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) -> None:
+    assert problems(tmp_path, [{"gptq": gptq}, "gguf"], ["llama-cpp"]) == []
+
+
+def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
+    stages = [{"gptq": {"group_size": 16}}, {"gptq": {"group_size": 32}}, "gguf"]
+    assert problems(tmp_path, stages, ["llama-cpp"]) == []

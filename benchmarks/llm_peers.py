@@ -10,7 +10,7 @@ lets one choose. Peers that need other packages get an environment of their own 
 - `seconds` run from before the weights are loaded until the result is written, without imports.
 - `peak memory` is that of the process that did it.
 - `perplexity` of ONNX and GGUF files is measured through the runtime that runs them, of checkpoints by transformers in
-  fp32 on the weights that their integers stand for.
+  fp32 on the weights that their integers stand for; NNCF's compressed model is judged in the process that made it.
 - `bytes` are those of the whole folder, tokenizer included; of llama.cpp's, which needs nothing else, of the file.
 - `tokens/s` after 128 tokens of text: ONNX and GGUF in one interleaved session; checkpoints by transformers in their
   own environment, one after the other.
@@ -21,15 +21,17 @@ A peer that cannot be installed or run is a row with its reason.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
 from peers.environment import UnavailableError
-from peers.language_peers import PEERS, Made, decode_in_transformers, float_onnx
+from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, decode_in_transformers, float_onnx
 from peers.language_setting import LanguageSetting
 
 from compress.bench.generation import GenerationSettings, measure_generation
@@ -40,7 +42,6 @@ from compress.pipeline.quiet import quiet_libraries
 from compress.targets import TARGETS
 
 START = "fp32"
-CONTEXT, TOKENS = 128, 32
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def quantize(peer: str, setting: LanguageSetting) -> tuple[Row, Made | None]:
     try:
         made = float_onnx(setting) if peer == START else PEERS[peer](setting)
         row = Row(peer, made.seconds, made.peak_bytes, bytes=made.bytes, packages=made.packages)
+        if made.losses:
+            return replace(row, **_judged(math.exp(fmean(made.losses)), "its own process")), made
         if made.target is None:
             return replace(row, **_judged(setting.perplexity_of_checkpoint(made.artifact), "transformers")), made
         runtime = made.target.runtime
@@ -80,11 +83,10 @@ def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: f
     timed = {name: one for name, one in made.items() if one.target is not None}
     if not timed:
         return {}
-    text = [int(token) for token in setting.held_out.inputs[0]["input_ids"][:CONTEXT]]
     places = {name: one.target for name, one in timed.items() if one.target is not None}
     result = measure_generation(
         {name: one.artifact for name, one in timed.items()},
-        dict.fromkeys(timed, text),
+        dict.fromkeys(timed, setting.prompt(CONTEXT)),
         TARGETS["cpu"],
         GenerationSettings((CONTEXT,), TOKENS, setting.threads, seconds),
         next(iter(timed)),
@@ -100,9 +102,11 @@ def time_alone(made: Mapping[str, Made], setting: LanguageSetting) -> dict[str, 
     """Tokens per second of checkpoints, by transformers."""
     found = {}
     for name, one in made.items():
-        if one.target is None:
+        if one.tokens_per_second is not None:
+            found[name] = one.tokens_per_second
+        elif one.target is None:
             try:
-                found[name] = decode_in_transformers(one, setting, CONTEXT, TOKENS)
+                found[name] = decode_in_transformers(one, setting)
             except UnavailableError as error:
                 setting.progress.note(f"{name} does not decode: {error}")
     return found

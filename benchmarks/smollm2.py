@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 from peers.environment import UnavailableError
-from peers.language_peers import PEERS, Made, float_onnx
+from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, float_onnx
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
@@ -47,7 +47,6 @@ from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
 QUICK = {"gptq": {"bits": 4, "group_size": 64, "samples": 16, "sequence_length": 512}}
-CONTEXT, TOKENS = 128, 32
 STEP = f"time_per_output_token_context_{CONTEXT}"
 ONNX, FLOAT, LLAMA_CPP = "4-bit ONNX", "fp32 ONNX", "llama.cpp Q4_0"
 OPTIMUM, AUTO_ROUND = "Optimum + gptqmodel", "auto-round"
@@ -218,8 +217,7 @@ def main(
             ONNX: main_run.run.folder / "model",
             FLOAT: float_onnx(setting).artifact,
         }
-        text = [int(token) for token in setting.held_out.inputs[0]["input_ids"][:CONTEXT]]
-        decode = decode_together(artifacts, text, threads, seconds, progress)
+        decode = decode_together(artifacts, setting.prompt(CONTEXT), threads, seconds, progress)
         made, reasons = peers(setting) if with_peers else ({}, dict.fromkeys((OPTIMUM, AUTO_ROUND), "not run: --peers"))
         found = lines(quick, main_run, decode, made, reasons)
     if output is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from peers.environment import Packages, UnavailableError, peer_python
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
@@ -22,6 +23,8 @@ from compress.models.onnx_decoder import export_decoder
 from compress.runtimes.llama_cpp_library import VARIABLE
 from compress.targets import TARGETS, Target
 
+CONTEXT, TOKENS = 128, 32
+"""What tokens per second are timed on: after so many tokens of text, so many more."""
 _TIMEOUT_SECONDS = 7200.0
 _TAIL_LINES = 6
 _STACK = ("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0")
@@ -37,6 +40,7 @@ class Made:
     """What a peer left: its ``artifact``, and the ``target`` that runs it, or None for a checkpoint of transformers'.
 
     ``python`` is the interpreter whose packages open such a checkpoint. ``seconds`` and ``peak_bytes`` are its work's.
+    ``losses`` and ``tokens_per_second`` are of a peer that can only be judged and timed in its own process.
     """
 
     artifact: Path
@@ -46,6 +50,8 @@ class Made:
     bytes: int
     packages: Mapping[str, str] = field(default_factory=dict)
     python: Path | None = None
+    losses: tuple[float, ...] = ()
+    tokens_per_second: float | None = None
 
 
 def optimum(setting: LanguageSetting) -> Made:
@@ -61,8 +67,20 @@ def auto_round(setting: LanguageSetting) -> Made:
 
 
 def nncf(setting: LanguageSetting) -> Made:
-    """NNCF's 4 bits with AWQ and scale estimation, on the fp32 ONNX graph."""
-    return _graph(setting, "nncf_run.py", _float_graph(setting))
+    """NNCF's 4 bits with AWQ and scale estimation, on the torch model."""
+    output = setting.folder / "nncf"
+    output.mkdir(exist_ok=True)
+    windows = setting.folder / "windows.npy"
+    np.save(windows, np.stack([example["input_ids"] for example in setting.held_out.inputs]))
+    more = {"windows": str(windows), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
+    answer = _ask(setting, "nncf_run.py", Path(sys.executable), setting.order(output, **more))
+    return Made(
+        output,
+        None,
+        **{key: answer[key] for key in ("seconds", "peak_bytes", "packages", "tokens_per_second")},
+        bytes=size_bytes(output),
+        losses=tuple(answer["losses"]),
+    )
 
 
 def onnxruntime_rtn(setting: LanguageSetting) -> Made:
@@ -111,11 +129,10 @@ def float_onnx(setting: LanguageSetting) -> Made:
     return Made(graph, TARGETS["cpu"], None, None, size_bytes(graph))
 
 
-def decode_in_transformers(made: Made, setting: LanguageSetting, context: int, tokens: int) -> float:
+def decode_in_transformers(made: Made, setting: LanguageSetting) -> float:
     """Tokens per second of a checkpoint in its own environment. Raises `UnavailableError` where it does not run."""
     assert made.python is not None, "only checkpoints have an interpreter"
-    prompt = [int(token) for token in setting.held_out.inputs[0]["input_ids"][:context]]
-    more = {"folder": str(made.artifact), "prompt": prompt, "tokens": tokens}
+    more = {"folder": str(made.artifact), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
     answer = _ask(setting, "transformers_decode.py", made.python, setting.order(made.artifact, **more))
     return float(answer["tokens_per_second"])
 

@@ -88,6 +88,10 @@ class LanguageSetting:
         found: Examples = self.task.held_out(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
         return found
 
+    def prompt(self, tokens: int) -> list[int]:
+        """The first so many tokens of the text that is held out."""
+        return [int(token) for token in self.held_out.inputs[0]["input_ids"][:tokens]]
+
     def order(self, output: Path, **more: Any) -> dict[str, Any]:
         """What a peer's process reads."""
         return {

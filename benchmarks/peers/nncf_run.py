@@ -1,38 +1,36 @@
-"""NNCF's weight compression of an fp32 ONNX decoder: 4 bits with AWQ and scale estimation.
+"""NNCF's weight compression of the torch model: 4 bits with AWQ and scale estimation.
 
     PY peers/nncf_run.py ORDER.json ANSWER.json
 
-ORDER as in `optimum_gptq.py`, with `source`, the folder of the graph. The graph takes a cache, which is empty while
-NNCF looks at activations. NNCF keeps embedding and output layer at 8 bits by default.
+ORDER as in `optimum_gptq.py`, with `windows` (a .npy of token ids [n, length] to judge it on), `prompt` and `tokens`.
+NNCF keeps embedding and output layer at 8 bits by default, and its compressed model runs only in the process that made
+it, so that process judges and times it as well: ANSWER has the `losses` of the windows and `tokens_per_second`. (Its
+ONNX road was tried first: it does not know the fused operators of a decoder for ONNX Runtime.)
 """
 
 from __future__ import annotations
 
-import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from quantizing import answer
+from transformers_decode import steps_per_second
 
 
-def run(order: dict[str, Any]) -> None:
-    """Compress and save, with the files that lie beside the graph."""
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    """Compress, save, judge and time."""
     import nncf
     import numpy as np
-    import onnx
+    import torch
+    from safetensors.torch import save_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, output = Path(order["source"]), Path(order["output"])
-    (file,) = source.rglob("*.onnx")
-    model = onnx.load(file)
-    empty = {
-        value.name: np.zeros((1, _size(value, 1), 0, _size(value, 3)), np.float32)
-        for value in model.graph.input
-        if value.name.startswith("past_key_values.")
-    }
-    feeds = [
-        {"input_ids": window[None], "attention_mask": np.ones_like(window[None]), **empty}
-        for window in np.load(order["calibration"])
-    ]
+    start, output = time.perf_counter(), Path(order["output"])
+    windows = torch.from_numpy(np.load(order["calibration"]))
+    feeds = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
+    model = AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32).eval()
+    model.config.use_cache = False
     compressed = nncf.compress_weights(
         model,
         mode=nncf.CompressWeightsMode.INT4_SYM,
@@ -43,15 +41,26 @@ def run(order: dict[str, Any]) -> None:
         scale_estimation=True,
         subset_size=len(feeds),
     )
-    shutil.copytree(source, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.onnx", "*.data"))
-    target = output / file.relative_to(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(compressed, target)
+    save_model(compressed, str(output / "model.safetensors"))
+    compressed.config.save_pretrained(output)
+    AutoTokenizer.from_pretrained(order["model"]).save_pretrained(output)
+    seconds = time.perf_counter() - start
+    compressed.config.use_cache = True
+    return {
+        "seconds": seconds,
+        "losses": [_loss(compressed, window) for window in torch.from_numpy(np.load(order["windows"]))],
+        "tokens_per_second": steps_per_second(compressed, order["prompt"], order["tokens"]),
+    }
 
 
-def _size(value: Any, axis: int) -> int:
-    return int(value.type.tensor_type.shape.dim[axis].dim_value)
+def _loss(model: Any, window: Any) -> float:
+    """Mean cross-entropy of every token but the first."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(window[None]).logits[0, :-1].double()
+    return float(torch.nn.functional.cross_entropy(logits, window[1:]))
 
 
 if __name__ == "__main__":
-    answer(run, ("nncf", "onnx", "onnxruntime"), ("nncf", "onnx"))
+    answer(run, ("nncf", "transformers", "torch"), ("torch", "transformers", "nncf"))

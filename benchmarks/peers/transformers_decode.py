@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from quantizing import answer
@@ -17,20 +18,26 @@ _UNTIMED = 2
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Median time of a step."""
-    import torch
+    """Open and time."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(order["folder"], device_map="cpu").eval()
+    return {"tokens_per_second": steps_per_second(model, order["prompt"], order["tokens"])}
+
+
+def steps_per_second(model: Any, prompt: Sequence[int], tokens: int) -> float:
+    """By the median time of a step."""
+    import torch
+
     seconds = []
     with torch.no_grad():
-        found = model(torch.tensor([order["prompt"]]), use_cache=True)
-        for _ in range(_UNTIMED + order["tokens"]):
+        found = model(torch.tensor([list(prompt)]), use_cache=True)
+        for _ in range(_UNTIMED + tokens):
             token = found.logits[:, -1:].argmax(-1)
             start = time.perf_counter()
             found = model(token, past_key_values=found.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
-    return {"tokens_per_second": 1 / statistics.median(seconds[_UNTIMED:])}
+    return 1 / statistics.median(seconds[_UNTIMED:])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""The table of what 4-bit SmolLM2 costs: what each line is made of, and the whole of it on a tiny model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mergeable import save_mergeable_llama
+from tiny_generation import WORDS
+
+from compress.bench.session import BenchResult
+from compress.measurement import Measurement
+from compress.runtimes import llama_cpp_library
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("smollm2")
+
+
+def row(model: str, metric: str, value: float) -> Measurement:
+    return Measurement(model=model, metric=metric, target="cpu", value=value, unit="")
+
+
+def test_ratios_of_any_two_come_from_the_speedups_over_llama_cpp(bench: Any) -> None:
+    speedup = "speedup_time_per_output_token_context_128"
+    result = BenchResult([row(bench.ONNX, speedup, 1.2), row(bench.FLOAT, speedup, 0.3)], [], {})
+    assert bench._ratio(result, bench.ONNX, bench.FLOAT) == pytest.approx(4.0)
+    assert bench._ratio(result, bench.ONNX, bench.LLAMA_CPP) == pytest.approx(1.2)
+
+
+def test_the_quick_recipe_is_gptq_alone_on_the_same_text(bench: Any) -> None:
+    whole = bench.read_recipe(bench.RECIPE)
+    quick = bench.quick_recipe(whole)
+    assert [stage.kind for stage in quick.stages] == ["gptq", "export"]
+    gptq = quick.stages[0]
+    assert (gptq.bits, gptq.group_size, gptq.samples, gptq.sequence_length, gptq.embedding_bits) == (
+        *(4, 64, 16, 512),
+        None,
+    )
+    assert (quick.data, quick.evaluation, quick.seed, quick.limits) == (whole.data, whole.evaluation, whole.seed, ())
+
+
+def test_what_was_not_measured_is_said(bench: Any) -> None:
+    lines = [bench.Line("a", "5x", "10x", None, "x", "not run: --peers"), bench.Line("b", "1", "2", 1.234, "MB")]
+    assert bench.table(lines).splitlines()[2:] == [
+        "| a | 5x | 10x | not measured | not run: --peers |",
+        "| b | 1 | 2 | 1.23 MB |  |",
+    ]
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_on_a_tiny_model(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_mergeable_llama(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    chance = np.random.default_rng(0)
+    for split, count in {"train": 240, "validation": 4, "test": 40}.items():
+        rows = [
+            json.dumps({"text": f"{split} {place} " + " ".join(chance.choice(WORDS, 60))}) for place in range(count)
+        ]
+        (tmp_path / "text" / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    recipe = {
+        "name": "tiny",
+        "task": "text-generation",
+        "model": str(tmp_path / "model"),
+        "data": {"source": str(tmp_path / "text"), "max_length": 64},
+        "stages": [
+            {"gptq": {"group_size": 32, "samples": 4, "sequence_length": 32, "embedding_bits": 4}},
+            {"export": {"rounding_limit": 0.5}},
+        ],
+        "evaluation": {"windows": 4, "prompts": 0},
+        "benchmark": {"threads": 1, "seconds": 0.1, "contexts": [16], "tokens": 4, "every_stage": False},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    import xllamacpp
+
+    monkeypatch.setattr(bench, "llama_cpp_library", lambda: Path(xllamacpp.xllamacpp.__file__))
+    monkeypatch.setattr(bench, "QUICK", {"gptq": {"group_size": 64, "samples": 4, "sequence_length": 32}})
+    monkeypatch.setenv(llama_cpp_library.VARIABLE, "")
+    bench.main(tmp_path / "tiny.yaml", False, 0.1, tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())["lines"]
+    values = {line["what"]: line["found"] for line in found}
+    assert values["time of the quick GPTQ against Optimum + gptqmodel"] is None
+    measured = [value for value in values.values() if value is not None]
+    assert len(measured) == 5 and all(np.isfinite(measured)) and values["decode against llama.cpp"] > 0
+    assert "| ONNX folder | 82 MB | 75 MB |" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from compress.plan.shape import Shape
 from compress.quantization.config import Quantization
 
 _ACTIVATION_BYTES = 1 << 30
-"""As in `compress.quantization.walk`, which imports torch."""
+"""As in `compress.quantization.stream`, which imports torch."""
 _STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, a
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
+from compress.quantization.finished import Finished
 from compress.quantization.layers import Layer, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
+from compress.quantization.stream import Stream
 from compress.quantization.tables import Tables, plan_tables, quantize_tables
 from compress.quantization.walk import Walk
 from compress.quantization.write import Result
@@ -76,20 +79,23 @@ class _Work:
             self.context.progress.note(_choice(chosen))
         self.skeleton.shipped = torch.float16
         self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
-        walk = Walk(self.skeleton, self.config, self.plan, self.ids, self.context.scratch, self.context.progress)
-        finished = walk.run()
-        work, tables = self._tables(table_bits, walk.head_hessian if self.ids is not None else None)
+        scratch, finished = self.context.scratch, Finished(self.context.scratch)
+        text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch)
+        Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
+        work, tables = self._tables("final", table_bits, None if text is None else text.head_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(found, tables, self._parameters(), self.config.sym)
         result = Result(
             self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self._said_twice()
         )
         self.context.progress.note(_summary(result.layers, average))
-        return result.write(self.context.scratch / "checkpoint")
+        return result.write(scratch / "checkpoint")
 
-    def _tables(self, bits: int, hessian: Callable[[], torch.Tensor] | None) -> tuple[Tables, tuple[Layer, ...]]:
+    def _tables(
+        self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
+    ) -> tuple[Tables, tuple[Layer, ...]]:
         """The tables at so many bits, made now or before; to nearest without a ``hessian`` of the head's inputs."""
-        work = Tables(self.context.scratch / f"tables-{bits}{'' if hessian else '-to-nearest'}")
+        work = Tables(self.context.scratch / f"tables-{bits}-{use}")
         plan = plan_tables(self.skeleton, self.config, bits)
         return work, quantize_tables(self.skeleton, self.config, plan, hessian, work.folder)
 
@@ -102,19 +108,25 @@ class _Work:
         tables = plan_tables(self.skeleton, self.config, _TABLE_CHOICES[0])
         choices: tuple[int, ...] = (self.config.embedding_bits,) if self.config.embedding_bits else _TABLE_CHOICES
         choices = choices if all(table.bits for table in tables) else (FLOAT_BITS,)
-        made = {bits: self._pair(bits) for bits in choices if bits != FLOAT_BITS}
-        survey = Survey(self.skeleton, self.config, self.plan, self.config.choices, self.context.progress)
-        sensitivity = survey.run(self.ids, made)
+        coarse = [bits for bits in choices if bits != FLOAT_BITS]
+        folder = self.context.scratch / "survey"
+        folder.mkdir(exist_ok=True)
+        survey = Survey(self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder)
+        embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
+        sensitivity = survey.run(
+            self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
+        )
+        shutil.rmtree(folder)
         chosen = allocate(self.config, self.plan, tables, self._parameters(), sensitivity, choices)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))
         partial.replace(path)
         return chosen
 
-    def _pair(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What embedding and head would be at so many bits, [vocabulary, hidden] each."""
-        work, tables = self._tables(bits, None)
-        return work.floats(tables[0].name), work.floats(tables[-1].name)
+    def _table(self, bits: int, place: int, hessian: Callable[[], torch.Tensor] | None) -> torch.Tensor:
+        """What the first table, the embedding, or the last, the head, would be at so many bits."""
+        work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
+        return work.floats(tables[place].name)
 
     def _said_twice(self) -> frozenset[str]:
         """Tensors that say again what another says: a tied head."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from compress.quantization.config import Quantization
 from compress.quantization.layers import Layer, linears
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import settings_for
+from compress.quantization.stream import Stream
 
 TABLES = "tables"
 """The embedding and the head together, among `Sensitivity.losses`."""
@@ -37,8 +39,8 @@ _JUDGED = 32
 """Positions of each variant whose answers are compared, evenly spread."""
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-"""Embedding and head, [vocabulary, hidden] each; the same tensor where they are tied."""
+Heads = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
+"""Given the Hessian of the head's inputs, what the head would be at some bits, [vocabulary, hidden]."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +52,42 @@ class Sensitivity:
 
 @dataclass
 class Survey:
-    """A pass over the float model with one variant for each layer of ``plan`` and each of ``tables`` (name, bits)."""
+    """A pass over the float model with one variant for each layer of ``plan``; ``folder`` is for states at work."""
 
     skeleton: Skeleton
     config: Quantization
     plan: Sequence[Sequence[Layer]]
     choices: Sequence[int]
     progress: Progress
+    folder: Path
 
     @torch.no_grad()
-    def run(self, ids: torch.Tensor, tables: Mapping[int, Pair]) -> Sensitivity:
-        """Measure on token ids [windows, length]. ``tables``: embedding and head at some bits.
+    def run(self, ids: torch.Tensor, embeddings: Mapping[int, torch.Tensor], heads: Heads) -> Sensitivity:
+        """Measure on token ids [windows, length]. ``embeddings``: the table at some bits, [vocabulary, hidden].
 
         Raises `StageError` where the model's answers are not finite.
         """
         names = [layer.name for block in self.plan for layer in block if layer.bits]
-        probe = self._probe(ids, len(names) + len(tables) + 1)
+        probe = self._probe(ids, len(names) + len(embeddings) + 1)
         # Found before any layer is watched, since finding them may run a block.
         self.skeleton.calls(probe)
-        states = torch.cat([self._embedded(probe, pair) for pair in (None, *tables.values())])
+        states = torch.cat([self._embedded(probe, table) for table in (None, *embeddings.values())])
         errors: dict[str, dict[int, float]] = {}
+        text = Stream(self.skeleton, self.config, ids, self.folder) if embeddings else None
         rest = range(len(self.plan))
         for index in self.progress.track(rest, "measuring sensitivity", len(rest)):
+            self.skeleton.load(index)
             states = self._block(index, probe, states, errors)
-        divergences = self._divergences(states, list(tables.values()))
+            if text is not None:
+                text.advance(index)
+            self.skeleton.unload(index)
+        divergences = self._divergences(states, list(heads(text.head_hessian()).values()) if text else [])
         losses = {}
-        for name, divergence in zip(names, divergences[len(tables) :], strict=True):
+        for name, divergence in zip(names, divergences[len(embeddings) :], strict=True):
             unit = divergence / max(errors[name][PROBE_BITS], 1e-30)
             losses[name] = {bits: unit * errors[name][bits] for bits in self.choices}
-        if tables:
-            losses[TABLES] = dict(zip(tables, divergences, strict=False)) | {16: 0.0}
+        if embeddings:
+            losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {16: 0.0}
         return Sensitivity(losses)
 
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
@@ -88,9 +96,9 @@ class Survey:
         length = min(ids.shape[1], _LONGEST, max(STATES_BYTES // (4 * width * variants), 8))
         return ids[:1, :length]
 
-    def _embedded(self, probe: torch.Tensor, tables: Pair | None) -> torch.Tensor:
+    def _embedded(self, probe: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
         before = self.skeleton.table
-        self.skeleton.table = tables[0] if tables is not None else before
+        self.skeleton.table = table
         try:
             return self.skeleton.embedded(probe)
         finally:
@@ -101,7 +109,7 @@ class Survey:
     ) -> torch.Tensor:
         """All variants' states [variants, length, hidden] after a block, those of its own layers at the end."""
         prefix = f"{self.skeleton.prefix}.{index}"
-        found = linears(self.skeleton.load(index), prefix)
+        found = linears(self.skeleton.blocks[index], prefix)
         groups = {layer.name: layer.group_size for layer in self.plan[index] if layer.bits}
         modules = {name: part for name, part in found.items() if name in groups}
         coarse: dict[str, torch.Tensor] = {}
@@ -124,17 +132,16 @@ class Survey:
         after += [run(some) for some in torch.split(states[1:], _AT_ONCE)]
         # In the order of the plan, which need not be that of the calls.
         after += [_with_weight(modules[name], coarse[name], lambda: run(first)) for name in groups]
-        self.skeleton.unload(index)
         return torch.cat(after)
 
-    def _divergences(self, states: torch.Tensor, tables: Sequence[Pair]) -> list[float]:
+    def _divergences(self, states: torch.Tensor, heads: Sequence[torch.Tensor]) -> list[float]:
         """KL(model as it is || variant) of each variant, in nats a token, over `_JUDGED` positions."""
         places = torch.linspace(0, states.shape[1] - 1, min(_JUDGED, states.shape[1])).round().long()
         judged = states[:, places]
         original = self._answers(judged[:1])
         found = []
         for variant, hidden in enumerate(judged[1:]):
-            answers = self._answers(hidden[None], tables[variant][1] if variant < len(tables) else None)
+            answers = self._answers(hidden[None], heads[variant] if variant < len(heads) else None)
             divergence = torch.nn.functional.kl_div(answers, original, reduction="sum", log_target=True)
             found.append(float(divergence) / len(places))
         if not all(map(math.isfinite, found)):

@@ -21,7 +21,7 @@ from compress.quantization.solver import solve_layer
 
 _ROWS = 16_384
 """Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
-_EMBEDDING_SHARE = 1.0
+_EMBEDDING_SHARE = 0.2
 """A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
 mean of the Hessian's diagonal."""
 _FLOATS = "tables-float16.safetensors"

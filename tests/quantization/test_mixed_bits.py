@@ -45,17 +45,27 @@ def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) 
     source, ids = save_decoder(tmp_path), some_ids(2, LENGTH)
     skeleton = build_skeleton(source)
     coarse = source.weight("model.embed_tokens").mul(8).round().div(8)
-    survey = Survey(skeleton, CONFIG, plan_layers(skeleton, CONFIG), (2, 3, 8), SilentProgress())
-    losses = survey.run(ids, {4: (coarse, coarse)}).losses
+    survey = Survey(skeleton, CONFIG, plan_layers(skeleton, CONFIG), (2, 3, 8), SilentProgress(), tmp_path)
+    hessians: list[torch.Tensor] = []
+
+    def heads(hessian: torch.Tensor) -> dict[int, torch.Tensor]:
+        hessians.append(hessian)
+        return {4: coarse}
+
+    losses = survey.run(ids, {4: coarse}, heads).losses
     module, inputs = module_of(source), {}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             part.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0][0]}))
     original = log_probabilities(module, ids[:1])
-    inputs = dict(inputs)
+    before = dict(inputs)
+    with torch.no_grad():
+        module(input_ids=ids[1:])
+    seen = torch.cat([before["lm_head"], inputs["lm_head"]])
+    torch.testing.assert_close(hessians[0], seen.T @ seen / len(seen), atol=1e-4, rtol=1e-3)
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear) and name != "lm_head":
-            weight, importance = part.weight.data, inputs[name].square().mean(0)
+            weight, importance = part.weight.data, before[name].square().mean(0)
             rounded = round_to_nearest(weight, GptqSettings(3, 32), importance).dequantize()
             part.weight.data = rounded
             expected = divergence(original, log_probabilities(module, ids[:1]))

@@ -83,7 +83,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
 def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
     whole = quantized(source, tmp_path / "whole")
-    monkeypatch.setattr("compress.quantization.walk.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
+    monkeypatch.setattr("compress.quantization.stream.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
     monkeypatch.setattr("compress.quantization.states.MEMORY_BYTES", 0)
     pieces = quantized(source, tmp_path / "pieces")
     # Rounding in another order flips a weight here and there, and that spreads; the errors stay what they are.
@@ -176,7 +176,7 @@ def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) ->
     module.model.embed_tokens.weight.data.copy_(source.weight("model.embed_tokens").half())
     seen = inputs_of_layers(module, calibration_windows(context(tmp_path), source, 6, 24))["lm_head"]
     hessian = seen.T @ seen / len(seen)
-    hessian += torch.eye(64) * hessian.diagonal().mean()
+    hessian += 0.2 * torch.eye(64) * hessian.diagonal().mean()
     weight, found = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")
     assert found is not None
     expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))

@@ -36,7 +36,7 @@ class Rounded(Checkpoint):
 
     def quantized(self, module: str) -> QuantizedWeight | None:
         """Rounded to nearest."""
-        if not module.endswith(("_proj", "embed_tokens", "lm_head")):
+        if not module.endswith(("_proj", "embed_tokens", "lm_head")) or f"{module}.weight" not in self.files:
             return None
         return round_to_nearest(self.stored(f"{module}.weight").float(), GptqSettings(scale_search=False))
 

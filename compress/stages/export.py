@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from compress.tasks.task import Task
 
 _TRACED_ONLY = ("opset", "fusions")
-_WRITTEN_ONLY = ("accuracy_level", "rounding_limit", "last_token_only")
-_WINDOWS, _WINDOW_LENGTH = 2, 96
+_WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only")
+_WINDOWS, _WINDOW_LENGTH = 2, 64
 
 
 class Export(Stage[TorchModel, OnnxModel]):
@@ -39,8 +39,11 @@ class Export(Stage[TorchModel, OnnxModel]):
     accuracy_level: Literal[1, 4] = Field(
         4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
     )
+    exact_attention: bool = Field(
+        False, description="queries, keys and values in fp32 even so: nearer to the exact model, and a little slower"
+    )
     rounding_limit: float = Field(
-        0.1, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
+        0.2, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
     )
     last_token_only: bool = Field(
         False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
@@ -85,7 +88,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
 
-        settings = GraphSettings(self.accuracy_level, self.last_token_only)
+        settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only)
         model = export_decoder(checkpoint, settings)
         found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
         context.progress.note(f"export: {found}")

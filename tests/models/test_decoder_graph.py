@@ -115,6 +115,27 @@ def test_bits_mixed_within_a_layer(name: str, tmp_path) -> None:
     np.testing.assert_allclose(found, expected, **EXACT)
 
 
+def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_path) -> None:
+    source = save_decoder(tmp_path, CONFIGS["llama"])
+    few = FewBits(source.folder, (("_proj", 4),))
+    nodes = export_decoder(few, GraphSettings(exact_attention=True)).graph.graph.node
+    levels = {
+        node.name.split("/")[-2]: attribute.i
+        for node in nodes
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    }
+    assert levels == {"q_k_v_proj": 1, "o_proj": 4, "gate_up_proj": 4, "down_proj": 4}
+
+
+def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
+    source = save_decoder(tmp_path, CONFIGS["llama with biases"])
+    for bits in ((("_proj", 4),), (("q_proj", 8), ("k_proj", 3), ("gate_proj", 6))):
+        graph = export_decoder(FewBits(source.folder, bits)).graph.graph
+        read = {name for node in graph.node for name in node.input}
+        assert {tensor.name for tensor in graph.initializer} <= read
+
+
 def test_a_head_of_its_own_is_quantized_too(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama with biases"])
     few = FewBits(source.folder, (("lm_head", 4), ("embed_tokens", 8)))

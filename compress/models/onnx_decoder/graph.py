@@ -29,10 +29,12 @@ REFUSAL = "padding_on_the_left_is_refused"
 class GraphSettings:
     """``accuracy_level`` of the few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
 
+    ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
     ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
     """
 
     accuracy_level: int = 4
+    exact_attention: bool = False
     last_token_only: bool = False
 
 
@@ -46,7 +48,8 @@ class _Decoder:
         self._of = architecture
         self._settings = settings
         self._nodes = Nodes()
-        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level)
+        exact = ("q_proj", "k_proj", "v_proj") if settings.exact_attention else ()
+        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact)
 
     def write(self) -> ir.Model:
         nodes, of = self._nodes, self._of

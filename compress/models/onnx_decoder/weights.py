@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +20,12 @@ _NIBBLE = 4
 class Weights:
     """Writes what reads a weight. A tied head and its embedding table read the same stored bytes."""
 
-    def __init__(self, checkpoint: Checkpoint, nodes: Nodes, accuracy_level: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, nodes: Nodes, accuracy_level: int, exact: Collection[str] = ()) -> None:
+        """``exact`` names layers whose few-bit products are in fp32 whatever ``accuracy_level`` is."""
         self._checkpoint = checkpoint
         self._nodes = nodes
         self._accuracy_level = accuracy_level
+        self._exact = frozenset(exact)
         self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
         self._low_rank = low_rank(checkpoint)
 
@@ -43,14 +45,14 @@ class Weights:
         modules = [f"{scope}.{leaf}" for leaf in leaves]
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
         name = f"{scope}.{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
-        bias = self._bias(name, modules)
         if len(stored) == len(modules) and all(stored[0].joins(weight) for weight in stored):
-            product = self._few_bits(name, stack(stored), value, bias)
+            level = 1 if self._exact.issuperset(leaves) else self._accuracy_level
+            product = self._few_bits(name, stack(stored), value, level, self._bias(name, modules))
             return [self._adapted(name, modules, [weight.rows for weight in stored], value, product)]
         if not stored:
             matrices = [self._checkpoint.weight(module).numpy() for module in modules]
             matrix = self._nodes.constant(f"{name}.weight", np.concatenate(matrices).T)
-            product = self._nodes.op("MatMul", name, [value, matrix])
+            product, bias = self._nodes.op("MatMul", name, [value, matrix]), self._bias(name, modules)
             product = product if bias is None else self._nodes.op("Add", name, [product, bias])
             return [self._adapted(name, modules, [len(part) for part in matrices], value, product)]
         return [product for leaf in leaves for product in self.project(scope, [leaf], value)]
@@ -88,7 +90,8 @@ class Weights:
             )
             rows = int(table.shape[0])
         else:
-            product, rows = self._few_bits(module, stored, value, None, "lm_head"), stored.rows
+            product = self._few_bits(module, stored, value, self._accuracy_level, None, "lm_head")
+            rows = stored.rows
         product = self._adapted("lm_head", ["lm_head"], [rows], value, product)
         bias = f"{module}.bias"
         return self._nodes.op("Add", "lm_head", [product, self.vector(bias)]) if self.has(bias) else product
@@ -114,7 +117,13 @@ class Weights:
         return self._nodes.constant(f"{name}.bias", np.concatenate(parts))
 
     def _few_bits(
-        self, name: str, stored: StoredWeight, value: ir.Value, bias: ir.Value | None, scope: str | None = None
+        self,
+        name: str,
+        stored: StoredWeight,
+        value: ir.Value,
+        level: int,
+        bias: ir.Value | None,
+        scope: str | None = None,
     ) -> ir.Value:
         integers, scales, zeros = self._few_bit_operands(name, stored)
         inputs = [value, integers, scales, zeros, None, bias]
@@ -129,7 +138,7 @@ class Weights:
             N=stored.rows,
             bits=stored.kernel_bits,
             block_size=stored.block_size,
-            accuracy_level=self._accuracy_level,
+            accuracy_level=level,
         )
 
     def _few_bit_operands(self, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:

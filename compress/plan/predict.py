@@ -68,6 +68,8 @@ class Predictor:
         if isinstance(stage, Quantize):
             self.weight_bits = (8, stage.embedding_bits)
         if isinstance(stage, Gptq):
+            self.weight_bits = (stage.bits, stage.embedding_bits if stage.embedding_bits in (4, 8) else 32)
+        if isinstance(stage, Gptq):
             self.quantized_by = stage
         disk = self._disk(stage, after)
         if cached:

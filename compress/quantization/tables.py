@@ -19,7 +19,7 @@ from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layer
 
-_ROWS = 16_384
+_ROWS = 8192
 """Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
 _EMBEDDING_SHARE = 0.2
 """A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the

@@ -68,7 +68,9 @@ def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
     assert {problem.field for problem in found} == {"data.labels", "slices", "benchmark.rate", "benchmark.batch_size"}
 
 
-@pytest.mark.parametrize("stage", ["finetune", "distill: {student: {layers: [0]}}", "prune: {heads: 0.5}", "trim_vocabulary"])
+@pytest.mark.parametrize(
+    "stage", ["finetune", "distill: {student: {layers: [0]}}", "prune: {heads: 0.5}", "trim_vocabulary"]
+)
 def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str) -> None:
     (problem,) = problems(tmp_path, GOOD.replace("  - export", f"  - {stage}\n  - export"))
     assert "for text-generation" in problem.found

@@ -97,6 +97,15 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
     assert decoder.cached and decoder.vocabulary == ROWS
 
 
+def test_logits_are_worked_out_for_the_last_token_alone_unless_all_are_wanted(tmp_path: Path) -> None:
+    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", "f32")
+    model, tokens = llama_cpp_library.LlamaModel(tmp_path / "tiny.gguf"), ids(1, 9)[0]
+    every = llama_cpp_library.LlamaContext(model, 16, 1, every=True).append(tokens)
+    last = llama_cpp_library.LlamaContext(model, 16, 1, every=False).append(tokens)
+    assert every.shape == (9, ROWS) and last.shape == (1, ROWS)
+    np.testing.assert_allclose(last[0], every[-1], atol=1e-4)
+
+
 def test_a_text_does_not_remember_the_one_before(tmp_path: Path) -> None:
     opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
     tokens = ids(2, 40)
@@ -169,7 +178,9 @@ def test_a_library_of_one_s_own_is_taken_and_counts_as_another_build(
         opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
         assert opened.settings["runtime"] == "llama.cpp in libllama.so"
         assert opened.predict({"input_ids": ids(1, 4)})["logits"].shape == (1, 4, ROWS)
-        assert runtime.build() != packaged
+        alone = runtime.build()
+        (tmp_path / "libggml-cpu-some.so").write_bytes(b"a backend")
+        assert len({packaged, alone, runtime.build()}) == 3
         for name, words in (("none.so", "names .*none.so, which is no file"), ("text.so", None)):
             (tmp_path / "text.so").write_text("no library")
             monkeypatch.setenv(llama_cpp_library.VARIABLE, str(tmp_path / name))

@@ -84,6 +84,11 @@ def test_more_bits_go_where_they_save_more() -> None:
     assert allocate_bits(units, 59) == (1, 0)
 
 
+def test_a_step_is_not_taken_without_the_one_before_it() -> None:
+    # From 0 bits, 10 save 5 and one more 0.4: with room for 5 only, the small step is not to be had alone.
+    assert allocate_bits([[Option(0, 10.0), Option(10, 5.0), Option(11, 4.6)]], 5) == (0,)
+
+
 def test_of_equal_losses_the_smaller_size_and_then_the_earlier_option_wins() -> None:
     assert allocate_bits([[Option(8, 1.0), Option(4, 1.0), Option(4, 1.0)]], 8) == (1,)
     assert allocate_bits([[Option(2, 1.0), Option(4, 0.0)]] * 3, 8) == (0, 0, 1)

@@ -16,8 +16,9 @@ import torch
 from compress import __version__
 from compress.errors import StageError
 from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
-from compress.models.checks import INDEX
+from compress.models.checks import INDEX, WEIGHTS
 from compress.models.gptq_layout import PARTS
+from compress.models.safetensors_file import read_header
 from compress.models.shards import write_shards
 from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
@@ -52,6 +53,7 @@ class Result:
         write_shards(folder, self._tensors(), SHARD_BYTES)
         if any(table.bits for table in self.tables):
             _link(self.work.packed, folder / TABLES)
+            _write_index(folder)
         _write_json(folder / "config.json", self._config())
         _write_json(folder / "quantize_config.json", self.quantization())
         about = {"bits_per_parameter": self.average_bits, "layers": [layer.to_json() for layer in self.layers]}
@@ -139,6 +141,16 @@ class Result:
 
 def _exactly(layer: Layer) -> str:
     return f"^{re.escape(layer.name)}$"
+
+
+def _write_index(folder: Path) -> None:
+    """Say which file has the weights, even a single one: gptqmodel would take `TABLES` for another."""
+    if (folder / INDEX).is_file():
+        return
+    tensors = read_header(folder / WEIGHTS)
+    total = sum(tensor.bytes for tensor in tensors)
+    weight_map = {tensor.name: WEIGHTS for tensor in sorted(tensors, key=lambda tensor: tensor.name)}
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _link(source: Path, target: Path) -> None:

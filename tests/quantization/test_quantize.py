@@ -165,6 +165,10 @@ def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
     stored = result.stored("model.embed_tokens.weight")
     assert torch.equal(stored, table.dequantize().half())
     assert "lm_head.weight" not in result.files
+    # gptqmodel reads the names of an index, else those of all files, and would take the table's for a layer's.
+    index = json.loads((result.folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(load_file(result.folder / "model.safetensors"))
+    assert set(index["weight_map"].values()) == {"model.safetensors"}
     weight = source.weight("model.embed_tokens")
     assert float((stored.float() - weight).square().sum() / weight.square().sum()) < 0.02
 

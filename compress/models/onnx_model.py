@@ -16,6 +16,8 @@ GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
+SHARED_CACHE = "past_present_share_buffer"
+"""Metadata "1" of a decoder's graph: input and output of its cache may be one buffer (onnxruntime-genai's term)."""
 
 
 @dataclass

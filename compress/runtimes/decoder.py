@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from compress.errors import ModelError, StageError
-from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
 
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
@@ -45,6 +45,7 @@ class Decoder:
         self._cache = self._cache_names()
         self._empty = {past: self._empty_cache(past) for past in self._cache}
         self._past = self._empty
+        self._shared = session.shared_cache(self._cache) if isinstance(session, SharesCache) and self._cache else None
         self._ids: list[int] = []
         self.vocabulary = 0
         """Size of the vocabulary; 0 before the first answer."""
@@ -78,6 +79,8 @@ class Decoder:
         total = seen + len(ids)
         values = {_IDS: ids, "attention_mask": np.ones(total), "position_ids": np.arange(seen, total)}
         feed = {name: np.asarray(values[name], dtype)[np.newaxis] for name, dtype in self._plain.items()}
+        if self._shared is not None:
+            return self._likeliest(self._shared.predict(feed, seen, total))
         outputs = self._session.predict({**feed, **self._past})
         self._past = {past: outputs[present] for past, present in self._cache.items()}
         return self._likeliest(outputs[_LOGITS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, ModelError, StageError
 from compress.models.onnx_model import find_graph
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, CacheInPlace, TensorType
+from compress.runtimes.shared_cache import SharedCache, says_so
 from compress.targets import Target
 
 onnxruntime.disable_telemetry_events()
@@ -76,6 +78,12 @@ class OnnxSession:
             raise StageError(f"The model failed on a batch: {_reason(error)}", where=str(self._graph)) from error
         return dict(zip(self._outputs, values, strict=True))
 
+    def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
+        """See `SharesCache.shared_cache`."""
+        if not says_so(self._session):
+            return None
+        return _Guarded(SharedCache(self._session, names, self.input_types), str(self._graph))
+
     def _missing(self, batch: Batch) -> InputError:
         absent = [name for name in self.inputs if name not in batch]
         return InputError(
@@ -83,6 +91,20 @@ class OnnxSession:
             where=str(self._graph),
             expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
         )
+
+
+class _Guarded:
+    """A shared cache whose failures are the session's own."""
+
+    def __init__(self, cache: SharedCache, where: str) -> None:
+        self._cache, self._where = cache, where
+
+    def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
+        """See `CacheInPlace.predict`."""
+        try:
+            return self._cache.predict(feed, seen, total)
+        except (*FAILURES, RuntimeError) as error:
+            raise StageError(f"The model failed on a token: {_reason(error)}", where=self._where) from error
 
 
 def _type(entry: onnxruntime.NodeArg) -> TensorType:

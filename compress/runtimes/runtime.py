@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,6 +48,24 @@ class Session(Protocol):
 
         Raises `InputError` for a missing input or one of the wrong type or shape, `StageError` when it fails.
         """
+
+
+class CacheInPlace(Protocol):
+    """The cache of one text, kept where it is from token to token."""
+
+    def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
+        """Logits of the tokens ``seen`` to ``total``, whose keys and values the cache then holds too.
+
+        A ``seen`` of 0 begins a text. Raises `StageError` when the graph fails.
+        """
+
+
+@runtime_checkable
+class SharesCache(Protocol):
+    """A session that may keep a decoder's cache in place."""
+
+    def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
+        """The cache with these inputs and their outputs, or None for a graph whose attention doesn't write in place."""
 
 
 class Runtime(Protocol):

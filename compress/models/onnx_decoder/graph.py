@@ -20,6 +20,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.architecture import Architecture
 from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
 from compress.models.onnx_decoder.weights import Weights
+from compress.models.onnx_model import SHARED_CACHE
 
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 REFUSAL = "padding_on_the_left_is_refused"
@@ -69,7 +70,8 @@ class _Decoder:
             added = self._feed_forward(f"{scope}.mlp", normed)
         _, normed = self._norm("model.norm", hidden, added)
         self._finish(normed, presents)
-        return nodes.model(of.name)
+        # The attention kernel writes new keys and values behind the old ones where both are one buffer.
+        return nodes.model(of.name, {SHARED_CACHE: "1"})
 
     def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
         """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""

@@ -71,7 +71,7 @@ class Nodes:
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 
-    def model(self, name: str) -> ir.Model:
+    def model(self, name: str, metadata: dict[str, str] | None = None) -> ir.Model:
         """The finished graph."""
         graph = ir.Graph(
             self._inputs,
@@ -81,4 +81,4 @@ class Nodes:
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name=_PRODUCER)
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name=_PRODUCER, metadata_props=metadata)

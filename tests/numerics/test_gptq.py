@@ -164,6 +164,8 @@ def test_inputs_that_are_always_zero_cost_nothing() -> None:
     alone = quantize_gptq(weight[:, live], hessian[live][:, live], options)
     assert torch.equal(solution.quantized.integers[:, live], alone.quantized.integers)
     assert solution.error == pytest.approx(alone.error, rel=1e-5)
+    # They are no reason to damp.
+    assert quantize_gptq(weight, hessian, replace(options, damping=0.0)).damping == 0.0
 
 
 def test_damping_rises_until_a_singular_hessian_can_be_factorized() -> None:

@@ -60,7 +60,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_predictions(tmp_path, "final", "cpu")
 
 
-def test_a_folder_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "gone").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match="cannot be written"):
         write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path / "gone", several=False)
 

@@ -22,7 +22,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,7 @@ from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.onnx_quantization import quantize_embeddings, quantize_products
 from compress.models.torch_model import TorchModel
 from compress.models.transformer import blocks, keep_heads, keep_neurons
+from compress.models.vocabulary import trim
 from compress.numerics.decision import decide
 from compress.numerics.paired import difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
@@ -58,6 +59,8 @@ SETTINGS = Benchmark(threads=1, batched=False, seconds=2.0, examples=128, budget
 PATIENT = SETTINGS.model_copy(update={"budget_seconds": 20.0, "launches": 16})
 LAYERS_5, LAYERS_2 = 19, 50
 ON_SECONDS, OFF_SECONDS = 2.0, 3.0
+LOST_WORDS = (("not",), ("no",), ("never",), ("no", "never"), ("not", "never"), ("too",), ("bad",))
+NOISE = (0.15, 0.17, 0.19, 0.22)
 
 Found = dict[str, Any]
 
@@ -284,28 +287,34 @@ def budget(seconds: float = 60.0) -> Found:
 def accuracy(times: int = 100) -> Found:
     """A true drop of a point on 2,000 rows, and none at all, as resamplings of real outcomes of two real models.
 
-    The candidate is the sample encoder, fine-tuned for an epoch, with noise on its weights: of the amounts tried, the
-    one that loses nearest to a point. The rows are drawn with replacement, both models' outcomes together, so that
-    every drawing has the loss of the 2,000 rows on average. For the false alarms each disagreement of a drawing goes
-    to either side by a coin, so that the true difference is none.
+    The baseline is the sample encoder, fine-tuned for an epoch; the candidates are damaged as compression damages: by
+    a vocabulary that lost a word or two, or by noise on the weights. Of each kind the one that loses nearest to a
+    point is looked at, since what can be told depends on how many rows two models part on. The rows are drawn with
+    replacement, both models' outcomes together, so that every drawing has the loss of the 2,000 rows on average. For
+    the false alarms each disagreement of a drawing goes to either side by a coin, so that the true difference is none.
     """
-    baseline, candidates = _outcomes()
-    drop = {level: float(baseline.mean() - candidate.mean()) for level, candidate in candidates.items()}
-    level = min(drop, key=lambda found: abs(drop[found] - 0.01))
-    candidate, generator = candidates[level], np.random.default_rng(0)
+    baseline, damaged = _outcomes()
+    found: Found = {}
+    for kind, candidates in damaged.items():
+        drop = {name: float(baseline.mean() - candidate.mean()) for name, candidate in candidates.items()}
+        nearest = min(drop, key=lambda name, drop=drop: abs(drop[name] - 0.01))
+        found[kind] = {"candidate": nearest, "true_drop": drop[nearest], "drops_tried": drop}
+        found[kind] |= _drawings(baseline, candidates[nearest], times)
+    return found
+
+
+def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
+    generator = np.random.default_rng(0)
     found, alarms = 0, 0
     for _ in range(times):
         rows = generator.integers(0, len(baseline), len(baseline))
-        lost, won = discordant(baseline[rows], candidate[rows])
-        found += _is_worse(lost, won, len(baseline))
+        found += _is_worse(*discordant(baseline[rows], candidate[rows]), len(baseline))
     for _ in range(20 * times):
         rows = generator.integers(0, len(baseline), len(baseline))
         apart = sum(discordant(baseline[rows], candidate[rows]))
         lost = int(generator.binomial(apart, 0.5))
         alarms += _is_worse(lost, apart - lost, len(baseline))
     return {
-        "true_drop": drop[level],
-        "drops_tried": {f"{key:g}": value for key, value in drop.items()},
         "disagreements": sum(discordant(baseline, candidate)),
         "found": found,
         "of": times,
@@ -319,7 +328,8 @@ def _is_worse(lost: int, won: int, n: int) -> bool:
     return decide(Estimate(-change.value, -change.high, -change.low), 0.005) == "worse"
 
 
-def _outcomes() -> tuple[np.ndarray, dict[float, np.ndarray]]:
+def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+    """Whether each test row is answered rightly: by the baseline, and by each candidate of either kind."""
     from compress.evaluate import predict
     from compress.pipeline.run import run
     from compress.recipe_source import read_recipe
@@ -332,22 +342,35 @@ def _outcomes() -> tuple[np.ndarray, dict[float, np.ndarray]]:
         assert row.raw is not None
         task = get_task("text-classification")
         data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
-        candidates = {}
-        for level in (0.1, 0.15, 0.16, 0.17, 0.18, 0.19, 0.2, 0.22, 0.25):
+
+        def outcomes(damage: Callable[[TorchModel], object]) -> np.ndarray:
             model = task.load(_finetuned(Path(scratch)), data.labels, trust_remote_code=False)
-            torch.manual_seed(1)
-            with torch.no_grad():
-                for parameter in model.module.parameters():
-                    if parameter.ndim == 2:
-                        parameter += level * parameter.std() * torch.randn_like(parameter)
+            damage(model)
             examples = task.encode(data.split("test"), model.processor, data.labels, 64)
-            folder = Path(scratch) / f"noise-{level}"
-            folder.mkdir()
+            folder = Path(tempfile.mkdtemp(dir=scratch))
             graph = export_onnx(model, examples, None, fusions=True).graph
             OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
             found = predict(folder, task, examples, TARGETS["cpu"], 2, SilentProgress(), "")
-            candidates[level] = (found.kept["logits"].argmax(-1) == found.labels).astype(float)
-    return np.array(row.raw), candidates
+            return (found.kept["logits"].argmax(-1) == found.labels).astype(float)
+
+        words = {" ".join(lost): outcomes(lambda model, lost=lost: _forget(model, lost)) for lost in LOST_WORDS}
+        noise = {f"{level:g}": outcomes(lambda model, level=level: _add_noise(model, level)) for level in NOISE}
+    return np.array(row.raw), {"vocabulary": words, "noise": noise}
+
+
+def _forget(model: TorchModel, words: Sequence[str]) -> None:
+    """Cut ``words`` from the vocabulary, so that they are spelled from pieces."""
+    known = model.processor.get_vocab()
+    trim(model, set(known.values()) - {known[word] for word in words})
+
+
+def _add_noise(model: TorchModel, level: float) -> None:
+    """Normal noise on each matrix, of ``level`` times its standard deviation."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.ndim == 2:
+                parameter += level * parameter.std() * torch.randn_like(parameter)
 
 
 def _finetuned(scratch: Path) -> Path:

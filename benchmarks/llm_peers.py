@@ -12,8 +12,8 @@ lets one choose. Peers that need other packages get an environment of their own 
 - `perplexity` of ONNX and GGUF files is measured through the runtime that runs them, of checkpoints by transformers in
   fp32 on the weights that their integers stand for; NNCF's compressed model is judged in the process that made it.
 - `bytes` are those of the whole folder, tokenizer included; of llama.cpp's, which needs nothing else, of the file.
-- `tokens/s` after 128 tokens of text: ONNX and GGUF in one interleaved session; checkpoints by transformers in their
-  own environment, one after the other.
+- `tokens/s` after 128 tokens of text: ONNX and GGUF in one interleaved session; checkpoints by transformers and
+  gptqmodel, one after the other.
 
 A peer that cannot be installed or run is a row with its reason.
 """

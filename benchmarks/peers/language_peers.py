@@ -39,8 +39,8 @@ AUTO_ROUND = (Packages(("torch==2.13.0", "auto-round==0.16.1")),)
 class Made:
     """What a peer left: its ``artifact``, and the ``target`` that runs it, or None for a checkpoint of transformers'.
 
-    ``python`` is the interpreter whose packages open such a checkpoint. ``seconds`` and ``peak_bytes`` are its work's.
-    ``losses`` and ``tokens_per_second`` are of a peer that can only be judged and timed in its own process.
+    ``seconds`` and ``peak_bytes`` are its work's; ``losses`` and ``tokens_per_second`` are of a peer that can only be
+    judged and timed in its own process.
     """
 
     artifact: Path
@@ -49,7 +49,6 @@ class Made:
     peak_bytes: int | None
     bytes: int
     packages: Mapping[str, str] = field(default_factory=dict)
-    python: Path | None = None
     losses: tuple[float, ...] = ()
     tokens_per_second: float | None = None
 
@@ -130,10 +129,10 @@ def float_onnx(setting: LanguageSetting) -> Made:
 
 
 def decode_in_transformers(made: Made, setting: LanguageSetting) -> float:
-    """Tokens per second of a checkpoint in its own environment. Raises `UnavailableError` where it does not run."""
-    assert made.python is not None, "only checkpoints have an interpreter"
+    """Tokens per second of a checkpoint in GPTQ format, by transformers and gptqmodel. Raises `UnavailableError`."""
+    python = peer_python("optimum-gptq", OPTIMUM, setting.progress.note)
     more = {"folder": str(made.artifact), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
-    answer = _ask(setting, "transformers_decode.py", made.python, setting.order(made.artifact, **more))
+    answer = _ask(setting, "transformers_decode.py", python, setting.order(made.artifact, **more))
     return float(answer["tokens_per_second"])
 
 
@@ -150,7 +149,7 @@ def _checkpoint(setting: LanguageSetting, script: str, python: Path, **more: Any
     found = _child(setting, script, python, output, **more)
     # auto-round makes a folder of its own inside.
     (config,) = output.rglob("config.json")
-    return Made(config.parent, None, **found, bytes=size_bytes(config.parent), python=python)
+    return Made(config.parent, None, **found, bytes=size_bytes(config.parent))
 
 
 def _graph(setting: LanguageSetting, script: str, source: Path | None) -> Made:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,24 +15,7 @@ from compress.progress import SilentProgress
 from compress.targets import TARGETS
 from compress.tasks import get_task
 
-PACKAGE = "@huggingface/transformers"
-VERSION = "4.3.1"
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """The package's entry file, installed once for this user without running any install script."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("no node and npm here")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    home = cache / "compress" / "tests" / f"transformers-js-{VERSION}"
-    entry = home / "node_modules" / PACKAGE / "dist" / "transformers.node.mjs"
-    if not entry.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(["npm", "install", *flags, f"{PACKAGE}@{VERSION}"], cwd=home, check=True, timeout=900)
-    return entry
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ class Checkpoint:
     @property
     def stored_less_one(self) -> bool:
         """Whether zero points are stored less one (`checkpoint_format: gptq`)."""
-        return (self.quantization or {}).get("checkpoint_format", "gptq") == "gptq"
+        return bool((self.quantization or {}).get("checkpoint_format", "gptq") == "gptq")
 
     def layer_settings(self, module: str) -> dict[str, Any]:
         """`bits` and `group_size` of a quantized layer: those of the whole, with what `dynamic` says of its name."""

@@ -30,7 +30,7 @@ class GptqSettings:
     group_size: int | None = 64
     symmetric: bool = True
     act_order: bool = True
-    damping: float = 0.01
+    damping: float = 0.05
     scale_search: bool = True
     refinement_sweeps: int = 0
 

@@ -11,7 +11,7 @@ _BLOCK = 64
 
 
 def refine(
-    weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor, sweeps: int, damping: float = 0.01
+    weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor, sweeps: int, damping: float = 0.05
 ) -> QuantizedWeight:
     """Lower tr(E (H + damping * mean diagonal) E^T), E = ``weight`` - Q, by ``sweeps`` passes of `refine_columns`.
 

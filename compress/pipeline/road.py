@@ -153,7 +153,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and isinstance(stage, Training | Recovery):
-            stage.run(self.load(before, stage.wants(self.task)), self._context(key))
+            stage.run(self.load(before, stage.wants(self.recipe.task)), self._context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -175,7 +175,7 @@ class Road:
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
-            model = self.load(before, stage.wants(self.task))
+            model = self.load(before, stage.wants(self.recipe.task))
             digests, before_bytes = tensor_digests(model), self._size(before)
             contract = Contract(label, stage.promise())
             try:

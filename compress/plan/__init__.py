@@ -19,7 +19,6 @@ from compress.recipe import Recipe
 from compress.runtimes import why_unavailable
 from compress.stages.stage import Stage
 from compress.targets import TARGETS
-from compress.tasks import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -84,7 +83,7 @@ def _stage_plans(
             problems.append(error)
             return plans
         shape = prediction.shape
-        takes = stage.wants(get_task(recipe.task))
+        takes = stage.wants(recipe.task)
         plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
 

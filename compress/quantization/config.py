@@ -22,7 +22,10 @@ class Quantization(BaseModel):
     act_order: bool = Field(
         True, description="round the columns with the largest activations first; groups stay as they are in the file"
     )
-    damp_percent: float = Field(0.01, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
+    damp_percent: float = Field(0.05, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
+    refinement_sweeps: int = Field(
+        0, ge=0, le=16, description="passes of coordinate descent over integers and scales after GPTQ"
+    )
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     embedding_bits: Literal[4, 8, 16] | None = Field(

@@ -16,7 +16,7 @@ from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.stage import Stage
 from compress.targets import TARGETS
-from compress.tasks import GENERATING, TASK_NAMES, get_task
+from compress.tasks import GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 
 START = "start"
@@ -114,9 +114,9 @@ def chains(gives: type[Any], takes: type[Any]) -> bool:
 
 def wanted(cls: type[Stage[Any, Any]], task: str | None) -> type[Any]:
     """The class that a stage takes in a recipe of ``task``."""
-    if cls.wants is Stage.wants or task not in TASK_NAMES:
+    if cls.wants is Stage.wants or task is None or task not in TASK_NAMES:
         return cls.takes()
-    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(get_task(task))
+    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(task)
 
 
 def _fits(gives: type[Any], cls: type[Stage[Any, Any]], task: str | None) -> str:

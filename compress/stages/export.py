@@ -11,11 +11,11 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.tasks import GENERATING
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from compress.tasks.task import Task
 
 _TRACED_ONLY = ("opset", "fusions")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only")
@@ -49,9 +49,9 @@ class Export(Stage[TorchModel, OnnxModel]):
         False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
     )
 
-    def wants(self, task: Task) -> type[Any]:
+    def wants(self, task: str) -> type[Any]:
         """A module or a folder, as the task's export reads it."""
-        return task.exported_from
+        return Checkpoint if task in GENERATING else TorchModel
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof of equality."""

@@ -109,8 +109,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """The model class that `run` returns."""
         return _arguments(cls)[1]
 
-    def wants(self, task: Task) -> type[Any]:
-        """The class that its input is loaded as, where the task has a say in it."""
+    def wants(self, task: str) -> type[Any]:
+        """The class that its input is loaded as, where the name of the task has a say in it."""
         return self.takes()
 
     def needs(self) -> Needs:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.checkpoint import Checkpoint
     from compress.models.torch_model import TorchModel
 
 
@@ -80,8 +79,6 @@ class Task(Protocol):
     """Whether example i is row i, so that there can be slices; else rows are running text that is cut elsewhere."""
     generates: bool
     """Whether models answer token by token, so that generation is what is timed and tried."""
-    exported_from: type[TorchModel] | type[Checkpoint]
-    """What the export needs: a whole module to trace, or a folder to read tensor by tensor."""
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""

@@ -38,7 +38,6 @@ class TextClassification:
     batch_size = 32
     reads_rows = True
     generates = False
-    exported_from = TorchModel
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.

@@ -12,7 +12,6 @@ import numpy as np
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
-from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood
@@ -42,7 +41,6 @@ class TextGeneration:
     batch_size = 1
     reads_rows = False
     generates = True
-    exported_from = Checkpoint
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""

@@ -23,7 +23,7 @@ def textbook(weight: torch.Tensor, hessian: torch.Tensor, grid: QuantizedWeight,
     After each column the remaining weights move by -(error / [H_F^-1]_00) times the first row of H_F^-1.
     """
     remaining = weight.double().clone()
-    damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
+    damped = hessian.double() + 0.05 * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
     integers = torch.empty_like(grid.integers)
     for place, column in enumerate(order):
         left = order[place:]
@@ -119,7 +119,7 @@ def test_the_error_is_that_of_the_outputs(sweeps: int, act_order: bool) -> None:
     expected = float(torch.trace(error @ hessian.double() @ error.T) / whole)
     assert solution.error == pytest.approx(expected, rel=1e-4)
     assert output_error(weight, solution.quantized.dequantize(), hessian) == pytest.approx(expected, rel=1e-4)
-    assert solution.damping == 0.01
+    assert solution.damping == 0.05
     assert solution.dead_columns == 0
 
 

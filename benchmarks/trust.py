@@ -59,7 +59,7 @@ SETTINGS = Benchmark(threads=1, batched=False, seconds=2.0, examples=128, budget
 PATIENT = SETTINGS.model_copy(update={"budget_seconds": 20.0, "launches": 16})
 LAYERS_5, LAYERS_2 = 19, 50
 ON_SECONDS, OFF_SECONDS = 2.0, 3.0
-LOST_WORDS = (("not",), ("no",), ("never",), ("no", "never"), ("not", "never"), ("too",), ("bad",))
+LOST_WORDS = (("no",), ("too",), ("no", "too"), ("no", "too", "bad"), ("no", "too", "bad", "not"))
 NOISE = (0.15, 0.17, 0.19, 0.22)
 
 Found = dict[str, Any]

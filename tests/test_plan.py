@@ -356,7 +356,7 @@ def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render_plan(plan))
     text = console.export_text()
-    for words in ("finetune", "TorchModel -> OnnxModel", "not predicted: it does not train", "at least 0.98"):
+    for words in ("finetune", "Onnx Model", "not predicted: it does not train", "at least 0.98"):
         assert words in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
@@ -27,7 +28,7 @@ def render_plan(plan: Plan) -> RenderableType:
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
         _table(
             "stages",
-            ("stage", "takes -> gives", "reads", "cached", "time", "peak memory", "disk"),
+            ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
             [_stage(stage) for stage in plan.stages],
         ),
         *_notes(plan),
@@ -38,14 +39,19 @@ def render_plan(plan: Plan) -> RenderableType:
     return Group(*parts, totals)
 
 
+_WORD_WIDTH = 12
+"""Words up to this length are not broken."""
+
+
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        words = [word for row in rows for word in row[index].split()]
+        table.add_column(column, overflow="fold", min_width=min(max(map(len, words), default=0), _WORD_WIDTH))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -66,7 +72,7 @@ def _stage(stage: StagePlan) -> tuple[str, ...]:
     reads = ", ".join((*stage.reads, *(f"output of {label}" for label in stage.refers_to))) or "-"
     return (
         stage.label,
-        f"{stage.takes} -> {stage.gives}",
+        re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stage.gives),
         reads,
         cached,
         _seconds(stage.seconds),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import InputError
+from compress.models.model_file import model_file
 from compress.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.targets import TARGETS, Target
@@ -71,7 +72,7 @@ class Artifact:
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     """``path`` may be a run's folder, its `model` folder, a recipe's name (its latest run) or any model folder.
 
-    Raises `InputError` where there is no model, or no recipe for it.
+    Raises `InputError` where there is no model that a runtime opens, or no recipe for it.
     """
     place = _model_folder(path)
     if place is None:
@@ -86,7 +87,9 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
             where=str(place),
             mend="name a recipe with --recipe; its task, data and benchmark sections are used",
         )
-    return Artifact(place, read_recipe(source), source.parent)
+    read = read_recipe(source)
+    model_file(place)
+    return Artifact(place, read, source.parent)
 
 
 def generating_artifact(path: Path) -> Path:

@@ -77,11 +77,8 @@ class TextClassification:
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """Every row. Raises `DataError` where they have no labels."""
-        examples = self.encode(rows, processor, labels, max_length)
-        if examples.labels is None:
-            raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
-        return examples
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
@@ -93,12 +90,14 @@ class TextClassification:
         return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """The logits, [batch, classes]."""
+        """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
+        if examples.labels is None:
+            raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
         return {_LOGITS: outputs[_LOGITS]}
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Accuracy with its Wilson interval, macro F1, calibration error and Brier score of logits [n, classes]."""
-        assert labels is not None, "held_out gives labels"
+        assert labels is not None, "keep asks for labels"
         predicted = kept[_LOGITS].argmax(axis=-1)
         correct = predicted == labels
         low, high = wilson_interval(int(correct.sum()), len(correct))

@@ -36,7 +36,7 @@ def test_the_list_as_json_says_what_is_fetched(cache, command):
     result = runner.invoke(samples_app, command)
     assert result.exit_code == 0
     folders = {row["name"]: row["folder"] for row in json.loads(result.stdout)}
-    assert folders == {"minilm": None, "movie-reviews": None, "snippets": folder}
+    assert folders == {**dict.fromkeys(SAMPLES), "snippets": folder}
 
 
 @pytest.mark.parametrize("command", [["list"], []])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 VERSION = "7.5.0"
 NUMPY = "2.2.6"
+BUILD = ("setuptools>=77.0.1,<83", "wheel")
+"""What it is built with, since its build has to see torch."""
 
 
 def gptqmodel_python() -> Path:
@@ -23,11 +25,11 @@ def gptqmodel_python() -> Path:
         venv.create(home, clear=True, with_pip=True)
         (site,) = home.glob("lib/python*/site-packages")
         (site / "ours.pth").write_text(ours + "\n")
-        wanted = [f"gptqmodel=={VERSION}", f"numpy=={NUMPY}", "requests"]
-        flags = ["--quiet", "--disable-pip-version-check", "--no-build-isolation"]
         environment = os.environ | {"BUILD_CUDA_EXT": "0"}
-        command = [str(python), "-m", "pip", "install", *flags, *wanted]
-        subprocess.run(command, check=True, timeout=900, env=environment)
+        flags = ["--quiet", "--disable-pip-version-check", "--no-build-isolation"]
+        for wanted in (BUILD, (f"gptqmodel=={VERSION}", f"numpy=={NUMPY}", "requests")):
+            command = [str(python), "-m", "pip", "install", *flags, *wanted]
+            subprocess.run(command, check=True, timeout=900, env=environment)
         ready.write_text(ours)
     return python
 

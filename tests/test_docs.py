@@ -35,6 +35,14 @@ def test_recipe_in_the_readme_is_valid(tmp_path: Path) -> None:
     assert read_recipe(path).labels() == ("finetune", "distill", "export", "quantize")
 
 
+def test_recipe_in_the_guide_to_language_models_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "language_models.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(block)
+    assert read_recipe(path).labels() == ("gptq", "tune_scales", "export")
+
+
 def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

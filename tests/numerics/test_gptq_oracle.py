@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gptqmodel_environment import gptqmodel_python
 from safetensors.torch import load_file, save_file
 
 from compress.numerics import gptq
@@ -46,15 +45,15 @@ save_file({"restored": restored, "scales": scales, "zeros": zeros}, f"{folder}/f
 def test_gptqmodel_finds_the_same_integers(
     act_order: bool, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if importlib.util.find_spec("gptqmodel") is None:
-        pytest.skip("gptqmodel is not installed")
     generator = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(ROWS, COLUMNS, generator=generator)
     mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) * torch.arange(1, COLUMNS + 1)[:, None] ** -0.6
     inputs = torch.randn(2048, COLUMNS, generator=generator) @ mixing
     save_file({"weight": weight, "inputs": inputs}, tmp_path / "given.safetensors")
     arguments = [str(tmp_path), str(act_order), str(symmetric), str(GROUP)]
-    child = subprocess.run([sys.executable, "-c", THEIRS, *arguments], capture_output=True, text=True)
+    child = subprocess.run(
+        [str(gptqmodel_python()), "-W", "ignore", "-c", THEIRS, *arguments], capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     theirs = load_file(tmp_path / "found.safetensors")
 

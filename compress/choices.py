@@ -11,6 +11,7 @@ import numpy as np
 from compress.data.questions import Question
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
+from compress.models.tokenizer import load_tokenizer
 from compress.numerics.next_token import negative_log_likelihood
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
@@ -34,9 +35,7 @@ def choice_scores(
 
     Raises what opening and running raise, and `DataError` for a choice that has no token of its own.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(artifact)
+    tokenizer = load_tokenizer(artifact)
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
     scores: list[list[float]] = []

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.data.membership import Part
-from compress.errors import ModelError
 from compress.measurement import Measurement
 from compress.models.checks import check_processor, read_json
+from compress.models.tokenizer import load_tokenizer
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.report.metrics import slice_metric
@@ -47,15 +47,11 @@ def encode_for(
 
     Raises `ModelError` where that does not load, `DataError` for rows that it can't be judged by.
     """
-    from transformers import AutoTokenizer
-
     # Without its files, transformers would make an empty tokenizer and say nothing.
     check_processor(artifact, read_json(artifact / "config.json"))
-    try:
-        processor: Any = AutoTokenizer.from_pretrained(artifact)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"The artifact's tokenizer cannot be loaded: {error}", where=str(artifact)) from error
-    return task.held_out(rows, processor, artifact_labels(artifact), max_length, evaluation or Evaluation())
+    return task.held_out(
+        rows, load_tokenizer(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+    )
 
 
 def predict(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compress.measurement import Measurement
 from compress.models.checks import read_json
+from compress.models.tokenizer import load_tokenizer
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import repeated_share
 from compress.progress import Progress
@@ -108,7 +108,5 @@ def repetition_note(own: Measurement, baseline: Measurement) -> str | None:
 
 def as_text(artifact: Path, texts: Sequence[Sequence[int]]) -> list[str]:
     """Tokens as text, by the tokenizer beside the model; special tokens stay visible."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(artifact)
+    tokenizer = load_tokenizer(artifact)
     return [str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)) for tokens in texts]

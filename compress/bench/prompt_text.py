@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from compress.errors import InputError, ModelError
 from compress.models.checks import check_processor, read_json
 from compress.models.model_file import model_file
+from compress.models.tokenizer import load_tokenizer
 
 _CHARACTERS_A_TOKEN = 64
 """Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
@@ -18,8 +18,6 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
 
     Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
     """
-    from transformers import AutoTokenizer
-
     try:
         with text.open(encoding="utf-8") as stream:
             content = stream.read(_CHARACTERS_A_TOKEN * count)
@@ -29,10 +27,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
         raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
     folder = _tokenizer_folder(artifact)
     check_processor(folder, read_json(folder / "config.json"))
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"The artifact's tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    tokenizer = load_tokenizer(folder)
     return [int(token) for token in tokenizer(content, verbose=False)["input_ids"][:count]]
 
 

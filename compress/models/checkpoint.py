@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.errors import ModelError
+from compress.models.links import link_or_copy
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +42,7 @@ class Checkpoint:
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             target = directory / path.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path.resolve(), target)
-            except OSError:
-                shutil.copyfile(path, target)
+            link_or_copy(path, target)
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 from compress.errors import ModelError
+from compress.models.links import link_or_copy
 
 GGUF_FILE = "model.gguf"
 
@@ -36,10 +35,7 @@ class GgufModel:
     def save(self, directory: Path) -> None:
         """Put every file into ``directory``: linked where the file system can, else copied."""
         for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
-            try:
-                os.link(path.resolve(), directory / path.name)
-            except OSError:
-                shutil.copyfile(path, directory / path.name)
+            link_or_copy(path, directory / path.name)
 
 
 def find_gguf(artifact: Path) -> Path:

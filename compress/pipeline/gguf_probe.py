@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.models.gguf_model import GgufModel
+from compress.models.tokenizer import load_tokenizer
 from compress.runtimes import get_runtime, why_unavailable
 from compress.targets import TARGETS
 
@@ -48,9 +49,7 @@ def gguf_logits(
     model: GgufModel, encode: Callable[[Any], Examples], windows: int, tokens: int, positions: int
 ) -> np.ndarray:
     """Logits [windows * positions, vocabulary] at the last ``positions`` of the beginnings of a few windows."""
-    from transformers import AutoTokenizer
-
-    examples = encode(AutoTokenizer.from_pretrained(model.folder))
+    examples = encode(load_tokenizer(model.folder))
     ids = [example["input_ids"][:tokens] for example in examples.inputs[:windows]]
     length = min(len(one) for one in ids)
     session = get_runtime(_TARGET.runtime).open(model.file, _TARGET, threads=1)

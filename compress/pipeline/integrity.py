@@ -158,12 +158,12 @@ def _stream(checkpoint: Checkpoint, encode: Callable[[Any], Examples]) -> np.nda
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
+    from compress.models.tokenizer import load_tokenizer
     from compress.quantization.build import build_skeleton
-    from compress.quantization.calibration import load_tokenizer
     from compress.quantization.logits import last_hidden
 
     skeleton = build_skeleton(checkpoint)
-    windows = [example["input_ids"] for example in encode(load_tokenizer(checkpoint)).inputs[:PROBE_WINDOWS]]
+    windows = [example["input_ids"] for example in encode(load_tokenizer(checkpoint.folder)).inputs[:PROBE_WINDOWS]]
     length = min(PROBE_TOKENS, *(len(window) for window in windows))
     ids = torch.from_numpy(np.stack([window[:length] for window in windows]))
     with torch.no_grad():

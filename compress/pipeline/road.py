@@ -132,7 +132,7 @@ class Road:
         key = self._key(stage, before)
         entry, cached = self.cache.obtain(
             key,
-            lambda content: self._make(label, stage, before, content),
+            lambda content: self._make(label, stage, before, key, content),
             on_damage=self.progress.note,
             on_wait=lambda: self.progress.note(f"{label}: another run is at it; waiting"),
         )
@@ -173,13 +173,13 @@ class Road:
         )
         return Finished(entry, record, found)
 
-    def _make(self, label: str, stage: Stage[Any, Any], before: str, content: Path) -> Mapping[str, Any]:
+    def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
             model = self.load(before, stage.wants(self.recipe.task))
             digests, before_bytes = tensor_digests(model), self._size(before)
             contract = Contract(label, stage.promise())
             try:
-                output = stage.run(model, self._context(self._key(stage, before)))
+                output = stage.run(model, self._context(key))
                 output.save(content)
                 contract.check(output, digests, before_bytes, content, self._probe(stage))
             except _failures() as error:

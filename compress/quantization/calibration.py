@@ -9,6 +9,7 @@ import torch
 
 from compress.errors import DataError, ModelError
 from compress.models.checkpoint import Checkpoint
+from compress.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from compress.stages.stage import Context
@@ -23,7 +24,7 @@ def calibration_windows(context: Context, checkpoint: Checkpoint, samples: int, 
 
     Raises `DataError` for text that is too short or repeats one token, `ModelError` for ids that the model lacks.
     """
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.folder)
     rows = context.data.split(_SPLIT)
     examples = context.task.encode(rows, tokenizer, None, length)
     windows = [example["input_ids"] for example in examples.inputs if len(example["input_ids"]) == length]
@@ -39,20 +40,6 @@ def calibration_windows(context: Context, checkpoint: Checkpoint, samples: int, 
     ids = torch.from_numpy(np.stack([windows[index] for index in chosen]))
     _check(ids, tokenizer, checkpoint)
     return ids
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer of a folder. Raises `ModelError`."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ModelError(
-            f"The tokenizer cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            where=str(checkpoint.folder),
-            expected="the tokenizer's files in Hugging Face layout",
-        ) from error
 
 
 def _check(ids: torch.Tensor, tokenizer: Any, checkpoint: Checkpoint) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from compress.errors import StageError
 from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.models.checks import INDEX, WEIGHTS
 from compress.models.gptq_layout import PARTS
+from compress.models.links import link_or_copy
 from compress.models.safetensors_file import read_header
 from compress.models.shards import write_shards
 from compress.quantization.config import Quantization
@@ -52,7 +52,7 @@ class Result:
         self._companions(folder)
         write_shards(folder, self._tensors(), SHARD_BYTES)
         if any(table.bits for table in self.tables):
-            _link(self.work.packed, folder / TABLES)
+            link_or_copy(self.work.packed, folder / TABLES)
             _write_index(folder)
         _write_json(folder / "config.json", self._config())
         _write_json(folder / "quantize_config.json", self.quantization())
@@ -151,13 +151,6 @@ def _write_index(folder: Path) -> None:
     total = sum(tensor.bytes for tensor in tensors)
     weight_map = {tensor.name: WEIGHTS for tensor in sorted(tensors, key=lambda tensor: tensor.name)}
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

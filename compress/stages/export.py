@@ -100,10 +100,11 @@ class Export(Stage[TorchModel, OnnxModel]):
 def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
-    from transformers import AutoTokenizer
+
+    from compress.models.tokenizer import load_tokenizer
 
     rows = context.data.split("train").slice(0, 64)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = load_tokenizer(checkpoint.folder)
     examples = context.task.encode(rows, tokenizer, None, context.max_length)
     longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
     length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])

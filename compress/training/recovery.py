@@ -13,9 +13,9 @@ from compress.environment import has_bf16
 from compress.errors import DataError, StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
+from compress.models.tokenizer import load_tokenizer
 from compress.models.torch_model import TorchModel
 from compress.numerics.head_divergence import Head, head_divergence, token_scores
-from compress.quantization.calibration import load_tokenizer
 from compress.tasks.task import Examples
 from compress.training.config import Training
 from compress.training.loop import Trainee, train
@@ -63,7 +63,7 @@ class Windows:
 
 def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -> Windows:
     """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.folder)
 
     def cut(split: str) -> list[dict[str, np.ndarray]]:
         rows = context.data.split(split)

@@ -83,4 +83,5 @@ assert CliRunner().invoke(samples_app, ["list"]).exit_code == 0
 heavy = {"torch", "transformers", "onnxruntime", "pyarrow", "datasets"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

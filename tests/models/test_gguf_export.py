@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from mergeable import ROWS, save_mergeable_llama, save_qwen, train_tokenizer
+from mergeable import LLAMA3_ROPE, ROWS, save_mergeable_llama, save_qwen, train_tokenizer
 from quantized import quantize_tiny_llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -151,15 +151,7 @@ def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> N
 
 
 def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    source = save_mergeable_llama(tmp_path / "source", rope_parameters=rope, head_dim=32)
+    source = save_mergeable_llama(tmp_path / "source", rope_parameters=LLAMA3_ROPE, head_dim=32)
     config = AutoModelForCausalLM.from_pretrained(source.folder).config
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500.0 ** (-np.arange(0, 32, 2) / 32)

@@ -130,7 +130,10 @@ def test_a_result_larger_than_promised(tmp_path: Path):
 
 def test_a_result_as_small_as_promised(tmp_path: Path):
     smaller = tiny.encoder(seed=1, num_hidden_layers=1)
-    check(torch_model(0), smaller, tmp_path, Promise(max_size_ratio=0.8))
+    found = dict(check(torch_model(0), smaller, tmp_path, Promise(max_size_ratio=0.8)).found)
+    share = size_bytes(tmp_path / "after") / size_bytes(tmp_path / "before")
+    assert share < 0.8
+    assert f"{share:.1%} of its input" in found["size"]
 
 
 def test_the_same_prediction_for_every_example(tmp_path: Path):

@@ -70,6 +70,17 @@ def module_of(checkpoint: Checkpoint) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
 
 
+def inputs_of_layers(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of every linear layer in a plain forward pass, [tokens, columns] by name."""
+    seen: dict[str, torch.Tensor] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Linear):
+            part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
+    with torch.no_grad():
+        module(input_ids=ids)
+    return seen
+
+
 def some_ids(windows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
 

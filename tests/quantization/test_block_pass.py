@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import module_of, save_decoder, some_ids
+from decoders import inputs_of_layers, module_of, save_decoder, some_ids
 from torch import nn
 
 from compress.errors import StageError
@@ -15,17 +15,6 @@ from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.build import build_skeleton
 from compress.quantization.layers import linears
 from compress.quantization.logits import last_hidden
-
-
-def inputs_of(module: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inputs of every linear layer in a plain forward pass, [tokens, columns] by name."""
-    seen: dict[str, torch.Tensor] = {}
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
-    with torch.no_grad():
-        module(input_ids=ids)
-    return seen
 
 
 def test_gram_is_the_mean_outer_product() -> None:
@@ -40,7 +29,7 @@ def test_gram_is_the_mean_outer_product() -> None:
 @pytest.mark.parametrize("batches", [1, 3])
 def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
-    expected = inputs_of(module_of(checkpoint), ids)
+    expected = inputs_of_layers(module_of(checkpoint), ids)
     skeleton = build_skeleton(checkpoint)
     hidden = skeleton.embedded(ids)
     seen: dict[str, torch.Tensor] = {}

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoders import Notes, context, layers_of, module_of, save_decoder, text
+from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, text
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from compress.errors import CompressError, DataError, ModelError, StageError
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
@@ -49,17 +48,6 @@ def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
     }
     module.load_state_dict(state)
     return module
-
-
-def inputs_of_layers(module: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each linear layer of transformers' model is given, [tokens, columns]."""
-    seen: dict[str, torch.Tensor] = {}
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
-    with torch.no_grad():
-        module(input_ids=ids)
-    return seen
 
 
 def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mergeable import ROWS, save_mergeable_llama, save_qwen, train_tokenizer
+from mergeable import LLAMA3_ROPE, ROWS, save_mergeable_llama, save_qwen, train_tokenizer
 from quantized import quantize_tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -52,16 +52,8 @@ def test_float_logits_of_every_place_are_those_of_transformers(tmp_path: Path) -
 
 
 def test_qwen_s_biases_and_norms_and_llama_3_s_rotation_reach_llama_cpp(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
     sources = [save_qwen(tmp_path / kind, kind, head_size=32) for kind in ("qwen2", "qwen3")]
-    sources.append(save_mergeable_llama(tmp_path / "llama", rule="llama-bpe", rope_parameters=rope, head_dim=32))
+    sources.append(save_mergeable_llama(tmp_path / "llama", rule="llama-bpe", rope_parameters=LLAMA3_ROPE, head_dim=32))
     tokens = ids(1, 100)
     for source in sources:
         found = session(source, tmp_path).predict({"input_ids": tokens})["logits"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -10,7 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
+from compress.report.metrics import format_seconds
+
 Item = TypeVar("Item")
+
+PERIOD_SECONDS = 30.0
+"""Where nobody watches a bar, a line is said this often."""
 
 
 class _Rate(ProgressColumn):
@@ -21,21 +27,34 @@ class _Rate(ProgressColumn):
 
 
 class ConsoleProgress:
-    """A `compress.progress.Progress` for a person at a terminal; files and pipes get only notes."""
+    """A `compress.progress.Progress`: bars for a person at a terminal, now and then a line for files and pipes."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._clock = clock
 
     def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
+        if not self._console.is_terminal:
+            yield from self._told(items, description, total)
+            return
         text = TextColumn("{task.description}", markup=False)
         columns = (text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
-        hidden = not self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=hidden) as shown:
+        with Progress(*columns, console=self._console, transient=True) as shown:
             task = shown.add_task(description, total=total)
             for item in items:
                 yield item
                 shown.advance(task)
+
+    def _told(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        began = said = self._clock()
+        for done, item in enumerate(items, 1):
+            yield item
+            now = self._clock()
+            if now - said >= PERIOD_SECONDS and done < total:
+                said = now
+                left = (now - began) / done * (total - done)
+                self.note(f"{description}: {done} of {total}, about {format_seconds(left)} left")
 
     def note(self, message: str) -> None:
         """Say one line."""

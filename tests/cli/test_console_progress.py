@@ -25,4 +25,4 @@ def test_a_file_is_told_every_half_minute_how_far_long_work_is():
     out, times = io.StringIO(), iter([0.0, 20.0, 40.0, 60.0, 80.0])
     progress = ConsoleProgress(Console(file=out, width=80), clock=lambda: next(times))
     assert list(progress.track("abcd", "letters", 4)) == list("abcd")
-    assert out.getvalue() == "letters: 2 of 4, about 40 s left\n"
+    assert out.getvalue() == "letters: 2 of 4, about 40.0 s left\n"

@@ -20,6 +20,7 @@ from compress.progress import Progress
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.config import Training
+from compress.training.freed_memory import keep_freed_memory
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 _POOL = 50
@@ -80,6 +81,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
     `torchrun` or `accelerate launch`, every process trains on its share of the batches.
     """
+    keep_freed_memory()
     torch.manual_seed(seed)
     accelerator = processes.accelerator()
     if config.freeze_embeddings:

@@ -22,7 +22,10 @@ _CACHE_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """``scales`` (float32 with values that float16 has) and ``zero_points`` (whole numbers), both [groups, rows]."""
+    """``scales`` (float32 with values that float16 has) and ``zero_points`` (whole numbers), both [groups, rows].
+
+    A scale may be negative: the steps of a symmetric grid reach one further down than up, and weights need not.
+    """
 
     scales: torch.Tensor
     zero_points: torch.Tensor
@@ -62,8 +65,8 @@ def find_grid(
 
     With ``search`` each scale is the best of several clipped ranges, refitted, by the squared error weighted with
     ``importance`` [columns]; without it the range just covers the weights. A symmetric zero point is the middle,
-    2**(bits - 1), and the range has one step more below zero than above it; an asymmetric range always includes zero.
-    Raises `ValueError` for weights too large for a float16 scale.
+    2**(bits - 1), and the range has one step more below zero than above it: with ``search`` a scale is negative where
+    the weights reach further up than down. An asymmetric range always includes zero. Raises `ValueError` for weights too large for a float16 scale.
     """
     count, rows = columns.shape
     size = group_size or count
@@ -91,10 +94,11 @@ def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
 
 
 def as_float16(scales: torch.Tensor) -> torch.Tensor:
-    """Positive scales as files store them. Raises `ValueError` for one beyond float16."""
-    if float(scales.max()) > _LARGEST_SCALE:
-        raise ValueError(f"a scale of {float(scales.max()):.3g} is beyond float16, in which files store scales")
-    return scales.clamp(min=_SMALLEST_SCALE).half().float()
+    """Scales as files store them, none of them zero. Raises `ValueError` for one beyond float16."""
+    largest = float(scales.abs().max())
+    if largest > _LARGEST_SCALE:
+        raise ValueError(f"a scale of {largest:.3g} is beyond float16, in which files store scales")
+    return scales.abs().clamp_(min=_SMALLEST_SCALE).copysign_(scales).half().float()
 
 
 def _fit_group(
@@ -102,6 +106,9 @@ def _fit_group(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point [rows] of one group ``values`` [size, rows]; a group of zeros has scale 1."""
     levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    upwards = values.amax(0) > -values.amin(0) if symmetric and search else None
+    if upwards is not None:
+        values = torch.where(upwards, -values, values)
     low, high = values.amin(0).clamp_(max=0), values.amax(0).clamp_(min=0)
     empty = low == high
     if symmetric:
@@ -115,6 +122,8 @@ def _fit_group(
     if search:
         shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
         scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
+    if upwards is not None:
+        scales = torch.where(upwards, -scales, scales)
     return torch.where(empty, torch.ones_like(scales), scales), torch.where(empty, float(middle), zero_points)
 
 

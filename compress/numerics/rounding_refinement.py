@@ -65,7 +65,7 @@ def _refit_scale(
     """
     curvature = (local @ steps).mul_(steps).sum(0)
     wanted = scales + (steps * gradient).sum(0) / curvature.clamp(min=1e-30)
-    wanted = torch.where((curvature > 0) & (wanted > 0), wanted, scales)
+    wanted = torch.where((curvature > 0) & (wanted * scales > 0), wanted, scales)
     stored = as_float16(wanted)
     nearer = (stored - wanted).abs() < (scales - wanted).abs()
     refit = torch.where(nearer, stored, scales)

@@ -219,9 +219,9 @@ def test_any_shape_comes_out_whole(
     assert quantized.scales.shape == quantized.zero_points.shape == (rows, -(-columns // size))
     assert int(quantized.integers.max()) < 1 << bits and int(quantized.zero_points.max()) < 1 << bits
     assert torch.equal(quantized.scales.half().float(), quantized.scales)
-    assert bool((quantized.scales > 0).all())
+    assert bool((quantized.scales != 0).all()) and (symmetric or bool((quantized.scales > 0).all()))
     assert not symmetric or quantized.symmetric
-    assert 0 <= solution.error <= 1
+    assert solution.error >= 0
     expected = output_error(weight, quantized.dequantize(), hessian)
     assert solution.error == pytest.approx(expected, rel=1e-2, abs=1e-6)
 

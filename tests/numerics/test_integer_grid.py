@@ -62,7 +62,10 @@ def test_the_longer_side_of_the_range_is_used() -> None:
     assert torch.equal(exact.dequantize(), weight)
     mirrored = round_to_nearest(-weight, settings)
     assert mirrored.scales.item() == pytest.approx(2 / 7, rel=1e-3)
-    assert mirrored.symmetric
+    searched = round_to_nearest(-weight, GptqSettings(4, None))
+    assert searched.scales.item() == -0.25
+    assert torch.equal(searched.dequantize(), -weight)
+    assert mirrored.symmetric and searched.symmetric
 
 
 def test_an_asymmetric_range_starts_where_the_weights_do() -> None:
@@ -116,6 +119,6 @@ def test_many_rows_are_fitted_like_few() -> None:
 
 
 def test_scales_too_small_for_float16_become_its_smallest() -> None:
-    found = round_to_nearest(torch.full((1, 4), 1e-9), GptqSettings(4, None))
-    assert found.scales.item() == 2.0**-24
+    found = round_to_nearest(torch.tensor([[1e-9], [-1e-9]]).expand(2, 4), GptqSettings(4, None))
+    assert found.scales.flatten().tolist() == [-(2.0**-24), 2.0**-24]
     assert bool((found.dequantize() == 0).all())

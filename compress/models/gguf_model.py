@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.errors import ModelError
 from compress.models.links import link_or_copy
+from compress.models.model import only_file
 
 GGUF_FILE = "model.gguf"
 
@@ -40,18 +40,4 @@ class GgufModel:
 
 def find_gguf(artifact: Path) -> Path:
     """The only `.gguf` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    if artifact.is_file() and artifact.suffix == ".gguf":
-        return artifact
-    if not artifact.is_dir():
-        what = "is not a GGUF file" if artifact.exists() else "does not exist"
-        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or a .gguf file")
-    files = sorted(artifact.rglob("*.gguf"))
-    if len(files) != 1:
-        names = ", ".join(file.relative_to(artifact).as_posix() for file in files) or "none"
-        raise ModelError(
-            f"The folder holds {len(files)} GGUF files ({names}).",
-            where=str(artifact),
-            expected="exactly one",
-            mend="name the .gguf file itself" if files else "write one with the stage gguf first",
-        )
-    return files[0]
+    return only_file(artifact, ".gguf", "gguf")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from compress.errors import ModelError
+from compress.models.model import only_file
 
 if TYPE_CHECKING:
     import onnx
@@ -63,18 +63,4 @@ class OnnxModel:
 
 def find_graph(artifact: Path) -> Path:
     """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    if artifact.is_file() and artifact.suffix == ".onnx":
-        return artifact
-    if not artifact.is_dir():
-        what = "is not an ONNX file" if artifact.exists() else "does not exist"
-        raise ModelError(f"The artifact {what}.", where=str(artifact), expected="a model folder or an .onnx file")
-    graphs = sorted(artifact.rglob("*.onnx"))
-    if len(graphs) != 1:
-        names = ", ".join(graph.relative_to(artifact).as_posix() for graph in graphs) or "none"
-        raise ModelError(
-            f"The folder holds {len(graphs)} ONNX graphs ({names}).",
-            where=str(artifact),
-            expected="exactly one, such as onnx/model.onnx",
-            mend="name the .onnx file itself" if graphs else "export the model to ONNX first",
-        )
-    return graphs[0]
+    return only_file(artifact, ".onnx", "export")

@@ -56,6 +56,14 @@ def bench(
         wanted = GenerationSettings(tuple(context), **_given(given))
         _show(bench_generation(artifact, baseline, text, target, wanted), json_)
         return
+    changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}
+    _show(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), json_)
+
+
+def _bench_on_data(
+    artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
+) -> BenchResult:
+    """Time on the test split that a recipe names, with its settings but for those ``changed``."""
     from compress.cli.artifact import find_artifact, find_target
     from compress.cli.console_progress import ConsoleProgress
 
@@ -68,14 +76,7 @@ def bench(
 
     quiet_libraries()
     progress = ConsoleProgress()
-    changed = {
-        "threads": threads,
-        "batch_size": batch_size,
-        "seconds": seconds,
-        "budget_seconds": budget,
-        "rate": rate,
-    }
-    settings = found.recipe.benchmark.model_copy(update=_given(changed))
+    settings = found.recipe.benchmark.model_copy(update=changed)
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
     rows = found.dataset(progress).split("test")
     task, asked = found.task, found.recipe
@@ -83,8 +84,7 @@ def bench(
         label: encode_for(folder, task, rows, asked.data.max_length, asked.evaluation)
         for label, folder in folders.items()
     }
-    reference = next(iter(folders))
-    _show(time_artifacts(task, folders, examples, place, settings, reference, progress, asked.seed), json_)
+    return time_artifacts(task, folders, examples, place, settings, next(iter(folders)), progress, asked.seed)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ModelError, StorageError
 from compress.models.gguf_file import read_gguf
 from compress.models.model import digest_file
+from compress.progress import Progress, SilentProgress
 
 _REVISION = 2
 """Raised when the same file would be turned into another folder."""
@@ -21,7 +24,7 @@ _TOLERANCE = 0.001
 """Share of weights that may differ, such as buffers that only one of the two formats stores."""
 
 
-def convert_gguf(file: Path, cache: Path) -> Path:
+def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> Path:
     """The folder below ``cache`` that holds the file's model and tokenizer, converted at the first call.
 
     The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
@@ -34,7 +37,8 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as scratch:
             made = Path(scratch) / "model"
-            _write(file, made, stored)
+            with _shown_by(progress or SilentProgress()):
+                _write(file, made, stored)
             _move(made, target)
     except OSError as error:
         raise StorageError(
@@ -48,6 +52,19 @@ def convert_gguf(file: Path, cache: Path) -> Path:
 def converted_folder(file: Path, cache: Path) -> Path:
     """Where `convert_gguf` puts the model of ``file``, whether it is there yet or not."""
     return cache / f"gguf-{digest_file(file)[:32]}-{_REVISION}"
+
+
+@contextlib.contextmanager
+def _shown_by(progress: Progress) -> Iterator[None]:
+    """Let ``progress`` show what transformers, with a bar of its own that it has no switch for, would write over it."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, desc: progress.track(tensors, "dequantizing tensors", len(tensors))
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _move(made: Path, target: Path) -> None:
@@ -70,7 +87,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
         _check_complete(file, auto, config, stored)
         model = auto.from_pretrained(**place, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"transformers cannot convert this GGUF file: {error}",
             where=str(file),

@@ -64,7 +64,7 @@ def export_onnx(
     try:
         with _quiet():
             program: ir.Model = OnnxExporter().export(module, inputs, config).program
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise StageError(
             f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
         ) from error

@@ -100,7 +100,7 @@ def _converted(file: Path, cache: Path, progress: Progress) -> Path:
     from compress.models.gguf_conversion import convert_gguf
 
     progress.note(f"converting {file.name} to safetensors in {cache}")
-    return convert_gguf(file, cache)
+    return convert_gguf(file, cache, progress)
 
 
 def _only_gguf(folder: Path) -> Path | None:

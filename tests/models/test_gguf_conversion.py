@@ -1,4 +1,6 @@
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress.errors import ModelError
 from compress.models.checks import check_weights_finite
 from compress.models.source import resolve_model
+from compress.progress import SilentProgress
 
 
 def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -43,6 +46,28 @@ def test_gguf_becomes_a_folder_with_the_weights_that_were_written(tmp_path: Path
     assert getattr(model.config, "quantization_config", None) is None
     tokens = AutoTokenizer.from_pretrained(folder)("abcd", return_tensors="pt")
     assert torch.isfinite(model(**tokens).logits).all()
+
+
+class Shown(SilentProgress):
+    """Keeps what is shown."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+
+    def track(self, items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        """Yield ``items`` and note how many there were."""
+        count = 0
+        for count, item in enumerate(items, 1):  # noqa: B007
+            yield item
+        self.steps.append((description, total, count))
+
+
+def test_the_run_s_own_progress_shows_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = write_llama(tmp_path / "tiny.gguf")
+    shown = Shown()
+    resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache", progress=shown)
+    assert shown.steps == [("dequantizing tensors", len(values), len(values))]
+    assert "GGUF" not in capfd.readouterr().err
 
 
 def test_second_call_takes_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

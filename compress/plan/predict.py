@@ -12,6 +12,7 @@ from compress.plan.contents import Estimate
 from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
 from compress.plan.shape import Shape, pruned_shape, student_shape
 from compress.plan.sources import Text
+from compress.quantization.config import Quantization
 from compress.recipe import Recipe
 from compress.stages.attach_lora import AttachLora
 from compress.stages.distill import Distill
@@ -20,6 +21,7 @@ from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
+from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
@@ -36,7 +38,7 @@ TRAINING_BYTES = 16
 
 AnyStage = Stage[Any, Any]
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
-_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Gptq, MergeLora, *_OF_CHECKPOINTS)
+_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Gptq, NncfWeights, MergeLora, *_OF_CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Predictor:
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     weight_bits: tuple[int, int] = (32, 32)
     rate: float | None = None
-    quantized_by: Gptq | None = None
+    quantized_by: Quantization | None = None
 
     def predict(self, stage: AnyStage, label: str, before: Shape | None, cached: bool | None) -> Prediction:
         """Predict one stage from its input's shape; call in the recipe's order. Raises `ModelError`."""
@@ -67,10 +69,11 @@ class Predictor:
         self.shapes[label] = after
         if isinstance(stage, Quantize):
             self.weight_bits = (8, stage.embedding_bits)
-        if isinstance(stage, Gptq):
-            self.weight_bits = (stage.bits, stage.embedding_bits if stage.embedding_bits in (4, 8) else 32)
-        if isinstance(stage, Gptq):
-            self.quantized_by = stage
+        quantization = _quantization(stage)
+        if quantization is not None:
+            tables = quantization.embedding_bits
+            self.weight_bits = (quantization.bits, tables if tables in (4, 8) else 32)
+            self.quantized_by = quantization
         disk = self._disk(stage, after)
         if cached:
             nothing = Estimate(value=0, note="cached")
@@ -91,11 +94,10 @@ class Predictor:
     def _disk(self, stage: AnyStage, shape: Shape | None) -> Estimate:
         if shape is None:
             return _unknown("the size of its output is not known before it runs")
-        if isinstance(stage, _OF_CHECKPOINTS) and self.quantized_by is not None:
-            stage = self.quantized_by
-        if isinstance(stage, Gptq):
+        quantization = self.quantized_by if isinstance(stage, _OF_CHECKPOINTS) else _quantization(stage)
+        if quantization is not None:
             note = "packed layers, float16 tables with their integers beside them, and the processor's files"
-            return Estimate(value=round(checkpoint_bytes(stage, shape)), note=note)
+            return Estimate(value=round(checkpoint_bytes(quantization, shape)), note=note)
         working, tables = self.weight_bits
         size = shape.working * working / 8 + shape.embeddings * tables / 8 + shape.processor_bytes
         note = f"{working}-bit matrices, {tables}-bit embeddings, and the processor's files"
@@ -167,6 +169,9 @@ class Predictor:
         if isinstance(stage, Gptq):
             note = "one block in fp32, its largest Hessian four times, activations; without torch itself"
             return Estimate(value=round(quantization_memory_bytes(stage, before)), note=note)
+        if isinstance(stage, NncfWeights):
+            note = "at least: the whole model in fp32; without torch itself"
+            return Estimate(value=round(4 * before.parameters), note=note)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it depends on the tool that is called")
         trained = before if isinstance(stage, Prune) else after
@@ -177,6 +182,12 @@ class Predictor:
         held = TRAINING_BYTES * trained.parameters + (4 * teacher.parameters if teacher else 0)
         note = "at most: fp32 weights, gradients, moments, activations of a full batch; without torch itself"
         return Estimate(value=round(held + activations), note=note)
+
+
+def _quantization(stage: AnyStage) -> Quantization | None:
+    if isinstance(stage, NncfWeights):
+        return stage.equivalent
+    return stage if isinstance(stage, Gptq) else None
 
 
 def activation_bytes(shape: Shape, batch: int, length: int) -> float:

@@ -41,11 +41,16 @@ class Finished:
             return None
 
     def store(self, index: int, tensors: Mapping[str, torch.Tensor], layers: Sequence[Layer]) -> None:
-        """Keep a block's packed layers."""
+        """Keep a block's packed layers, and float tensors of it that are not the model's own any more."""
         write_whole(self.file(index), tensors, {"layers": layers_to_text(layers)})
 
+    def names(self, index: int) -> tuple[str, ...]:
+        """The tensors that are kept of a block."""
+        with safe_open(self.file(index), framework="pt") as file:
+            return tuple(file.keys())
+
     def tensor(self, index: int, name: str) -> torch.Tensor:
-        """One packed tensor of a block, mapped from its file."""
+        """One tensor that is kept of a block, mapped from its file."""
         return mapped(self.file(index), name)
 
 

@@ -40,13 +40,7 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     """
-    if checkpoint.quantization is not None:
-        raise ModelError(
-            "The model is quantized already.",
-            where=str(checkpoint.folder / "config.json"),
-            expected="float weights",
-            mend="start from the model that it was made of",
-        )
+    check_not_quantized(checkpoint)
     skeleton = build_skeleton(checkpoint)
     plan = plan_layers(skeleton, config)
     plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
@@ -61,6 +55,30 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
             if "No space left on device" in str(error):
                 raise disk_full(context.scratch) from error
             raise
+
+
+def check_not_quantized(checkpoint: Checkpoint) -> None:
+    """Raise `ModelError` for a model whose weights are integers."""
+    if checkpoint.quantization is not None:
+        raise ModelError(
+            "The model is quantized already.",
+            where=str(checkpoint.folder / "config.json"),
+            expected="float weights",
+            mend="start from the model that it was made of",
+        )
+
+
+def said_twice(skeleton: Skeleton) -> frozenset[str]:
+    """Tensors that say again what another says: a tied head."""
+    head = skeleton.name(skeleton.model.get_output_embeddings())
+    return frozenset({f"{head}.weight"} if skeleton.tied else ())
+
+
+def count_parameters(skeleton: Skeleton) -> int:
+    """All parameters of the model's files, a tied head not counted again."""
+    skipped = said_twice(skeleton)
+    files = weight_files(skeleton.checkpoint.folder)
+    return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
 
 
 @dataclass
@@ -84,9 +102,9 @@ class _Work:
         Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
         work, tables = self._tables("final", table_bits, None if text is None else text.head_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
-        average = average_bits(found, tables, self._parameters(), self.config.sym)
+        average = average_bits(found, tables, count_parameters(self.skeleton), self.config.sym)
         result = Result(
-            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self._said_twice()
+            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, said_twice(self.skeleton)
         )
         self.context.progress.note(_summary(result.layers, average))
         return result.write(scratch / "checkpoint")
@@ -117,7 +135,7 @@ class _Work:
             self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
         )
         shutil.rmtree(folder)
-        chosen = allocate(self.config, self.plan, tables, self._parameters(), sensitivity, choices)
+        chosen = allocate(self.config, self.plan, tables, count_parameters(self.skeleton), sensitivity, choices)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))
         partial.replace(path)
@@ -127,17 +145,6 @@ class _Work:
         """What the first table, the embedding, or the last, the head, would be at so many bits."""
         work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
         return work.floats(tables[place].name)
-
-    def _said_twice(self) -> frozenset[str]:
-        """Tensors that say again what another says: a tied head."""
-        head = self.skeleton.name(self.skeleton.model.get_output_embeddings())
-        return frozenset({f"{head}.weight"} if self.skeleton.tied else ())
-
-    def _parameters(self) -> int:
-        """All of them, a tied head not counted again."""
-        skipped = self._said_twice()
-        files = weight_files(self.skeleton.checkpoint.folder)
-        return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
 
 
 def _choice(chosen: Allocation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +102,22 @@ def quantize_tables(
         write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
         write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(found)})
     return tuple(found)
+
+
+def keep_tables(weights: Mapping[str, QuantizedWeight], plan: Sequence[Layer], folder: Path) -> None:
+    """Write tables that are quantized already, and of which ``plan`` tells, as `quantize_tables` writes its own."""
+    folder.mkdir(exist_ok=True)
+    packed: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        parts = pack_layer(_padded(weight), stored_less_one=False)
+        packed |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    floats = {f"{name}.weight": weight.dequantize().half() for name, weight in weights.items()}
+    about = {
+        name: {"bits": weight.bits, "group_size": weight.group_size, "rows": len(weight.integers)}
+        for name, weight in weights.items()
+    }
+    write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
+    write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(plan)})
 
 
 def _by_rows(

@@ -44,6 +44,8 @@ class Result:
     work: Tables
     skipped: frozenset[str] = frozenset()
     """Tensors of the source that say again what another says: a tied head."""
+    about: Mapping[str, Any] | None = None
+    """What made it, in place of our own solver."""
 
     def write(self, folder: Path) -> QuantizedCheckpoint:
         """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
@@ -78,7 +80,7 @@ class Result:
             "lm_head": False,
             "checkpoint_format": "gptq" if self.config.sym else "gptq_v2",
             "pack_dtype": "int32",
-            "meta": {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
+            "meta": self.about or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
         }
         if changes := self._dynamic():
             found["dynamic"] = changes
@@ -89,10 +91,18 @@ class Result:
     def _dynamic(self) -> dict[str, dict[str, int]]:
         """gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs."""
         layers = [layer for block in self.plan for layer in block]
-        others = [layer for layer in layers if layer.bits not in (None, self.config.bits)]
         kept = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
-        changed = {f"+:{_exactly(layer)}": {"bits": layer.bits} for layer in others if layer.bits}
+        changed = {f"+:{_exactly(layer)}": self._differing(layer) for layer in layers if layer.bits}
+        changed = {pattern: settings for pattern, settings in changed.items() if settings}
         return changed | {f"-:{_exactly(layer)}": {} for layer in kept}
+
+    def _differing(self, layer: Layer) -> dict[str, int]:
+        """`bits` and `group_size` of a layer where they are not those of the whole."""
+        assert layer.bits is not None and layer.group_size is not None
+        size = -1 if layer.group_size == layer.columns else layer.group_size
+        same_size = size == self.config.group_size or layer.group_size == self.config.group_size
+        found = {} if layer.bits == self.config.bits else {"bits": layer.bits}
+        return found if same_size else found | {"group_size": size}
 
     def _kept(self) -> list[list[str]]:
         """For optimum, which knows no patterns: the quantized layers' names within a block, where some are kept."""
@@ -115,6 +125,7 @@ class Result:
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         places = {layer.name: index for index, block in enumerate(self.plan) for layer in block if layer.bits}
+        changed = {name: index for index in range(len(self.plan)) for name in self.finished.names(index)}
         tables = {table.name for table in self.tables if table.bits}
         for name in self.source.files:
             module = name.removesuffix(".weight")
@@ -123,20 +134,22 @@ class Result:
                     yield f"{module}.{part}", self.finished.tensor(places[module], f"{module}.{part}")
             elif module in tables:
                 yield name, self.work.floats(module)
+            elif name in changed:
+                yield name, _half(name, self.finished.tensor(changed[name], name))
             elif name not in self.skipped:
-                yield name, self._half(name)
+                yield name, _half(name, self.source.stored(name))
 
-    def _half(self, name: str) -> torch.Tensor:
-        tensor = self.source.stored(name)
-        if not tensor.is_floating_point():
-            return tensor
-        half = tensor.to(torch.float16)
-        if not bool(torch.isfinite(half).all()):
-            raise StageError(
-                f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
-                expected="values below 65,504",
-            )
-        return half
+
+def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise StageError(
+            f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
+            expected="values below 65,504",
+        )
+    return half
 
 
 def _exactly(layer: Layer) -> str:

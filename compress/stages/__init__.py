@@ -15,6 +15,7 @@ from compress.stages.gguf import Gguf
 from compress.stages.gptq import Gptq
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
+from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
@@ -23,7 +24,7 @@ from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize),
-    *(Gptq, TuneScales, MergeLora, Lora, AttachLora, Gguf),
+    *(Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
 )
 
 

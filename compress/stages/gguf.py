@@ -10,6 +10,7 @@ from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.gguf_model import GGUF_FILE, GgufModel
 from compress.stages.gptq import Gptq
+from compress.stages.nncf_weights import NncfWeights
 from compress.stages.stage import Context, Promise, Stage
 
 _BLOCK = 32
@@ -31,11 +32,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str, str] | None:
         """Groups and bits that no block type holds."""
+        groups = f"a multiple of {_BLOCK}, GGUF's blocks"
+        if isinstance(earlier, Gptq | NncfWeights) and earlier.group_size % _BLOCK and earlier.group_size != -1:
+            return "group_size", groups
+        if isinstance(earlier, NncfWeights) and earlier.backup_mode == "int8_asym" and earlier.uses_backup:
+            return "backup_mode", "int8_sym or none: GGUF has no type for 8 bits with zero points"
         if not isinstance(earlier, Gptq):
             return None
-        groups = f"a multiple of {_BLOCK}, GGUF's blocks"
-        if earlier.group_size % _BLOCK and earlier.group_size != -1:
-            return "group_size", groups
         if earlier.embedding_bits in (4, 8) and earlier.embedding_group_size % _BLOCK:
             return "embedding_group_size", groups
         most = max(earlier.choices) if earlier.mixed else earlier.bits

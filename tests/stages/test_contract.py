@@ -51,6 +51,10 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
         {"method": "rtn", "bits": 3, "sym": False, "embedding_bits": 8},
     ],
+    "nncf_weights": [
+        {"samples": 4, "sequence_length": 24, "group_size": 32},
+        {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
+    ],
     "gguf": [{}, {"float_type": "f32"}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],

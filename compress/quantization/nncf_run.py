@@ -1,0 +1,203 @@
+"""NNCF's weight compression of the whole torch model; what it chose is kept in our own checkpoint."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.cache import storage_errors
+from compress.errors import StageError
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.gptq_layout import pack_layer
+from compress.models.quantized_module import load_module
+from compress.progress import Progress
+from compress.quantization.allocation import FLOAT_BITS
+from compress.quantization.build import build_skeleton
+from compress.quantization.calibration import calibration_windows
+from compress.quantization.finished import Finished
+from compress.quantization.layers import Layer, plan_layers
+from compress.quantization.nncf_config import NncfOptions
+from compress.quantization.nncf_weight import Compressed, read_compressed
+from compress.quantization.run import check_not_quantized, count_parameters, said_twice
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.tables import Tables, keep_tables, plan_tables
+from compress.quantization.write import Result
+
+if TYPE_CHECKING:
+    from compress.stages.stage import Context
+
+_SAID = ("mode", "awq", "scale_estimation", "ratio", "backup_mode", "all_layers")
+"""Options that the checkpoint names."""
+
+
+def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Context) -> QuantizedCheckpoint:
+    """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`."""
+    check_not_quantized(checkpoint)
+    skeleton = build_skeleton(checkpoint)
+    plan = plan_layers(skeleton, options.equivalent)
+    tables = plan_tables(skeleton, options.equivalent, None)
+    ids = calibration_windows(context, checkpoint, options.samples, options.sequence_length)
+    kept = [layer.name for layer in (*tables, *(layer for block in plan for layer in block)) if _is_kept(layer)]
+    context.progress.note(f"nncf: {len(ids)} windows of text; the whole model is in memory, in float32")
+    with _told_to(context.progress):
+        compressed = _compress(checkpoint, options, ids, kept)
+    with storage_errors(context.scratch):
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        return _Chosen(skeleton, options, plan, tables, compressed, context).keep()
+
+
+def _is_kept(layer: Layer) -> bool:
+    return layer.why.startswith("kept")
+
+
+def _compress(checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, kept: Sequence[str]) -> Compressed:
+    """Run NNCF on the model of ``checkpoint`` and read what it left. Raises `StageError` with NNCF's own words."""
+    # Read when nncf is first imported: without it, every call is told to Google Analytics.
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+
+    module = load_module(checkpoint)
+    module.config.use_cache = False
+    feeds = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in ids]
+    refused = (
+        *(nncf.InternalError, nncf.InvalidGroupSizeError, nncf.ParameterNotSupportedError),
+        *(nncf.UnsupportedBackendError, nncf.UnsupportedModelError, nncf.ValidationError),
+    )
+    try:
+        nncf.compress_weights(
+            module,
+            mode=nncf.CompressWeightsMode(options.mode),
+            ratio=options.ratio,
+            group_size=options.group_size,
+            all_layers=options.all_layers,
+            dataset=nncf.Dataset(feeds),
+            subset_size=len(feeds),
+            awq=options.awq,
+            scale_estimation=options.scale_estimation,
+            backup_mode=nncf.BackupMode(options.backup_mode),
+            ignored_scope=nncf.IgnoredScope(names=[f"{name}.weight" for name in kept]),
+        )
+    except refused as error:
+        raise StageError(
+            f"NNCF cannot compress the model: {' '.join(str(error).split())}",
+            mend="change the options that it names, or quantize with the stage gptq",
+        ) from error
+    except KeyError as error:
+        raise StageError(
+            f"NNCF's AWQ cannot fold its factors into {error.args[0]}, a layer that is kept.",
+            expected="layers that feed another (up_proj before down_proj) quantized, or neither of them",
+            mend="set awq: false, or keep both layers",
+        ) from error
+    return read_compressed(module, checkpoint)
+
+
+@contextmanager
+def _told_to(progress: Progress) -> Iterator[None]:
+    """NNCF writes bars and notes to stdout, which is for results: its warnings become notes, the rest is left out."""
+    logger = logging.getLogger("nncf")
+    before, logger.handlers = logger.handlers, [_Notes(progress)]
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.handlers = before
+
+
+class _Notes(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        # Of what it only mentions, this says that AWQ did nothing.
+        if record.levelno >= logging.WARNING or message.startswith("No matching patterns"):
+            self._progress.note(f"nncf: {message}")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    skeleton: Skeleton
+    options: NncfOptions
+    plan: Sequence[Sequence[Layer]]
+    tables: Sequence[Layer]
+    compressed: Compressed
+    context: Context
+
+    def keep(self) -> QuantizedCheckpoint:
+        """Write what NNCF chose. Raises `StageError` for what the format has no place for."""
+        import nncf
+
+        self._check_all_have_a_place()
+        weights, scratch = self.compressed.weights, self.context.scratch
+        found = [[self._settled(layer) for layer in block] for block in self.plan]
+        tables = [self._settled(layer) for layer in self.tables]
+        symmetric = all(weights[layer.name].symmetric for block in found for layer in block if layer.bits)
+        config = self.options.equivalent.model_copy(update={"sym": symmetric})
+        finished = Finished(scratch)
+        for index, block in enumerate(found):
+            finished.store(index, self._tensors(index, block, symmetric), block)
+        work = Tables(scratch / "tables-nncf")
+        if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
+            keep_tables(coarse, tables, work.folder)
+        about = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
+        skipped = said_twice(self.skeleton)
+        result = Result(
+            self.skeleton.checkpoint, config, found, tables, self._average(), finished, work, skipped, about
+        )
+        self._note(result)
+        return result.write(scratch / "checkpoint")
+
+    def _settled(self, layer: Layer) -> Layer:
+        weight = self.compressed.weights.get(layer.name)
+        if weight is None:
+            return replace(layer, bits=None, group_size=None, why=layer.why or "kept in float by NNCF")
+        return replace(layer, bits=weight.bits, group_size=weight.group_size, why="")
+
+    def _tensors(self, index: int, block: Sequence[Layer], symmetric: bool) -> dict[str, torch.Tensor]:
+        """A block's packed layers, and the float tensors of it that NNCF changed."""
+        prefix = f"{self.skeleton.prefix}.{index}."
+        tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
+        for layer in block:
+            if layer.bits:
+                parts = pack_layer(self.compressed.weights[layer.name], stored_less_one=symmetric)
+                tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
+        return tensors
+
+    def _check_all_have_a_place(self) -> None:
+        layers = {layer.name for layer in (*self.tables, *(layer for block in self.plan for layer in block))}
+        prefixes = tuple(f"{self.skeleton.prefix}.{index}." for index in range(len(self.plan)))
+        stray = [name for name in self.compressed.weights if name not in layers]
+        stray += [name for name in self.compressed.changed if not name.startswith(prefixes)]
+        if stray:
+            raise StageError(
+                f"NNCF changed {', '.join(sorted(stray))}, which the GPTQ format has no place for.",
+                expected="linear layers of the blocks, the embedding and the head",
+                mend="quantize this model with the stage gptq",
+            )
+
+    def _average(self) -> float:
+        """Bits of a parameter, scales and zero points included."""
+        weights = self.compressed.weights.values()
+        parameters = count_parameters(self.skeleton)
+        rest = parameters - sum(weight.integers.numel() for weight in weights)
+        return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * rest) / parameters
+
+    def _note(self, result: Result) -> None:
+        layers = [layer for block in self.plan for layer in block]
+        alone = [layer for layer in result.layers if layer.bits is None]
+        left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
+        counts = {bits: sum(layer.bits == bits for layer in result.layers) for bits in (4, 8)}
+        words = " and ".join(f"{count} at {bits} bits" for bits, count in counts.items() if count)
+        changed = len(self.compressed.changed)
+        self.context.progress.note(
+            f"nncf: of {len(layers)} layers and {len(self.tables)} tables {words}, {result.average_bits:.2f} bits a "
+            f"parameter on average" + (f"; {changed} other tensors changed" if changed else "") + left
+        )

@@ -1,0 +1,35 @@
+"""Quantize the weights of a causal language model to 4 bits with NNCF."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.quantization.nncf_config import NncfOptions
+from compress.stages.stage import Context, Needs, Promise, Stage
+
+
+class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
+    """NNCF's `compress_weights` with AWQ (Lin et al. 2023) and scale estimation, as an alternative to `gptq`.
+
+    The integers and scales that NNCF chooses are kept as they are, in the same checkpoint that `gptq` gives. NNCF has
+    the whole model in memory, in float32, and begins anew when it is killed.
+    """
+
+    packages = ("torch", "transformers", "nncf", "safetensors")
+    tasks = ("text-generation",)
+    kind: Literal["nncf_weights"] = "nncf_weights"
+
+    def needs(self) -> Needs:
+        """Text of the train split, which NNCF traces the model with as well."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
+        return Promise(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
+
+    def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
+        """Let NNCF quantize the model. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.quantization.nncf_run import quantize_with_nncf
+
+        return quantize_with_nncf(model, self, context)

@@ -53,8 +53,9 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    # Read by huggingface_hub when it is first imported; no command sends anything that was not asked for.
+    # Read by huggingface_hub and NNCF when they are first imported; no command sends anything that was not asked for.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("NNCF_CI", "1")
 
 
 def main() -> None:

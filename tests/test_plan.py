@@ -214,6 +214,22 @@ def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path)
     assert plan.stages[1].disk_bytes == plan.stages[0].disk_bytes
 
 
+def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(folder / "decoder")
+    first = [
+        {"nncf_weights": {"group_size": 32, "backup_mode": "none"}},
+        {"gptq": {"group_size": 32, "embedding_bits": 16}},
+    ]
+    plans = [
+        make_plan(recipe([stage, {"tune_scales": {}}], task="text-generation", model="decoder"), folder, None, tmp_path)
+        for stage in first
+    ]
+    assert plans[0].stages[0].peak_memory_bytes.value == 4 * read_shape(folder / "decoder").parameters
+    disks = [[stage.disk_bytes.value for stage in plan.stages] for plan in plans]
+    assert disks[0] == disks[1]
+    assert None not in disks[0]
+
+
 def test_samples_that_are_not_fetched_are_unknown_and_count_as_disk(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(model="sample:minilm"), folder, None, tmp_path)
     assert plan.sources[0].status == "unknown until fetched"

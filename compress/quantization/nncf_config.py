@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from compress.quantization.config import GroupSize, Quantization
-
-_ELSEWHERE = {
-    "gptq": "NNCF has GPTQ for OpenVINO only; the stage `gptq` has it for torch",
-    "lora_correction": "NNCF has it for OpenVINO only; the stage `lora` trains an adapter",
-    "ignored_scope": "patterns of our own names go into `keep`",
-    "subset_size": "it is called `samples` here",
-    "dataset": "it is the recipe's train split",
-}
 
 
 class NncfOptions(BaseModel):
@@ -38,14 +30,16 @@ class NncfOptions(BaseModel):
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    gptq: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
+    lora_correction: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
 
-    @model_validator(mode="before")
+    @field_validator("gptq", "lora_correction")
     @classmethod
-    def _no_options_of_other_backends(cls, fields: Any) -> Any:
-        for name, why in _ELSEWHERE.items():
-            if isinstance(fields, dict) and fields.get(name) is not None:
-                raise ValueError(f"nothing called {name}: {why}")
-        return fields
+    def _of_other_backends(cls, value: bool, info: ValidationInfo) -> bool:
+        if value:
+            instead = {"gptq": "the stage `gptq` has it", "lora_correction": "the stage `lora` trains an adapter"}
+            raise ValueError(f"false: NNCF has it for OpenVINO only; {instead[info.field_name or '']}")
+        return value
 
     @property
     def uses_backup(self) -> bool:

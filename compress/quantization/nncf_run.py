@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _SAID = ("mode", "awq", "scale_estimation", "ratio", "backup_mode", "all_layers")
 """Options that the checkpoint names."""
+_NAMED = 3
 
 
 def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Context) -> QuantizedCheckpoint:
@@ -91,8 +92,8 @@ def _compress(checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, k
         ) from error
     except KeyError as error:
         raise StageError(
-            f"NNCF's AWQ cannot fold its factors into {error.args[0]}, a layer that is kept.",
-            expected="layers that feed another (up_proj before down_proj) quantized, or neither of them",
+            f"NNCF's AWQ has no statistics of {error.args[0]}, into which it would fold its factors.",
+            expected="where a layer feeds another (up_proj feeds down_proj) both of them quantized, or neither",
             mend="set awq: false, or keep both layers",
         ) from error
     return read_compressed(module, checkpoint)
@@ -192,8 +193,11 @@ class _Chosen:
 
     def _note(self, result: Result) -> None:
         layers = [layer for block in self.plan for layer in block]
-        alone = [layer for layer in result.layers if layer.bits is None]
-        left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
+        alone: dict[str, list[str]] = {}
+        for layer in result.layers:
+            if layer.bits is None:
+                alone.setdefault(layer.why, []).append(layer.name)
+        left = "".join(f"; {_some(names)} left alone ({why})" for why, names in alone.items())
         counts = {bits: sum(layer.bits == bits for layer in result.layers) for bits in (4, 8)}
         words = " and ".join(f"{count} at {bits} bits" for bits, count in counts.items() if count)
         changed = len(self.compressed.changed)
@@ -201,3 +205,7 @@ class _Chosen:
             f"nncf: of {len(layers)} layers and {len(self.tables)} tables {words}, {result.average_bits:.2f} bits a "
             f"parameter on average" + (f"; {changed} other tensors changed" if changed else "") + left
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)} such as {names[0]}"

@@ -20,26 +20,21 @@ from compress.bench.machine import last_level_cache_bytes, memory_buffer_bytes
 from compress.bench.node_rows import busy_ms, node_rows, typical, whole_row
 from compress.bench.noise import Snapshot, judge, load_average
 from compress.bench.profile import MachineLimits, Profile
-from compress.bench.scenarios import batches_by_length, draw_by_length, evenly_spaced
+from compress.bench.profiled_calls import Calls
 from compress.bench.worker import write_batches
 from compress.environment import environment, granted_cores, spread_cores
-from compress.errors import DataError, InputError, StageError
+from compress.errors import InputError, StageError
 from compress.inspect.node_layers import node_layers
-from compress.models.onnx_call import Tensor
 from compress.models.onnx_costs import GraphCost, count_graph
 from compress.numerics.statistics import bootstrap_interval
 from compress.progress import Progress
 from compress.runtimes import why_unavailable
 from compress.runtimes.onnxruntime_profile import CPU, CallRun, read_profile, shapes_of
-from compress.runtimes.runtime import Batch
 from compress.targets import Target
-from compress.tasks.task import Examples
 
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.profile_worker import main; main()"
 )
-CALLS = 16
-"""Different batches that are profiled, spread over the lengths of the data."""
 FEWEST_PASSES = 7
 _WARM_UP_PASSES = 3
 _UNTIMED = 2
@@ -63,34 +58,30 @@ class _Taken:
 
 def profile_operators(
     artifact: Path,
-    examples: Examples,
+    calls: Calls,
     target: Target,
     threads: int,
-    batch_size: int,
     seconds: float,
     progress: Progress,
     seed: int,
     timeout_seconds: float = 600.0,
 ) -> Profile:
-    """Profile ``artifact`` on real examples for about ``seconds``, at least `FEWEST_PASSES` times each.
+    """Profile ``artifact`` on ``calls`` for about ``seconds``, at least `FEWEST_PASSES` times each.
 
-    Raises `InputError` for a target other than the processor, `DataError` without examples, `StageError` where the
-    process dies or hangs, and what opening the model raises.
+    A decoder keeps its keys and values as it does when it generates. Raises `InputError` for a target other than the
+    processor, `StageError` where the process dies or hangs, and what opening the model raises.
     """
     refuse_other_devices(target)
-    if len(examples) == 0:
-        raise DataError("There is no example to profile with.", expected="at least one row in the test split")
     reason = why_unavailable(target)
     if reason is not None:
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
-    batches = _batches(examples, batch_size, seed)
     command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path)]
     with (
         tempfile.TemporaryDirectory(prefix="compress-profile-") as scratch,
         Child(artifact.name, command) as child,
     ):
-        session = _Session(child, Path(scratch), batches, threads, seconds, progress, timeout_seconds, seed)
-        return session.profile(artifact, target, batch_size)
+        session = _Session(child, Path(scratch), calls, threads, seconds, progress, timeout_seconds, seed)
+        return session.profile(artifact, target)
 
 
 def refuse_other_devices(target: Target) -> None:
@@ -101,39 +92,26 @@ def refuse_other_devices(target: Target) -> None:
         )
 
 
-def _batches(examples: Examples, batch_size: int, seed: int) -> list[Batch]:
-    """`CALLS` batches of neighbours in length, or fewer where there are not as many."""
-    drawn = draw_by_length(examples.lengths(), max(batch_size, len(examples)), seed)
-    groups = batches_by_length(len(drawn), batch_size)
-    chosen = evenly_spaced(list(range(len(groups))), CALLS)
-    return [examples.batch([drawn[i] for i in groups[index]]) for index in chosen]
-
-
-def _length(batch: Batch) -> int:
-    """Length to which a batch is padded, 1 where no input has one."""
-    return max((array.shape[1] for array in batch.values() if array.ndim > 1), default=1)
-
-
 class _Session:
     def __init__(
         self,
         child: Child,
         scratch: Path,
-        batches: list[Batch],
+        calls: Calls,
         threads: int,
         seconds: float,
         progress: Progress,
         timeout_seconds: float,
         seed: int,
     ) -> None:
-        self._child, self._scratch, self._batches = child, scratch, batches
+        self._child, self._scratch, self._work = child, scratch, calls
         self._threads, self._seconds = threads, seconds
         self._progress, self._timeout, self._seed = progress, timeout_seconds, seed
-        self._calls = list(range(len(batches)))
+        self._calls = list(range(len(calls)))
         self._buffer = memory_buffer_bytes()
         self._taken = _Taken()
 
-    def profile(self, artifact: Path, target: Target, batch_size: int) -> Profile:
+    def profile(self, artifact: Path, target: Target) -> Profile:
         """Open, warm up, take passes without and with notes in turn, and put it all together."""
         cores = spread_cores(self._threads)
         opened = self._open(artifact, target, cores)
@@ -156,9 +134,11 @@ class _Session:
             artifact=str(artifact),
             target=target.name,
             threads=self._threads,
-            batch_size=batch_size,
+            batch_size=self._work.batch_size,
             calls=len(self._calls),
-            lengths=tuple(_length(batch) for batch in self._batches),
+            lengths=tuple(map(self._work.length, self._calls)),
+            phase=self._work.phase,
+            context=self._work.context,
             passes=len(plain),
             whole=whole_row(rows, typical(plain)),
             low_ms=low,
@@ -181,19 +161,22 @@ class _Session:
 
     def _open(self, artifact: Path, target: Target, cores: Sequence[int]) -> dict[str, Any]:
         path = self._scratch / "batches.npz"
-        write_batches(path, self._batches)
+        write_batches(path, self._work.batches)
         message = {"do": "open", "artifact": str(artifact.absolute()), "target": asdict(target)}
         own = {"threads": self._threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
+        own["text"] = None if self._work.phase == "batch" else self._work.prompt
         return self._child.ask({**message, **own}, self._timeout)
 
     def _turn(self, profiled: bool) -> list[float]:
         time.sleep(_SETTLE_SECONDS)
-        message = {"do": "turn", "profiled": profiled, "calls": self._calls, "untimed": _UNTIMED}
+        begin = bool(self._work.prompt)
+        untimed = 0 if begin else min(_UNTIMED, len(self._calls))
+        message = {"do": "turn", "profiled": profiled, "calls": self._calls, "begin": begin, "untimed": untimed}
         reply = self._child.ask(message, self._timeout)
         self._taken.cpu_seconds = reply["cpu_seconds"]
         latencies: list[float] = reply["latencies_ms"]
         if profiled:
-            self._taken.order += [None] * min(_UNTIMED, len(self._calls)) + list(self._calls)
+            self._taken.order += [None] * (begin + untimed) + list(self._calls)
         return latencies
 
     def _warm_up(self) -> None:
@@ -234,9 +217,8 @@ class _Session:
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 
     def _cost(self, graph: ir.Graph, run: CallRun, call: int) -> GraphCost:
-        batch = self._batches[call]
-        inputs = {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in batch.items()}
-        return count_graph(graph, shapes_of(graph, run, inputs))
+        known = self._work.shapes(graph, call)
+        return count_graph(graph, {**shapes_of(graph, run, known), **known})
 
     def _limits(self, working_set_bytes: int) -> MachineLimits:
         """The best of all samples. What lies beyond the caches is as fast as memory, whatever its size."""

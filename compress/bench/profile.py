@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.numerics.roofline import Binds, Roof, binds
 
 SCHEMA = 1
+Phase = Literal["batch", "prompt", "token"]
+"""What a call is: a batch of examples, a decoder's prompt, or a token after one."""
 
 
 class Record(BaseModel):
@@ -132,8 +134,12 @@ class Profile(Record):
     target: str
     threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    calls: int = Field(ge=1, description="different batches of real examples")
-    lengths: tuple[int, ...] = Field((), description="padded length of each of them, in tokens")
+    phase: Phase = "batch"
+    context: int | None = Field(None, ge=1, description="tokens of the prompt, for a decoder")
+    calls: int = Field(ge=1, description="different batches of real examples, prompts, or tokens one after the other")
+    lengths: tuple[int, ...] = Field(
+        (), description="padded length of each of them, in tokens; of a token, with all that it follows"
+    )
     passes: int = Field(ge=1, description="times that each was run, without and with profiling")
     whole: Row
     low_ms: float = Field(description="bounds of the 95% interval of the whole's time")

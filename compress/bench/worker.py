@@ -23,6 +23,7 @@ import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -51,6 +52,13 @@ def write_batches(path: Path, batches: Sequence[Batch]) -> None:
     np.savez(path, allow_pickle=False, **entries)
 
 
+class Answering(Protocol):
+    """Whatever answers a batch."""
+
+    def predict(self, batch: Batch) -> object:
+        """The answer, which is not looked at."""
+
+
 def peak_bytes() -> int:
     """Peak resident memory of this process since it began."""
     status = Path("/proc/self/status")
@@ -62,7 +70,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def timed(session: Session, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
+def timed(session: Answering, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
     """Milliseconds of one call for each entry of ``calls``, and whether the system took the processor away in it."""
     clock = time.perf_counter_ns
     nanoseconds, disturbed = [], []

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from compress.bench.profiled_calls import Calls
+    from compress.cli.artifact import Artifact
+    from compress.progress import Progress
+
+
+class TextPhase(StrEnum):
+    """What a decoder does."""
+
+    token = "token"
+    prompt = "prompt"
 
 
 def profile(
@@ -17,12 +30,18 @@ def profile(
     ] = None,
     target: Annotated[str, typer.Option(help="Where to run it; a target on the processor.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: the recipe's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 1.")] = None,
+    phase: Annotated[
+        TextPhase | None, typer.Option(help="Of text generation: a token after a prompt (default), or the prompt.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Of text generation: tokens of the prompt; default: the recipe's fewest.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the measurement.")] = 5.0,
     html: Annotated[Path | None, typer.Option(help="Write a page with a roofline chart to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the profile as JSON.")] = False,
 ) -> None:
-    """Time every operator on real examples, against the arithmetic and bandwidth that this machine reaches."""
+    """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
     from compress.cli.artifact import find_artifact, find_target
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
@@ -33,23 +52,15 @@ def profile(
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
-    if found.task.generates:
-        raise InputError(
-            f"Operators are timed on examples in batches, and {found.task.name} answers token by token.",
-            mend="`compress bench` times prompts and tokens as wholes",
-        )
     from compress.bench.operators import profile_operators, refuse_other_devices
-    from compress.evaluate import encode_for
     from compress.pipeline.quiet import quiet_libraries
 
     refuse_other_devices(place)
     quiet_libraries()
     progress = ConsoleProgress()
     benchmark, seed = found.recipe.benchmark, found.recipe.seed
-    rows = found.dataset(progress).split("test")
-    examples = encode_for(found.folder, found.task, rows, found.recipe.data.max_length)
-    settings = (threads or benchmark.threads, batch_size, seconds)
-    result = profile_operators(found.folder, examples, place, *settings, progress, seed)
+    calls = _calls(found, batch_size, phase, context, progress)
+    result = profile_operators(found.folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
     if html is not None:
         from compress.report.profile_page import profile_page
 
@@ -69,3 +80,26 @@ def profile(
     Console().print(console_profile(result))
     for note in method_notes(result):
         typer.echo(note, err=True)
+
+
+def _calls(
+    found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
+) -> Calls:
+    """What is called, from the test split; raises `InputError` for options of the other kind of task."""
+    from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
+    from compress.errors import InputError
+    from compress.evaluate import encode_for
+    from compress.pipeline.timing import beginning
+
+    asked, generates = found.recipe, found.task.generates
+    idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}
+    given = [name for name, value in idle.items() if value is not None]
+    if given:
+        expected = "--phase and --context" if generates else "--batch-size"
+        raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected=expected)
+    rows = found.dataset(progress).split("test")
+    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    if not generates:
+        return batch_calls(examples, batch_size or 1, asked.seed)
+    length = context or min(asked.benchmark.contexts)
+    return text_calls(beginning(examples, CALLS * (length + 1)), (phase or TextPhase.token).value, length)

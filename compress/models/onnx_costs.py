@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from compress.models.onnx_call import Call, Operations, Tensor
-from compress.models.onnx_operators import OPERATORS, sizes_of_reads
+from compress.models.onnx_operators import OPERATORS, size_of_writes, sizes_of_reads
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,4 @@ def _count(node: ir.Node, inputs: list[Tensor | None], outputs: list[Tensor | No
         return None
     reads = sizes_of_reads(call)
     weights = sum(size for tensor, size in zip(inputs, reads, strict=True) if tensor is not None and tensor.stored)
-    written = 0 if operator.view else sum(tensor.bytes for tensor in present)
-    return Cost(operations, weights, sum(reads) - weights, written)
+    return Cost(operations, weights, sum(reads) - weights, size_of_writes(call))

@@ -25,13 +25,15 @@ class Operator:
     """``operations`` of a call, ``None`` for a form that is not known.
 
     ``rows`` maps the input that is looked up in to (the input with the indices, the axis); ``picks`` says that no
-    more of the first input is read than is written; a ``view`` moves nothing.
+    more of the first input is read than is written; a ``view`` moves nothing. ``written``: bytes, where an output's
+    memory holds much of it before.
     """
 
     operations: Count
     rows: Callable[[Call], dict[int, tuple[int, int]]] | None = None
     picks: bool = False
     view: bool = False
+    written: Callable[[Call], int] | None = None
 
 
 def sizes_of_reads(call: Call) -> list[int]:
@@ -47,6 +49,14 @@ def sizes_of_reads(call: Call) -> list[int]:
         if data is not None and picked is not None and data.shape[axis]:
             sizes[table] = min(data.bytes, picked.elements * data.bytes // data.shape[axis])
     return sizes
+
+
+def size_of_writes(call: Call) -> int:
+    """Bytes that the node writes."""
+    operator = OPERATORS[call.node.domain, call.node.op_type]
+    if operator.written is not None:
+        return operator.written(call)
+    return 0 if operator.view else sum(tensor.bytes for tensor in call.outputs)
 
 
 def _nothing(call: Call) -> Operations:
@@ -195,6 +205,12 @@ def _grouped_attention(call: Call) -> Operations | None:
     return Operations(core + call.integer("do_rotary", 0) * 3 * batch * queries * (heads + groups) * size)
 
 
+def _grouped_writes(call: Call) -> int:
+    """The output, and the keys and values of the tokens that are new: those before them may stay where they are."""
+    new = call.need(0).shape[1]
+    return call.out.bytes + sum(cache.bytes * new // max(1, cache.shape[2]) for cache in call.outputs[1:])
+
+
 def _embed(call: Call) -> Operations:
     """Two or three embeddings are added and normalized."""
     return Operations(fp32=(7 + 1 + call.has(4)) * call.out.elements)
@@ -272,7 +288,7 @@ def _table() -> dict[tuple[str, str], Operator]:
     # ONNX Runtime writes this one into the standard domain of optimized graphs.
     table |= {("", "SimplifiedLayerNormalization"): Operator(_each_output(4))}
     table |= {(MICROSOFT, "GatherBlockQuantized"): Operator(_each_output(2), rows=_quantized_lookup)}
-    table |= {(MICROSOFT, "GroupQueryAttention"): Operator(_grouped_attention, rows=_angles)}
+    table |= {(MICROSOFT, "GroupQueryAttention"): Operator(_grouped_attention, rows=_angles, written=_grouped_writes)}
     table |= {(MICROSOFT, "EmbedLayerNormalization"): Operator(_embed, rows=_embedding_lookups)}
     table |= {
         (_BLOCKED, "Conv"): Operator(_convolution(1, 2)),

@@ -44,13 +44,13 @@ def time_artifacts(
         launches=settings.launches,
     )
     longest = max(settings.contexts)
-    texts = {label: _beginning(examples[label], longest) for label in artifacts}
+    texts = {label: beginning(examples[label], longest) for label in artifacts}
     return measure_generation(
         artifacts, texts, target, wanted, baseline, progress, seed, precision=precision, confidence=confidence
     )
 
 
-def _beginning(examples: Examples, tokens: int) -> list[int]:
+def beginning(examples: Examples, tokens: int) -> list[int]:
     """The first ``tokens`` tokens of the examples, or all where they are fewer."""
     ids = np.concatenate([example["input_ids"] for example in examples.inputs])
     return [int(token) for token in ids[:tokens]]

@@ -12,6 +12,7 @@ from rich.text import Text
 from compress.bench.profile import Profile, Row
 from compress.report.profile_words import (
     binds_text,
+    call_text,
     count_text,
     giga_text,
     interval_text,
@@ -39,7 +40,8 @@ def console_profile(profile: Profile) -> RenderableType:
 
 def _whole(profile: Profile) -> RenderableType:
     whole = profile.whole
-    title = Text(f"{profile.artifact} on {profile.target}", overflow="fold")
+    what = "" if profile.phase == "batch" else f", {call_text(profile)}"
+    title = Text(f"{profile.artifact} on {profile.target}{what}", overflow="fold")
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=SIMPLE)
     table.add_column()
     table.add_column(justify="right")

@@ -12,6 +12,7 @@ from compress.report.markup import element, escape, tag
 from compress.report.metrics import format_bytes
 from compress.report.profile_words import (
     binds_text,
+    call_text,
     count_text,
     giga_text,
     interval_text,
@@ -73,7 +74,7 @@ def artifact_name(profile: Profile) -> str:
 
 
 def _header(profile: Profile, name: str) -> str:
-    facts = f"{profile.target}, {profile.threads} threads, batches of {profile.batch_size}"
+    facts = f"{profile.target}, {profile.threads} threads, {call_text(profile)}"
     processor = profile.environment.get("processor")
     quiet = tag("p", "quiet", escape(f"{facts}, {processor}" if processor else facts))
     lead = tag("p", "lead", escape(verdict_text(profile)))

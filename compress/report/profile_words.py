@@ -61,6 +61,17 @@ def verdict_text(profile: Profile) -> str:
     return _SENTENCES[profile.whole.binds]
 
 
+def call_text(profile: Profile) -> str:
+    """What a call is: `a token after 128`, `a prompt of 128 tokens`, `batches of 1`."""
+    match profile.phase:
+        case "token":
+            return f"a token after {profile.context}"
+        case "prompt":
+            return f"a prompt of {profile.context} tokens"
+        case "batch":
+            return f"batches of {profile.batch_size}"
+
+
 def working_set_text(limits: MachineLimits) -> str:
     """Which bandwidth applies, and why."""
     size, rate = format_bytes(limits.working_set_bytes), rate_text(limits.working_set_bytes_per_s, "B")
@@ -87,11 +98,8 @@ def limit_facts(limits: MachineLimits) -> list[tuple[str, str]]:
 
 def method_notes(profile: Profile) -> list[str]:
     """What a reader must know of the figures, before the notes of the measurement itself."""
-    lengths = profile.lengths
-    span = f" of {min(lengths)}\u2013{max(lengths)} tokens" if lengths else ""
     notes = [
-        f"{profile.calls} batches of {profile.batch_size}{span}, {profile.passes} passes each without and with "
-        f"profiling, {profile.threads} threads.",
+        f"{_calls_text(profile)}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
         f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
         f"{time_text(profile.operators_ms)} of it operators are at work. The figures of the whole are without it.",
     ]
@@ -107,3 +115,14 @@ def method_notes(profile: Profile) -> list[str]:
             f"was slower when its limits were measured: {', '.join(beyond[:3])}{', ...' if len(beyond) > 3 else ''}."
         )
     return [*notes, *profile.notes]
+
+
+def _calls_text(profile: Profile) -> str:
+    """What was called, and how often in a pass."""
+    if profile.phase == "token":
+        return f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"
+    if profile.phase == "prompt":
+        return f"{profile.calls} prompts of {profile.context} tokens"
+    lengths = profile.lengths
+    span = f" of {min(lengths)}\u2013{max(lengths)} tokens" if lengths else ""
+    return f"{profile.calls} batches of {profile.batch_size}{span}"

@@ -15,7 +15,8 @@ from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
 
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
-_PAST, _PRESENT = "past_key_values.", "present."
+PAST, PRESENT = "past_key_values.", "present."
+"""What the names of a cache's inputs and outputs begin with."""
 _INTEGERS = ("int64", "int32")
 _FLOATS = ("float32", "float16")
 _EXPECTED = (
@@ -30,9 +31,18 @@ def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
     A decoder with a cache gets an empty one, and the places of its tokens; any other graph gets the batch as it is.
     Raises `ModelError` for a graph that takes a cache of another form.
     """
-    if not any(name.startswith(_PAST) for name in session.inputs):
+    if not any(name.startswith(PAST) for name in session.inputs):
         return lambda batch: batch
     return Decoder(session, where).whole
+
+
+def likeliest(logits: np.ndarray, where: str) -> int:
+    """The token of the largest of ``logits`` [vocabulary]. Raises `StageError` where they are not finite."""
+    token = int(logits.argmax())
+    # A NaN anywhere is what argmax finds.
+    if not np.isfinite(logits[token]):
+        raise StageError("The model's logits are not finite.", where=where, mend="write the model again")
+    return token
 
 
 class Decoder:
@@ -88,18 +98,13 @@ class Decoder:
     def _likeliest(self, logits: np.ndarray) -> int:
         if logits.ndim != 3:
             raise self._no_decoder(f"logits have the shape {list(logits.shape)}")
-        last = logits[0, -1]
-        self.vocabulary = len(last)
-        token = int(last.argmax())
-        # A NaN anywhere is what argmax finds.
-        if not np.isfinite(last[token]):
-            raise StageError("The model's logits are not finite.", where=self._where, mend="export the model again")
-        return token
+        self.vocabulary = logits.shape[-1]
+        return likeliest(logits[0, -1], self._where)
 
     def _plain_inputs(self) -> dict[str, str]:
         """Integer inputs and their types."""
         inputs, outputs = self._session.input_types, self._session.output_types
-        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_PAST)]
+        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(PAST)]
         if _IDS not in inputs or _LOGITS not in outputs or unknown:
             raise self._no_decoder()
         shape = outputs[_LOGITS].shape
@@ -114,7 +119,7 @@ class Decoder:
 
     def _cache_names(self) -> dict[str, str]:
         """Each input of the cache with the output that takes its place at the next token."""
-        names = {name: _PRESENT + name.removeprefix(_PAST) for name in self._session.inputs if name.startswith(_PAST)}
+        names = {name: PRESENT + name.removeprefix(PAST) for name in self._session.inputs if name.startswith(PAST)}
         missing = [present for present in names.values() if present not in self._session.output_types]
         if missing:
             raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")

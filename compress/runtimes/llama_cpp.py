@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, StageError
+from compress.errors import InputError
 from compress.models.gguf_file import read_gguf
 from compress.models.gguf_model import find_gguf
+from compress.runtimes.decoder import likeliest
 from compress.runtimes.llama_cpp_library import (
     LlamaContext,
     LlamaModel,
@@ -114,12 +115,7 @@ class LlamaCppDecoder:
         if len(self._ids) > self._context.length:
             self._grow()
             fed = np.asarray(self._ids)
-        last = self._context.append(fed)[-1]
-        token = int(last.argmax())
-        # A NaN anywhere is what argmax finds.
-        if not np.isfinite(last[token]):
-            raise StageError("The model's logits are not finite.", where=str(self._file), mend="write the model again")
-        return token
+        return likeliest(self._context.append(fed)[-1], str(self._file))
 
     def _grow(self) -> None:
         length = self._context.length

@@ -10,6 +10,7 @@ from onnx_graphs import make_examples, write_classifier
 from compress.bench import operators
 from compress.bench.operators import profile_operators
 from compress.bench.profile import Profile
+from compress.bench.profiled_calls import batch_calls
 from compress.environment import granted_cores
 from compress.errors import DataError, InputError, ModelError, StageError
 from compress.progress import SilentProgress
@@ -22,7 +23,7 @@ WIDTH, LAYERS = 256, 3
 
 def profiled(artifact: Path, examples: Examples, batch_size: int = 1, **changes: Any) -> Profile:
     settings = {"target": CPU, "threads": 1, "seconds": 0.1, "seed": 0, **changes}
-    return profile_operators(artifact, examples, batch_size=batch_size, progress=SilentProgress(), **settings)
+    return profile_operators(artifact, batch_calls(examples, batch_size, 0), progress=SilentProgress(), **settings)
 
 
 @pytest.fixture(autouse=True)

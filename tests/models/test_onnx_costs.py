@@ -134,7 +134,7 @@ def test_grouped_attention(window: int, seen: int) -> None:
     """B = 2, two new tokens after three, 4 heads and 2 groups of 8: the first sees 4 keys, the second 5.
 
     2·2·seen·(32 + 32) for both products, 6 for each of the 2·4·seen scores, 3 for each of 2·2·(32 + 16) rotated.
-    Two of the hundred rows of cosines and of sines are read.
+    Two of the hundred rows of cosines and of sines are read. Of keys and values, two tokens' are written.
     """
     half = np.ones((100, 4), F32)
     past, present = (FLOAT, (2, 2, 3, 8)), (FLOAT, (2, 2, 5, 8))
@@ -145,6 +145,7 @@ def test_grouped_attention(window: int, seen: int) -> None:
     cost = counted("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)
     assert cost.operations == Operations(2 * 2 * seen * 64 + 6 * 2 * 4 * seen + 3 * 2 * 2 * 48)
     assert cost.weight_bytes == 2 * 2 * 4 * 4
+    assert cost.written_bytes == 2 * 2 * 32 * 4 + 2 * (2 * 2 * 2 * 8 * 4)
 
 
 def test_attention_over_what_came_before() -> None:

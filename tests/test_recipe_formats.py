@@ -66,6 +66,33 @@ def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) ->
     assert problems(tmp_path, [{"gptq": gptq}, "gguf"], ["llama-cpp"]) == []
 
 
+@pytest.mark.parametrize(
+    ("nncf", "expected"),
+    [
+        ({"group_size": 16}, ("group_size", "16", BLOCKS)),
+        (
+            {"backup_mode": "int8_asym"},
+            ("backup_mode", "'int8_asym'", "int8_sym or none: GGUF has no type for 8 bits with zero points"),
+        ),
+        ({"backup_mode": "int8_asym", "all_layers": True}, None),
+        ({"mode": "int4_asym", "group_size": -1}, None),
+    ],
+)
+def test_what_of_nncf_gguf_holds(nncf: dict[str, Any], expected: tuple[str, str, str] | None, tmp_path: Path) -> None:
+    found = problems(tmp_path, [{"nncf_weights": nncf}, "gguf"], ["llama-cpp"])
+    assert found == ([] if expected is None else [(f"stages.0.nncf_weights.{expected[0]}", *expected[1:])])
+
+
+@pytest.mark.parametrize("stage", [{"lora": {"steps": 5}}, {"attach_lora": {"adapter": "mine"}}])
+def test_gguf_has_no_place_for_an_adapter(stage: dict[str, Any], tmp_path: Path) -> None:
+    (kind,) = stage
+    expected = (f"stages.1.{kind}", f"{kind}, before gguf", "merge_lora before quantization, or a recipe without GGUF")
+    stages = [{"gptq": {"group_size": 32}}, stage]
+    assert problems(tmp_path, [*stages, "gguf"], ["llama-cpp"]) == [expected]
+    assert problems(tmp_path, [*stages, "export"], ["cpu", "llama-cpp"]) == [expected]
+    assert problems(tmp_path, [*stages, "export"], ["cpu"]) == []
+
+
 def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
     stages = [{"gptq": {"group_size": 16}}, {"gptq": {"group_size": 32}}, "gguf"]
     assert problems(tmp_path, stages, ["llama-cpp"]) == []

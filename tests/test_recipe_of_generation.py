@@ -78,6 +78,25 @@ def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "field", "found"),
+    [
+        (GOOD, "opset: 20", "20"),
+        (GOOD, "fusions: false", "false"),
+        (CLASSES, "last_token_only: true", "true"),
+        (CLASSES, "accuracy_level: 1", "1"),
+    ],
+)
+def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, field: str, found: str) -> None:
+    task = "text-generation" if text is GOOD else "text-classification"
+    wrong = [problem for problem in problems(tmp_path, text.replace("- export", f"- export: {{{field}}}"))
+             if problem.field.startswith("stages")]  # fmt: skip
+    (problem,) = wrong
+    assert problem.field == f"stages.0.export.{field.partition(':')[0]}"
+    assert (problem.found, problem.line) == (found, 7)
+    assert problem.expected == f"nothing: it means nothing for {task}"
+
+
+@pytest.mark.parametrize(
     ("old", "new", "field"),
     [
         ("windows: 20", "windows: 0", "evaluation.windows"),

@@ -64,7 +64,11 @@ class Checkpoint:
         from safetensors import safe_open
 
         if name not in self.files:
-            raise ModelError(f"The checkpoint has no tensor {name!r}.", where=str(self.folder))
+            raise ModelError(
+                f"The checkpoint has no tensor {name!r}.",
+                where=str(self.folder),
+                expected="every weight of the architecture that config.json names",
+            )
         with safe_open(self.files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor

@@ -33,18 +33,24 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     """
     import gguf
 
+    rule, place = check_tokenizer(folder), str(folder / TOKENIZER)
     content = read_json(folder / TOKENIZER)
-    place = str(folder / TOKENIZER)
-    _check_kind(content, place)
     tokens, types = _vocabulary(content, rows, place)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split_rule(content, place))
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows)
     # llama.cpp has defaults of its own for each rule; the file says what this tokenizer does.
     special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
     special.add_to_gguf(writer, quiet=True)
+
+
+def check_tokenizer(folder: Path) -> str:
+    """llama.cpp's name for the rule by which the tokenizer of ``folder`` splits text. Raises `ModelError` for none."""
+    content, place = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
+    _check_kind(content, place)
+    return split_rule(content, place)
 
 
 def split_rule(content: dict[str, Any], place: str) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 from compress.cache import cache_key
 from compress.data.membership import Part
 from compress.environment import environment
+from compress.errors import ModelError
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.models.gguf_model import GgufModel
 from compress.models.model_file import Format
 from compress.models.onnx_model import OnnxModel
+from compress.models.writable import check_writable
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
@@ -148,10 +150,26 @@ def _format(road: Road, label: str) -> Format | None:
     return _FORMATS.get(road.gives(label))
 
 
+def check_formats(road: Road) -> None:
+    """Prove that the stages which write a language model can write the one that the recipe starts from.
+
+    Raises `ModelError`, rather than once the stages before them are done.
+    """
+    written = {kind: form for form, kind in _WRITERS.items()}
+    for stage in road.recipe.stages if road.task.generates else ():
+        if stage.kind in written:
+            check_writable(road.start, written[stage.kind])
+
+
 def _why_not(road: Road, target: Target) -> str | None:
-    """Why the final model, or the baseline, cannot run on a target: it was written in another format."""
+    """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
         found = None if label == START else _format(road, label)
         if found not in (None, target.format):
             return f"it runs {target.format.upper()} files, and {label} gives {found.upper()}"
+    if road.task.generates:
+        try:
+            check_writable(road.start, target.format)
+        except ModelError as error:
+            return f"it runs {target.format.upper()} files. {error.what}"
     return None

@@ -14,7 +14,7 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.errors import CompressError, InputError, StageError
+from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
@@ -153,7 +153,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and isinstance(stage, Training | Recovery):
-            stage.run(self.load(before, stage.wants(self.recipe.task)), self._context(key))
+            stage.run(self.load(before, stage.wants(self.recipe.task)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -179,9 +179,14 @@ class Road:
             digests, before_bytes = tensor_digests(model), self._size(before)
             contract = Contract(label, stage.promise())
             try:
-                output = stage.run(model, self._context(key))
+                output = stage.run(model, self.context(key))
                 output.save(content)
                 contract.check(output, digests, before_bytes, content, self._probe(stage))
+            except CompressError as error:
+                # The same stage would fail on the same input again; a disk may have room by then.
+                if not isinstance(error, StorageError):
+                    self.cache.drop_scratch(key)
+                raise
             except _failures() as error:
                 raise _unexpected(label, content, error) from error
         return {
@@ -233,7 +238,8 @@ class Road:
 
         return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
 
-    def _context(self, key: str) -> Context:
+    def context(self, key: str) -> Context:
+        """What a stage is given whose output has that key."""
         return Context(
             task=self.task,
             data=self.data,

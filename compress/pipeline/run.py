@@ -20,7 +20,7 @@ from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.models.model import digest_directory
 from compress.pipeline.keys import START
-from compress.pipeline.measure import data_record, measure, test_labels
+from compress.pipeline.measure import check_formats, data_record, measure, test_labels
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.pipeline.running_text import check_running_text
@@ -69,6 +69,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
         check_slices(road)
         check_running_text(road)
+        check_formats(road)
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
         road.travel()

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from compress.errors import DataError
 from compress.evaluate import encode_for
+from compress.models.checkpoint import Checkpoint
 from compress.models.checks import read_json
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
+from compress.training.recovery import make_windows
+from compress.training.recovery_config import Recovery
 
 
 def check_running_text(road: Road) -> None:
-    """Cut the test text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
+    """Cut all text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
 
     Raises `DataError`; of tasks whose examples are rows nothing is asked.
     """
     if road.task.reads_rows:
         return
     recipe = road.recipe
+    for stage in recipe.stages:
+        if isinstance(stage, Recovery):
+            make_windows(Checkpoint(road.start), stage, road.context(road.keys.start()))
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:

@@ -29,9 +29,8 @@ def calibration_windows(context: Context, checkpoint: Checkpoint, samples: int, 
     examples = context.task.encode(rows, tokenizer, None, length)
     windows = [example["input_ids"] for example in examples.inputs if len(example["input_ids"]) == length]
     if len(windows) < samples:
-        found = sum(len(example["input_ids"]) for example in examples.inputs)
         raise DataError(
-            f"The calibration text is too short: {found:,} tokens give {len(windows)} windows of {length}.",
+            f"The calibration text is too short: it gives {len(windows)} windows of {length} tokens.",
             where=f"data.splits.{_SPLIT}",
             expected=f"{samples} windows, {samples * length:,} tokens",
             mend="give more text, or lower samples or sequence_length",

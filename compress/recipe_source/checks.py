@@ -67,6 +67,10 @@ def _check_task(document: Document, parts: list[Part]) -> None:
     for part in parts:
         if part.cls and part.cls.tasks is not None and task not in part.cls.tasks:
             document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(list(part.cls.tasks))}")
+        for name in part.stage.idle_fields(task) if part.stage else ():
+            document.problem(
+                (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
+            )
     for path in _ROWS_ONLY if task in GENERATING else _GENERATING_ONLY:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
@@ -104,7 +108,10 @@ def _check_formats(document: Document, parts: list[Part]) -> None:
             objection = writer.objects_to(part.stage) if part.whole and part.stage else None
             if objection is not None:
                 field, expected = objection
-                document.problem((*part.path, field), describe(getattr(part.stage, field)), expected)
+                if field is None:
+                    document.problem(part.path, f"{part.kind}, before {writer.kind}", expected)
+                else:
+                    document.problem((*part.path, field), describe(getattr(part.stage, field)), expected)
 
 
 def chains(gives: type[Any], takes: type[Any]) -> bool:

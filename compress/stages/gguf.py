@@ -9,7 +9,9 @@ from pydantic import Field
 from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.gguf_model import GGUF_FILE, GgufModel
+from compress.stages.attach_lora import AttachLora
 from compress.stages.gptq import Gptq
+from compress.stages.lora import Lora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.stage import Context, Promise, Stage
 
@@ -30,8 +32,10 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
 
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str, str] | None:
-        """Groups and bits that no block type holds."""
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own."""
+        if isinstance(earlier, Lora | AttachLora):
+            return None, "merge_lora before quantization, or a recipe without GGUF"
         groups = f"a multiple of {_BLOCK}, GGUF's blocks"
         if isinstance(earlier, Gptq | NncfWeights) and earlier.group_size % _BLOCK and earlier.group_size != -1:
             return "group_size", groups

@@ -125,9 +125,16 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Local folders that the recipe names and `run` reads, beside models and data."""
         return ()
 
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str, str] | None:
-        """A field of an earlier stage whose value this one cannot write, and what it expects there; else ``None``."""
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """A field of an earlier stage whose value this one cannot write, and what it expects there; else ``None``.
+
+        Instead of a field, ``None`` stands for the earlier stage itself.
+        """
         return None
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """Fields that are set and mean nothing for a task of that name."""
+        return ()
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import disks
 import pytest
 import tiny_run
 import yaml
+from disks import Filler
 from safetensors import SafetensorError
 
 from compress.cache import Cache
@@ -44,28 +44,6 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     shutil.copytree(pristine, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
-
-
-@pytest.fixture
-def refuse(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Run a command that must end with ``code``; returns its one message."""
-
-    def call(*arguments: str, code: int = 2) -> str:
-        monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        stdout, stderr = capsys.readouterr()
-        assert (end.value.code, stdout) == (code, ""), stderr
-        assert "Traceback" not in stderr
-        assert stderr.count("error: ") == 1
-        cache = Cache(place / "artifacts" / "cache")
-        if cache.root.is_dir():
-            assert (cache.entries(), cache.remove_partial()) == ([], 0)
-        assert list(place.glob("artifacts/runs/*/latest")) == []
-        assert list(place.glob("artifacts/runs/*/*/report.json")) == []
-        return stderr[stderr.index("error: ") :]
-
-    return call
 
 
 def spoil(path: Path, **changes: Any) -> None:
@@ -240,45 +218,8 @@ def test_artifacts_that_are_a_file(place: Path, refuse: Refuse) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-class Filler(tiny_run.Notes):
-    """Progress that fills a disk to its last byte when it hears ``text``."""
-
-    def __init__(self, disk: Path, text: str) -> None:
-        super().__init__()
-        self.file = disk / "filler"
-        self.text = text
-
-    def note(self, message: str) -> None:
-        super().note(message)
-        if self.text in message:
-            self.fill()
-
-    def track(self, items: Any, description: str, total: int) -> Iterator[Any]:
-        if self.text in description:
-            self.fill()
-        yield from items
-
-    def fill(self) -> None:
-        with self.file.open("ab", buffering=0) as file:
-            for size in (1 << 16, 1 << 10, 1):
-                try:
-                    while file.write(b"x" * size):
-                        pass
-                except OSError:
-                    continue
+    with disks.mounted(tmp_path / "disk", megabytes=3) as disk:
+        yield disk
 
 
 def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
@@ -302,9 +243,8 @@ def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Pa
     target = small_disk / "target"
     for room in count(0, 4096):
         target.mkdir()
-        filler = Filler(small_disk, "")
+        filler = Filler(small_disk, "", room)
         filler.fill()
-        os.truncate(filler.file, filler.file.stat().st_size - room)
         try:
             model.save(target)
             break

@@ -246,7 +246,7 @@ def test_text_that_is_too_short(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     with pytest.raises(DataError) as caught:
         Gptq(**SMALL).run(source, context(tmp_path / "scratch", train=text(100)))
-    assert "96 tokens give 4 windows of 24" in str(caught.value) and "6 windows, 144 tokens" in str(caught.value)
+    assert "it gives 4 windows of 24 tokens" in str(caught.value) and "6 windows, 144 tokens" in str(caught.value)
 
 
 def test_text_of_one_token(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import tiny
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.data.dataset import Dataset
-from compress.errors import DataError, IntegrityError, StageError
+from compress.errors import DataError, IntegrityError
 from compress.models.checkpoint import Checkpoint
 from compress.progress import SilentProgress
 from compress.stages.export import Export
@@ -64,18 +63,6 @@ def test_of_a_quantized_one_the_note_says_what_rounding_adds(tmp_path: Path) -> 
 def test_a_tolerance_that_no_arithmetic_keeps_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="differ from torch"):
         export(save_tiny_llama(tmp_path / "source"), tmp_path, tolerance=1e-12)
-
-
-@pytest.mark.parametrize("fields", [{"opset": 20}, {"fusions": False}])
-def test_what_means_nothing_for_a_decoder_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=f"{next(iter(fields))} means nothing for text-generation") as error:
-        export(save_tiny_llama(tmp_path / "source"), tmp_path, **fields)
-    assert "accuracy_level" in str(error.value.expected)
-
-
-def test_what_means_nothing_for_an_encoder_is_refused() -> None:
-    with pytest.raises(StageError, match="last_token_only means nothing for text-classification"):
-        Export(last_token_only=True).run(tiny.encoder(), tiny.context())
 
 
 def test_text_too_short_for_a_proof_is_bad_input(tmp_path: Path) -> None:

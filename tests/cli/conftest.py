@@ -1,0 +1,37 @@
+"""Running a command as a user does, where it must refuse."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compress.cache import Cache
+from compress.cli import main
+
+
+@pytest.fixture
+def refuse(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command in ``place`` that must end with ``code`` and leave nothing; returns its one message.
+
+    ``place`` is a fixture of the tests that ask for this one. ``done`` stages were finished before.
+    """
+
+    def call(*arguments: str, code: int = 2, done: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        stdout, stderr = capsys.readouterr()
+        assert (end.value.code, stdout) == (code, ""), stderr
+        assert "Traceback" not in stderr
+        assert stderr.count("error: ") == 1
+        cache = Cache(place / "artifacts" / "cache")
+        if cache.root.is_dir():
+            assert (len(cache.entries()), cache.remove_partial()) == (done, 0)
+        assert list(place.glob("artifacts/runs/*/latest")) == []
+        assert list(place.glob("artifacts/runs/*/*/report.json")) == []
+        return stderr[stderr.index("error: ") :]
+
+    return call

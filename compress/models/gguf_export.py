@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -47,6 +47,14 @@ class PlannedTensor:
     shape: tuple[int, ...]
     order: np.ndarray | None
     data: Callable[[], np.ndarray]
+
+
+class _Written(np.ndarray[Any, np.dtype[Any]]):
+    """An array that says so when the disk is full; numpy's own writing only says that it wrote less than it should."""
+
+    def tofile(self, file: BinaryIO) -> None:  # type: ignore[override]
+        """Write all bytes; raises the system's error."""
+        file.write(self.data)
 
 
 def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[PlannedTensor]:
@@ -105,7 +113,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16"
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in planned:
-            writer.write_tensor_data(tensor.data())
+            writer.write_tensor_data(np.ascontiguousarray(tensor.data()).view(_Written))
     finally:
         writer.close()
 

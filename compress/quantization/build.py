@@ -37,7 +37,7 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     prefix, blocks = find_blocks(model)
     skeleton = Skeleton(checkpoint, model, prefix, blocks)
     _read_rows_as_needed(skeleton)
-    _check_tied(skeleton)
+    _check_tables(skeleton)
     skeleton.fill_surroundings()
     return skeleton
 
@@ -88,12 +88,21 @@ def _read_rows_as_needed(skeleton: Skeleton) -> None:
     embedding.register_forward_pre_hook(gather)
 
 
-def _check_tied(skeleton: Skeleton) -> None:
+def _check_tables(skeleton: Skeleton) -> None:
+    """The embedding and the head are as the config says: of its size, and one tensor or two."""
     head, embedding = skeleton.model.get_output_embeddings(), skeleton.embedding
     if head is None:
         raise StageError(f"{type(skeleton.model).__name__} has no head over the vocabulary.", expected="an lm_head")
     names = [f"{skeleton.name(module)}.weight" for module in (head, embedding)]
     stored = [name for name in names if name in skeleton.checkpoint.files]
+    for name in stored:
+        found, wanted = skeleton.checkpoint.stored(name).shape, embedding.weight.shape
+        if found != wanted:
+            raise ModelError(
+                f"The tensor {name!r} is {list(found)}; the config makes it {list(wanted)}.",
+                where=str(skeleton.checkpoint.folder),
+                expected="weights and config.json of the same model",
+            )
     if not skeleton.tied and names[0] not in stored:
         raise ModelError(
             f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",

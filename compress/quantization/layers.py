@@ -14,6 +14,8 @@ from compress.models.gptq_layout import fits
 from compress.quantization.config import Quantization
 from compress.quantization.skeleton import Skeleton
 
+_SHOWN = 7
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -49,9 +51,11 @@ def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, 
     layers = [layer for block in plan for layer in block]
     tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
     _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
+    if skeleton.tied and (config.mixed or config.embedding_bits in (4, 8)):
+        _check_tied(config.keep, *tables)
     problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
     if problems:
-        shown = "\n  ".join(problems)
+        shown = _some(problems)
         raise ModelError(
             f"{len(problems)} layers do not fit the GPTQ format with group_size {config.group_size}:\n  {shown}",
             where=str(skeleton.checkpoint.folder),
@@ -104,6 +108,12 @@ def _others(block: nn.Module, prefix: str) -> list[Layer]:
     return found
 
 
+def _some(lines: Sequence[str]) -> str:
+    """The first lines of a list, and how many there are besides."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n  ".join([*lines[:_SHOWN], *more])
+
+
 def _problems(layer: Layer) -> list[str]:
     assert layer.group_size is not None
     size = f"{layer.name} [{layer.rows}, {layer.columns}]"
@@ -115,6 +125,17 @@ def _problems(layer: Layer) -> list[str]:
         named = f", {', '.join(map(str, divisors))} would" if divisors else ""
         problems.append(f"{size}: {layer.group_size} does not divide {layer.columns}{named}")
     return problems
+
+
+def _check_tied(patterns: Sequence[str], embedding: str, head: str) -> None:
+    """Raise `ModelError` for a head that is to be kept while the table whose weights it has is quantized."""
+    if kept_by(patterns, head) and not kept_by(patterns, embedding):
+        raise ModelError(
+            f"keep: {head} has the weights of {embedding}, which is not kept.",
+            where="keep",
+            expected="both or neither, since this model's head is tied to its embedding",
+            mend=f"name {embedding} too, or set embedding_bits: 16",
+        )
 
 
 def _check_keep(patterns: Sequence[str], names: Sequence[str]) -> None:

@@ -1,0 +1,205 @@
+"""What a user may give that no language model can be quantized with: one message that says what, where and what to do.
+
+Each is met through `compress run`, before any stage has done its work, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_generation
+import tiny_run
+import torch
+from quantized import VOCABULARY, save_tiny_llama, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from compress.pipeline.run import run
+
+Refuse = Callable[..., str]
+GPTQ: dict[str, Any] = {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
+RECOVERY: dict[str, Any] = {"steps": 4, "batch_size": 2, "sequence_length": 32, "validation_windows": 2}
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine")
+    tiny_generation.write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to spoil, as the current folder."""
+    shutil.copytree(pristine, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def with_gptq(place: Path, *stages: Any, **changes: Any) -> None:
+    """A recipe that quantizes with ``changes``, followed by ``stages``."""
+    tiny_generation.write_recipe(place, stages=[{"gptq": {**GPTQ, **changes}}, *stages])
+
+
+def write_train(place: Path, text: str) -> None:
+    (place / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+
+def change_config(place: Path, **changes: Any) -> None:
+    path = place / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weight(place: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    path = place / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path, metadata={"format": "pt"})
+
+
+def short_text(place: Path) -> None:
+    with_gptq(place)
+    write_train(place, "some words")
+
+
+def one_token(place: Path) -> None:
+    with_gptq(place)
+    write_train(place, "a" * 2000)
+
+
+def text_too_short_for_a_later_stage(place: Path) -> None:
+    with_gptq(place, {"tune_scales": RECOVERY})
+    write_train(place, "and then some words " * 5)
+
+
+def too_many_steps_in_a_later_stage(place: Path) -> None:
+    with_gptq(place, {"lora": {**RECOVERY, "steps": 900_000}})
+
+
+def overflowing_activations(place: Path) -> None:
+    with_gptq(place)
+    change_weight(place, "model.layers.1.input_layernorm.weight", lambda weight: weight * 1e30)
+
+
+def unknown_architecture(place: Path) -> None:
+    with_gptq(place)
+    change_config(place, model_type="unheard", architectures=["UnheardForCausalLM"])
+
+
+def architecture_that_export_cannot_write(place: Path) -> None:
+    with_gptq(place, "export")
+    change_config(place, model_type="gemma", architectures=["GemmaForCausalLM"])
+
+
+def tokenizer_that_gguf_cannot_name(place: Path) -> None:
+    stages = [{"gptq": GPTQ}, "gguf"]
+    tiny_generation.write_recipe(place, stages=stages, targets=["llama-cpp"])
+    path = place / "model" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+
+
+def wide_groups(place: Path) -> None:
+    with_gptq(place, group_size=128)
+
+
+def fields_of_another_task(place: Path) -> None:
+    with_gptq(place, {"export": {"opset": 18}})
+
+
+def odd_width(place: Path) -> None:
+    with_gptq(place)
+    shutil.rmtree(place / "model")
+    save_tiny_llama(place / "model", num_hidden_layers=8, intermediate_size=100)
+
+
+def head_kept_apart_from_its_table(place: Path) -> None:
+    with_gptq(place, keep=["lm_head"])
+
+
+def head_kept_apart_under_a_budget(place: Path) -> None:
+    with_gptq(place, keep=["lm_*"], target_bits=5, embedding_bits=None)
+
+
+def two_tensors_for_a_tied_head(place: Path) -> None:
+    with_gptq(place)
+    path = place / "model" / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": table + 1}, path, metadata={"format": "pt"})
+
+
+def untied_without_a_head(place: Path) -> None:
+    with_gptq(place)
+    change_config(place, tie_word_embeddings=False)
+
+
+def fewer_rows_than_tokens(place: Path) -> None:
+    with_gptq(place)
+    change_config(place, vocab_size=100)
+
+
+def a_table_of_another_size(place: Path) -> None:
+    with_gptq(place)
+    change_config(place, vocab_size=192)
+
+
+def a_model_that_is_no_decoder(place: Path) -> None:
+    with_gptq(place)
+    shutil.rmtree(place / "model")
+    tiny_run.write_model(place / "model")
+
+
+def budget_below_the_scales(place: Path) -> None:
+    with_gptq(place, target_bits=2.01)
+
+
+REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
+    (short_text, 2, ("calibration text is too short", "data.splits.train", "4 windows, 64 tokens", "samples")),
+    (one_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
+    (text_too_short_for_a_later_stage, 2, ("too short: 1 windows of 32", "data.splits", "lower sequence_length")),
+    (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
+    (overflowing_activations, 3, ("model.layers.1.self_attn.q_proj", "NaN or infinite", "overflows")),
+    (unknown_architecture, 2, ("unheard", "config.json", "AutoModelForCausalLM")),
+    (architecture_that_export_cannot_write, 2, ("GemmaForCausalLM cannot be written", "LlamaForCausalLM")),
+    (tokenizer_that_gguf_cannot_name, 2, ("Lowercase", "tokenizer.json", "byte-level BPE")),
+    (wide_groups, 2, ("12 layers do not fit", "128 does not divide 64, 16, 32, 64 would", "and 5 more", "keep")),
+    (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.export.opset: found 18", "nothing for text-generation")),
+    (odd_width, 2, ("model.layers.0.mlp.up_proj [100, 64]: both sides must be multiples of 32",)),
+    (head_kept_apart_from_its_table, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
+    (head_kept_apart_under_a_budget, 2, ("lm_head has the weights of model.embed_tokens", "tied")),
+    (two_tensors_for_a_tied_head, 2, ("two different tensors", "tie_word_embeddings: false")),
+    (untied_without_a_head, 2, ("no 'lm_head.weight'", "tie_word_embeddings: true")),
+    (fewer_rows_than_tokens, 2, ("need 160 embedding rows, the model has 100", "tokenizer")),
+    (a_table_of_another_size, 2, ("[160, 64]", "[192, 64]", "same model")),
+    (a_model_that_is_no_decoder, 2, ("no tensor 'bert.", "architecture that config.json names")),
+    (budget_below_the_scales, 3, ("target_bits: 2.01", "the least possible is", "group_size")),
+]
+
+
+@pytest.mark.parametrize(("spoil", "code", "words"), REFUSED, ids=[spoil.__name__ for spoil, _, _ in REFUSED])
+def test_a_run_refuses(
+    place: Path, refuse: Refuse, spoil: Callable[[Path], None], code: int, words: tuple[str, ...]
+) -> None:
+    spoil(place)
+    said = refuse("run", "tiny.yaml", code=code)
+    for word in words:
+        assert word in said, said
+    assert "expected" in said or "to mend:" in said
+
+
+def test_a_model_that_no_target_can_run_is_still_quantized(place: Path) -> None:
+    """What cannot be measured here is named with its reason; the checkpoint ships all the same."""
+    shutil.rmtree(place / "model")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(**sizes, vocab_size=VOCABULARY, head_dim=16, num_key_value_heads=2, sliding_window=8)
+    Gemma2ForCausalLM(config).save_pretrained(place / "model")
+    tiny_tokenizer().save_pretrained(place / "model")
+    with_gptq(place)
+    done = run(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes())
+    (skip,) = done.report.skipped
+    assert skip.target == "cpu" and "Gemma2ForCausalLM cannot be written as an ONNX decoder" in skip.reason
+    assert (done.folder / "model" / "quantize_config.json").is_file()

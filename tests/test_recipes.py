@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from quantized import save_tiny_llama
+from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
 from tiny_run import LABELS, tokenizer, write_rows
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
 from compress.pipeline.run import run
 from compress.progress import SilentProgress
@@ -74,8 +74,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
-    """Two layers of Llama; the prompts stay as long as the recipe's limits speak of."""
-    save_tiny_llama(folder / "model")
+    """Two layers of Llama or Mixtral; the prompts stay as long as the recipe's limits speak of."""
+    (save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama)(folder / "model")
     write_texts(folder)
     splits = {split: f"{split}.jsonl" for split in ("train", "test")}
     changes = {
@@ -86,6 +86,15 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     }
     stages = [_shrunk_generation_stage(stage.model_dump(exclude_unset=True)) for stage in recipe.stages]
     return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
+
+
+def save_tiny_mixture(folder: Path) -> None:
+    """A Mixtral of the same sizes, with four experts a block."""
+    torch.manual_seed(0)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {name: getattr(tiny_llama_config(), name) for name in (*names, "num_key_value_heads")}
+    MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4, sliding_window=None)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from compress.models.checkpoint import Checkpoint
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` of config.json -> GGUF's name."""
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_BLOCK = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-    *("input_layernorm", "post_attention_layernorm"),
-)
+_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+_DENSE = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+_ROUTER = "block_sparse_moe.gate"
+_EXPERTS = "block_sparse_moe.experts"
+_MIXTURE = (_ROUTER, *(f"{_EXPERTS}.{name}" for name in ("w1", "w3", "w2")))
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
@@ -54,7 +55,7 @@ class Architecture:
         if activation != "silu":
             raise self._unknown("hidden_act", activation, "silu")
         window = self.config.get("sliding_window")
-        if kind == "mistral" and window is not None and window < self.config["max_position_embeddings"]:
+        if kind in ("mistral", "mixtral") and window is not None and window < self.config["max_position_embeddings"]:
             raise self._unknown("sliding_window", window, "null: llama.cpp attends to all of the text")
         if self._rotation not in ("default", "linear", "llama3"):
             raise self._unknown("rope_type", self._rotation, "default, linear or llama3")
@@ -84,11 +85,29 @@ class Architecture:
         """Heads of keys and values."""
         return int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
 
+    @property
+    def experts(self) -> int:
+        """How many experts a block has; 0 where it is dense."""
+        return int(self.config.get("num_local_experts") or 0) if self.config["model_type"] == "mixtral" else 0
+
     def modules(self) -> list[str]:
-        """Every module that has a weight, in transformers' names, in the order of the forward pass."""
-        inner = _BLOCK + (_HEAD_NORMS if self.name == "qwen3" else ())
+        """Every module that has a weight, in the checkpoint's names, in the order of the forward pass.
+
+        Experts are one module to llama.cpp; `parts` says which ones they are in the checkpoint.
+        """
+        inner = _ATTENTION + (_MIXTURE if self.experts else _DENSE) + _NORMS
+        inner += _HEAD_NORMS if self.name == "qwen3" else ()
         layers = [f"model.layers.{index}.{name}" for index in range(self.blocks) for name in inner]
         return [EMBEDDING, *layers, "model.norm", *([] if self.tied else [HEAD])]
+
+    def parts(self, module: str) -> list[str]:
+        """The checkpoint's modules whose weights follow each other in a tensor of llama.cpp: experts, or one alone."""
+        before, experts, leaf = module.partition(f"{_EXPERTS}.")
+        return [f"{before}{experts}{number}.{leaf}" for number in range(self.experts)] if experts else [module]
+
+    def is_router(self, module: str) -> bool:
+        """Whether a module chooses experts: llama.cpp's own converter keeps its weight in 32 bits."""
+        return module.endswith(f".{_ROUTER}")
 
     def names(self) -> TensorNameMap:
         """The `gguf` package's map from transformers' names to its own."""
@@ -123,6 +142,9 @@ class Architecture:
         writer.add_rope_dimension_count(self.head_size)
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_vocab_size(config["vocab_size"])
+        if self.experts:
+            writer.add_expert_count(self.experts)
+            writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_rope_freq_base(float(self._rotary["rope_theta"]))
         if self._rotation == "linear":
             from gguf import RopeScalingType

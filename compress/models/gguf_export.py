@@ -1,12 +1,13 @@
 """A GGUF file written from a checkpoint tensor by tensor, quantized integers as they are.
 
-The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py) for Llama, Mistral, Qwen2 and Qwen3. One tensor
-is in memory at a time.
+The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py) for Llama, Mistral, Mixtral, Qwen2 and Qwen3.
+One tensor is in memory at a time; the experts of a block are one, of the type that holds the finest of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from compress.models.adapter import ADAPTER
 from compress.models.checkpoint import Checkpoint
 from compress.models.checks import PROCESSOR_FILES
 from compress.models.gguf_architecture import Architecture
-from compress.models.gguf_blocks import block_type, check_blocks, pack_blocks, row_bytes
+from compress.models.gguf_blocks import BLOCK, block_type, check_blocks, pack_blocks, row_bytes
 from compress.models.gguf_tokenizer import add_tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class PlannedTensor:
     """One tensor of the file to be. ``source`` is the checkpoint's name of it, or None for what is computed.
 
     ``shape`` is in torch's order; ``order`` are the rows of the source as the file has them, None for its own order.
+    ``parts`` are the experts of which it is made, of its own type each; they have the sources and orders.
     ``data`` gives bytes [rows, bytes of a row] of a quantized tensor, and values of ``shape`` of any other.
     """
 
@@ -47,6 +49,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     order: np.ndarray | None
     data: Callable[[], np.ndarray]
+    parts: tuple[PlannedTensor, ...] = ()
 
 
 class _Written(np.ndarray[Any, np.dtype[Any]]):
@@ -77,7 +80,12 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
         own = names.get_name(module)
         if own is None:
             raise ModelError(f"GGUF has no name for the module {module!r}.", where=architecture.where)
-        planned.append(_weight(checkpoint, architecture, module, f"{own}.weight", float_type))
+        parts = architecture.parts(module)
+        wanted: FloatType = "f32" if architecture.is_router(module) else float_type
+        if parts == [module]:
+            planned.append(_weight(checkpoint, architecture, module, f"{own}.weight", wanted))
+        else:
+            planned.append(_stacked(checkpoint, architecture, parts, f"{own}.weight", wanted))
         if f"{module}.bias" in checkpoint.files:
             order = architecture.row_order(module)
             planned.append(_float(checkpoint, f"{module}.bias", f"{own}.bias", order, "f32"))
@@ -106,7 +114,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16"
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
         *rows, columns = tensor.shape
-        size = row_bytes(tensor.kind, columns) * (rows[0] if rows else 1)
+        size = row_bytes(tensor.kind, columns) * math.prod(rows)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
@@ -127,9 +135,34 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
             shutil.copyfile(checkpoint.folder / name, folder / name)
 
 
-def _weight(
-    checkpoint: Checkpoint, architecture: Architecture, module: str, name: str, float_type: FloatType
+def _stacked(
+    checkpoint: Checkpoint, architecture: Architecture, modules: list[str], name: str, float_type: FloatType
 ) -> PlannedTensor:
+    """The weights of several modules as one tensor [modules, rows, columns], of one type that holds them all."""
+    parts = [_weight(checkpoint, architecture, module, name, float_type) for module in modules]
+    kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, BLOCK))
+    floats = {kind for kind in kinds if kind in ("F16", "F32")}
+    if floats and len(kinds) > 1:
+        kept = next(module for module, part in zip(modules, parts, strict=True) if part.kind in floats)
+        raise ModelError(
+            f"GGUF has one type for all experts of a block, and {kept} is not quantized as the others are.",
+            where=str(checkpoint.folder),
+            mend="quantize all experts of a block, or none",
+        )
+    alike = tuple(_weight(checkpoint, architecture, module, name, float_type, kinds[-1]) for module in modules)
+    shape = (len(alike), *alike[0].shape)
+    return PlannedTensor(name, None, kinds[-1], shape, None, lambda: np.stack([part.data() for part in alike]), alike)
+
+
+def _weight(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    module: str,
+    name: str,
+    float_type: FloatType,
+    wider: str | None = None,
+) -> PlannedTensor:
+    """A module's weight; ``wider`` is a type to use in place of the smallest that holds it."""
     order = architecture.row_order(module)
     about = _quantization(checkpoint, module)
     if about is None:
@@ -137,7 +170,7 @@ def _weight(
     bits, group_size, symmetric, shape = about
     where = f"{module} of {checkpoint.folder}"
     check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
-    kind = block_type(bits, symmetric, where)
+    kind = wider or block_type(bits, symmetric, where)
 
     def data() -> np.ndarray:
         weight = checkpoint.quantized(module)
@@ -202,7 +235,7 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
 
 def _check_all_known(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Raise `ModelError` for a module that is missing, and for one that would be left out."""
-    known = set(architecture.modules())
+    known = {part for module in architecture.modules() for part in architecture.parts(module)}
     found = {name.rpartition(".")[0] for name in checkpoint.files}
     if architecture.tied:
         found.discard("lm_head")

@@ -47,6 +47,9 @@ def compare_gguf(file: Path, checkpoint: Checkpoint, float_type: FloatType = "f1
 
 def _expected(checkpoint: Checkpoint, planned: PlannedTensor) -> tuple[np.ndarray, float]:
     """The weights in the file's order of rows, and the largest of them or of the minima that they are stored with."""
+    if planned.parts:
+        found = [_expected(checkpoint, part) for part in planned.parts]
+        return np.stack([values for values, _ in found]), max(magnitude for _, magnitude in found)
     if planned.source is None:
         values = planned.data()
         return values, float(np.abs(values).max())

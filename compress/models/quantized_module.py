@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from compress.errors import ModelError
 from compress.models.checkpoint import Checkpoint
+from compress.models.experts_as_stored import separate_experts
 from compress.numerics.grouped_scales import dequantize, stored_as
 from compress.numerics.quantized_weight import QuantizedWeight
 
@@ -156,6 +157,7 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
             expected="an architecture that AutoModelForCausalLM knows",
         ) from error
     module.tie_weights()
+    separate_experts(module, checkpoint)
     return module
 
 

@@ -4,21 +4,30 @@ Layers are quantized in the order in which the block calls them, each on inputs 
 before it ("true sequential"). Layers that are given the same tensor (query, key and value; gate and up) share one
 Hessian. Where all windows fit into memory at once, one forward pass does everything: a layer is quantized in the moment
 in which it is called. Otherwise there is a pass for each group of layers, which ends where that group begins.
+
+Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
+(`Rehearsal`). They don't hear of each other, so that one pass serves many of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
 
 from compress.errors import StageError
+from compress.models.experts import DOWN, Rehearsal, SeparateExperts
 
 _PANEL = 192
 """Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
+
+HESSIAN_BYTES = 1 << 30
+"""Of the Hessians that one pass over the text collects."""
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
@@ -31,13 +40,27 @@ class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no e
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Layers that share their input. ``experts`` are those that they belong to, ``rank`` says which comes first."""
+
+    names: list[str]
+    experts: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
 class BlockPass:
-    """A loaded block with its ``linears`` by name, and the hidden states that enter it, in batches."""
+    """A loaded block with its ``linears`` by name, and the hidden states that enter it, in batches.
+
+    ``experts`` are its mixtures of experts by name; each expert is to see ``expert_tokens`` tokens or more.
+    """
 
     name: str
     linears: Mapping[str, nn.Linear]
     run: Run
     batches: Sequence[Callable[[], torch.Tensor]]
+    experts: Mapping[str, SeparateExperts] = field(default_factory=dict)
+    expert_tokens: int = 1
 
     def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
         """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
@@ -45,15 +68,26 @@ class BlockPass:
         Raises `StageError` for inputs that are not finite and for layers that the block never calls.
         """
         if len(self.batches) == 1:
-            yield self._solve_at_once(self.batches[0](), quantize)
+            with self._rehearsing(self.expert_tokens):
+                output = self._solve_at_once(self.batches[0](), quantize)
+            yield output
             return
-        for group in self._groups():
-            hessian = self._hessian(group)
-            for name in group:
-                quantize(name, hessian)
-            del hessian
+        with self._rehearsing(1):
+            groups = self._groups()
+        with self._rehearsing(self.expert_tokens):
+            for some in self._passes(groups):
+                self._count(some[0].experts)
+                for group, hessian in zip(some, self._hessians(some), strict=True):
+                    for name in group.names:
+                        quantize(name, hessian)
         for batch in self.batches:
             yield self.run(batch())
+
+    def sent(self, name: str) -> int | None:
+        """How many tokens the router sends to the expert that a layer belongs to, while it is solved; else None."""
+        owner, number, _ = self._seat(name)
+        rehearsal = self.experts[owner].rehearsal if owner else None
+        return None if rehearsal is None or rehearsal.sent is None else int(rehearsal.sent[number])
 
     def _solve_at_once(self, hidden: torch.Tensor, quantize: Quantize) -> torch.Tensor:
         done: list[str] = []
@@ -63,7 +97,7 @@ class BlockPass:
         def before(name: str, inputs: torch.Tensor) -> None:
             if not last or inputs is not last[0]:
                 last[:], hessian[:] = [inputs], []
-                hessian[:] = [self._finite([name], gram(inputs))]
+                hessian[:] = [self._finite([name], gram(inputs, self._weights(name)))]
             quantize(name, hessian[0])
             done.append(name)
 
@@ -72,44 +106,106 @@ class BlockPass:
         self._all_called(done)
         return output
 
-    def _groups(self) -> list[list[str]]:
+    def _groups(self) -> list[_Group]:
         """The layers in the order of their calls, those with the same input together."""
-        groups: list[list[str]] = []
+        groups: list[_Group] = []
         last: list[torch.Tensor] = []
 
         def before(name: str, inputs: torch.Tensor) -> None:
             if last and inputs is last[0]:
-                groups[-1].append(name)
+                groups[-1].names.append(name)
             else:
-                groups.append([name])
+                owner, _, rank = self._seat(name)
+                groups.append(_Group([name], owner, rank))
             last[:] = [inputs]
 
         with self._watched(before):
             self.run(self.batches[0]()[:1])
-        self._all_called([name for group in groups for name in group])
+        self._all_called([name for group in groups for name in group.names])
         return groups
 
-    def _hessian(self, group: list[str]) -> torch.Tensor:
-        columns = self.linears[group[0]].in_features
-        total = torch.zeros(columns, columns)
-        tokens = 0
+    def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
+        """Groups whose Hessians one pass over the text collects: many experts together, all others alone."""
+        for owner, some in groupby(groups, key=lambda group: group.experts):
+            for _, alike in groupby(sorted(some, key=lambda group: group.rank), key=lambda group: group.rank):
+                left = list(alike)
+                columns = self.linears[left[0].names[0]].in_features
+                size = max(HESSIAN_BYTES // (4 * columns**2), 1) if owner else 1
+                yield from (left[at : at + size] for at in range(0, len(left), size))
+
+    def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
+        """The Hessian of each group, let go as soon as the next one is asked for."""
+        totals, seen = {}, {}
+        for group in groups:
+            columns = self.linears[group.names[0]].in_features
+            totals[group.names[0]], seen[group.names[0]] = torch.zeros(columns, columns), 0.0
 
         def before(name: str, inputs: torch.Tensor) -> None:
-            nonlocal tokens
-            if name == group[0]:
-                count = inputs[..., 0].numel()
+            if name in totals:
+                weights = self._weights(name)
+                count = float(inputs[..., 0].numel() if weights is None else weights.sum())
+                seen[name] += count
                 # A running mean: totals over long texts would lose their last digits in float32.
-                total.mul_(tokens / (tokens + count)).add_(gram(inputs), alpha=count / (tokens + count))
-                tokens += count
+                share = count / seen[name]
+                totals[name].mul_(1 - share).add_(gram(inputs, weights), alpha=share)
+            if name == groups[-1].names[0]:
                 raise _Seen
 
         for batch in self.batches:
-            with self._watched(before):
-                try:
+            with self._watched(before), suppress(_Seen):
+                self.run(batch())
+        for group in groups:
+            yield self._finite(group.names, totals.pop(group.names[0]))
+
+    def _count(self, owner: str) -> None:
+        """Let experts know how many of all tokens each of them is sent, if they don't yet."""
+        if not owner:
+            return
+        experts = self.experts[owner]
+        rehearsal = experts.rehearsal
+        if rehearsal is None or rehearsal.sent is not None:
+            return
+        sent, tokens = torch.zeros(experts.count, dtype=torch.long), 0
+
+        def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal tokens
+            chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
+            sent.add_(experts.routed(chosen))
+            tokens += len(chosen)
+            raise _Seen
+
+        handle = experts.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            for batch in self.batches:
+                with suppress(_Seen):
                     self.run(batch())
-                except _Seen:
-                    continue
-        return self._finite(group, total)
+        finally:
+            handle.remove()
+        rehearsal.sent, rehearsal.tokens = sent, tokens
+
+    def _seat(self, name: str) -> tuple[str, int, int]:
+        """The experts that a layer belongs to, or nothing, which of them, and its place in the order of one."""
+        owner = next((owner for owner in self.experts if name.startswith(f"{owner}.")), "")
+        if not owner:
+            return "", 0, 0
+        number, leaf = name.removeprefix(f"{owner}.").split(".")
+        return owner, int(number), int(leaf == self.experts[owner].names[DOWN])
+
+    def _weights(self, name: str) -> torch.Tensor | None:
+        """How much each row of a layer's input counts, or None where all count alike."""
+        owner, _, _ = self._seat(name)
+        rehearsal = self.experts[owner].rehearsal if owner else None
+        return None if rehearsal is None else rehearsal.weights
+
+    @contextmanager
+    def _rehearsing(self, minimum: int) -> Iterator[None]:
+        for experts in self.experts.values():
+            experts.rehearsal = Rehearsal(minimum)
+        try:
+            yield
+        finally:
+            for experts in self.experts.values():
+                experts.rehearsal = None
 
     @contextmanager
     def _watched(self, before: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
@@ -147,14 +243,19 @@ class BlockPass:
 
 
 @torch.no_grad()
-def gram(inputs: torch.Tensor) -> torch.Tensor:
-    """X^T X / n of inputs [..., columns] as [n, columns], in float32; only one triangle is multiplied out."""
+def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """X^T X / n of inputs [..., columns] as [n, columns], in float32; only one triangle is multiplied out.
+
+    With ``weights`` [n], X^T diag(weights) X over the sum of them.
+    """
     with torch.autocast("cpu", enabled=False):
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
+        if weights is not None:
+            tokens = tokens * weights.sqrt()[:, None]
         columns = tokens.shape[1]
         product = torch.empty(columns, columns)
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
             torch.mm(tokens[:, start:].T, tokens[:, start:stop], out=product[start:, start:stop])
             product[start:stop, stop:] = product[stop:, start:stop].T
-        return product.div_(len(tokens))
+        return product.div_(float(len(tokens) if weights is None else weights.sum()))

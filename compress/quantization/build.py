@@ -9,6 +9,7 @@ from torch import nn
 
 from compress.errors import ModelError, StageError
 from compress.models.checkpoint import Checkpoint
+from compress.models.experts_as_stored import separate_experts
 from compress.quantization.skeleton import Skeleton
 
 _ROWS_AT_ONCE = 8192
@@ -17,7 +18,8 @@ _ROWS_AT_ONCE = 8192
 def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     """The model of a folder without its weights.
 
-    Raises `ModelError` for an architecture that transformers doesn't know and `StageError` for one without blocks.
+    Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
+    otherwise than transformers writes them, and `StageError` for one without blocks.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -34,6 +36,9 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
             where=str(checkpoint.folder / "config.json"),
             expected="an architecture that transformers' AutoModelForCausalLM knows",
         ) from error
+    # What routers answer is for their training alone.
+    model.config.output_router_logits = False
+    separate_experts(model, checkpoint)
     prefix, blocks = find_blocks(model)
     skeleton = Skeleton(checkpoint, model, prefix, blocks)
     _read_rows_as_needed(skeleton)

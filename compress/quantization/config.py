@@ -28,6 +28,13 @@ class Quantization(BaseModel):
     )
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    expert_tokens: int = Field(
+        128,
+        ge=1,
+        le=1_000_000,
+        description="mixtures of experts: calibration tokens that an expert is to see; where it is sent fewer, all "
+        "tokens of the layer stand in for the missing ones, and it is reported as starved",
+    )
     embedding_bits: Literal[4, 8, 16] | None = Field(
         None,
         description="bits of the embedding table and the head; 16 leaves them as float16. "

@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from compress.errors import ModelError, StageError
+from compress.models.experts_as_stored import is_fused, routers, why_not_separable
 from compress.models.gptq_layout import fits
 from compress.quantization.config import Quantization
 from compress.quantization.skeleton import Skeleton
 
 _SHOWN = 7
+_FUSED_ON_DISK = "checkpoints of this architecture keep all experts in one tensor"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Layer:
 
     ``error``: of its outputs on the calibration text, relative: tr(E H E^T) / tr(W H W^T); of its weights alone where
     no text was read. ``damping`` is what the Hessian's diagonal really needed, ``dead_columns`` its inputs that were
-    always 0.
+    always 0. ``tokens``, of an expert's layer: how many tokens of the calibration text the router sent it; ``starved``
+    where these are fewer than `expert_tokens`.
     """
 
     name: str
@@ -35,10 +38,16 @@ class Layer:
     error: float | None = None
     damping: float | None = None
     dead_columns: int = 0
+    tokens: int | None = None
+    starved: bool | None = None
 
     def solved(self, error: float, damping: float | None = None, dead_columns: int = 0) -> Layer:
         """The same layer with what its solver found."""
         return replace(self, error=error, damping=damping, dead_columns=dead_columns)
+
+    def sent(self, tokens: int, minimum: int) -> Layer:
+        """The same layer of an expert with how many tokens it was sent."""
+        return replace(self, tokens=tokens, starved=True if tokens < minimum else None)
 
     def to_json(self) -> dict[str, Any]:
         """What files keep of it."""
@@ -49,6 +58,7 @@ def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, 
     """The layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
     plan = tuple(_block_layers(skeleton, index, config) for index in range(len(skeleton.blocks)))
     layers = [layer for block in plan for layer in block]
+    _check_experts(skeleton, config)
     tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
     _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
     if skeleton.tied and (config.mixed or config.embedding_bits in (4, 8)):
@@ -72,6 +82,18 @@ def with_bits(plan: Sequence[Sequence[Layer]], bits: Mapping[str, int]) -> tuple
     return tuple(tuple(replace(layer, bits=bits.get(layer.name, layer.bits)) for layer in block) for block in plan)
 
 
+def about_starved(layers: Sequence[Layer], minimum: int) -> str:
+    """A line on the experts that were sent fewer tokens than they are to see, or nothing."""
+    experts = {layer.name.rpartition(".")[0]: layer for layer in layers if layer.tokens is not None}
+    starved = [f"{name} ({layer.tokens})" for name, layer in experts.items() if layer.starved]
+    if not starved:
+        return ""
+    return (
+        f"starved: {len(starved)} of {len(experts)} experts were sent fewer than {minimum} tokens of the calibration "
+        f"text; all tokens of their layer stand in for the missing ones: {', '.join(starved)}"
+    )
+
+
 def kept_by(patterns: Sequence[str], name: str) -> str:
     """Why a layer is left alone, or nothing."""
     pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
@@ -85,18 +107,18 @@ def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
 
 def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple[Layer, ...]:
     block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
-    found = []
+    found, routing = [], routers(block, prefix)
     for name, part in linears(block, prefix).items():
-        kept = kept_by(config.keep, name)
+        kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
         size = part.in_features if config.group_size == -1 else config.group_size
         if not kept:
             found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
         else:
             found.append(Layer(name, part.out_features, part.in_features, None, why=kept))
-    return (*found, *_others(block, prefix))
+    return (*found, *_others(block, prefix, config))
 
 
-def _others(block: nn.Module, prefix: str) -> list[Layer]:
+def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
     """Parameters with two sides or more that are no linear layer's."""
     found = []
     for name, part in block.named_modules(prefix=prefix):
@@ -104,8 +126,26 @@ def _others(block: nn.Module, prefix: str) -> list[Layer]:
             if parameter.ndim >= 2 and not isinstance(part, nn.Linear):
                 columns = parameter.shape[-1]
                 why = f"not a torch.nn.Linear: {leaf} of {type(part).__name__} {list(parameter.shape)}"
+                why = kept_by(config.keep, f"{name}.{leaf}") or why
                 found.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
     return found
+
+
+def _check_experts(skeleton: Skeleton, config: Quantization) -> None:
+    """Refuse experts that cannot be told apart, unless they are to stay as they are."""
+    found = []
+    for index, block in enumerate(skeleton.blocks):
+        for name, part in block.named_modules(prefix=f"{skeleton.prefix}.{index}"):
+            leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
+            if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
+                found.append(f"{name}: {why_not_separable(part) or _FUSED_ON_DISK}")
+    if found:
+        raise ModelError(
+            f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
+            where=str(skeleton.checkpoint.folder),
+            expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
+            mend=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
+        )
 
 
 def _some(lines: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
-from compress.quantization.layers import Layer, plan_layers, with_bits
+from compress.quantization.layers import Layer, about_starved, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
@@ -107,6 +107,8 @@ class _Work:
             self.skeleton.checkpoint, self.config, found, tables, average, finished, work, said_twice(self.skeleton)
         )
         self.context.progress.note(_summary(result.layers, average))
+        if starved := about_starved(result.layers, self.config.expert_tokens):
+            self.context.progress.note(starved)
         return result.write(scratch / "checkpoint")
 
     def _tables(

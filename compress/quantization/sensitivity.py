@@ -4,12 +4,17 @@ For each layer a variant of the model in which that layer alone is coarse goes a
 model as it is; at the end the Kullback-Leibler divergence of its answers is the layer's price. At other bits the
 price is taken to change as the squared error of the layer's own outputs does, which is measured at each of them.
 Only hidden states of a few tokens are kept for each variant, so memory grows with the number of layers and no faster.
+
+The experts of a block share variants, one for each of their two or three matrices, which is coarse in all of them at
+once; its price is shared out by how much each expert's part of the result changed. Experts see different tokens or are
+wrong in different ways, so that their errors add up; and the cost stays that of a plain block, however many they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +22,8 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
+from compress.models.experts import SeparateExperts
+from compress.models.experts_as_stored import experts_of
 from compress.numerics.gptq import output_error, round_to_nearest
 from compress.progress import Progress
 from compress.quantization.block_pass import BlockPass
@@ -35,6 +42,8 @@ STATES_BYTES = 1 << 28
 _LONGEST = 128
 _AT_ONCE = 16
 """Variants that pass a block together."""
+_LONGEST_ROUTED = 512
+"""With experts, each of which sees a few of the tokens only."""
 _JUDGED = 32
 """Positions of each variant whose answers are compared, evenly spread."""
 
@@ -67,25 +76,27 @@ class Survey:
 
         Raises `StageError` where the model's answers are not finite.
         """
-        names = [layer.name for block in self.plan for layer in block if layer.bits]
-        probe = self._probe(ids, len(names) + len(embeddings) + 1)
+        variants = [variant for index in range(len(self.plan)) for variant in self._variants(index)]
+        probe = self._probe(ids, len(variants) + len(embeddings) + 1)
         # Found before any layer is watched, since finding them may run a block.
         self.skeleton.calls(probe)
         states = torch.cat([self._embedded(probe, table) for table in (None, *embeddings.values())])
         errors: dict[str, dict[int, float]] = {}
+        shares: dict[str, float] = {}
         text = Stream(self.skeleton, self.config, ids, self.folder) if embeddings else None
         rest = range(len(self.plan))
         for index in self.progress.track(rest, "measuring sensitivity", len(rest)):
             self.skeleton.load(index)
-            states = self._block(index, probe, states, errors)
+            states = self._block(index, probe, states, errors, shares)
             if text is not None:
                 text.advance(index)
             self.skeleton.unload(index)
         divergences = self._divergences(states, list(heads(text.head_hessian()).values()) if text else [])
         losses = {}
-        for name, divergence in zip(names, divergences[len(embeddings) :], strict=True):
-            unit = divergence / max(errors[name][PROBE_BITS], 1e-30)
-            losses[name] = {bits: unit * errors[name][bits] for bits in self.choices}
+        for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
+            for name in variant:
+                unit = shares.get(name, 1.0) * divergence / max(errors[name][PROBE_BITS], 1e-30)
+                losses[name] = {bits: unit * errors[name][bits] for bits in self.choices}
         if embeddings:
             losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {16: 0.0}
         return Sensitivity(losses)
@@ -93,8 +104,22 @@ class Survey:
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
         """The first tokens of one window, [1, length]."""
         width = self.skeleton.model.config.get_text_config().hidden_size
-        length = min(ids.shape[1], _LONGEST, max(STATES_BYTES // (4 * width * variants), 8))
+        longest = _LONGEST_ROUTED if any(map(self._experts, range(len(self.plan)))) else _LONGEST
+        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * width * variants), 8))
         return ids[:1, :length]
+
+    def _experts(self, index: int) -> dict[str, SeparateExperts]:
+        return experts_of(self.skeleton.blocks[index], f"{self.skeleton.prefix}.{index}")
+
+    def _variants(self, index: int) -> list[tuple[str, ...]]:
+        """The layers of a block that are coarse together: each alone, but the same matrix of all experts."""
+        variants: dict[str, tuple[str, ...]] = {}
+        experts = self._experts(index)
+        for name in (layer.name for layer in self.plan[index] if layer.bits):
+            owner = next((owner for owner in experts if name.startswith(f"{owner}.")), None)
+            shared = name if owner is None else f"{owner}.*.{name.rpartition('.')[2]}"
+            variants[shared] = (*variants.get(shared, ()), name)
+        return list(variants.values())
 
     def _embedded(self, probe: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
         before = self.skeleton.table
@@ -105,7 +130,12 @@ class Survey:
             self.skeleton.table = before
 
     def _block(
-        self, index: int, probe: torch.Tensor, states: torch.Tensor, errors: dict[str, dict[int, float]]
+        self,
+        index: int,
+        probe: torch.Tensor,
+        states: torch.Tensor,
+        errors: dict[str, dict[int, float]],
+        shares: dict[str, float],
     ) -> torch.Tensor:
         """All variants' states [variants, length, hidden] after a block, those of its own layers at the end."""
         prefix = f"{self.skeleton.prefix}.{index}"
@@ -127,11 +157,16 @@ class Survey:
                 if bits == PROBE_BITS:
                     coarse[name] = rounded
 
-        first = states[:1]
-        after = list(BlockPass(prefix, modules, run, [lambda: first]).solve(measure))
-        after += [run(some) for some in torch.split(states[1:], _AT_ONCE)]
+        first, experts = states[:1], self._experts(index)
+        work = BlockPass(prefix, modules, run, [lambda: first], experts, self.config.expert_tokens)
+        after = list(work.solve(measure))
+        after += [run(some) for some in torch.split(states[1:], _AT_ONCE) if len(some)]
+        parts = _parts(experts, lambda: run(first)) if experts else {}
         # In the order of the plan, which need not be that of the calls.
-        after += [_with_weight(modules[name], coarse[name], lambda: run(first)) for name in groups]
+        for variant in self._variants(index):
+            with _weights({modules[name]: coarse[name] for name in variant}):
+                changed = _parts(experts, lambda: after.append(run(first)))
+            shares.update(_shares(variant, parts, changed))
         return torch.cat(after)
 
     def _divergences(self, states: torch.Tensor, heads: Sequence[torch.Tensor]) -> list[float]:
@@ -154,9 +189,44 @@ class Survey:
         return torch.log_softmax(self.skeleton.logits(hidden, head), dim=-1)
 
 
-def _with_weight(linear: nn.Linear, weight: torch.Tensor, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    before = linear.weight
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    output = run()
-    linear.weight = before
-    return output
+@contextmanager
+def _weights(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
+    """Let layers have other weights for a while."""
+    before = {linear: linear.weight for linear in changed}
+    for linear, weight in changed.items():
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+    yield
+    for linear, weight in before.items():
+        linear.weight = weight
+
+
+def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
+    """What each expert adds to the result of its block, [its tokens, hidden] by name, while ``run`` runs."""
+    found: dict[str, torch.Tensor] = {}
+    for owner, module in experts.items():
+        module.watch = lambda number, part, owner=owner: found.update({f"{owner}.{number}": part})
+    run()
+    for module in experts.values():
+        module.watch = None
+    return found
+
+
+def _shares(
+    variant: Sequence[str], parts: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """The part of a variant's price that falls to each of its layers.
+
+    It goes by the squared change of what an expert adds, with one token more for each, of an average change: that the
+    probe missed an expert doesn't mean that it is never needed.
+    """
+    owners = [name.rpartition(".")[0] for name in variant]
+    if len(variant) == 1:
+        return {}
+    changes = {owner: float((changed[owner] - parts[owner]).square().sum()) for owner in owners if owner in parts}
+    tokens = sum(len(parts[owner]) for owner in changes)
+    average = sum(changes.values()) / max(tokens, 1)
+    whole = sum(changes.values()) + average * len(owners)
+    return {
+        name: (changes.get(owner, 0.0) + average) / whole if whole else 1 / len(owners)
+        for name, owner in zip(variant, owners, strict=True)
+    }

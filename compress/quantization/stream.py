@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compress.environment import has_bf16
+from compress.models.experts_as_stored import experts_of
 from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears
@@ -69,7 +70,9 @@ class Stream:
                 return self.skeleton.run(index, hidden, calls[len(hidden)])
 
         batches = [partial(states.__getitem__, slice(at, at + size)) for at in range(0, len(self.ids), size)]
-        return BlockPass(f"{self.skeleton.prefix}.{index}", modules, run, batches)
+        name = f"{self.skeleton.prefix}.{index}"
+        experts = experts_of(self.skeleton.blocks[index], name)
+        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens)
 
     def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
         """Keep what a block gave; `forget` what entered it once the block itself is kept."""

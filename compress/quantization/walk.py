@@ -52,19 +52,21 @@ class Walk:
         layers = {layer.name: layer for layer in self.plan[index]}
         modules = {name: part for name, part in linears(block, name).items() if layers[name].bits}
         tensors: dict[str, torch.Tensor] = {}
+        work = None if self.text is None else self.text.pass_through(index, modules)
 
         def quantize(name: str, hessian: torch.Tensor | None) -> None:
             with torch.autocast("cpu", enabled=False):
                 solved = solve_layer(self.config, layers[name], modules[name].weight, hessian)
-            layers[name] = solved.layer
+            sent = None if work is None else work.sent(name)
+            layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
             tensors.update(solved.packed(stored_less_one=self.config.sym))
             modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
 
-        if self.text is None:
+        if self.text is None or work is None:
             for layer in modules:
                 quantize(layer, None)
         else:
-            self.text.leave(index, self.text.pass_through(index, modules).solve(quantize))
+            self.text.leave(index, work.solve(quantize))
         self.skeleton.unload(index)
         self.finished.store(index, tensors, list(layers.values()))
         if self.text is not None:

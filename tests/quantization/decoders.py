@@ -45,6 +45,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "GraniteConfig": {"embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "BloomConfig": {"n_layer": 2, "n_head": 4},
 }
+_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SHARED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+_LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16, "v_head_dim": 16}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "MixtralConfig": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32},
+    "Qwen2MoeConfig": {**_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    "Qwen3MoeConfig": {**_ROUTED, "num_experts": 4, "head_dim": 16},
+    "OlmoeConfig": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32},
+    "DeepseekV2Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": None},
+    "DeepseekV3Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": 32},
+}
+"""Four experts in each block, of which each token passes two; DeepSeek's first block is dense."""
+ARCHITECTURES |= MIXTURES
 
 
 def save_decoder(

@@ -23,7 +23,7 @@ def load(opener: str, folder: str) -> Any:
 
 
 def main(ids_file: str, *jobs: str) -> None:
-    """``jobs``: OPENER=FOLDER; the logits go beside each folder, the layers' modules to stdout."""
+    """``jobs``: OPENER=FOLDER; the logits go beside each folder, how many layers of which module to stdout."""
     ids = load_file(ids_file)["ids"]
     modules = {}
     for opener, folder in (job.split("=", 1) for job in jobs):
@@ -31,7 +31,8 @@ def main(ids_file: str, *jobs: str) -> None:
         with torch.no_grad():
             logits = model(input_ids=ids).logits.float()
         save_file({"logits": logits.contiguous()}, Path(folder).with_suffix(".logits"))
-        modules[folder] = type(model.model.layers[0].mlp.up_proj).__module__
+        kernels = [type(part).__module__ for part in model.modules() if hasattr(part, "qweight")]
+        modules[folder] = {name: kernels.count(name) for name in kernels}
     sys.stdout.write("\n" + json.dumps(modules) + "\n")
 
 

@@ -29,6 +29,11 @@ CASES: list[dict[str, Any]] = [
     # Mixed bits: transformers reads no `dynamic`, gptqmodel does.
     {"group_size": 32, "target_bits": 5.0, "embedding_bits": 4, "choices": (2, 4, 8)},
 ]
+MIXTURES: list[tuple[str, dict[str, Any]]] = [
+    ("Qwen3MoeConfig", {"bits": 4, "group_size": 32}),
+    ("Qwen2MoeConfig", {"group_size": 32, "target_bits": 5.5, "choices": (2, 4, 8)}),
+]
+"""Opened by gptqmodel, which takes the fused experts of transformers apart as we do; transformers alone doesn't."""
 
 
 def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
@@ -39,15 +44,31 @@ def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
 
 
 def test_each_opens_unmodified(tmp_path: Path) -> None:
-    ids = some_ids(2, 20)
-    save_file({"ids": ids}, tmp_path / "ids.safetensors")
     made = [checkpoint(tmp_path / str(index), fields) for index, fields in enumerate(CASES)]
     openers = ["gptqmodel" if "target_bits" in fields else "transformers" for fields in CASES]
+    opened(tmp_path, made, openers, CASES)
+
+
+def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
+    made = []
+    for config, fields in MIXTURES:
+        source = save_decoder(tmp_path / config / "source", config, hidden_size=128)
+        stage = Gptq(samples=6, sequence_length=32, **fields)
+        made.append(stage.run(source, context(tmp_path / config / "scratch")))
+    opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES])
+
+
+def opened(folder: Path, made: list[QuantizedCheckpoint], openers: list[str], cases: list[dict[str, Any]]) -> None:
+    """Have each opened there, and compare its answers and the number of its integer layers."""
+    ids = some_ids(2, 20)
+    save_file({"ids": ids}, folder / "ids.safetensors")
     jobs = [f"{opener}={one.folder}" for opener, one in zip(openers, made, strict=True)]
-    printed = run_there(SCRIPT, str(tmp_path / "ids.safetensors"), *jobs)
+    printed = run_there(SCRIPT, str(folder / "ids.safetensors"), *jobs)
     modules = json.loads(printed.splitlines()[-1])
-    for fields, one in zip(CASES, made, strict=True):
-        assert "gptqmodel" in modules[str(one.folder)]
+    for fields, one in zip(cases, made, strict=True):
+        ((module, count),) = modules[str(one.folder)].items()
+        assert "gptqmodel" in module
+        assert count == sum(name.endswith(".qweight") for name in one.files), fields
         found, expected = load_file(one.folder.with_suffix(".logits"))["logits"], logits(one, ids)
         # Half precision through two blocks; an integer that is off by one shows ten times as much.
         assert float((found - expected).abs().max()) < 0.03 * float(expected.abs().max()), fields

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from compress.models.checkpoint import Checkpoint
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Pre-norm decoders with rotary positions, RMS norms and a gated SiLU; SmolLM2 and its like are Llamas."""
 _ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 """Frequencies that do not depend on the length of the text."""
@@ -23,7 +23,10 @@ _HEAD_UNIT = 16
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder's shape. ``windows`` has for each layer how many tokens it looks back, or -1 for all."""
+    """A decoder's shape. ``windows`` has for each layer how many tokens it looks back, or -1 for all.
+
+    ``experts`` of a block, of which each token passes ``experts_per_token``; 0 where blocks are dense.
+    """
 
     name: str
     layers: int
@@ -37,6 +40,8 @@ class Architecture:
     tied: bool
     windows: tuple[int, ...]
     config: Any
+    experts: int = 0
+    experts_per_token: int = 0
 
     @cached_property
     def rotary(self) -> tuple[np.ndarray, float]:
@@ -86,6 +91,8 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         tied=bool(config.tie_word_embeddings),
         windows=_windows(config),
         config=config,
+        experts=getattr(config, "num_local_experts", 0),
+        experts_per_token=getattr(config, "num_experts_per_tok", 0),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -18,11 +19,13 @@ import onnx_ir as ir
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.architecture import Architecture
+from compress.models.onnx_decoder.experts import mix_experts
 from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
 from compress.models.onnx_decoder.weights import Weights
 from compress.models.onnx_model import SHARED_CACHE
 
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+_DENSE, _EXPERT = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")
 REFUSAL = "padding_on_the_left_is_refused"
 
 
@@ -67,7 +70,7 @@ class _Decoder:
             attended, cache = self._attention(layer, normed, [*lengths, *rotary])
             presents += cache
             hidden, normed = self._norm(f"{scope}.post_attention_layernorm", hidden, attended)
-            added = self._feed_forward(f"{scope}.mlp", normed)
+            added = self._mixture(scope, normed) if of.experts else self._feed_forward(f"{scope}.mlp", normed, _DENSE)
         _, normed = self._norm("model.norm", hidden, added)
         self._finish(normed, presents)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
@@ -152,14 +155,24 @@ class _Decoder:
         _, normed = self._norm(module, apart)
         return nodes.op("Reshape", f"{module}.together", [normed, nodes.integers(0, 0, heads * size)])
 
-    def _feed_forward(self, scope: str, value: ir.Value) -> ir.Value:
-        projected = self._weights.project(scope, ["gate_proj", "up_proj"], value)
+    def _mixture(self, layer: str, value: ir.Value) -> ir.Value:
+        nodes, of, scope = self._nodes, self._of, f"{layer}.block_sparse_moe"
+        rows = nodes.op("Reshape", f"{scope}.rows", [value, nodes.integers(-1, of.hidden)])
+        (logits,) = self._weights.project(scope, ["gate"], rows)
+        feed_forward = partial(self._feed_forward, leaves=_EXPERT)
+        mixed = mix_experts(nodes, scope, logits, rows, of.experts, of.experts_per_token, feed_forward)
+        return nodes.op("Reshape", f"{scope}.mixed", [mixed, nodes.op("Shape", f"{scope}.shape", [value])])
+
+    def _feed_forward(self, scope: str, value: ir.Value, leaves: Sequence[str]) -> ir.Value:
+        """``leaves``: what gate, up and down are called."""
+        *beside, down = leaves
+        projected = self._weights.project(scope, beside, value)
         if len(projected) == 1:
             projected = self._nodes.several("Split", scope, projected, 2, axis=-1, num_outputs=2)
         gate, up = projected
         active = self._nodes.op("QuickGelu", f"{scope}.act_fn", [gate], MICROSOFT, alpha=1.0)
         product = self._nodes.op("Mul", f"{scope}.act_fn", [active, up])
-        return self._weights.project(scope, ["down_proj"], product)[0]
+        return self._weights.project(scope, [down], product)[0]
 
     def _finish(self, hidden: ir.Value, presents: Sequence[ir.Value]) -> None:
         nodes, of = self._nodes, self._of

@@ -118,7 +118,8 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module]) -> _P
         owner, _, leaf = name.rpartition(".")
         shape = getattr(fused[owner], leaf).shape[:2] if owner in fused else (1, 1)
         numbers[name] = (torch.arange(shape.numel() if owner in fused else 1) + (index << _SHIFT)).reshape(*shape, 1)
-    places, moved = _Places(), []
+    places = _Places()
+    moved: list[tuple[str, str]] = []
     for stored, marks in revert_weight_conversion(model, numbers).items():
         name = names[int(marks.flatten()[0]) >> _SHIFT]
         owner, _, leaf = name.rpartition(".")

@@ -135,10 +135,9 @@ class BlockPass:
 
     def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
         """The Hessian of each group, let go as soon as the next one is asked for."""
-        totals, seen = {}, {}
-        for group in groups:
-            columns = self.linears[group.names[0]].in_features
-            totals[group.names[0]], seen[group.names[0]] = torch.zeros(columns, columns), 0.0
+        columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
+        totals = {name: torch.zeros(count, count) for name, count in columns.items()}
+        seen = dict.fromkeys(totals, 0.0)
 
         def before(name: str, inputs: torch.Tensor) -> None:
             if name in totals:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,10 @@ class Sensitivity:
 
 @dataclass
 class Survey:
-    """A pass over the float model with one variant for each layer of ``plan``; ``folder`` is for states at work."""
+    """A pass over the float model with a variant for each layer of ``plan``, or for one matrix of all experts.
+
+    ``folder`` is for states at work.
+    """
 
     skeleton: Skeleton
     config: Quantization
@@ -203,8 +207,12 @@ def _weights(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
 def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
     """What each expert adds to the result of its block, [its tokens, hidden] by name, while ``run`` runs."""
     found: dict[str, torch.Tensor] = {}
+
+    def note(owner: str, number: int, part: torch.Tensor) -> None:
+        found[f"{owner}.{number}"] = part
+
     for owner, module in experts.items():
-        module.watch = lambda number, part, owner=owner: found.update({f"{owner}.{number}": part})
+        module.watch = partial(note, owner)
     run()
     for module in experts.values():
         module.watch = None

@@ -47,8 +47,7 @@ def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Co
     ids = calibration_windows(context, checkpoint, options.samples, options.sequence_length)
     kept = [layer.name for layer in (*tables, *(layer for block in plan for layer in block)) if _is_kept(layer)]
     context.progress.note(f"nncf: {len(ids)} windows of text; the whole model is in memory, in float32")
-    with _told_to(context.progress):
-        compressed = _compress(checkpoint, options, ids, kept)
+    compressed = _compress(checkpoint, options, ids, kept, context.progress)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         return _Chosen(skeleton, options, plan, tables, compressed, context).keep()
@@ -58,7 +57,9 @@ def _is_kept(layer: Layer) -> bool:
     return layer.why.startswith("kept")
 
 
-def _compress(checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, kept: Sequence[str]) -> Compressed:
+def _compress(
+    checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, kept: Sequence[str], progress: Progress
+) -> Compressed:
     """Run NNCF on the model of ``checkpoint`` and read what it left. Raises `StageError` with NNCF's own words."""
     # Read when nncf is first imported: without it, every call is told to Google Analytics.
     os.environ.setdefault("NNCF_CI", "1")
@@ -72,25 +73,28 @@ def _compress(checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, k
         *(nncf.UnsupportedBackendError, nncf.UnsupportedModelError, nncf.ValidationError),
     )
     try:
-        nncf.compress_weights(
-            module,
-            mode=nncf.CompressWeightsMode(options.mode),
-            ratio=options.ratio,
-            group_size=options.group_size,
-            all_layers=options.all_layers,
-            dataset=nncf.Dataset(feeds),
-            subset_size=len(feeds),
-            awq=options.awq,
-            scale_estimation=options.scale_estimation,
-            backup_mode=nncf.BackupMode(options.backup_mode),
-            ignored_scope=nncf.IgnoredScope(names=[f"{name}.weight" for name in kept]),
-        )
+        with _told_to(progress):
+            nncf.compress_weights(
+                module,
+                mode=nncf.CompressWeightsMode(options.mode),
+                ratio=options.ratio,
+                group_size=options.group_size,
+                all_layers=options.all_layers,
+                dataset=nncf.Dataset(feeds),
+                subset_size=len(feeds),
+                awq=options.awq,
+                scale_estimation=options.scale_estimation,
+                backup_mode=nncf.BackupMode(options.backup_mode),
+                ignored_scope=nncf.IgnoredScope(names=[f"{name}.weight" for name in kept]),
+            )
     except refused as error:
         raise StageError(
             f"NNCF cannot compress the model: {' '.join(str(error).split())}",
             mend="change the options that it names, or quantize with the stage gptq",
         ) from error
     except KeyError as error:
+        if not options.awq:
+            raise
         raise StageError(
             f"NNCF's AWQ has no statistics of {error.args[0]}, into which it would fold its factors.",
             expected="where a layer feeds another (up_proj feeds down_proj) both of them quantized, or neither",
@@ -102,6 +106,7 @@ def _compress(checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, k
 @contextmanager
 def _told_to(progress: Progress) -> Iterator[None]:
     """NNCF writes bars and notes to stdout, which is for results: its warnings become notes, the rest is left out."""
+    # Once nncf is imported, which gives this logger a class of its own.
     logger = logging.getLogger("nncf")
     before, logger.handlers = logger.handlers, [_Notes(progress)]
     try:

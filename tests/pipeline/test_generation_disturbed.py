@@ -1,0 +1,121 @@
+"""Stages for language models whose run is killed, or whose disk fills: nothing half-written counts, and all goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import disks
+import pytest
+import tiny_generation
+import tiny_run
+from mergeable import save_mergeable_llama
+
+from compress.cache import Cache
+from compress.errors import StorageError
+from compress.pipeline.road import Road
+from compress.recipe import Recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]
+RECOVERY: dict[str, Any] = {
+    "steps": 12,
+    "sequence_length": 32,
+    "batch_size": 2,
+    "validation_windows": 4,
+    "precision": "fp32",
+}
+GPTQ: dict[str, Any] = {"bits": 2, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
+STAGES: dict[str, list[Any]] = {
+    "onnx": [
+        {"gptq": GPTQ},
+        {"tune_scales": {**RECOVERY, "learning_rate": 0.002}},
+        {"lora": {**RECOVERY, "learning_rate": 0.002, "rank": 4}},
+        {"export": {"rounding_limit": 1.0}},
+    ],
+    "gguf": [{"gptq": {**GPTQ, "bits": 4, "method": "rtn"}}, "gguf"],
+}
+PLACES = [("onnx", 0), ("onnx", 1), ("onnx", 2), ("onnx", 3), ("gguf", 1)]
+PATIENCE_SECONDS = 300.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, texts, a recipe for each format, and the artifacts of undisturbed roads."""
+    folder = tmp_path_factory.mktemp("place")
+    save_mergeable_llama(folder / "model")
+    tiny_generation.write_texts(folder, words=240)
+    for name, stages in STAGES.items():
+        target = "llama-cpp" if name == "gguf" else "cpu"
+        tiny_generation.write_recipe(folder, name, stages=stages, targets=[target])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path) -> dict[str, list[str]]:
+    """The digest of each stage's files, by recipe."""
+    return {name: digests(recipe(place, name), place, place / "undisturbed") for name in STAGES}
+
+
+def recipe(place: Path, name: str) -> Recipe:
+    return tiny_run.load(place / f"{name}.yaml")
+
+
+def digests(wanted: Recipe, place: Path, artifacts: Path) -> list[str]:
+    road = Road(wanted, place, artifacts, tiny_run.Notes())
+    road.travel()
+    return [road.digest(label) for label in wanted.labels()]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with disks.mounted(tmp_path / "disk", megabytes=8) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("name", "index"), PLACES)
+def test_a_disk_that_fills_anywhere_in_a_stage(
+    place: Path, undisturbed: dict[str, list[str]], disk: Path, name: str, index: int
+) -> None:
+    wanted = recipe(place, name)
+    full = 0
+    for room in (0, *(4096 << power for power in range(12))):
+        filler = disks.Filler(disk, f"] {wanted.labels()[index]}", room)
+        try:
+            Road(wanted, place, disk, filler).travel()
+            break
+        except StorageError as error:
+            full += 1
+            assert error.what == "The disk is full.", error
+            assert error.mend is not None and "run again" in error.mend
+        # Later stages may be those that find no room.
+        assert len(Cache(disk / "cache").entries()) >= index
+        filler.file.unlink()
+    else:
+        raise AssertionError("the disk is too small for the stages")
+    assert full > 2
+    assert digests(wanted, place, disk) == undisturbed[name]
+    assert Cache(disk / "cache").remove_partial() == 0
+
+
+@pytest.mark.parametrize(("name", "index"), PLACES)
+def test_a_run_that_is_killed_in_a_stage_goes_on_and_ends_alike(
+    place: Path, undisturbed: dict[str, list[str]], tmp_path: Path, name: str, index: int
+) -> None:
+    wanted = recipe(place, name)
+    label = wanted.labels()[index]
+    command = tiny_run.command("run", place / f"{name}.yaml", "--artifacts", tmp_path)
+    with subprocess.Popen(command, env=tiny_run.surroundings(), stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not any(f"] {label}\n" in log.read_text() for log in tmp_path.glob("runs/*/*/run.log")):
+            assert process.poll() is None and time.monotonic() < end, "the stage never began"
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert len(Cache(tmp_path / "cache").entries()) == index
+    assert not list(tmp_path.glob("runs/*/latest"))
+    assert digests(wanted, place, tmp_path) == undisturbed[name]
+    assert Cache(tmp_path / "cache").remove_partial() == 0

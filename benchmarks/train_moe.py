@@ -153,7 +153,7 @@ def learn(module: Any, text: torch.Tensor, steps: int, learning_rate: float, see
         optimizer.step()
         schedule.step()
         if (step + 1) % _TOLD_EVERY == 0:
-            progress.note(f"step {step + 1} of {steps}: loss {float(loss):.3f}")
+            progress.note(f"step {step + 1} of {steps}: loss {float(loss.detach()):.3f}")
     module.eval()
 
 

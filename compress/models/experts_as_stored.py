@@ -116,8 +116,8 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module]) -> _P
     numbers = {}
     for index, name in enumerate(names):
         owner, _, leaf = name.rpartition(".")
-        shape = getattr(fused[owner], leaf).shape[:2] if owner in fused else (1, 1)
-        numbers[name] = (torch.arange(shape.numel() if owner in fused else 1) + (index << _SHIFT)).reshape(*shape, 1)
+        experts, rows = getattr(fused[owner], leaf).shape[:2] if owner in fused else (1, 1)
+        numbers[name] = (torch.arange(experts * rows) + (index << _SHIFT)).reshape(experts, rows, 1)
     places = _Places()
     moved: list[tuple[str, str]] = []
     for stored, marks in revert_weight_conversion(model, numbers).items():

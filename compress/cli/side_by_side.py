@@ -35,6 +35,7 @@ def compare_now(
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
     place = find_target(target)
+    from compress.data.questions import find_questions
     from compress.pipeline.quiet import quiet_libraries
     from compress.pipeline.run import with_absolute_paths
     from compress.pipeline.side_by_side import measure_side_by_side
@@ -47,7 +48,8 @@ def compare_now(
     settings = after.recipe.benchmark.model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
-    rule = policy.rule("latency_ms")
+    asked, generates = after.recipe.evaluation.questions, after.task.generates
+    rule = policy.rule(f"time_per_output_token_ms_context_{min(settings.contexts)}" if generates else "latency_ms")
     margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
@@ -61,6 +63,7 @@ def compare_now(
             precision=(margin or 0.0) / 2,
             confidence=policy.time_confidence,
             answers=folder,
+            questions=[] if asked is None else find_questions(asked, after.recipe_folder),
         )
         found_at = with_absolute_paths(after.recipe, after.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(found_at), encoding="utf-8")

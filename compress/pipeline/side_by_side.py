@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from compress.bench.session import PRECISION
+from compress.choices import choice_rows, choice_scores
 from compress.data.dataset import Dataset
 from compress.data.membership import Part, character_lengths, find_parts
+from compress.data.questions import Question
 from compress.data.slices import Unit
 from compress.evaluate import Predictions, encode_for, predict, slice_rows
+from compress.generate import continue_prompts, prompts_of, repetition_row
 from compress.measurement import Measurement
 from compress.pipeline.target_session import SPLIT, answers_of, size_rows
 from compress.pipeline.timing import time_artifacts
@@ -34,12 +38,13 @@ def measure_side_by_side(
     precision: float = PRECISION,
     confidence: float = 0.95,
     answers: Path | None = None,
+    questions: Sequence[Question] = (),
 ) -> Report:
     """Evaluate and time two artifacts together, as the models `baseline` and `final` of one report.
 
     ``recipe`` gives the task, the slices, the benchmark's settings and the seed; see `measure_together` for
-    ``precision`` and ``confidence``. Into the folder ``answers``, if there is one, goes what both answered. Raises
-    what evaluating and timing raise.
+    ``precision`` and ``confidence``. A language model is asked the ``questions`` too. Into the folder ``answers``, if
+    there is one, goes what both answered. Raises what evaluating and timing raise.
     """
     task, started = get_task(recipe.task), datetime.now(UTC).astimezone()
     folders = {BASELINE: baseline, FINAL: candidate}
@@ -58,6 +63,8 @@ def measure_side_by_side(
         own = task.measure(found[label].kept, found[label].labels, label, target.name)
         measured += [*size_rows(folder, label, target), *own, *slice_rows(own, parts)]
         measured += task.compare(found[label].kept, found[BASELINE].kept, label, target.name)
+        if task.generates:
+            measured += _writing(folder, label, examples[label], recipe, questions, target, progress)
     timed = time_artifacts(
         task,
         folders,
@@ -88,6 +95,27 @@ def measure_side_by_side(
         data=DataRecord(split=SPLIT, digest=data.digest(SPLIT), rows=len(rows), labels=data.labels),
         slices=_records(parts),
     )
+
+
+def _writing(
+    folder: Path,
+    label: str,
+    examples: Examples,
+    recipe: Recipe,
+    questions: Sequence[Question],
+    target: Target,
+    progress: Progress,
+) -> list[Measurement]:
+    """What a model answers to ``questions``, and how much it repeats itself after the recipe's prompts."""
+    wanted, threads, rows = recipe.evaluation, recipe.benchmark.threads, list[Measurement]()
+    if questions:
+        scores = choice_scores(folder, questions, target, threads, progress, f"choices of {label} on {target.name}")
+        rows += choice_rows(questions, scores, label, target.name)
+    if wanted.prompts:
+        prompts, what = prompts_of(examples, wanted), f"continue texts with {label} on {target.name}"
+        texts = continue_prompts(folder, prompts, wanted.tokens, target, threads, progress, what)
+        rows.append(repetition_row(texts, label, target.name))
+    return rows
 
 
 def _parts(recipe: Recipe, data: Dataset, examples: Examples) -> tuple[list[Part], list[str]]:

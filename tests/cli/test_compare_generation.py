@@ -1,0 +1,101 @@
+"""`compress compare`, `--now` and `gate` on two runs of a language model, of four and of two bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_generation
+import tiny_run
+from quantized import save_tiny_llama
+from typer.testing import CliRunner, Result
+
+from compress.cli import app
+from compress.pipeline.run import run
+from compress.report.schema import Report
+
+pytestmark = pytest.mark.slow
+Runs = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The folders of both runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_tiny_llama(folder / "model")
+    tiny_generation.write_texts(folder)
+    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    found = {}
+    for name, bits in {"four": 4, "two": 2}.items():
+        gptq = {"bits": bits, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
+        path = tiny_generation.write_recipe(folder, name, stages=[{"gptq": gptq}, {"export": {"rounding_limit": 1.0}}])
+        recipe = tiny_run.load(path, "evaluation.questions=questions.jsonl")
+        found[name] = run(recipe, folder, folder / "artifacts", tiny_run.Notes()).folder
+    return found
+
+
+def report(folder: Path) -> Report:
+    return Report.model_validate_json((folder / "report.json").read_text())
+
+
+def invoke(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def changes(result: Result) -> dict[str, dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(result.stdout)["changes"]
+    return {change["metric"]: change for change in found}
+
+
+@pytest.fixture
+def lost(runs: Runs) -> Callable[[], float]:
+    """By how much the perplexity of two bits is above that of four."""
+
+    def ratio() -> float:
+        rows = [report(runs[name]).find("final", "perplexity", "cpu") for name in ("two", "four")]
+        assert rows[0] is not None and rows[1] is not None
+        return rows[0].value / rows[1].value - 1
+
+    return ratio
+
+
+def test_two_runs_pair_window_by_window_and_question_by_question(runs: Runs, lost: Callable[[], float]) -> None:
+    found = changes(invoke("compare", runs["four"], runs["two"], "--json"))
+    assert found["perplexity"]["method"] == "paired bootstrap over 6 windows"
+    assert found["perplexity"]["verdict"] == "worse"
+    assert found["perplexity"]["effect"] == pytest.approx(lost())
+    assert "4" in found["choice_accuracy"]["method"] and "paired" in found["choice_accuracy"]["method"]
+    assert found["size_bytes"]["verdict"] == "better"
+    assert {"time_per_output_token_ms_context_16", "repetition", "bits_per_parameter"} <= found.keys()
+
+
+def test_now_measures_all_that_a_run_measures(runs: Runs, lost: Callable[[], float]) -> None:
+    result = invoke("compare", runs["four"], runs["two"], "--now", "--budget", "4", "--json")
+    found = changes(result)
+    assert json.loads(result.stdout)["how"] == "side by side"
+    assert found["perplexity"]["method"] == "paired bootstrap over 6 windows"
+    assert found["perplexity"]["effect"] == pytest.approx(lost())
+    reported = changes(invoke("compare", runs["four"], runs["two"], "--json"))
+    for metric in ("repetition", "choice_accuracy"):
+        assert (found[metric]["baseline"], found[metric]["candidate"]) == (
+            reported[metric]["baseline"],
+            reported[metric]["candidate"],
+        )
+    for metric in ("time_per_output_token_ms_context_16", "time_to_first_token_ms_context_16"):
+        assert "launches of both" in found[metric]["method"]
+
+
+def test_a_gate_stops_what_lost_perplexity_and_lets_the_same_through(runs: Runs) -> None:
+    worse = invoke("gate", runs["two"], "--baseline", runs["four"], "--json")
+    assert worse.exit_code == 1
+    judged = {one["metric"]: one for one in json.loads(worse.stdout)["judgements"]}
+    assert judged["perplexity"]["status"] == "failed" and judged["size_bytes"]["status"] == "passed"
+    same = invoke("gate", runs["four"], "--baseline", runs["four"], "--json")
+    assert same.exit_code == 0

@@ -45,16 +45,13 @@ def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Co
     plan = plan_layers(skeleton, options.equivalent)
     tables = plan_tables(skeleton, options.equivalent, None)
     ids = calibration_windows(context, checkpoint, options.samples, options.sequence_length)
-    kept = [layer.name for layer in (*tables, *(layer for block in plan for layer in block)) if _is_kept(layer)]
+    kept = [layer.name for block in plan for layer in block if layer.bits is None]
+    kept += [table.name for table in tables if table.why.startswith("kept")]
     context.progress.note(f"nncf: {len(ids)} windows of text; the whole model is in memory, in float32")
     compressed = _compress(checkpoint, options, ids, kept, context.progress)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         return _Chosen(skeleton, options, plan, tables, compressed, context).keep()
-
-
-def _is_kept(layer: Layer) -> bool:
-    return layer.why.startswith("kept")
 
 
 def _compress(
@@ -85,7 +82,11 @@ def _compress(
                 awq=options.awq,
                 scale_estimation=options.scale_estimation,
                 backup_mode=nncf.BackupMode(options.backup_mode),
-                ignored_scope=nncf.IgnoredScope(names=[f"{name}.weight" for name in kept]),
+                # What is no linear layer is listed with its tensor's name.
+                ignored_scope=nncf.IgnoredScope(
+                    names=[*kept, *(f"{name}.weight" for name in kept)],
+                    validate=False,
+                ),
             )
     except refused as error:
         raise StageError(

@@ -232,6 +232,14 @@ def test_a_factor_at_run_time_has_no_place_in_a_checkpoint(tmp_path: Path) -> No
     assert layers_of(result.folder)["model.layers.0.mlp.fc2"]["bits"] == 4
 
 
+def test_routers_stay_float(tmp_path: Path) -> None:
+    mixture = save_decoder(tmp_path / "mixture", "MixtralConfig", num_local_experts=4, num_experts_per_tok=2)
+    layers = layers_of(compressed(mixture, tmp_path / "scratch", awq=False).folder)
+    routers = {name: layer for name, layer in layers.items() if name.endswith(("gate", "gate.weight"))}
+    assert len(routers) == 2 and not any(layer.get("bits") for layer in routers.values())
+    assert [layer["bits"] for name, layer in layers.items() if name.endswith("o_proj")] == [4, 4]
+
+
 def test_an_awq_that_is_to_scale_a_kept_layer_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     said = refusal(StageError, source, tmp_path, keep=("*.1.mlp.up_proj",))
     assert "mlp/up_proj" in said and "keep both layers" in said

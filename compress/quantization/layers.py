@@ -88,9 +88,10 @@ def about_starved(layers: Sequence[Layer], minimum: int) -> str:
     starved = [f"{name} ({layer.tokens})" for name, layer in experts.items() if layer.starved]
     if not starved:
         return ""
+    more = f" and {len(starved) - _SHOWN} more" if len(starved) > _SHOWN else ""
     return (
         f"starved: {len(starved)} of {len(experts)} experts were sent fewer than {minimum} tokens of the calibration "
-        f"text; all tokens of their layer stand in for the missing ones: {', '.join(starved)}"
+        f"text; all tokens of their layer stand in for the missing ones: {', '.join(starved[:_SHOWN])}{more}"
     )
 
 

@@ -85,10 +85,12 @@ def profile_operators(
 
 
 def refuse_other_devices(target: Target) -> None:
-    """Raises `InputError` for a target other than the processor, whose limits are the ones that are measured."""
+    """Raises `InputError` for a target other than ONNX Runtime on the processor, whose limits are measured."""
     if target.provider != CPU:
         raise InputError(
-            f"The target {target.name!r} cannot be profiled.", expected="a target on the processor, such as cpu"
+            f"The target {target.name!r} cannot be profiled.",
+            expected="a target that runs ONNX graphs on the processor, such as cpu",
+            mend="`compress bench` times any target, though as a whole",
         )
 
 

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import tiny_generation
 import tiny_run
+from quantized import quantize_tiny_llama
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_decoder import export_decoder
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("model", "--recipe", "tiny.yaml", "--html", "."), "The page cannot be written there"),
         (("model", "--recipe", "tiny.yaml", "--threads", "0"), "--threads"),
         (("model", "--recipe", "tiny.yaml", "--batch-size", "0"), "--batch-size"),
+        (("model", "--recipe", "tiny.yaml", "--phase", "prompt"), "--phase means nothing for text-classification"),
+        (("model", "--recipe", "tiny.yaml", "--phase", "batch"), "--phase"),
+        (("model", "--recipe", "tiny.yaml", "--target", "llama-cpp"), "The target 'llama-cpp' cannot be profiled"),
         (("model", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
@@ -36,3 +45,46 @@ def test_bad_input_is_told_in_words(place: Path, arguments: tuple[str, ...], sai
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its text, and a few-bit decoder in `made/`."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_generation.write_all(folder)
+    quantized = quantize_tiny_llama(Checkpoint(folder / "model"), folder / "quantized")
+    (folder / "made").mkdir()
+    export_decoder(quantized).save(folder / "made")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "phase", "context", "lengths"),
+    [
+        ((), "token", 16, list(range(17, 33))),
+        (("--phase", "prompt", "--context", "8"), "prompt", 8, [8] * 16),
+    ],
+)
+def test_a_decoder_s_time_is_told_by_operator(
+    decoder: Path, options: tuple[str, ...], phase: str, context: int, lengths: list[int]
+) -> None:
+    """The recipe times prompts of 16 tokens, and is judged on 192 tokens of text."""
+    arguments = ("profile", "made", "--recipe", "tiny.yaml", "--seconds", "0.1", "--json", *options)
+    done = tiny_run.compress(*arguments, folder=decoder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["phase"], found["context"], found["lengths"]) == (phase, context, lengths)
+    assert {"MatMulNBits", "GroupQueryAttention"} <= {row["name"] for row in found["by_operator"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--batch-size", "2"), "--batch-size means nothing for text-generation"),
+        (("--context", "192"), "has 192 tokens; a prompt of 192 needs 193"),
+    ],
+)
+def test_what_a_text_is_not_profiled_with(decoder: Path, options: tuple[str, ...], said: str) -> None:
+    done = tiny_run.compress("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and "Traceback" not in done.stderr

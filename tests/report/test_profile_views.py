@@ -37,6 +37,28 @@ def test_words() -> None:
     assert (giga_text(165.4e9), giga_text(7.23e9)) == ("165", "7.2")
 
 
+@pytest.mark.parametrize(
+    ("changes", "what", "called"),
+    [
+        (
+            {"phase": "token", "context": 128},
+            "a token after 128",
+            "16 tokens, one after the other, behind a prompt of 128",
+        ),
+        ({"phase": "prompt", "context": 128}, "a prompt of 128 tokens", "16 prompts of 128 tokens"),
+        ({}, "batches of 1", "16 batches of 1 of 9\u201350 tokens"),
+    ],
+)
+def test_every_view_says_what_a_call_is(changes: dict[str, object], what: str, called: str) -> None:
+    found = profiles.profile(**changes)
+    page, console = profile_page(found), Console(file=io.StringIO(), width=120)
+    assert f"2 threads, {what}, a processor" in page
+    assert f"{called}, 7 passes each" in page and f"{called}, 7 passes each" in "\n".join(method_notes(found))
+    with console.capture() as capture:
+        console.print(console_profile(found))
+    assert (f"on cpu, {what}" in capture.get()) is bool(changes)
+
+
 def test_which_bandwidth_applies() -> None:
     assert "which the last cache of 33.6 MB holds" in working_set_text(profiles.limits())
     assert "more than the last cache" in working_set_text(profiles.limits(working_set_bytes=90_000_000))

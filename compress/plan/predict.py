@@ -16,6 +16,7 @@ from compress.quantization.config import Quantization
 from compress.recipe import Recipe
 from compress.stages.attach_lora import AttachLora
 from compress.stages.distill import Distill
+from compress.stages.equalize import Equalize
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
@@ -38,7 +39,7 @@ TRAINING_BYTES = 16
 
 AnyStage = Stage[Any, Any]
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
-_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Gptq, NncfWeights, MergeLora, *_OF_CHECKPOINTS)
+_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Equalize, Gptq, NncfWeights, MergeLora, *_OF_CHECKPOINTS)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from compress.stages.attach_lora import AttachLora
 from compress.stages.distill import Distill
+from compress.stages.equalize import Equalize
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gguf import Gguf
@@ -24,7 +25,7 @@ from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize),
-    *(Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
+    *(Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.models.checkpoint import QuantizedCheckpoint
+from compress.stages.equalize import Equalize
 from compress.stages.stage import Context, Promise, Stage
 
 
@@ -24,6 +25,12 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def reads(self) -> tuple[str, ...]:
         """The adapter."""
         return (self.adapter,)
+
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
+        if isinstance(earlier, Equalize):
+            return None, "a recipe without equalize, or merge_lora before it"
+        return None
 
     def promise(self) -> Promise:
         """The base stays as it is."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.models.torch_model import TorchModel
+from compress.stages.equalize import Equalize
 from compress.stages.stage import Context, Stage
 
 
@@ -20,6 +21,12 @@ class MergeLora(Stage[TorchModel, TorchModel]):
     def reads(self) -> tuple[str, ...]:
         """The adapter."""
         return (self.adapter,)
+
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
+        if isinstance(earlier, Equalize):
+            return None, "a recipe without equalize, or merge_lora before it"
+        return None
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Merge the adapter in place. Raises `ModelError` where it does not fit."""

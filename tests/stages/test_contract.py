@@ -46,6 +46,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
     "export": [{}],
     "quantize": [{}, {"embedding_bits": 4}, {"embedding_bits": 32, "per_channel": False, "reduce_range": True}],
+    "equalize": [{}, {"strength": 1.0}],
     "gptq": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},

@@ -9,7 +9,7 @@ row; `NAME.scales` float16 [groups, out_features]; `NAME.g_idx` int32 [in_featur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 
@@ -27,10 +27,15 @@ def fits(out_features: int, in_features: int) -> bool:
     return out_features % _WORD == 0 and in_features % _WORD == 0
 
 
-def pack_layer(weight: QuantizedWeight, stored_less_one: bool) -> dict[str, torch.Tensor]:
-    """The four tensors of a layer [out_features, in_features] by part. Raises `ModelError` where they don't fit."""
+def pack_layer(
+    weight: QuantizedWeight, stored_less_one: bool, known_bits: Container[int] = BITS
+) -> dict[str, torch.Tensor]:
+    """The four tensors of a layer [out_features, in_features] by part. Raises `ModelError` where they don't fit.
+
+    ``known_bits`` are what those who read it know: others for tables, which the format has no place for.
+    """
     rows, columns = weight.integers.shape
-    if weight.bits not in BITS or not fits(rows, columns):
+    if weight.bits not in known_bits or not fits(rows, columns):
         raise ModelError(
             f"A layer of {rows} x {columns} at {weight.bits} bits does not fit the GPTQ format.",
             expected=f"bits of {', '.join(map(str, BITS))}, both sides multiples of {_WORD}",

@@ -66,7 +66,8 @@ def find_grid(
     With ``search`` each scale is the best of several clipped ranges, refitted, by the squared error weighted with
     ``importance`` [columns]; without it the range just covers the weights. A symmetric zero point is the middle,
     2**(bits - 1), and the range has one step more below zero than above it: with ``search`` a scale is negative where
-    the weights reach further up than down. An asymmetric range always includes zero. Raises `ValueError` for weights too large for a float16 scale.
+    the weights reach further up than down. An asymmetric range always includes zero. Raises `ValueError` for weights
+    too large for a float16 scale.
     """
     count, rows = columns.shape
     size = group_size or count

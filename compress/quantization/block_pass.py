@@ -2,8 +2,9 @@
 
 Layers are quantized in the order in which the block calls them, each on inputs that have passed the quantized layers
 before it ("true sequential"). Layers that are given the same tensor (query, key and value; gate and up) share one
-Hessian. Where all windows fit into memory at once, one forward pass does everything: a layer is quantized in the moment
-in which it is called. Otherwise there is a pass for each group of layers, which ends where that group begins.
+Hessian, unless tokens count more for one than for the other (`compress.quantization.importance`). Where all windows fit
+into memory at once, one forward pass does everything: a layer is quantized in the moment in which it is called.
+Otherwise there is a pass for each group of layers, which ends where that group begins.
 
 Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
 (`Rehearsal`). They don't hear of each other, so that one pass serves many of them.
@@ -53,6 +54,7 @@ class BlockPass:
     """A loaded block with its ``linears`` by name, and the hidden states that enter it, in batches.
 
     ``experts`` are its mixtures of experts by name; each expert is to see ``expert_tokens`` tokens or more.
+    ``counts`` [tokens of all batches] by layer says how much each token counts; for a layer without, all count alike.
     """
 
     name: str
@@ -61,6 +63,7 @@ class BlockPass:
     batches: Sequence[Callable[[], torch.Tensor]]
     experts: Mapping[str, SeparateExperts] = field(default_factory=dict)
     expert_tokens: int = 1
+    counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
         """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
@@ -95,9 +98,9 @@ class BlockPass:
         hessian: list[torch.Tensor] = []
 
         def before(name: str, inputs: torch.Tensor) -> None:
-            if not last or inputs is not last[0]:
+            if not last or inputs is not last[0] or name in self.counts:
                 last[:], hessian[:] = [inputs], []
-                hessian[:] = [self._finite([name], gram(inputs, self._weights(name)))]
+                hessian[:] = [self._finite([name], gram(inputs, self._weights(name, slice(None))))]
             quantize(name, hessian[0])
             done.append(name)
 
@@ -112,7 +115,7 @@ class BlockPass:
         last: list[torch.Tensor] = []
 
         def before(name: str, inputs: torch.Tensor) -> None:
-            if last and inputs is last[0]:
+            if last and inputs is last[0] and name not in self.counts:
                 groups[-1].names.append(name)
             else:
                 owner, _, rank = self._seat(name)
@@ -137,11 +140,11 @@ class BlockPass:
         """The Hessian of each group, let go as soon as the next one is asked for."""
         columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
         totals = {name: torch.zeros(count, count) for name, count in columns.items()}
-        seen = dict.fromkeys(totals, 0.0)
+        seen, tokens = dict.fromkeys(totals, 0.0), slice(0)
 
         def before(name: str, inputs: torch.Tensor) -> None:
             if name in totals:
-                weights = self._weights(name)
+                weights = self._weights(name, tokens)
                 count = float(inputs[..., 0].numel() if weights is None else weights.sum())
                 seen[name] += count
                 # A running mean: totals over long texts would lose their last digits in float32.
@@ -151,8 +154,10 @@ class BlockPass:
                 raise _Seen
 
         for batch in self.batches:
+            hidden = batch()
+            tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
             with self._watched(before), suppress(_Seen):
-                self.run(batch())
+                self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
 
@@ -190,10 +195,12 @@ class BlockPass:
         number, leaf = name.removeprefix(f"{owner}.").split(".")
         return owner, int(number), int(leaf == self.experts[owner].names[DOWN])
 
-    def _weights(self, name: str) -> torch.Tensor | None:
-        """How much each row of a layer's input counts, or None where all count alike."""
+    def _weights(self, name: str, tokens: slice) -> torch.Tensor | None:
+        """How much each row of a layer's input counts, or None if all do alike; ``tokens`` are those of the batch."""
         owner, _, _ = self._seat(name)
-        rehearsal = self.experts[owner].rehearsal if owner else None
+        if not owner:
+            return self.counts[name][tokens] if name in self.counts else None
+        rehearsal = self.experts[owner].rehearsal
         return None if rehearsal is None else rehearsal.weights
 
     @contextmanager

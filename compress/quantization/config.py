@@ -22,6 +22,11 @@ class Quantization(BaseModel):
     act_order: bool = Field(
         True, description="round the columns with the largest activations first; groups stay as they are in the file"
     )
+    guided: bool = Field(
+        True,
+        description="let tokens count by how much the answers depend on them (GuidedQuant); takes a pass over the "
+        "float model, forwards and backwards",
+    )
     damp_percent: float = Field(0.05, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
     refinement_sweeps: int = Field(
         0, ge=0, le=16, description="passes of coordinate descent over integers and scales after GPTQ"
@@ -35,7 +40,7 @@ class Quantization(BaseModel):
         description="mixtures of experts: calibration tokens that an expert is to see; where it is sent fewer, all "
         "tokens of the layer stand in for the missing ones, and it is reported as starved",
     )
-    embedding_bits: Literal[4, 8, 16] | None = Field(
+    embedding_bits: Literal[4, 5, 8, 16] | None = Field(
         None,
         description="bits of the embedding table and the head; 16 leaves them as float16. "
         "Default: 16, or what `target_bits` or `max_bytes` chooses",

@@ -21,18 +21,19 @@ from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
+from compress.quantization.importance import Gradients, Importance
 from compress.quantization.layers import Layer, about_starved, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
-from compress.quantization.tables import Tables, plan_tables, quantize_tables
+from compress.quantization.tables import TABLE_BITS, Tables, plan_tables, quantize_tables
 from compress.quantization.walk import Walk
 from compress.quantization.write import Result
 
 if TYPE_CHECKING:
     from compress.stages.stage import Context
 
-_TABLE_CHOICES = (4, 8, FLOAT_BITS)
+_TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 
 
 def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> QuantizedCheckpoint:
@@ -91,16 +92,17 @@ class _Work:
 
     def run(self) -> QuantizedCheckpoint:
         table_bits = self.config.embedding_bits or FLOAT_BITS
+        importance = self._importance()
         if self.config.mixed:
-            chosen = self._allocation()
+            chosen = self._allocation(importance)
             self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
             self.context.progress.note(_choice(chosen))
         self.skeleton.shipped = torch.float16
         self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
         scratch, finished = self.context.scratch, Finished(self.context.scratch)
-        text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch)
+        text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch, importance)
         Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
-        work, tables = self._tables("final", table_bits, None if text is None else text.head_hessian)
+        work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(found, tables, count_parameters(self.skeleton), self.config.sym)
         result = Result(
@@ -119,7 +121,17 @@ class _Work:
         plan = plan_tables(self.skeleton, self.config, bits)
         return work, quantize_tables(self.skeleton, self.config, plan, hessian, work.folder)
 
-    def _allocation(self) -> Allocation:
+    def _importance(self) -> Importance | None:
+        """How much each token counts, measured once and kept; None where all are to count alike."""
+        if self.ids is None or not self.config.guided:
+            return None
+        path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
+        if not path.is_file():
+            work = Gradients(self.skeleton, self.config, self.ids, scratch, self.context.progress, self.context.seed)
+            work.importance().write(path)
+        return Importance.read(path)
+
+    def _allocation(self, importance: Importance | None) -> Allocation:
         """Chosen once and kept, since it takes a pass over the model."""
         path = self.context.scratch / "allocation.json"
         if path.is_file():
@@ -131,7 +143,9 @@ class _Work:
         coarse = [bits for bits in choices if bits != FLOAT_BITS]
         folder = self.context.scratch / "survey"
         folder.mkdir(exist_ok=True)
-        survey = Survey(self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder)
+        survey = Survey(
+            self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
+        )
         embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
         sensitivity = survey.run(
             self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}

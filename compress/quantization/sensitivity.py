@@ -29,6 +29,7 @@ from compress.numerics.gptq import output_error, round_to_nearest
 from compress.progress import Progress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.config import Quantization
+from compress.quantization.importance import Importance
 from compress.quantization.layers import Layer, linears
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import settings_for
@@ -73,6 +74,7 @@ class Survey:
     choices: Sequence[int]
     progress: Progress
     folder: Path
+    importance: Importance | None = None
 
     @torch.no_grad()
     def run(self, ids: torch.Tensor, embeddings: Mapping[int, torch.Tensor], heads: Heads) -> Sensitivity:
@@ -87,7 +89,7 @@ class Survey:
         states = torch.cat([self._embedded(probe, table) for table in (None, *embeddings.values())])
         errors: dict[str, dict[int, float]] = {}
         shares: dict[str, float] = {}
-        text = Stream(self.skeleton, self.config, ids, self.folder) if embeddings else None
+        text = Stream(self.skeleton, self.config, ids, self.folder, self.importance) if embeddings else None
         rest = range(len(self.plan))
         for index in self.progress.track(rest, "measuring sensitivity", len(rest)):
             self.skeleton.load(index)
@@ -95,7 +97,7 @@ class Survey:
             if text is not None:
                 text.advance(index)
             self.skeleton.unload(index)
-        divergences = self._divergences(states, list(heads(text.head_hessian()).values()) if text else [])
+        divergences = self._divergences(states, list(heads(text.table_hessian()).values()) if text else [])
         losses = {}
         for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
             for name in variant:

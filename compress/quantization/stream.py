@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,23 +16,61 @@ from compress.models.experts_as_stored import experts_of
 from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears
-from compress.quantization.skeleton import Skeleton
+from compress.quantization.skeleton import Call, Skeleton
 from compress.quantization.states import States, open_states, write_states
+
+if TYPE_CHECKING:
+    from compress.quantization.importance import Importance
 
 ACTIVATION_BYTES = 1 << 30
 """How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
 _WIDE_TENSORS = 4
 """Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
+_EMBEDDING_SHARE = 0.2
+"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
+mean of the Hessian's diagonal."""
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
+
+    skeleton: Skeleton
+    index: int
+    windows: int
+    size: int
+    calls: Mapping[int, Call]
+    bf16: bool
+
+    @classmethod
+    def of(cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor) -> BlockRun:
+        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them."""
+        size = batch_size(skeleton.blocks[index], ids)
+        calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
+        return cls(skeleton, index, len(ids), size, calls, uses_bf16(config))
+
+    def slices(self) -> list[slice]:
+        """The windows of each batch."""
+        return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
 
 
 @dataclass
 class Stream:
-    """Token ids [windows, length] through the blocks of ``skeleton``; states lie in ``folder``, one file a block."""
+    """Token ids [windows, length] through the blocks of ``skeleton``; states lie in ``folder``, one file a block.
+
+    ``importance`` says how much each token counts for a layer; without it all count alike.
+    """
 
     skeleton: Skeleton
     config: Quantization
     ids: torch.Tensor
     folder: Path
+    importance: Importance | None = None
     states: States | None = None
 
     @property
@@ -60,19 +99,13 @@ class Stream:
     def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
         """A loaded block over all windows, with ``modules`` to be watched."""
         states = self.enter(index)
-        size = batch_size(self.skeleton.blocks[index], self.ids)
-        # Found before any layer is watched, since finding them may run a block.
-        counts = {1, size, len(self.ids) % size} - {0}
-        calls = {count: self.skeleton.calls(self.ids[:count])[index] for count in counts}
-
-        def run(hidden: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
-                return self.skeleton.run(index, hidden, calls[len(hidden)])
-
-        batches = [partial(states.__getitem__, slice(at, at + size)) for at in range(0, len(self.ids), size)]
+        # Made before any layer is watched, since finding what a block is called with may run it.
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        batches = [partial(states.__getitem__, some) for some in run.slices()]
         name = f"{self.skeleton.prefix}.{index}"
         experts = experts_of(self.skeleton.blocks[index], name)
-        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens)
+        counts = {} if self.importance is None else self.importance.layers
+        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts)
 
     def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
         """Keep what a block gave; `forget` what entered it once the block itself is kept."""
@@ -89,13 +122,22 @@ class Stream:
         self.forget(index)
 
     @torch.no_grad()
-    def head_hessian(self) -> torch.Tensor:
-        """The Hessian of the head's inputs, [hidden, hidden], once every block is passed."""
+    def table_hessian(self) -> torch.Tensor:
+        """The Hessian [hidden, hidden] that the head's rows are rounded under, once every block is passed.
+
+        That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
+        """
         states = self.enter(len(self.skeleton.blocks))
-        count, _, width = self.shape
+        windows, length, width = self.shape
         total = torch.zeros(width, width)
-        for at in range(count):
-            total.add_(gram(self.skeleton.normed(states[at : at + 1])), alpha=1 / count)
+        for at in range(windows):
+            inputs, counts = self.skeleton.normed(states[at : at + 1]), None
+            if self.importance is not None:
+                counts = self.importance.head[at * length : (at + 1) * length]
+            total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
+        if self.skeleton.tied:
+            share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width)
+            total.add_(share if self.importance is None else self.importance.embedding)
         return total
 
 

@@ -19,11 +19,10 @@ from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layer
 
+TABLE_BITS = (4, 5, 8)
+"""What a table may get. ONNX keeps five bits in planes and makes eight of them as it loads; GGUF has them as Q5_0."""
 _ROWS = 8192
 """Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
-_EMBEDDING_SHARE = 0.2
-"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
-mean of the Hessian's diagonal."""
 _FLOATS = "tables-float16.safetensors"
 
 
@@ -72,7 +71,7 @@ def quantize_tables(
     hessian: Callable[[], torch.Tensor] | None,
     folder: Path,
 ) -> tuple[Layer, ...]:
-    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` gives that of the head's inputs, [columns, columns].
+    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` gives that of the head, [columns, columns].
 
     The head is solved under it. Without one, and for an embedding that is not the head, each row is rounded to
     nearest. Raises `StageError`.
@@ -85,8 +84,6 @@ def quantize_tables(
     about: dict[str, dict[str, int]] = {}
     found: list[Layer] = []
     inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
-    if inputs is not None and skeleton.tied:
-        inputs.diagonal().add_(_EMBEDDING_SHARE * inputs.diagonal().mean())
     for table in plan:
         if table.bits is None or table.group_size is None:
             found.append(table)
@@ -132,7 +129,7 @@ def _by_rows(
         error += solved.layer.error * len(rows) / len(weight)
         damping = solved.layer.damping
         halves[start : start + len(rows)] = solved.weight.dequantize().half()
-        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False))
+        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False, known_bits=TABLE_BITS))
         start += len(rows)
     joined = {part: torch.cat([piece[part] for piece in pieces], dim=1) for part in PARTS if part != "g_idx"}
     return joined | {"g_idx": pieces[0]["g_idx"]}, halves, table.solved(error, damping)

@@ -53,7 +53,7 @@ def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
 def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:
     # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
     source = save_decoder(tmp_path / "source")
-    result = quantized(source, tmp_path / "scratch")
+    result = quantized(source, tmp_path / "scratch", guided=False)
     seen = inputs_of_layers(as_module(result, source), calibration_windows(context(tmp_path), source, 6, 24))
     layers = layers_of(result.folder)
     for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
@@ -163,7 +163,7 @@ def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
 
 def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
-    result = quantized(source, tmp_path / "scratch", embedding_bits=4)
+    result = quantized(source, tmp_path / "scratch", embedding_bits=4, guided=False)
     module = as_module(result, source)
     module.model.embed_tokens.weight.data.copy_(source.weight("model.embed_tokens").half())
     seen = inputs_of_layers(module, calibration_windows(context(tmp_path), source, 6, 24))["lm_head"]
@@ -176,12 +176,13 @@ def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) ->
     assert layers_of(result.folder)["model.embed_tokens"]["error"] == pytest.approx(expected.error, rel=0.02)
 
 
-def test_rows_that_fill_no_word_are_padded_and_cut_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "tolerance"), [(5, 0.08), (8, 0.01)])
+def test_rows_that_fill_no_word_are_padded_and_cut_again(bits: int, tolerance: float, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", vocab_size=171)
-    result = quantized(source, tmp_path / "scratch", embedding_bits=8)
+    result = quantized(source, tmp_path / "scratch", embedding_bits=bits)
     table = result.quantized("model.embed_tokens")
-    assert table is not None and table.integers.shape == (171, 64)
-    torch.testing.assert_close(table.dequantize(), source.weight("model.embed_tokens"), atol=0.01, rtol=0.01)
+    assert table is not None and table.integers.shape == (171, 64) and table.bits == bits
+    torch.testing.assert_close(table.dequantize(), source.weight("model.embed_tokens"), atol=tolerance, rtol=tolerance)
 
 
 def test_a_head_of_its_own_is_a_table_too(tmp_path: Path) -> None:
@@ -260,8 +261,9 @@ def test_activations_that_overflow_name_block_and_layer(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1e30
     tensors["model.layers.0.mlp.gate_proj.weight"] *= 1e30
     save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
-    what = refusal(StageError, Checkpoint(tmp_path / "source"), tmp_path / "scratch")
-    assert "model.layers.0.mlp." in what
+    source = Checkpoint(tmp_path / "source")
+    assert "model.layers.0.mlp." in refusal(StageError, source, tmp_path / "plain", guided=False)
+    assert "after model.layers.0 is not finite" in refusal(StageError, source, tmp_path / "guided")
 
 
 def test_all_widths_that_no_group_divides_are_named_before_the_work(tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ def test_values_beyond_float16(tmp_path: Path) -> None:
     [
         ({"bits": 5}, "Input should be 2, 3, 4 or 8"),
         ({"group_size": 48}, "Input should be -1, 16"),
-        ({"embedding_bits": 3}, "Input should be 4, 8 or 16"),
+        ({"embedding_bits": 3}, "Input should be 4, 5, 8 or 16"),
         ({"target_bits": 4.5, "max_bytes": 10}, "not both"),
         ({"method": "rtn", "target_bits": 4.5}, "need method: gptq"),
     ],

@@ -1,0 +1,214 @@
+"""How much each token of the calibration text counts for a layer: by how much the answers depend on its outputs there.
+
+The error of a layer's outputs hurts where the loss is steep in them. To second order the divergence of the answers is
+half the sum, over tokens t and outputs k, of (dL/dz_tk)^2 (E x_t)_k^2, L being the loss on answers drawn from the model
+itself (the Fisher information; Kunstner et al. 2019, section 2). Averaged over the outputs of a layer, that weights the
+tokens of its Hessian (GuidedQuant, Kim et al. 2025, section 3.2, with one group). Found on the float model before any
+layer is rounded: forwards once, then backwards block by block, with one block in memory at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from compress.errors import StageError
+from compress.models.experts_as_stored import experts_of
+from compress.progress import Progress
+from compress.quantization.config import Quantization
+from compress.quantization.finished import write_whole
+from compress.quantization.layers import linears
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.states import States, write_states
+from compress.quantization.stream import BlockRun, uses_bf16
+
+_HEAD, _EMBEDDING = "head", "embedding"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """``layers[name]`` [tokens] float32 with mean 1; layers of experts, which see some tokens only, have none.
+
+    ``head`` [tokens] float32 is the same of the logits, 1 - sum p^2, and ``embedding`` [hidden, hidden] the mean outer
+    product of the loss's gradient by the table's rows: both in one unit, so that a tied table can weigh its two uses.
+    """
+
+    layers: Mapping[str, torch.Tensor]
+    head: torch.Tensor
+    embedding: torch.Tensor
+
+    def write(self, path: Path) -> None:
+        """Keep it for a run that goes on."""
+        layers = {f"layers.{name}": weights for name, weights in self.layers.items()}
+        write_whole(path, layers | {_HEAD: self.head, _EMBEDDING: self.embedding}, {})
+
+    @staticmethod
+    def read(path: Path) -> Importance:
+        """What `write` wrote."""
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        layers = {name.removeprefix("layers."): found[name] for name in found if name.startswith("layers.")}
+        return Importance(layers, found[_HEAD], found[_EMBEDDING])
+
+
+@dataclass
+class Gradients:
+    """A pass of token ``ids`` [windows, length] forwards and backwards through the blocks of ``skeleton``.
+
+    ``folder`` takes the hidden states of every block: 4 bytes * tokens * hidden size for each.
+    """
+
+    skeleton: Skeleton
+    config: Quantization
+    ids: torch.Tensor
+    folder: Path
+    progress: Progress
+    seed: int = 0
+
+    def importance(self) -> Importance:
+        """Measured now. Raises `StageError` for gradients that are not finite."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        count = len(self.skeleton.blocks)
+        steps = iter(self.progress.track(range(2 * count), "measuring which tokens matter", 2 * count))
+        states = [self._embedded()]
+        for index in range(count):
+            next(steps)
+            states.append(self._forwards(index, states[-1]))
+        gradient, head = self._answers(states.pop())
+        layers: dict[str, torch.Tensor] = {}
+        for index in reversed(range(count)):
+            next(steps)
+            gradient = self._backwards(index, states.pop(), gradient, layers)
+        next(steps, None)
+        by_rows = gradient[:].flatten(0, 1) * self._multiplier()
+        shutil.rmtree(self.folder)
+        return Importance(layers, head, by_rows.T @ by_rows / len(by_rows))
+
+    @torch.no_grad()
+    def _multiplier(self) -> float:
+        """What a model multiplies the rows of its table by, judged by their size."""
+        rows = self.skeleton.checkpoint.stored(f"{self.skeleton.name(self.skeleton.embedding)}.weight")[self.ids[0]]
+        return float(self.skeleton.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (*self.ids.shape, self.skeleton.model.config.get_text_config().hidden_size)
+
+    @torch.no_grad()
+    def _embedded(self) -> States:
+        batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
+        return self._kept("enter-00000.bin", batches)
+
+    def _kept(self, name: str, batches: Iterable[torch.Tensor]) -> States:
+        """In a file alone, since those of all blocks are wanted again."""
+        return replace(write_states(self.folder / name, self._shape, batches), held=None)
+
+    @torch.no_grad()
+    def _forwards(self, index: int, states: States) -> States:
+        self.skeleton.load(index)
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        left = self._kept(f"enter-{index + 1:05}.bin", (run(states[some]) for some in run.slices()))
+        self.skeleton.unload(index)
+        return _finite(left, f"what comes after {self.skeleton.prefix}.{index}")
+
+    def _answers(self, states: States) -> tuple[States, torch.Tensor]:
+        """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
+        generator = torch.Generator().manual_seed(self.seed)
+        head: list[torch.Tensor] = []
+
+        def gradients() -> Iterator[torch.Tensor]:
+            for window in range(len(self.ids)):
+                hidden = states[window : window + 1].clone().requires_grad_()
+                with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
+                    logits = self.skeleton.logits(hidden)[0]
+                slope = _all_finite(torch.softmax(logits.detach().float(), dim=-1), "the answer")
+                head.append(1 - slope.square().sum(-1))
+                answers = torch.multinomial(slope, 1, generator=generator)
+                slope.scatter_add_(1, answers, torch.full(answers.shape, -1.0))
+                torch.autograd.backward(logits, slope.to(logits.dtype))
+                yield _of(hidden)
+
+        found = self._kept("leave.bin", gradients())
+        return _finite(found, "the gradient before the head"), torch.cat(head)
+
+    def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
+        """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
+        block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
+        experts = experts_of(block, prefix)
+        plain = {
+            name: part
+            for name, part in linears(block, prefix).items()
+            if not any(name.startswith(f"{owner}.") for owner in experts)
+        }
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
+
+        def gradients() -> Iterator[torch.Tensor]:
+            # One window at a time: much more is kept for the way back than forwards.
+            for window in range(len(self.ids)):
+                some = slice(window, window + 1)
+                hidden = states[some].clone().requires_grad_()
+                with _squares(plain, seen):
+                    torch.autograd.backward(run(hidden), gradient[some])
+                yield _of(hidden)
+
+        found = self._kept(f"gradient-{index:05}.bin", gradients())
+        for used in (states, gradient):
+            used.path.unlink()
+        self.skeleton.unload(index)
+        layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
+        return _finite(found, f"the gradient before {prefix}")
+
+
+@contextmanager
+def _squares(modules: Mapping[str, nn.Linear], seen: Mapping[str, list[torch.Tensor]]) -> Iterator[None]:
+    """Add, for each layer, the mean square of the gradient by its outputs at each token."""
+
+    def hook(name: str) -> Callable[[nn.Module, Sequence[torch.Tensor], torch.Tensor], None]:
+        def note(gradient: torch.Tensor) -> None:
+            seen[name].append(gradient.float().square().mean(-1).flatten())
+
+        def attach(module: nn.Module, arguments: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+            output.register_hook(note)  # type: ignore[no-untyped-call]
+
+        return attach
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of(hidden: torch.Tensor) -> torch.Tensor:
+    assert hidden.grad is not None
+    return hidden.grad
+
+
+def _relative(weights: torch.Tensor) -> torch.Tensor:
+    """With mean 1; all alike where no answer depends on any of them."""
+    mean = weights.mean()
+    return weights / mean if float(mean) > 0 else torch.ones_like(weights)
+
+
+def _finite(states: States, what: str) -> States:
+    _all_finite(states[:], what)
+    return states
+
+
+def _all_finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise StageError(
+            f"On the calibration text {what} is not finite.",
+            expected="a model that computes finite numbers there, forwards and backwards",
+            mend="set precision: fp32, or guided: false",
+        )
+    return values

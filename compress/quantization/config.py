@@ -56,7 +56,7 @@ class Quantization(BaseModel):
     )
     max_bytes: int | None = Field(None, gt=0, description="mixed bits: the tensors take at most this many bytes")
     choices: tuple[Bits, ...] = Field(
-        (2, 3, 4, 8), min_length=1, description="mixed bits: what a layer may get; ONNX Runtime has no 3"
+        (2, 3, 4, 8), min_length=1, description="mixed bits: what a layer may get; ONNX Runtime and GGUF compute 3 as 4"
     )
     keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
     precision: Literal["auto", "fp32", "bf16"] = Field(

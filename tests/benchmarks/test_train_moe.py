@@ -48,7 +48,7 @@ def test_a_model_is_trained_and_written_for_others(bench: Any, tmp_path: Path) -
     assert split_rule(read_json(tmp_path / "made" / "tokenizer.json"), "") == "gpt-2"
     ids = bench.encoded(tokenizer, [PATTERN])
     alone = bench.unigram_perplexity(ids, ids)
-    assert 5 < alone < 15
+    assert 5 < alone < 20
     assert bench.perplexity(module, bench.windows(ids)) < 0.5 * alone
 
 

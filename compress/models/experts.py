@@ -24,9 +24,10 @@ class Rehearsal:
     long as it is None, the next call is taken for the whole text. ``weights`` are those of the rows that the expert at
     work is given, or None where all count alike.
 
-    Measured on the Mixtral of `benchmarks/train_moe.py` after 160 steps (error of gate's outputs at 4 bits on the tokens
-    that an expert is sent in other text, in millionths): after 16 tokens of its own 37 from these alone, 15 from all tokens of
-    the layer, 14 from both together; after 64 tokens 16, 15 and 12; after 128, 13 and 15. Without any text, 1,300.
+    Measured on the Mixtral of `benchmarks/train_moe.py` after 160 steps: the error of gate at 4 bits on the
+    tokens that an expert is sent in other text, in millionths. After 16 tokens of its own 37 from these alone, 15 from
+    all tokens of the layer, 14 from both together; after 64 tokens 16, 15 and 12; after 128, 13 and 15. Rounded to
+    nearest, 1,300.
     """
 
     minimum: int

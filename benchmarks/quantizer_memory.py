@@ -1,5 +1,6 @@
 """Peak memory and time of the stage `gptq` on Llama-shaped models of growing size, each in a process of its own.
 
+The cost of a parameter is processor time, which other work on the machine changes less than the time that passes.
 The models are random, in bfloat16, and written shard by shard; a 3B one takes 6.4 GB of disk, and its result 3 GB more.
 """
 
@@ -64,7 +65,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['size']:>5} {row['parameters'] / 1e6:7.0f}M parameters  peak {row['peak_rss_bytes'] / 1e9:5.2f} GB "
         f"(imports alone {row['imports_rss_bytes'] / 1e9:.2f}, a block in float32 {row['block_bytes'] / 1e9:.2f})  "
-        f"{row['seconds']:7.1f} s, {row['seconds'] / row['parameters'] * 1e9:5.0f} ns a parameter\n"
+        f"{row['seconds']:7.1f} s; {row['cpu_seconds']:7.1f} s of processors, "
+        f"{row['cpu_seconds'] / row['parameters'] * 1e9:5.0f} ns a parameter\n"
     )
 
 
@@ -106,10 +108,11 @@ def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     block = sum(parameter.numel() for parameter in skeleton.blocks[0].parameters())
     del skeleton
     context = Context(task, data, fields["sequence_length"], 0, Talking(), none, Path, folder / "scratch")
-    imports, begun = peak_bytes(), time.perf_counter()
+    imports, begun, cpu_begun = peak_bytes(), time.perf_counter(), time.process_time()
     Gptq(**fields).run(Checkpoint(folder), context)
     return {
         "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - cpu_begun,
         "peak_rss_bytes": peak_bytes(),
         "imports_rss_bytes": imports,
         "block_bytes": 4 * block,

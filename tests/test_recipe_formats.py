@@ -23,6 +23,7 @@ def problems(folder: Path, stages: list[Any], targets: list[str]) -> list[tuple[
 
 
 BLOCKS = "a multiple of 32, GGUF's blocks"
+TABLES = "4, 5 or 16: GGUF has no type for 8 bits with zero points"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,15 @@ BLOCKS = "a multiple of 32, GGUF's blocks"
         (
             {"embedding_bits": 4, "embedding_group_size": 16},
             ("stages.0.gptq.embedding_group_size", "16", BLOCKS),
+        ),
+        (
+            {"embedding_bits": 5, "embedding_group_size": 16},
+            ("stages.0.gptq.embedding_group_size", "16", BLOCKS),
+        ),
+        ({"sym": False, "embedding_bits": 8}, ("stages.0.gptq.embedding_bits", "8", TABLES)),
+        (
+            {"target_bits": 4.5, "sym": False, "choices": [2, 3, 4]},
+            ("stages.0.gptq.embedding_bits", "nothing (null)", TABLES),
         ),
         (
             {"bits": 8, "sym": False},
@@ -59,7 +69,7 @@ def test_groups_and_bits_that_gguf_has_no_type_for(
         {"group_size": 128, "bits": 3},
         {"bits": 8},
         {"sym": False, "embedding_bits": 16, "embedding_group_size": 16},
-        {"target_bits": 4.5, "sym": False, "choices": [2, 3, 4]},
+        {"target_bits": 4.5, "sym": False, "choices": [2, 3, 4], "embedding_bits": 5},
     ],
 )
 def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) -> None:

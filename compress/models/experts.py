@@ -6,13 +6,18 @@ matrix is given, and every file format has its integers one matrix at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 GATE, UP, DOWN = "gate", "up", "down"
+
+
+def owner_of(layer: str, experts: Iterable[str]) -> str:
+    """The mixture among ``experts`` that a layer belongs to, all by their full names; nothing for any other layer."""
+    return next((owner for owner in experts if layer.startswith(f"{owner}.")), "")
 
 
 @dataclass

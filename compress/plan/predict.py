@@ -72,8 +72,8 @@ class Predictor:
             self.weight_bits = (8, stage.embedding_bits)
         quantization = _quantization(stage)
         if quantization is not None:
-            tables = quantization.embedding_bits
-            self.weight_bits = (quantization.bits, tables if tables in (4, 8) else 32)
+            tables = (quantization.embedding_bits if quantization.integer_tables else None) or 32
+            self.weight_bits = (quantization.bits, tables)
             self.quantized_by = quantization
         disk = self._disk(stage, after)
         if cached:
@@ -168,7 +168,7 @@ class Predictor:
         if isinstance(stage, TrimVocabulary):
             return Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
         if isinstance(stage, Gptq):
-            note = "one block in fp32, its largest Hessian four times, activations; without torch itself"
+            note = "one block in fp32, its largest Hessian four times, activations, or logits; without torch itself"
             return Estimate(value=round(quantization_memory_bytes(stage, before)), note=note)
         if isinstance(stage, NncfWeights):
             note = "at least: the whole model in fp32; without torch itself"

@@ -11,26 +11,37 @@ _STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4
 """The widest Hessian, its permuted copies and its factor."""
-_SIDES_SHARED = 3
-"""Hessians as wide as the model for each block: before the attention, after it, and before the feed-forward part."""
+_SIDES_SHARED, _SIDES_APART = 3, 6
+"""Hessians as wide as the model for each block: of what enters the attention, what leaves it, and what enters the
+feed-forward part; and where tokens count otherwise for each layer, of query, key, value, output, gate and up."""
+_LOGITS_HELD = 3
+"""The answers to a window, their likelihoods, and the squares of those."""
 
 
 def quantization_flops(config: Quantization, shape: Shape) -> float:
-    """Multiplications and additions of forward passes, Hessians and solver; nothing of it for rounding to nearest."""
+    """Multiplications and additions of all passes, Hessians and solver; nothing of it for rounding to nearest.
+
+    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways.
+    """
     if config.method == "rtn":
         return 0.0
     tokens = config.samples * config.sequence_length
     blocks = shape.attention + shape.feed_forward
     forward = 2 * blocks * tokens
     # One triangle of each Hessian is multiplied out.
-    hessians = tokens * shape.layers * (_SIDES_SHARED * shape.hidden**2 + shape.intermediate**2)
+    sides = _SIDES_APART if config.guided else _SIDES_SHARED
+    hessians = tokens * shape.layers * (sides * shape.hidden**2 + shape.intermediate**2)
+    gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
     inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
     solver = 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
-    return forward + hessians + solver
+    return forward + gradients + hessians + solver
 
 
 def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
-    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations."""
+    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations.
+
+    Or, where tokens are weighed, the answers to one window.
+    """
     block = 4 * (shape.attention + shape.feed_forward) / max(shape.layers, 1)
     widest = max(shape.hidden, shape.intermediate)
     if config.method == "rtn":
@@ -38,7 +49,10 @@ def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
     tokens = config.samples * config.sequence_length
     activations = min(4 * _WIDE_TENSORS * tokens * widest, _ACTIVATION_BYTES)
     states = 2 * min(4 * tokens * shape.hidden, _STATES_BYTES)
-    return block + 4 * _SQUARES * widest**2 + activations + states
+    solving = block + 4 * _SQUARES * widest**2 + activations
+    vocabulary = shape.embeddings / max(shape.hidden, 1)
+    weighing = 4 * _LOGITS_HELD * config.sequence_length * vocabulary if config.guided else 0.0
+    return max(solving, weighing) + states
 
 
 def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
@@ -47,6 +61,6 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
     bits = config.target_bits or config.bits
     packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8
     tables = 0.0
-    if config.embedding_bits in (4, 8):
+    if config.embedding_bits and config.integer_tables:
         tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
     return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes

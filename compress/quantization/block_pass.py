@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
-from compress.models.experts import DOWN, Rehearsal, SeparateExperts
+from compress.models.experts import DOWN, Rehearsal, SeparateExperts, owner_of
 
 _PANEL = 192
 """Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
@@ -42,7 +42,8 @@ class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no e
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers that share their input. ``experts`` are those that they belong to, ``rank`` says which comes first."""
+    """Layers that share a Hessian. ``experts`` are those that they belong to; what has the same ``rank`` there, or
+    outside of experts, hears nothing of each other."""
 
     names: list[str]
     experts: str = ""
@@ -110,16 +111,20 @@ class BlockPass:
         return output
 
     def _groups(self) -> list[_Group]:
-        """The layers in the order of their calls, those with the same input together."""
+        """The layers in the order of their calls, those with the same input together if they may share a Hessian."""
         groups: list[_Group] = []
         last: list[torch.Tensor] = []
+        different = 0
 
         def before(name: str, inputs: torch.Tensor) -> None:
-            if last and inputs is last[0] and name not in self.counts:
+            nonlocal different
+            again = bool(last) and inputs is last[0]
+            different += not again
+            if again and name not in self.counts:
                 groups[-1].names.append(name)
             else:
                 owner, _, rank = self._seat(name)
-                groups.append(_Group([name], owner, rank))
+                groups.append(_Group([name], owner, rank if owner else different))
             last[:] = [inputs]
 
         with self._watched(before):
@@ -128,12 +133,12 @@ class BlockPass:
         return groups
 
     def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-        """Groups whose Hessians one pass over the text collects: many experts together, all others alone."""
-        for owner, some in groupby(groups, key=lambda group: group.experts):
+        """Groups whose Hessians one pass over the text collects: many experts together, and layers of one input."""
+        for _, some in groupby(groups, key=lambda group: group.experts):
             for _, alike in groupby(sorted(some, key=lambda group: group.rank), key=lambda group: group.rank):
                 left = list(alike)
                 columns = self.linears[left[0].names[0]].in_features
-                size = max(HESSIAN_BYTES // (4 * columns**2), 1) if owner else 1
+                size = max(HESSIAN_BYTES // (4 * columns**2), 1)
                 yield from (left[at : at + size] for at in range(0, len(left), size))
 
     def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
@@ -189,7 +194,7 @@ class BlockPass:
 
     def _seat(self, name: str) -> tuple[str, int, int]:
         """The experts that a layer belongs to, or nothing, which of them, and its place in the order of one."""
-        owner = next((owner for owner in self.experts if name.startswith(f"{owner}.")), "")
+        owner = owner_of(name, self.experts)
         if not owner:
             return "", 0, 0
         number, leaf = name.removeprefix(f"{owner}.").split(".")

@@ -75,3 +75,13 @@ class Quantization(BaseModel):
     def mixed(self) -> bool:
         """Whether bits are chosen layer by layer under a budget."""
         return self.target_bits is not None or self.max_bytes is not None
+
+    @property
+    def integer_tables(self) -> bool:
+        """Whether the embedding and the head are to be quantized."""
+        return self.embedding_bits not in (None, 16)
+
+    @property
+    def chooses_tables(self) -> bool:
+        """Whether the bits of the embedding and the head are chosen under a budget, too."""
+        return self.mixed and self.embedding_bits is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,20 +12,17 @@ import torch
 from compress.cache import storage_errors
 from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
-from compress.models.checks import INDEX
 from compress.models.shards import write_shards
 from compress.numerics.equalization import equalizing
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.folds import Fold, find_folds
-from compress.quantization.run import check_not_quantized
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.write import SHARD_BYTES
+from compress.quantization.write import SHARD_BYTES, write_beside_weights
 
 if TYPE_CHECKING:
     from compress.stages.stage import Context
 
 _TOKENS = 16
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Context) -> Checkpoint:
@@ -40,13 +36,7 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
     with storage_errors(context.scratch):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for pattern in _COMPANIONS:
-            for path in sorted(checkpoint.folder.glob(pattern)):
-                if path.name not in ("config.json", INDEX):
-                    shutil.copyfile(path, folder / path.name)
-        config = {name: value for name, value in checkpoint.config.items() if name != "torch_dtype"}
-        text = json.dumps(config | {"dtype": "float32"}, indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_beside_weights(checkpoint, folder, dtype="float32")
         write_shards(folder, work.tensors(), SHARD_BYTES)
     context.progress.note(work.summary())
     return Checkpoint(folder)
@@ -83,10 +73,10 @@ class _Work:
         block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
         modules = {name: part for name, part in block.named_modules() if name}
         call = self.skeleton.calls(torch.arange(_TOKENS)[None] % self.skeleton.vocabulary)[index]
-        config = self.skeleton.model.config.get_text_config()
+        config, width = self.skeleton.model.config.get_text_config(), self.skeleton.hidden_size
         generator = torch.Generator().manual_seed(index)
-        hidden = torch.randn(1, _TOKENS, config.hidden_size, generator=generator)
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        hidden = torch.randn(1, _TOKENS, width, generator=generator)
+        head_size = getattr(config, "head_dim", None) or width // config.num_attention_heads
         folds, alone = find_folds(modules, lambda: self.skeleton.run(index, hidden, call), head_size)
         self.folds += len(folds)
         self.alone += [f"{prefix}.{name}" for name in alone]

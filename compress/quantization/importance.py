@@ -20,8 +20,10 @@ from safetensors import safe_open
 from torch import nn
 
 from compress.errors import StageError
+from compress.models.experts import owner_of
 from compress.models.experts_as_stored import experts_of
 from compress.progress import Progress
+from compress.quantization.block_pass import gram
 from compress.quantization.config import Quantization
 from compress.quantization.finished import write_whole
 from compress.quantization.layers import linears
@@ -62,7 +64,8 @@ class Importance:
 class Gradients:
     """A pass of token ``ids`` [windows, length] forwards and backwards through the blocks of ``skeleton``.
 
-    ``folder`` takes the hidden states of every block: 4 bytes * tokens * hidden size for each.
+    ``folder`` takes the hidden states of every block: 4 bytes * tokens * hidden size for each. In memory are one block
+    at a time, and on the way back one window.
     """
 
     skeleton: Skeleton
@@ -87,9 +90,17 @@ class Gradients:
             next(steps)
             gradient = self._backwards(index, states.pop(), gradient, layers)
         next(steps, None)
-        by_rows = gradient[:].flatten(0, 1) * self._multiplier()
+        embedding = self._by_rows(gradient)
         shutil.rmtree(self.folder)
-        return Importance(layers, head, by_rows.T @ by_rows / len(by_rows))
+        return Importance(layers, head, embedding)
+
+    def _by_rows(self, gradient: States) -> torch.Tensor:
+        """The mean outer product of the gradient by the table's rows, given that by what enters the first block."""
+        count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
+        total = torch.zeros(self.skeleton.hidden_size, self.skeleton.hidden_size)
+        for window in range(count):
+            total.add_(gram(gradient[window : window + 1]), alpha=share)
+        return total
 
     @torch.no_grad()
     def _multiplier(self) -> float:
@@ -99,24 +110,26 @@ class Gradients:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        return (*self.ids.shape, self.skeleton.model.config.get_text_config().hidden_size)
+        return (*self.ids.shape, self.skeleton.hidden_size)
 
     @torch.no_grad()
     def _embedded(self) -> States:
         batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
-        return self._kept("enter-00000.bin", batches)
+        return self._kept("enter-00000.bin", "what enters the first block", batches)
 
-    def _kept(self, name: str, batches: Iterable[torch.Tensor]) -> States:
-        """In a file alone, since those of all blocks are wanted again."""
-        return replace(write_states(self.folder / name, self._shape, batches), held=None)
+    def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
+        """In a file alone, since those of all blocks are wanted again. Raises `StageError` if one is not finite."""
+        checked = (_finite(batch, what) for batch in batches)
+        return replace(write_states(self.folder / name, self._shape, checked), held=None)
 
     @torch.no_grad()
     def _forwards(self, index: int, states: States) -> States:
         self.skeleton.load(index)
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
-        left = self._kept(f"enter-{index + 1:05}.bin", (run(states[some]) for some in run.slices()))
+        what = f"what comes after {self.skeleton.prefix}.{index}"
+        left = self._kept(f"enter-{index + 1:05}.bin", what, (run(states[some]) for some in run.slices()))
         self.skeleton.unload(index)
-        return _finite(left, f"what comes after {self.skeleton.prefix}.{index}")
+        return left
 
     def _answers(self, states: States) -> tuple[States, torch.Tensor]:
         """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
@@ -128,25 +141,20 @@ class Gradients:
                 hidden = states[window : window + 1].clone().requires_grad_()
                 with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
                     logits = self.skeleton.logits(hidden)[0]
-                slope = _all_finite(torch.softmax(logits.detach().float(), dim=-1), "the answer")
+                slope = _finite(torch.softmax(logits.detach().float(), dim=-1), "the answer")
                 head.append(1 - slope.square().sum(-1))
                 answers = torch.multinomial(slope, 1, generator=generator)
                 slope.scatter_add_(1, answers, torch.full(answers.shape, -1.0))
                 torch.autograd.backward(logits, slope.to(logits.dtype))
                 yield _of(hidden)
 
-        found = self._kept("leave.bin", gradients())
-        return _finite(found, "the gradient before the head"), torch.cat(head)
+        return self._kept("leave.bin", "the gradient before the head", gradients()), torch.cat(head)
 
     def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
         """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
         block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
         experts = experts_of(block, prefix)
-        plain = {
-            name: part
-            for name, part in linears(block, prefix).items()
-            if not any(name.startswith(f"{owner}.") for owner in experts)
-        }
+        plain = {name: part for name, part in linears(block, prefix).items() if not owner_of(name, experts)}
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
         seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
 
@@ -159,12 +167,12 @@ class Gradients:
                     torch.autograd.backward(run(hidden), gradient[some])
                 yield _of(hidden)
 
-        found = self._kept(f"gradient-{index:05}.bin", gradients())
+        found = self._kept(f"gradient-{index:05}.bin", f"the gradient before {prefix}", gradients())
         for used in (states, gradient):
             used.path.unlink()
         self.skeleton.unload(index)
         layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
-        return _finite(found, f"the gradient before {prefix}")
+        return found
 
 
 @contextmanager
@@ -199,12 +207,7 @@ def _relative(weights: torch.Tensor) -> torch.Tensor:
     return weights / mean if float(mean) > 0 else torch.ones_like(weights)
 
 
-def _finite(states: States, what: str) -> States:
-    _all_finite(states[:], what)
-    return states
-
-
-def _all_finite(values: torch.Tensor, what: str) -> torch.Tensor:
+def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
     if not bool(torch.isfinite(values).all()):
         raise StageError(
             f"On the calibration text {what} is not finite.",

@@ -61,7 +61,7 @@ def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, 
     _check_experts(skeleton, config)
     tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
     _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
-    if skeleton.tied and (config.mixed or config.embedding_bits in (4, 8)):
+    if skeleton.tied and (config.integer_tables or config.chooses_tables):
         _check_tied(config.keep, *tables)
     problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
     if problems:

@@ -19,13 +19,12 @@ from compress.models.gptq_layout import pack_layer
 from compress.models.quantized_module import load_module
 from compress.progress import Progress
 from compress.quantization.allocation import FLOAT_BITS
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.finished import Finished
 from compress.quantization.layers import Layer, plan_layers
 from compress.quantization.nncf_config import NncfOptions
 from compress.quantization.nncf_weight import Compressed, read_compressed
-from compress.quantization.run import check_not_quantized, count_parameters, said_twice
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.tables import Tables, keep_tables, plan_tables
 from compress.quantization.write import Result
@@ -154,10 +153,10 @@ class _Chosen:
         work = Tables(scratch / "tables-nncf")
         if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
             keep_tables(coarse, tables, work.folder)
-        about = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
-        skipped = said_twice(self.skeleton)
+        made_by = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
+        skipped = self.skeleton.said_twice
         result = Result(
-            self.skeleton.checkpoint, config, found, tables, self._average(), finished, work, skipped, about
+            self.skeleton.checkpoint, config, found, tables, self._average(), finished, work, skipped, made_by
         )
         self._note(result)
         return result.write(scratch / "checkpoint")
@@ -193,7 +192,7 @@ class _Chosen:
     def _average(self) -> float:
         """Bits of a parameter, scales and zero points included."""
         weights = self.compressed.weights.values()
-        parameters = count_parameters(self.skeleton)
+        parameters = self.skeleton.count_parameters()
         rest = parameters - sum(weight.integers.numel() for weight in weights)
         return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * rest) / parameters
 

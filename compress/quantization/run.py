@@ -12,12 +12,9 @@ import torch
 from safetensors import SafetensorError
 
 from compress.cache import disk_full, storage_errors
-from compress.errors import ModelError
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.checks import weight_files
-from compress.models.safetensors_file import read_header
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
@@ -58,30 +55,6 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
             raise
 
 
-def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Raise `ModelError` for a model whose weights are integers."""
-    if checkpoint.quantization is not None:
-        raise ModelError(
-            "The model is quantized already.",
-            where=str(checkpoint.folder / "config.json"),
-            expected="float weights",
-            mend="start from the model that it was made of",
-        )
-
-
-def said_twice(skeleton: Skeleton) -> frozenset[str]:
-    """Tensors that say again what another says: a tied head."""
-    head = skeleton.name(skeleton.model.get_output_embeddings())
-    return frozenset({f"{head}.weight"} if skeleton.tied else ())
-
-
-def count_parameters(skeleton: Skeleton) -> int:
-    """All parameters of the model's files, a tied head not counted again."""
-    skipped = said_twice(skeleton)
-    files = weight_files(skeleton.checkpoint.folder)
-    return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
-
-
 @dataclass
 class _Work:
     skeleton: Skeleton
@@ -104,9 +77,9 @@ class _Work:
         Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
-        average = average_bits(found, tables, count_parameters(self.skeleton), self.config.sym)
+        average = average_bits(found, tables, self.skeleton.count_parameters(), self.config.sym)
         result = Result(
-            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, said_twice(self.skeleton)
+            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.said_twice
         )
         self.context.progress.note(_summary(result.layers, average))
         if starved := about_starved(result.layers, self.config.expert_tokens):
@@ -151,7 +124,7 @@ class _Work:
             self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
         )
         shutil.rmtree(folder)
-        chosen = allocate(self.config, self.plan, tables, count_parameters(self.skeleton), sensitivity, choices)
+        chosen = allocate(self.config, self.plan, tables, self.skeleton.count_parameters(), sensitivity, choices)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))
         partial.replace(path)

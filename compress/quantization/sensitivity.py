@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
-from compress.models.experts import SeparateExperts
+from compress.models.experts import SeparateExperts, owner_of
 from compress.models.experts_as_stored import experts_of
 from compress.numerics.gptq import output_error, round_to_nearest
 from compress.progress import Progress
@@ -109,9 +109,8 @@ class Survey:
 
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
         """The first tokens of one window, [1, length]."""
-        width = self.skeleton.model.config.get_text_config().hidden_size
         longest = _LONGEST_ROUTED if any(map(self._experts, range(len(self.plan)))) else _LONGEST
-        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * width * variants), 8))
+        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * self.skeleton.hidden_size * variants), 8))
         return ids[:1, :length]
 
     def _experts(self, index: int) -> dict[str, SeparateExperts]:
@@ -122,8 +121,8 @@ class Survey:
         variants: dict[str, tuple[str, ...]] = {}
         experts = self._experts(index)
         for name in (layer.name for layer in self.plan[index] if layer.bits):
-            owner = next((owner for owner in experts if name.startswith(f"{owner}.")), None)
-            shared = name if owner is None else f"{owner}.*.{name.rpartition('.')[2]}"
+            owner = owner_of(name, experts)
+            shared = f"{owner}.*.{name.rpartition('.')[2]}" if owner else name
             variants[shared] = (*variants.get(shared, ()), name)
         return list(variants.values())
 
@@ -170,7 +169,7 @@ class Survey:
         parts = _parts(experts, lambda: run(first)) if experts else {}
         # In the order of the plan, which need not be that of the calls.
         for variant in self._variants(index):
-            with _weights({modules[name]: coarse[name] for name in variant}):
+            with _replaced({modules[name]: coarse[name] for name in variant}):
                 changed = _parts(experts, lambda: after.append(run(first)))
             shares.update(_shares(variant, parts, changed))
         return torch.cat(after)
@@ -196,14 +195,16 @@ class Survey:
 
 
 @contextmanager
-def _weights(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
+def _replaced(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
     """Let layers have other weights for a while."""
     before = {linear: linear.weight for linear in changed}
     for linear, weight in changed.items():
         linear.weight = nn.Parameter(weight, requires_grad=False)
-    yield
-    for linear, weight in before.items():
-        linear.weight = weight
+    try:
+        yield
+    finally:
+        for linear, weight in before.items():
+            linear.weight = weight
 
 
 def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
@@ -215,9 +216,11 @@ def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) ->
 
     for owner, module in experts.items():
         module.watch = partial(note, owner)
-    run()
-    for module in experts.values():
-        module.watch = None
+    try:
+        run()
+    finally:
+        for module in experts.values():
+            module.watch = None
     return found
 
 

@@ -18,6 +18,8 @@ from torch import nn
 
 from compress.errors import ModelError, StageError
 from compress.models.checkpoint import Checkpoint
+from compress.models.checks import weight_files
+from compress.models.safetensors_file import read_header
 
 HEAD_ROWS = 8192
 """Rows of the head that are held in float32 at a time."""
@@ -64,6 +66,22 @@ class Skeleton:
     def vocabulary(self) -> int:
         """Rows of the embedding table."""
         return self.embedding.num_embeddings
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def said_twice(self) -> frozenset[str]:
+        """Tensors that say again what another says: a tied head."""
+        head = self.name(self.model.get_output_embeddings())
+        return frozenset({f"{head}.weight"} if self.tied else ())
+
+    def count_parameters(self) -> int:
+        """All parameters of the model's files, a tied head not counted again."""
+        files, skipped = weight_files(self.checkpoint.folder), self.said_twice
+        return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
 
     def name(self, module: nn.Module) -> str:
         """The full name of a module."""

@@ -76,8 +76,7 @@ class Stream:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the hidden states: [windows, length, hidden]."""
-        width = self.skeleton.model.config.get_text_config().hidden_size
-        return (*self.ids.shape, width)
+        return (*self.ids.shape, self.skeleton.hidden_size)
 
     def path(self, index: int) -> Path:
         """Where the states that enter a block lie."""

@@ -81,7 +81,6 @@ def quantize_tables(
         return tuple(Layer(**layer) for layer in json.loads(metadata(folder / _FLOATS)["layers"]))
     packed: dict[str, torch.Tensor] = {}
     floats: dict[str, torch.Tensor] = {}
-    about: dict[str, dict[str, int]] = {}
     found: list[Layer] = []
     inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
     for table in plan:
@@ -93,11 +92,9 @@ def quantize_tables(
         pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
         packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
         floats[f"{table.name}.weight"] = halves
-        about[table.name] = {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}
         found.append(solved)
-    if about:
-        write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
-        write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(found)})
+    if packed:
+        _write(folder, packed, floats, found)
     return tuple(found)
 
 
@@ -109,12 +106,19 @@ def keep_tables(weights: Mapping[str, QuantizedWeight], plan: Sequence[Layer], f
         parts = pack_layer(_padded(weight), stored_less_one=False)
         packed |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     floats = {f"{name}.weight": weight.dequantize().half() for name, weight in weights.items()}
+    _write(folder, packed, floats, plan)
+
+
+def _write(
+    folder: Path, packed: Mapping[str, torch.Tensor], floats: Mapping[str, torch.Tensor], tables: Sequence[Layer]
+) -> None:
     about = {
-        name: {"bits": weight.bits, "group_size": weight.group_size, "rows": len(weight.integers)}
-        for name, weight in weights.items()
+        table.name: {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}
+        for table in tables
+        if table.bits
     }
     write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
-    write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(plan)})
+    write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(tables)})
 
 
 def _by_rows(

@@ -44,19 +44,18 @@ class Result:
     work: Tables
     skipped: frozenset[str] = frozenset()
     """Tensors of the source that say again what another says: a tied head."""
-    about: Mapping[str, Any] | None = None
+    made_by: Mapping[str, Any] | None = None
     """What made it, in place of our own solver."""
 
     def write(self, folder: Path) -> QuantizedCheckpoint:
         """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._companions(folder)
+        write_beside_weights(self.source, folder, dtype="float16", quantization_config=self.quantization())
         write_shards(folder, self._tensors(), SHARD_BYTES)
         if any(table.bits for table in self.tables):
             link_or_copy(self.work.packed, folder / TABLES)
             _write_index(folder)
-        _write_json(folder / "config.json", self._config())
         _write_json(folder / "quantize_config.json", self.quantization())
         about = {"bits_per_parameter": self.average_bits, "layers": [layer.to_json() for layer in self.layers]}
         _write_json(folder / LAYERS, about)
@@ -80,7 +79,7 @@ class Result:
             "lm_head": False,
             "checkpoint_format": "gptq" if self.config.sym else "gptq_v2",
             "pack_dtype": "int32",
-            "meta": self.about or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
+            "meta": self.made_by or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
         }
         if changes := self._dynamic():
             found["dynamic"] = changes
@@ -113,16 +112,6 @@ class Result:
                 names[short] = names.get(short, False) or layer.bits is not None
         return [] if all(names.values()) else [[name for name, quantized in names.items() if quantized]]
 
-    def _config(self) -> dict[str, Any]:
-        found = {name: value for name, value in self.source.config.items() if name != "torch_dtype"}
-        return found | {"dtype": "float16", "quantization_config": self.quantization()}
-
-    def _companions(self, folder: Path) -> None:
-        for pattern in _COMPANIONS:
-            for path in sorted(self.source.folder.glob(pattern)):
-                if path.name not in ("config.json", INDEX):
-                    shutil.copyfile(path, folder / path.name)
-
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         places = {layer.name: index for index, block in enumerate(self.plan) for layer in block if layer.bits}
         changed = {name: index for index in range(len(self.plan)) for name in self.finished.names(index)}
@@ -138,6 +127,16 @@ class Result:
                 yield name, _half(name, self.finished.tensor(changed[name], name))
             elif name not in self.skipped:
                 yield name, _half(name, self.source.stored(name))
+
+
+def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> None:
+    """What lies beside the weights: the config with ``changes``, and the tokenizer's files as they are."""
+    for pattern in _COMPANIONS:
+        for path in sorted(source.folder.glob(pattern)):
+            if path.name not in ("config.json", INDEX):
+                shutil.copyfile(path, folder / path.name)
+    config = {name: value for name, value in source.config.items() if name != "torch_dtype"}
+    _write_json(folder / "config.json", config | changes)
 
 
 def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:

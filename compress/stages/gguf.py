@@ -43,11 +43,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             return "backup_mode", "int8_sym or none: GGUF has no type for 8 bits with zero points"
         if not isinstance(earlier, Gptq):
             return None
-        if earlier.embedding_bits in (4, 8) and earlier.embedding_group_size % _BLOCK:
+        if earlier.integer_tables and earlier.embedding_group_size % _BLOCK:
             return "embedding_group_size", groups
         most = max(earlier.choices) if earlier.mixed else earlier.bits
         if not earlier.sym and most > _MOST_BITS_WITH_ZEROS:
             return "sym", f"true: GGUF has no type for {most} bits with zero points"
+        if not earlier.sym and (earlier.embedding_bits == 8 or earlier.chooses_tables):
+            return "embedding_bits", "4, 5 or 16: GGUF has no type for 8 bits with zero points"
         return None
 
     def promise(self) -> Promise:

@@ -26,7 +26,7 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
-        return Promise(max_size_ratio=1.5 if self.embedding_bits != 16 and (self.embedding_bits or self.mixed) else 1.0)
+        return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""

@@ -54,6 +54,33 @@ def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -
     torch.testing.assert_close(hidden, last_hidden(build_skeleton(checkpoint), ids), atol=1e-4, rtol=1e-4)
 
 
+def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_each(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
+    expected = inputs_of_layers(module_of(checkpoint), ids)
+    skeleton = build_skeleton(checkpoint)
+    hidden, modules = skeleton.embedded(ids), linears(skeleton.load(0), "model.layers.0")
+    generator = torch.Generator().manual_seed(1)
+    counts = {name: torch.rand(60, generator=generator) + 0.1 for name in modules}
+    calls = {count: skeleton.calls(ids[:count])[0] for count in (1, 2)}
+    runs: list[int] = []
+    seen: dict[str, torch.Tensor] = {}
+
+    def run(given: torch.Tensor) -> torch.Tensor:
+        runs.append(len(given))
+        return skeleton.run(0, given, calls[len(given)])
+
+    parts = [lambda at=at: hidden[at : at + 2] for at in range(0, 6, 2)]
+    work = BlockPass("block", modules, run, parts, counts=counts)
+    with torch.no_grad():
+        list(work.solve(lambda name, hessian: seen.update({name: hessian})))
+    # To see who reads what; then query, key and value; output; gate and up; down; and what the block gives.
+    assert runs == [1] + 5 * [2, 2, 2]
+    for name, weights in counts.items():
+        inputs = expected[name].double()
+        hessian = (inputs * weights[:, None]).T @ inputs / weights.sum()
+        torch.testing.assert_close(seen[name].double(), hessian, atol=1e-4, rtol=1e-3)
+
+
 class Chain(nn.Module):
     """Two layers, one after the other, and one that nothing calls."""
 

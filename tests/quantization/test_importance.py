@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders import context, module_of, save_decoder, some_ids
+from decoders import context, inputs_of_layers, module_of, save_decoder, some_ids
 
 from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.gptq import output_error
 from compress.progress import SilentProgress
+from compress.quantization import stream
 from compress.quantization.build import build_skeleton
+from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients, Importance
 from compress.stages.gptq import Gptq
@@ -109,33 +111,21 @@ def test_layers_are_solved_for_the_tokens_that_matter(
     batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where layers see the same inputs, the weighted error falls and the plain one rises."""
-    from compress.quantization import stream
-
     checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
     if batches > 1:
         monkeypatch.setattr(stream, "batch_size", lambda block, ids: -(-len(ids) // batches))
-    errors = {}
+    name, errors = "model.layers.0.self_attn.q_proj", {}
     for guided in (True, False):
         made = context(tmp_path / f"guided-{guided}")
         stage = Gptq(bits=3, group_size=32, samples=12, sequence_length=16, precision="fp32", guided=guided)
         done = stage.run(checkpoint, made)
-        name = "model.layers.0.self_attn.q_proj"
         quantized = done.quantized(name)
         assert quantized is not None
         errors[guided] = quantized.dequantize()
     counts = Importance.read(tmp_path / "guided-True" / "importance.safetensors").layers[name]
-    inputs = _inputs(checkpoint, made, name)
+    inputs = inputs_of_layers(module_of(checkpoint), calibration_windows(made, checkpoint, 12, 16))[name]
     weight = checkpoint.stored(f"{name}.weight").float()
     for weights, better in ((counts, True), (torch.ones_like(counts), False)):
         hessian = (inputs * weights[:, None]).T @ inputs
         found = {guided: output_error(weight, errors[guided], hessian) for guided in errors}
         assert found[better] < found[not better]
-
-
-def _inputs(checkpoint: Checkpoint, made: object, name: str) -> torch.Tensor:
-    from decoders import inputs_of_layers
-
-    from compress.quantization.calibration import calibration_windows
-
-    ids = calibration_windows(made, checkpoint, 12, 16)  # type: ignore[arg-type]
-    return inputs_of_layers(module_of(checkpoint), ids)[name]

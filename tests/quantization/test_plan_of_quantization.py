@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.models.model import size_bytes
 from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
 from compress.plan.shape import Shape, read_shape
+from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
+from compress.quantization.importance import Gradients
 from compress.quantization.layers import linears
 from compress.stages.gptq import Gptq
 
@@ -36,21 +38,43 @@ def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
             hidden = work._solve_at_once(hidden, lambda name, hessian: None)
         products = counter.get_flop_counts()["Global"]
         counted += sum(flops for operator, flops in products.items() if "attention" not in str(operator))
-    config = Quantization(samples=4, sequence_length=16)
+    config = Quantization(samples=4, sequence_length=16, guided=False)
     shape = read_shape(tmp_path)
     solver = 2 * 2 * (2 * 64 * 64 * 64 + 2 * 32 * 64 * 64 + 2 * 96 * 64 * 64 + 64 * 96 * 96)
     # Norms are counted as parameters and multiply nothing; a Hessian's diagonal panels are multiplied out in full.
     assert quantization_flops(config, shape) - solver == pytest.approx(counted, rel=0.2)
 
 
+def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(4, 16)
+    plain, guided = (Quantization(samples=4, sequence_length=16, guided=guided) for guided in (False, True))
+    work = Gradients(build_skeleton(checkpoint), guided, ids, tmp_path / "work", SilentProgress())
+    with FlopCounterMode(display=False) as counter:
+        work.importance()
+    products = counter.get_flop_counts()["Global"]
+    counted = sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    shape = read_shape(checkpoint.folder)
+    # The Hessians that layers no longer share are no part of it.
+    apart = 4 * 16 * 2 * 3 * 64**2
+    expected = quantization_flops(guided, shape) - quantization_flops(plain, shape) - apart
+    assert expected == pytest.approx(counted, rel=0.1)
+
+
 def test_flops_and_memory_by_hand() -> None:
     shape = Shape(embeddings=1e6, attention=8e6, feed_forward=12e6, other=0, layers=2, hidden=100, intermediate=300)
-    config = Quantization(samples=10, sequence_length=20)
+    config = Quantization(samples=10, sequence_length=20, guided=False)
     forward, hessians = 2 * 20e6 * 200, 200 * 2 * (3 * 100**2 + 300**2)
     solver = 2 * (16e6 * 100 + 4e6 * 300)
     assert quantization_flops(config, shape) == forward + hessians + solver
     block, squares = 4 * 10e6, 4 * 4 * 300**2
     assert quantization_memory_bytes(config, shape) == block + squares + 4 * 4 * 200 * 300 + 2 * 4 * 200 * 100
+    guided = Quantization(samples=10, sequence_length=20)
+    apart = 200 * 2 * (6 * 100**2 + 300**2)
+    assert quantization_flops(guided, shape) == 4 * forward + 4 * 1e6 * 200 + apart + solver
+    assert quantization_memory_bytes(guided, shape) == quantization_memory_bytes(config, shape)
+    # The logits of one long window, three times: 100,000 x 10,000 values of four bytes; and states of 100,000 x 100.
+    long = Quantization(samples=1, sequence_length=100_000)
+    assert quantization_memory_bytes(long, shape) == 3 * 4 * 100_000 * 10_000 + 2 * 4 * 100_000 * 100
     nearest = Quantization(method="rtn")
     assert quantization_flops(nearest, shape) == 0
     assert quantization_memory_bytes(nearest, shape) == 2 * block

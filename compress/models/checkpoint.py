@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,13 +143,6 @@ class Checkpoint:
             scales=padded.scales[rows],
             zero_points=padded.zero_points[rows],
         )
-
-    def float_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every stored floating-point tensor, one at a time."""
-        for name in sorted(self.files):
-            tensor = self.stored(name)
-            if tensor.is_floating_point():
-                yield name, tensor
 
 
 @dataclass(frozen=True)

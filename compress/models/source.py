@@ -13,7 +13,6 @@ __all__ = ["already_here", "check_model_folder", "check_weights_finite", "find_m
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
-_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES)
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["original/*", "consolidated*", "*.fp16.safetensors", "onnx/*", "openvino/*"]
 

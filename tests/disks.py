@@ -24,8 +24,10 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
         pytest.skip("there is no mount command")
     if done.returncode:
         pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class Filler(tiny_run.Notes):

@@ -1,7 +1,8 @@
-"""Running a command as a user does, where it must refuse."""
+"""A folder to spoil, and running a command as a user does, where it must refuse."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,18 @@ from compress.cli import main
 
 
 @pytest.fixture
+def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``pristine``, a fixture of the tests that ask for this one: to spoil, and the current folder."""
+    shutil.copytree(pristine, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+@pytest.fixture
 def refuse(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command in ``place`` that must end with ``code`` and leave nothing; returns its one message.
 
-    ``place`` is a fixture of the tests that ask for this one. ``done`` stages were finished before.
+    ``done`` stages were finished before.
     """
 
     def call(*arguments: str, code: int = 2, done: int = 0) -> str:

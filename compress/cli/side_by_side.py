@@ -28,7 +28,6 @@ def compare_now(
     """
     from compress.cli.artifact import RECIPE, find_artifact, find_target
     from compress.cli.console_progress import ConsoleProgress
-    from compress.compare.policy import default_margin
     from compress.compare.reports import compare_reports
 
     if candidate is None:
@@ -48,9 +47,8 @@ def compare_now(
     settings = after.recipe.benchmark.model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
-    asked, generates = after.recipe.evaluation.questions, after.task.generates
-    rule = policy.rule(f"time_per_output_token_ms_context_{min(settings.contexts)}" if generates else "latency_ms")
-    margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
+    asked = after.recipe.evaluation.questions
+    metric = f"time_per_output_token_ms_context_{min(settings.contexts)}" if after.task.generates else "latency_ms"
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
         report = measure_side_by_side(
@@ -60,7 +58,7 @@ def compare_now(
             after.dataset(progress),
             place,
             progress,
-            precision=(margin or 0.0) / 2,
+            precision=_precision(policy, metric),
             confidence=policy.time_confidence,
             answers=folder,
             questions=[] if asked is None else find_questions(asked, after.recipe_folder),
@@ -76,3 +74,12 @@ def compare_now(
             folders=(folder, folder),
         )
     return found.model_copy(update={"how": "side by side", "notes": (*found.notes, *report.notes)})
+
+
+def _precision(policy: Policy, metric: str) -> float:
+    """Half of what the policy calls a change of a time."""
+    from compress.compare.policy import default_margin
+
+    rule = policy.rule(metric)
+    margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
+    return (margin or 0.0) / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from compress.report.predictions import write_predictions
 from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.targets import Target
 from compress.tasks import get_task
-from compress.tasks.task import Examples
+from compress.tasks.task import Examples, Task
 
 
 def measure_side_by_side(
@@ -78,14 +78,7 @@ def measure_side_by_side(
         confidence=confidence,
     )
     if answers is not None:
-        given = {
-            (label, target.name): told
-            for label, folder in folders.items()
-            if (told := answers_of(task, folder, data.labels, found[label])) is not None
-        }
-        if given:
-            labels = [data.labels[index] for index in data.label_ids(SPLIT)]
-            write_predictions(labels, given, answers, several=False)
+        _write_answers(task, folders, data, target, found, answers)
     return Report(
         recipe=recipe.name,
         started=started.isoformat(timespec="seconds"),
@@ -95,6 +88,25 @@ def measure_side_by_side(
         data=DataRecord(split=SPLIT, digest=data.digest(SPLIT), rows=len(rows), labels=data.labels),
         slices=_records(parts),
     )
+
+
+def _write_answers(
+    task: Task,
+    folders: Mapping[str, Path],
+    data: Dataset,
+    target: Target,
+    found: Mapping[str, Predictions],
+    place: Path,
+) -> None:
+    """Into the folder ``place``, of tasks whose answers are kept."""
+    given = {
+        (label, target.name): told
+        for label, folder in folders.items()
+        if (told := answers_of(task, folder, data.labels, found[label])) is not None
+    }
+    if given:
+        labels = [data.labels[index] for index in data.label_ids(SPLIT)]
+        write_predictions(labels, given, place, several=False)
 
 
 def _writing(
@@ -120,7 +132,6 @@ def _writing(
 
 def _parts(recipe: Recipe, data: Dataset, examples: Examples) -> tuple[list[Part], list[str]]:
     """The slices of the test split; tokens are those of the baseline's tokenizer."""
-
     slices = get_task(recipe.task).slices if recipe.slices is None else recipe.slices
 
     def lengths(unit: Unit) -> np.ndarray:

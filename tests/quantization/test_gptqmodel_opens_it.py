@@ -46,7 +46,7 @@ def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
 def test_each_opens_unmodified(tmp_path: Path) -> None:
     made = [checkpoint(tmp_path / str(index), fields) for index, fields in enumerate(CASES)]
     openers = ["gptqmodel" if "target_bits" in fields else "transformers" for fields in CASES]
-    opened(tmp_path, made, openers, CASES)
+    assert opened(tmp_path, made, openers, CASES) == [integer_layers(one) for one in made]
 
 
 def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
@@ -56,7 +56,12 @@ def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
         stage = Gptq(samples=6, sequence_length=32, **fields)
         made.append(stage.run(source, context(tmp_path / config / "scratch")))
     # Of two experts that are all but equal to a router, half precision may choose the other.
-    opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.8)
+    found = opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.8)
+    assert found == [integer_layers(one) for one in made]
+
+
+def integer_layers(checkpoint: QuantizedCheckpoint) -> int:
+    return sum(name.endswith(".qweight") for name in checkpoint.files)
 
 
 def opened(
@@ -65,19 +70,21 @@ def opened(
     openers: list[str],
     cases: list[dict[str, Any]],
     share: float = 1.0,
-) -> None:
-    """Have each opened there, and compare the number of its integer layers, and its answers to a share of tokens."""
+) -> list[int]:
+    """Have each opened there, and compare its answers to a share of tokens; how many integer layers each has there."""
     ids = some_ids(2, 20)
     save_file({"ids": ids}, folder / "ids.safetensors")
     jobs = [f"{opener}={one.folder}" for opener, one in zip(openers, made, strict=True)]
     printed = run_there(SCRIPT, str(folder / "ids.safetensors"), *jobs)
     modules = json.loads(printed.splitlines()[-1])
+    counts = []
     for fields, one in zip(cases, made, strict=True):
         kernels = modules[str(one.folder)]
         assert all("gptqmodel" in module for module in kernels)
-        assert sum(kernels.values()) == sum(name.endswith(".qweight") for name in one.files), fields
+        counts.append(sum(kernels.values()))
         found, expected = load_file(one.folder.with_suffix(".logits"))["logits"], logits(one, ids)
         # Half precision through two blocks; an integer that is off by one shows ten times as much.
         near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
         near &= torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995
         assert float(near.float().mean()) >= share, (fields, near)
+    return counts

@@ -71,15 +71,16 @@ def unpack_layer(
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     """[n, m] integers below 2**bits -> [n * bits / 32, m] int32: a stream of bits down each column; n: 32, 64, ..."""
-    chunks = values.to(torch.int64).reshape(-1, _WORD, values.shape[1])
-    words = torch.zeros(len(chunks), bits, values.shape[1], dtype=torch.int64)
+    chunks = values.to(torch.uint8).reshape(-1, _WORD, values.shape[1])
+    words = torch.zeros(len(chunks), bits, values.shape[1], dtype=torch.int32)
     for index in range(_WORD):
         word, shift = divmod(index * bits, _WORD)
-        words[:, word] |= chunks[:, index] << shift & 0xFFFFFFFF
+        value = chunks[:, index].to(torch.int32)
+        # Bits beyond the last are dropped, and the last is the sign: words are as if unsigned.
+        words[:, word] |= value << shift
         if shift + bits > _WORD:
-            words[:, word + 1] |= chunks[:, index] >> (_WORD - shift)
-    # Two's complement: the upper half of the unsigned range is the negative half of the signed one.
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).flatten(0, 1)
+            words[:, word + 1] |= value >> (_WORD - shift)
+    return words.flatten(0, 1)
 
 
 def unpack_bits(words: torch.Tensor, bits: int) -> torch.Tensor:

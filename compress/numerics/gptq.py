@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,23 +48,37 @@ class GptqSettings:
 
 @dataclass(frozen=True)
 class GptqSolution:
-    """A quantized weight with its relative output error, tr(E H E^T) / tr(W H W^T) with E = W - Q.
+    """A quantized weight, with what each of its rows lost: ``losses`` [out] is diag(E H E^T), E = W - Q.
 
-    ``damping`` is the share of the mean diagonal that was really added; ``dead_columns`` counts the inputs that were
-    always zero, whose weights are set to zero.
+    ``energies`` [out] is diag(W H W^T). ``damping`` is the share of the mean diagonal that was really added;
+    ``dead_columns`` counts the inputs that were always zero, whose weights are set to zero.
     """
 
     quantized: QuantizedWeight
-    error: float
+    losses: torch.Tensor
+    energies: torch.Tensor
     damping: float
     dead_columns: int
+
+    @property
+    def error(self) -> float:
+        """The relative squared error of the outputs, tr(E H E^T) / tr(W H W^T)."""
+        return float(self.losses.sum()) / max(float(self.energies.sum()), 1e-30)
+
+    def split(self, rows: Sequence[int]) -> list[GptqSolution]:
+        """That of each of several layers that were stacked, of so many rows."""
+        losses, energies = (torch.split(part, list(rows)) for part in (self.losses, self.energies))
+        return [
+            replace(self, quantized=part, losses=lost, energies=whole)
+            for part, lost, whole in zip(self.quantized.split(rows), losses, energies, strict=True)
+        ]
 
 
 def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSettings) -> GptqSolution:
     """GPTQ (Frantar et al. 2022, section 3, algorithm 1) of ``weight`` [out, in] under ``hessian`` [in, in].
 
     The Hessian is X X^T of the layer's inputs, times anything positive. Rows don't touch each other, so layers that
-    share their input can be stacked.
+    share their input can be stacked (`GptqSolution.split`).
 
     Instead of an inverse, the Cholesky factor of H itself is used. With H = L L^T the error is the sum over j of (sum
     over i >= j of e_i L_ij)^2, so that, going from the last column to the first, column j is best rounded at w_j + sum
@@ -76,9 +91,13 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     _check(weight, hessian)
     inputs = _prepare(hessian, settings)
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
-    quantized = _stack([band.quantized for band in bands])
-    loss, whole = sum(band.loss for band in bands), sum(band.whole for band in bands)
-    return GptqSolution(quantized, loss / max(whole, 1e-30), inputs.damping, int((~inputs.live).sum()))
+    return GptqSolution(
+        _stack([band.quantized for band in bands]),
+        torch.cat([band.losses for band in bands]),
+        torch.cat([band.energies for band in bands]),
+        inputs.damping,
+        int((~inputs.live).sum()),
+    )
 
 
 def round_to_nearest(
@@ -186,11 +205,11 @@ def _factorize(
 
 @dataclass(frozen=True)
 class _Band:
-    """Some rows, solved: ``loss`` is tr(E H E^T), ``whole`` is tr(W H W^T)."""
+    """Some rows, solved: ``losses`` is diag(E H E^T), ``energies`` is diag(W H W^T)."""
 
     quantized: QuantizedWeight
-    loss: float
-    whole: float
+    losses: torch.Tensor
+    energies: torch.Tensor
 
 
 def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Band:
@@ -199,13 +218,13 @@ def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Ba
     grid = _find_grid(columns, settings, inputs.importance)
     ordered = columns[inputs.places]
     del columns
-    whole = _energy(ordered, inputs) - inputs.shift * float(ordered.square().sum())
-    integers, loss = _round_in_turn(ordered, inputs, grid)
+    energies = _energies(ordered, inputs).sub_(ordered.square().sum(0), alpha=inputs.shift)
+    integers, losses = _round_in_turn(ordered, inputs, grid)
     errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
     del ordered
-    loss -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
-    loss -= inputs.shift * float(errors.square().sum())
-    return _Band(grid.weight(integers), max(loss, 0.0), whole)
+    losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
+    losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
+    return _Band(grid.weight(integers), losses, energies)
 
 
 def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -214,49 +233,58 @@ def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return columns
 
 
-def _energy(columns: torch.Tensor, inputs: _Inputs) -> float:
-    """tr(W L L^T W^T) of ``columns`` = W^T in the factor's order."""
-    total = 0.0
+def _energies(columns: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
+    """diag(W L L^T W^T) [rows] of ``columns`` = W^T in the factor's order."""
+    total = torch.zeros(columns.shape[1])
     for start in range(0, len(columns), _BLOCK):
         end = min(start + _BLOCK, len(columns))
-        sums = (inputs.coupling[start:, start:end].T @ columns[start:]).square_().sum(1)
-        total += float(inputs.pivots[start:end].square() @ sums)
+        total.addmv_(
+            (inputs.coupling[start:, start:end].T @ columns[start:]).square_().T, inputs.pivots[start:end] ** 2
+        )
     return total
 
 
-def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) -> tuple[torch.Tensor, float]:
+def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) -> tuple[torch.Tensor, torch.Tensor]:
     """Round ``columns`` [in, rows] in place from the last to the first; they become the errors W - Q.
 
-    Returns the integers and tr(E L L^T E^T).
+    Returns the integers and diag(E L L^T E^T) [rows].
     """
     coupling, pivots = inputs.coupling, inputs.pivots
     groups = (inputs.places // grid.group_size).tolist()
+    scales = grid.scales.unbind()
+    points = [(scales[group], *grid.bounds(group)) for group in range(len(scales))]
     integers = torch.empty(columns.shape, dtype=torch.uint8)
-    loss = 0.0
+    losses = torch.zeros(columns.shape[1])
     for end in range(len(columns), 0, -_BLOCK):
         start = max(end - _BLOCK, 0)
         original = columns[start:end]
         targets = torch.addmm(original, coupling[end:, start:end].T, columns[end:])
-        steps, errors = _round_block(targets, original, coupling[start:end, start:end], grid, groups[start:end])
+        here = [points[group] for group in groups[start:end]]
+        steps, errors = _round_block(targets, original, coupling[start:end, start:end], here)
         # A target's distance to its grid point, against an error's, which counts from the original weight.
         distances = targets.sub_(original).add_(errors)
-        loss += float(pivots[start:end].square() @ distances.square_().sum(1))
-        integers[start:end] = (steps + grid.zero_points[groups[start:end]]).to(torch.uint8)
+        losses.addmv_(distances.square_().T, pivots[start:end].square())
+        integers[start:end] = steps.add_(grid.zero_points[groups[start:end]])
         columns[start:end] = errors
-    return integers, loss
+    return integers, losses
 
 
 def _round_block(
-    targets: torch.Tensor, original: torch.Tensor, coupling: torch.Tensor, grid: IntegerGrid, groups: list[int]
+    targets: torch.Tensor,
+    original: torch.Tensor,
+    coupling: torch.Tensor,
+    points: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps and errors of one block; ``targets`` lack only what the block's own errors add, and get it in place."""
-    steps, errors = torch.empty_like(targets), torch.empty_like(targets)
-    bounds = {group: grid.bounds(group) for group in set(groups)}
-    for column in reversed(range(len(targets))):
-        target, step, group = targets[column], steps[column], groups[column]
-        if column + 1 < len(targets):
-            target.addmv_(errors[column + 1 :].T, coupling[column + 1 :, column])
-        scale = grid.scales[group]
-        torch.div(target, scale, out=step).round_().clamp_(*bounds[group])
-        torch.addcmul(original[column], step, scale, value=-1, out=errors[column])
+    """Steps and errors of one block; ``targets`` lack only what the block's own errors add, and get it in place.
+
+    ``points``: the scale, the least and the largest step [rows] of each column. A column is a few thousand numbers:
+    calls cost more than arithmetic, and so do slices. Errors that are still to come are zeros, added with the rest.
+    """
+    steps, errors = torch.empty_like(targets), torch.zeros_like(targets)
+    past, shares = errors.T, coupling.tril(-1).T.contiguous().unbind()
+    columns = list(zip(targets, steps, errors, original, shares, points, strict=True))
+    for target, step, error, weight, share, (scale, least, largest) in reversed(columns):
+        target.addmv_(past, share)
+        torch.div(target, scale, out=step).round_().clamp_(least, largest)
+        torch.addcmul(weight, step, scale, value=-1, out=error)
     return steps, errors

@@ -15,9 +15,10 @@ from compress.numerics.quantized_weight import QuantizedWeight
 
 _LARGEST_SCALE = float(torch.finfo(torch.float16).max)
 _SMALLEST_SCALE = 2.0**-24
-_CANDIDATES = 12
+_FEW, _MANY, _COARSE = 6, 12, 5
+"""How many ranges the search tries. Up to five bits, twice as many lower GPTQ's error by a thousandth."""
 _REFITS = 2
-_CACHE_ELEMENTS = 1 << 16
+_CACHE_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class IntegerGrid:
     group_size: int
 
     def bounds(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The least and the largest step of each row in a group."""
+        """The least and the largest step of each row in a group, or of all rows [1] where they are the same."""
         zero_points = self.zero_points[group]
         return -zero_points, (1 << self.bits) - 1 - zero_points
 
@@ -121,7 +122,7 @@ def _fit_group(
     whole = torch.where(empty, torch.ones_like(whole), whole)
     scales = as_float16(whole)
     if search:
-        shares = torch.linspace(1.0, _least_share(bits), _CANDIDATES).tolist()
+        shares = torch.linspace(1.0, _least_share(bits), _FEW if bits <= _COARSE else _MANY).tolist()
         scales = _search(values, importance, scales, (-zero_points, levels - zero_points), shares)
     if upwards is not None:
         scales = torch.where(upwards, -scales, scales)
@@ -142,24 +143,24 @@ def _search(
 ) -> torch.Tensor:
     """The scale [rows] with the least weighted squared error among ``shares`` of ``whole`` and their refits.
 
-    For given steps n the error sum h (w - s n)^2 is a parabola in s, least at sum h w n / sum h n^2.
+    For given steps n the error sum h (w - s n)^2 is a parabola in s, least at sum h w n / sum h n^2, where it is lower
+    by (sum h w n)^2 / sum h n^2 than at s = 0. Steps that are all zero gain no number, and are never the best.
     """
     steps, product = torch.empty_like(values), torch.empty_like(values)
-    best, least = whole, torch.full_like(whole, torch.inf)
+    best, most = whole, torch.full_like(whole, -torch.inf)
 
     def consider(scales: torch.Tensor) -> torch.Tensor:
-        nonlocal best, least
+        nonlocal best, most
         torch.div(values, scales, out=steps).round_().clamp_(*bounds)
         linear = importance @ torch.mul(values, steps, out=product)
-        square = importance @ torch.mul(steps, steps, out=product)
-        refit = torch.where(square > 0, linear / square.clamp(min=1e-30), scales)
-        refit = as_float16(torch.where(refit > 0, refit, scales))
-        error = refit * (refit * square - 2 * linear)
-        best, least = torch.where(error < least, refit, best), torch.minimum(error, least)
+        refit = linear / (importance @ steps.square_())
+        gain = linear * refit
+        better = gain > most
+        best, most = torch.where(better, refit, best), torch.where(better, gain, most)
         return best
 
     for share in shares:
         consider(whole * share)
     for _ in range(_REFITS):
         consider(best)
-    return best
+    return as_float16(best)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +33,14 @@ class QuantizedWeight:
         columns = self.integers.shape[1]
         groups = torch.arange(columns) // self.group_size
         return (self.integers.float() - self.zero_points.float()[:, groups]) * self.scales[:, groups]
+
+    def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
+        """The weights of several layers that were stacked, of so many rows."""
+        parts = (torch.split(part, list(rows)) for part in (self.integers, self.scales, self.zero_points))
+        return [
+            replace(self, integers=integers, scales=scales, zero_points=zero_points)
+            for integers, scales, zero_points in zip(*parts, strict=True)
+        ]
 
     def size_bits(self) -> float:
         """Bits for integers, 16-bit scales and, where they are needed, zero points of as many bits as a weight."""

@@ -32,14 +32,14 @@ def refine(
 
 def refine_columns(
     errors: torch.Tensor, integers: torch.Tensor, grid: IntegerGrid, hessian: torch.Tensor, shift: float, sweeps: int
-) -> float:
+) -> torch.Tensor:
     """Change ``errors`` and ``integers`` [columns, rows] and the scales of ``grid`` in place; no step raises the error.
 
     For each group in turn, first its scale is set to the minimum of the parabola that the error is in it, then each of
     its columns moves to the grid point nearest to the minimum along that column (QuantEase, Behdin et al. 2023, section
-    3). Returns by how much tr(E (H + shift) E^T) fell.
+    3). Returns by how much diag(E (H + shift) E^T) [rows] fell.
     """
-    gained = 0.0
+    gained = torch.zeros(errors.shape[1])
     for _ in range(sweeps):
         for group, start, end in grid.groups(len(errors)):
             here = slice(start, end)
@@ -50,7 +50,7 @@ def refine_columns(
             change = _refit_scale(steps, gradient, local, grid.scales[group])
             before, gradient = gradient, gradient + local @ change
             change += _descend(steps, gradient, local, grid.scales[group], grid.bounds(group))
-            gained -= float((change * before.mul_(2).add_(local @ change)).sum())
+            gained -= (change * before.mul_(2).add_(local @ change)).sum(0)
             errors[here] += change
             integers[here] = (steps + grid.zero_points[group]).to(torch.uint8)
     return gained

@@ -166,6 +166,7 @@ class Road:
             key=entry.key,
             cached=cached,
             seconds=0.0 if cached else entry.record["seconds"],
+            check_seconds=0.0 if cached else entry.record["check_seconds"],
             peak_rss_bytes=entry.record["peak_rss_bytes"],
         )
         found = tuple(
@@ -176,12 +177,14 @@ class Road:
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
             model = self.load(before, stage.wants(self.recipe.task))
-            digests, before_bytes = tensor_digests(model), self._size(before)
+            with meter.checking():
+                digests, before_bytes = tensor_digests(model), self._size(before)
             contract = Contract(label, stage.promise())
             try:
                 output = stage.run(model, self.context(key))
                 output.save(content)
-                contract.check(output, digests, before_bytes, content, self._probe(stage))
+                with meter.checking():
+                    contract.check(output, digests, before_bytes, content, self._probe(stage))
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):
@@ -193,6 +196,7 @@ class Road:
             "name": label,
             "stage": stage.model_dump(mode="json"),
             "seconds": meter.seconds,
+            "check_seconds": meter.check_seconds,
             "peak_rss_bytes": meter.peak_rss_bytes,
             "integrity": contract.found,
         }

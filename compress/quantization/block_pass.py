@@ -2,9 +2,10 @@
 
 Layers are quantized in the order in which the block calls them, each on inputs that have passed the quantized layers
 before it ("true sequential"). Layers that are given the same tensor (query, key and value; gate and up) share one
-Hessian, unless tokens count more for one than for the other (`compress.quantization.importance`). Where all windows fit
-into memory at once, one forward pass does everything: a layer is quantized in the moment in which it is called.
-Otherwise there is a pass for each group of layers, which ends where that group begins.
+Hessian, unless tokens count more for one than for the other (`compress.quantization.importance`), and are quantized
+together. Where all windows fit into memory at once, one forward pass does everything: layers are quantized in the
+moment in which the first of them is called. Otherwise there is a pass for each group of layers, which ends where that
+group begins.
 
 Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
 (`Rehearsal`). They don't hear of each other, so that one pass serves many of them.
@@ -13,7 +14,7 @@ Experts see the tokens that the router sends them, and those that are sent too f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -32,8 +33,8 @@ HESSIAN_BYTES = 1 << 30
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
-Quantize = Callable[[str, torch.Tensor], None]
-"""Given a layer's name and the Hessian of its input, replace its weight."""
+Quantize = Callable[[Sequence[str], torch.Tensor], None]
+"""Given the names of layers that share their input and its Hessian, replace their weights."""
 
 
 class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error
@@ -56,6 +57,7 @@ class BlockPass:
 
     ``experts`` are its mixtures of experts by name; each expert is to see ``expert_tokens`` tokens or more.
     ``counts`` [tokens of all batches] by layer says how much each token counts; for a layer without, all count alike.
+    With ``bf16`` Hessians are of inputs rounded to bfloat16, as the layers read them then.
     """
 
     name: str
@@ -65,25 +67,25 @@ class BlockPass:
     experts: Mapping[str, SeparateExperts] = field(default_factory=dict)
     expert_tokens: int = 1
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    bf16: bool = False
 
     def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
         """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
 
         Raises `StageError` for inputs that are not finite and for layers that the block never calls.
         """
-        if len(self.batches) == 1:
-            with self._rehearsing(self.expert_tokens):
-                output = self._solve_at_once(self.batches[0](), quantize)
-            yield output
-            return
         with self._rehearsing(1):
             groups = self._groups()
+        if len(self.batches) == 1:
+            with self._rehearsing(self.expert_tokens):
+                output = self._solve_at_once(self.batches[0](), groups, quantize)
+            yield output
+            return
         with self._rehearsing(self.expert_tokens):
             for some in self._passes(groups):
                 self._count(some[0].experts)
                 for group, hessian in zip(some, self._hessians(some), strict=True):
-                    for name in group.names:
-                        quantize(name, hessian)
+                    quantize(group.names, hessian)
         for batch in self.batches:
             yield self.run(batch())
 
@@ -93,22 +95,16 @@ class BlockPass:
         rehearsal = self.experts[owner].rehearsal if owner else None
         return None if rehearsal is None or rehearsal.sent is None else int(rehearsal.sent[number])
 
-    def _solve_at_once(self, hidden: torch.Tensor, quantize: Quantize) -> torch.Tensor:
-        done: list[str] = []
-        last: list[torch.Tensor] = []
-        hessian: list[torch.Tensor] = []
+    def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
+        firsts = {group.names[0]: group for group in groups}
 
         def before(name: str, inputs: torch.Tensor) -> None:
-            if not last or inputs is not last[0] or name in self.counts:
-                last[:], hessian[:] = [inputs], []
-                hessian[:] = [self._finite([name], gram(inputs, self._weights(name, slice(None))))]
-            quantize(name, hessian[0])
-            done.append(name)
+            if name in firsts:
+                names = firsts[name].names
+                quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
 
         with self._watched(before):
-            output = self.run(hidden)
-        self._all_called(done)
-        return output
+            return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
         """The layers in the order of their calls, those with the same input together if they may share a Hessian."""
@@ -154,7 +150,7 @@ class BlockPass:
                 seen[name] += count
                 # A running mean: totals over long texts would lose their last digits in float32.
                 share = count / seen[name]
-                totals[name].mul_(1 - share).add_(gram(inputs, weights), alpha=share)
+                totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
             if name == groups[-1].names[0]:
                 raise _Seen
 
@@ -253,13 +249,25 @@ class BlockPass:
             )
 
 
+@contextmanager
+def _factors_in_bf16() -> Iterator[None]:
+    """Let oneDNN round the factors of float32 products; the products and their sums stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
-def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool = False) -> torch.Tensor:
     """X^T X / n of inputs [..., columns] as [n, columns], in float32; only one triangle is multiplied out.
 
-    With ``weights`` [n], X^T diag(weights) X over the sum of them.
+    With ``weights`` [n], X^T diag(weights) X over the sum of them. With ``bf16`` the factors may be rounded to
+    bfloat16; products are summed in float32 all the same.
     """
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False), _factors_in_bf16() if bf16 else nullcontext():
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
         if weights is not None:
             tokens = tokens * weights.sqrt()[:, None]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -152,13 +153,12 @@ class Survey:
         def run(hidden: torch.Tensor) -> torch.Tensor:
             return self.skeleton.run(index, hidden, self.skeleton.calls(probe.expand(len(hidden), -1))[index])
 
-        def measure(name: str, hessian: torch.Tensor) -> None:
-            weight = modules[name].weight
-            errors[name] = {}
-            for bits in sorted({*self.choices, PROBE_BITS}):
+        def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
+            for name, bits in product(names, sorted({*self.choices, PROBE_BITS})):
+                weight = modules[name].weight
                 settings = settings_for(self.config, bits, groups[name] or weight.shape[1])
                 rounded = round_to_nearest(weight, settings, hessian.diagonal()).dequantize()
-                errors[name][bits] = output_error(weight, rounded, hessian)
+                errors.setdefault(name, {})[bits] = output_error(weight, rounded, hessian)
                 if bits == PROBE_BITS:
                     coarse[name] = rounded
 

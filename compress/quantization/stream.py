@@ -104,7 +104,7 @@ class Stream:
         name = f"{self.skeleton.prefix}.{index}"
         experts = experts_of(self.skeleton.blocks[index], name)
         counts = {} if self.importance is None else self.importance.layers
-        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts)
+        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
 
     def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
         """Keep what a block gave; `forget` what entered it once the block itself is kept."""

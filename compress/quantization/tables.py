@@ -17,7 +17,7 @@ from compress.quantization.config import Quantization
 from compress.quantization.finished import layers_to_text, mapped, metadata, write_whole
 from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.solver import solve_layer
+from compress.quantization.solver import solve_layers
 
 TABLE_BITS = (4, 5, 8)
 """What a table may get. ONNX keeps five bits in planes and makes eight of them as it loads; GGUF has them as Q5_0."""
@@ -128,7 +128,7 @@ def _by_rows(
     pieces: list[dict[str, torch.Tensor]] = []
     error, damping, start = 0.0, None, 0
     for rows in torch.split(weight, _ROWS):
-        solved = solve_layer(config, table, rows.float(), hessian)
+        (solved,) = solve_layers(config, [table], [rows.float()], hessian)
         assert solved.layer.error is not None
         error += solved.layer.error * len(rows) / len(weight)
         damping = solved.layer.damping

@@ -13,7 +13,7 @@ from compress.quantization.config import Quantization
 from compress.quantization.finished import Finished
 from compress.quantization.layers import Layer, linears
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.solver import solve_layer
+from compress.quantization.solver import solve_layers
 from compress.quantization.stream import Stream
 
 
@@ -54,17 +54,19 @@ class Walk:
         tensors: dict[str, torch.Tensor] = {}
         work = None if self.text is None else self.text.pass_through(index, modules)
 
-        def quantize(name: str, hessian: torch.Tensor | None) -> None:
+        def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
+            given, weights = [layers[name] for name in names], [modules[name].weight for name in names]
             with torch.autocast("cpu", enabled=False):
-                solved = solve_layer(self.config, layers[name], modules[name].weight, hessian)
-            sent = None if work is None else work.sent(name)
-            layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
-            tensors.update(solved.packed(stored_less_one=self.config.sym))
-            modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
+                found = solve_layers(self.config, given, weights, hessian)
+            for name, solved in zip(names, found, strict=True):
+                sent = None if work is None else work.sent(name)
+                layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
+                tensors.update(solved.packed(stored_less_one=self.config.sym))
+                modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
 
         if self.text is None or work is None:
             for layer in modules:
-                quantize(layer, None)
+                quantize([layer], None)
         else:
             self.text.leave(index, work.solve(quantize))
         self.skeleton.unload(index)

@@ -142,7 +142,7 @@ def _stages(report: Report) -> Iterator[str]:
     if report.stages:
         rows = [(stage.name, *stage_cells(stage), stage.key[:12]) for stage in report.stages]
         yield from ("", "## Stages", "")
-        yield from markdown_table(("Stage", "Time", "Cache", "Peak memory", "Key"), rows, left=(0, 2, 4))
+        yield from markdown_table(("Stage", "Time", "Checks", "Cache", "Peak memory", "Key"), rows, left=(0, 3, 5))
 
 
 def _listed(heading: str, lines: Sequence[str]) -> Iterator[str]:

@@ -60,10 +60,11 @@ def signs(limit: str) -> str:
     return limit.replace(">=", "\u2265").replace("<=", "\u2264")
 
 
-def stage_cells(stage: StageRecord) -> tuple[str, str, str]:
-    """Time, whether cached, peak memory."""
+def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
+    """Time, that of the checks, whether cached, peak memory."""
     peak = format_bytes(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else ""
-    return format_seconds(stage.seconds), "cached" if stage.cached else "ran", peak
+    checks = format_seconds(stage.check_seconds) if stage.check_seconds else ""
+    return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
 
 
 def _moment(started: str) -> str:

@@ -26,12 +26,17 @@ class Record(BaseModel):
 
 
 class StageRecord(Record):
-    """One stage of the run. ``seconds`` is what it took in this run, so next to nothing when ``cached``."""
+    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
+
+    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
+    of that output took besides.
+    """
 
     name: str
     key: str
     cached: bool
     seconds: float = Field(ge=0)
+    check_seconds: float = Field(0.0, ge=0)
     peak_rss_bytes: int | None = Field(None, ge=0)
 
 

@@ -238,12 +238,12 @@ def stages_section(report: Report) -> str:
     """Each stage with time, cache state, peak memory and the checks of its output."""
     longest = max((stage.seconds for stage in report.stages), default=0.0) or 1.0
     rows = [_stage(report, stage, longest) for stage in report.stages]
-    heads = ("Stage", "Time", "Share of the longest", "Cache", "Peak memory", "Integrity", "Cache key")
-    return section("Stages", table(heads, rows, "sortable stages", left=(2, 3, 5, 6))) if rows else ""
+    heads = ("Stage", "Time", "Share of the longest", "Checks", "Cache", "Peak memory", "Integrity", "Cache key")
+    return section("Stages", table(heads, rows, "sortable stages", left=(2, 4, 6, 7))) if rows else ""
 
 
 def _stage(report: Report, stage: StageRecord, longest: float) -> str:
-    seconds, state, peak = stage_cells(stage)
+    seconds, checking, state, peak = stage_cells(stage)
     checks = [check for check in report.integrity if check.stage == stage.name]
     passed = f"{sum(check.passed for check in checks)} of {len(checks)} passed" if checks else ""
     return tag(
@@ -252,6 +252,7 @@ def _stage(report: Report, stage: StageRecord, longest: float) -> str:
         row_head(stage.name),
         cell(escape(seconds), stage.seconds),
         cell(meter(stage.seconds / longest, "", seconds), stage.seconds, "bar"),
+        cell(escape(checking), stage.check_seconds),
         cell(tag("span", "chip", state), state, "left"),
         cell(escape(peak), "" if stage.peak_rss_bytes is None else stage.peak_rss_bytes),
         cell(escape(passed), passed, "left"),

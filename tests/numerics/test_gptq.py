@@ -145,10 +145,13 @@ def test_each_part_lowers_the_error() -> None:
 def test_stacked_layers_are_solved_like_each_alone() -> None:
     weight, hessian = layer_problem(40, 96)
     options = GptqSettings(4, 32, refinement_sweeps=1)
-    together = quantize_gptq(weight, hessian, options).quantized
-    apart = [quantize_gptq(part, hessian, options).quantized for part in weight.split([24, 16])]
-    assert torch.equal(together.integers, torch.cat([part.integers for part in apart]))
-    assert torch.equal(together.scales, torch.cat([part.scales for part in apart]))
+    together = quantize_gptq(weight, hessian, options).split([24, 16])
+    apart = [quantize_gptq(part, hessian, options) for part in weight.split([24, 16])]
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one.quantized.integers, other.quantized.integers)
+        assert torch.equal(one.quantized.scales, other.quantized.scales)
+        assert one.error == pytest.approx(other.error, rel=1e-5)
+    assert together[0].error != pytest.approx(together[1].error, rel=1e-3)
 
 
 def test_inputs_that_are_always_zero_cost_nothing() -> None:

@@ -61,7 +61,8 @@ def test_gptqmodel_finds_the_same_integers(
     monkeypatch.setattr(gptq, "_find_grid", lambda *_: grid)
     hessian = inputs.T @ inputs / len(inputs)
     ours = quantize_gptq(weight, hessian, GptqSettings(4, GROUP, symmetric, act_order, damping=0.01))
-    # Their inverse and our factor round differently: of thousands of weights a few may lie on the border.
+    # Their inverse and our factor round differently: a weight may lie on the border, and then the rest of its row,
+    # which makes up for it, is another. Which rows those are depends on the processor.
     apart = (ours.quantized.dequantize() - theirs["restored"]).abs() > 0.01 * theirs["scales"].min()
-    assert int(apart.sum()) <= 0.002 * weight.numel()
+    assert int(apart.any(1).sum()) <= 0.05 * len(weight)
     assert ours.error == pytest.approx(output_error(weight, theirs["restored"], hessian), rel=0.01)

@@ -208,6 +208,7 @@ def test_stages_cost_something_and_were_checked(first: Done) -> None:
     assert [stage.name for stage in report.stages] == list(LABELS)
     assert not any(stage.cached for stage in report.stages)
     assert all(stage.seconds > 0 and (stage.peak_rss_bytes or 0) > 50_000_000 for stage in report.stages)
+    assert all(stage.check_seconds > 0 for stage in report.stages)
     assert {(check.stage, check.check) for check in report.integrity} >= {
         (label, check) for label in LABELS for check in ("weights finite", "saved and loaded", "predictions", "size")
     }

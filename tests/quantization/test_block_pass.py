@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -
         parts = [lambda at=at, hidden=hidden: hidden[at : at + rows] for at in range(0, len(ids), rows)]
         work = BlockPass(f"block {index}", modules, run, parts)
         with torch.no_grad():
-            hidden = torch.cat(list(work.solve(lambda name, hessian: seen.update({name: hessian}))))
+            hidden = torch.cat(list(work.solve(lambda names, hessian: seen.update(dict.fromkeys(names, hessian)))))
     assert len(seen) == 14
     for name, hessian in seen.items():
         inputs = expected[name].double()
@@ -72,7 +73,7 @@ def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_eac
     parts = [lambda at=at: hidden[at : at + 2] for at in range(0, 6, 2)]
     work = BlockPass("block", modules, run, parts, counts=counts)
     with torch.no_grad():
-        list(work.solve(lambda name, hessian: seen.update({name: hessian})))
+        list(work.solve(lambda names, hessian: seen.update(dict.fromkeys(names, hessian))))
     # To see who reads what; then query, key and value; output; gate and up; down; and what the block gives.
     assert runs == [1] + 5 * [2, 2, 2]
     for name, weights in counts.items():
@@ -98,7 +99,8 @@ def test_a_layer_sees_what_the_quantized_layers_before_it_give(batches: int) -> 
     given = torch.randn(2, 5, 4)
     seen: dict[str, torch.Tensor] = {}
 
-    def zero(name: str, hessian: torch.Tensor) -> None:
+    def zero(names: Sequence[str], hessian: torch.Tensor) -> None:
+        (name,) = names
         seen[name] = hessian
         part = chain.get_submodule(name)
         part.weight = nn.Parameter(torch.zeros_like(part.weight), requires_grad=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,9 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
             minimum,
         )
 
-        def note(layer: str, hessian: torch.Tensor, work: BlockPass = work) -> None:
-            seen[layer], sent[layer] = hessian.clone(), work.sent(layer)
+        def note(layers: Sequence[str], hessian: torch.Tensor, work: BlockPass = work) -> None:
+            for layer in layers:
+                seen[layer], sent[layer] = hessian.clone(), work.sent(layer)
 
         with torch.no_grad():
             hidden = torch.cat(list(work.solve(note)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
     counted = 0
     for index in range(2):
         modules = linears(skeleton.load(index), f"model.layers.{index}")
-        work = BlockPass("block", modules, lambda given, index=index: skeleton.run(index, given, calls[index]), [])
+        run = partial(skeleton.run, index, call=calls[index])
+        work = BlockPass("block", modules, run, [lambda hidden=hidden: hidden])
+        with torch.no_grad():
+            groups = work._groups()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            hidden = work._solve_at_once(hidden, lambda name, hessian: None)
+            hidden = work._solve_at_once(hidden, groups, lambda names, hessian: None)
         products = counter.get_flop_counts()["Global"]
         counted += sum(flops for operator, flops in products.items() if "attention" not in str(operator))
     config = Quantization(samples=4, sequence_length=16, guided=False)

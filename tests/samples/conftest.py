@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from small_package import OTHERS, movie_lines, pinned_to, write_package
 
-from compress.samples.catalog import SAMPLES, Sample
+from compress.samples.catalog import SAMPLES
+from compress.samples.sample import Sample
 
 
 class RecordingProgress:

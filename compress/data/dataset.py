@@ -1,4 +1,4 @@
-"""The examples of a run: named splits with the task's columns, class names, and unlabeled text."""
+"""The examples of a run: named splits with the task's columns, class names, and unlabeled inputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from compress.data.columns import are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
 from compress.data.config import DataConfig, is_sample
 from compress.data.files import Rows
+from compress.data.media import identities
 from compress.data.overlap import keys, overlap_error, overlapping, without
 from compress.data.source import locate_split, locate_unlabeled, read
 from compress.errors import DataError
@@ -28,7 +29,8 @@ TEST = "test"
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Checked examples. Tables hold strings, in columns named as the task names them; labels are class names.
+    """Checked examples, in columns named as the task names them: strings, or files as `compress.data.media` has them.
+    Labels are class names.
 
     ``unlabeled`` has the task's input columns only. ``extra`` has, split -> column -> a value for each row, what
     slices read and the task does not; it is no part of the `digest`, since no output depends on it.
@@ -217,7 +219,7 @@ def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path,
 def _add_table(total: hashlib._Hash, name: str, table: pa.Table) -> None:
     _add(total, [name, *table.column_names])
     for column in table.columns:
-        _add(total, column.to_pylist())
+        _add(total, identities(column))
 
 
 def _add(total: hashlib._Hash, values: Sequence[str]) -> None:

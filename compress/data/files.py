@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ class Rows:
     """Rows as they were read. ``names`` are all columns of the source, ``columns`` only those asked for.
 
     A value is ``None`` where the source has none. ``lines`` has the line on which each row begins, from 1; it
-    is ``None`` for sources without lines.
+    is ``None`` for sources without lines. ``folder`` is what paths among the values count from.
     """
 
     name: str
     names: tuple[str, ...]
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
+    folder: Path | None = None
 
     def place(self, index: int) -> str:
         """Where the row at ``index`` (from 0) stands, for a message."""
@@ -38,13 +39,12 @@ def read_file(path: Path, wanted: Collection[str]) -> Rows:
         raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}")
     try:
         if path.suffix == ".parquet":
-            return _read_parquet(path, wanted)
+            return replace(_read_parquet(path, wanted), folder=path.parent)
         text = _read_text(path)
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
-    if path.suffix in (".csv", ".tsv"):
-        return _read_csv(path, text, wanted)
-    return _from_objects(path, text, wanted)
+    rows = (_read_csv if path.suffix in (".csv", ".tsv") else _from_objects)(path, text, wanted)
+    return replace(rows, folder=path.parent)
 
 
 def _suffixes() -> str:

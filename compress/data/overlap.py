@@ -1,10 +1,11 @@
-"""The held-out check: no row of another split, and no unlabeled text, may stand in the test split."""
+"""The held-out check: no row of another split, and nothing unlabeled, may stand in the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from compress.data.media import identities, shown
 from compress.data.text_identity import normalised
 from compress.errors import DataError
 
@@ -16,8 +17,8 @@ _SHOWN = 3
 
 
 def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
-    """What each row is to a model: its inputs, whatever their case and spacing; labels don't count."""
-    values = [[normalised(text) for text in table[name].to_pylist()] for name in columns]
+    """What each row is to a model: texts, whatever their case and spacing, and files' contents; labels don't count."""
+    values = [[normalised(value) for value in identities(table[name])] for name in columns]
     return list(zip(*values, strict=True))
 
 
@@ -37,13 +38,13 @@ def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
 
 def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
     """The error for ``rows`` of ``split`` that also stand in the test split."""
-    first = table.column_names[0]
-    shown = [f"{place(index)}: {table[first][index].as_py():.60}" for index in rows[:_SHOWN]]
+    values = shown(table[table.column_names[0]].take(rows[:_SHOWN]))
+    found = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return DataError(
         f"{len(rows)} of {len(table)} rows of the split {split!r} also stand in the test split, "
         "so the test would not be held out.",
-        where="; ".join(shown) + more,
+        where="; ".join(found) + more,
         expected="texts of the test split in no other split, whatever their case and spacing",
         mend=f"`data.drop_overlap: true` leaves them out of {split}",
     )

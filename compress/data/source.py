@@ -1,4 +1,4 @@
-"""Find where a split or unlabeled text comes from: a file, a folder, a sample or a dataset on the Hub."""
+"""Find where a split or unlabeled inputs come from: a file, a folder, a sample or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 
+from compress.data.class_folder import read_class_folder
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample
 from compress.data.files import Rows, read_file
 from compress.data.hub import HubSplit as HubSplit
@@ -20,6 +21,7 @@ OpenSample = Callable[[str], Path | None]
 
 
 Location = Path | HubSplit
+"""A data file, a folder with a folder for each class, or a split on the Hub."""
 
 
 def locate_split(config: DataConfig, split: str, folder: Path, open_sample: OpenSample) -> Location | None:
@@ -32,10 +34,13 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
     if is_file_name(name):
         return _existing_file(name, [directory, folder] if directory else [folder], f"data.splits.{split}")
     if source is None:
+        found = find(name, folder)
+        if found is not None and found.is_dir():
+            return found
         raise DataError(
             f"The split {split!r} names {name!r}, which is no data file, and there is no source.",
             where=f"data.splits.{split}",
-            expected=f"a file ending in {', '.join(FILE_SUFFIXES)}",
+            expected=f"a file ending in {', '.join(FILE_SUFFIXES)}, or a folder with one folder for each class",
             mend="name a file, or give `data.source`",
         )
     if is_sample(source):
@@ -69,7 +74,7 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
 def read(location: Location, wanted: Collection[str]) -> Rows:
     """The rows at ``location``. Raises `DataError`."""
     if isinstance(location, Path):
-        return read_file(location, wanted)
+        return (read_class_folder if location.is_dir() else read_file)(location, wanted)
     return read_hub_split(location, wanted)
 
 
@@ -115,9 +120,11 @@ def _data_sample(reference: str, open_sample: OpenSample) -> Path | None:
 
 
 def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
-    """The one data file in ``directory`` that is called ``name``."""
-    files = sorted(path for path in directory.iterdir() if path.suffix in FILE_SUFFIXES)
-    matching = [path for path in files if path.stem == name]
+    """The one data file in ``directory`` that is called ``name``, or the folder of that name."""
+    places = sorted(directory.iterdir())
+    files = [path for path in places if path.suffix in FILE_SUFFIXES and path.is_file()]
+    folders = [path for path in places if path.is_dir() and not path.name.startswith(".")]
+    matching = [path for path in files if path.stem == name] or [path for path in folders if path.name == name]
     if len(matching) == 1:
         return matching[0]
     if matching:
@@ -127,7 +134,7 @@ def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
             where=f"data.splits.{split}",
             mend=f"name one of them, e.g. splits: {{{split}: {matching[0].name}}}",
         )
-    found = ", ".join(path.stem for path in files) or "no data files"
+    found = ", ".join([*(path.stem for path in files), *(path.name for path in folders)]) or "no data files"
     raise DataError(
         f"{source} has no split {name!r}.",
         where=f"data.splits.{split}",

@@ -15,7 +15,7 @@ from compress.progress import Progress, SilentProgress
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-PROCESSOR_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -23,6 +23,9 @@ PROCESSOR_FILES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+)
+PROCESSOR_FILES = (
+    *TOKENIZER_FILES,
     "preprocessor_config.json",
     "processor_config.json",
     "feature_extractor_config.json",

@@ -41,6 +41,8 @@ def export_onnx(
 ) -> Exported:
     """Trace ``model`` with dynamic batch and length; ``fusions`` targets ONNX Runtime's CPU operators.
 
+    Inputs that may not be padded, such as images, keep the shape that they have; only their batch is free.
+
     ``leave_out`` names rewrites of `compress.models.fusions` to do without, for measuring what each is worth.
     Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
     graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`.
@@ -50,13 +52,13 @@ def export_onnx(
     sample = _two_lengths(examples)
     inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
     longest = getattr(model.module.config, "max_position_embeddings", 512)
-    axes = {
-        0: torch.export.Dim(_AXES[0], min=1, max=65536),
-        1: torch.export.Dim(_AXES[1], min=_SMALLEST_LENGTH, max=longest),
-    }
+    batch = torch.export.Dim(_AXES[0], min=1, max=65536)
+    length = torch.export.Dim(_AXES[1], min=_SMALLEST_LENGTH, max=longest)
     config = OnnxConfig(
         dynamic=True,
-        dynamic_shapes=dict.fromkeys(inputs, axes),
+        dynamic_shapes={
+            name: {0: batch} if examples.padding[name] is None else {0: batch, 1: length} for name in inputs
+        },
         opset_version=opset,
         ort_fusions="cpu" if fusions else None,
     )

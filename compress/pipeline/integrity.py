@@ -14,6 +14,7 @@ from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.gguf_model import GgufModel
 from compress.models.model import size_bytes
 from compress.models.onnx_model import OnnxModel
+from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Promise
 
@@ -146,12 +147,10 @@ def processor_of(model: OnnxModel) -> Any:
     """The processor among an ONNX model's companion files."""
     import tempfile
 
-    from transformers import AutoTokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         for name, content in model.companions.items():
             (Path(folder) / name).write_bytes(content)
-        return AutoTokenizer.from_pretrained(folder)
+        return load_processor(Path(folder))
 
 
 def _stream(checkpoint: Checkpoint, encode: Callable[[Any], Examples]) -> np.ndarray:

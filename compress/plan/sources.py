@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.data.class_folder import LABEL, read_class_folder
 from compress.data.columns import check_extra
 from compress.data.config import is_sample
 from compress.data.dataset import TEST
-from compress.data.files import read_file
 from compress.data.questions import find_questions
 from compress.data.slices import extra_columns
-from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled
+from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.models.adapter import check_adapter
 from compress.models.source import find_model
@@ -123,7 +123,7 @@ class Sources:
         task = (column.name for column in get_task(self.recipe.task).columns)
         extra = extra_columns(self.recipe.slices or (), task)
         if extra:
-            check_extra(read_file(place, ()), extra)
+            check_extra(read(place, ()), extra)
 
     def _unlabeled(self, reference: str) -> None:
         try:
@@ -166,7 +166,7 @@ class Sources:
             reference=shown,
             status="here",
             path=str(place),
-            size_bytes=place.stat().st_size,
+            size_bytes=_folder_bytes(place),
             rows=text.rows,
         )
         self.rows.append(row)
@@ -202,7 +202,10 @@ def _folder_bytes(path: Path) -> int:
 
 
 def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Rows and bytes of a data file, and its columns where its beginning tells them. Raises `DataError`."""
+    """Rows and bytes of a data file or class folder, and its columns where that is told. Raises `DataError`."""
+    if path.is_dir():
+        rows = read_class_folder(path, (LABEL,))
+        return Text(len(rows.columns[LABEL]), _folder_bytes(path)), rows.names
     try:
         text, columns = _parquet_size(path) if path.suffix == ".parquet" else _text_size(path)
     except OSError as error:

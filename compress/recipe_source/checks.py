@@ -211,7 +211,7 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             expected = "other rows: the test split must be seen by nothing else"
             document.problem((*path, split), f"{source!r}, the same as test", expected)
     if _value(document, ("data", "source"), None, broken="?") is None:
-        loose = [source for source in splits.values() if not is_file_name(source)]
+        loose = [source for source in splits.values() if not is_file_name(source) and "/" not in source]
         if loose:
             expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, loose))}", expected)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from compress.data.slices import Slice
+from compress.errors import DataError
 from compress.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 
@@ -22,44 +23,78 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the task reads. ``label`` columns hold class names or ids."""
+    """A column that the task reads. ``label`` columns hold class names or ids.
+
+    Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
+    them, which the task decodes.
+    """
 
     name: str
     label: bool = False
+    kind: Literal["text", "image", "audio"] = "text"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples, unpadded. ``inputs[i][name]`` is a 1-D int64 array; ``labels`` is [n] int64 or None.
+    """Encoded examples, unpadded and without a batch axis.
 
-    ``padding`` gives, for each input name, the value that fills a shorter example on the right. ``scored`` is how
+    ``inputs[i][name]`` is an array of any dtype and shape: `input_ids` [length] int64, `pixel_values` [channels,
+    height, width] float32, `input_features` [bins, frames] float32. Of one input all arrays have the same dtype and
+    number of axes. ``inputs`` may make its arrays when they are asked for, where all of them would not fit in memory;
+    then ``sizes`` is given.
+
+    ``padding`` has every input that the model takes, and the value that fills a smaller example at the end of each
+    axis; None for an input that may not be padded, since a model would take what fills it for content.
+
+    ``labels`` are [n], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made.
     """
 
-    inputs: Sequence[dict[str, np.ndarray]]
-    padding: dict[str, int]
+    inputs: Sequence[Mapping[str, np.ndarray]]
+    padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
     scored: int | None = None
     note: str = ""
+    sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, [n]."""
-        return np.array([len(next(iter(example.values()))) for example in self.inputs])
+        """The last axis of each example's first input, [n]: tokens, frames, or the width of an image.
+
+        What is alike in length is batched together, and timed apart from what is longer.
+        """
+        if self.sizes is not None:
+            return self.sizes
+        return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The examples at ``indices``, padded to the longest: name -> [len(indices), length] int64."""
-        width = max(len(next(iter(self.inputs[i].values()))) for i in indices)
-        out = {}
-        for name, fill in self.padding.items():
-            array = np.full((len(indices), width), fill, dtype=np.int64)
-            for row, i in enumerate(indices):
-                array[row, : len(self.inputs[i][name])] = self.inputs[i][name]
-            out[name] = array
-        return out
+        """The examples at ``indices``: name -> [len(indices), ...], padded to the largest where they differ.
+
+        Raises `DataError` where inputs differ in shape that may not be padded.
+        """
+        chosen = [self.inputs[i] for i in indices]
+        return {name: _stack(name, [example[name] for example in chosen], fill) for name, fill in self.padding.items()}
+
+
+def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) == 1:
+        return np.stack(arrays)
+    if fill is None:
+        shown = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+        raise DataError(
+            f"The examples' {name} differ in shape: {shown}.",
+            expected="one shape for all, since padding would be taken for content",
+            mend="have the processor bring them to one size, e.g. do_resize with a fixed size for images",
+        )
+    largest = np.max([array.shape for array in arrays], axis=0)
+    stacked = np.full((len(arrays), *largest), fill, dtype=arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        stacked[row][tuple(slice(size) for size in array.shape)] = array
+    return stacked
 
 
 Kept = Mapping[str, np.ndarray]

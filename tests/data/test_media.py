@@ -1,0 +1,151 @@
+"""Images and recordings as columns: by bytes or by path, told apart by their content."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.media import content, describe, identities
+from compress.data.membership import character_lengths
+from compress.errors import DataError
+from compress.progress import SilentProgress
+from compress.tasks.task import Column
+
+COLUMNS = (Column("image", kind="image"), Column("label", label=True))
+FILES = {"cat/1.png": b"one", "cat/2.PNG": b"two", "dog/1.jpg": b"three"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Class folders `train` and `test`; the test split has other contents."""
+    for split, mark in (("train", b""), ("test", b"!")):
+        for name, found in FILES.items():
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(found + mark)
+    return tmp_path
+
+
+def load(folder: Path, columns: tuple[Column, ...] = COLUMNS, **config: Any) -> Dataset:
+    return load_dataset(DataConfig(**config), columns, folder, SilentProgress())
+
+
+SPLITS = {"train": "train", "test": "test"}
+
+
+def test_class_folders_give_files_and_labels_in_order(folder: Path) -> None:
+    data = load(folder, source=".", splits=SPLITS)
+    table = data.split("train")
+    assert table["label"].to_pylist() == ["cat", "cat", "dog"]
+    assert [content(value) for value in table["image"].to_pylist()] == [b"one", b"two", b"three"]
+    assert table["image"].to_pylist()[0]["bytes"] is None, "files stay where they are"
+    assert data.labels == ("cat", "dog")
+
+
+def test_a_split_may_be_the_path_of_a_class_folder(folder: Path) -> None:
+    data = load(folder, splits={"train": "./train", "test": str(folder / "test")})
+    assert [content(value) for value in data.split("test")["image"].to_pylist()] == [b"one!", b"two!", b"three!"]
+
+
+def test_rows_name_files_from_the_folder_of_their_table(folder: Path) -> None:
+    for split in SPLITS:
+        rows = [[f"{split}/{name}", name.split("/")[0]] for name in FILES]
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["image", "label"], *rows])
+    by_path = load(folder, splits={split: f"{split}.csv" for split in SPLITS})
+    assert [content(value) for value in by_path.split("train")["image"].to_pylist()] == [b"one", b"two", b"three"]
+    assert by_path.digest("train", "test") == load(folder, source=".", splits=SPLITS).digest("test", "train")
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct"])
+def test_a_parquet_file_holds_the_contents(folder: Path, form: str) -> None:
+    for split, mark in (("train", b""), ("test", b"!")):
+        files = [found + mark for found in FILES.values()]
+        # The second is what the Hugging Face datasets feature `Image` stores.
+        images = files if form == "bytes" else [{"bytes": found, "path": "x.png"} for found in files]
+        labels = [name.split("/")[0] for name in FILES]
+        pa.parquet.write_table(pa.table({"image": images, "label": labels}), folder / f"{split}.parquet")
+    data = load(folder, splits={split: f"{split}.parquet" for split in SPLITS})
+    assert [content(value) for value in data.split("train")["image"].to_pylist()] == [b"one", b"two", b"three"]
+    assert identities(data.split("train")["image"])[0] == hashlib.sha256(b"one").hexdigest()
+    # The order of rows and their contents count, where they lie does not.
+    assert data.digest("train") == load(folder, source=".", splits=SPLITS).digest("train")
+
+
+def test_another_content_is_another_digest(folder: Path) -> None:
+    before = load(folder, source=".", splits=SPLITS).digest("train")
+    (folder / "train/cat/1.png").write_bytes(b"other")
+    assert load(folder, source=".", splits=SPLITS).digest("train") != before
+
+
+def test_an_image_of_the_test_split_may_stand_in_no_other(folder: Path) -> None:
+    (folder / "train/dog/again.png").write_bytes(b"one!")
+    with pytest.raises(DataError, match="1 of 4 rows of the split 'train' also stand in the test split") as caught:
+        load(folder, source=".", splits=SPLITS)
+    assert "again.png" in str(caught.value)
+    kept = load(folder, source=".", splits=SPLITS, drop_overlap=True).split("train")
+    assert len(kept) == 3
+
+
+def test_what_is_no_file_is_named(folder: Path) -> None:
+    def refused(value: object) -> str:
+        rows = [{"image": value, "label": "cat"}, {"image": "test/dog/1.jpg", "label": "dog"}]
+        (folder / "rows.json").write_text(json.dumps(rows))
+        with pytest.raises(DataError) as caught:
+            load(folder, splits={"test": "rows.json"})
+        return str(caught.value)
+
+    assert "rows.json, row 1: gone.png cannot be read" in refused("gone.png")
+    assert "1 of 2 values missing or empty" in refused(" ")
+    assert "value of type int" in refused(3) and "an encoded file's bytes" in refused(3)
+    (folder / "nothing.png").write_bytes(b"")
+    assert "nothing.png is empty" in refused("nothing.png")
+
+
+def test_a_file_that_changes_after_it_was_read_is_an_error(folder: Path) -> None:
+    value = load(folder, source=".", splits=SPLITS).split("test")["image"].to_pylist()[0]
+    (folder / "test/cat/1.png").write_bytes(b"other")
+    with pytest.raises(DataError, match="has changed since"):
+        content(value)
+
+
+def test_a_class_folder_holds_classes_and_files_of_one_kind(folder: Path) -> None:
+    def refused(name: str) -> str:
+        path = folder / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        with pytest.raises(DataError) as caught:
+            load(folder, source=".", splits=SPLITS)
+        path.unlink()
+        return str(caught.value)
+
+    assert "1.png is no image or recording in the folder of a class" in refused("1.png")
+    assert "cat/notes.txt is no image" in refused("cat/notes.txt")
+    assert "holds audio and image" in refused("cat/miaow.wav")
+    (folder / "train/cat/.thumbs").write_bytes(b"x")
+    assert len(load(folder, source=".", splits=SPLITS).split("train")) == 3
+
+
+def test_there_are_no_characters_to_count_in_images(folder: Path) -> None:
+    data = load(folder, source=".", splits=SPLITS)
+    with pytest.raises(DataError, match="no text whose characters"):
+        character_lengths(data, "test")
+    spoken = Dataset((Column("audio", kind="audio"), Column("text")), {"test": data.split("test")}, ())
+    table = pa.table({"audio": data.split("test")["image"], "text": ["a", "bc", "def"]})
+    spoken = Dataset(spoken.columns, {"test": table}, ())
+    assert character_lengths(spoken, "test").tolist() == [1, 2, 3]
+
+
+def test_a_value_is_told_by_its_path_or_digest(folder: Path) -> None:
+    value = load(folder, source=".", splits=SPLITS).split("test")["image"].to_pylist()[0]
+    assert describe(value).endswith("test/cat/1.png")
+    assert describe({"bytes": b"", "path": None, "sha256": "a" * 64}) == "SHA-256 aaaaaaaaaaaa"

@@ -74,6 +74,9 @@ def _single_key(value: Any) -> Any:
     return value
 
 
+_MODULES = "image-classification"
+
+
 class Recipe(Strict):
     """A compression run from a starting model to a measured artifact."""
 
@@ -84,6 +87,17 @@ class Recipe(Strict):
         Field(description="Hugging Face name of the task", json_schema_extra={"enum": list(TASK_NAMES)}),
     ]
     model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
+    module: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z_][\w.]*|[\w-]+\.py):[A-Za-z_][\w.]*$",
+        description="for a plain torch module: `package.module:function`, or `file.py:function` beside the recipe, "
+        "that makes it. The recipe runs that code; `model` then holds the weights",
+    )
+    module_arguments: dict[str, Any] = Field({}, description="what `module` is called with")
+    random_weights: bool = Field(
+        False,
+        description="start from weights drawn from the seed: of `model` only config.json and the processor are read",
+    )
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
     data: DataConfig = Field(description="the examples to learn from and to be judged by")
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
@@ -125,6 +139,14 @@ class Recipe(Strict):
     def _distinct_slices(cls, value: tuple[Slice, ...] | None) -> tuple[Slice, ...] | None:
         check_names(value or ())
         return value
+
+    @model_validator(mode="after")
+    def _module_fits(self) -> Recipe:
+        if self.module is None and self.module_arguments:
+            raise ValueError("a `module` that `module_arguments` are for")
+        if self.module is not None and self.task != _MODULES:
+            raise ValueError(f"no `module`: plain torch modules are for {_MODULES}")
+        return self
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_images
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
@@ -54,6 +55,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
     if recipe.task in GENERATING:
         return _shrunk_generation(recipe, folder)
+    if recipe.task == tiny_images.TASK:
+        return _shrunk_images(recipe, folder)
     write_model(folder / "model")
     write_rows(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
@@ -88,6 +91,26 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
 
 
+def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny ViT or MobileNet, by its config alone where the recipe starts so, on squares in class folders."""
+    model = tiny_images.vit() if "vit" in recipe.description.lower() else tiny_images.mobile_net()
+    (folder / "model").mkdir()
+    model.save(folder / "model")
+    if recipe.random_weights:
+        (folder / "model/model.safetensors").unlink()
+    tiny_images.write_class_folders(folder / "images")
+    splits = {split: f"images/{split}" for split in ("train", "validation", "test")}
+    changes = {
+        "model": "model",
+        "module": None,
+        "module_arguments": {},
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "without_labels": ()}),
+        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2),
+    }
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
+
+
 def save_tiny_mixture(folder: Path) -> None:
     """A Mixtral of the same sizes, with four experts a block."""
     torch.manual_seed(0)
@@ -106,6 +129,7 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
+    small |= {"calibration_examples": 16}
     fields |= {name: value for name, value in small.items() if name in fields}
     if (student := fields.get("student")) and student.get("config"):
         fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}

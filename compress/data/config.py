@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
@@ -20,6 +20,12 @@ def is_sample(value: str) -> bool:
     return bool(_SAMPLE.match(value))
 
 
+def sample_split(value: str) -> tuple[str, str] | None:
+    """`sample:NAME/SPLIT` as (`sample:NAME`, `SPLIT`); None for anything else."""
+    sample, _, split = value.partition("/")
+    return (sample, split) if is_sample(sample) and split else None
+
+
 class DataConfig(BaseModel):
     """Where examples come from, and which of them each split holds."""
 
@@ -32,8 +38,11 @@ class DataConfig(BaseModel):
     )
     splits: dict[str, str] = Field(
         {"train": "train", "validation": "validation", "test": "test"},
-        description="split -> its name in the source, a CSV, JSONL or Parquet file, or a folder with one folder for "
-        "each class of images or recordings",
+        description="split -> its name in the source, a CSV, JSONL or Parquet file, a folder with one folder for "
+        "each class of images or recordings, or `sample:NAME/SPLIT`",
+    )
+    without_labels: tuple[str, ...] = Field(
+        (), description="splits whose rows have no label: enough to export and to calibrate with, not to train on"
     )
     columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
     labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
@@ -45,3 +54,10 @@ class DataConfig(BaseModel):
         description="leave out train and validation rows that also stand in test, instead of refusing them",
     )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
+
+    @field_validator("without_labels")
+    @classmethod
+    def _test_has_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "test" in value:
+            raise ValueError("splits other than test, on which the result is measured")
+        return value

@@ -95,7 +95,13 @@ def load_dataset(
     `DataError`, or `SampleError` for a sample that cannot be fetched.
     """
     check_mapping(config.columns, columns)
-    parts = {split: _read_split(config, split, columns, folder, progress, extra) for split in config.splits}
+    unlabeled_columns = tuple(column for column in columns if not column.label)
+    parts = {
+        split: _read_split(
+            config, split, unlabeled_columns if split in config.without_labels else columns, folder, progress, extra
+        )
+        for split in config.splits
+    }
     if TEST in parts:
         check_extra(parts[TEST].rows, extra)
     label = label_column(columns)
@@ -111,7 +117,7 @@ def load_dataset(
         rows = overlapping(part.table, inputs, held_out) if split != TEST else []
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
-    if label and "train" in tables:
+    if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(tables["train"][label].to_pylist(), "train")
     unlabeled = _read_unlabeled(config, columns, folder, progress)
     if unlabeled is not None:
@@ -152,7 +158,9 @@ def _read_split(
 
 
 def _name_labels(config: DataConfig, parts: dict[str, _Part], label: str) -> tuple[tuple[str, ...], dict[str, _Part]]:
-    """The class names, and the parts with class names for labels, where the files may have ids."""
+    """The class names, and the parts with class names for labels, where the files may have ids or none."""
+    bare = {split: part for split, part in parts.items() if split in config.without_labels}
+    parts = {split: part for split, part in parts.items() if split not in bare}
     everywhere = {value for part in parts.values() for value in part.table[label].unique().to_pylist()}
     if config.labels is None:
         origin = "train" if "train" in parts else next(iter(parts))
@@ -166,7 +174,8 @@ def _name_labels(config: DataConfig, parts: dict[str, _Part], label: str) -> tup
             parts = {split: _ids_to_names(part, label, labels) for split, part in parts.items()}
     for part in parts.values():
         check_labels(part.table, label, labels, part.rows.place)
-    return labels, parts
+    together = {**bare, **parts}
+    return labels, {split: together[split] for split in config.splits}
 
 
 def _ids_to_names(part: _Part, label: str, labels: Sequence[str]) -> _Part:

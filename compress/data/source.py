@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from compress.data.class_folder import read_class_folder
-from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample
+from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_file
 from compress.data.hub import HubSplit as HubSplit
 from compress.data.hub import read_hub_split
@@ -30,6 +30,8 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
     ``None``: in a sample that ``open_sample`` does not open. Raises `DataError`, `SampleError`.
     """
     name, source = config.splits[split], config.source
+    if elsewhere := sample_split(name):
+        source, name = elsewhere
     directory = find(source, folder) if source and not is_sample(source) else None
     if is_file_name(name):
         return _existing_file(name, [directory, folder] if directory else [folder], f"data.splits.{split}")

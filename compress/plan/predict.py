@@ -28,6 +28,7 @@ from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
+from compress.tasks import get_task
 from compress.training.recovery_config import Recovery
 
 FLOPS_FORWARD = 2
@@ -115,6 +116,8 @@ class Predictor:
             return self._recovery_seconds(stage, before)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it does not train")
+        if not self._reads_text():
+            return _unknown("predicted for text only")
         if before is None or after is None:
             return _unknown("the size of the model is not known yet")
         train = self.texts.get("split train")
@@ -124,6 +127,9 @@ class Predictor:
         if flops is None:
             return _unknown("the unlabeled text or the teacher is not here yet")
         return self._at_this_rate(flops)
+
+    def _reads_text(self) -> bool:
+        return all(column.kind == "text" for column in get_task(self.recipe.task).columns)
 
     def _at_this_rate(self, flops: float) -> Estimate:
         if self.rate is None:
@@ -175,6 +181,8 @@ class Predictor:
             return Estimate(value=round(4 * before.parameters), note=note)
         if not isinstance(stage, Finetune | Distill | Prune):
             return _unknown("not predicted: it depends on the tool that is called")
+        if not self._reads_text():
+            return _unknown("predicted for text only")
         trained = before if isinstance(stage, Prune) else after
         if not (trained.hidden and trained.heads):
             return _unknown("the config names no hidden_size and num_attention_heads")

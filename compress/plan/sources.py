@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from compress.data.class_folder import LABEL, read_class_folder
 from compress.data.columns import check_extra
-from compress.data.config import is_sample
+from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
 from compress.data.questions import find_questions
 from compress.data.slices import extra_columns
@@ -58,7 +59,10 @@ class Sources:
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; the starting model's shape where it is here."""
-        shape = self.model(self.recipe.model, "model")
+        made = self.recipe.module is not None or self.recipe.random_weights
+        shape = None if made else self.model(self.recipe.model, "model")
+        if made:
+            self._made_model(self.recipe.model)
         for split, reference in self.recipe.data.splits.items():
             self._split(split, reference)
         for reference in self.recipe.data.unlabeled:
@@ -98,6 +102,24 @@ class Sources:
         self.rows.append(row)
         return shape
 
+    def _made_model(self, reference: str) -> None:
+        """Describe what a model is made from; its shape is known once its code has run."""
+        try:
+            path = self._model_path(reference)
+            if self.recipe.module is not None:
+                check_module(self.recipe.module, self.folder)
+        except InputError as error:
+            self.problems.append(error)
+            return
+        if path is None:
+            self._unknown("model", reference)
+            return
+        origin = "random weights" if self.recipe.random_weights else "its weights"
+        note = f"made by {self.recipe.module or 'its config'}, with {origin}"
+        size = _folder_bytes(path)
+        row = SourcePlan(role="model", reference=reference, status="here", path=str(path), size_bytes=size, note=note)
+        self.rows.append(row)
+
     def _model_path(self, reference: str) -> Path | None:
         """Where a model lies; ``None`` for one to be fetched. Raises `ModelError`, `SampleError`."""
         if is_sample(reference):
@@ -109,7 +131,9 @@ class Sources:
 
     def _split(self, split: str, reference: str) -> None:
         source = self.recipe.data.source
-        shown = reference if source is None else f"{source} ({reference})"
+        elsewhere = sample_split(reference)
+        source = elsewhere[0] if elsewhere else source
+        shown = reference if source is None or elsewhere else f"{source} ({reference})"
         try:
             place = locate_split(self.recipe.data, split, self.folder, cached_directory)
             self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
@@ -194,6 +218,21 @@ def _in_hub_cache(reference: str) -> Path | None:
         ):
             raise
         return None
+
+
+def check_module(reference: str, folder: Path) -> None:
+    """Prove that the code of a plain module is here, without running any. Raises `ModelError`."""
+    place = reference.partition(":")[0]
+    if place.endswith(".py"):
+        there = (folder / place).is_file()
+    else:
+        there = importlib.util.find_spec(place.partition(".")[0]) is not None
+    if not there:
+        raise ModelError(
+            f"The code that makes the model, {reference}, is not here.",
+            where="module",
+            expected="a function of an installed package, or of a file beside the recipe",
+        )
 
 
 def _folder_bytes(path: Path) -> int:

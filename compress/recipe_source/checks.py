@@ -18,6 +18,7 @@ from compress.stages.stage import Stage
 from compress.targets import TARGETS
 from compress.tasks import GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation
+from compress.training.config import Training
 
 START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
@@ -206,6 +207,11 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
         users = [part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits]
         if split not in splits:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
+    bare = _value(document, ("data", "without_labels"), [], broken=[])
+    for part in parts:
+        if isinstance(part.stage, Training) and (lacking := [s for s in part.stage.needs().splits if s in bare]):
+            expected = f"labels in {lacking[0]}, which {part.kind} trains on"
+            document.problem(("data", "without_labels"), describe(bare), expected)
     for split, source in splits.items():
         if split != "test" and source == splits.get("test"):
             expected = "other rows: the test split must be seen by nothing else"

@@ -63,9 +63,22 @@ _TEXT_GENERATION: dict[str, Any] = {
     "benchmark": {"contexts": [128], "every_stage": False},
     "limits": [{"metric": "perplexity", "at_most": 1.35, "of": "baseline"}],
 }
+_IMAGE_CLASSIFICATION: dict[str, Any] = {
+    "name": "my-image-classifier",
+    "description": "a smaller, faster image classifier from my own photographs, in a folder for each class",
+    "task": "image-classification",
+    "model": "google/vit-base-patch16-224",
+    "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
+    "stages": [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
+}
 STARTERS: dict[str, dict[str, Any]] = {
     "text-classification": _TEXT_CLASSIFICATION,
     "text-generation": _TEXT_GENERATION,
+    "image-classification": _IMAGE_CLASSIFICATION,
 }
 """The values of each task's starter; everything else in it comes from the models' fields."""
 

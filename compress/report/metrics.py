@@ -49,6 +49,7 @@ _KNOWN = {
     metric.name: metric
     for metric in (
         _quality("accuracy", "Accuracy"),
+        _quality("top_5_accuracy", "Top-5 accuracy"),
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
         _quality("recall", "Recall"),

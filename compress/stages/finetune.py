@@ -13,7 +13,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification",)
+    tasks = ("text-classification", "image-classification")
     kind: Literal["finetune"] = "finetune"
 
     def needs(self) -> Needs:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _TASKS = {
     "text-classification": "compress.tasks.text_classification",
     "text-generation": "compress.tasks.text_generation",
+    "image-classification": "compress.tasks.image_classification",
 }
 TASK_NAMES = tuple(_TASKS)
 GENERATING = ("text-generation",)

@@ -111,6 +111,20 @@ def test_what_is_no_file_is_named(folder: Path) -> None:
     assert "nothing.png is empty" in refused("nothing.png")
 
 
+def test_a_split_without_labels_is_enough_to_calibrate_with(folder: Path) -> None:
+    rows = [{"image": f"train/{name}"} for name in FILES]
+    (folder / "bare.json").write_text(json.dumps(rows))
+    splits = {"train": "bare.json", "test": "./test"}
+    data = load(folder, splits=splits, without_labels=["train"])
+    assert data.splits == ("train", "test")
+    assert data.split("train").column_names == ["image"]
+    assert data.labels == ("cat", "dog")
+    with pytest.raises(DataError, match="no column 'label'"):
+        load(folder, splits=splits)
+    with pytest.raises(ValueError, match="other than test"):
+        load(folder, splits=splits, without_labels=["test"])
+
+
 def test_a_file_that_changes_after_it_was_read_is_an_error(folder: Path) -> None:
     value = load(folder, source=".", splits=SPLITS).split("test")["image"].to_pylist()[0]
     (folder / "test/cat/1.png").write_bytes(b"other")

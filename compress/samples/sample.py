@@ -14,7 +14,7 @@ class Package:
 
     ``filename`` and ``sha256`` are those of the file that the package manager downloads. ``folder`` is the
     path inside it (inside ``inner_archive``, where there is one) below which ``members`` lie, whose own
-    directories are kept.
+    directories are kept. A member with `*` in a name stands for all that match, folder by folder.
     """
 
     manager: Manager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.errors import InputError
+
 
 @dataclass(frozen=True)
 class Target:
@@ -25,3 +27,37 @@ TARGETS: dict[str, Target] = {
         Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", format="gguf"),
     )
 }
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A kind of processor, as far as it bears on what 8-bit products give.
+
+    ``sums_in_32_bits``: no product of bytes is added to another in 16 bits, where it could saturate.
+    """
+
+    name: str
+    sums_in_32_bits: bool
+    description: str
+
+
+PROCESSORS: dict[str, Processor] = {
+    processor.name: processor
+    for processor in (
+        Processor("x86-avx2", False, "x86-64 without VNNI: Intel before Ice Lake and Cascade Lake, AMD before Zen 4"),
+        Processor("x86-vnni", True, "x86-64 with AVX512-VNNI, AVX-VNNI or AMX"),
+        Processor("arm64", True, "64-bit ARM, with dot products or without"),
+    )
+}
+
+
+def find_processor(name: str) -> Processor:
+    """That kind of processor, or for `cpu` this machine's. Raises `InputError` with the known names."""
+    if name in PROCESSORS:
+        return PROCESSORS[name]
+    if name != "cpu":
+        raise InputError(f"There is no processor {name!r}.", expected=f"one of cpu, {', '.join(PROCESSORS)}")
+    from compress.environment import features, has_int8_dot_product
+
+    x86 = "avx2" in features()
+    return Processor("cpu", has_int8_dot_product() or not x86, "this machine's")

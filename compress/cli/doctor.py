@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from compress.cli.finding import Finding
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _LITTLE_DISK_BYTES = 5_000_000_000
@@ -17,32 +19,28 @@ _LITTLE_MEMORY_BYTES = 4_000_000_000
 _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
-
-    level: Literal["ok", "warning", "problem"]
-    what: str
-    advice: str | None = None
-
-
 def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="A run's folder or an ONNX model: will it be right and fast on the target?"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="With MODEL: cpu (this machine), or a kind of processor: x86-avx2, x86-vnni, arm64."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="With MODEL: where real inputs come from; default: the recipe.yaml beside the model."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
 ) -> None:
-    """Look over this machine and installation. Exit code 1 if something must be mended before a run."""
+    """Look over this machine and installation, or a model. Exit code 1 if something must be mended before a run."""
     import json
 
     from compress.environment import environment
 
     machine = environment()
-    findings = [
-        *_installation(),
-        *_targets(),
-        *_processor(machine),
-        *_memory(machine),
-        *_disk(Path.cwd()),
-        *_browser(),
-    ]
+    findings = _of_model(model, target, recipe) if model is not None else _of_machine(machine, target, recipe)
     failed = any(finding.level == "problem" for finding in findings)
     if json_:
         report = {"ok": not failed, "findings": [asdict(f) for f in findings], "environment": machine}
@@ -54,6 +52,29 @@ def doctor(
                 typer.echo(f"         -> {finding.advice}")
     if failed:
         raise typer.Exit(1)
+
+
+def _of_machine(machine: dict[str, Any], target: str | None, recipe: Path | None) -> list[Finding]:
+    if target is not None or recipe is not None:
+        from compress.errors import InputError
+
+        given = "--target" if target is not None else "--recipe"
+        raise InputError(f"{given} means nothing without a model.", expected="compress doctor MODEL --target NAME")
+    return [
+        *_installation(),
+        *_targets(),
+        *_processor(machine),
+        *_memory(machine),
+        *_disk(Path.cwd()),
+        *_browser(),
+    ]
+
+
+def _of_model(model: Path, target: str | None, recipe: Path | None) -> list[Finding]:
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.doctor_model import model_findings
+
+    return list(model_findings(model, target, recipe, ConsoleProgress()))
 
 
 def _installation() -> Iterator[Finding]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.models.model import only_file
 
@@ -59,6 +61,22 @@ class OnnxModel:
             file.name: file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file() and file != path
         }
         return cls(onnx.load(path), path.name, companions)
+
+
+def processor_of(model: OnnxModel) -> Any:
+    """The processor among an ONNX model's companion files."""
+    from compress.models.processor import load_processor
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in model.companions.items():
+            (Path(folder) / name).write_bytes(content)
+        return load_processor(Path(folder))
+
+
+def labels_of(model: OnnxModel) -> tuple[str, ...] | None:
+    """Class names in the order of their ids, as the config among the companion files has them."""
+    names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
+    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
 def find_graph(artifact: Path) -> Path:

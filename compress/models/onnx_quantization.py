@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ _SMALLEST_BLOCK = 16
 _CONTRIB = "com.microsoft"
 
 
-def quantize_products(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> onnx.ModelProto:
-    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights.
+def quantize_products(
+    graph: onnx.ModelProto, per_channel: bool, reduce_range: bool, kept: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights, but for the nodes named in ``kept``.
 
     Recorded shapes are dropped first: those of a fused graph contradict what the quantizer infers.
     """
@@ -37,6 +40,8 @@ def quantize_products(graph: onnx.ModelProto, per_channel: bool, reduce_range: b
                 source,
                 output,
                 op_types_to_quantize=_OPERATORS,
+                # ONNX Runtime makes a product and an addition of each Gemm first.
+                nodes_to_exclude=[name for node in kept for name in (node, f"{node}_MatMul")],
                 per_channel=per_channel,
                 reduce_range=reduce_range,
                 weight_type=QuantType.QInt8,

@@ -13,8 +13,7 @@ from compress.errors import IntegrityError
 from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.gguf_model import GgufModel
 from compress.models.model import size_bytes
-from compress.models.onnx_model import OnnxModel
-from compress.models.processor import load_processor
+from compress.models.onnx_model import OnnxModel, processor_of
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Promise
 
@@ -141,16 +140,6 @@ def _why_no_predictions(model: AnyModel) -> str | None:
     from compress.pipeline.gguf_probe import why_no_predictions
 
     return why_no_predictions()
-
-
-def processor_of(model: OnnxModel) -> Any:
-    """The processor among an ONNX model's companion files."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in model.companions.items():
-            (Path(folder) / name).write_bytes(content)
-        return load_processor(Path(folder))
 
 
 def _stream(checkpoint: Checkpoint, encode: Callable[[Any], Examples]) -> np.ndarray:

@@ -8,34 +8,55 @@ from pydantic import Field
 
 from compress.errors import StageError
 from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel
-from compress.stages.stage import Context, Promise, Stage
+from compress.quantization.int8_config import Int8Options
+from compress.stages.stage import Context, Needs, Promise, Stage
 
 
-class Quantize(Stage[OnnxModel, OnnxModel]):
-    """Dynamic INT8: weights are stored as int8, activations are quantized as they come (ONNX Runtime).
+class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
+    """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized as they come, or by calibration.
 
+    Dynamic quantization finds the range of each activation anew in each call; static quantization takes it from
+    training examples, so that a call computes less and an answer does not depend on its neighbours in the batch.
     Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
     """
 
-    packages = ("onnx", "onnx_ir", "onnxruntime")
+    version = 2
+    packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
     kind: Literal["quantize"] = "quantize"
-    per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
-    reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
     embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
     embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
         None,
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
     )
 
+    def needs(self) -> Needs:
+        """Examples to calibrate with, to measure damage on, and to hold a floor on."""
+        if self.accuracy_floor is not None:
+            return Needs(splits=("train", "validation"))
+        return Needs(splits=("train",)) if self.method == "static" else Needs()
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """Those of another method."""
+        return self.idle()
+
     def promise(self) -> Promise:
-        """At most half the size: every large tensor is stored in 8 bits or fewer."""
-        return Promise(max_size_ratio=0.5 if self.embedding_bits < 32 else 0.95)
+        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
+        whole = self.embedding_bits < 32 and self.accuracy_floor is None
+        return Promise(max_size_ratio=0.5 if whole else 0.95)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph. Raises `StageError` when nothing in it could be quantized."""
-        from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+        import onnx_ir as ir
 
-        graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
+        from compress.models.int8.choose import refuse_unfit
+        from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+        from compress.quantization.int8_run import quantize_int8
+
+        refuse_unfit(ir.from_proto(model.graph))
+        if self.method == "static" or self.accuracy_floor is not None:
+            graph = quantize_int8(model, self, context)
+        else:
+            graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
         if self.embedding_bits < 32:
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             context.progress.note(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")

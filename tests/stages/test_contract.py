@@ -45,7 +45,13 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     ],
     "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
     "export": [{}],
-    "quantize": [{}, {"embedding_bits": 4}, {"embedding_bits": 32, "per_channel": False, "reduce_range": True}],
+    "quantize": [
+        {},
+        {"embedding_bits": 4},
+        {"embedding_bits": 32, "per_channel": False, "reduce_range": True},
+        {"method": "static", "calibration_examples": 24},
+        {"method": "static", "calibration_method": "mse", "smooth_quant": 0.5, "format": "qdq", "types": "u8u8"},
+    ],
     "equalize": [{}, {"strength": 1.0}],
     "gptq": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},

@@ -1,0 +1,74 @@
+"""What other people's INT8 gives by default: ONNX Runtime's dynamic and static quantizers, and NNCF.
+
+Each is given the float graph and the calibration examples, and nothing is chosen for it, but for one thing: recorded
+shapes are dropped, which a fused graph's contradict. NNCF gets the plain ONNX export, since it doesn't know ONNX
+Runtime's fused operators, and its type of model, as its documentation says for encoders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+
+from compress.models.int8.nncf_quantizer import run_nncf
+from compress.models.int8.observe import Feed
+
+
+def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """`quantize_dynamic` with its defaults."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "model.onnx"
+        extra = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        quantize_dynamic(_without_shapes(graph), output, extra_options=extra)
+        return onnx.load(output)
+
+
+def onnxruntime_static(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
+    """`quantize_static` with its defaults: QDQ, 8-bit signed integers, one scale a tensor, min and max."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            names = {value.name for value in graph.graph.input}
+            self._feeds = iter([{name: array for name, array in feed.items() if name in names} for feed in feeds])
+
+        def get_next(self) -> Feed | None:
+            """The next feed, or None at the end."""
+            return next(self._feeds, None)
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder) / "float.onnx", Path(folder) / "model.onnx"
+        onnx.save(_without_shapes(graph), source)
+        quantize_static(source, output, Reader(), extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+        return onnx.load(output)
+
+
+def nncf_default(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
+    """`nncf.quantize` with the model type of transformers."""
+    return run_nncf(plain, feeds, transformer=True)
+
+
+def _without_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(graph)
+    del copied.graph.value_info[:]
+    return copied
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

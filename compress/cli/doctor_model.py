@@ -1,0 +1,97 @@
+"""`compress doctor MODEL`: will this file be right and fast on a target's processor?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.cli.finding import Finding
+
+if TYPE_CHECKING:
+    from compress.inspect.integer_kernels import Kernel
+    from compress.inspect.saturation import Saturation
+    from compress.models.int8.observe import Feed
+    from compress.progress import Progress
+    from compress.targets import Processor
+
+_EXAMPLES = 32
+_NAMED = 3
+
+
+def model_findings(model: Path, target: str | None, recipe: Path | None, progress: Progress) -> Iterator[Finding]:
+    """What to know of the ONNX file in ``model``. Raises `InputError` and `ModelError` for what can't be read."""
+    import onnx
+
+    from compress.inspect.integer_kernels import read_kernels
+    from compress.inspect.saturation import find_saturation
+    from compress.models.onnx_model import find_graph
+    from compress.targets import find_processor
+
+    processor = find_processor(target or "cpu")
+    place, feeds = _real_inputs(model, recipe, progress)
+    graph = find_graph(place)
+    yield from _kernels(read_kernels(graph))
+    if processor.sums_in_32_bits:
+        yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
+        return
+    yield from _saturation(find_saturation(onnx.load(graph), feeds), processor, feeds is not None)
+
+
+def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Feed] | None]:
+    """The model's folder or file, and a few test examples where a recipe says how to make them."""
+    from compress.cli.artifact import MODEL, RECIPE, find_artifact
+
+    beside = any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
+    if recipe is None and not beside and model.exists():
+        return (model / MODEL if (model / MODEL).is_dir() else model), None
+    from compress.evaluate import encode_for
+    from compress.numerics.sampling import spread_sample
+    from compress.pipeline.quiet import quiet_libraries
+
+    quiet_libraries()
+    found = find_artifact(model, recipe)
+    asked = found.recipe
+    rows = found.dataset(progress).split("test")
+    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    chosen = spread_sample(examples.lengths(), examples.labels, _EXAMPLES, asked.seed)
+    return found.folder, [examples.batch([int(place)]) for place in chosen]
+
+
+def _kernels(kernels: Sequence[Kernel]) -> Iterator[Finding]:
+    integers = sum(kernel.integer for kernel in kernels)
+    if not integers:
+        yield Finding("ok", "no operator of the model runs on 8-bit integers", "a `quantize` stage makes it smaller")
+        return
+    yield Finding("ok", f"{integers} of {len(kernels)} operators with weights run as 8-bit integer kernels")
+    slow = [kernel for kernel in kernels if not kernel.integer]
+    for operator, why, helps in dict.fromkeys((kernel.operator, kernel.why, kernel.help) for kernel in slow):
+        names = [kernel.name for kernel in slow if (kernel.operator, kernel.why) == (operator, why)]
+        yield Finding("warning", f"{len(names)} {operator} in float ({_some(names)}): {why}", helps)
+
+
+def _saturation(found: Sequence[Saturation], processor: Processor, real: bool) -> Iterator[Finding]:
+    if not found:
+        yield Finding("ok", f"{processor.name}: no product of unsigned by signed bytes, so none saturates")
+        return
+    bad = sorted((each for each in found if each.matters), key=lambda each: -(each.error or each.risk))
+    if not bad:
+        yield Finding("ok", f"{processor.name}: none of {len(found)} products saturates noticeably")
+        return
+    for each in bad[:_NAMED]:
+        seen = (
+            f"{each.cut:.2%} of its sums are cut off on real inputs, its products are off by {each.error:.1%}"
+            if real
+            else f"{each.risk:.1%} of its weight pairs can be cut off; name a recipe to know how often they are"
+        )
+        yield Finding("warning", f"{processor.name}: {each.operator} {each.layer} saturates: {seen}")
+    yield Finding(
+        "warning",
+        f"{processor.name}: {len(bad)} of {len(found)} products saturate in 16 bits; answers will differ from here",
+        "set `reduce_range: true` in the quantize stage (7-bit weights never saturate)",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

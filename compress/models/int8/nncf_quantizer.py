@@ -1,0 +1,96 @@
+"""NNCF's post-training quantization (ranges, SmoothQuant, bias correction) as a graph that ONNX Runtime really fuses.
+
+NNCF's own file keeps the embedding table as integers that are dequantized whole in each call, and quantizes around
+operators that the processor computes in float. Its scales and integers are kept; what no kernel takes up is taken
+out, and products and attention are written as integer operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_ir as ir
+
+from compress.errors import DataError, StageError
+from compress.models.int8.choose import Layer, find_layers, name_nodes, refuse_unfit
+from compress.models.int8.kernels import write_products
+from compress.models.int8.observe import Feed
+from compress.models.int8.settings import Format
+from compress.models.int8.unpack import pack_attention, unpack_attention
+from compress.models.int8.useless import drop_useless
+
+
+@dataclass
+class NncfQuantizer:
+    """Quantizes one graph with NNCF, as often as wanted; ``layers`` are what can be 8-bit."""
+
+    graph: onnx.ModelProto
+    feeds: Sequence[Feed]
+    format: Format = "qoperator"
+    constant: list[str] = field(init=False, default_factory=list)
+    layers: list[Layer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Unpack. Raises `StageError` for a graph that can't be quantized, `DataError` without a feed."""
+        model = ir.from_proto(self.graph)
+        refuse_unfit(model)
+        name_nodes(model)
+        if not self.feeds:
+            raise DataError("There is nothing to calibrate with.", expected="at least one example in the train split")
+        self._attentions = unpack_attention(model)
+        self.layers = find_layers(model)
+        for node in model.graph:
+            for value in node.outputs:
+                value.shape = None
+        self._model = ir.to_proto(model)
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``kept`` left in float."""
+        attention = len(self._attentions) > 0
+        made = ir.from_proto(run_nncf(self._model, self.feeds, transformer=attention, kept=kept))
+        drop_useless(made)
+        if self.format == "qoperator":
+            write_products(made)
+        products = {str(node.name): node.op_type for node in made.graph}
+        whole = [parts for parts in self._attentions if self.format == "qoperator" or parts.product in kept]
+        pack_attention(made, [parts for parts in whole if parts.product in products])
+        made.producer_name, made.producer_version = self.graph.producer_name, ""
+        graph = ir.to_proto(made)
+        del graph.graph.value_info[:]
+        return graph
+
+
+def run_nncf(
+    graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = ()
+) -> onnx.ModelProto:
+    """NNCF's own default, telling nobody. Raises `StageError` with its words."""
+    # Read when nncf is first imported: without it, every call is told to Google Analytics.
+    os.environ.setdefault("NNCF_CI", "1")
+    import nncf
+
+    names = {value.name for value in graph.graph.input}
+    given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            quantized: onnx.ModelProto = nncf.quantize(
+                source,
+                nncf.Dataset(given),
+                subset_size=len(given),
+                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
+            )
+    except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
+        raise StageError(f"NNCF cannot quantize the graph: {error}", mend="set statistics: own") from error
+    finally:
+        logging.disable(before)
+    return quantized

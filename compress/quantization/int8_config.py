@@ -1,0 +1,69 @@
+"""How a graph is quantized to 8 bits, as a recipe says it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STATIC_ONLY = (
+    *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "format", "statistics"),
+)
+NEEDS_EXAMPLES = ("calibration_examples",)
+FLOOR_ONLY = ("damage_examples", "search_seconds")
+
+
+class Int8Options(BaseModel):
+    """What the stage `quantize` and its mathematics share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["dynamic", "static"] = Field("dynamic", description="how ranges of activations are found")
+    per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
+    reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
+    calibration_method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        "minmax", description="static: how much of what was seen a range covers"
+    )
+    calibration_examples: int = Field(
+        256, ge=1, description="static: training examples that are looked at, of all labels and lengths alike"
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="static: how many values in a hundred `percentile` covers"
+    )
+    types: Literal["u8s8", "u8u8", "s8s8"] = Field(
+        "u8s8",
+        description="static: integers of activations and weights; u8s8 is what x86 and ARM kernels are made for, "
+        "and on x86 convolutions of s8s8 stay float",
+    )
+    smooth_quant: float | None = Field(
+        None, ge=0, le=1, description="static: SmoothQuant's alpha, 0.5 in the paper; left out: no smoothing"
+    )
+    bias_correction: bool = Field(True, description="static: take what rounding shifts a mean output by off the bias")
+    statistics: Literal["own", "nncf"] = Field(
+        "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"
+    )
+    format: Literal["qoperator", "qdq"] = Field(
+        "qoperator",
+        description="static: products and attention as ONNX Runtime's integer operators, or everything as "
+        "QuantizeLinear and DequantizeLinear around standard operators",
+    )
+    accuracy_floor: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the float model's metric on the validation split that must be kept; the layers that do "
+        "most damage stay in float, as few as it takes",
+    )
+    damage_examples: int = Field(64, ge=1, description="accuracy_floor: examples that each layer's damage is taken on")
+    search_seconds: float = Field(900, gt=0, description="accuracy_floor: time after which the best so far is taken")
+
+    def idle(self) -> tuple[str, ...]:
+        """Fields that are set and mean nothing beside the others; one with its default is no mistake."""
+        static = self.method == "static"
+        unused: tuple[str, ...] = () if static else (*STATIC_ONLY, *NEEDS_EXAMPLES)
+        unused += FLOOR_ONLY if self.accuracy_floor is None else ()
+        if static and self.statistics == "nncf":
+            unused += ("calibration_method", "types", "smooth_quant", "bias_correction", "reduce_range")
+        if static and self.calibration_method != "percentile":
+            unused += ("percentile",)
+        return tuple(name for name in unused if getattr(self, name) != type(self).model_fields[name].default)

@@ -1,0 +1,177 @@
+"""INT8 with a floor on the metric: the layers that do most damage go back to float, as few as it takes.
+
+Damage is measured, one layer at a time: that layer alone is 8-bit, and the change of the model's outputs on a few
+examples is taken, which needs no labels and far fewer examples than a metric does. Then the ranking is bisected on the
+validation split, so that the metric is evaluated about log2(layers) times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import onnx
+
+from compress.errors import StageError
+from compress.models.int8.choose import Layer
+from compress.models.int8.observe import Feed, open_session
+from compress.numerics.bisection import fewest
+from compress.progress import Progress
+
+if TYPE_CHECKING:
+    from compress.tasks.task import Examples, Task
+
+Merit = Callable[[onnx.ModelProto], float]
+_EVALUATED_AT_ONCE = 32
+
+
+class Quantizer(Protocol):
+    """What makes 8-bit graphs of one float graph."""
+
+    layers: list[Layer]
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """All layers but those named."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What one layer's 8 bits do: ``error`` is the squared change of the outputs over their variance."""
+
+    layer: Layer
+    error: float
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of weights, 8 bits in place of 32."""
+        return 3 * self.layer.elements
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: ``kept`` layers stay float. ``evaluations`` of the metric, and of the damage ``passes``.
+
+    ``examples`` is how many examples went through a model in all.
+    """
+
+    graph: onnx.ModelProto
+    damages: tuple[Damage, ...]
+    kept: tuple[str, ...]
+    floor: float
+    merit: float
+    float_merit: float
+    evaluations: int
+    passes: int
+    finished: bool
+
+    def notes(self) -> list[str]:
+        """Each layer's damage and gain, the worst first, and what was decided."""
+        kept = set(self.kept)
+        lines = [
+            f"{'kept in float' if damage.layer.name in kept else 'int8':13s} {damage.layer.name}: "
+            f"damage {damage.error:.1e}, {damage.saved_bytes:,} bytes saved by int8"
+            for damage in self.damages
+        ]
+        early = "" if self.finished else "; the time was over before the fewest were found"
+        verdict = (
+            f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f}) with "
+            f"{len(kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and {self.passes} "
+            f"measurements of one layer{early}"
+        )
+        return [*lines, verdict]
+
+
+def search(
+    graph: onnx.ModelProto,
+    quantizer: Quantizer,
+    merit: Merit,
+    share: float,
+    feeds: Sequence[Feed],
+    seconds: float,
+    progress: Progress,
+) -> Search:
+    """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
+
+    Damage is measured on ``feeds``. After ``seconds`` the best that is known to hold is taken. Raises `StageError`
+    where not even one 8-bit layer can stay.
+    """
+    deadline = time.perf_counter() + seconds
+    float_merit = merit(graph)
+    floor = share * float_merit
+    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(), merit)}
+    damages: list[Damage] = []
+    if asked[0][1] < floor:
+        damages = rank(graph, quantizer, feeds, progress)
+
+    def holds(count: int) -> bool:
+        if count not in asked:
+            asked[count] = _judged(quantizer.quantize([damage.layer.name for damage in damages[:count]]), merit)
+        return asked[count][1] >= floor
+
+    count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
+    if damages and count == len(damages):
+        raise StageError(
+            f"No 8-bit layer keeps the metric at {share:.1%} of the float model's {float_merit:.4f}.",
+            expected="a floor that some layers can hold",
+            mend="lower accuracy_floor, give more calibration_examples, or try smooth_quant and another "
+            "calibration_method",
+        )
+    best, found = asked[count]
+    finished = count == 0 or (count - 1) in asked
+    kept = tuple(damage.layer.name for damage in damages[:count])
+    return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished)
+
+
+def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, float]:
+    return graph, merit(graph)
+
+
+def rank(graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress) -> list[Damage]:
+    """Every layer's damage, the worst first."""
+    expected = _outputs(graph, feeds)
+    spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
+    names = [layer.name for layer in quantizer.layers]
+    found = []
+    for layer in progress.track(quantizer.layers, "Measuring each layer's damage", len(names)):
+        alone = quantizer.quantize([name for name in names if name != layer.name])
+        pairs = zip(_outputs(alone, feeds), expected, strict=True)
+        error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)
+        found.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))
+    return sorted(found, key=lambda damage: -damage.error)
+
+
+def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
+    """All float outputs of all feeds, each as [rows, values]."""
+    session = open_session(graph)
+    names = {entry.name for entry in session.get_inputs()}
+    columns: dict[int, list[np.ndarray]] = {}
+    for feed in feeds:
+        values = session.run(None, {name: array for name, array in feed.items() if name in names})
+        for place, array in enumerate(values):
+            if array.dtype.kind == "f":
+                columns.setdefault(place, []).append(array.reshape(-1, array.shape[-1]))
+    return [np.concatenate(parts).astype(np.float64) for parts in columns.values()]
+
+
+def merit_of(task: Task, examples: Examples) -> Merit:
+    """The task's first metric on ``examples``, batched by length as evaluation does it."""
+
+    def merit(graph: onnx.ModelProto) -> float:
+        session = open_session(graph)
+        names = {entry.name for entry in session.get_inputs()}
+        outputs = [entry.name for entry in session.get_outputs()]
+        order = np.argsort(examples.lengths(), kind="stable")
+        parts, indices = [], []
+        for start in range(0, len(order), _EVALUATED_AT_ONCE):
+            chosen = [int(i) for i in order[start : start + _EVALUATED_AT_ONCE]]
+            batch = {name: array for name, array in examples.batch(chosen).items() if name in names}
+            parts.append(task.keep(dict(zip(outputs, session.run(None, batch), strict=True)), examples, chosen))
+            indices += chosen
+        kept = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        labels = None if examples.labels is None else examples.labels[indices]
+        return task.measure(kept, labels, "validation", "onnxruntime")[0].value
+
+    return merit

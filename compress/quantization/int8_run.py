@@ -1,0 +1,86 @@
+"""From a float graph to an 8-bit one, as the options say: which quantizer, which examples, whether a floor holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from compress.errors import DataError
+from compress.models.int8.dynamic import DynamicQuantizer
+from compress.models.int8.nncf_quantizer import NncfQuantizer
+from compress.models.int8.settings import StaticSettings
+from compress.models.int8.static import StaticQuantizer
+from compress.models.onnx_model import OnnxModel, labels_of, processor_of
+from compress.quantization.int8_calibration import CalibrationSet, calibration_set
+from compress.quantization.int8_config import Int8Options
+from compress.quantization.int8_floor import Quantizer, Search, merit_of, search
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.stages.stage import Context
+
+_VALIDATION = "validation"
+LAYERS = "compress.int8_layers"
+"""The key, among a graph's metadata, of each layer's damage and what was kept in float."""
+
+
+def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
+    """The graph of ``model`` at 8 bits, tables left alone. Raises `StageError` and `DataError`."""
+    static = options.method == "static"
+    chosen = calibration_set(model, context, options.calibration_examples) if static else None
+    quantizer = _quantizer(model, options, chosen)
+    if options.accuracy_floor is None:
+        graph = quantizer.quantize()
+    else:
+        found = _search(model, quantizer, options, options.accuracy_floor, context)
+        graph = found.graph
+        for line in found.notes():
+            context.progress.note(f"quantize: {line}")
+        _record(found, graph)
+    if chosen is not None:
+        chosen.record(graph)
+        context.progress.note(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
+    if isinstance(quantizer, StaticQuantizer):
+        for name in quantizer.constant:
+            context.progress.note(f"quantize: {name} was the same in every calibration example; are they too few?")
+    return graph
+
+
+def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | None) -> Quantizer:
+    if chosen is None:
+        return DynamicQuantizer(model.graph, options.per_channel, options.reduce_range)
+    if options.statistics == "nncf":
+        return NncfQuantizer(model.graph, chosen.feeds, options.format)
+    settings = StaticSettings(
+        options.calibration_method,
+        options.percentile,
+        options.per_channel,
+        options.types,
+        options.reduce_range,
+        options.smooth_quant,
+        options.bias_correction,
+        options.format,
+    )
+    return StaticQuantizer(model.graph, chosen.feeds, settings)
+
+
+def _search(model: OnnxModel, quantizer: Quantizer, options: Int8Options, share: float, context: Context) -> Search:
+    rows = context.data.split(_VALIDATION)
+    if len(rows) == 0:
+        raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
+    examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
+    feeds = calibration_set(model, context, options.damage_examples).feeds
+    merit = merit_of(context.task, examples)
+    return search(model.graph, quantizer, merit, share, feeds, options.search_seconds, context.progress)
+
+
+def _record(found: Search, graph: onnx.ModelProto) -> None:
+    rows = [
+        {"layer": damage.layer.name, "weight": damage.layer.weight, "damage": damage.error}
+        | {"saved_bytes": damage.saved_bytes, "int8": damage.layer.name not in found.kept}
+        for damage in found.damages
+    ]
+    facts = {"floor": found.floor, "metric": found.merit, "float_metric": found.float_merit}
+    counts = {"evaluations": found.evaluations, "layers_measured": found.passes}
+    graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))

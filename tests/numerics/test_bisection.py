@@ -1,0 +1,29 @@
+"""The fewest that must be given up: every answer, and how often it asks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from compress.numerics.bisection import fewest
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 26, 100])
+def test_every_answer_is_found_with_few_questions(count: int):
+    for answer in range(count + 1):
+        asked: list[int] = []
+
+        def holds(k: int, answer: int = answer, asked: list[int] = asked) -> bool:
+            asked.append(k)
+            return k >= answer
+
+        assert fewest(count, holds) == answer
+        assert len(asked) <= 1 + math.ceil(math.log2(max(count, 1))) + (count == 1)
+        assert count not in asked or count == 0
+
+
+def test_when_time_is_over_what_is_known_to_hold_is_taken():
+    left = iter([True, True, False])
+    found = fewest(64, lambda k: k >= 5, lambda: next(left))
+    assert found == 16

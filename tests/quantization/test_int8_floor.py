@@ -1,0 +1,142 @@
+"""A floor on the metric: the layers that do damage go back to float, and few evaluations find them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import StageError
+from compress.models.int8.choose import Layer
+from compress.models.int8.settings import StaticSettings
+from compress.models.int8.static import StaticQuantizer
+from compress.progress import SilentProgress
+from compress.quantization.int8_floor import rank, search
+
+INNER, LAYERS, BAD = 32, 26, (3, 9, 16)
+
+
+def network() -> onnx.ModelProto:
+    """Products one after the other, of which those in `BAD` have an input channel that spoils a shared range."""
+    generator = np.random.default_rng(0)
+    nodes, arrays, before = [], [], "x"
+    for place in range(LAYERS):
+        weight = np.linalg.qr(generator.normal(size=(INNER, INNER)))[0].astype(np.float32)
+        if place in BAD:
+            # One huge channel out of a bias, which the product after it ignores.
+            weight[5] = 0
+        arrays.append(numpy_helper.from_array(weight, f"w{place}"))
+        shift = np.zeros(INNER, np.float32)
+        if place + 1 in BAD:
+            shift[5] = 4000
+        arrays.append(numpy_helper.from_array(shift, f"b{place}"))
+        nodes.append(helper.make_node("MatMul", [before, f"w{place}"], [f"p{place}"], name=f"layer_{place}"))
+        nodes.append(helper.make_node("Add", [f"p{place}", f"b{place}"], [f"y{place}"], name=f"add_{place}"))
+        before = f"y{place}"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
+    y = helper.make_tensor_value_info(before, TensorProto.FLOAT, ["rows", INNER])
+    graph = helper.make_graph(nodes, "network", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def feeds() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.random.default_rng(1).normal(size=(64, INNER)).astype(np.float32)}]
+
+
+class Counted:
+    """Agreement of the largest output with the float graph's, and how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._x = np.random.default_rng(2).normal(size=(400, INNER)).astype(np.float32)
+        self._expected = self._answers(network())
+
+    def _answers(self, graph: onnx.ModelProto) -> np.ndarray:
+        import onnxruntime
+
+        answers: np.ndarray = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": self._x})[0]
+        return answers.argmax(axis=-1)
+
+    def __call__(self, graph: onnx.ModelProto) -> float:
+        self.asked += 1
+        return float((self._answers(graph) == self._expected).mean())
+
+
+def quantizer() -> StaticQuantizer:
+    return StaticQuantizer(network(), feeds(), StaticSettings(bias_correction=False))
+
+
+def test_the_worst_layers_are_found_and_put_back():
+    merit = Counted()
+    found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    assert set(found.kept) == {f"layer_{place}" for place in BAD}
+    assert found.merit >= 0.9 and found.merit == merit(found.graph) and found.finished
+    assert [damage.layer.name for damage in found.damages[:3]] == sorted(found.kept, key=list(found.kept).index)
+    assert found.damages[2].error > 10 * found.damages[3].error
+    operators = [node.op_type for node in found.graph.graph.node]
+    assert operators.count("MatMul") == 3 and operators.count("MatMulIntegerToFloat") == LAYERS - 3
+    lines = found.notes()
+    assert sum(line.startswith("kept in float") for line in lines) == 3 and len(lines) == LAYERS + 1
+    assert "3 of 26 layers in float" in lines[-1]
+
+
+def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():
+    merit = Counted()
+    found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    ours = merit.asked
+    assert found.evaluations + 1 == ours
+
+    # A search that puts back, again and again, the layer that helps most tries every layer each time. It can't end
+    # before its third round, since without any of the three the floor does not hold.
+    judge, made = Counted(), quantizer()
+    for missing in BAD:
+        assert judge(made.quantize([f"layer_{place}" for place in BAD if place != missing])) < 0.9
+    one_at_a_time = 2 + LAYERS + (LAYERS - 1) + (LAYERS - 2)
+    assert ours <= one_at_a_time / 10
+
+
+def test_a_floor_that_holds_at_once_costs_one_evaluation():
+    merit = Counted()
+    found = search(network(), quantizer(), merit, 0.01, feeds(), 60, SilentProgress())
+    assert merit.asked == 2 and found.kept == () and found.damages == () and found.passes == 0
+
+
+class Spoiling:
+    """A quantizer whose every layer spoils everything."""
+
+    def __init__(self) -> None:
+        self.layers = [Layer(name, "MatMul", name, 1, -1) for name in ("layer_0", "layer_1")]
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        graph = network()
+        for tensor in graph.graph.initializer:
+            if tensor.name in ("w0", "w1") and f"layer_{tensor.name[1]}" not in kept:
+                tensor.CopyFrom(numpy_helper.from_array(np.zeros((INNER, INNER), np.float32), tensor.name))
+        return graph
+
+
+def test_a_floor_that_no_layer_holds_is_an_error():
+    with pytest.raises(StageError, match=r"No 8-bit layer keeps the metric at 99\.0%"):
+        search(network(), Spoiling(), Counted(), 0.99, feeds(), 60, SilentProgress())
+
+
+def test_damage_is_the_outputs_squared_change_over_their_variance():
+    ranked = rank(network(), Spoiling(), feeds(), SilentProgress())
+    x = feeds()[0]["x"].astype(np.float64)
+    arrays = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in network().graph.initializer}
+
+    def output(gone: int | None) -> np.ndarray:
+        y = x
+        for place in range(LAYERS):
+            y = (0 if place == gone else y @ arrays[f"w{place}"]) + arrays[f"b{place}"]
+        return np.broadcast_to(y, (len(x), INNER))
+
+    expected = output(None)
+    for damage in ranked:
+        change = output(int(damage.layer.name[-1])) - expected
+        assert damage.error == pytest.approx(
+            np.square(change).sum() / np.square(expected - expected.mean(0)).sum(), rel=1e-3
+        )

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -19,10 +19,32 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.stages.stage import Context
+    from compress.tasks.task import Examples
 
 _SPLIT = "train"
 METADATA = "compress.calibration"
 """The key of the record among a graph's metadata."""
+
+
+class OneByOne(Sequence[Feed]):
+    """Examples as batches of one, made when they are asked for."""
+
+    def __init__(self, examples: Examples, rows: np.ndarray) -> None:
+        self._examples, self._rows = examples, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Feed: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Feed]: ...
+
+    def __getitem__(self, place: int | slice) -> Feed | Sequence[Feed]:
+        if isinstance(place, slice):
+            return OneByOne(self._examples, self._rows[place])
+        return self._examples.batch([int(self._rows[place])])
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,8 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
     if len(rows) == 0:
         raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-    chosen = spread_sample(examples.lengths(), examples.labels, count, context.seed)
-    kinds = 0 if examples.labels is None else len(np.unique(examples.labels[chosen]))
-    return CalibrationSet([examples.batch([int(i)]) for i in chosen], chosen, kinds, context.seed)
+    labels = examples.labels
+    classes = labels if labels is not None and labels.dtype.kind in "iu" else None
+    chosen = spread_sample(examples.lengths(), classes, count, context.seed)
+    kinds = 0 if classes is None else len(np.unique(classes[chosen]))
+    return CalibrationSet(OneByOne(examples, chosen), chosen, kinds, context.seed)

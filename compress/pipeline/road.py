@@ -174,6 +174,7 @@ class Road:
             seconds=0.0 if cached else entry.record["seconds"],
             check_seconds=0.0 if cached else entry.record["check_seconds"],
             peak_rss_bytes=entry.record["peak_rss_bytes"],
+            remarks=tuple(entry.record.get("remarks", ())),
         )
         found = tuple(
             IntegrityRecord(stage=label, check=check, found=text) for check, text in entry.record["integrity"]
@@ -185,9 +186,9 @@ class Road:
             model = self.load(before, stage.wants(self.recipe.task))
             with meter.checking():
                 digests, before_bytes = tensor_digests(model), self._size(before)
-            contract = Contract(label, stage.promise())
+            contract, context = Contract(label, stage.promise()), self.context(key)
             try:
-                output = stage.run(model, self.context(key))
+                output = stage.run(model, context)
                 output.save(content)
                 with meter.checking():
                     contract.check(output, digests, before_bytes, content, self._probe(stage))
@@ -205,6 +206,7 @@ class Road:
             "check_seconds": meter.check_seconds,
             "peak_rss_bytes": meter.peak_rss_bytes,
             "integrity": contract.found,
+            "remarks": context.remarks,
         }
 
     def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:

@@ -38,7 +38,7 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
         folder.mkdir(parents=True)
         write_beside_weights(checkpoint, folder, dtype="float32")
         write_shards(folder, work.tensors(), SHARD_BYTES)
-    context.progress.note(work.summary())
+    context.remark(work.summary())
     return Checkpoint(folder)
 
 

@@ -36,14 +36,14 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
         found = _search(model, quantizer, options, options.accuracy_floor, context)
         graph = found.graph
         for line in found.notes():
-            context.progress.note(f"quantize: {line}")
+            context.remark(f"quantize: {line}")
         _record(found, graph)
     if chosen is not None:
         chosen.record(graph)
-        context.progress.note(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
+        context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
     if isinstance(quantizer, StaticQuantizer):
         for name in quantizer.constant:
-            context.progress.note(f"quantize: {name} was the same in every calibration example; are they too few?")
+            context.remark(f"quantize: {name} was the same in every calibration example; are they too few?")
     return graph
 
 

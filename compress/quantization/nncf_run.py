@@ -206,7 +206,7 @@ class _Chosen:
         counts = {bits: sum(layer.bits == bits for layer in result.layers) for bits in (4, 8)}
         words = " and ".join(f"{count} at {bits} bits" for bits, count in counts.items() if count)
         changed = len(self.compressed.changed)
-        self.context.progress.note(
+        self.context.remark(
             f"nncf: of {len(layers)} layers and {len(self.tables)} tables {words}, {result.average_bits:.2f} bits a "
             f"parameter on average" + (f"; {changed} other tensors changed" if changed else "") + left
         )

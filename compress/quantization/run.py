@@ -69,7 +69,7 @@ class _Work:
         if self.config.mixed:
             chosen = self._allocation(importance)
             self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
-            self.context.progress.note(_choice(chosen))
+            self.context.remark(_choice(chosen))
         self.skeleton.shipped = torch.float16
         self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
         scratch, finished = self.context.scratch, Finished(self.context.scratch)
@@ -81,9 +81,9 @@ class _Work:
         result = Result(
             self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.said_twice
         )
-        self.context.progress.note(_summary(result.layers, average))
+        self.context.remark(_summary(result.layers, average))
         if starved := about_starved(result.layers, self.config.expert_tokens):
-            self.context.progress.note(starved)
+            self.context.remark(starved)
         return result.write(scratch / "checkpoint")
 
     def _tables(

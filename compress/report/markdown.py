@@ -22,6 +22,7 @@ from compress.report.rows import (
     run_line,
     signs,
     stage_cells,
+    stage_remarks,
 )
 from compress.report.schema import BASELINE, Report
 from compress.report.slices import slice_cells, slice_figures
@@ -143,6 +144,9 @@ def _stages(report: Report) -> Iterator[str]:
         rows = [(stage.name, *stage_cells(stage), stage.key[:12]) for stage in report.stages]
         yield from ("", "## Stages", "")
         yield from markdown_table(("Stage", "Time", "Checks", "Cache", "Peak memory", "Key"), rows, left=(0, 3, 5))
+    if said := stage_remarks(report):
+        yield ""
+        yield from (f"- {escape_markdown(line)}" for line in said)
 
 
 def _listed(heading: str, lines: Sequence[str]) -> Iterator[str]:

@@ -67,6 +67,15 @@ def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
     return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
 
 
+def stage_remarks(report: Report) -> list[str]:
+    """What stages found or chose, each line beginning with a stage's label."""
+    return [
+        remark if remark.startswith(f"{stage.name}:") else f"{stage.name}: {remark}"
+        for stage in report.stages
+        for remark in stage.remarks
+    ]
+
+
 def _moment(started: str) -> str:
     """`2026-11-25 12:00 UTC`; what is no ISO 8601 time stays as it is."""
     try:

@@ -29,7 +29,7 @@ class StageRecord(Record):
     """One stage of the run, and its cost in this run: next to nothing when ``cached``.
 
     ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
-    of that output took besides.
+    of that output took besides. ``remarks`` are what it found or chose, in its own words, whenever that was.
     """
 
     name: str
@@ -38,6 +38,7 @@ class StageRecord(Record):
     seconds: float = Field(ge=0)
     check_seconds: float = Field(0.0, ge=0)
     peak_rss_bytes: int | None = Field(None, ge=0)
+    remarks: tuple[str, ...] = ()
 
 
 class LimitResult(Record):

@@ -18,7 +18,7 @@ from compress.report.metrics import (
     quality_metric,
 )
 from compress.report.reliability import reliability_diagram
-from compress.report.rows import environment_rows, limit_bound, limit_found, limit_state, stage_cells
+from compress.report.rows import environment_rows, limit_bound, limit_found, limit_state, stage_cells, stage_remarks
 from compress.report.schema import BASELINE, FINAL, LayerBytes, Report, StageRecord
 from compress.report.slices import SliceFigures, format_change, slice_figures, slice_plot
 
@@ -235,11 +235,13 @@ def _largest(model: str, layers: Sequence[LayerBytes]) -> str:
 
 
 def stages_section(report: Report) -> str:
-    """Each stage with time, cache state, peak memory and the checks of its output."""
+    """Each stage with time, cache state, peak memory, the checks of its output, and what it had to say."""
     longest = max((stage.seconds for stage in report.stages), default=0.0) or 1.0
     rows = [_stage(report, stage, longest) for stage in report.stages]
     heads = ("Stage", "Time", "Share of the longest", "Checks", "Cache", "Peak memory", "Integrity", "Cache key")
-    return section("Stages", table(heads, rows, "sortable stages", left=(2, 4, 6, 7))) if rows else ""
+    said = [tag("li", "", escape(line)) for line in stage_remarks(report)]
+    listed = tag("ul", "card notes remarks", *said) if said else ""
+    return section("Stages", table(heads, rows, "sortable stages", left=(2, 4, 6, 7)), listed) if rows else ""
 
 
 def _stage(report: Report, stage: StageRecord, longest: float) -> str:

@@ -78,7 +78,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         exported = export_onnx(model, examples, self.opset, self.fusions)
         difference = prove_equal(exported.graph, model, examples, self.tolerance)
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
-        context.progress.note(f"export: logits differ by at most {difference:.1e} from torch; rewrites: {matched}")
+        context.remark(f"export: logits differ by at most {difference:.1e} from torch; rewrites: {matched}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -87,7 +87,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only)
         model = export_decoder(checkpoint, settings)
         found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
-        context.progress.note(f"export: {found}")
+        context.remark(f"export: {found}")
         return model
 
 

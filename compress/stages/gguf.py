@@ -75,7 +75,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             )
         exact = sum(one.largest == 0 for one in found)
         rounded = max(one.largest for one in found)
-        context.progress.note(
+        context.remark(
             f"gguf: {exact} of {len(found)} tensors are kept to the bit"
             + (f", the others within {rounded:.1e} of their largest weight" if exact < len(found) else "")
         )

@@ -16,6 +16,7 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
     """
 
+    version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
     tasks = ("text-generation",)
     kind: Literal["gptq"] = "gptq"

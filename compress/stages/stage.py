@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -27,7 +27,8 @@ class Context:
     ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
     reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.reads`), or raises
     `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
-    it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input.
+    it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``remarks``
+    are what `remark` was told.
     """
 
     task: Task
@@ -39,6 +40,12 @@ class Context:
     resolve: Callable[[str], Path]
     scratch: Path
     locate: Callable[[str], Path] = Path
+    remarks: list[str] = field(default_factory=list)
+
+    def remark(self, text: str) -> None:
+        """Say one line that the report keeps with the stage: what was found or chosen, not how far the work is."""
+        self.remarks.append(text)
+        self.progress.note(text)
 
     def encode(self, split: str, model: TorchModel) -> Examples:
         """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""

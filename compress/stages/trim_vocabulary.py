@@ -44,7 +44,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         before = model.module.config.vocab_size
         used = {token for token, count in counts.items() if count >= self.min_count}
         kept = trim(model, used, all_characters=self.characters == "all")
-        context.progress.note(f"trim_vocabulary: {len(kept)} of {before} tokens kept")
+        context.remark(f"trim_vocabulary: {len(kept)} of {before} tokens kept")
         if self.trim_positions:
             trim_positions(model, context.max_length)
         return model

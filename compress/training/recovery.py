@@ -183,7 +183,7 @@ class Lesson:
         train(trainee, self._training(), context.seed, context.progress, description)
         # The loop has put back the state that was judged best.
         recovered = Recovered(before, min(judged, key=self._error))
-        context.progress.note(f"{description}: {recovered}")
+        context.remark(f"{description}: {recovered}")
         if not self._error(recovered.after) < self._error(before):
             raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")
         return recovered

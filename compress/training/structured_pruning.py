@@ -75,7 +75,7 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
             keep_layers(trial, [index for index in kept if index != candidate])
             damage[candidate] = float(softened_kl(torch.from_numpy(predict(trial, examples)), reference, 1.0))
         kept.remove(min(damage, key=lambda index: (damage[index], index)))
-    context.progress.note(f"prune: layers {kept} of {total} kept")
+    context.remark(f"prune: layers {kept} of {total} kept")
     keep_layers(model.module, kept)
 
 

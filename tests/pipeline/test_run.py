@@ -226,6 +226,8 @@ def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) 
     assert again.run.folder != first.run.folder
     assert again.cached == dict.fromkeys(LABELS, True)
     assert again.digests == first.digests
+    said = [[stage.remarks for stage in done.run.report.stages] for done in (first, again)]
+    assert said[0] == said[1] and any("logits differ by at most" in line for line in sum(said[0], ()))
     assert not any("epoch" in said for said in again.said)
     assert any("epoch" in said for said in first.said)
     timings = [[row for row in done.run.report.measurements if row.metric == "latency_ms"] for done in (first, again)]

@@ -118,6 +118,7 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
     skipped = (Skipped(target="gpu", reason="ONNX Runtime has no CUDAExecutionProvider here"),)
     names = [name for name in MODELS if name not in ("baseline", "final")]
     seconds = (142.0, 12.5, 3.1, 8.75, 2.2)
+    remarks = {"prune": ("layers [0, 5] of 6 kept",)}
     return Report(
         recipe=recipe,
         description="A sentiment classifier, distilled, pruned, trimmed and quantized (invented figures).",
@@ -129,7 +130,14 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
             "threads": 2, "python": "3.11.9", "platform": "Linux",
         },
         stages=tuple(
-            StageRecord(name=name, key=f"{i:x}" * 64, cached=i == 1, seconds=seconds[i], peak_rss_bytes=10**9)
+            StageRecord(
+                name=name,
+                key=f"{i:x}" * 64,
+                cached=i == 1,
+                seconds=seconds[i],
+                peak_rss_bytes=10**9,
+                remarks=remarks.get(name, ()),
+            )
             for i, name in enumerate(names)
         ),
         measurements=tuple(rows),

@@ -118,6 +118,7 @@ def test_the_page_shows_every_section(report: Report) -> None:
     sections = ("Limits", "What each stage cost and saved", "Latency", "Every model", "Further measurements",
                 "Where the bytes are", "Stages", "Environment")  # fmt: skip
     assert [text for text in texts if text in sections and text != "Latency"] == [s for s in sections if s != "Latency"]
+    assert "prune: layers [0, 5] of 6 kept" in texts
     assert texts.count("\u2713 passed") == 3
     assert texts.count("\u2717 missed") == 1
     assert texts.count("not judged") == 1

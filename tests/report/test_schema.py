@@ -17,7 +17,9 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
     content = json.loads(report.to_json())
     assert content["schema"] == 1
     assert {"recipe", "environment", "stages", "measurements", "limits", "skipped"} <= set(content)
-    assert set(content["stages"][0]) == {"name", "key", "cached", "seconds", "check_seconds", "peak_rss_bytes"}
+    assert set(content["stages"][0]) == {
+        "name", "key", "cached", "seconds", "check_seconds", "peak_rss_bytes", "remarks"
+    }  # fmt: skip
     assert set(content["measurements"][0]) == {
         "model", "metric", "target", "value", "unit", "low", "high", "n", "raw"
     }  # fmt: skip

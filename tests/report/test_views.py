@@ -64,6 +64,7 @@ def test_markdown_holds_limits_stages_environment_and_skipped_targets(report: Re
     assert found["Limits"][2][2:4] == ["\u2265 98.5% of baseline", "99.48% of baseline (86.85%)"]
     assert found["Stages"][3][:3] == ["prune", "12.5 s", ""]
     assert found["Stages"][3][3] == "cached"
+    assert "- prune: layers \\[0, 5\\] of 6 kept" in text
     assert ["packages.torch", "2.13.0"] in found["Environment"]
     assert "- gpu: ONNX Runtime has no CUDAExecutionProvider here" in text
 

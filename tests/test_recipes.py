@@ -12,6 +12,7 @@ import tiny_images
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
+from tiny_pairs import write_pairs
 from tiny_run import LABELS, tokenizer, write_rows
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
@@ -19,7 +20,7 @@ from compress.pipeline.run import run
 from compress.progress import SilentProgress
 from compress.recipe import Benchmark, Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.tasks import GENERATING
+from compress.tasks import EMBEDDING, GENERATING
 from compress.tasks.evaluation import Evaluation
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -58,7 +59,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.task == tiny_images.TASK:
         return _shrunk_images(recipe, folder)
     write_model(folder / "model")
-    write_rows(folder)
+    (write_pairs if recipe.task in EMBEDDING else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
     data = recipe.data.model_copy(
@@ -71,7 +72,13 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         }
     )
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    update = {"model": "model", "data": data, "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2)}
+    evaluation = Evaluation(similarity="rated.csv") if recipe.evaluation.similarity else recipe.evaluation
+    update = {
+        "model": "model",
+        "data": data,
+        "evaluation": evaluation,
+        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2),
+    }
     changed = recipe.model_copy(update=update).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, "targets": ("cpu",)})
 
@@ -129,7 +136,7 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
-    small |= {"calibration_examples": 16}
+    small |= {"calibration_examples": 16, "dimensions": 8}
     fields |= {name: value for name, value in small.items() if name in fields}
     if (student := fields.get("student")) and student.get("config"):
         fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}

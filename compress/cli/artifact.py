@@ -64,7 +64,7 @@ class Artifact:
         from compress.data.membership import character_lengths, find_parts
 
         def lengths(unit: Unit) -> np.ndarray:
-            return examples.lengths() if unit == "tokens" else character_lengths(data, split)
+            return examples.lengths()[: len(data.split(split))] if unit == "tokens" else character_lengths(data, split)
 
         return find_parts(self.slices, data, split, lengths)
 

@@ -52,6 +52,16 @@ def evaluate(
         questions = find_questions(wanted.questions, found.recipe_folder)
         scores = choice_scores(found.folder, questions, place, threads, progress, f"choices on {target}")
         rows += choice_rows(questions, scores, found.folder.name, target)
+    if wanted.similarity:
+        from compress.data.similarity import find_rated_pairs
+        from compress.similarity import cosines, similarity_rows
+
+        rated = find_rated_pairs(wanted.similarity, found.recipe_folder, progress)
+        length = found.recipe.data.max_length
+        likeness = cosines(
+            found.folder, found.task, rated, length, place, threads, progress, f"similarities on {target}"
+        )
+        rows += similarity_rows(rated, likeness, found.folder.name, target)
     if by_slice:
         parts, notes = found.parts(data, split, examples)
         rows += slice_rows(rows, parts)

@@ -110,7 +110,7 @@ def load_dataset(
         labels, parts = _name_labels(config, parts, label)
     elif config.labels is not None:
         raise DataError("The task has no labels.", where="data.labels", mend="remove them from the recipe")
-    inputs = [column.name for column in columns if not column.label]
+    inputs = [column.name for column in columns if column.is_input]
     held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
     tables, beside = {}, {}
     for split, part in parts.items():
@@ -213,7 +213,7 @@ def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path,
         return None
     import pyarrow as pa
 
-    inputs = [column for column in columns if not column.label]
+    inputs = [column for column in columns if column.is_input]
     tables = []
     for reference in config.unlabeled:
         path = locate_unlabeled(reference, folder, lambda name: sample_directory(name, progress))

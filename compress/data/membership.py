@@ -61,7 +61,7 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
 def character_lengths(data: Dataset, split: str) -> np.ndarray:
     """Characters of each row's inputs, [n]. Raises `DataError` for a task that reads no text."""
     table = data.split(split)
-    inputs = [table[column.name].to_pylist() for column in data.columns if not column.label and column.kind == "text"]
+    inputs = [table[column.name].to_pylist() for column in data.columns if column.is_input and column.kind == "text"]
     if not inputs:
         raise DataError(
             "There is no text whose characters could be counted.",

@@ -24,7 +24,7 @@ SHARED_CACHE = "past_present_share_buffer"
 
 @dataclass
 class OnnxModel:
-    """A graph, the name of its file, and the small files that belong to it (name -> content).
+    """A graph, the name of its file, and the small files that belong to it (path below the folder -> content).
 
     ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
     sentence-transformers look for.
@@ -49,6 +49,7 @@ class OnnxModel:
         else:
             onnx.save_model(self.graph, target)
         for name, content in self.companions.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(content)
 
     @classmethod
@@ -57,9 +58,10 @@ class OnnxModel:
         import onnx
 
         path = find_graph(directory)
-        companions = {
-            file.name: file.read_bytes() for file in sorted(directory.iterdir()) if file.is_file() and file != path
-        }
+        graphs = directory / GRAPH_FOLDER
+        files = (file for file in sorted(directory.rglob("*")) if file.is_file() and file != path)
+        beside = (file for file in files if graphs not in file.parents)
+        companions = {file.relative_to(directory).as_posix(): file.read_bytes() for file in beside}
         return cls(onnx.load(path), path.name, companions)
 
 
@@ -69,6 +71,7 @@ def processor_of(model: OnnxModel) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in model.companions.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
             (Path(folder) / name).write_bytes(content)
         return load_processor(Path(folder))
 

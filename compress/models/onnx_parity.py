@@ -11,7 +11,7 @@ import torch
 
 from compress.errors import IntegrityError
 from compress.tasks.task import Examples
-from compress.training.loop import tensors
+from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
@@ -21,25 +21,27 @@ _SPREAD = 32
 
 
 def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
-    """The largest difference of a logit between the graph and torch, over padded and single batches.
+    """The largest difference of a logit, or of an embedding's entry, from torch, over padded and single batches.
 
     Batches mix lengths from the shortest to the longest example, so padding is put to the test; the first example
     also runs alone. Raises `IntegrityError` above ``tolerance``.
     """
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
+    given = [entry.name for entry in session.get_outputs()]
     worst = 0.0
     for indices in _batches(examples):
         batch = examples.batch(indices)
-        outputs = session.run(["logits"], {name: batch[name] for name in names})[0]
+        found = session.run(given, {name: batch[name] for name in names})
+        outputs = examples.answers(dict(zip(given, found, strict=True)), batch)
         inputs = {name: value for name, value in tensors(examples, indices).items() if name in examples.padding}
         with torch.inference_mode():
-            expected = model.module.eval()(**inputs).logits.numpy()
+            expected = answers(examples, model.module.eval()(**inputs), inputs).numpy()
         # Unlike max, numpy's maximum does not lose a NaN.
         worst = float(np.maximum(worst, np.abs(outputs - expected).max()))
     if not worst <= tolerance:
         raise IntegrityError(
-            f"The exported graph's logits differ from torch by {worst:.2e}.",
+            f"The exported graph's {examples.answers_are} differ from torch by {worst:.2e}.",
             expected=f"at most {tolerance:g} on padded batches",
             mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
         )

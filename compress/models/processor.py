@@ -7,6 +7,8 @@ from typing import Any
 
 from compress.errors import MissingExtraError, ModelError
 from compress.models.checks import TOKENIZER_FILES, read_json
+from compress.models.sentence_modules import has_modules
+from compress.models.sentence_processor import sentence_processor
 from compress.models.tokenizer import load_tokenizer
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -15,12 +17,14 @@ PREPROCESSOR = "preprocessor_config.json"
 def load_processor(folder: Path) -> Any:
     """The processor of a folder in Hugging Face layout, by the files that it has. Raises `ModelError`.
 
-    Without a `preprocessor_config.json` it is the tokenizer. With one alone it is the image processor, or the feature
-    extractor where it has a `sampling_rate`. With a tokenizer beside it, it is the processor that joins both. Images
-    go through Pillow whether torchvision is there or not, so that every machine computes the same.
+    Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
+    the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
+    a tokenizer beside it, it is the processor that joins both. Images go through Pillow whether torchvision is there
+    or not, so that every machine computes the same.
     """
     if not (folder / PREPROCESSOR).is_file():
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
     import transformers
 
     options: dict[str, str] = {}

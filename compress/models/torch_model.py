@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -46,20 +47,41 @@ class TorchModel:
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor, or the tokenizer that it holds beside other things."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def replace_tokenizer(self, tokenizer: Any) -> None:
+        """Put ``tokenizer`` where `tokenizer` is."""
+        if self.tokenizer is self.processor:
+            self.processor = tokenizer
+        else:
+            self.processor.tokenizer = tokenizer
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every weight and buffer by name, with those of layers that the processor keeps behind the module."""
+        import torch
+
+        modules = getattr(self.processor, "modules", None)
+        beside = {} if modules is None else modules.weights()
+        return {**self.module.state_dict(), **{name: torch.from_numpy(array) for name, array in beside.items()}}
+
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the model's ids."""
         names: dict[int, str] = self.module.config.id2label
         return tuple(names[index] for index in sorted(names))
 
     def companions(self) -> dict[str, bytes]:
-        """Config and processor files (name -> content): what must lie beside the weights in any format.
+        """Config and processor files (path in the folder -> content): what must lie beside the weights in any format.
 
         JSON is written without indentation, which for a tokenizer is a third of its size.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.module.config.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-            return {path.name: compact(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
+            found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            return {path.relative_to(folder).as_posix(): compact(path) for path in found}
 
 
 def compact(path: Path) -> bytes:

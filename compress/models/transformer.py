@@ -107,6 +107,12 @@ def blocks(module: PreTrainedModel) -> list[Block]:
     return found
 
 
+def drop_pooler(module: PreTrainedModel) -> None:
+    """Take off, in place, the layer that BERT pools with in pretraining: no embedding reads it."""
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = None
+
+
 def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     """Drop the encoder layers outside ``kept`` (indices from 0), in place. Raises `StageError` for a wrong index."""
     layers = layer_list(module)

@@ -27,7 +27,7 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) ->
     ASCII ones, and other characters become the unknown token. Raises `StageError` for a tokenizer
     model other than WordPiece, BPE and Unigram.
     """
-    definition = json.loads(model.processor.backend_tokenizer.to_str())
+    definition = json.loads(model.tokenizer.backend_tokenizer.to_str())
     # What an earlier call left behind: the padding's id is an old one.
     definition["padding"] = definition["truncation"] = None
     kept = _closure(definition, set(used), all_characters)
@@ -59,7 +59,7 @@ def trim_positions(model: TorchModel, length: int) -> None:
             buffer = getattr(parent, name, None)
             if isinstance(buffer, torch.Tensor):
                 parent.register_buffer(name, buffer[:, :rows].clone(), persistent=False)
-    model.processor.model_max_length = min(model.processor.model_max_length, length)
+    model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, length)
 
 
 def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
@@ -153,12 +153,13 @@ def _renumber_processors(processor: Any, new_ids: Mapping[int, int]) -> None:
 
 def _replace_tokenizer(model: TorchModel, definition: dict[str, Any]) -> None:
     backend = Tokenizer.from_str(json.dumps(definition))
-    kwargs = {**model.processor.init_kwargs, "model_max_length": model.processor.model_max_length}
+    before = model.tokenizer
+    kwargs = {**before.init_kwargs, "model_max_length": before.model_max_length}
     for name in ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "tokenizer_object"):
         kwargs.pop(name, None)
-    replaced = type(model.processor)(tokenizer_object=backend, **kwargs)
+    replaced = type(before)(tokenizer_object=backend, **kwargs)
     replaced._tokenizer = backend
-    model.processor = replaced
+    model.replace_tokenizer(replaced)
 
 
 def _cut_embeddings(module: Any, kept: torch.Tensor) -> None:

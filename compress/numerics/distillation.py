@@ -16,6 +16,14 @@ def softened_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float
     return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def embedding_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared distance of embeddings [B, D], averaged over the batch (Reimers and Gurevych 2020, equation 1).
+
+    Of embeddings of length 1 it is 2 - 2 cos(student, teacher).
+    """
+    return (student - teacher).square().sum(dim=-1).mean()
+
+
 def hidden_cosine(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of 1 - cos(student, teacher) over the real tokens of hidden states [B, L, W] (DistilBERT, section 2)."""
     distance = 1 - cosine_similarity(student, teacher, dim=-1)

@@ -168,7 +168,8 @@ def _run_onnx(graph: bytes, examples: Examples) -> np.ndarray:
     name = "CPUExecutionProvider"
     session = OnnxSession(onnxruntime.InferenceSession(graph, providers=[name]), Path("the stage's graph"), name, 0)
     feed = feeder(session, "the stage's graph")
-    return session.predict(feed(examples.batch(range(len(examples)))))["logits"]
+    batch = examples.batch(range(len(examples)))
+    return examples.answers(session.predict(feed(batch)), batch)
 
 
 def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
@@ -180,7 +181,7 @@ def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
 
         return gguf_arrays(model)
     if isinstance(model, TorchModel):
-        tensors = model.module.state_dict().items()
+        tensors = model.tensors().items()
         return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
     from onnx import numpy_helper
 
@@ -199,7 +200,7 @@ def tensor_digests(model: AnyModel) -> dict[str, str]:
 
         return gguf_digests(model)
     if isinstance(model, TorchModel):
-        arrays = [(name, tensor.numpy()) for name, tensor in model.module.state_dict().items()]
+        arrays = [(name, tensor.numpy()) for name, tensor in model.tensors().items()]
     else:
         from onnx import numpy_helper
 

@@ -88,7 +88,9 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
         findings.parts = parts
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *filter(None, [session.examples(BASELINE).note])]
-    findings.measurements += session.sizes() + session.accuracies(findings.parts) + session.choices()
+    findings.measurements += (
+        session.sizes() + session.accuracies(findings.parts) + session.choices() + session.similarities()
+    )
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}

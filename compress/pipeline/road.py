@@ -12,6 +12,7 @@ from typing import Any
 from compress.cache import Cache, Entry, disk_full
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
+from compress.data.similarity import RatedPairs, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.errors import CompressError, InputError, StageError, StorageError
@@ -79,6 +80,12 @@ class Road:
         """The recipe's multiple-choice questions, read and checked once; none where it names no file."""
         reference = self.recipe.evaluation.questions
         return [] if reference is None else find_questions(reference, self.folder)
+
+    @cached_property
+    def rated_pairs(self) -> list[RatedPairs]:
+        """Pairs with human similarities, read and checked once; none where the recipe names none."""
+        reference = self.recipe.evaluation.similarity
+        return [] if reference is None else find_rated_pairs(reference, self.folder, self.progress)
 
     @property
     def slices(self) -> tuple[Slice, ...]:

@@ -72,6 +72,10 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_formats(road)
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
+        if road.rated_pairs:
+            logged.note(
+                f"{sum(len(part.scores) for part in road.rated_pairs):,} pairs with human similarities are read"
+            )
         road.travel()
         findings = measure(road, remeasure)
         limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
@@ -124,7 +128,9 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
     asked = recipe.evaluation.questions
-    evaluation = recipe.evaluation.model_copy(update={"questions": asked and absolute(asked)})
+    rated = recipe.evaluation.similarity
+    names = {"questions": asked and absolute(asked), "similarity": rated and absolute(rated)}
+    evaluation = recipe.evaluation.model_copy(update=names)
     update = {
         "data": data.model_copy(update=changes),
         "model": absolute(recipe.model),

@@ -135,7 +135,7 @@ def _parts(recipe: Recipe, data: Dataset, examples: Examples) -> tuple[list[Part
     slices = get_task(recipe.task).slices if recipe.slices is None else recipe.slices
 
     def lengths(unit: Unit) -> np.ndarray:
-        return character_lengths(data, SPLIT) if unit == "characters" else examples.lengths()
+        return character_lengths(data, SPLIT) if unit == "characters" else examples.lengths()[: len(data.split(SPLIT))]
 
     return find_parts(slices, data, SPLIT, lengths)
 

@@ -41,6 +41,7 @@ def slices_of(road: Road, baseline: Path) -> tuple[list[Part], list[str]]:
     def lengths(unit: Unit) -> np.ndarray:
         if unit == "characters":
             return character_lengths(road.data, TEST)
-        return encode_for(baseline, road.task, road.data.split(TEST), road.recipe.data.max_length).lengths()
+        rows = road.data.split(TEST)
+        return encode_for(baseline, road.task, rows, road.recipe.data.max_length).lengths()[: len(rows)]
 
     return find_parts(road.slices, road.data, TEST, lengths)

@@ -15,6 +15,7 @@ from compress.choices import choice_rows, choice_scores
 from compress.data.dataset import TEST
 from compress.data.membership import Part
 from compress.data.questions import Question
+from compress.data.similarity import RatedPairs
 from compress.environment import environment, package_versions
 from compress.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
 from compress.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
@@ -27,6 +28,7 @@ from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
 from compress.runtimes import get_runtime
+from compress.similarity import cosines, similarity_rows
 from compress.targets import Target
 from compress.tasks.task import Examples, Task
 
@@ -114,22 +116,28 @@ class TargetSession:
             curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(kept)))
         return curves
 
-    def _predictions(self, label: str) -> Predictions:
-        road, recipe = self.road, self.road.recipe
-        key = cache_key(
+    def _key(self, kind: str, label: str, **parts: Any) -> str:
+        """What an answer of a model on this target is kept under; ``parts`` are what else decides it."""
+        return cache_key(
             {
-                "kind": "evaluation",
+                "kind": kind,
                 "version": _EVALUATION_VERSION,
                 "artifact": self.digests[label],
-                "task": recipe.task,
-                "data": road.data.digest(SPLIT),
-                "max_length": recipe.data.max_length,
-                "evaluation": recipe.evaluation.model_dump(),
                 "target": self.target.name,
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
+                **parts,
             }
         )
+
+    def _predictions(self, label: str) -> Predictions:
+        road, recipe = self.road, self.road.recipe
+        parts = {
+            "task": recipe.task,
+            "data": road.data.digest(SPLIT),
+            "max_length": recipe.data.max_length,
+            "evaluation": recipe.evaluation.model_dump(exclude={"similarity"}),
+        }
 
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
@@ -140,7 +148,7 @@ class TargetSession:
             np.savez(content / "predictions.npz", **arrays)
             return {"name": f"evaluation of {label}"}
 
-        folder, _ = _kept(road, key, make)
+        folder, _ = _kept(road, self._key("evaluation", label, **parts), make)
         with np.load(folder / "predictions.npz") as arrays:
             kept = {name: arrays[name] for name in arrays.files}
         labels = kept.pop(_LABELS, None)
@@ -172,17 +180,7 @@ class TargetSession:
 
     def _scores(self, label: str, questions: Sequence[Question]) -> list[list[float]]:
         road, target = self.road, self.target
-        key = cache_key(
-            {
-                "kind": "choices",
-                "version": _EVALUATION_VERSION,
-                "artifact": self.digests[label],
-                "questions": [[question.prompt, *question.choices] for question in questions],
-                "target": target.name,
-                "runtime": get_runtime(target.runtime).build(),
-                "packages": package_versions(_PACKAGES),
-            }
-        )
+        parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
 
         def make(content: Path) -> Mapping[str, Any]:
             text, threads = f"choices of {label} on {target.name}", road.recipe.benchmark.threads
@@ -190,26 +188,38 @@ class TargetSession:
             (content / "scores.json").write_text(json.dumps(found))
             return {"name": f"choices of {label}"}
 
-        folder, _ = _kept(road, key, make)
+        folder, _ = _kept(road, self._key("choices", label, **parts), make)
         scores: list[list[float]] = json.loads((folder / "scores.json").read_text())
         return scores
+
+    def similarities(self) -> list[Measurement]:
+        """How each model's cosines follow human similarities, where the recipe names any."""
+        rated, rows = self.road.rated_pairs, list[Measurement]()
+        for label in self.artifacts if rated else ():
+            rows += similarity_rows(rated, self._cosines(label, rated), label, self.target.name)
+        return rows
+
+    def _cosines(self, label: str, rated: Sequence[RatedPairs]) -> list[list[float]]:
+        road, target = self.road, self.target
+        texts = [[part.texts, part.pairs] for part in rated]
+
+        def make(content: Path) -> Mapping[str, Any]:
+            text, threads = f"similarities by {label} on {target.name}", road.recipe.benchmark.threads
+            length = road.recipe.data.max_length
+            found = cosines(self.artifacts[label], road.task, rated, length, target, threads, road.progress, text)
+            (content / "cosines.json").write_text(json.dumps(found))
+            return {"name": f"similarities by {label}"}
+
+        folder, _ = _kept(
+            road, self._key("similarity", label, texts=texts, max_length=road.recipe.data.max_length), make
+        )
+        found: list[list[float]] = json.loads((folder / "cosines.json").read_text())
+        return found
 
     def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and what a model wrote after them, as token ids."""
         road, wanted = self.road, self.road.recipe.evaluation
         prompts = prompts_of(self.examples(label), wanted)
-        key = cache_key(
-            {
-                "kind": "generation",
-                "version": _EVALUATION_VERSION,
-                "artifact": self.digests[label],
-                "prompts": prompts,
-                "tokens": wanted.tokens,
-                "target": self.target.name,
-                "runtime": get_runtime(self.target.runtime).build(),
-                "packages": package_versions(_PACKAGES),
-            }
-        )
 
         def make(content: Path) -> Mapping[str, Any]:
             text, threads = f"continue texts with {label} on {self.target.name}", road.recipe.benchmark.threads
@@ -219,7 +229,7 @@ class TargetSession:
             (content / "written.json").write_text(json.dumps(found))
             return {"name": f"generation of {label}"}
 
-        folder, _ = _kept(road, key, make)
+        folder, _ = _kept(road, self._key("generation", label, prompts=prompts, tokens=wanted.tokens), make)
         return prompts, json.loads((folder / "written.json").read_text())
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:

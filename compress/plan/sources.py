@@ -16,6 +16,7 @@ from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
 from compress.data.questions import find_questions
+from compress.data.similarity import find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
@@ -23,6 +24,7 @@ from compress.models.adapter import check_adapter
 from compress.models.source import find_model
 from compress.plan.contents import SourcePlan
 from compress.plan.shape import Shape, read_shape
+from compress.progress import SilentProgress
 from compress.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
@@ -72,9 +74,19 @@ class Sources:
         try:
             if self.recipe.evaluation.questions:
                 find_questions(self.recipe.evaluation.questions, self.folder)
+            self._similarity(self.recipe.evaluation.similarity)
         except InputError as error:
             self.problems.append(error)
         return shape
+
+    def _similarity(self, reference: str | None) -> None:
+        """Pairs with scores: read where they are here. Raises `InputError`."""
+        if reference is None:
+            return
+        if is_sample(reference) and cached_directory(reference.removeprefix("sample:")) is None:
+            self._unknown("similarity", reference)
+        else:
+            find_rated_pairs(reference, self.folder, SilentProgress())
 
     def model(self, reference: str, role: str) -> Shape | None:
         """Describe a model; its shape where it is here."""

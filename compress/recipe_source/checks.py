@@ -16,17 +16,18 @@ from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.stage import Stage
 from compress.targets import TARGETS
-from compress.tasks import GENERATING, TASK_NAMES
+from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 from compress.training.config import Training
 
 START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
-    *(("evaluation", name) for name in Evaluation.model_fields),
+    *(("evaluation", name) for name in Evaluation.model_fields if name != "similarity"),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
 )
+_EMBEDDING_ONLY = (("evaluation", "similarity"),)
 """Fields of tasks whose examples are rows, and of those that generate. A run's own recipe has all at their defaults."""
 _DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
 
@@ -72,7 +73,11 @@ def _check_task(document: Document, parts: list[Part]) -> None:
             document.problem(
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
-    for path in _ROWS_ONLY if task in GENERATING else _GENERATING_ONLY:
+    foreign = (
+        *(_ROWS_ONLY if task in GENERATING else _GENERATING_ONLY),
+        *(() if task in EMBEDDING else _EMBEDDING_ONLY),
+    )
+    for path in foreign:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")
@@ -227,6 +232,7 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
 def _check_samples(document: Document, parts: list[Part | None]) -> None:
     """Every `sample:NAME` is in the catalogue, as a model or as data, whichever its field wants."""
     wanted: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
+    wanted.append((("evaluation", "similarity"), "data"))
     data = document.values.get("data")
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0

@@ -75,10 +75,30 @@ _IMAGE_CLASSIFICATION: dict[str, Any] = {
     "benchmark": {},
     "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
 }
+_FEATURE_EXTRACTION: dict[str, Any] = {
+    "name": "my-search-model",
+    "description": "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
+    "task": "feature-extraction",
+    "model": "sample:minilm",
+    "data": {
+        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        "columns": {"text": "text", "pair": "pair"},
+    },
+    "stages": [
+        {"trim_vocabulary": {}},
+        {"distill": {"teacher": "start", "student": {"layers": [0, 2, 5]}, "epochs": 3}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
+}
 STARTERS: dict[str, dict[str, Any]] = {
     "text-classification": _TEXT_CLASSIFICATION,
     "text-generation": _TEXT_GENERATION,
     "image-classification": _IMAGE_CLASSIFICATION,
+    "feature-extraction": _FEATURE_EXTRACTION,
 }
 """The values of each task's starter; everything else in it comes from the models' fields."""
 

@@ -57,12 +57,14 @@ _KNOWN = {
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
         _quality("choice_accuracy_normalized", "Choices right, by length"),
+        _quality("mean_reciprocal_rank", "Mean reciprocal rank"),
         _error("word_error_rate", "Word error rate", "percent"),
         _error("loss", "Loss", "plain"),
         Metric("calibration_error", "Calibration error", "percent", "lower", "lower", "higher"),
         Metric("brier_score", "Brier score", "plain", "lower", "lower", "higher"),
         Metric("agreement", "Agreement", "percent", "higher", relative=True),
         Metric("kl_divergence", "KL divergence", "plain", "lower", "lower", "higher", relative=True, unit="nats"),
+        Metric("embedding_cosine", "Cosine to the baseline's embedding", "percent", "higher", relative=True),
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
@@ -101,7 +103,8 @@ _RATE = re.compile(r"^latency_(p99_)?ms_rate_([\d.e+]+)$")
 _SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
-_RECALL = re.compile(r"^recall_at_(\d+)$")
+_RECALL = re.compile(r"^recall_at_(\d+)(?:_(int8|binary))?$")
+_CORRELATION = re.compile(r"^(spearman|pearson)_(.+)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 
 
@@ -124,7 +127,11 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         known = _GENERATION[generated[0]]
         return replace(known, name=name, title=f"{known.title}, context {generated[1]}", unit=unit or known.unit)
     if match := _RECALL.match(name):
-        return replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
+        found = replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
+        return replace(found, title=f"{found.title}, {match[2]} embeddings", quality=False) if match[2] else found
+    if match := _CORRELATION.match(name):
+        title = f"{match[1].capitalize()} correlation, {match[2]}"
+        return Metric(name, title, "plain", "higher", unit=unit)
     title = name.replace("_", " ").strip().capitalize() or name
     if name.endswith("_bytes") or unit in {"byte", "bytes", "B"}:
         return Metric(name, title.removesuffix(" bytes"), "bytes", "lower", "smaller", "larger", unit=unit)

@@ -153,6 +153,26 @@ SAMPLES: dict[str, Sample] = {
             preparation="compress.samples.wikipedia:write_articles",
         ),
         Sample(
+            name="similarity",
+            kind="data",
+            description="pairs with human similarities: news texts of Lee et al., WordSim-353, SimLex-999",
+            licence="free for research: Lee et al. 2005, WordSim-353 (CC BY 4.0), SimLex-999; LGPL-2.1 (package)",
+            packages=(
+                Package(
+                    manager="pip",
+                    distribution="gensim",
+                    version="4.4.0",
+                    filename="gensim-4.4.0.tar.gz",
+                    sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
+                    download_bytes=23_260_095,
+                    licence_member="gensim-4.4.0/COPYING",
+                    folder="gensim-4.4.0/gensim/test/test_data",
+                    members=("lee.cor", "similarities0-1.txt", "wordsim353.tsv", "simlex999.txt"),
+                ),
+            ),
+            preparation="compress.samples.similarity:write_similarities",
+        ),
+        Sample(
             name="verses",
             kind="data",
             description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",

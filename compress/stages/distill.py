@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Stage
+from compress.tasks import EMBEDDING
 from compress.training.config import Training
 
 
@@ -38,18 +39,21 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     embeddings, hidden states and attention scores, layers mapped uniformly (Jiao et al. 2020, section 3.1).
     ``minilm``: KL of the last layer's attention and value relations (Wang et al. 2020, section 3.1).
     A learned projection joins widths that differ.
+
+    Where a task's answers are embeddings, the loss on them is their squared distance (Reimers and Gurevych 2020) in
+    place of the one on logits.
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification",)
+    tasks = ("text-classification", "feature-extraction")
     kind: Literal["distill"] = "distill"
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
     method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
-        "logits", description="the loss on representations, beside the one on logits"
+        "logits", description="the loss on representations, beside the one on the answers: logits, or embeddings"
     )
     temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
-    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
     labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
     representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
     use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
@@ -59,6 +63,11 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         if self.teacher is None and self.student is None:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
         return self
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """Those of classes, where answers are embeddings."""
+        others = ("temperature", "labels_weight") if task in EMBEDDING else ()
+        return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def needs(self) -> Needs:
         """Training examples, and unlabeled text if asked for."""

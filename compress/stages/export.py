@@ -11,13 +11,13 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Promise, Stage
-from compress.tasks import GENERATING
+from compress.tasks import EMBEDDING, GENERATING
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-_TRACED_ONLY = ("opset", "fusions")
+_TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only")
 _WINDOWS, _WINDOW_LENGTH = 2, 64
 
@@ -35,7 +35,16 @@ class Export(Stage[TorchModel, OnnxModel]):
         None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
     )
     fusions: bool = Field(True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators")
-    tolerance: float = Field(1e-3, gt=0, description="largest accepted difference of a logit from torch, in fp32")
+    tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="largest accepted difference of a logit, or of an embedding's entry, from torch, in fp32",
+    )
+    sentence_embedding: bool = Field(
+        False,
+        description="feature extraction: pooling and what follows it inside the graph too, as a second output "
+        "`sentence_embedding`; without it the consumer pools, as the folder's `modules.json` says",
+    )
     accuracy_level: Literal[1, 4] = Field(
         4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
     )
@@ -59,7 +68,8 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
-        others = _TRACED_ONLY if task in GENERATING else _WRITTEN_ONLY
+        others = [*(_TRACED_ONLY if task in GENERATING else _WRITTEN_ONLY)]
+        others += [] if task in (*GENERATING, *EMBEDDING) else ["sentence_embedding"]
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def promise(self) -> Promise:
@@ -67,18 +77,23 @@ class Export(Stage[TorchModel, OnnxModel]):
         return Promise(changes_weights=False)
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
-        """Export ``model`` and compare logits with torch. Raises `StageError` where they differ."""
+        """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
         return self._write(model, context) if isinstance(model, Checkpoint) else self._trace(model, context)
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
         from compress.models.onnx_export import export_onnx
         from compress.models.onnx_parity import prove_equal
+        from compress.models.onnx_pooling import add_sentence_embedding
 
         examples = context.encode("train", model)
         exported = export_onnx(model, examples, self.opset, self.fusions)
+        if self.sentence_embedding:
+            add_sentence_embedding(exported.graph, model.processor.modules)
         difference = prove_equal(exported.graph, model, examples, self.tolerance)
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
-        context.remark(f"export: logits differ by at most {difference:.1e} from torch; rewrites: {matched}")
+        context.remark(
+            f"export: {examples.answers_are} differ by at most {difference:.1e} from torch; rewrites: {matched}"
+        )
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:

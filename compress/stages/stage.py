@@ -65,7 +65,7 @@ class Context:
         def merit() -> float:
             from compress.training.predict import predict
 
-            outputs = {"logits": predict(model.module, examples)}
+            outputs = {examples.answer: predict(model.module, examples)}
             kept = self.task.keep(outputs, examples, range(len(examples)))
             return self.task.measure(kept, examples.labels, "validation", "torch")[0].value
 

@@ -19,7 +19,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "tokenizers")
-    tasks = ("text-classification",)
+    tasks = ("text-classification", "feature-extraction")
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")

@@ -12,10 +12,14 @@ _TASKS = {
     "text-classification": "compress.tasks.text_classification",
     "text-generation": "compress.tasks.text_generation",
     "image-classification": "compress.tasks.image_classification",
+    "feature-extraction": "compress.tasks.feature_extraction",
 }
 TASK_NAMES = tuple(_TASKS)
 GENERATING = ("text-generation",)
 """Tasks whose models answer token by token and are judged on running text: it has no labels and no slices."""
+
+EMBEDDING = ("feature-extraction",)
+"""Tasks whose answer is an embedding."""
 
 
 def get_task(name: str) -> Task:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Evaluation(BaseModel):
-    """What of the test split a language model is judged by. For tasks whose examples are windows of running text."""
+    """What of the test split a language model is judged by, and what models are judged by beside the test split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +25,11 @@ class Evaluation(BaseModel):
         None,
         description="a JSONL, JSON or Parquet file of multiple-choice questions: `prompt`, `choices` (a list), and "
         "`answer`, its place from 0 or its text",
+    )
+    similarity: str | None = Field(
+        None,
+        description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
+        "`score`; how well cosines follow the scores is a metric of its own",
     )
     prompts: int = Field(8, ge=0, description="beginnings of windows that every model continues, greedily; 0: none")
     prompt_tokens: int = Field(32, ge=1, description="tokens of each of them")

@@ -21,17 +21,35 @@ if TYPE_CHECKING:
     from compress.models.torch_model import TorchModel
 
 
+LOGITS, LAST_HIDDEN_STATE, SENTENCE_EMBEDDING = "logits", "last_hidden_state", "sentence_embedding"
+"""Outputs of graphs, by the names that transformers and sentence-transformers know."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column that the task reads. ``label`` columns hold class names or ids.
 
     Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
-    them, which the task decodes.
+    them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
+    examples have none.
     """
 
     name: str
     label: bool = False
     kind: Literal["text", "image", "audio"] = "text"
+    given: bool = True
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is what a model is asked, rather than what it should answer."""
+        return self.given and not self.label
+
+
+class Head(Protocol):
+    """What makes one embedding of a text from those of its tokens."""
+
+    def embed(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [B, L, H] under a mask [B, L] -> embeddings [B, dimensions]."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,8 @@ class Examples:
     ``padding`` has every input that the model takes, and the value that fills a smaller example at the end of each
     axis; None for an input that may not be padded, since a model would take what fills it for content.
 
+    ``head`` makes an embedding of those of the tokens; without one a model's logits are its answers.
+
     ``labels`` are [n], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made.
@@ -57,6 +77,7 @@ class Examples:
     scored: int | None = None
     note: str = ""
     sizes: np.ndarray | None = None
+    head: Head | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -77,6 +98,25 @@ class Examples:
         """
         chosen = [self.inputs[i] for i in indices]
         return {name: _stack(name, [example[name] for example in chosen], fill) for name, fill in self.padding.items()}
+
+    @property
+    def answer(self) -> str:
+        """What an output is called that holds the answers as they are."""
+        return LOGITS if self.head is None else SENTENCE_EMBEDDING
+
+    @property
+    def answers_are(self) -> str:
+        """What the answers are, in a word for people."""
+        return "logits" if self.head is None else "embeddings"
+
+    def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The logits or embeddings [B, ...] that a graph gives for a batch, or that ``head`` makes of its outputs."""
+        if self.head is None or SENTENCE_EMBEDDING in outputs:
+            return outputs[self.answer]
+        import torch
+
+        hidden, mask = torch.from_numpy(outputs[LAST_HIDDEN_STATE]), torch.from_numpy(batch["attention_mask"])
+        return self.head.embed(hidden, mask).numpy()
 
 
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:

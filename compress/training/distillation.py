@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from compress.errors import StageError
 from compress.models.torch_model import TorchModel
-from compress.models.transformer import HEADS_KEY, blocks, keep_layers
+from compress.models.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
 from compress.numerics.distillation import (
     attention_mse,
+    embedding_distance,
     hidden_cosine,
     hidden_mse,
     relation_kl,
@@ -26,8 +27,9 @@ from compress.numerics.distillation import (
     softened_kl,
     uniform_layer_map,
 )
+from compress.tasks import EMBEDDING
 from compress.tasks.task import Examples
-from compress.training.loop import Trainee, forward, train, uses_bf16
+from compress.training.loop import Trainee, answers, forward, train, uses_bf16
 from compress.training.predict import predict
 from compress.training.sparsity import keep_zeros
 
@@ -65,6 +67,14 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         module = type(model.module)(config)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
         raise StageError(f"The student's config does not make a model: {error}") from error
+    if model.task in EMBEDDING:
+        drop_pooler(module)
+        if module.config.hidden_size != model.processor.modules.width:
+            raise StageError(
+                f"The student's hidden_size is {module.config.hidden_size}, and its pooling is for "
+                f"{model.processor.modules.width}.",
+                mend="keep hidden_size, and have fewer dimensions by reduce_dimensions",
+            )
     return TorchModel(module.eval(), model.processor, model.task)
 
 
@@ -81,7 +91,9 @@ class Lesson:
         self.student = student
         self.context = context
         self.examples = self._examples(student)
-        self.logits: torch.Tensor | None = None
+        self.teacher_examples = self.examples
+        """With what makes the teacher's answers."""
+        self.taught: torch.Tensor | None = None
         self.comparison: _Comparison | None = None
 
     def teach(self) -> None:
@@ -89,10 +101,11 @@ class Lesson:
         stage, context = self.stage, self.context
         if stage.method == "logits":
             context.progress.note("distill: the teacher answers")
-            answers = predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage))
-            self.logits = torch.from_numpy(answers)
+            taught = predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage))
+            self.taught = torch.from_numpy(taught)
         else:
             _require_same_tokens(self.teacher, self.student, stage.method)
+            self.teacher_examples = replace(self.examples, head=getattr(self.teacher.processor, "modules", None))
             self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)
             self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(
@@ -116,26 +129,38 @@ class Lesson:
             return labeled
         assert labeled.labels is not None
         labels = np.concatenate([labeled.labels, np.full(len(more), _NO_LABEL)])
-        return Examples([*labeled.inputs, *more.inputs], labeled.padding, labels)
+        return replace(labeled, inputs=[*labeled.inputs, *more.inputs], labels=labels)
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         stage = self.stage
         options = self.comparison.options if self.comparison else {}
         outputs = forward(module, batch, **options)
-        if self.logits is not None:
-            taught = self.logits[batch["index"].cpu()].to(outputs.logits.device)
+        mine = answers(self.examples, outputs, batch).float()
+        if self.taught is not None:
+            taught = self.taught[batch["index"].cpu()].to(mine.device)
         else:
             assert self.comparison is not None
             with torch.no_grad():
-                answers = self.comparison.ask_teacher(self.teacher.module, batch)
-            taught = answers.logits.float()
-        loss = stage.logits_weight * softened_kl(outputs.logits.float(), taught, stage.temperature)
+                theirs = self.comparison.ask_teacher(self.teacher.module, batch)
+                taught = answers(self.teacher_examples, theirs, batch).float()
+        loss = stage.logits_weight * self._distance(mine, taught)
         if stage.labels_weight:
             loss = loss + stage.labels_weight * self.context.task.loss(outputs, batch["labels"])
         if self.comparison is not None and stage.representation_weight:
             mask = batch["attention_mask"].float()
-            loss = loss + stage.representation_weight * self.comparison.loss(outputs, answers, mask)
+            loss = loss + stage.representation_weight * self.comparison.loss(outputs, theirs, mask)
         return loss
+
+    def _distance(self, mine: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        if mine.shape != taught.shape:
+            raise StageError(
+                f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
+                expected="as many classes, or dimensions of an embedding",
+                mend="put reduce_dimensions before or after both, not between them",
+            )
+        if self.context.task.name in EMBEDDING:
+            return embedding_distance(mine, taught)
+        return softened_kl(mine, taught, self.stage.temperature)
 
 
 def _require_same_tokens(teacher: TorchModel, student: TorchModel, method: str) -> None:

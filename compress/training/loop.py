@@ -119,6 +119,14 @@ def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
 
+def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits or embeddings [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
+    if examples.head is None:
+        logits: torch.Tensor = outputs.logits
+        return logits
+    return examples.head.embed(outputs.last_hidden_state, batch["attention_mask"])
+
+
 def uses_bf16(config: Training) -> bool:
     """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
     return config.precision == "bf16" or (config.precision == "auto" and has_bf16())

@@ -1,4 +1,4 @@
-"""Outputs of a torch model over many examples, batched by length."""
+"""Answers of a torch model over many examples, batched by length."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from compress.tasks.task import Examples
-from compress.training.loop import tensors
+from compress.training.loop import answers, tensors
 
 
 @torch.inference_mode()
 def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False) -> np.ndarray:
-    """Logits of every example in the order given, [n, classes] float32; the module is put into eval mode.
+    """Logits or embeddings of every example in the order given, [n, ...] float32; the module is put into eval mode.
 
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
     """
@@ -23,8 +23,8 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
         batch = tensors(examples, order[start : start + batch_size].tolist())
         inputs = {name: batch[name] for name in examples.padding}
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = module(**inputs).logits
-        parts.append(logits.float().cpu().numpy())
+            found = answers(examples, module(**inputs), batch)
+        parts.append(found.float().cpu().numpy())
     stacked = np.concatenate(parts)
     outputs = np.empty_like(stacked)
     outputs[order] = stacked

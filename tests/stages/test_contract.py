@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import sentences
 import tiny
 from adapters import save_adapter
 from exports import exported
@@ -52,6 +53,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"method": "static", "calibration_examples": 24},
         {"method": "static", "calibration_method": "mse", "smooth_quant": 0.5, "format": "qdq", "types": "u8u8"},
     ],
+    "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
     "equalize": [{}, {"strength": 1.0}],
     "gptq": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
@@ -69,6 +71,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "attach_lora": [{"adapter": "adapter"}],
 }
 LANGUAGE = "text-generation"
+EMBEDDINGS = "feature-extraction"
 CASES = [
     pytest.param(kind, parameters, id=f"{kind}-{index}")
     for kind, cases in PARAMETERS.items()
@@ -85,6 +88,8 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
 
 
 def task_of(stage: Stage[Any, Any]) -> str:
+    if stage.tasks == (EMBEDDINGS,):
+        return EMBEDDINGS
     return LANGUAGE if stage.tasks and LANGUAGE in stage.tasks else tiny.TASK
 
 
@@ -93,6 +98,8 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     if stage.takes() is OnnxModel:
         made = exported()
         return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+    if task_of(stage) == EMBEDDINGS:
+        return sentences.encoder()
     if task_of(stage) != LANGUAGE:
         return tiny.encoder()
     if stage.kind == "gguf":
@@ -106,6 +113,8 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
 def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
     if task_of(stage) == LANGUAGE:
         return replace(language_context(folder), locate=lambda name: make_adapter(stage, folder / name))
+    if task_of(stage) == EMBEDDINGS:
+        return sentences.context(sentences.dataset(train=48, validation=16, test=PROBES))
     data = tiny.dataset(train=64, validation=16, unlabeled=24)
     made = tiny.context(data, earlier=lambda label: tiny.encoder(seed=5))
     return replace(made, locate=lambda name: make_adapter(stage, folder / name))
@@ -160,7 +169,7 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     outputs, reloaded = probe.in_memory(output), probe.from_disk(tmp_path / "after")
-    assert task_of(stage) == LANGUAGE or outputs.shape == (len(rows), 2)
+    assert task_of(stage) != tiny.TASK or outputs.shape == (len(rows), 2)
     assert np.ptp(outputs, axis=0).min() > 0
     np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
 

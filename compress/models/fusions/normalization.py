@@ -19,7 +19,7 @@ def split_skip_normalization(model: ir.Model) -> int:
     for node in list(graph):
         if node.op_type != "SkipLayerNormalization" or any(output.uses() for output in node.outputs[1:]):
             continue
-        if node.outputs[0].is_graph_output() or len(node.inputs) < 4:
+        if len(node.inputs) < 4:
             continue
         _split(graph, node)
         count += 1
@@ -48,5 +48,8 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     for new in added:
         new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
     graph.insert_before(node, added)
-    old.replace_all_uses_with(added[-1].outputs[0])
+    new = added[-1].outputs[0]
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
     graph.remove(node, safe=True)

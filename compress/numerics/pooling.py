@@ -1,0 +1,65 @@
+"""One embedding of a text from those of its tokens, as sentence-transformers' module `Pooling` defines its modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+_LEAST_WEIGHT = 1e-9
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> torch.Tensor:
+    """Token embeddings [B, L, H] under a mask [B, L] of ones and zeros -> [B, H x modes], in the modes' order.
+
+    Padding may be on either side. Raises `KeyError` for a mode outside `POOLING_MODES`.
+    """
+    return torch.cat([POOLING_MODES[mode](hidden, mask) for mode in modes], dim=-1)
+
+
+def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _at(hidden, mask.argmax(dim=1))
+
+
+def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
+
+
+def _at(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+
+
+def _largest(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).max(dim=1).values
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _sum(hidden, mask) / _count(hidden, mask)
+
+
+def _mean_sqrt(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _sum(hidden, mask) / _count(hidden, mask).sqrt()
+
+
+def _weighted(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Tokens weigh 1, 2, 3, ... from the first that is no padding (Muennighoff 2022, SGPT, section 3.1)."""
+    weights = mask.cumsum(dim=1) * mask
+    return _sum(hidden, weights) / _count(hidden, weights)
+
+
+def _sum(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (hidden * weights.unsqueeze(-1).to(hidden.dtype)).sum(dim=1)
+
+
+def _count(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return weights.sum(dim=1, keepdim=True).to(hidden.dtype).clamp(min=_LEAST_WEIGHT)
+
+
+POOLING_MODES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": _first,
+    "max": _largest,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted,
+    "lasttoken": _last,
+}

@@ -1,0 +1,66 @@
+"""Fewer dimensions of an embedding, by a rotation that is learned from text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.errors import StageError
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Needs, Promise, Stage
+
+
+class ReduceDimensions(Stage[TorchModel, TorchModel]):
+    """Rotate embeddings so that the first dimensions hold most, and keep those (principal components, not centered).
+
+    The rotation is a linear layer before the last normalisation: a module `Dense` of sentence-transformers, or, with
+    `export: {sentence_embedding: true}`, a part of the graph. What it saves is the index: bytes and time a comparison.
+    """
+
+    packages = ("torch", "numpy")
+    tasks = ("feature-extraction",)
+    kind: Literal["reduce_dimensions"] = "reduce_dimensions"
+    dimensions: int = Field(ge=1, description="of an embedding afterwards")
+    examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")
+
+    def needs(self) -> Needs:
+        """The text whose embeddings are looked at."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """Another layer, other answers."""
+        return Promise()
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
+        from dataclasses import replace
+
+        import numpy as np
+
+        from compress.models.sentence_modules import Dense
+        from compress.numerics.rotation import kept_share, principal_rotation
+        from compress.training.predict import predict
+
+        modules = model.processor.modules
+        if self.dimensions >= modules.dimensions:
+            raise StageError(
+                f"reduce_dimensions: {self.dimensions} of {modules.dimensions} dimensions leaves all of them.",
+                where="reduce_dimensions.dimensions",
+                expected=f"less than {modules.dimensions}",
+            )
+        examples = context.encode("train", model)
+        order = np.random.default_rng(context.seed).permutation(len(examples))[: self.examples]
+        chosen = replace(examples, inputs=[examples.inputs[index] for index in np.sort(order)], labels=None)
+        if len(chosen) < self.dimensions:
+            raise StageError(
+                f"reduce_dimensions: {len(chosen)} training texts do not span {self.dimensions} dimensions.",
+                expected="as many texts as dimensions, better ten times as many",
+                mend="give more training text, or keep fewer dimensions",
+            )
+        embeddings = predict(model.module, chosen)
+        rotation = principal_rotation(embeddings, self.dimensions)
+        kept = kept_share(embeddings, rotation)
+        context.remark(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {kept:.1%}")
+        model.processor.modules = modules.followed_by(Dense(rotation))
+        return model

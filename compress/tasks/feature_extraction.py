@@ -1,0 +1,203 @@
+"""Feature extraction: one embedding a text, judged by what it finds. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.data.slices import Slice
+from compress.data.text_identity import normalised
+from compress.errors import DataError, ModelError, StageError
+from compress.measurement import Measurement
+from compress.models.torch_model import TorchModel
+from compress.numerics.calibration import mean_interval
+from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
+from compress.numerics.retrieval import nearest, normalized, overlap, ranks
+from compress.numerics.statistics import wilson_interval
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Column, Examples, Kept
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+EMBEDDING = "embedding"
+NEIGHBOURS = 10
+_SEED = 0
+"""Of the bootstrap, so that the same answers give the same intervals."""
+
+
+class FeatureExtraction:
+    """Hugging Face `feature-extraction`: of each row, `text` asks and `pair` is what it should find among all pairs.
+
+    Of n rows there are 2n examples: the texts, then the pairs. The label of each is a number of the pair's text, so
+    that of two rows with the same pair either is right.
+    """
+
+    name = "feature-extraction"
+    columns = (Column("text"), Column("pair", given=False))
+    slices = (Slice(length="quartiles"),)
+    batch_size = 32
+    reads_rows = True
+    generates = False
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights, tokenizer and the modules that follow. Raises `ModelError` for what does not load."""
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        from compress.models.sentence_processor import sentence_processor
+        from compress.models.transformer import drop_pooler
+
+        try:
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            module = AutoModel.from_pretrained(
+                directory,
+                config=config,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"The model cannot be loaded for {self.name}: {error}",
+                where=str(directory),
+                expected="a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers",
+            ) from error
+        drop_pooler(module)
+        processor = sentence_processor(directory, tokenizer, config.hidden_size)
+        return TorchModel(module.eval(), processor, self.name)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """The texts, then, where the rows have them, the pairs."""
+        texts, ids = rows["text"].to_pylist(), None
+        if "pair" in rows.column_names:
+            pairs = rows["pair"].to_pylist()
+            texts, ids = texts + pairs, np.tile(_numbers(pairs), 2)
+        encoded = processor(texts, truncation=True, max_length=max_length)
+        inputs = [
+            {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.ones(len(ids), dtype=np.int64)}
+            for ids in encoded["input_ids"]
+        ]
+        padding = {"input_ids": processor.pad_token_id or 0, "attention_mask": 0}
+        return Examples(inputs, padding, ids, head=processor.modules)
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row; the corpus is the pairs of the split. Raises `DataError` for fewer than two of them."""
+        examples = self.encode(rows, processor, labels, max_length)
+        if examples.labels is None or len(set(examples.labels.tolist())) < 2:
+            raise DataError(
+                "There is nothing to find among: the split has fewer than two different pairs.",
+                where="data.splits",
+                expected="rows with a `text` and the `pair` that it should find, hundreds of them",
+            )
+        return examples
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """There is none: a batch of texts of like length holds no pairs. Raises `StageError`."""
+        raise StageError(
+            "Embeddings are not trained on labels here.", mend="distill from a teacher, with labels_weight: 0"
+        )
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
+        found = examples.answers(outputs, examples.batch(indices))
+        if not np.isfinite(found).all():
+            raise ModelError(
+                "The model's embeddings are not finite.",
+                expected="finite embeddings",
+                mend="export or quantize it anew; float16 overflows where float32 does not",
+            )
+        return {EMBEDDING: found}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Recall and mean reciprocal rank over the queries, then recall and bytes with embeddings in fewer bits.
+
+        Scores are cosines. At `int8` the queries stay exact; `binary` is the Hamming distance, its best candidates
+        scored again with the exact query.
+        """
+        assert labels is not None, "held_out asks for pairs"
+        queries, corpus = _halves(normalized(kept[EMBEDDING]))
+        wanted, given = _halves(labels)
+        exact = ranks(queries, corpus, wanted, given)
+        span = ranges_of(corpus)
+        coarse = ranks(queries, from_int8(to_int8(corpus, span), span), wanted, given)
+        bits = binary_ranks(queries, corpus, wanted, given, NEIGHBOURS)
+        size = corpus.shape[1]
+        return [
+            _recall("recall_at_10", exact, NEIGHBOURS, model, target),
+            _recall("recall_at_1", exact, 1, model, target),
+            _mean_row("mean_reciprocal_rank", 1 / exact, model, target),
+            _recall("recall_at_10_int8", coarse, NEIGHBOURS, model, target),
+            _recall("recall_at_10_binary", bits, NEIGHBOURS, model, target),
+            *(
+                Measurement(model=model, metric=name, target=target, value=value, unit="bytes")
+                for name, value in (
+                    ("embedding_bytes", 4 * size),
+                    ("embedding_bytes_int8", size),
+                    ("embedding_bytes_binary", -(-size // 8)),
+                )
+            ),
+        ]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """The share of the ten nearest pairs that both models find, and the cosine of their embeddings.
+
+        Embeddings of different dimensions have no cosine.
+        """
+        own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
+        found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))
+        rows = [_mean_row("agreement", overlap(found, expected), model, target)]
+        if own.shape == others.shape:
+            rows.append(_mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
+        return rows
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: an embedding is no class."""
+        return None
+
+
+def _numbers(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, the same for texts that differ in case and spacing alone, [n] int64."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(normalised(text), len(known)) for text in texts], dtype=np.int64)
+
+
+def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the queries and those of the corpus."""
+    half = len(both) // 2
+    return both[:half], both[half:]
+
+
+def _recall(metric: str, found: np.ndarray, k: int, model: str, target: str) -> Measurement:
+    right = found <= k
+    low, high = wilson_interval(int(right.sum()), len(right))
+    raw = tuple(float(outcome) for outcome in right)
+    return Measurement(
+        model=model,
+        metric=metric,
+        target=target,
+        value=float(right.mean()),
+        unit="ratio",
+        low=low,
+        high=high,
+        n=len(right),
+        raw=raw,
+    )
+
+
+def _mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
+    value, low, high = mean_interval(samples, _SEED)
+    raw = tuple(samples.tolist())
+    return Measurement(
+        model=model, metric=metric, target=target, value=value, unit="ratio", low=low, high=high, n=len(raw), raw=raw
+    )
+
+
+TASK = FeatureExtraction()

@@ -1,0 +1,109 @@
+"""A whole run of a sentence encoder: what it measures, what it ships, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_pairs import ROWS, write_recipe
+from tiny_run import compress, latest, load, read_report
+
+from compress.errors import DataError, RecipeError
+from compress.pipeline.run import run
+from compress.progress import SilentProgress
+
+MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "export", "quantize", "final")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("embeddings")
+    run(load(write_recipe(folder)), folder, folder / "artifacts", SilentProgress())
+    return folder
+
+
+def test_every_model_is_measured_by_what_it_finds(finished: Path) -> None:
+    rows = {(row["model"], row["metric"]): row for row in read_report(finished / "artifacts")["measurements"]}
+    for model in MODELS:
+        for metric in ("recall_at_1", "recall_at_10", "mean_reciprocal_rank", "recall_at_10_binary"):
+            assert rows[model, metric]["n"] == ROWS["test"]
+            assert len(rows[model, metric]["raw"]) == ROWS["test"]
+        assert -1 <= rows[model, "spearman_rated"]["low"] <= rows[model, "spearman_rated"]["value"] <= 1
+        assert rows[model, "pearson_rated"]["n"] == 12
+    # Trimming changes no embedding of a text whose tokens are kept.
+    assert rows["trim_vocabulary", "embedding_cosine"]["value"] == pytest.approx(1, abs=1e-5)
+    assert rows["trim_vocabulary", "agreement"]["value"] == 1
+    assert [rows[model, "embedding_bytes"]["value"] for model in MODELS] == [128, 128, 128, 64, 64, 64, 64]
+    assert ("reduce_dimensions", "embedding_cosine") not in rows
+    # The export's embeddings are torch's, whose files the stage before it was measured by.
+    assert rows["export", "mean_reciprocal_rank"]["value"] == rows["reduce_dimensions", "mean_reciprocal_rank"]["value"]
+
+
+def test_slices_are_of_the_queries(finished: Path) -> None:
+    report = read_report(finished / "artifacts")
+    counts = [row["n"] for row in report["measurements"] if row["metric"].startswith("recall_at_10[characters=Q")]
+    assert counts and sum(counts) == len(MODELS) * ROWS["test"]
+
+
+def test_what_ships_has_the_modules_of_sentence_transformers(finished: Path) -> None:
+    model = latest(finished / "artifacts") / "model"
+    modules = json.loads((model / "modules.json").read_text())
+    assert [entry["path"] for entry in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
+    assert json.loads((model / "2_Dense" / "config.json").read_text())["out_features"] == 16
+    assert json.loads((model / "sentence_bert_config.json").read_text())["max_seq_length"] == 16
+    assert (model / "onnx" / "model_quantized.onnx").is_file()
+
+
+def test_a_finished_model_is_evaluated_and_compared_again(finished: Path) -> None:
+    measured = {
+        row["metric"]: row["value"]
+        for row in read_report(finished / "artifacts")["measurements"]
+        if row["model"] == "final"
+    }
+    done = compress("evaluate", latest(finished / "artifacts"), "--json", "--by-slice", folder=finished)
+    assert done.returncode == 0, done.stderr
+    rows = {row["metric"]: row["value"] for row in json.loads(done.stdout)}
+    for metric in ("recall_at_10", "mean_reciprocal_rank", "spearman_rated", "embedding_bytes"):
+        assert rows[metric] == measured[metric]
+    assert any(metric.startswith("recall_at_10[") for metric in rows)
+
+
+def test_pairs_are_part_of_the_data(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, stages=[{"export": {}}])
+    text = (tmp_path / "test.csv").read_text()
+    (tmp_path / "test.csv").write_text(text.replace("text,pair", "text,match"))
+    with pytest.raises(DataError, match="no column 'pair'"):
+        run(load(recipe), tmp_path, tmp_path / "artifacts", SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": [{"finetune": {}}, {"export": {}}]}, "finetune, for feature-extraction"),
+        ({"stages": [{"distill": {"student": {"layers": [0]}, "labels_weight": 0.5}}]}, "labels_weight"),
+        ({"evaluation": {"windows": 3}}, "it means nothing for feature-extraction"),
+        ({"task": "text-classification", "stages": [{"export": {}}]}, "evaluation.similarity"),
+        (
+            {"task": "text-classification", "stages": [{"export": {"sentence_embedding": True}}], "evaluation": {}},
+            "sentence_embedding",
+        ),
+        ({"evaluation": {"similarity": "sample:verse"}}, "sample:verses"),
+    ],
+)
+def test_what_means_nothing_for_embeddings_is_said_when_the_recipe_is_read(
+    tmp_path: Path, changes: dict, words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load(write_recipe(tmp_path, **changes))
+
+
+def test_embeddings_of_the_shipped_file_are_finite_and_of_length_one(finished: Path) -> None:
+    import onnxruntime
+
+    graph = latest(finished / "artifacts") / "model" / "onnx" / "model_quantized.onnx"
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    ids = np.array([[2, 8, 9, 3]], np.int64)
+    (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)

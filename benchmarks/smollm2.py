@@ -4,8 +4,9 @@
     python benchmarks/smollm2.py --peers               # Optimum and auto-round too; downloads several GB at first
     python benchmarks/smollm2.py --recipe recipes/smollm2-int4.yaml --output smollm2.json
 
-Measured on two recipes: the quick one, GPTQ alone on the linear layers at 4 bits in groups of 64; and the recipe named
-(by default `recipes/smollm2-int4.yaml`). Both run from an empty cache, so that `seconds` are those of this session. The
+Measured on the recipe named (by default `recipes/smollm2-int4.yaml`), run from an empty cache, so that `seconds` are
+those of this session and of stages alone, without the pipeline's checks; and on GPTQ alone, quick, on the linear layers
+at 4 bits in groups of 64, which is run, timed and judged as the peers are. The
 integers of the recipe's last quantized checkpoint are then written as GGUF, which is Q4_0 to the bit, and fp32 ONNX,
 4-bit ONNX and GGUF generate in turns; llama.cpp is its project's own release for this processor, given the same number
 of threads. `at least` and `aim` are what the project set itself.
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 
 import typer
 from peers.environment import UnavailableError
-from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, float_onnx
+from peers.language_peers import CONTEXT, OURS, PEERS, TOKENS, Made, float_onnx
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
@@ -46,7 +47,6 @@ from compress.runtimes.llama_cpp_library import VARIABLE
 from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
-QUICK = {"gptq": {"bits": 4, "group_size": 64, "samples": 16, "sequence_length": 512, "guided": False}}
 STEP = f"time_per_output_token_context_{CONTEXT}"
 ONNX, FLOAT, LLAMA_CPP = "4-bit ONNX", "fp32 ONNX", "llama.cpp Q4_0"
 OPTIMUM, AUTO_ROUND = "Optimum + gptqmodel", "auto-round"
@@ -96,14 +96,6 @@ def take(recipe: Recipe, folder: Path, artifacts: Path, progress: Progress) -> O
     return Ours(done, entry.folder)
 
 
-def quick_recipe(recipe: Recipe) -> Recipe:
-    """GPTQ alone, on the data and evaluation of ``recipe``."""
-    fields = recipe.model_dump(mode="json", exclude={"stages", "limits", "name"})
-    kind, parameters = next(iter(QUICK.items()))
-    stages = [{"kind": kind, **parameters}, {"kind": "export"}]
-    return Recipe.model_validate({**fields, "name": f"{recipe.name}-quick", "stages": stages, "limits": []})
-
-
 def as_gguf(checkpoint: Path, folder: Path) -> Path:
     """The integers of a quantized checkpoint for llama.cpp."""
     folder.mkdir()
@@ -130,10 +122,10 @@ def decode_together(
     )
 
 
-def peers(setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict[str, str]]:
-    """What Optimum and auto-round left, with its perplexity; and why one didn't run."""
+def quantizers(names: Sequence[str], setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict[str, str]]:
+    """What quantizers of checkpoints left, with its perplexity; and why one didn't run."""
     made, reasons = {}, {}
-    for name in (OPTIMUM, AUTO_ROUND):
+    for name in names:
         setting.progress.note(f"-- {name}")
         try:
             left = PEERS[name](setting)
@@ -144,31 +136,27 @@ def peers(setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict
 
 
 def lines(
-    quick: Ours, main: Ours, decode: BenchResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
+    main: Ours, decode: BenchResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
 ) -> list[Line]:
     """The table."""
-    optimum, auto = found.get(OPTIMUM), found.get(AUTO_ROUND)
+    quick, optimum, auto = found.get(OURS), found.get(OPTIMUM), found.get(AUTO_ROUND)
     float_perplexity, perplexity = main.value("perplexity", BASELINE), main.value("perplexity")
-    over, quick_over = _over(perplexity, float_perplexity), _over(quick.value("perplexity"), float_perplexity)
+    over, quick_over = _over(perplexity, float_perplexity), _over(quick and quick[1], float_perplexity)
     bits = main.value("bits_per_parameter")
     versus_peer = reasons.get(OPTIMUM, "" if optimum is None else f"{optimum[0].seconds:.0f} s")
     versus_auto = reasons.get(
         AUTO_ROUND, "" if auto is None else f"auto-round: {auto[1]:.2f} in {auto[0].seconds:.0f} s"
     )
-    faster = None if optimum is None or optimum[0].seconds is None else optimum[0].seconds / quick.seconds
+    faster = optimum[0].seconds / quick[0].seconds if optimum and quick else None
+    quick_how = reasons.get(OURS, "")
+    if quick is not None:
+        quick_how = f"{quick[1]:.2f}, {quick[0].seconds:.0f} s, {(quick[0].peak_bytes or 0) / 1e9:.2f} GB"
     main_how = f"{perplexity:.2f} against {float_perplexity:.2f}, {bits:.2f} bits a parameter, {main.seconds:.0f} s"
     size = size_bytes(main.run.folder / "model")
     return [
         Line("time of the quick GPTQ against Optimum + gptqmodel", "5x", "10x", faster, "x", versus_peer),
         Line("perplexity over fp32", "+12%", "+5%", over, "%", f"{main_how}; {versus_auto}"),
-        Line(
-            "perplexity of the quick GPTQ over fp32",
-            "+25%",
-            "+18%",
-            quick_over,
-            "%",
-            f"{quick.value('perplexity'):.2f}, {quick.seconds:.0f} s, {quick.peak_bytes / 1e9:.2f} GB",
-        ),
+        Line("perplexity of the quick GPTQ over fp32", "+25%", "+18%", quick_over, "%", quick_how),
         Line("ONNX folder", "82 MB", "75 MB", size / 1e6, "MB"),
         Line("decode against fp32 ONNX", "3.5x", "5x", _ratio(decode, ONNX, FLOAT), "x"),
         Line("decode against llama.cpp", "0.9x", "1.1x", _ratio(decode, ONNX, LLAMA_CPP), "x", _speeds(decode)),
@@ -215,7 +203,6 @@ def main(
     with tempfile.TemporaryDirectory(prefix="compress-smollm2-") as name:
         scratch = Path(name)
         main_run = take(chosen, recipe.parent, scratch / "artifacts", progress)
-        quick = take(quick_recipe(chosen), recipe.parent, scratch / "quick", progress)
         setting = LanguageSetting(chosen.model, str(chosen.data.source), scratch, threads, 4, 64, progress)
         artifacts = {
             LLAMA_CPP: as_gguf(main_run.checkpoint, scratch / "gguf"),
@@ -223,8 +210,10 @@ def main(
             FLOAT: float_onnx(setting).artifact,
         }
         decode = decode_together(artifacts, setting.prompt(CONTEXT), threads, seconds, progress)
-        made, reasons = peers(setting) if with_peers else ({}, dict.fromkeys((OPTIMUM, AUTO_ROUND), "not run: --peers"))
-        found = lines(quick, main_run, decode, made, reasons)
+        others = (OPTIMUM, AUTO_ROUND)
+        made, reasons = quantizers((OURS, *others) if with_peers else (OURS,), setting)
+        reasons = reasons if with_peers else {**reasons, **dict.fromkeys(others, "not run: --peers")}
+        found = lines(main_run, decode, made, reasons)
     if output is not None:
         everything: dict[str, Any] = {
             "lines": [asdict(line) for line in found],

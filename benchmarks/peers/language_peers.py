@@ -23,6 +23,7 @@ from compress.models.onnx_decoder import export_decoder
 from compress.runtimes.llama_cpp_library import VARIABLE
 from compress.targets import TARGETS, Target
 
+OURS = "compress, quick GPTQ"
 CONTEXT, TOKENS = 128, 32
 """What tokens per second are timed on: after so many tokens of text, so many more."""
 _TIMEOUT_SECONDS = 7200.0
@@ -51,6 +52,12 @@ class Made:
     packages: Mapping[str, str] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     tokens_per_second: float | None = None
+
+
+def ours(setting: LanguageSetting) -> Made:
+    """The stage `gptq` alone, on the linear layers, with all tokens alike."""
+    more = {"data": setting.data, "samples": setting.samples, "length": setting.length}
+    return _checkpoint(setting, "compress_gptq.py", Path(sys.executable), **more)
 
 
 def optimum(setting: LanguageSetting) -> Made:
@@ -112,6 +119,7 @@ def llama_cpp(file_type: str) -> Callable[[LanguageSetting], Made]:
 
 
 PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
+    OURS: ours,
     "Optimum + gptqmodel": optimum,
     "auto-round": auto_round,
     "NNCF": nncf,

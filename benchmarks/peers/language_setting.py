@@ -57,14 +57,13 @@ class LanguageSetting:
         """The text."""
         return load_dataset(DataConfig(source=self.data), self.task.columns, Path(), self.progress)
 
-    @cached_property
-    def calibration(self) -> Path:
-        """A .npy of token ids [samples, length]: the windows that the stage `gptq` draws with the seed 0."""
+    def context(self, scratch: Path) -> Context:
+        """What a stage of ours is given: the text, and the seed 0."""
 
         def nothing(_: str) -> Any:
-            raise AssertionError("calibration reads no other model")
+            raise AssertionError("quantization reads no other model")
 
-        context = Context(
+        return Context(
             task=self.task,
             data=self.dataset,
             max_length=self.length,
@@ -72,9 +71,13 @@ class LanguageSetting:
             progress=SilentProgress(),
             earlier=nothing,
             resolve=nothing,
-            scratch=self.folder,
+            scratch=scratch,
         )
-        path = self.folder / "calibration.npy"
+
+    @cached_property
+    def calibration(self) -> Path:
+        """A .npy of token ids [samples, length]: the windows that the stage `gptq` draws with the seed 0."""
+        path, context = self.folder / "calibration.npy", self.context(self.folder)
         np.save(path, calibration_windows(context, Checkpoint(self.source), self.samples, self.length).numpy())
         return path
 

@@ -37,18 +37,6 @@ def test_ratios_of_any_two_come_from_the_speedups_over_llama_cpp(bench: Any) -> 
     assert bench._ratio(result, bench.ONNX, bench.LLAMA_CPP) == pytest.approx(1.2)
 
 
-def test_the_quick_recipe_is_gptq_alone_on_the_same_text(bench: Any) -> None:
-    whole = bench.read_recipe(bench.RECIPE)
-    quick = bench.quick_recipe(whole)
-    assert [stage.kind for stage in quick.stages] == ["gptq", "export"]
-    gptq = quick.stages[0]
-    assert (gptq.bits, gptq.group_size, gptq.samples, gptq.sequence_length, gptq.embedding_bits) == (
-        *(4, 64, 16, 512),
-        None,
-    )
-    assert (quick.data, quick.evaluation, quick.seed, quick.limits) == (whole.data, whole.evaluation, whole.seed, ())
-
-
 def test_what_was_not_measured_is_said(bench: Any) -> None:
     lines = [bench.Line("a", "5x", "10x", None, "x", "not run: --peers"), bench.Line("b", "1", "2", 1.234, "MB")]
     assert bench.table(lines).splitlines()[2:] == [
@@ -85,7 +73,6 @@ def test_the_whole_of_it_on_a_tiny_model(
     import xllamacpp
 
     monkeypatch.setattr(bench, "llama_cpp_library", lambda: Path(xllamacpp.xllamacpp.__file__))
-    monkeypatch.setattr(bench, "QUICK", {"gptq": {"group_size": 64, "samples": 4, "sequence_length": 32}})
     monkeypatch.setenv(llama_cpp_library.VARIABLE, "")
     bench.main(tmp_path / "tiny.yaml", False, 0.1, tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())["lines"]

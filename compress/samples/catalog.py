@@ -5,6 +5,7 @@ from __future__ import annotations
 from compress.errors import SampleError
 from compress.samples.image_catalog import IMAGE_SAMPLES
 from compress.samples.sample import Package, Sample
+from compress.samples.speech_catalog import SPEECH_SAMPLES
 
 
 def find_sample(name: str) -> Sample:
@@ -196,5 +197,6 @@ SAMPLES: dict[str, Sample] = {
             preparation="compress.samples.verses:write_pairs",
         ),
         *IMAGE_SAMPLES,
+        *SPEECH_SAMPLES,
     )
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import InputError
-from compress.models.model_file import model_file
+from compress.models.model_file import model_files
 from compress.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.targets import TARGETS, Target
@@ -88,7 +88,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
             mend="name a recipe with --recipe; its task, data and benchmark sections are used",
         )
     read = read_recipe(source)
-    model_file(place)
+    model_files(place)
     return Artifact(place, read, source.parent)
 
 

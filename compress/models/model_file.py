@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress.models.gguf_model import find_gguf
-from compress.models.onnx_model import find_graph
+from compress.models.onnx_model import find_graph, find_graphs
 
 Format = Literal["onnx", "gguf"]
 
@@ -21,3 +21,8 @@ def format_of(artifact: Path) -> Format:
 def model_file(artifact: Path) -> Path:
     """The one graph or GGUF file. Raises `ModelError` where there isn't exactly one."""
     return find_gguf(artifact) if format_of(artifact) == "gguf" else find_graph(artifact)
+
+
+def model_files(artifact: Path) -> tuple[Path, ...]:
+    """The GGUF file, or the graphs in the order in which they run. Raises `ModelError` for those of no one model."""
+    return (find_gguf(artifact),) if format_of(artifact) == "gguf" else find_graphs(artifact)

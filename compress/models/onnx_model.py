@@ -1,4 +1,4 @@
-"""An ONNX model as a directory: one graph, the config and the processor's files. Importing this imports no onnx."""
+"""An ONNX model as a directory: its graphs, the config and the processor's files. Importing this imports no onnx."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compress.errors import ModelError
 from compress.models.model import only_file
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
+_SUFFIXES = ("_quantized", "_q4", "_q2")
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
+ENCODER, DECODER = "encoder_model", "decoder_model_merged"
+"""What the files of a model in two parts begin with: transformers.js' and optimum's names."""
 SHARED_CACHE = "past_present_share_buffer"
 """Metadata "1" of a decoder's graph: input and output of its cache may be one buffer (onnxruntime-genai's term)."""
 
@@ -27,42 +31,75 @@ class OnnxModel:
     """A graph, the name of its file, and the small files that belong to it (path below the folder -> content).
 
     ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
-    sentence-transformers look for.
+    sentence-transformers look for. A model that runs in several parts has the others in ``others``, by the names of
+    their files: for an encoder, which is ``graph``, its decoder.
     """
 
     kind: ClassVar[str] = "onnx"
     graph: onnx.ModelProto
     file_name: str
     companions: Mapping[str, bytes] = field(repr=False)
+    others: Mapping[str, onnx.ModelProto] = field(default_factory=dict, repr=False)
+
+    @property
+    def graphs(self) -> Mapping[str, onnx.ModelProto]:
+        """Every graph by the name of its file, in the order in which they run."""
+        return {self.file_name: self.graph, **self.others}
+
+    def is_part(self, name: str, part: Literal["all", "encoder", "decoder"]) -> bool:
+        """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
+        return part == "all" or name.startswith(ENCODER if part == "encoder" else DECODER)
+
+    def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+        """The same model with other graphs, in the order in which they run."""
+        (name, first), *others = graphs.items()
+        return OnnxModel(first, name, self.companions, dict(others))
 
     def save(self, directory: Path) -> None:
-        """Write the graph (weights inside, or in FILE_data beside it above 1.5 GB) and the companion files."""
-        import onnx
-
-        target = directory / GRAPH_FOLDER / self.file_name
-        target.parent.mkdir()
-        if self.graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES:
-            location = f"{self.file_name}_data"
-            onnx.save_model(self.graph, target, save_as_external_data=True, location=location)
-            # Saving so takes the weights out of the graph in memory.
-            onnx.load_external_data_for_model(self.graph, str(target.parent))
-        else:
-            onnx.save_model(self.graph, target)
+        """Write the graphs (weights inside, or in FILE_data beside one above 1.5 GB) and the companion files."""
+        (directory / GRAPH_FOLDER).mkdir()
+        for name, graph in self.graphs.items():
+            _write(graph, directory / GRAPH_FOLDER / name)
         for name, content in self.companions.items():
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(content)
 
     @classmethod
     def load(cls, directory: Path, task: str) -> OnnxModel:
-        """Open what `save` wrote. Raises `ModelError` when there is not exactly one graph."""
+        """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model."""
         import onnx
 
-        path = find_graph(directory)
+        first, *others = find_graphs(directory)
         graphs = directory / GRAPH_FOLDER
-        files = (file for file in sorted(directory.rglob("*")) if file.is_file() and file != path)
+        files = (file for file in sorted(directory.rglob("*")) if file.is_file() and file not in (first, *others))
         beside = (file for file in files if graphs not in file.parents)
         companions = {file.relative_to(directory).as_posix(): file.read_bytes() for file in beside}
-        return cls(onnx.load(path), path.name, companions)
+        return cls(onnx.load(first), first.name, companions, {path.name: onnx.load(path) for path in others})
+
+
+def quantized_name(name: str) -> str:
+    """`encoder_model.onnx` -> `encoder_model_quantized.onnx`, which transformers.js opens for `dtype: "q8"`."""
+    stem = name.removesuffix(".onnx")
+    for suffix in _SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return f"{stem}_quantized.onnx"
+
+
+def few_bits_name(name: str, bits: int) -> str:
+    """`encoder_model.onnx` -> `encoder_model_q4.onnx`; of eight bits as `quantized_name` has it."""
+    whole = quantized_name(name)
+    return whole if bits == 8 else whole.replace("_quantized.onnx", f"_q{bits}.onnx")
+
+
+def _write(graph: onnx.ModelProto, target: Path) -> None:
+    import onnx
+
+    if graph.ByteSize() <= EXTERNAL_DATA_FROM_BYTES:
+        onnx.save_model(graph, target)
+        return
+    onnx.save_model(graph, target, save_as_external_data=True, location=f"{target.name}_data")
+    # Saving so takes the weights out of the graph in memory.
+    onnx.load_external_data_for_model(graph, str(target.parent))
 
 
 def processor_of(model: OnnxModel) -> Any:
@@ -85,3 +122,27 @@ def labels_of(model: OnnxModel) -> tuple[str, ...] | None:
 def find_graph(artifact: Path) -> Path:
     """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
     return only_file(artifact, ".onnx", "export")
+
+
+def find_graphs(artifact: Path) -> tuple[Path, ...]:
+    """The files of a model's graphs in the order in which they run: one, or an encoder and its decoder.
+
+    Raises `ModelError` for any other number of them.
+    """
+    parts = tuple(_part(artifact, part) for part in (ENCODER, DECODER)) if artifact.is_dir() else ()
+    found = tuple(files[0] for files in parts if files)
+    if not found:
+        return (find_graph(artifact),)
+    if any(len(files) != 1 for files in parts):
+        names = ", ".join(file.name for files in parts for file in files)
+        raise ModelError(
+            f"The folder holds {names}.",
+            where=str(artifact),
+            expected=f"one {ENCODER}*.onnx and one {DECODER}*.onnx",
+            mend="leave one file of each in the folder, or write the model anew with the stage export",
+        )
+    return found
+
+
+def _part(artifact: Path, part: str) -> list[Path]:
+    return sorted(artifact.rglob(f"{part}*.onnx"))

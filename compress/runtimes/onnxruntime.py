@@ -12,9 +12,10 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, ModelError, StageError
-from compress.models.onnx_model import find_graph
-from compress.runtimes.runtime import Batch, CacheInPlace, TensorType
+from compress.models.onnx_model import find_graphs
+from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType
 from compress.runtimes.shared_cache import SharedCache, says_so
+from compress.runtimes.transcriber import Transcriber
 from compress.targets import Target
 
 onnxruntime.disable_telemetry_events()
@@ -117,14 +118,21 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def open(self, artifact: Path, target: Target, threads: int) -> OnnxSession:
-        """Open the one graph of ``artifact``, a folder or the file; ``threads`` work within an operator."""
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
+        """Open the one graph of ``artifact``, a folder or the file, or the two of a model that transcribes.
+
+        ``threads`` work within an operator.
+        """
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-        graph = find_graph(artifact)
+        graphs = find_graphs(artifact)
         reason = self.unavailable(target)
         if reason is not None:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        sessions = [self._open(graph, target, threads) for graph in graphs]
+        return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
+
+    def _open(self, graph: Path, target: Target, threads: int) -> OnnxSession:
         try:
             session = onnxruntime.InferenceSession(
                 graph, sess_options=session_options(threads), providers=_providers(target.provider)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class Nodes:
 
     def __init__(self) -> None:
         self._tape = ir.tape.Tape()
+        self._stored = self._tape
         self._constants: dict[str, ir.Value] = {}
         self._names: set[str] = set()
         self._inputs: list[ir.Value] = []
@@ -38,7 +39,7 @@ class Nodes:
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """A stored tensor, stored once for each name."""
         if name not in self._constants:
-            self._constants[name] = self._tape.initializer(ir.Tensor(np.asarray(array, order="C"), name=name))
+            self._constants[name] = self._stored.initializer(ir.Tensor(np.asarray(array, order="C"), name=name))
         return self._constants[name]
 
     def integers(self, *values: int) -> ir.Value:
@@ -71,13 +72,22 @@ class Nodes:
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 
+    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
+        """What ``write`` adds, as the branch of an `If`; its constants are the whole graph's. It gives the outputs."""
+        outer, self._tape = self._tape, ir.tape.Tape()
+        try:
+            outputs = write()
+            return ir.Graph([], outputs, nodes=self._tape.nodes, name=name)
+        finally:
+            self._tape = outer
+
     def model(self, name: str, metadata: dict[str, str] | None = None) -> ir.Model:
         """The finished graph."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
+            initializers=self._stored.initializers,
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=name,
         )

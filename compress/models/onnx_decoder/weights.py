@@ -44,7 +44,8 @@ class Weights:
         """
         modules = [f"{scope}.{leaf}" for leaf in leaves]
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
-        name = f"{scope}.{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
+        joined = f"{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
+        name = f"{scope}.{joined if len(leaves) > 1 else leaves[0]}"
         if len(stored) == len(modules) and all(stored[0].joins(weight) for weight in stored):
             level = 1 if self._exact.issuperset(leaves) else self._accuracy_level
             product = self._few_bits(name, stack(stored), value, level, self._bias(name, modules))

@@ -1,0 +1,159 @@
+"""Speech recognition with two opened graphs, encoder and decoder: always the likeliest token.
+
+The names are those that transformers.js and optimum agree on, with the prompt and every later token in one graph
+(`decoder_model_merged`): see `models.onnx_whisper.decoder`. Keys and values of the audio are made with the prompt and
+kept; those of the tokens grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.errors import InputError, ModelError, StageError
+from compress.runtimes.decoder import PAST, PRESENT
+from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.runtimes.speech_rules import SpeechRules, read_rules
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FEATURES, HIDDEN = "input_features", "last_hidden_state"
+SEQUENCES, TRANSCRIPTS = "sequences", "transcripts"
+_IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
+_TOKENIZER = "tokenizer.json"
+
+
+class Transcriber:
+    """Audio in, tokens and text out. A recording that is longer than the encoder's window comes in several windows."""
+
+    def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
+        """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
+        self._encoder, self._decoder, self._where = encoder, decoder, str(folder)
+        self._rules = read_rules(folder)
+        self._tokenizer = _tokenizer(folder)
+        self._shape = self._window()
+        self._past = self._empty_cache()
+        self.inputs = (FEATURES,)
+        self.input_types = {FEATURES: TensorType("float32", (None, self._shape[0], None))}
+        self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TRANSCRIPTS: TensorType("str", (None,))}
+        self.provider = encoder.provider
+        self.settings: dict[str, Any] = {**encoder.settings, "decoding": "greedy"}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """What is said in `input_features` [n, bins, windows * frames]: `sequences` and `transcripts` [n].
+
+        `sequences` [n, longest] are tokens, filled up with -1. Raises `InputError` for
+        features of another shape, and what the graphs raise.
+        """
+        if FEATURES not in batch:
+            raise InputError(f"The batch lacks the model's input {FEATURES}.", where=self._where)
+        features = np.asarray(batch[FEATURES], np.float32)
+        bins, frames = self._shape
+        if features.ndim != 3 or features.shape[1] != bins or features.shape[2] % frames or not features.size:
+            raise InputError(
+                f"{FEATURES} has the shape {list(features.shape)}.",
+                where=self._where,
+                expected=f"[n, {bins}, a multiple of {frames}], as the model's feature extractor gives them",
+            )
+        rows = [[token for window in self._windows(row) for token in self.tokens(window)] for row in features]
+        longest = max(map(len, rows))
+        sequences = np.array([row + [-1] * (longest - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), -1)
+        return {SEQUENCES: sequences, TRANSCRIPTS: np.array([self.text(row) for row in rows])}
+
+    def tokens(self, window: np.ndarray) -> list[int]:
+        """What is said in one window [features, frames], without prompt and end."""
+        return list(self._said(self.encode(window)))
+
+    def text(self, tokens: list[int]) -> str:
+        """The tokens as text."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
+    def encode(self, window: np.ndarray) -> np.ndarray:
+        """What the encoder makes of one window [features, frames]: [1, positions, hidden]."""
+        return self._encoder.predict({FEATURES: window[np.newaxis]})[HIDDEN]
+
+    def _windows(self, row: np.ndarray) -> list[np.ndarray]:
+        frames = self._shape[1]
+        return [np.ascontiguousarray(row[:, at : at + frames]) for at in range(0, row.shape[1], frames)]
+
+    def _said(self, audio: np.ndarray) -> Iterator[int]:
+        rules, past = self._rules, self._past
+        ids, first = list(rules.prompt), True
+        for _ in range(rules.longest - len(rules.prompt)):
+            feed = {_IDS: np.array([ids]), _AUDIO: audio, _CACHED: np.array([not first]), **past}
+            outputs = self._decoder.predict(feed)
+            token = self._choose(outputs[_LOGITS][0, -1], rules, first)
+            if token in rules.ends:
+                return
+            yield token
+            past = {name: self._next(name, past, outputs, first) for name in past}
+            ids, first = [token], False
+
+    def _next(self, name: str, past: Batch, outputs: Batch, first: bool) -> np.ndarray:
+        """The cache for the next token. What is of the audio stays as it was made."""
+        if first or ".decoder." in name:
+            return outputs[PRESENT + name.removeprefix(PAST)]
+        return past[name]
+
+    def _choose(self, logits: np.ndarray, rules: SpeechRules, first: bool) -> int:
+        allowed = logits.copy()
+        allowed[rules.never] = -np.inf
+        if first:
+            allowed[rules.not_first] = -np.inf
+        token = int(allowed.argmax())
+        # A NaN anywhere is what argmax finds.
+        if not np.isfinite(allowed[token]):
+            raise StageError("The decoder's logits are not finite.", where=self._where, mend="write the model again")
+        return token
+
+    def _window(self) -> tuple[int, int]:
+        """Features and frames of the encoder's window."""
+        shape = self._encoder.input_types[FEATURES].shape if FEATURES in self._encoder.input_types else ()
+        fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
+        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self._encoder.output_types:
+            raise self._no_speech(f"the encoder has the inputs {dict(self._encoder.input_types)}")
+        return fixed[0], fixed[1]
+
+    def _empty_cache(self) -> dict[str, np.ndarray]:
+        inputs, outputs = self._decoder.input_types, self._decoder.output_types
+        pasts = {name: kind for name, kind in inputs.items() if name.startswith(PAST)}
+        unknown = inputs.keys() - pasts.keys() ^ {_IDS, _AUDIO, _CACHED}
+        missing = [name for name in pasts if PRESENT + name.removeprefix(PAST) not in outputs]
+        if unknown or missing or not pasts or _LOGITS not in outputs:
+            wrong = ", ".join([*sorted(unknown), *missing]) or "no cache or no logits"
+            raise self._no_speech(f"the decoder lacks or adds {wrong}")
+        return {name: np.zeros([1, *_heads(kind)], np.float32) for name, kind in pasts.items()}
+
+    def _no_speech(self, why: str) -> ModelError:
+        return ModelError(
+            f"The graphs cannot transcribe: {why}.",
+            where=self._where,
+            expected="an encoder from input_features to last_hidden_state, and a decoder of input_ids, "
+            "encoder_hidden_states, use_cache_branch and past_key_values.N.decoder.key and so on",
+            mend="write the model with the stage export",
+        )
+
+
+def _heads(kind: TensorType) -> tuple[int, int, int]:
+    """[heads, 0, size] of an input [batch, heads, past, size]."""
+    _, heads, _, size = kind.shape
+    assert isinstance(heads, int) and isinstance(size, int), "the writer fixes both"
+    return heads, 0, size
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    if not (folder / _TOKENIZER).is_file():
+        raise ModelError(
+            f"The model folder has no {_TOKENIZER}.",
+            where=str(folder),
+            expected="the tokenizer beside the graphs",
+            mend="write it with save_pretrained of the model's tokenizer",
+        )
+    return Tokenizer.from_file(str(folder / _TOKENIZER))

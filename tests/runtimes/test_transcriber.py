@@ -1,0 +1,128 @@
+"""Greedy transcription through the two graphs says what transformers' own `generate` says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_whisper import END, FRAMES, START, write_tiny_whisper
+from transformers import WhisperForConditionalGeneration
+
+from compress.errors import InputError, ModelError
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_model import OnnxModel, find_graphs
+from compress.models.onnx_whisper import export_whisper
+from compress.runtimes import get_runtime
+from compress.runtimes.runtime import Session
+from compress.runtimes.speech_rules import read_rules
+from compress.targets import TARGETS
+
+CPU = TARGETS["cpu"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def artifact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    export_whisper(Checkpoint(source)).save(folder)
+    return folder
+
+
+def opened(folder: Path) -> Session:
+    return get_runtime("onnxruntime").open(folder, CPU, threads=1)
+
+
+def features(count: int = 3, windows: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 8, windows * FRAMES)).astype(np.float32)
+
+
+def generated(source: Path, batch: np.ndarray) -> list[list[int]]:
+    module = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+    found = []
+    for row in batch:
+        ids = module.generate(torch.from_numpy(row[np.newaxis]), do_sample=False, num_beams=1)[0].tolist()
+        ids = ids[1:] if ids[0] == START else ids
+        found.append(ids[: ids.index(END)] if END in ids else ids)
+    return found
+
+
+def said(sequences: np.ndarray) -> list[list[int]]:
+    return [[token for token in row if token >= 0] for row in sequences.tolist()]
+
+
+def test_tokens_are_those_of_generate(source: Path, artifact: Path):
+    expected = generated(source, features())
+    answer = opened(artifact).predict({"input_features": features()})
+    assert said(answer["sequences"]) == expected
+    assert len({tuple(row) for row in expected}) > 1, "recordings are told apart"
+
+
+def test_suppressed_tokens_are_not_said(source: Path, artifact: Path):
+    rules = json.loads((artifact / "generation_config.json").read_text())
+    free = said(opened(artifact).predict({"input_features": features()})["sequences"])
+    unwanted = sorted({row[0] for row in free})
+    (artifact / "generation_config.json").write_text(json.dumps({**rules, "suppress_tokens": unwanted}))
+    try:
+        bound = said(opened(artifact).predict({"input_features": features()})["sequences"])
+    finally:
+        (artifact / "generation_config.json").write_text(json.dumps(rules))
+    assert not {token for row in bound for token in row} & set(unwanted)
+    assert bound != free
+
+
+def test_windows_of_a_long_recording_are_heard_one_after_the_other(artifact: Path):
+    session = opened(artifact)
+    long = features(1, windows=2)
+    parts = [
+        said(session.predict({"input_features": long[..., at : at + FRAMES]})["sequences"])[0] for at in (0, FRAMES)
+    ]
+    assert said(session.predict({"input_features": long})["sequences"]) == [parts[0] + parts[1]]
+
+
+def test_features_of_another_length_are_refused(artifact: Path):
+    with pytest.raises(InputError, match="shape") as caught:
+        opened(artifact).predict({"input_features": features()[..., :-1]})
+    assert "a multiple of 100" in str(caught.value)
+
+
+def test_a_folder_holds_both_graphs_and_loads_again(artifact: Path, tmp_path: Path):
+    names = ["encoder_model.onnx", "decoder_model_merged.onnx"]
+    assert [path.name for path in find_graphs(artifact)] == names
+    loaded = OnnxModel.load(artifact, "automatic-speech-recognition")
+    assert list(loaded.graphs) == names
+    loaded.save(tmp_path)
+    for path in artifact.rglob("*.*"):
+        assert (tmp_path / path.relative_to(artifact)).read_bytes() == path.read_bytes()
+
+
+def test_half_a_model_is_refused_by_name(artifact: Path, tmp_path: Path):
+    model = OnnxModel.load(artifact, "automatic-speech-recognition")
+    OnnxModel(model.graph, model.file_name, model.companions).save(tmp_path)
+    with pytest.raises(ModelError, match=r"encoder_model\.onnx") as caught:
+        opened(tmp_path)
+    assert "decoder_model_merged" in str(caught.value)
+
+
+def test_rules_of_a_model_for_many_languages_name_language_and_task(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    config = {
+        "decoder_start_token_id": 50258,
+        "eos_token_id": 50257,
+        "no_timestamps_token_id": 50363,
+        "is_multilingual": True,
+        "lang_to_id": {"<|de|>": 50261, "<|en|>": 50259},
+        "task_to_id": {"transcribe": 50359, "translate": 50358},
+        "language": "de",
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert read_rules(tmp_path).prompt == (50258, 50261, 50359, 50363)
+    (tmp_path / "generation_config.json").write_text(json.dumps({**config, "language": "xx"}))
+    with pytest.raises(ModelError, match="xx"):
+        read_rules(tmp_path)

@@ -1,0 +1,65 @@
+"""A tiny Whisper with random weights, as a folder, and its parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+START, END = 256, 257
+FRAMES = 100
+"""One second of audio in hops of 10 ms."""
+
+
+def write_tiny_whisper(folder: Path, seed: int = 0, spread: float = 0.3) -> Path:
+    """Two layers a side, 258 tokens (bytes, start and end), one second of audio; weights spread enough to differ."""
+    torch.manual_seed(seed)
+    config = WhisperConfig(
+        vocab_size=258,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        num_mel_bins=8,
+        max_source_positions=FRAMES // 2,
+        max_target_positions=32,
+        init_std=spread,
+        decoder_start_token_id=START,
+        bos_token_id=END,
+        eos_token_id=END,
+        pad_token_id=END,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    module = WhisperForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith(".bias") and "layer_norm" not in name:
+                parameter.normal_(0, spread)
+    module.generation_config.update(max_length=24, suppress_tokens=[], begin_suppress_tokens=[END])
+    module.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
+    write_byte_tokenizer(folder)
+    return folder
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer of 256 bytes, with start and end after them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True) for text in ("<|startoftranscript|>", "<|endoftext|>")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "WhisperTokenizer", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

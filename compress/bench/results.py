@@ -12,7 +12,7 @@ from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
 from compress.bench.scenarios import length_buckets
 from compress.measurement import Measurement
-from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals
+from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals, t_interval
 from compress.recipe import Benchmark
 
 _RESAMPLES = 500
@@ -30,12 +30,19 @@ class Writer:
     seed: int
 
     def all(
-        self, record: Record, timed_as: str, baseline: str, lengths: np.ndarray, settings: Benchmark
+        self,
+        record: Record,
+        timed_as: str,
+        baseline: str,
+        lengths: np.ndarray,
+        settings: Benchmark,
+        seconds: np.ndarray | None = None,
     ) -> list[Measurement]:
-        """Every row of the model that was timed as ``timed_as``."""
+        """Every row of the model that was timed as ``timed_as``; ``seconds`` are those of recordings."""
         batch = settings.batch_size
         rows = self.single(record.single, timed_as, lengths)
         rows += [self.speedup("speedup", record.single, timed_as, baseline)]
+        rows += [] if seconds is None else [self.real_time_factor(record.single, timed_as, seconds)]
         rows += self.consumption(record.single, timed_as)
         rows += [self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
         if settings.batched:
@@ -63,6 +70,16 @@ class Writer:
         ]
         buckets = length_buckets(lengths)
         return rows + [self._bucket(rounds, timed_as, lengths, *b) for b in buckets if len(buckets) > 1]
+
+    def real_time_factor(self, rounds: Rounds, timed_as: str, seconds: np.ndarray) -> Measurement:
+        """Seconds of computing for each of recording, of the examples' ``seconds``; an outcome is a launch's factor."""
+        took, heard = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
+        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
+            took[launch] += sum(latencies) / 1000
+            heard[launch] += seconds[calls].sum()
+        factors = took[heard > 0] / heard[heard > 0]
+        interval = t_interval(factors) if len(factors) >= _FEWEST_LAUNCHES else None
+        return self.row("real_time_factor", float(took.sum() / heard.sum()), "", interval, factors)
 
     def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Latency of a batch, and examples per second of each round."""

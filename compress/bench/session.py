@@ -108,7 +108,9 @@ def measure_together(
         launches = Launches(workload, conditions, timed_as[baseline])
         for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
             pass
-    return _result(launches, timed_as, timed_as[baseline], lengths[drawn], settings, conditions, load, seed)
+    heard = examples[baseline].seconds
+    seconds = None if heard is None else heard[drawn]
+    return _result(launches, timed_as, timed_as[baseline], lengths[drawn], seconds, settings, conditions, load, seed)
 
 
 def _write_workload(
@@ -147,6 +149,7 @@ def _result(
     timed_as: Mapping[str, str],
     baseline: str,
     lengths: np.ndarray,
+    seconds: np.ndarray | None,
     settings: Benchmark,
     conditions: Conditions,
     load: float | None,
@@ -156,7 +159,7 @@ def _result(
     rows: list[Measurement] = []
     for label, name in timed_as.items():
         if name not in record.lost:
-            rows += Writer(label, conditions.target.name, seed).all(record, name, baseline, lengths, settings)
+            rows += Writer(label, conditions.target.name, seed).all(record, name, baseline, lengths, settings, seconds)
     rows += Writer(MACHINE, conditions.target.name, seed).reference(record.reference)
     noise = judge(
         record.usage,

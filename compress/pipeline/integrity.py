@@ -126,6 +126,10 @@ class Probe:
             from compress.pipeline.gguf_probe import gguf_logits
 
             return gguf_logits(model, self.encode, PROBE_WINDOWS, PROBE_TOKENS, PROBE_POSITIONS)
+        if model.others:
+            from compress.pipeline.speech_probe import speech_logits
+
+            return speech_logits(model, self.encode)
         return _run_onnx(model.graph.SerializeToString(), self.encode(processor_of(model)))
 
     def from_disk(self, folder: Path) -> np.ndarray:
@@ -183,10 +187,16 @@ def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
     if isinstance(model, TorchModel):
         tensors = model.tensors().items()
         return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
+    return [(name, array) for name, array in _graph_arrays(model) if array.dtype.kind == "f"]
+
+
+def _graph_arrays(model: OnnxModel) -> Iterator[tuple[str, np.ndarray]]:
+    """Every stored tensor; names are those of the weights' modules, and so of one graph alone."""
     from onnx import numpy_helper
 
-    arrays = ((tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.graph.initializer)
-    return [(name, array) for name, array in arrays if array.dtype.kind == "f"]
+    for graph in model.graphs.values():
+        for tensor in graph.graph.initializer:
+            yield tensor.name, numpy_helper.to_array(tensor)
 
 
 def tensor_digests(model: AnyModel) -> dict[str, str]:
@@ -202,9 +212,7 @@ def tensor_digests(model: AnyModel) -> dict[str, str]:
     if isinstance(model, TorchModel):
         arrays = [(name, tensor.numpy()) for name, tensor in model.tensors().items()]
     else:
-        from onnx import numpy_helper
-
-        arrays = [(tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.graph.initializer]
+        arrays = list(_graph_arrays(model))
     return {
         name: hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
         for name, array in arrays

@@ -59,6 +59,14 @@ _KNOWN = {
         _quality("choice_accuracy_normalized", "Choices right, by length"),
         _quality("mean_reciprocal_rank", "Mean reciprocal rank"),
         _error("word_error_rate", "Word error rate", "percent"),
+        replace(_error("word_error_rate_as_written", "Word error rate as written", "percent"), quality=False),
+        replace(
+            _error("word_error_rate_to_baseline", "Words unlike the baseline's", "percent"),
+            quality=False,
+            relative=True,
+        ),
+        Metric("word_errors", "Words wrong", "count", "lower", "fewer", "more"),
+        Metric("words", "Words", "count"),
         _error("loss", "Loss", "plain"),
         Metric("calibration_error", "Calibration error", "percent", "lower", "lower", "higher"),
         Metric("brier_score", "Brier score", "plain", "lower", "lower", "higher"),
@@ -72,6 +80,7 @@ _KNOWN = {
         _time("latency_ms", "Latency"),
         _time("latency_p90_ms", "Latency p90"),
         _time("latency_p99_ms", "Latency p99"),
+        Metric("real_time_factor", "Real-time factor", "plain", "lower", "faster", "slower"),
         Metric("throughput", "Throughput", "rate", "higher", "more", "less", unit="examples/s"),
         _time("startup_ms", "Start-up"),
         _time("session_load_ms", "Session load"),
@@ -260,8 +269,8 @@ def improvement(metric: Metric, value: float, reference: float) -> str:
 
 
 _MAIN = ("agreement", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
-         "latency_p90_ms", "throughput", "tokens_per_second", "prefill_tokens_per_second", "startup_ms",
-         "peak_memory_bytes", "speedup", "speedup_time_per_output_token",
+         "latency_p90_ms", "real_time_factor", "throughput", "tokens_per_second", "prefill_tokens_per_second",
+         "startup_ms", "peak_memory_bytes", "speedup", "speedup_time_per_output_token",
          "speedup_time_to_first_token")  # fmt: skip
 
 

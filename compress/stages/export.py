@@ -11,7 +11,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Promise, Stage
-from compress.tasks import EMBEDDING, GENERATING
+from compress.tasks import EMBEDDING, GENERATING, WRITTEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only")
+_SPEECH, _SPOKEN_TOKENS = 2, 32
+"""Recordings that a speech model is proven on, and tokens of their texts."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
 
 
@@ -26,7 +28,8 @@ class Export(Stage[TorchModel, OnnxModel]):
     """ONNX with dynamic batch and length, proven equal to torch on real examples.
 
     Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
-    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token.
+    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So is Whisper,
+    as an encoder and a decoder under the names of transformers.js and optimum.
     """
 
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
@@ -60,7 +63,7 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def wants(self, task: str) -> type[Any]:
         """A module or a folder, as the task's export reads it."""
-        return Checkpoint if task in GENERATING else TorchModel
+        return Checkpoint if task in WRITTEN else TorchModel
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof of equality."""
@@ -69,6 +72,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
         others = [*(_TRACED_ONLY if task in GENERATING else _WRITTEN_ONLY)]
+        others += _TRACED_ONLY if task in WRITTEN and task not in GENERATING else ()
         others += [] if task in (*GENERATING, *EMBEDDING) else ["sentence_embedding"]
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
@@ -78,7 +82,9 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
-        return self._write(model, context) if isinstance(model, Checkpoint) else self._trace(model, context)
+        if not isinstance(model, Checkpoint):
+            return self._trace(model, context)
+        return self._write(model, context) if context.task.generates else self._write_speech(model, context)
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
         from compress.models.onnx_export import export_onnx
@@ -104,6 +110,30 @@ class Export(Stage[TorchModel, OnnxModel]):
         found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
         context.remark(f"export: {found}")
         return model
+
+    def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.models.onnx_whisper import export_whisper, prove_whisper
+
+        model = export_whisper(checkpoint)
+        difference = prove_whisper(model, checkpoint, *_spoken(checkpoint, context), self.tolerance)
+        context.progress.note(f"export: encoder and decoder; logits differ by at most {difference:.1e} from torch")
+        return model
+
+
+def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first windows of some recordings, [features, frames], and the beginnings of their texts in token ids."""
+    import numpy as np
+
+    from compress.models.processor import load_processor
+    from compress.runtimes.speech_rules import read_rules
+
+    rows = context.data.split("train").slice(0, _SPEECH)
+    processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
+    examples = context.task.encode(rows, processor, None, context.max_length)
+    frames = processor.feature_extractor.nb_max_frames
+    features = [np.ascontiguousarray(example["input_features"][:, :frames]) for example in examples.inputs]
+    texts = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows["text"].to_pylist()]
+    return features, [np.array([*prompt, *ids[:_SPOKEN_TOKENS]], dtype=np.int64) for ids in texts]
 
 
 def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:

@@ -13,6 +13,7 @@ _TASKS = {
     "text-generation": "compress.tasks.text_generation",
     "image-classification": "compress.tasks.image_classification",
     "feature-extraction": "compress.tasks.feature_extraction",
+    "automatic-speech-recognition": "compress.tasks.automatic_speech_recognition",
 }
 TASK_NAMES = tuple(_TASKS)
 GENERATING = ("text-generation",)
@@ -20,6 +21,9 @@ GENERATING = ("text-generation",)
 
 EMBEDDING = ("feature-extraction",)
 """Tasks whose answer is an embedding."""
+
+WRITTEN = (*GENERATING, "automatic-speech-recognition")
+"""Tasks whose graphs are written node by node from a checkpoint, rather than traced from a module."""
 
 
 def get_task(name: str) -> Task:

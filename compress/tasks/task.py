@@ -68,7 +68,7 @@ class Examples:
 
     ``labels`` are [n], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
-    the examples were made.
+    the examples were made. ``seconds`` is how long each recording lasts, [n].
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
@@ -78,6 +78,7 @@ class Examples:
     note: str = ""
     sizes: np.ndarray | None = None
     head: Head | None = None
+    seconds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

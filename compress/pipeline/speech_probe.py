@@ -1,0 +1,33 @@
+"""What a speech model of two graphs answers to a few recordings, for the integrity check."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.models.onnx_model import OnnxModel
+
+if TYPE_CHECKING:
+    from compress.tasks.task import Examples
+
+_RECORDINGS = 3
+
+
+def speech_logits(model: OnnxModel, encode: Callable[[Any], Examples]) -> np.ndarray:
+    """Logits of the first word, [recordings, vocabulary]: what follows the prompt in a recording's first window."""
+    from compress.models.onnx_whisper.parity import teacher_forced
+    from compress.models.processor import load_processor
+    from compress.runtimes.speech_rules import read_rules
+
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in model.companions.items():
+            (Path(name) / file).write_bytes(content)
+        processor, rules = load_processor(Path(name)), read_rules(Path(name))
+    frames = processor.feature_extractor.nb_max_frames
+    prompt = np.array(rules.prompt, dtype=np.int64)
+    inputs = encode(processor).inputs[:_RECORDINGS]
+    return np.stack([teacher_forced(model, example["input_features"][:, :frames], prompt)[-1] for example in inputs])

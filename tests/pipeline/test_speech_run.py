@@ -1,0 +1,80 @@
+"""A speech recipe from start to end at tiny scale: recordings in a folder, two graphs, words, times and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from tiny_run import Notes, load
+from tiny_whisper import write_tiny_whisper
+
+from compress.errors import DataError
+from compress.models.onnx_model import find_graphs
+from compress.pipeline.run import run
+
+STAGES = (
+    {"export": {}},
+    {"quantize_weights": {"bits": 8, "part": "encoder"}},
+    {"quantize_weights": {"part": "decoder"}},
+)
+
+
+def write_recordings(folder: Path, split: str, count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    lines = []
+    for index in range(count):
+        samples = generator.normal(0, 0.1, int(16_000 * generator.uniform(0.3, 1.2)))
+        name = f"{split}-{index}.flac"
+        soundfile.write(folder / name, samples, 16_000)
+        lines.append(json.dumps({"audio": name, "text": f"these are words {index}"}))
+    (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+def write_all(folder: Path) -> Path:
+    write_tiny_whisper(folder / "model")
+    for seed, (split, count) in enumerate({"train": 4, "test": 9}.items()):
+        write_recordings(folder, split, count, seed)
+    recipe = {
+        "name": "tiny",
+        "task": "automatic-speech-recognition",
+        "model": "model",
+        "data": {"splits": {"train": "train.jsonl", "test": "test.jsonl"}},
+        "stages": list(STAGES),
+        "baseline": "start",
+        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 8, "batched": False, "launches": 2},
+        "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return folder / "tiny.yaml"
+
+
+def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):
+    recipe = load(write_all(tmp_path))
+    notes = Notes()
+    done = run(recipe, tmp_path, tmp_path / "artifacts", notes)
+    names = [path.name for path in find_graphs(done.folder / "model")]
+    assert names == ["encoder_model_quantized.onnx", "decoder_model_merged_q4.onnx"]
+    report = done.report
+    for model in ("baseline", "export", "final"):
+        for metric in ("word_error_rate", "word_error_rate_as_written", "agreement", "size_bytes", "real_time_factor"):
+            assert report.find(model, metric, "cpu") is not None, (model, metric)
+    assert report.find("export", "agreement", "cpu").value == 1
+    factor, latency = (report.find("final", metric, "cpu") for metric in ("real_time_factor", "latency_ms"))
+    assert 0.2 < factor.value / (latency.value / 1000 / 0.75) < 5, "recordings last three quarters of a second"
+    assert [limit.passed for limit in report.limits] == [True]
+    assert any("9 recordings" in note and "heard in several windows" in note for note in report.notes)
+    assert any("differ by at most" in note for note in notes.said)
+    again = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
+    assert all(stage.cached for stage in again.stages)
+
+
+def test_a_silent_recording_stops_the_run_by_name(tmp_path: Path):
+    path = write_all(tmp_path)
+    soundfile.write(tmp_path / "train-1.flac", np.zeros(8_000), 16_000)
+    with pytest.raises(DataError, match="silent") as caught:
+        run(load(path), tmp_path, tmp_path / "artifacts", Notes())
+    assert caught.value.where.endswith("train-1.flac")

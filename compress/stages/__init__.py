@@ -19,13 +19,14 @@ from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
+from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
-    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize),
+    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, QuantizeWeights),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
 )
 

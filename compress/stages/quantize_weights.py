@@ -1,0 +1,58 @@
+"""Store the weights of an ONNX model in few bits, and leave its activations alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.errors import StageError
+from compress.models.onnx_model import OnnxModel, few_bits_name
+from compress.stages.stage import Context, Promise, Stage
+
+
+class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
+    """Weight-only quantization, round to nearest in blocks with the best of several scales (`MatMulNBits`).
+
+    For graphs whose time goes into reading weights, such as decoders that answer token by token; where many tokens
+    are computed at once, as in encoders, `quantize` is faster. Embeddings are quantized too, and a head tied to one is
+    stored once; fused attention is left alone, since its operator takes floats. Tensors that float16 holds exactly are
+    stored so.
+    """
+
+    packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
+    kind: Literal["quantize_weights"] = "quantize_weights"
+    bits: Literal[2, 4, 8] = Field(4, description="bits of a weight")
+    block_size: Literal[16, 32, 64, 128] = Field(32, description="weights of a row that share a scale")
+    symmetric: bool = Field(True, description="blocks about zero, without a zero point of their own")
+    accuracy_level: Literal[1, 4] = Field(
+        4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"
+    )
+    part: Literal["all", "encoder", "decoder"] = Field(
+        "all", description="which graphs of a model that runs as an encoder and a decoder"
+    )
+
+    def promise(self) -> Promise:
+        """Smaller; by how much depends on what else the graphs hold."""
+        return Promise(max_size_ratio=0.98)
+
+    def run(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
+        from compress.models.onnx_few_bits import FewBits, quantize_matrices
+
+        how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level)
+        graphs, total = {}, 0
+        for name, graph in model.graphs.items():
+            if not model.is_part(name, self.part):
+                graphs[name] = graph
+                continue
+            quantized, names = quantize_matrices(graph, how)
+            graphs[few_bits_name(name, self.bits)] = quantized
+            total += len(names)
+        if not total:
+            raise StageError(
+                f"The model holds nothing to quantize as its part {self.part!r}.",
+                expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+            )
+        context.progress.note(f"quantize_weights: {total} matrices at {self.bits} bits")
+        return model.with_graphs(graphs)

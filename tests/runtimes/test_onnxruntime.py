@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import InputError, ModelError, StageError
+from compress.models.onnx_model import find_graph
 from compress.runtimes import get_runtime, why_unavailable
 from compress.runtimes import onnxruntime as subject
 from compress.targets import TARGETS
@@ -66,20 +67,20 @@ def test_a_wrong_shape_or_type_is_an_input_error(tmp_path: Path, weight: np.ndar
 
 def test_a_folder_must_hold_exactly_one_graph(tmp_path: Path, weight: np.ndarray) -> None:
     with pytest.raises(ModelError, match=r"0 \.onnx files"):
-        subject.find_graph(tmp_path)
+        find_graph(tmp_path)
     write_linear(tmp_path / "onnx" / "model.onnx", weight)
-    assert subject.find_graph(tmp_path) == tmp_path / "onnx" / "model.onnx"
+    assert find_graph(tmp_path) == tmp_path / "onnx" / "model.onnx"
     write_linear(tmp_path / "onnx" / "decoder.onnx", weight)
     with pytest.raises(ModelError, match=r"2 \.onnx files \(onnx/decoder.onnx, onnx/model.onnx\)"):
-        subject.find_graph(tmp_path)
+        find_graph(tmp_path)
 
 
 def test_an_absent_or_foreign_artifact_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
-        subject.find_graph(tmp_path / "nowhere")
+        find_graph(tmp_path / "nowhere")
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"is no \.onnx file"):
-        subject.find_graph(tmp_path / "model.safetensors")
+        find_graph(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])

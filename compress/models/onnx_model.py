@@ -19,6 +19,7 @@ GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
 _SUFFIXES = ("_quantized", "_q4", "_q2")
+Part = Literal["all", "encoder", "decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 """What the files of a model in two parts begin with: transformers.js' and optimum's names."""
@@ -46,7 +47,7 @@ class OnnxModel:
         """Every graph by the name of its file, in the order in which they run."""
         return {self.file_name: self.graph, **self.others}
 
-    def is_part(self, name: str, part: Literal["all", "encoder", "decoder"]) -> bool:
+    def is_part(self, name: str, part: Part) -> bool:
         """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
         return part == "all" or name.startswith(ENCODER if part == "encoder" else DECODER)
 

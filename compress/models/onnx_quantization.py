@@ -45,7 +45,11 @@ def quantize_products(
                 per_channel=per_channel,
                 reduce_range=reduce_range,
                 weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+                extra_options={
+                    "MatMulConstBOnly": True,
+                    "EnableSubgraph": True,
+                    "DefaultTensorType": onnx.TensorProto.FLOAT,
+                },
             )
             quantized = onnx.load(output)
     finally:

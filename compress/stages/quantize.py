@@ -7,9 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from compress.errors import StageError
-from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel
+from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
 from compress.stages.stage import Context, Needs, Promise, Stage
+
+_TIED_BLOCK = 32
+"""Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
 
 
 class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
@@ -28,6 +31,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         None,
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
     )
+    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
     def needs(self) -> Needs:
         """Examples to calibrate with, to measure damage on, and to hold a floor on."""
@@ -41,11 +45,13 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
-        whole = self.embedding_bits < 32 and self.accuracy_floor is None
+        whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all"
         return Promise(max_size_ratio=0.5 if whole else 0.95)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
-        """Quantize the graph. Raises `StageError` when nothing in it could be quantized."""
+        """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
+        if model.others:
+            return self._parts(model, context)
         import onnx_ir as ir
 
         from compress.models.int8.choose import refuse_unfit
@@ -66,3 +72,19 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
             )
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)
+
+    def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
+        from compress.models.onnx_few_bits import FewBits, quantize_matrices
+
+        graphs = {}
+        for name, graph in model.graphs.items():
+            if not model.is_part(name, self.part):
+                graphs[name] = graph
+                continue
+            quantized = self.run(OnnxModel(graph, name, model.companions), context).graph
+            if self.embedding_bits < 32:
+                tied = FewBits(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
+                quantized, _ = quantize_matrices(quantized, tied, only_tied=True)
+            graphs[quantized_name(name)] = quantized
+        return model.with_graphs(graphs)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.errors import StageError
-from compress.models.onnx_model import OnnxModel, few_bits_name
+from compress.models.onnx_model import OnnxModel, Part, few_bits_name
 from compress.stages.stage import Context, Promise, Stage
 
 
@@ -28,9 +28,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     accuracy_level: Literal[1, 4] = Field(
         4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"
     )
-    part: Literal["all", "encoder", "decoder"] = Field(
-        "all", description="which graphs of a model that runs as an encoder and a decoder"
-    )
+    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
     def promise(self) -> Promise:
         """Smaller; by how much depends on what else the graphs hold."""

@@ -1,0 +1,69 @@
+"""Stages that quantize a model of two graphs: the parts that are meant, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+from tiny_whisper import FRAMES, write_tiny_whisper
+
+from compress.errors import StageError
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_model import OnnxModel
+from compress.models.onnx_whisper import export_whisper
+from compress.models.onnx_whisper.parity import teacher_forced
+from compress.stages.quantize import Quantize
+from compress.stages.quantize_weights import QuantizeWeights
+
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    return export_whisper(Checkpoint(write_tiny_whisper(tmp_path_factory.mktemp("whisper"))))
+
+
+def answers(model: OnnxModel) -> np.ndarray:
+    features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
+    return teacher_forced(model, features, np.array([256, 5, 99, 17]))
+
+
+def operators(graph: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(ir.from_proto(graph).graph))
+
+
+def error(model: OnnxModel, other: OnnxModel) -> float:
+    expected = answers(model)
+    return float(np.abs(answers(other) - expected).std() / expected.std())
+
+
+def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(model: OnnxModel):
+    done = Quantize().run(model, tiny.context())
+    assert list(done.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"]
+    for graph in done.graphs.values():
+        found = operators(graph)
+        assert found["MatMul"] == 0 and found["MatMulInteger"] > 0
+    decoder = done.graphs["decoder_model_merged_quantized.onnx"]
+    large = [tensor for tensor in decoder.graph.initializer if np.prod(tensor.dims) == 258 * 64]
+    assert [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in large] == ["UINT8"]
+    assert error(model, done) < 0.2
+
+
+def test_one_part_is_quantized_and_the_other_left_as_it_is(model: OnnxModel):
+    encoder = Quantize(part="encoder").run(model, tiny.context())
+    assert list(encoder.graphs) == ["encoder_model_quantized.onnx", DECODER]
+    assert encoder.graphs[DECODER] == model.graphs[DECODER]
+    both = QuantizeWeights(part="decoder", bits=4).run(encoder, tiny.context())
+    assert list(both.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_q4.onnx"]
+    assert operators(both.others["decoder_model_merged_q4.onnx"])["MatMulNBits"] == 2 * 10 + 1
+    assert error(model, both) < 0.5
+
+
+def test_a_part_that_is_quantized_already_is_refused(model: OnnxModel):
+    once = QuantizeWeights(part="decoder").run(model, tiny.context())
+    with pytest.raises(StageError, match="decoder"):
+        QuantizeWeights(part="decoder").run(once, tiny.context())

@@ -116,7 +116,7 @@ class Export(Stage[TorchModel, OnnxModel]):
 
         model = export_whisper(checkpoint)
         difference = prove_whisper(model, checkpoint, *_spoken(checkpoint, context), self.tolerance)
-        context.progress.note(f"export: encoder and decoder; logits differ by at most {difference:.1e} from torch")
+        context.remark(f"export: encoder and decoder; logits differ by at most {difference:.1e} from torch")
         return model
 
 

@@ -52,5 +52,5 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
                 f"The model holds nothing to quantize as its part {self.part!r}.",
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
             )
-        context.progress.note(f"quantize_weights: {total} matrices at {self.bits} bits")
+        context.remark(f"quantize_weights: {total} matrices at {self.bits} bits")
         return model.with_graphs(graphs)

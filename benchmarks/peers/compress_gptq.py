@@ -40,4 +40,8 @@ def run(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    answer(run, ("compress", "transformers", "torch"), ("torch", "transformers", "compress.quantization.run"))
+    answer(
+        run,
+        ("compress", "transformers", "torch"),
+        ("torch", "transformers.modeling_utils", "compress.quantization.run"),
+    )

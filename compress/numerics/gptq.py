@@ -108,7 +108,7 @@ def round_to_nearest(
     ``importance`` [in] is the mean square of each input, or the Hessian's diagonal; without it all columns count the
     same. Raises `ValueError` for weights that aren't finite.
     """
-    if not bool(torch.isfinite(weight).all()):
+    if not _finite(weight):
         raise ValueError("the weight holds values that are not finite")
     bands = []
     for band in torch.split(weight, _BAND):
@@ -141,14 +141,19 @@ def _find_grid(columns: torch.Tensor, settings: GptqSettings, importance: torch.
 def _check(weight: torch.Tensor, hessian: torch.Tensor) -> None:
     if weight.ndim != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight {tuple(weight.shape)} needs a square Hessian, found {tuple(hessian.shape)}")
-    if not bool(torch.isfinite(weight).all()):
+    if not _finite(weight):
         raise ValueError("the weight holds values that are not finite")
-    if not bool(torch.isfinite(hessian).all()):
+    if not _finite(hessian):
         raise ValueError("the Hessian holds values that are not finite: some calibration activations were NaN or Inf")
     if float(hessian.diagonal().min()) < 0:
         raise ValueError("the Hessian has a negative diagonal, so it is not a sum of squares")
     if float(hessian.diagonal().max()) == 0:
         raise ValueError("the Hessian is zero: no calibration activation reached this layer")
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """A sum of finite numbers may overflow, but one that is finite has only finite parts; it needs no mask."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,13 @@ from compress.quantization.stream import Stream
 from compress.quantization.tables import TABLE_BITS, Tables, plan_tables, quantize_tables
 from compress.quantization.walk import Walk
 from compress.quantization.write import Result
+from compress.training.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from compress.stages.stage import Context
 
+_KEPT_BYTES = 1 << 26
+"""Tensors of small models' blocks are served from memory that is at hand; those of large ones are given back."""
 _TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 
 
@@ -38,6 +41,7 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     """
+    keep_freed_memory(_KEPT_BYTES)
     check_not_quantized(checkpoint)
     skeleton = build_skeleton(checkpoint)
     plan = plan_layers(skeleton, config)

@@ -112,6 +112,16 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     assert 0 < error(graph) < 0.2
 
 
+def test_signed_activations_become_unsigned_where_attention_needs_them():
+    signed, unsigned = encoder(replace(PLAIN, types="s8s8")).quantize(), encoder().quantize()
+    batch = exported().examples.batch([0, 3, 5])
+    np.testing.assert_allclose(run(signed, **batch), run(unsigned, **batch), atol=1e-5)
+    zeros = {t.name: numpy_helper.to_array(t).dtype for t in signed.graph.initializer}
+    kinds = {node.op_type: zeros[node.input[6 if node.op_type == "QAttention" else 4]] for node in signed.graph.node
+             if node.op_type in ("QAttention", "MatMulIntegerToFloat")}  # fmt: skip
+    assert kinds == {"QAttention": np.uint8, "MatMulIntegerToFloat": np.int8}
+
+
 def test_both_formats_answer_alike():
     first, second = encoder().quantize(), encoder(replace(PLAIN, format="qdq")).quantize()
     batch = exported().examples.batch([0, 3, 5])

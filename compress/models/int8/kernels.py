@@ -6,6 +6,7 @@ ONNX Runtime fuses `DequantizeLinear` and `MatMul` when it loads a graph, though
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,27 @@ def quantized(value: ir.Value | None) -> Quantized | None:
     integers, scale = node.inputs[:2]
     assert integers is not None and scale is not None, "both are required"
     return Quantized(integers, scale, node.inputs[2] if len(node.inputs) > 2 else None)
+
+
+def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> None:
+    """Signed activations as unsigned ones, in place: integers and zero point grow by 128, the values stay.
+
+    That of ``products`` (all for None). ONNX Runtime has `QAttention` for unsigned ones alone, and is slow with signed
+    ones on x86.
+    """
+    for node in list(model.graph):
+        zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        if zero is None or zero.dtype != np.int8:
+            continue
+        restoring = [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
+        readers = {str(use.node.name) for each in restoring for use in each.outputs[0].uses()}
+        if products is not None and not readers & set(products):
+            continue
+        moved = (zero.astype(np.int16) + 128).astype(np.uint8)
+        value = add_initializer(model.graph, f"{node.outputs[0].name}_unsigned_zero_point", moved)
+        node.outputs[0].dtype = ir.DataType.UINT8
+        for each in (node, *restoring):
+            each.replace_input_with(2, value)
 
 
 def write_products(model: ir.Model) -> int:

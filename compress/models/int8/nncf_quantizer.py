@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from compress.errors import DataError, StageError
 from compress.models.int8.choose import Layer, find_layers, name_nodes, refuse_unfit
-from compress.models.int8.kernels import write_products
+from compress.models.int8.kernels import make_unsigned, write_products
 from compress.models.int8.observe import Feed
 from compress.models.int8.settings import Format
 from compress.models.int8.unpack import pack_attention, unpack_attention
@@ -28,13 +28,17 @@ from compress.models.int8.useless import drop_useless
 
 @dataclass
 class NncfQuantizer:
-    """Quantizes one graph with NNCF, as often as wanted; ``layers`` are what can be 8-bit."""
+    """Quantizes one graph with NNCF, as often as wanted.
+
+    ``layers`` are what can be 8-bit; ``readable`` is the graph as NNCF is given it, attention unpacked.
+    """
 
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
     format: Format = "qoperator"
     constant: list[str] = field(init=False, default_factory=list)
     layers: list[Layer] = field(init=False)
+    readable: onnx.ModelProto = field(init=False)
 
     def __post_init__(self) -> None:
         """Unpack. Raises `StageError` for a graph that can't be quantized, `DataError` without a feed."""
@@ -48,13 +52,14 @@ class NncfQuantizer:
         for node in model.graph:
             for value in node.outputs:
                 value.shape = None
-        self._model = ir.to_proto(model)
+        self.readable = ir.to_proto(model)
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float."""
         attention = len(self._attentions) > 0
-        made = ir.from_proto(run_nncf(self._model, self.feeds, transformer=attention, kept=kept))
+        made = ir.from_proto(run_nncf(self.readable, self.feeds, transformer=attention, kept=kept))
         drop_useless(made)
+        make_unsigned(made)
         if self.format == "qoperator":
             write_products(made)
         products = {str(node.name): node.op_type for node in made.graph}

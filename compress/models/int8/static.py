@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compress.models.fusions.graph import constant
 from compress.models.int8.bias import correct_biases, mean_errors
 from compress.models.int8.choose import Layer, between, find_layers, name_nodes, refuse_unfit
-from compress.models.int8.kernels import write_products
+from compress.models.int8.kernels import make_unsigned, write_products
 from compress.models.int8.observe import Feed, Observed, observe
 from compress.models.int8.qdq import Range, insert_qdq
 from compress.models.int8.settings import StaticSettings
@@ -66,6 +66,7 @@ class StaticQuantizer:
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_useless(made)
         if self.settings.format == "qoperator":
+            make_unsigned(made, [parts.product for parts in self._attentions])
             write_products(made)
         products = {str(node.name): node.op_type for node in made.graph}
         packed = ("MatMulIntegerToFloat",) if self.settings.format == "qoperator" else ()

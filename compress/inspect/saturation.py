@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,14 @@ class Saturation:
 
 @dataclass(frozen=True)
 class _Product:
+    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, inner] of the activations and their zero point."""
+
     layer: str
     operator: str
     activations: str
     zero_point: str | int
     weights: np.ndarray
+    unfold: Callable[[np.ndarray, int], np.ndarray]
 
 
 def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> list[Saturation]:
@@ -69,9 +72,9 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     for values in tap(graph, names, feeds):
         for each in products:
             if rows[each.layer] < MOST_ROWS:
-                array = values[each.activations].reshape(-1, each.weights.shape[0])
                 zero = each.zero_point if isinstance(each.zero_point, int) else int(values[each.zero_point].item())
-                seen[each.layer].append({"rows": array[: MOST_ROWS - rows[each.layer]], "zero": np.array(zero)})
+                array = _some(each.unfold(values[each.activations], zero), MOST_ROWS - rows[each.layer])
+                seen[each.layer].append({"rows": array, "zero": np.array(zero)})
                 rows[each.layer] += len(array)
     return [_judge(each, seen[each.layer]) for each in products]
 
@@ -81,29 +84,67 @@ def _tapped(product: _Product) -> list[str]:
     return [product.activations, *zero]
 
 
+def _some(rows: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+
+
 def _products(model: ir.Model) -> Iterable[_Product]:
     for node in model.graph:
         if node.op_type in _INTEGER_INPUTS:
             given, weights, zero = (
                 node.inputs[place] if place < len(node.inputs) else None for place in _INTEGER_INPUTS[node.op_type]
             )
-            turned = False
-        elif node.op_type in ("MatMul", "Gemm"):
+        elif node.op_type in ("MatMul", "Gemm", "Conv"):
             first, second = quantized(node.inputs[0]), quantized(node.inputs[1])
             if first is None or second is None:
                 continue
             given, weights, zero = first.integers, second.integers, first.zero_point
-            turned = bool(node.attributes.get_int("transB", 0))
         else:
             continue
         array = constant(weights)
-        if given is None or array is None or array.dtype != np.int8 or array.ndim != 2:
+        if (
+            given is None
+            or array is None
+            or array.dtype != np.int8
+            or array.ndim != (4 if node.op_type == "Conv" else 2)
+        ):
+            continue
+        # Depthwise and other grouped convolutions have kernels of their own, which sum in 32 bits.
+        if node.attributes.get_int("group", 1) != 1:
             continue
         stored = np.array(0) if zero is None else constant(zero)
         if stored is not None and stored.dtype == np.int8:
             continue
         place = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
-        yield _Product(str(node.name), node.op_type, str(given.name), place, array.T if turned else array)
+        matrix, unfold = _as_product(node, array)
+        yield _Product(str(node.name), node.op_type, str(given.name), place, matrix, unfold)
+
+
+def _as_product(node: ir.Node, array: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray, int], np.ndarray]]:
+    """Weights [inner, outer], and what makes rows of the activations."""
+    if node.op_type != "Conv":
+        matrix = array.T if node.attributes.get_int("transB", 0) else array
+        return matrix, lambda values, zero: values.reshape(-1, matrix.shape[0])
+    # ONNX Runtime's integer convolution sums over kernel positions, and over channels within each.
+    matrix = array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    kernel = array.shape[2:]
+    pads = node.attributes.get_ints("pads", [0, 0, 0, 0])
+    strides = node.attributes.get_ints("strides", [1, 1])
+    dilations = node.attributes.get_ints("dilations", [1, 1])
+
+    def unfold(values: np.ndarray, zero: int) -> np.ndarray:
+        around = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
+        padded = np.pad(values, around, constant_values=zero)
+        reach = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+        windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+        rows: np.ndarray = windows.transpose(0, 2, 3, 4, 5, 1).reshape(-1, matrix.shape[0])
+        return rows
+
+    return matrix, unfold
 
 
 def _judge(product: _Product, seen: list[Mapping[str, np.ndarray]]) -> Saturation:

@@ -147,3 +147,36 @@ def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():
     assert len(real) == 2 and real[0].operator == "MatMulInteger" and real[0].cut
     assert [each.risk for each in bound] == [each.risk for each in real]
     assert bound[0].matters and bound[0].error is None
+
+
+def test_convolutions_are_products_of_windows():
+    generator = np.random.default_rng(0)
+    weight = generator.uniform(-0.2, 1, (6, 4, 3, 2)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
+    settings = StaticSettings(bias_correction=False, per_channel=False)
+    made = StaticQuantizer(model, [{"x": x}], settings).quantize()
+    (found,) = find_saturation(made, [{"x": x}])
+
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    scale, zero = float(arrays["x_scale"]), int(arrays["x_zero_point"])
+    integers = arrays["w_quantized"].astype(int)
+    rounded = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255).astype(int)[0]
+    padded = np.pad(rounded, ((0, 0), (1, 2), (0, 1)), constant_values=zero)
+    cut = pairs = 0
+    for top in range(0, padded.shape[1] - 2, 2):
+        for left in range(padded.shape[2] - 2):
+            for out in range(6):
+                terms = [
+                    padded[channel, top + row, left + 2 * column] * integers[out, channel, row, column]
+                    for row in range(3)
+                    for column in range(2)
+                    for channel in range(4)
+                ]
+                sums = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+                cut += sum(not -32768 <= each <= 32767 for each in sums)
+                pairs += len(sums)
+    assert found.operator == "Conv" and cut > 0 and found.cut == pytest.approx(cut / pairs)

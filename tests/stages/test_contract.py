@@ -52,6 +52,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"embedding_bits": 32, "per_channel": False, "reduce_range": True},
         {"method": "static", "calibration_examples": 24},
         {"method": "static", "calibration_method": "mse", "smooth_quant": 0.5, "format": "qdq", "types": "u8u8"},
+        {"accuracy_floor": 0.5},
     ],
     "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
     "quantize_weights": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +38,7 @@ from compress.quantization.int8_calibration import calibration_set
 from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_run import quantize_int8
 from compress.recipe_source import read_recipe
+from compress.stages.quantize import Quantize
 from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
@@ -93,7 +94,9 @@ def compare(path: Path, artifacts: Path, seconds: float, progress: Progress) -> 
     road.travel()
     folder = artifacts / "benchmarks" / whole.name
     shutil.rmtree(folder, ignore_errors=True)
-    made, notes = _make(road, Int8Options(method="static", **_static_options(whole.stages[-1])), folder, progress)
+    last = whole.stages[-1]
+    assert isinstance(last, Quantize), "the recipe ends with `quantize`"
+    made, notes = _make(road, last, folder, progress)
     rows = road.data.split("test")
     examples = {name: encode_for(place, road.task, rows, recipe.data.max_length) for name, place in made.items()}
     target, threads = TARGETS["cpu"], recipe.benchmark.threads
@@ -127,33 +130,29 @@ def compare(path: Path, artifacts: Path, seconds: float, progress: Progress) -> 
     return lines, [*notes, *timed.notes]
 
 
-def _static_options(stage: object) -> dict[str, object]:
-    """What the recipe's own quantize stage says, beside its method."""
-    names = set(Int8Options.model_fields) - {"method", "accuracy_floor", "damage_examples", "search_seconds"}
-    return {name: getattr(stage, name) for name in names}
-
-
-def _make(road: Road, options: Int8Options, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
+def _make(road: Road, stage: Quantize, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
     label = road.recipe.labels()[-1]
     model = road.load(label)
     assert isinstance(model, OnnxModel), "the recipe's last stage is its export"
-    context = replace(road.context("benchmark"))
-    chosen = calibration_set(model, context, options.calibration_examples)
+    context = road.context("benchmark")
+    chosen = calibration_set(model, context, stage.calibration_examples)
     torch_model = road.load(road.recipe.labels()[-2])
     assert isinstance(torch_model, TorchModel), "what is exported is a torch model"
     examples = context.encode("train", torch_model)
 
+    plain = export_onnx(torch_model, examples, None, fusions=False).graph
+
     def with_tables(graph: onnx.ModelProto) -> onnx.ModelProto:
-        quantize_embeddings(graph, 8)
+        quantize_embeddings(graph, stage.embedding_bits)
         return graph
 
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
         FLOAT: lambda: model.graph,
         "ONNX Runtime dynamic": lambda: onnxruntime_dynamic(model.graph),
-        "ONNX Runtime static": lambda: onnxruntime_static(model.graph, chosen.feeds),
-        "NNCF": lambda: nncf_default(export_onnx(torch_model, examples, None, fusions=False).graph, chosen.feeds),
+        "ONNX Runtime static": lambda: onnxruntime_static(plain, chosen.feeds),
+        "NNCF": lambda: nncf_default(plain, chosen.feeds),
         "ours, dynamic": lambda: with_tables(quantize_products(model.graph, True, False)),
-        "ours, static": lambda: with_tables(quantize_int8(model, options, context)),
+        "ours, static": lambda: stage.run(model, context).graph,
         "ours, NNCF's statistics": lambda: with_tables(
             quantize_int8(model, Int8Options(method="static", statistics="nncf"), context)
         ),

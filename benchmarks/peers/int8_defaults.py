@@ -1,8 +1,9 @@
 """What other people's INT8 gives by default: ONNX Runtime's dynamic and static quantizers, and NNCF.
 
-Each is given the float graph and the calibration examples, and nothing is chosen for it, but for one thing: recorded
-shapes are dropped, which a fused graph's contradict. NNCF gets the plain ONNX export, since it doesn't know ONNX
-Runtime's fused operators, and its type of model, as its documentation says for encoders.
+Each is given the float graph and the calibration examples, and nothing is chosen for it, but for two things. Recorded
+shapes are dropped, which a fused graph's contradict. The static quantizer and NNCF get the plain ONNX export, since the
+first fails on a graph with operators whose types it can't infer and the second doesn't know them; NNCF is told that it
+is a transformer, as its documentation says for encoders.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(output)
 
 
-def onnxruntime_static(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
+def onnxruntime_static(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
     """`quantize_static` with its defaults: QDQ, 8-bit signed integers, one scale a tensor, min and max."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            names = {value.name for value in graph.graph.input}
+            names = {value.name for value in plain.graph.input}
             self._feeds = iter([{name: array for name, array in feed.items() if name in names} for feed in feeds])
 
         def get_next(self) -> Feed | None:
@@ -46,8 +47,8 @@ def onnxruntime_static(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.Mo
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "float.onnx", Path(folder) / "model.onnx"
-        onnx.save(_without_shapes(graph), source)
-        quantize_static(source, output, Reader(), extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+        onnx.save(_without_shapes(plain), source)
+        quantize_static(source, output, Reader())
         return onnx.load(output)
 
 

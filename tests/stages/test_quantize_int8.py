@@ -47,7 +47,9 @@ def test_what_it_was_calibrated_on_is_recorded_in_the_file():
 def test_another_seed_calibrates_on_others():
     data = tiny.dataset(train=64)
     first, second = (
-        metadata(Quantize(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[METADATA]
+        metadata(Quantize(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[
+            METADATA
+        ]
         for seed in (0, 1)
     )
     assert first["rows_sha256"] != second["rows_sha256"]

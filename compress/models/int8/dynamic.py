@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from compress.models.int8.choose import Layer, find_layers, refuse_unfit
+from compress.models.int8.choose import WEIGHTED, Layer, find_layers, refuse_unfit
 from compress.models.int8.unpack import unpack_attention
 from compress.models.onnx_quantization import quantize_products
 
 
 @dataclass
 class DynamicQuantizer:
-    """A graph, ready to be quantized again and again; ``layers`` are what can be 8-bit."""
+    """A graph, ready to be quantized again and again; ``layers`` are what can be 8-bit, and smaller ones stay float."""
 
     graph: onnx.ModelProto
     per_channel: bool = True
@@ -28,7 +28,9 @@ class DynamicQuantizer:
         refuse_unfit(model)
         unpack_attention(model)
         self.layers = find_layers(model)
+        names = {layer.name for layer in self.layers}
+        self._small = [str(node.name) for node in model.graph if node.op_type in WEIGHTED and node.name not in names]
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float."""
-        return quantize_products(self.graph, self.per_channel, self.reduce_range, kept)
+        return quantize_products(self.graph, self.per_channel, self.reduce_range, [*kept, *self._small])

@@ -86,7 +86,7 @@ _FEATURE_EXTRACTION: dict[str, Any] = {
     },
     "stages": [
         {"trim_vocabulary": {}},
-        {"distill": {"teacher": "start", "student": {"layers": [0, 2, 5]}, "epochs": 3}},
+        {"distill": {"teacher": "start", "student": {"layers": [1, 3, 5]}, "epochs": 3}},
         {"export": {}},
         {"quantize": {}},
     ],

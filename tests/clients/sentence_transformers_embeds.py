@@ -7,7 +7,7 @@ import json
 import sys
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import quantize_embeddings
+from sentence_transformers.quantization import quantize_embeddings
 
 folder, backend, file, texts = sys.argv[1:]
 options = {"file_name": file, "provider": "CPUExecutionProvider"} if backend == "onnx" else {}

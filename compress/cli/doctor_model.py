@@ -54,7 +54,7 @@ def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[
     asked = found.recipe
     rows = found.dataset(progress).split("test")
     examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
-    chosen = spread_sample(examples.lengths(), examples.labels, _EXAMPLES, asked.seed)
+    chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, asked.seed)
     return found.folder, [examples.batch([int(place)]) for place in chosen]
 
 

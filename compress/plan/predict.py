@@ -25,6 +25,7 @@ from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
+from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
@@ -40,7 +41,10 @@ TRAINING_BYTES = 16
 
 AnyStage = Stage[Any, Any]
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
-_KEEP_SHAPE = (Finetune, TrimVocabulary, Export, Quantize, Equalize, Gptq, NncfWeights, MergeLora, *_OF_CHECKPOINTS)
+_KEEP_SHAPE = (
+    *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, Equalize, Gptq, NncfWeights, MergeLora),
+    *_OF_CHECKPOINTS,
+)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
     if len(rows) == 0:
         raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-    labels = examples.labels
-    classes = labels if labels is not None and labels.dtype.kind in "iu" else None
+    classes = examples.classes
     chosen = spread_sample(examples.lengths(), classes, count, context.seed)
     kinds = 0 if classes is None else len(np.unique(classes[chosen]))
     return CalibrationSet(OneByOne(examples, chosen), chosen, kinds, context.seed)

@@ -170,8 +170,9 @@ def merit_of(task: Task, examples: Examples) -> Merit:
             batch = {name: array for name, array in examples.batch(chosen).items() if name in names}
             parts.append(task.keep(dict(zip(outputs, session.run(None, batch), strict=True)), examples, chosen))
             indices += chosen
-        kept = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        labels = None if examples.labels is None else examples.labels[indices]
-        return task.measure(kept, labels, "validation", "onnxruntime")[0].value
+        # Back in the order of the examples: where they go together, as texts and their pairs do, it tells which do.
+        places = np.argsort(indices)
+        kept = {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
+        return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
 
     return merit

@@ -101,6 +101,13 @@ class Examples:
         return {name: _stack(name, [example[name] for example in chosen], fill) for name, fill in self.padding.items()}
 
     @property
+    def classes(self) -> np.ndarray | None:
+        """The labels [n] where they are ids of classes, and not what else a task measures against."""
+        if self.head is not None or self.labels is None or self.labels.dtype.kind not in "iu":
+            return None
+        return self.labels
+
+    @property
     def answer(self) -> str:
         """What an output is called that holds the answers as they are."""
         return LOGITS if self.head is None else SENTENCE_EMBEDDING

@@ -88,7 +88,8 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
     """Up to ``count`` of the rows, evenly spread."""
     if len(rows) <= count:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    spread: np.ndarray = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+    return spread
 
 
 def _products(model: ir.Model) -> Iterable[_Product]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_images
+import tiny_speech
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
@@ -58,6 +59,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_generation(recipe, folder)
     if recipe.task == tiny_images.TASK:
         return _shrunk_images(recipe, folder)
+    if recipe.task == tiny_speech.TASK:
+        return _shrunk_speech(recipe, folder)
     write_model(folder / "model")
     (write_pairs if recipe.task in EMBEDDING else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
@@ -116,6 +119,17 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
     }
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
+
+
+def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny Whisper on a few recordings."""
+    splits = tiny_speech.write_speech(folder)
+    changes = {
+        "model": "model",
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits}),
+        "benchmark": Benchmark(seconds=0.1, examples=8, batched=False, launches=2, threads=1),
+    }
+    return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
 
 
 def save_tiny_mixture(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import soundfile
 import yaml
 from tiny_run import Notes, load
-from tiny_whisper import write_tiny_whisper
+from tiny_speech import write_speech
 
 from compress.errors import DataError
 from compress.models.onnx_model import find_graphs
@@ -23,26 +22,13 @@ STAGES = (
 )
 
 
-def write_recordings(folder: Path, split: str, count: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    lines = []
-    for index in range(count):
-        samples = generator.normal(0, 0.1, int(16_000 * generator.uniform(0.3, 1.2)))
-        name = f"{split}-{index}.flac"
-        soundfile.write(folder / name, samples, 16_000)
-        lines.append(json.dumps({"audio": name, "text": f"these are words {index}"}))
-    (folder / f"{split}.jsonl").write_text("\n".join(lines))
-
-
 def write_all(folder: Path) -> Path:
-    write_tiny_whisper(folder / "model")
-    for seed, (split, count) in enumerate({"train": 4, "test": 9}.items()):
-        write_recordings(folder, split, count, seed)
+    splits = write_speech(folder)
     recipe = {
         "name": "tiny",
         "task": "automatic-speech-recognition",
         "model": "model",
-        "data": {"splits": {"train": "train.jsonl", "test": "test.jsonl"}},
+        "data": {"splits": splits},
         "stages": list(STAGES),
         "baseline": "start",
         "benchmark": {"threads": 1, "seconds": 0.2, "examples": 8, "batched": False, "launches": 2},

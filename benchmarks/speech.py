@@ -1,0 +1,250 @@
+"""What integers cost Whisper: words that go wrong, bytes and time, in quiet and in noise.
+
+    python benchmarks/speech.py --output speech.json        # about twenty minutes on two idle cores
+
+Whisper tiny.en as the torch model, as fp32 graphs, and as each way of quantizing them, all on the same recordings; the
+graphs are timed in one interleaved session. `--skip-noise` and `--skip-timing` leave a part out, `--clips N` takes
+fewer prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import wave
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from compress.bench.session import measure_together
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.media import content
+from compress.evaluate import encode_for, predict
+from compress.measurement import Measurement
+from compress.models.checkpoint import Checkpoint
+from compress.models.model import size_bytes
+from compress.models.onnx_few_bits import FewBits, quantize_matrices
+from compress.models.onnx_model import OnnxModel, Part, few_bits_name, quantized_name
+from compress.models.onnx_quantization import quantize_products
+from compress.models.onnx_whisper import export_whisper
+from compress.numerics.noise import add_noise, babble, white_noise
+from compress.pipeline.quiet import quiet_libraries
+from compress.progress import SilentProgress
+from compress.recipe import Benchmark
+from compress.samples.fetch import sample_directory
+from compress.targets import TARGETS
+from compress.tasks import get_task
+from compress.tasks.task import Examples
+
+TASK = get_task("automatic-speech-recognition")
+CPU = TARGETS["cpu"]
+RATIOS_DB = (20.0, 10.0, 5.0)
+RATE = 16_000
+BASELINE, IN_NOISE = "fp32", ("fp32", "int8 + 4-bit")
+
+
+def main() -> None:
+    """Measure, print tables, and write everything to `--output`."""
+    options = _options()
+    quiet_libraries()
+    data = {name: _data(name) for name in ("librivox", "prompts-audio")}
+    tests = {name: found.split("test").slice(0, options.clips) for name, found in data.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = _artifacts(Path(scratch))
+        rows = _quality(folders, tests)
+        rows += [] if options.skip_noise else _in_noise(folders, tests, data["prompts-audio"].split("train"))
+        notes: list[str] = []
+        if not options.skip_timing:
+            timed, notes = _timings(folders, tests["prompts-audio"], options.seconds)
+            rows += timed
+    sys.stdout.write("\n".join(notes) + "\n")
+    if options.output:
+        options.output.write_text(json.dumps({"rows": [row.model_dump() for row in rows], "notes": notes}, indent=1))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=60, help="test recordings of prompts-audio")
+    parser.add_argument("--seconds", type=float, default=30, help="time budget of a model in the timed session")
+    parser.add_argument("--skip-noise", action="store_true")
+    parser.add_argument("--skip-timing", action="store_true")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def _data(name: str) -> Dataset:
+    splits = {"test": "test"} if name == "librivox" else {split: split for split in ("train", "test")}
+    return load_dataset(DataConfig(source=f"sample:{name}", splits=splits), TASK.columns, Path(), SilentProgress())
+
+
+def _artifacts(scratch: Path) -> dict[str, Path]:
+    """Every way of writing the model, by what the tables call it."""
+    whole = export_whisper(Checkpoint(sample_directory("whisper-tiny-en")))
+    four, eight = FewBits(4, 32), FewBits(8, 32)
+    models = {
+        BASELINE: whole,
+        "dynamic int8": _dynamic(whole, "all"),
+        "8-bit weights": _weights(whole, eight, "all"),
+        "4-bit weights": _weights(whole, four, "all"),
+        "int8 + 8-bit": _weights(_dynamic(whole, "encoder"), eight, "decoder"),
+        "int8 + 4-bit": _weights(_dynamic(whole, "encoder"), four, "decoder"),
+    }
+    folders = {}
+    for number, (name, model) in enumerate(models.items()):
+        folders[name] = scratch / str(number)
+        folders[name].mkdir()
+        model.save(folders[name])
+    return folders
+
+
+def _dynamic(model: OnnxModel, part: Part) -> OnnxModel:
+    """As the stage `quantize` does it."""
+    graphs = {}
+    for name, graph in model.graphs.items():
+        if model.is_part(name, part):
+            products = quantize_products(graph, per_channel=True, reduce_range=False)
+            graphs[quantized_name(name)], _ = quantize_matrices(products, FewBits(8, 32), only_tied=True)
+        else:
+            graphs[name] = graph
+    return model.with_graphs(graphs)
+
+
+def _weights(model: OnnxModel, how: FewBits, part: Part) -> OnnxModel:
+    """As the stage `quantize_weights` does it."""
+    graphs = {}
+    for name, graph in model.graphs.items():
+        if model.is_part(name, part):
+            graphs[few_bits_name(name, how.bits)], _ = quantize_matrices(graph, how)
+        else:
+            graphs[name] = graph
+    return model.with_graphs(graphs)
+
+
+def _quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list[Measurement]:
+    rows = []
+    for data, table in tests.items():
+        _print(f"\n{data}: {len(table)} recordings", "WER", "as written", "errors / words", "same as fp32", "size")
+        reference = None
+        for name, folder in folders.items():
+            found = predict(folder, TASK, _encoded(folder, table), CPU, 2, SilentProgress(), name)
+            reference = found.kept if reference is None else reference
+            own = TASK.measure(found.kept, found.labels, name, CPU.name)
+            own += TASK.compare(found.kept, reference, name, CPU.name)
+            _print_quality(name, own, size_bytes(folder))
+            rows += [_of(row, data) for row in own]
+        transcripts = _torch_transcripts(_encoded(folders[BASELINE], table))
+        same = float(np.mean(transcripts == reference["transcripts"])) if reference is not None else 0.0
+        own = TASK.measure({"transcripts": transcripts}, np.array(table["text"].to_pylist()), "torch", CPU.name)
+        _print_quality("torch fp32", own, 0, same)
+        rows += [_of(row, data) for row in own]
+    return rows
+
+
+def _encoded(folder: Path, table: pa.Table) -> Examples:
+    return encode_for(folder, TASK, table, max_length=448)
+
+
+def _torch_transcripts(examples: Examples) -> np.ndarray:
+    """What transformers' own greedy generation says of recordings, window by window."""
+    import torch
+
+    folder = sample_directory("whisper-tiny-en")
+    model = TASK.load(folder, None, trust_remote_code=False)
+    found = []
+    for example in examples.inputs:
+        features = example["input_features"]
+        pieces = np.split(features, features.shape[-1] // 3000, axis=-1)
+        ids = [token for piece in pieces for token in model.module.generate(torch.from_numpy(piece[None]))[0].tolist()]
+        found.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return np.array(found)
+
+
+def _in_noise(folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices: pa.Table) -> list[Measurement]:
+    others = [_samples(value) for value in voices["audio"].to_pylist()[:40]]
+    rows = []
+    _print("\nin noise", *IN_NOISE, "worse by", "", "")
+    for data, table in tests.items():
+        for kind in ("white", "babble"):
+            for ratio in RATIOS_DB:
+                noisy = _noisy(table, kind, ratio, others)
+                rates = []
+                for name in IN_NOISE:
+                    found = predict(folders[name], TASK, _encoded(folders[name], noisy), CPU, 2, SilentProgress(), name)
+                    own = TASK.measure(found.kept, found.labels, name, CPU.name)
+                    rates.append(own[0].value)
+                    rows += [_of(row, f"{data},{kind},{ratio:g}dB") for row in own]
+                shown = [f"{rate:.2%}" for rate in rates]
+                _print(f"{data}, {kind}, {ratio:g} dB", *shown, f"{100 * (rates[1] - rates[0]):+.2f} points", "", "")
+    return rows
+
+
+def _noisy(table: pa.Table, kind: str, ratio: float, voices: Sequence[np.ndarray]) -> pa.Table:
+    """The same rows with noise in their recordings; each row has a seed of its own."""
+    values = []
+    for seed, value in enumerate(table["audio"].to_pylist()):
+        samples = _samples(value)
+        noise = white_noise(len(samples), seed) if kind == "white" else babble(voices, len(samples), seed)
+        values.append({"bytes": _wav(add_noise(samples, noise, ratio)), "path": None, "sha256": ""})
+    return pa.table({"audio": pa.array(values, table.schema.field("audio").type), "text": table["text"]})
+
+
+def _samples(value: Mapping[str, Any]) -> np.ndarray:
+    with wave.open(io.BytesIO(content(value))) as file:
+        assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (RATE, 2, 1)
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 2**15
+
+
+def _wav(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((np.clip(samples, -1, 1) * (2**15 - 1)).astype(np.int16).tobytes())
+    return buffer.getvalue()
+
+
+def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tuple[list[Measurement], list[str]]:
+    examples = {name: _encoded(folder, table) for name, folder in folders.items()}
+    settings = Benchmark(threads=2, batched=False, seconds=seconds, examples=max(8, len(table)))
+    found = measure_together(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
+    by_name = {(row.model, row.metric): row for row in found.measurements}
+    _print("\ntime", "latency", "speed-up", "real-time factor", "peak memory", "")
+    for name in folders:
+        latency, speedup, factor, memory = (
+            by_name[name, metric] for metric in ("latency_ms", "speedup", "real_time_factor", "peak_memory_bytes")
+        )
+        interval = f" ({speedup.low:.2f}-{speedup.high:.2f})" if speedup.low and speedup.high else ""
+        shown = (f"{latency.value:.0f} ms", f"{speedup.value:.2f}x{interval}", f"{factor.value:.4f}")
+        _print(name, *shown, f"{memory.value / 1e6:.0f} MB", "")
+    return found.measurements, found.notes
+
+
+def _of(row: Measurement, data: str) -> Measurement:
+    return row.model_copy(update={"metric": f"{row.metric}[{data}]"})
+
+
+def _print_quality(name: str, rows: Sequence[Measurement], size: int, same: float | None = None) -> None:
+    found = {row.metric: row for row in rows}
+    rate, written = found["word_error_rate"], found["word_error_rate_as_written"]
+    share = found["agreement"].value if same is None else same
+    counts = f"{found['word_errors'].value:.0f} / {found['words'].value:.0f}"
+    interval = f"{rate.value:.2%} ({rate.low:.1%}-{rate.high:.1%})"
+    _print(name, interval, f"{written.value:.2%}", counts, f"{share:.1%}", f"{size / 1e6:.1f} MB" if size else "")
+
+
+def _print(name: str, *cells: str) -> None:
+    first, *others = cells
+    sys.stdout.write(f"{name:34s}{first:>24s}" + "".join(f"{cell:>18s}" for cell in others) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,7 @@ from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
 from compress.stages.quantize import Quantize
+from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
@@ -42,8 +43,8 @@ TRAINING_BYTES = 16
 AnyStage = Stage[Any, Any]
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
 _KEEP_SHAPE = (
-    *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, Equalize, Gptq, NncfWeights, MergeLora),
-    *_OF_CHECKPOINTS,
+    *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, QuantizeWeights, Equalize, Gptq, NncfWeights),
+    *(MergeLora, *_OF_CHECKPOINTS),
 )
 
 
@@ -73,8 +74,10 @@ class Predictor:
         """Predict one stage from its input's shape; call in the recipe's order. Raises `ModelError`."""
         after = self._output(stage, before)
         self.shapes[label] = after
-        if isinstance(stage, Quantize):
+        if isinstance(stage, Quantize) and stage.part == "all":
             self.weight_bits = (8, stage.embedding_bits)
+        if isinstance(stage, QuantizeWeights) and stage.part == "all":
+            self.weight_bits = (stage.bits, stage.bits)
         quantization = _quantization(stage)
         if quantization is not None:
             tables = (quantization.embedding_bits if quantization.integer_tables else None) or 32

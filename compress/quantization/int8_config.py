@@ -7,7 +7,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 STATIC_ONLY = (
-    *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "format", "statistics"),
+    *(
+        "calibration_method",
+        "percentile",
+        "types",
+        "smooth_quant",
+        "bias_correction",
+        "weight_rounding",
+        "format",
+        "statistics",
+    ),
 )
 NEEDS_EXAMPLES = ("calibration_examples",)
 FLOOR_ONLY = ("damage_examples", "search_seconds")
@@ -39,6 +48,11 @@ class Int8Options(BaseModel):
         None, ge=0, le=1, description="static: SmoothQuant's alpha, 0.5 in the paper; left out: no smoothing"
     )
     bias_correction: bool = Field(True, description="static: take what rounding shifts a mean output by off the bias")
+    weight_rounding: Literal["nearest", "feedback"] = Field(
+        "nearest",
+        description="static: weights of convolutions to the nearest integer, or so that errors cancel on real inputs "
+        "(GPTQ's way, on the same grid)",
+    )
     statistics: Literal["own", "nncf"] = Field(
         "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"
     )
@@ -63,7 +77,14 @@ class Int8Options(BaseModel):
         unused: tuple[str, ...] = () if static else (*STATIC_ONLY, *NEEDS_EXAMPLES)
         unused += FLOOR_ONLY if self.accuracy_floor is None else ()
         if static and self.statistics == "nncf":
-            unused += ("calibration_method", "types", "smooth_quant", "bias_correction", "reduce_range")
+            unused += (
+                "calibration_method",
+                "types",
+                "smooth_quant",
+                "bias_correction",
+                "weight_rounding",
+                "reduce_range",
+            )
         if static and self.calibration_method != "percentile":
             unused += ("percentile",)
         return tuple(name for name in unused if getattr(self, name) != type(self).model_fields[name].default)

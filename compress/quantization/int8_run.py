@@ -61,6 +61,7 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
         options.smooth_quant,
         options.bias_correction,
         options.format,
+        options.weight_rounding,
     )
     return StaticQuantizer(model.graph, chosen.feeds, settings)
 

@@ -10,6 +10,8 @@ from compress.numerics.activation_range import RangeMethod
 Types = Literal["u8s8", "u8u8", "s8s8"]
 """Of activations and weights."""
 Format = Literal["qoperator", "qdq"]
+Rounding = Literal["nearest", "feedback"]
+"""Of the weights of convolutions."""
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,4 @@ class StaticSettings:
     smooth: float | None = None
     bias_correction: bool = True
     format: Format = "qoperator"
+    rounding: Rounding = "nearest"

@@ -15,6 +15,7 @@ from compress.models.int8.choose import Layer, between, find_layers, name_nodes,
 from compress.models.int8.kernels import make_unsigned, write_products
 from compress.models.int8.observe import Feed, Observed, observe
 from compress.models.int8.qdq import Range, insert_qdq
+from compress.models.int8.rounding import input_products, round_weights
 from compress.models.int8.settings import StaticSettings
 from compress.models.int8.smooth import smooth
 from compress.models.int8.unpack import pack_attention, unpack_attention
@@ -52,6 +53,7 @@ class StaticQuantizer:
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
         self._ranges = self._find_ranges(observed)
+        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if self._feeds_back else {}
         self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
         self._errors = self._bias_errors(observed) if self.settings.bias_correction else {}
 
@@ -62,7 +64,7 @@ class StaticQuantizer:
         correct_biases(float_graph, {name: self._errors[name] for name in chosen if name in self._errors})
         model = ir.from_proto(float_graph)
         nodes = [*chosen, *between(model, chosen)]
-        made = ir.from_proto(insert_qdq(float_graph, nodes, self._ranges, self.settings))
+        made = ir.from_proto(self._rounded(float_graph, nodes))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_useless(made)
         if self.settings.format == "qoperator":
@@ -80,6 +82,18 @@ class StaticQuantizer:
         # What was recorded of values in between is no longer so; the runtime infers it.
         del graph.graph.value_info[:]
         return graph
+
+    @property
+    def _feeds_back(self) -> bool:
+        return self.settings.rounding == "feedback"
+
+    def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+        """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
+        made = insert_qdq(graph, nodes, self._ranges, self.settings)
+        if self._feeds_back:
+            chosen = [layer for layer in self.layers if layer.name in set(nodes)]
+            round_weights(made, self._model, chosen, self._products)
+        return made
 
     def _inputs(self, model: ir.Model) -> dict[str, int]:
         nodes = {str(node.name): node for node in model.graph}
@@ -105,5 +119,5 @@ class StaticQuantizer:
     def _bias_errors(self, observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
-        coarse = insert_qdq(graph, nodes, self._ranges, self.settings)
+        coarse = self._rounded(graph, nodes)
         return mean_errors(graph, coarse, self.layers, observed, self.feeds)

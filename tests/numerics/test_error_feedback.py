@@ -1,0 +1,54 @@
+"""Rounding whose errors cancel on what a layer is given."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from compress.numerics.error_feedback import round_with_feedback
+
+
+def loss(weight: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Sum over outputs of e H e^T, e = W - q s."""
+    error = weight.double() - integers.double() * scales.double()[..., None]
+    return torch.einsum("goi,gij,goj->", error, hessian.double(), error)
+
+
+def problem(inputs: int, outputs: int, groups: int, shared: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights, scales for 4-bit integers, and products of inputs that have ``shared`` in common, as pixels have."""
+    torch.manual_seed(inputs)
+    weight = torch.randn(groups, outputs, inputs)
+    values = torch.randn(groups, inputs, 400) + shared * torch.randn(groups, 1, 400)
+    return weight, weight.abs().amax(dim=-1) / 7, values @ values.transpose(1, 2)
+
+
+def test_inputs_that_know_nothing_of_each_other_are_rounded_to_the_nearest() -> None:
+    weight, scales, _ = problem(9, 5, 3, 0)
+    found = round_with_feedback(weight, scales, torch.eye(9).expand(3, 9, 9) * 40, 7)
+    assert torch.equal(found, (weight / scales[..., None]).round().to(torch.int8))
+
+
+def test_errors_cancel_where_inputs_are_alike() -> None:
+    weight, scales, hessian = problem(9, 6, 4, 6.0)
+    nearest = (weight / scales[..., None]).round()
+    found = round_with_feedback(weight, scales, hessian, 7)
+    assert loss(weight, found, scales, hessian) < 0.3 * loss(weight, nearest, scales, hessian)
+    assert int(found.abs().max()) <= 7
+
+
+def test_it_comes_near_the_best_of_all_neighbours() -> None:
+    weight, scales, hessian = problem(8, 1, 1, 4.0)
+    below = (weight / scales[..., None]).floor()
+    tried = [below + torch.tensor(step, dtype=torch.float32) for step in itertools.product((0, 1), repeat=8)]
+    best = min(float(loss(weight, integers.clamp(-7, 7), scales, hessian)) for integers in tried)
+    nearest = float(loss(weight, (weight / scales[..., None]).round(), scales, hessian))
+    found = float(loss(weight, round_with_feedback(weight, scales, hessian, 7, damping=1e-4), scales, hessian))
+    assert found < best + 0.25 * (nearest - best)
+
+
+def test_an_input_that_is_always_zero_harms_nothing() -> None:
+    weight, scales, hessian = problem(9, 6, 4, 6.0)
+    hessian[:, 2], hessian[:, :, 2] = 0, 0
+    found = round_with_feedback(weight, scales, hessian, 7)
+    assert loss(weight, found, scales, hessian) < loss(weight, (weight / scales[..., None]).round(), scales, hessian)

@@ -31,7 +31,9 @@ class Int8Options(BaseModel):
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
     reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
     calibration_method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
-        "minmax", description="static: how much of what was seen a range covers"
+        "minmax",
+        description="static: how much of what was seen a range covers; percentile and entropy cut off the few large "
+        "channels that transformers rely on",
     )
     calibration_examples: int = Field(
         256, ge=1, description="static: training examples that are looked at, of all labels and lengths alike"

@@ -16,7 +16,7 @@ from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import mean_interval
 from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
 from compress.numerics.retrieval import nearest, normalized, overlap, ranks
-from compress.numerics.statistics import wilson_interval
+from compress.tasks.classes import outcome_row
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Column, Examples, Kept
 
@@ -131,11 +131,11 @@ class FeatureExtraction:
         bits = binary_ranks(queries, corpus, wanted, given, NEIGHBOURS)
         size = corpus.shape[1]
         return [
-            _recall("recall_at_10", exact, NEIGHBOURS, model, target),
-            _recall("recall_at_1", exact, 1, model, target),
+            outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
+            outcome_row("recall_at_1", exact <= 1, model, target),
             _mean_row("mean_reciprocal_rank", 1 / exact, model, target),
-            _recall("recall_at_10_int8", coarse, NEIGHBOURS, model, target),
-            _recall("recall_at_10_binary", bits, NEIGHBOURS, model, target),
+            outcome_row("recall_at_10_int8", coarse <= NEIGHBOURS, model, target),
+            outcome_row("recall_at_10_binary", bits <= NEIGHBOURS, model, target),
             *(
                 Measurement(model=model, metric=name, target=target, value=value, unit="bytes")
                 for name, value in (
@@ -173,23 +173,6 @@ def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Those of the queries and those of the corpus."""
     half = len(both) // 2
     return both[:half], both[half:]
-
-
-def _recall(metric: str, found: np.ndarray, k: int, model: str, target: str) -> Measurement:
-    right = found <= k
-    low, high = wilson_interval(int(right.sum()), len(right))
-    raw = tuple(float(outcome) for outcome in right)
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        value=float(right.mean()),
-        unit="ratio",
-        low=low,
-        high=high,
-        n=len(right),
-        raw=raw,
-    )
 
 
 def _mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:

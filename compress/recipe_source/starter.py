@@ -94,11 +94,30 @@ _FEATURE_EXTRACTION: dict[str, Any] = {
     "benchmark": {},
     "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
 }
+_SPEECH_RECOGNITION: dict[str, Any] = {
+    "name": "my-transcriber",
+    "description": "a smaller, faster Whisper, judged on my own recordings and their texts",
+    "task": "automatic-speech-recognition",
+    "model": "sample:whisper-tiny-en",
+    "data": {
+        "splits": {"train": "train.csv", "test": "test.csv"},
+        "columns": {"audio": "file", "text": "text"},
+    },
+    "stages": [
+        {"export": {}},
+        {"quantize": {"part": "encoder"}},
+        {"quantize_weights": {"part": "decoder", "bits": 4}},
+    ],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "word_error_rate", "at_most": 1.1, "of": "baseline"}],
+}
 STARTERS: dict[str, dict[str, Any]] = {
     "text-classification": _TEXT_CLASSIFICATION,
     "text-generation": _TEXT_GENERATION,
     "image-classification": _IMAGE_CLASSIFICATION,
     "feature-extraction": _FEATURE_EXTRACTION,
+    "automatic-speech-recognition": _SPEECH_RECOGNITION,
 }
 """The values of each task's starter; everything else in it comes from the models' fields."""
 

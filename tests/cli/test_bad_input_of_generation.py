@@ -158,7 +158,7 @@ REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (one_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
     (text_too_short_for_a_later_stage, 2, ("too short: 1 windows of 32", "data.splits", "lower sequence_length")),
     (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
-    (overflowing_activations, 3, ("gradient before model.layers.1 is not finite", "forwards and backwards", "guided")),
+    (overflowing_activations, 3, ("model.layers.1 is not finite", "forwards and backwards", "guided")),
     (unknown_architecture, 2, ("unheard", "config.json", "AutoModelForCausalLM")),
     (architecture_that_export_cannot_write, 2, ("GemmaForCausalLM cannot be written", "LlamaForCausalLM")),
     (tokenizer_that_gguf_cannot_name, 2, ("Lowercase", "tokenizer.json", "byte-level BPE")),

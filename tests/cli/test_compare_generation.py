@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tiny_generation
 import tiny_run
 from quantized import save_tiny_llama
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from compress.cli import app
@@ -26,13 +28,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The folders of both runs."""
     folder = tmp_path_factory.mktemp("runs")
     save_tiny_llama(folder / "model")
+    # Random answers lose nothing to two bits; given three times as surely, they are worse on any processor.
+    shutil.copytree(folder / "model", folder / "surer")
+    tensors = load_file(folder / "surer" / "model.safetensors")
+    tensors["model.norm.weight"] *= 3
+    save_file(tensors, folder / "surer" / "model.safetensors", metadata={"format": "pt"})
     tiny_generation.write_texts(folder)
     asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     found = {}
     for name, bits in {"four": 4, "two": 2}.items():
         gptq = {"bits": bits, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
-        path = tiny_generation.write_recipe(folder, name, stages=[{"gptq": gptq}, {"export": {"rounding_limit": 1.0}}])
+        stages = [{"gptq": gptq}, {"export": {"rounding_limit": 1.0}}]
+        path = tiny_generation.write_recipe(folder, name, stages=stages, model={4: "model", 2: "surer"}[bits])
         recipe = tiny_run.load(path, "evaluation.questions=questions.jsonl")
         found[name] = run(recipe, folder, folder / "artifacts", tiny_run.Notes()).folder
     return found

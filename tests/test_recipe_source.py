@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from compress.errors import Problem, RecipeError
 from compress.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe, recipe_schema
+from compress.stages.quantize import Quantize
 
 GOOD = """\
 name: good
@@ -442,11 +443,15 @@ def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> No
         ["export"],
         ["quantize"],
     ]
-    assert values["stages"][3]["quantize"] == {
+    quantize = values["stages"][3]["quantize"]
+    assert {name: quantize[name] for name in ("method", "per_channel", "reduce_range", "embedding_bits")} == {
+        "method": "dynamic",
         "per_channel": True,
         "reduce_range": False,
         "embedding_bits": 8,
     }
+    # What has no value by default is left out.
+    assert {name for name, field in Quantize.model_fields.items() if field.default is not None} == {"kind", *quantize}
 
 
 # schema

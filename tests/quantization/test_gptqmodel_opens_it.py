@@ -56,7 +56,7 @@ def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
         stage = Gptq(samples=6, sequence_length=32, **fields)
         made.append(stage.run(source, context(tmp_path / config / "scratch")))
     # Of two experts that are all but equal to a router, half precision may choose the other.
-    found = opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.8)
+    found = opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.5)
     assert found == [integer_layers(one) for one in made]
 
 
@@ -86,5 +86,6 @@ def opened(
         # Half precision through two blocks; an integer that is off by one shows ten times as much.
         near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
         near &= torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995
-        assert float(near.float().mean()) >= share, (fields, near)
+        # A wrong integer would show in the first token already, which no other token's router has touched.
+        assert float(near.float().mean()) >= share and bool(near[:, 0].all()), (fields, near)
     return counts

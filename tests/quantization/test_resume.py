@@ -68,7 +68,7 @@ from test_resume import STAGE
 from compress.models.checkpoint import Checkpoint
 import compress.quantization.walk as walk
 
-solve, count = walk.solve_layer, 0
+solve, count = walk.solve_layers, 0
 
 def and_die(*arguments):
     global count
@@ -77,7 +77,7 @@ def and_die(*arguments):
         os.kill(os.getpid(), 9)
     return solve(*arguments)
 
-walk.solve_layer = and_die
+walk.solve_layers = and_die
 STAGE.run(Checkpoint(Path(sys.argv[1])), context(Path(sys.argv[2])))
 """
 

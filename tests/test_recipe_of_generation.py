@@ -69,12 +69,18 @@ def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["finetune", "distill: {student: {layers: [0]}}", "prune: {heads: 0.5}", "trim_vocabulary"]
+    ("stage", "tasks"),
+    [
+        ("finetune", "text-classification and image-classification"),
+        ("distill: {student: {layers: [0]}}", "text-classification and feature-extraction"),
+        ("prune: {heads: 0.5}", "text-classification"),
+        ("trim_vocabulary", "text-classification and feature-extraction"),
+    ],
 )
-def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str) -> None:
+def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: str) -> None:
     (problem,) = problems(tmp_path, GOOD.replace("  - export", f"  - {stage}\n  - export"))
     assert "for text-generation" in problem.found
-    assert problem.expected == "a recipe for text-classification"
+    assert problem.expected == f"a recipe for {tasks}"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def main(
     for line in lines:
         speed = "not timed"
         if line.faster is not None:
-            speed = f"{line.faster:.2f}x ({line.faster_low:.2f}-{line.faster_high:.2f})"
+            speed = f"{line.faster:.2f}x"
+            if line.faster_low is not None and line.faster_high is not None:
+                speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})"
         accuracy = f"{line.accuracy:.4f} ({line.kept:.2%} kept, same answer {line.agreement:.2%})"
         size = f"{line.size_bytes / 1e6:.2f} MB {line.smaller:.2f}x"
         typer.echo(f"{line.name:24s} {accuracy}  {line.latency_ms or 0:.3f} ms {speed:20s} {size}  {line.kernels}")

@@ -75,7 +75,9 @@ def main(
     for line in lines:
         speed = "not timed"
         if line.faster is not None:
-            speed = f"{line.latency_ms:.2f} ms, {line.faster:.2f}x ({line.faster_low:.2f}-{line.faster_high:.2f})"
+            speed = f"{line.latency_ms:.2f} ms, {line.faster:.2f}x"
+            if line.faster_low is not None and line.faster_high is not None:
+                speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})"
         counts = f"{line.right:3d} of {line.of} right, same answer {line.same:.1%}"
         typer.echo(f"{line.name:22s} {counts}  {speed:32s} {line.size_bytes / 1e6:.2f} MB")
     for note in notes:

@@ -20,15 +20,15 @@ from typing import Annotated
 import onnx
 import typer
 from peers.int8_defaults import nncf_default, onnxruntime_dynamic, onnxruntime_static
+from peers.int8_files import FLOAT, speed_text, write_files
 
 from compress.bench.session import measure_together
 from compress.cli.console_progress import ConsoleProgress
-from compress.errors import CompressError
 from compress.evaluate import encode_for, predict
 from compress.inspect.integer_kernels import read_kernels
 from compress.models.model import size_bytes
 from compress.models.onnx_export import export_onnx
-from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel, find_graph
+from compress.models.onnx_model import OnnxModel, find_graph
 from compress.models.onnx_quantization import quantize_embeddings, quantize_products
 from compress.models.torch_model import TorchModel
 from compress.pipeline.quiet import quiet_libraries
@@ -42,7 +42,6 @@ from compress.stages.quantize import Quantize
 from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
-FLOAT = "fp32"
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,7 @@ def main(
     progress = ConsoleProgress()
     lines, notes = compare(recipe, artifacts, seconds, progress)
     for line in lines:
-        speed = "not timed"
-        if line.faster is not None:
-            speed = f"{line.faster:.2f}x"
-            if line.faster_low is not None and line.faster_high is not None:
-                speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})"
+        speed = speed_text(line.faster, line.faster_low, line.faster_high)
         accuracy = f"{line.accuracy:.4f} ({line.kept:.2%} kept, same answer {line.agreement:.2%})"
         size = f"{line.size_bytes / 1e6:.2f} MB {line.smaller:.2f}x"
         typer.echo(f"{line.name:24s} {accuracy}  {line.latency_ms or 0:.3f} ms {speed:20s} {size}  {line.kernels}")
@@ -159,19 +154,7 @@ def _make(road: Road, stage: Quantize, folder: Path, progress: Progress) -> tupl
             quantize_int8(model, Int8Options(method="static", statistics="nncf"), context)
         ),
     }
-    made, notes = {}, []
-    for name, way in ways.items():
-        progress.note(f"-- {name}")
-        try:
-            graph = way()
-        except (CompressError, ValueError, RuntimeError, KeyError) as error:
-            notes.append(f"{name} made no file: {error}")
-            continue
-        place = folder / name.replace(" ", "-").replace(",", "").replace("'", "")
-        place.mkdir(parents=True)
-        OnnxModel(graph, FLOAT_GRAPH if name == FLOAT else QUANTIZED_GRAPH, model.companions).save(place)
-        made[name] = place
-    return made, notes
+    return write_files(ways, model.companions, folder, progress)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,16 @@ import numpy as np
 import onnx
 import typer
 from peers.int8_defaults import onnxruntime_dynamic, onnxruntime_static
+from peers.int8_files import FLOAT, speed_text, write_files
 
 from compress.bench.session import measure_together
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.errors import CompressError
 from compress.evaluate import encode_for
 from compress.models.int8.nncf_quantizer import run_nncf
 from compress.models.model import size_bytes
-from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.models.onnx_model import OnnxModel
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
@@ -45,7 +45,7 @@ from compress.tasks.task import Examples
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "efficientnet-int8.yaml"
 OTHERS = DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"})
-FLOAT, OURS = "fp32", "ours"
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,9 @@ def main(
     quiet_libraries()
     lines, notes = compare(recipe, artifacts, seconds, ConsoleProgress())
     for line in lines:
-        speed = "not timed"
-        if line.faster is not None:
-            speed = f"{line.latency_ms:.2f} ms, {line.faster:.2f}x"
-            if line.faster_low is not None and line.faster_high is not None:
-                speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})"
+        speed = speed_text(line.faster, line.faster_low, line.faster_high)
+        if line.latency_ms is not None:
+            speed = f"{line.latency_ms:.2f} ms, {speed}"
         counts = f"{line.right:3d} of {line.of} right, same answer {line.same:.1%}"
         typer.echo(f"{line.name:22s} {counts}  {speed:32s} {line.size_bytes / 1e6:.2f} MB")
     for note in notes:
@@ -145,19 +143,7 @@ def _make(road: Road, folder: Path, progress: Progress) -> tuple[dict[str, Path]
         "NNCF": lambda: run_nncf(model.graph, chosen.feeds, transformer=False),
         OURS: lambda: ours.graph,
     }
-    made, notes = {}, []
-    for name, way in ways.items():
-        progress.note(f"-- {name}")
-        try:
-            graph = way()
-        except (CompressError, ValueError, RuntimeError, KeyError) as error:
-            notes.append(f"{name} made no file: {error}")
-            continue
-        place = folder / name.replace(" ", "-")
-        place.mkdir(parents=True)
-        OnnxModel(graph, FLOAT_GRAPH if name == FLOAT else QUANTIZED_GRAPH, model.companions).save(place)
-        made[name] = place
-    return made, notes
+    return write_files(ways, model.companions, folder, progress)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean
@@ -22,10 +23,12 @@ demo: $(STAMP) ## run the quickstart recipe on real data and show its report
 	$(BIN)/compress run recipes/quickstart.yaml
 
 test: $(STAMP) ## run every test, those on real models too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m alone
 
 test-quick: $(STAMP) ## run the tests that need no download and no browser
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not browser and alone"
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from filelock import FileLock
+
 VERSION = "7.5.0"
 NUMPY = "2.2.6"
 BUILD = ("setuptools>=77.0.1,<83", "wheel")
@@ -21,16 +23,18 @@ def gptqmodel_python() -> Path:
     home = cache / "compress" / "tests" / f"gptqmodel-{VERSION}"
     python, ready = home / "bin" / "python", home / "ready"
     ours = sysconfig.get_path("purelib")
-    if not ready.exists() or ready.read_text() != ours:
-        venv.create(home, clear=True, with_pip=True)
-        (site,) = home.glob("lib/python*/site-packages")
-        (site / "ours.pth").write_text(ours + "\n")
-        environment = os.environ | {"BUILD_CUDA_EXT": "0"}
-        flags = ["--quiet", "--disable-pip-version-check", "--no-build-isolation"]
-        for wanted in (BUILD, (f"gptqmodel=={VERSION}", f"numpy=={NUMPY}", "requests")):
-            command = [str(python), "-m", "pip", "install", *flags, *wanted]
-            subprocess.run(command, check=True, timeout=900, env=environment)
-        ready.write_text(ours)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{home}.lock"):
+        if not ready.exists() or ready.read_text() != ours:
+            venv.create(home, clear=True, with_pip=True)
+            (site,) = home.glob("lib/python*/site-packages")
+            (site / "ours.pth").write_text(ours + "\n")
+            environment = os.environ | {"BUILD_CUDA_EXT": "0"}
+            flags = ["--quiet", "--disable-pip-version-check", "--no-build-isolation"]
+            for wanted in (BUILD, (f"gptqmodel=={VERSION}", f"numpy=={NUMPY}", "requests")):
+                command = [str(python), "-m", "pip", "install", *flags, *wanted]
+                subprocess.run(command, check=True, timeout=900, env=environment)
+            ready.write_text(ours)
     return python
 
 

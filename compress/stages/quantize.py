@@ -65,7 +65,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
         if self.embedding_bits < 32:
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
-            context.remark(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
+            if tables:
+                context.remark(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
         if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
             raise StageError(
                 "The graph holds nothing to quantize.",

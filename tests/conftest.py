@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-
 ALONE = ("bench", "nightly")
 """Folders whose tests time things."""
 

@@ -14,6 +14,10 @@ _SQUARES = 4
 _SIDES_SHARED, _SIDES_APART = 3, 6
 """Hessians as wide as the model for each block: of what enters the attention, what leaves it, and what enters the
 feed-forward part; and where tokens count otherwise for each layer, of query, key, value, output, gate and up."""
+_LAYERS_A_BLOCK = 7
+"""Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
+_PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
+"""As in `compress.quantization.sensitivity`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
 
@@ -21,7 +25,8 @@ _LOGITS_HELD = 3
 def quantization_flops(config: Quantization, shape: Shape) -> float:
     """Multiplications and additions of all passes, Hessians and solver; nothing of it for rounding to nearest.
 
-    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways.
+    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways. A budget of
+    bits adds what `survey_flops` counts.
     """
     if config.method == "rtn":
         return 0.0
@@ -32,9 +37,31 @@ def quantization_flops(config: Quantization, shape: Shape) -> float:
     sides = _SIDES_APART if config.guided else _SIDES_SHARED
     hessians = tokens * shape.layers * (sides * shape.hidden**2 + shape.intermediate**2)
     gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
+    return forward + gradients + hessians + _square_flops(shape) + survey_flops(config, shape)
+
+
+def survey_flops(config: Quantization, shape: Shape) -> float:
+    """What it takes to measure how sensitive each layer is; nothing where no budget asks for it.
+
+    A few tokens pass once with each layer coarse, from its block on, and once as they are; and each layer's error is
+    computed at each number of bits.
+    """
+    if not config.mixed:
+        return 0.0
+    variants = _LAYERS_A_BLOCK * shape.layers + 1
+    held = _STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
+    tokens = min(config.sequence_length, _PROBE_TOKENS, max(held, 8))
+    passes = 1 + _LAYERS_A_BLOCK * (shape.layers + 1) / 2
+    forward = 2 * tokens * passes * (shape.attention + shape.feed_forward)
+    heads = 2 * min(tokens, _JUDGED_TOKENS) * variants * shape.embeddings
+    errors = 2 * len({*config.choices, _PROBE_BITS}) * _square_flops(shape)
+    return forward + heads + errors
+
+
+def _square_flops(shape: Shape) -> float:
+    """Each layer's weights times a square as wide as its inputs: the solver's work, and half of an error's."""
     inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
-    solver = 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
-    return forward + gradients + hessians + solver
+    return 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
 
 
 def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:

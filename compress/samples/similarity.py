@@ -12,6 +12,8 @@ from compress.progress import Progress
 LEE_TEXTS, LEE_SIMILARITIES = "lee.cor", "similarities0-1.txt"
 WORDS = ("wordsim353.tsv", "simlex999.txt")
 """Files of two words and a score to a line, with tabs between."""
+_ENCODING = "latin-1"
+"""Of all files; the documents have a pound sign in it."""
 
 
 class Rated(NamedTuple):
@@ -33,9 +35,10 @@ def write_similarities(members: Path, files: Path, progress: Progress) -> None:
 
 def read_documents(texts: Path, similarities: Path) -> list[Rated]:
     """Every two of the documents (a line each), with the upper triangle of their matrix. Raises `SampleError`."""
-    documents = _text(texts).splitlines()
+    documents = texts.read_text(_ENCODING).splitlines()
     try:
-        matrix = [[float(value) for value in line.split()] for line in _text(similarities).splitlines()]
+        lines = similarities.read_text(_ENCODING).splitlines()
+        matrix = [[float(value) for value in line.split()] for line in lines]
     except ValueError as error:
         raise SampleError(f"{similarities.name} is no matrix of numbers: {error}") from error
     if {len(matrix), *map(len, matrix)} != {len(documents)}:
@@ -46,7 +49,7 @@ def read_documents(texts: Path, similarities: Path) -> list[Rated]:
 def read_words(path: Path) -> list[Rated]:
     """The lines of two words and a score, less the comments. Raises `SampleError`."""
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(path.read_text(_ENCODING).splitlines(), start=1):
         if line.startswith("#") or not line.strip():
             continue
         parts = line.split("\t")
@@ -56,13 +59,6 @@ def read_words(path: Path) -> list[Rated]:
         except ValueError as error:
             raise SampleError(f"{path.name}:{number} is not `word, word, score` between tabs: {error}") from error
     return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SampleError(f"{path.name} is not UTF-8: {error}") from error
 
 
 def _write(path: Path, rows: list[Rated]) -> None:

@@ -206,7 +206,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
         seed=1,
         precision=0.0,
     )
-    # Twice the budget: a machine that other work holds up is slower to stop, and one that ignores its budget never does.
+    # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
     assert time.perf_counter() - began < 20
     assert found.environment["launches"] >= 2
 

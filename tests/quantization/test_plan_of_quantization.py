@@ -12,14 +12,15 @@ from decoders import context, save_decoder, some_ids
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.models.model import size_bytes
-from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
+from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes, survey_flops
 from compress.plan.shape import Shape, read_shape
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients
-from compress.quantization.layers import linears
+from compress.quantization.layers import linears, plan_layers
+from compress.quantization.sensitivity import Survey
 from compress.stages.gptq import Gptq
 
 
@@ -62,6 +63,20 @@ def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) ->
     apart = 4 * 16 * 2 * 3 * 64**2
     expected = quantization_flops(guided, shape) - quantization_flops(plain, shape) - apart
     assert expected == pytest.approx(counted, rel=0.1)
+
+
+def test_flops_of_measuring_sensitivity_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(1, 16)
+    config = Quantization(samples=1, sequence_length=16, group_size=32, target_bits=4.5, choices=(2, 4, 8))
+    skeleton = build_skeleton(checkpoint)
+    (tmp_path / "work").mkdir()
+    survey = Survey(skeleton, config, plan_layers(skeleton, config), (2, 4, 8), SilentProgress(), tmp_path / "work")
+    with FlopCounterMode(display=False) as counter:
+        survey.run(ids, {}, lambda hessian: {})
+    products = counter.get_flop_counts()["Global"]
+    counted = sum(flops for operator, flops in products.items() if "attention" not in str(operator))
+    assert survey_flops(config, read_shape(checkpoint.folder)) == pytest.approx(counted, rel=0.15)
+    assert survey_flops(Quantization(), read_shape(checkpoint.folder)) == 0
 
 
 def test_flops_and_memory_by_hand() -> None:

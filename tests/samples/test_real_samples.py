@@ -149,3 +149,15 @@ def test_verses_are_aligned_pairs_of_both_translations():
     # A pair shares words: a shift by one verse anywhere would leave few that do.
     shared = [len({*plain(row["text"]).split()} & {*plain(row["pair"]).split()}) > 1 for row in rows.values()]
     assert sum(shared) / len(shared) > 0.97
+
+
+def test_similarity_holds_every_pair_of_its_three_sources() -> None:
+    folder = sample_directory("similarity")
+    tables = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
+    # 50 documents of Lee et al. (2005), two by two; the others bear their numbers in their names.
+    assert {name: len(table) for name, table in tables.items()} == {
+        "lee": 50 * 49 // 2,
+        "wordsim353": 353,
+        "simlex999": 999,
+    }
+    assert any("£3,000" in text for text in tables["lee"]["pair"].to_pylist())

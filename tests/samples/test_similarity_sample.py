@@ -7,7 +7,7 @@ from compress.samples.similarity import Rated, read_documents, read_words, write
 
 @pytest.fixture
 def members(tmp_path):
-    (tmp_path / "lee.cor").write_text("one text\nanother\na third\n")
+    (tmp_path / "lee.cor").write_bytes(b"one text\nanother\na \xa33 third\n")
     (tmp_path / "similarities0-1.txt").write_text("1\t0.25\t0.5\n0\t1\t0.75\n0\t0\t1\n")
     for name in ("wordsim353.tsv", "simlex999.txt"):
         (tmp_path / name).write_text("# Word 1\tWord 2\tHuman\nold\tnew\t1.58\nlove\tsex\t6.77\n")
@@ -18,8 +18,8 @@ def test_every_two_documents_stand_once_with_their_entry(members):
     found = read_documents(members / "lee.cor", members / "similarities0-1.txt")
     assert found == [
         Rated("one text", "another", 0.25),
-        Rated("one text", "a third", 0.5),
-        Rated("another", "a third", 0.75),
+        Rated("one text", "a £3 third", 0.5),
+        Rated("another", "a £3 third", 0.75),
     ]
 
 

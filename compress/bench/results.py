@@ -69,7 +69,9 @@ class Writer:
             self.row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
         ]
         buckets = length_buckets(lengths)
-        return rows + [self._bucket(rounds, timed_as, lengths, *b) for b in buckets if len(buckets) > 1]
+        if len(buckets) < 2:
+            return rows
+        return rows + [row for bucket in buckets for row in self._bucket(rounds, timed_as, lengths, *bucket)]
 
     def real_time_factor(self, rounds: Rounds, timed_as: str, seconds: np.ndarray) -> Measurement:
         """Seconds of computing for each of recording, of the examples' ``seconds``; an outcome is a launch's factor."""
@@ -127,15 +129,18 @@ class Writer:
             self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
-    def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> Measurement:
+    def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> list[Measurement]:
+        """The row of examples so long; none where the time was over before one of them had its turn."""
         launches: dict[int, list[np.ndarray]] = {}
         for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
             inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
             if len(inside):
                 launches.setdefault(launch, []).append(inside)
+        if not launches:
+            return []
         pooled = np.concatenate([inside for launch in launches.values() for inside in launch])
         (interval,) = self.intervals(list(launches.values()), (0.5,))
-        return self.row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)
+        return [self.row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)]
 
     def intervals(
         self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], quantiles: tuple[float, ...]

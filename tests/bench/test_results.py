@@ -51,6 +51,12 @@ def test_buckets_know_which_example_each_call_was(rounds: Rounds) -> None:
     assert rows["latency_ms_length_8_8"].low == 7
 
 
+def test_a_bucket_of_which_no_example_had_its_turn_has_no_row(rounds: Rounds) -> None:
+    lengths = np.array([2, 2, 2, 7, 7, 7, 9, 9])
+    rows = [row.metric for row in WRITER.single(rounds, "final", lengths)[3:]]
+    assert rows == ["latency_ms_length_2_2", "latency_ms_length_7_7"]
+
+
 def test_throughput_counts_the_examples_of_a_round(rounds: Rounds) -> None:
     latency, throughput = WRITER.batched(rounds, "final", batch_size=4)
     assert (latency.metric, latency.value) == ("latency_ms_batch_4", 6.5)

@@ -6,7 +6,8 @@
 The recipe's stages up to its export are run (or taken from the cache), and everyone quantizes that float graph with the
 same calibration examples. All files then answer the test split through ONNX Runtime and are timed in turns. `kernels`
 says how many of the operators with stored weights run on integers. Speeds are against the fp32 graph that this project
-exports, whose attention is fused already; `plain` is the exporter's own graph, and ONNX Runtime's dynamic quantizer on it.
+exports, whose attention is fused already; `plain` is the exporter's own graph, also under ONNX Runtime's dynamic
+quantizer.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ TASK = "automatic-speech-recognition"
 SPLITS = {"train": 4, "test": 9}
 
 
-def write_recordings(folder: Path, split: str, count: int, seed: int) -> None:
-    """``count`` recordings of 0.3 to 1.2 seconds, and a JSONL file with their paths and texts."""
+def write_recordings(
+    folder: Path, split: str, count: int, seed: int, seconds: tuple[float, float] = (0.3, 1.2)
+) -> None:
+    """``count`` recordings, as long as ``seconds`` allows, and a JSONL file with their paths and texts."""
     generator = np.random.default_rng(seed)
     lines = []
     for index in range(count):
-        samples = generator.normal(0, 0.1, int(16_000 * generator.uniform(0.3, 1.2)))
+        samples = generator.normal(0, 0.1, int(16_000 * generator.uniform(*seconds)))
         name = f"{split}-{index}.flac"
         soundfile.write(folder / name, samples, 16_000)
         lines.append(json.dumps({"audio": name, "text": f"these are words {index}"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
@@ -27,10 +27,13 @@ METADATA = "compress.calibration"
 
 
 class OneByOne(Sequence[Feed]):
-    """Examples as batches of one, made when they are asked for."""
+    """Examples as batches of one, made when they are asked for.
 
-    def __init__(self, examples: Examples, rows: np.ndarray) -> None:
-        self._examples, self._rows = examples, rows
+    ``lengths`` are those of the last axes that a graph fixes: of a longer recording its first window is taken.
+    """
+
+    def __init__(self, examples: Examples, rows: np.ndarray, lengths: Mapping[str, int] | None = None) -> None:
+        self._examples, self._rows, self._lengths = examples, rows, lengths or {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -43,8 +46,9 @@ class OneByOne(Sequence[Feed]):
 
     def __getitem__(self, place: int | slice) -> Feed | Sequence[Feed]:
         if isinstance(place, slice):
-            return OneByOne(self._examples, self._rows[place])
-        return self._examples.batch([int(self._rows[place])])
+            return OneByOne(self._examples, self._rows[place], self._lengths)
+        feed = self._examples.batch([int(self._rows[place])])
+        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
 
 
 @dataclass(frozen=True)
@@ -76,4 +80,10 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
     classes = examples.classes
     chosen = spread_sample(examples.lengths(), classes, count, context.seed)
     kinds = 0 if classes is None else len(np.unique(classes[chosen]))
-    return CalibrationSet(OneByOne(examples, chosen), chosen, kinds, context.seed)
+    return CalibrationSet(OneByOne(examples, chosen, _fixed_lengths(model.graph)), chosen, kinds, context.seed)
+
+
+def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:
+    """The last axis of each input that says how long it is."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
+    return {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}

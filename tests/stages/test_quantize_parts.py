@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import tiny
+from tiny_speech import TASK, write_recordings, write_speech
 from tiny_whisper import FRAMES, write_tiny_whisper
 
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
 from compress.errors import StageError
 from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_model import OnnxModel
+from compress.models.onnx_model import OnnxModel, processor_of
 from compress.models.onnx_whisper import export_whisper
 from compress.models.onnx_whisper.parity import teacher_forced
+from compress.progress import SilentProgress
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
+from compress.tasks import get_task
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
 
@@ -27,8 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return export_whisper(Checkpoint(write_tiny_whisper(tmp_path_factory.mktemp("whisper"))))
 
 
-def answers(model: OnnxModel) -> np.ndarray:
-    features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
+def answers(model: OnnxModel, features: np.ndarray | None = None) -> np.ndarray:
+    if features is None:
+        features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
     return teacher_forced(model, features, np.array([256, 5, 99, 17]))
 
 
@@ -67,3 +75,26 @@ def test_a_part_that_is_quantized_already_is_refused(model: OnnxModel):
     once = QuantizeWeights(part="decoder").run(model, tiny.context())
     with pytest.raises(StageError, match="decoder"):
         QuantizeWeights(part="decoder").run(once, tiny.context())
+
+
+def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recording(model: OnnxModel, tmp_path: Path):
+    files = write_speech(tmp_path)
+    write_recordings(tmp_path, "long", 2, seed=5, seconds=(2.5, 3.5))
+    task = get_task(TASK)
+    config = DataConfig(source=str(tmp_path), splits={"train": "long.jsonl", "test": files["test"]})
+    data = load_dataset(config, task.columns, tmp_path, SilentProgress())
+    context = dataclasses.replace(tiny.context(), task=task, data=data)
+    done = Quantize(part="encoder", method="static", embedding_bits=32).run(model, context)
+    assert list(done.graphs) == ["encoder_model_quantized.onnx", DECODER]
+    assert operators(done.graphs["encoder_model_quantized.onnx"])["MatMulIntegerToFloat"] > 0
+    (heard, *_) = task.encode(data.split("train"), processor_of(model), None, 24).inputs
+    features = heard["input_features"]
+    assert features.shape[-1] > FRAMES
+    # The window that ranges were found on, not noise beyond them.
+    expected, found = (answers(one, features[:, :FRAMES]) for one in (model, done))
+    assert np.abs(found - expected).std() / expected.std() < 0.2
+
+
+def test_static_ranges_of_a_decoder_are_refused_with_what_to_do(model: OnnxModel):
+    with pytest.raises(StageError, match="encoders alone"):
+        Quantize(method="static").run(model, tiny.context())

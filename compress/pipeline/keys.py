@@ -47,7 +47,7 @@ class Keys:
                 "data": self._data(stage),
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
-                "packages": package_versions(stage.packages),
+                "packages": package_versions(stage.calls()),
             }
         )
 

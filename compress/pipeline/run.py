@@ -157,7 +157,7 @@ def _lock(road: Road) -> dict[str, object]:
     """What it takes to get the same bytes again: seed, digests, versions, threads."""
     import torch
 
-    packages = sorted({name for stage in road.recipe.stages for name in stage.packages})
+    packages = sorted({name for stage in road.recipe.stages for name in stage.calls()})
     splits = road.data.splits
     return {
         "seed": road.recipe.seed,

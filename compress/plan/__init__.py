@@ -140,7 +140,7 @@ def _target_plan(name: str) -> TargetPlan:
 def _missing_packages(recipe: Recipe) -> list[CompressError]:
     """One error for each package that a stage calls and that is not installed."""
     stages: tuple[Stage[Any, Any], ...] = recipe.stages
-    users = {package: stage.kind for stage in reversed(stages) for package in stage.packages}
+    users = {package: stage.kind for stage in reversed(stages) for package in stage.calls()}
     return [_missing(package, user) for package, user in users.items() if not _installed(package)]
 
 

@@ -101,7 +101,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     version: ClassVar[int] = 1
     """Raised when the same parameters would give another output; part of the cache key."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose versions are part of the cache key."""
+    """Distributions that every such stage calls."""
     tasks: ClassVar[tuple[str, ...] | None] = None
     """The tasks that it is for; ``None`` for all."""
     kind: str
@@ -115,6 +115,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def gives(cls) -> type[Any]:
         """The model class that `run` returns."""
         return _arguments(cls)[1]
+
+    def calls(self) -> tuple[str, ...]:
+        """Distributions that it calls as it is set; their versions are part of the cache key."""
+        return self.packages
 
     def wants(self, task: str) -> type[Any]:
         """The class that its input is loaded as, where the name of the task has a say in it."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from compress.errors import ModelError
+from compress.models.channel_record import shrink_to_recorded
 from compress.models.checks import WEIGHTS
 
 MODULE_KEY = "compress_module"
@@ -58,6 +59,7 @@ def load_plain(directory: Path, config: PreTrainedConfig) -> PlainModule:
     """The module that ``directory`` holds. Raises `ModelError` where it may not be made, or its weights don't fit."""
     made = getattr(config, MODULE_KEY)
     network = make_network(made["module"], made["arguments"], str(directory))
+    shrink_to_recorded(network, config, str(directory / "config.json"))
     try:
         load_model(network, str(directory / WEIGHTS), strict=True)
     except (RuntimeError, OSError) as error:

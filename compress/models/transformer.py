@@ -1,4 +1,4 @@
-"""The parts of a transformer encoder that compression cuts: blocks, attention heads, feed-forward neurons."""
+"""The parts of a transformer encoder, of text or images, that compression cuts: blocks, heads, feed-forward neurons."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.errors import StageError
+from compress.models.channel_record import CHANNELS_KEY
 
 HEADS_KEY = "compress_attention_heads"
 """Config key that records the heads of each layer once they differ from ``num_attention_heads``."""
@@ -65,12 +66,23 @@ _DISTILBERT = _Family(
     "ffn.lin1",
     "ffn.lin2",
 )
+_VIT = _Family(
+    "layers",
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+)
 FAMILIES = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT,
     "distilbert": _DISTILBERT,
+    "deit": _VIT,
+    "vit": _VIT,
 }
 
 
@@ -116,6 +128,8 @@ def drop_pooler(module: PreTrainedModel) -> None:
 def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     """Drop the encoder layers outside ``kept`` (indices from 0), in place. Raises `StageError` for a wrong index."""
     layers = layer_list(module)
+    if getattr(module.config, CHANNELS_KEY, None):
+        raise StageError("Layers cannot go once channels have been cut.", mend="remove the layers first")
     wrong = [index for index in kept if not 0 <= index < len(layers)]
     if wrong or len(set(kept)) != len(kept):
         raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(layers) - 1}")

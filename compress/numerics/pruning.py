@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from compress.numerics.sparse_pattern import Pattern
+
 
 def cubic_sparsity(step: int, steps: int, final: float) -> float:
     """Sparsity after ``step`` of ``steps``: s_f - s_f (1 - t)^3 (Zhu and Gupta 2017, equation 1, from zero)."""
@@ -13,18 +15,64 @@ def cubic_sparsity(step: int, steps: int, final: float) -> float:
     return final - final * (1 - progress) ** 3
 
 
-def magnitude_masks(weights: Sequence[torch.Tensor], sparsity: float, scope: str) -> list[torch.Tensor]:
+def magnitude_masks(
+    weights: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern | None = None
+) -> list[torch.Tensor]:
     """Masks (True: keep) that drop the smallest magnitudes.
 
     ``scope`` is ``layer`` (each tensor loses floor(sparsity * numel) weights) or ``global`` (magnitudes are ranked
-    over all tensors). Ties fall in the order of position.
+    over all tensors). Ties fall in the order of position. With a ``pattern`` of blocks, whole blocks go, those of the
+    least squared norm; with one of N:M, only weights that are not among the N largest of their M, as long as it takes.
     """
+    if pattern is not None:
+        kept = _pattern_masks([as_matrix(weight.detach()) for weight in weights], sparsity, scope, pattern)
+        return [from_matrix(mask, weight.shape) for mask, weight in zip(kept, weights, strict=True)]
     if scope == "global":
         flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
         keep = _keep_largest(flat, sparsity)
         parts = torch.split(keep, [weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
     return [_keep_largest(weight.detach().abs().flatten(), sparsity).view_as(weight) for weight in weights]
+
+
+def _pattern_masks(
+    matrices: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern
+) -> list[torch.Tensor]:
+    if pattern.blocks:
+        norms = [_block_norms(matrix, pattern) for matrix in matrices]
+        return [_spread(mask, pattern) for mask in magnitude_masks(norms, sparsity, scope)]
+    largest = [_largest(matrix, pattern) for matrix in matrices]
+    if pattern.sparsity is not None and sparsity >= pattern.sparsity:
+        return largest
+    ranked = [torch.where(mask, torch.inf, matrix.abs()) for mask, matrix in zip(largest, matrices, strict=True)]
+    return magnitude_masks(ranked, sparsity, scope)
+
+
+def as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [out, in, ...] as [out, ... * in]: at each place of the kernel its inputs side by side."""
+    return weight.movedim(1, -1).reshape(len(weight), -1)
+
+
+def from_matrix(matrix: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The weight of ``shape`` that `as_matrix` makes ``matrix`` of."""
+    return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def _largest(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """True for the N largest of each M side by side; of equals the first."""
+    grouped = matrix.abs().view(len(matrix), -1, pattern.second)
+    order = torch.argsort(grouped, dim=-1, descending=True, stable=True)[..., : pattern.first]
+    return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order, True).view_as(matrix)
+
+
+def _block_norms(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Squared norms of the blocks, [out / rows, in / columns]."""
+    rows, columns = pattern.first, pattern.second
+    return matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3))
+
+
+def _spread(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    return mask.repeat_interleave(pattern.first, 0).repeat_interleave(pattern.second, 1)
 
 
 def _keep_largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:
@@ -44,6 +92,15 @@ def taylor_importance(activation: torch.Tensor, gradient: torch.Tensor, group_si
     """
     product = (activation * gradient).sum(dim=1)
     return product.view(product.shape[0], -1, group_size).sum(dim=-1).abs().sum(dim=0)
+
+
+def channel_products(activation: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
+    """sum of a * dL/da over all places of each example's channels, [B, C]; channels lie on ``axis`` of both.
+
+    It is dL/d xi of a gate xi at 1 on each channel; the gates of several layers on one channel add up.
+    """
+    product = (activation * gradient).movedim(axis, 1)
+    return product.flatten(2).sum(dim=2) if product.ndim > 2 else product
 
 
 def most_important(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -162,7 +162,7 @@ class Predictor:
     def _flops(self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text) -> float | None:
         length = self.recipe.data.max_length
         tokens = float(train.tokens(length))
-        if isinstance(stage, Prune) and stage.sparsity is None:
+        if isinstance(stage, Prune) and stage.zeros is None:
             share = min(stage.importance_examples / train.rows, 1.0)
             return FLOPS_TRAINING * before.working * tokens * share
         if isinstance(stage, Distill):

@@ -114,8 +114,10 @@ def student_shape(stage: Distill, shape: Shape) -> Shape | None:
     return _reconfigured(shape, student) if student.config is not None else None
 
 
-def pruned_shape(stage: Prune, shape: Shape) -> Shape:
-    """What `prune` leaves. Raises `ModelError` if it would leave no layer."""
+def pruned_shape(stage: Prune, shape: Shape) -> Shape | None:
+    """What `prune` leaves; ``None`` where channels go. Raises `ModelError` if it would leave no layer."""
+    if stage.cuts_channels:
+        return None
     if stage.layers and stage.layers >= shape.layers > 0:
         raise ModelError(f"prune removes {stage.layers} layers of a model that has {shape.layers}.")
     kept = _with_layers(shape, shape.layers - stage.layers)

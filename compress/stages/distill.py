@@ -45,7 +45,7 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "feature-extraction")
+    tasks = ("text-classification", "image-classification", "feature-extraction")
     kind: Literal["distill"] = "distill"
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
@@ -65,8 +65,10 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         return self
 
     def idle_fields(self, task: str) -> tuple[str, ...]:
-        """Those of classes, where answers are embeddings."""
-        others = ("temperature", "labels_weight") if task in EMBEDDING else ()
+        """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
+        others: tuple[str, ...] = ("temperature", "labels_weight") if task in EMBEDDING else ()
+        if task == "image-classification":
+            others = ("method", "representation_weight", "use_unlabeled")
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def needs(self) -> Needs:

@@ -163,6 +163,7 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    from compress.models.cut_model import is_cut, load_cut
     from compress.models.plain_module import MODULE_KEY, load_plain
 
     content = read_json(directory / "config.json")
@@ -175,6 +176,8 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     if labels is not None:
         set_labels(config, labels, any("ImageClassification" in name for name in config.architectures or ()))
+    if is_cut(config):
+        return load_cut(AutoModelForImageClassification, directory, config)
     return AutoModelForImageClassification.from_pretrained(
         directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
     )

@@ -103,16 +103,12 @@ class TextClassification:
 
 
 def _load_module(directory: Path, config: Any, trust_remote_code: bool) -> PreTrainedModel:
-    from safetensors.torch import load_file
     from transformers import AutoModelForSequenceClassification
 
-    from compress.models.transformer import HEADS_KEY, shrink_to_recorded_heads
+    from compress.models.cut_model import is_cut, load_cut
 
-    if getattr(config, HEADS_KEY, None):
-        module = AutoModelForSequenceClassification.from_config(config)
-        shrink_to_recorded_heads(module)
-        module.load_state_dict(load_file(directory / "model.safetensors"))
-        return module
+    if is_cut(config):
+        return load_cut(AutoModelForSequenceClassification, directory, config)
     return AutoModelForSequenceClassification.from_pretrained(
         directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
     )

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from compress.errors import StageError
+from compress.models.channel_record import CHANNELS_KEY
 from compress.models.torch_model import TorchModel
 from compress.models.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
 from compress.numerics.distillation import (
@@ -59,9 +60,10 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
     unknown = [name for name in origin.config or {} if not hasattr(config, name)]
     if unknown:
         raise StageError(f"The config of a {config.model_type!r} model has no field {unknown[0]!r}.")
-    if hasattr(config, HEADS_KEY):
-        # The new model has the same number of heads in each layer again.
-        delattr(config, HEADS_KEY)
+    for key in (HEADS_KEY, CHANNELS_KEY):
+        if hasattr(config, key):
+            # The new model has as many heads or channels in each layer as its config says.
+            delattr(config, key)
     try:
         config.update(dict(origin.config or {}))
         module = type(model.module)(config)
@@ -93,6 +95,8 @@ class Lesson:
         self.examples = self._examples(student)
         self.teacher_examples = self.examples
         """With what makes the teacher's answers."""
+        if stage.labels_weight and self.examples.labels is None:
+            raise StageError("The training examples have no labels to learn from.", mend="leave labels_weight out")
         self.taught: torch.Tensor | None = None
         self.comparison: _Comparison | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -29,3 +31,11 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     outputs = np.empty_like(stacked)
     outputs[order] = stacked
     return outputs
+
+
+def labels_or_answers(batch: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
+    """The labels of a batch; where the data has none, the classes that the model itself chose."""
+    if "labels" in batch:
+        return batch["labels"]
+    chosen: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
+    return chosen

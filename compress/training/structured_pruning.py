@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +17,9 @@ from compress.models.transformer import Block, blocks, keep_heads, keep_layers, 
 from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.task import Examples
+from compress.training.channel_pruning import prune_channels
 from compress.training.loop import forward, tensors
-from compress.training.predict import predict
+from compress.training.predict import labels_or_answers, predict
 
 if TYPE_CHECKING:
     from compress.stages.prune import Prune
@@ -27,13 +29,19 @@ _BATCH = 32
 
 
 def prune(model: TorchModel, stage: Prune, context: Context) -> None:
-    """Remove whole layers first, then heads and neurons of the layers that are left, in place."""
+    """Remove whole layers first, then heads, neurons and channels of the layers that are left, in place."""
     examples = _sample(stage, model, context)
     if stage.layers:
         assert examples is not None
         _remove_layers(model, stage.layers, examples, context)
-    if not (stage.heads or stage.feed_forward):
-        return
+    if stage.heads or stage.feed_forward:
+        _cut_blocks(model, stage, examples, context)
+    if stage.cuts_channels:
+        assert examples is not None
+        prune_channels(model, stage, examples, context)
+
+
+def _cut_blocks(model: TorchModel, stage: Prune, examples: Examples | None, context: Context) -> None:
     found = blocks(model.module)
     heads, neurons = _importance(model.module, found, stage, examples, context)
     if stage.heads:
@@ -50,8 +58,12 @@ def _sample(stage: Prune, model: TorchModel, context: Context) -> Examples | Non
     examples = context.encode("train", model)
     count = min(stage.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    labels = None if examples.labels is None else examples.labels[chosen]
-    return Examples([examples.inputs[i] for i in chosen], examples.padding, labels)
+    return replace(
+        examples,
+        inputs=[examples.inputs[i] for i in chosen],
+        labels=None if examples.labels is None else examples.labels[chosen],
+        sizes=None if examples.sizes is None else examples.sizes[chosen],
+    )
 
 
 def _kept(total: int, share_removed: float, what: str) -> int:
@@ -101,7 +113,7 @@ def _importance(
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, order[start : start + _BATCH].tolist())
         outputs = forward(module, batch)
-        loss = context.task.loss(outputs, batch["labels"]) * len(batch["index"])
+        loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
         layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
         gradients = torch.autograd.grad(loss, [inputs[layer] for layer in layers])
         for index, block in enumerate(found):

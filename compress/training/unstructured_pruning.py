@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from compress.errors import StageError
 from compress.models.torch_model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
+from compress.numerics.sparse_pattern import Pattern
 from compress.training.loop import Trainee, forward, train
-from compress.training.sparsity import linear_layers
+from compress.training.sparsity import sparse_layers
 
 if TYPE_CHECKING:
     from compress.stages.prune import Prune
@@ -21,21 +26,56 @@ _FINAL_SPARSITY_AT = 0.7
 
 
 def prune(model: TorchModel, stage: Prune, context: Context) -> None:
-    """Prune the linear weights of ``model`` in place; the classifier's head stays dense."""
-    assert stage.sparsity is not None
-    layers = linear_layers(model.module)
-    weights = [layer.weight for layer in layers]
+    """Prune the weights of ``model``'s layers in place, and say how sparse they are and what that does to the file.
+
+    Raises `StageError` for layers that the pattern doesn't fit.
+    """
+    assert stage.zeros is not None
+    pattern = None if stage.pattern is None else Pattern.read(stage.pattern)
+    layers = _layers(model, pattern)
+    weights = [layer.weight for layer in layers.values()]
+    dense = zipped_bytes(model.tensors().values())
     if stage.schedule == "one-shot":
-        _zero(weights, magnitude_masks(weights, stage.sparsity, stage.scope))
-        return
-    final, scope = stage.sparsity, stage.scope
+        _zero(weights, magnitude_masks(weights, stage.zeros, stage.scope, pattern))
+    else:
+        _train(model, weights, pattern, stage, context)
+    context.remark(f"prune: {_density(model, weights, stage.pattern)}")
+    context.remark(f"prune: {_sizes(model, dense)}")
+
+
+def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers to make sparse, by name. Raises `StageError` where there are none, or some don't hold the pattern."""
+    layers = sparse_layers(model.module)
+    if not layers:
+        raise StageError(
+            "The model has no layer whose weights may go.",
+            expected="linear layers, or convolutions beyond the first that aren't depthwise",
+        )
+    shapes = {name: (layer.weight.shape[0], layer.weight.shape[1]) for name, layer in layers.items()}
+    misfits = [name for name, shape in shapes.items() if pattern is not None and not pattern.fits(*shape)]
+    if misfits:
+        outputs, inputs = shapes[misfits[0]]
+        others = f", and {len(misfits) - 1} layers more," if len(misfits) > 1 else ""
+        raise StageError(
+            f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
+            expected=f"inputs in multiples of {pattern.second}" if pattern and not pattern.blocks else "whole blocks",
+            mend="choose a pattern that divides them, or do without one",
+        )
+    return layers
+
+
+def _train(
+    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, stage: Prune, context: Context
+) -> None:
+    final, scope = stage.zeros, stage.scope
+    assert final is not None
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
 
     def after_step(step: int, steps: int) -> None:
         rising = max(1, round(steps * _FINAL_SPARSITY_AT))
         every = max(1, rising // _UPDATES)
         if step == rising or (step < rising and step % every == 0):
-            masks[:] = magnitude_masks(weights, cubic_sparsity(step, rising, final), scope)
+            masks[:] = magnitude_masks(weights, cubic_sparsity(step, rising, final), scope, pattern)
         _zero(weights, masks)
 
     trainee = Trainee(
@@ -50,6 +90,30 @@ def prune(model: TorchModel, stage: Prune, context: Context) -> None:
 
 
 @torch.no_grad()
-def _zero(weights: list[torch.Tensor], masks: list[torch.Tensor]) -> None:
+def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         weight.mul_(mask)
+
+
+def _density(model: TorchModel, weights: Sequence[torch.Tensor], pattern: str | None) -> str:
+    """How many weights are zero, counted and not as asked for."""
+    zeros, of = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
+    shape = "" if pattern is None else f" in the pattern {pattern}"
+    return (
+        f"{zeros / of:.2%} of the weights of {len(weights)} layers are zero{shape}, "
+        f"{zeros / model.parameters():.1%} of all parameters"
+    )
+
+
+def _sizes(model: TorchModel, dense: int) -> str:
+    tensors = list(model.tensors().values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return (
+        f"zeros are stored like other weights: {stored / 1e6:.2f} MB as before; deflated, as zip does it, "
+        f"{zipped_bytes(tensors) / 1e6:.2f} MB in place of {dense / 1e6:.2f} MB"
+    )
+
+
+def zipped_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' values once deflated one by one (zlib, level 6, as zip has it)."""
+    return sum(len(zlib.compress(tensor.detach().contiguous().numpy().tobytes())) for tensor in tensors)

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from compress.numerics.pruning import cubic_sparsity, magnitude_masks, most_important, taylor_importance
+from compress.numerics.pruning import (
+    channel_products,
+    cubic_sparsity,
+    magnitude_masks,
+    most_important,
+    taylor_importance,
+)
+from compress.numerics.sparse_pattern import Pattern
 
 
 @pytest.mark.parametrize(
@@ -90,3 +97,66 @@ def test_importance_of_hand_worked_neurons():
 def test_the_most_important_come_in_ascending_order_and_ties_fall_to_the_lower_index():
     assert most_important(torch.tensor([0.1, 5.0, 0.3, 2.0]), 2).tolist() == [1, 3]
     assert most_important(torch.tensor([1.0, 2.0, 1.0, 1.0]), 3).tolist() == [0, 1, 2]
+
+
+def test_importance_of_channels_is_the_gradient_of_their_gates():
+    # A channel that two layers read, a convolution and a linear layer on the pooled map, under one gate.
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(3, 4, 5, 5, generator=generator)
+    convolution, linear = nn.Conv2d(4, 6, 3), nn.Linear(4, 6)
+
+    def loss(read: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        return (convolution(read).mean((2, 3)).tanh() * linear(pooled)).sum()
+
+    inputs = images.clone().requires_grad_(), images.mean((2, 3)).requires_grad_()
+    gradients = torch.autograd.grad(loss(*inputs), inputs)
+    products = [channel_products(one.detach(), two, 1) for one, two in zip(inputs, gradients, strict=True)]
+    for row in range(3):
+        gates = torch.ones(4, requires_grad=True)
+        gated = images[row : row + 1] * gates.view(1, 4, 1, 1)
+        (expected,) = torch.autograd.grad(loss(gated, gated.mean((2, 3))), gates)
+        torch.testing.assert_close((products[0] + products[1])[row], expected)
+
+
+def by_hand(weight: torch.Tensor, kept: int, of: int) -> torch.Tensor:
+    """N:M along the inputs, one group after another."""
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
+    for out in range(flat.shape[0]):
+        for start in range(0, flat.shape[1], of):
+            for place in range(flat.shape[2]):
+                group = flat[out, start : start + of, place].abs()
+                for index in sorted(range(of), key=lambda i: (-float(group[i]), i))[:kept]:
+                    mask.view_as(flat)[out, start + index, place] = True
+    return mask
+
+
+@pytest.mark.parametrize(("kept", "of"), [(2, 4), (1, 4), (2, 3), (3, 6)])
+def test_n_of_every_m_inputs_are_kept(kept: int, of: int):
+    generator = torch.Generator().manual_seed(kept)
+    weights = [torch.randn(5, 12, generator=generator), torch.randn(4, 12, 3, 2, generator=generator)]
+    pattern = Pattern.read(f"{kept}:{of}")
+    final = magnitude_masks(weights, 1 - kept / of, "layer", pattern)
+    for mask, weight in zip(final, weights, strict=True):
+        assert torch.equal(mask, by_hand(weight, kept, of))
+    # Half way there, as many are zero as asked for, all of them among those that must go, and the smallest of these.
+    half = magnitude_masks(weights, 0.2, "layer", pattern)
+    for mask, last, weight in zip(half, final, weights, strict=True):
+        assert int((~mask).sum()) == int(0.2 * weight.numel()) and not (~mask & last).any()
+        assert weight[~mask].abs().max() <= weight[mask & ~last].abs().min()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 1), (2, 3), (1, 12)])
+def test_whole_blocks_go_the_least_first(rows: int, columns: int):
+    weight = torch.randn(8, 12, 2, 1, generator=torch.Generator().manual_seed(rows))
+    (mask,) = magnitude_masks([weight], 0.4, "layer", Pattern(rows, columns, blocks=True))
+    norms = []
+    for place in range(2):
+        for top in range(0, 8, rows):
+            for left in range(0, 12, columns):
+                block = (slice(top, top + rows), slice(left, left + columns), place, 0)
+                assert mask[block].all() or not mask[block].any()
+                norms.append((float(weight[block].square().sum()), bool(mask[block].all())))
+    norms.sort()
+    gone = int(0.4 * len(norms))
+    assert [stays for _, stays in norms] == [False] * gone + [True] * (len(norms) - gone)

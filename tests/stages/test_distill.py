@@ -23,7 +23,7 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.stage import Context
 from compress.training.predict import predict
-from compress.training.sparsity import linear_layers
+from compress.training.sparsity import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")
 SIZES = {"batch_size": 16, "precision": "fp32", "dropout": 0.0, "keep_best": False}
@@ -225,11 +225,11 @@ def test_unlabeled_text_is_learnt_from():
 def test_pruned_weights_stay_zero():
     model = tiny.encoder(seed=8)
     with torch.no_grad():
-        for layer in linear_layers(model.module)[:-1]:
+        for layer in list(sparse_layers(model.module).values())[:-1]:
             layer.weight[:, ::2] = 0
     given, _ = context()
     student = Distill(**LEARN, teacher="finetune").run(model, given)
-    for layer in linear_layers(student.module)[:-1]:
+    for layer in list(sparse_layers(student.module).values())[:-1]:
         assert float((layer.weight == 0).float().mean()) == 0.5
 
 

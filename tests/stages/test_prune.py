@@ -6,6 +6,7 @@ import copy
 import re
 from typing import Any
 
+import channel_nets
 import pytest
 import tiny
 import torch
@@ -16,7 +17,7 @@ from compress.models.torch_model import TorchModel
 from compress.models.transformer import HEADS_KEY, blocks, layer_list
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
-from compress.training.sparsity import linear_layers
+from compress.training.sparsity import sparse_layers
 
 SIZE = tiny.WIDTH // tiny.HEADS
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
@@ -157,11 +158,11 @@ def test_importance_looks_at_as_many_examples_as_asked_for():
 
 
 def zeros(model: TorchModel) -> list[int]:
-    return [int((layer.weight == 0).sum()) for layer in linear_layers(model.module)]
+    return [int((layer.weight == 0).sum()) for layer in list(sparse_layers(model.module).values())]
 
 
 def sizes(model: TorchModel) -> list[int]:
-    return [layer.weight.numel() for layer in linear_layers(model.module)]
+    return [layer.weight.numel() for layer in list(sparse_layers(model.module).values())]
 
 
 def test_the_smallest_weights_of_each_layer_become_zero():
@@ -169,7 +170,9 @@ def test_the_smallest_weights_of_each_layer_become_zero():
     before = copy.deepcopy(model)
     prune(model, sparsity=0.37)
     assert zeros(model) == [int(0.37 * size) for size in sizes(model)]
-    for layer, old in zip(linear_layers(model.module), linear_layers(before.module), strict=True):
+    for layer, old in zip(
+        list(sparse_layers(model.module).values()), list(sparse_layers(before.module).values()), strict=True
+    ):
         kept = layer.weight != 0
         assert torch.equal(layer.weight[kept], old.weight[kept])
         assert old.weight[kept].abs().min() >= old.weight[~kept].abs().max()
@@ -181,7 +184,7 @@ def test_the_smallest_weights_of_each_layer_become_zero():
 def test_the_smallest_weights_of_all_layers_become_zero():
     model = tiny.encoder()
     with torch.no_grad():
-        linear_layers(model.module)[0].weight *= 1e-6
+        next(iter(sparse_layers(model.module).values())).weight *= 1e-6
     prune(model, sparsity=0.4, scope="global")
     assert sum(zeros(model)) == int(0.4 * sum(sizes(model)))
     assert zeros(model)[0] == sizes(model)[0]
@@ -216,9 +219,9 @@ def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_cubic_schedule_trains_what_is_left():
     model = tiny.encoder()
-    before = [layer.weight.detach().clone() for layer in linear_layers(model.module)]
+    before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
     prune(model, sparsity=0.3, schedule="cubic", **QUICK)
-    for layer, old in zip(linear_layers(model.module), before, strict=True):
+    for layer, old in zip(list(sparse_layers(model.module).values()), before, strict=True):
         kept = layer.weight != 0
         assert (layer.weight[kept] != old[kept]).float().mean() > 0.9
 
@@ -248,5 +251,76 @@ def test_a_cut_that_leaves_nothing_is_refused(parameters: dict[str, Any], messag
     "parameters", [{}, {"sparsity": 0.5, "heads": 0.5}, {"sparsity": 1.0}, {"heads": 1.0}, {"layers": -1}]
 )
 def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        Prune(**parameters)
+
+
+def patterned(model: TorchModel, pattern: str) -> bool:
+    """Whether at most N of every M inputs are there, group by group."""
+    kept, of = map(int, pattern.split(":"))
+    weights = [layer.weight for layer in sparse_layers(model.module).values()]
+    matrices = [weight.movedim(1, -1).reshape(-1, of) for weight in weights]
+    return all(bool(((matrix != 0).sum(1) == kept).all()) for matrix in matrices)
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "cubic"])
+def test_a_pattern_is_exact_and_stays_while_training_goes_on(schedule: str):
+    model, context = tiny.encoder(), tiny.context(tiny.dataset(48))
+    Prune(pattern="1:4", schedule=schedule, **QUICK).run(model, context)
+    assert patterned(model, "1:4")
+    before = [layer.weight.detach().clone() for layer in sparse_layers(model.module).values()]
+    Finetune(**QUICK).run(model, context)
+    assert patterned(model, "1:4")
+    assert not any(
+        torch.equal(layer.weight, old) for layer, old in zip(sparse_layers(model.module).values(), before, strict=True)
+    )
+
+
+def test_the_stage_says_how_sparse_a_model_is_and_what_zip_makes_of_it():
+    model, context = tiny.encoder(), tiny.context()
+    names = list(sparse_layers(model.module))
+    Prune(pattern="2:4").run(model, context)
+    zeros = sum(int((model.module.bert.get_parameter(f"{name}.weight") == 0).sum()) for name in names)
+    assert f"50.00% of the weights of {len(names)} layers are zero in the pattern 2:4" in context.remarks[0]
+    assert f"{zeros / model.parameters():.1%} of all parameters" in context.remarks[0]
+    whole, small, dense = (float(number) for number in re.findall(r"([\d.]+) MB", context.remarks[1]))
+    assert whole == pytest.approx(4 * sum(tensor.numel() for tensor in model.tensors().values()) / 1e6, abs=0.01)
+    assert small < 0.75 * dense < whole
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("2:5", "it has 32 inputs"), ("7x1", "it has 32 inputs and 32 outputs")])
+def test_a_pattern_that_layers_do_not_hold_is_refused(pattern: str, said: str):
+    sparsity = {"sparsity": 0.5} if "x" in pattern else {}
+    with pytest.raises(StageError, match=f"query, and 11 layers more, cannot hold the pattern {pattern}: {said}"):
+        prune(tiny.encoder(), pattern=pattern, **sparsity)
+
+
+def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
+    model = channel_nets.plain()
+    names = list(sparse_layers(model.module))
+    assert names == ["grouped", "expand", "squeeze", "excite", "project", "hidden"]
+    prune_images = Prune(pattern="4x1", sparsity=0.5)
+    with pytest.raises(StageError, match="cannot hold"):
+        Prune(pattern="2:16").run(model, tiny.context())
+    prune_images.run(model, tiny.context())
+    for layer in sparse_layers(model.module).values():
+        blocks_of_four = layer.weight.movedim(1, -1).reshape(len(layer.weight) // 4, 4, -1)
+        empty = (blocks_of_four == 0).all(1)
+        assert torch.equal(empty, (blocks_of_four == 0).any(1))
+        assert int(empty.sum()) == int(0.5 * empty.numel())
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"pattern": "2:4", "sparsity": 0.5},
+        {"pattern": "4:4"},
+        {"pattern": "4x1"},
+        {"pattern": "two of four"},
+        {"pattern": "2:4", "scope": "global"},
+        {"pattern": "2:4", "heads": 0.5},
+    ],
+)
+def test_patterns_that_make_no_sense_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
         Prune(**parameters)

@@ -20,7 +20,7 @@ from compress.tasks.task import Examples
 from compress.training.config import Training
 from compress.training.loop import LengthGroupedBatches, Trainee, forward, tensors, train, uses_bf16
 from compress.training.predict import predict
-from compress.training.sparsity import keep_zeros, linear_layers
+from compress.training.sparsity import keep_zeros, sparse_layers
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")
 
@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(bad: float):
 
 def test_zeros_stay_zero_and_the_rest_learns():
     model, examples = classifier()
-    layers = linear_layers(model.module)
+    layers = list(sparse_layers(model.module).values())
     assert len(layers) == 2 * 6 + 1
     with torch.no_grad():
         for layer in layers[:-1]:

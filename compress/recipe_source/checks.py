@@ -214,7 +214,9 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     bare = _value(document, ("data", "without_labels"), [], broken=[])
     for part in parts:
-        if isinstance(part.stage, Training) and (lacking := [s for s in part.stage.needs().splits if s in bare]):
+        if not isinstance(part.stage, Training) or part.stage.needs().without_labels:
+            continue
+        if lacking := [split for split in part.stage.needs().splits if split in bare]:
             expected = f"labels in {lacking[0]}, which {part.kind} trains on"
             document.problem(("data", "without_labels"), describe(bare), expected)
     for split, source in splits.items():

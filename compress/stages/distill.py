@@ -72,8 +72,9 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def needs(self) -> Needs:
-        """Training examples, and unlabeled text if asked for."""
-        return Needs(splits=("train",), unlabeled=self.use_unlabeled)
+        """Training examples, with labels if these have a say, and unlabeled text if asked for."""
+        labels = bool(self.labels_weight or self.use_unlabeled)
+        return Needs(splits=("train",), unlabeled=self.use_unlabeled, without_labels=not labels)
 
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""

@@ -102,10 +102,11 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
         return (*self.packages, "torch-pruning") if self.cuts_channels else self.packages
 
     def needs(self) -> Needs:
-        """Training examples, unless magnitudes alone decide at once."""
+        """Training examples, unless magnitudes alone decide at once; only who trains on them needs their labels."""
         trains = self.zeros is not None and self.schedule == "cubic"
         measures = self.zeros is None and self.importance == "taylor"
-        return Needs(splits=("train",) if trains or measures or self.layers or self.cuts_channels else ())
+        reads = trains or measures or self.layers or self.cuts_channels
+        return Needs(splits=("train",) if reads else (), without_labels=not trains)
 
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Channels, where nothing has any."""

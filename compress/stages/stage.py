@@ -74,10 +74,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there before a stage can run."""
+    """What must be there before a stage can run.
+
+    ``without_labels``: a stage that trains can do so on splits that lack labels.
+    """
 
     splits: tuple[str, ...] = ()
     unlabeled: bool = False
+    without_labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from compress.stages.prune import Prune
     from compress.stages.stage import Context
 
-_BATCH = 32
+_BATCH = 16
 _PROBES = 2
 _CLOSE = 1e-3
 """Of the largest answer; what the same sums in another order may differ by."""

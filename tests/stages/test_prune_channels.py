@@ -13,15 +13,17 @@ import channel_nets
 import pytest
 import tiny_images
 import torch
+import yaml
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.data.dataset import Dataset
-from compress.errors import StageError
+from compress.errors import RecipeError, StageError
 from compress.models.channel_record import CHANNELS_KEY
 from compress.models.torch_model import TorchModel
 from compress.models.transformer import HEADS_KEY, blocks
 from compress.pipeline.integrity import Contract, Probe, tensor_digests
+from compress.recipe_source import read_recipe
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
@@ -275,3 +277,27 @@ def test_a_pruned_net_is_exported_and_quantized() -> None:
         tensor for tensor in quantized.graph.graph.initializer if tensor.data_type in (2, 3) and len(tensor.dims) == 4
     ]
     assert len(integers) >= 6, "the convolutions' weights are integers"
+
+
+@pytest.mark.parametrize(
+    ("stage", "without"),
+    [
+        (Prune(flops=0.5), True),
+        (Prune(sparsity=0.5, schedule="cubic"), False),
+        (Distill(teacher="start"), True),
+        (Distill(teacher="start", labels_weight=0.5), False),
+        (Finetune(), False),
+    ],
+)
+def test_only_who_learns_from_labels_needs_them(stage: Any, without: bool, tmp_path: Path) -> None:
+    assert stage.needs().without_labels is without
+    data = {"splits": {"train": "sample:objects/train", "test": "sample:imagenet-20/test"}, "without_labels": ["train"]}
+    fields = stage.model_dump(exclude_unset=True, exclude={"kind"})
+    content = {"name": "r", "task": tiny_images.TASK, "model": "m", "data": data, "stages": [{stage.kind: fields}]}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    try:
+        read_recipe(tmp_path / "r.yaml")
+        problems = ""
+    except RecipeError as error:
+        problems = str(error)
+    assert (f"labels in train, which {stage.kind} trains on" in problems) is not without

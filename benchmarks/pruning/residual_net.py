@@ -1,4 +1,4 @@
-"""The network of `residual-pruned.yaml`: residual sums, batch norms, a depthwise convolution, squeeze-excite."""
+"""The network of the recipes beside this file: residual sums, batch norms, a depthwise convolution, squeeze-excite."""
 
 from __future__ import annotations
 

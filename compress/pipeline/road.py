@@ -27,7 +27,8 @@ from compress.pipeline.keys import START, Keys
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.report.schema import IntegrityRecord, StageRecord
+from compress.report.schema import IntegrityRecord
+from compress.report.stage_record import StageRecord
 from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
 from compress.tasks.task import Examples, Task
@@ -182,6 +183,7 @@ class Road:
             check_seconds=0.0 if cached else entry.record["check_seconds"],
             peak_rss_bytes=entry.record["peak_rss_bytes"],
             remarks=tuple(entry.record.get("remarks", ())),
+            tables=tuple(entry.record.get("tables", ())),
         )
         found = tuple(
             IntegrityRecord(stage=label, check=check, found=text) for check, text in entry.record["integrity"]
@@ -214,6 +216,7 @@ class Road:
             "peak_rss_bytes": meter.peak_rss_bytes,
             "integrity": contract.found,
             "remarks": context.remarks,
+            "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
     def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:

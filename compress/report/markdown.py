@@ -16,6 +16,7 @@ from compress.report.metrics import (
 )
 from compress.report.rows import (
     environment_rows,
+    format_cell,
     limit_bound,
     limit_found,
     limit_state,
@@ -23,6 +24,8 @@ from compress.report.rows import (
     signs,
     stage_cells,
     stage_remarks,
+    stage_tables,
+    words_of,
 )
 from compress.report.schema import BASELINE, Report
 from compress.report.slices import slice_cells, slice_figures
@@ -147,6 +150,10 @@ def _stages(report: Report) -> Iterator[str]:
     if said := stage_remarks(report):
         yield ""
         yield from (f"- {escape_markdown(line)}" for line in said)
+    for heading, table in stage_tables(report):
+        yield from ("", f"### {escape_markdown(heading)}", "")
+        texts = [[format_cell(value) for value in row] for row in table.rows]
+        yield from markdown_table(table.columns, texts, left=words_of(table))
 
 
 def _listed(heading: str, lines: Sequence[str]) -> Iterator[str]:

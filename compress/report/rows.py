@@ -13,7 +13,8 @@ from compress.report.metrics import (
     format_seconds,
     format_value,
 )
-from compress.report.schema import LimitResult, Report, StageRecord
+from compress.report.schema import LimitResult, Report
+from compress.report.stage_record import Cell, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -74,6 +75,23 @@ def stage_remarks(report: Report) -> list[str]:
         for stage in report.stages
         for remark in stage.remarks
     ]
+
+
+def stage_tables(report: Report) -> list[tuple[str, StageTable]]:
+    """What stages found in rows, each with a heading that begins with the stage's label."""
+    return [(f"{stage.name}: {table.title}", table) for stage in report.stages for table in stage.tables]
+
+
+def words_of(table: StageTable) -> tuple[int, ...]:
+    """The columns that hold words, which are set flush left."""
+    return tuple(place for place, column in enumerate(zip(*table.rows, strict=True)) if isinstance(column[0], str))
+
+
+def format_cell(value: Cell) -> str:
+    """A word as it is, a count with its thousands apart, a measured number to three digits."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _moment(started: str) -> str:

@@ -9,36 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
+from compress.report.stage_record import Record, StageRecord
 
 SCHEMA = 1
 BASELINE = "baseline"
 FINAL = "final"
-
-
-class Record(BaseModel):
-    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
-
-
-class StageRecord(Record):
-    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
-
-    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
-    of that output took besides. ``remarks`` are what it found or chose, in its own words, whenever that was.
-    """
-
-    name: str
-    key: str
-    cached: bool
-    seconds: float = Field(ge=0)
-    check_seconds: float = Field(0.0, ge=0)
-    peak_rss_bytes: int | None = Field(None, ge=0)
-    remarks: tuple[str, ...] = ()
 
 
 class LimitResult(Record):

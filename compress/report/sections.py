@@ -18,9 +18,20 @@ from compress.report.metrics import (
     quality_metric,
 )
 from compress.report.reliability import reliability_diagram
-from compress.report.rows import environment_rows, limit_bound, limit_found, limit_state, stage_cells, stage_remarks
-from compress.report.schema import BASELINE, FINAL, LayerBytes, Report, StageRecord
+from compress.report.rows import (
+    environment_rows,
+    format_cell,
+    limit_bound,
+    limit_found,
+    limit_state,
+    stage_cells,
+    stage_remarks,
+    stage_tables,
+    words_of,
+)
+from compress.report.schema import BASELINE, FINAL, LayerBytes, Report
 from compress.report.slices import SliceFigures, format_change, slice_figures, slice_plot
+from compress.report.stage_record import StageRecord, StageTable
 
 SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged"}
 
@@ -241,7 +252,26 @@ def stages_section(report: Report) -> str:
     heads = ("Stage", "Time", "Share of the longest", "Checks", "Cache", "Peak memory", "Integrity", "Cache key")
     said = [tag("li", "", escape(line)) for line in stage_remarks(report)]
     listed = tag("ul", "card notes remarks", *said) if said else ""
-    return section("Stages", table(heads, rows, "sortable stages", left=(2, 4, 6, 7)), listed) if rows else ""
+    found = [_found(heading, each) for heading, each in stage_tables(report)]
+    return section("Stages", table(heads, rows, "sortable stages", left=(2, 4, 6, 7)), listed, *found) if rows else ""
+
+
+def _found(heading: str, found: StageTable) -> str:
+    """A table of a stage, folded away."""
+    words = words_of(found)
+    rows = [
+        tag(
+            "tr",
+            "",
+            *(
+                cell(escape(format_cell(value)), value, "left wrap" if place in words else None)
+                for place, value in enumerate(row)
+            ),
+        )
+        for row in found.rows
+    ]
+    summary = tag("summary", "", escape(heading))
+    return tag("details", "", summary, table(found.columns, rows, "sortable", left=words))
 
 
 def _stage(report: Report, stage: StageRecord, longest: float) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from compress.report.stage_record import Cell, StageTable
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
@@ -28,7 +30,7 @@ class Context:
     reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.reads`), or raises
     `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
     it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``remarks``
-    are what `remark` was told.
+    and ``tables`` are what `remark` and `tabulate` were told.
     """
 
     task: Task
@@ -41,11 +43,16 @@ class Context:
     scratch: Path
     locate: Callable[[str], Path] = Path
     remarks: list[str] = field(default_factory=list)
+    tables: list[StageTable] = field(default_factory=list)
 
     def remark(self, text: str) -> None:
         """Say one line that the report keeps with the stage: what was found or chosen, not how far the work is."""
         self.remarks.append(text)
         self.progress.note(text)
+
+    def tabulate(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+        """Keep a table that the report shows with the stage; nothing is said of it on the way."""
+        self.tables.append(StageTable(title=title, columns=tuple(columns), rows=tuple(tuple(row) for row in rows)))
 
     def encode(self, split: str, model: TorchModel) -> Examples:
         """The examples of a split as inputs of ``model``, with label ids where the split is labeled."""

@@ -19,8 +19,8 @@ from compress.report.schema import (
     Report,
     Skipped,
     SliceRecord,
-    StageRecord,
 )
+from compress.report.stage_record import StageRecord, StageTable
 
 # model: right answers of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {
@@ -119,6 +119,9 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
     names = [name for name in MODELS if name not in ("baseline", "final")]
     seconds = (142.0, 12.5, 3.1, 8.75, 2.2)
     remarks = {"prune": ("layers [0, 5] of 6 kept",)}
+    damage = (("layer.1", 0.0123456, 49152, "kept in float"), ("layer.0", 0.00012, 1536, "int8"))
+    columns = ("Layer", "Damage", "Bytes saved", "Now")
+    tables = {"quantize": (StageTable(title="damage", columns=columns, rows=damage),)}
     return Report(
         recipe=recipe,
         description="A sentiment classifier, distilled, pruned, trimmed and quantized (invented figures).",
@@ -137,6 +140,7 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
                 seconds=seconds[i],
                 peak_rss_bytes=10**9,
                 remarks=remarks.get(name, ()),
+                tables=tables.get(name, ()),
             )
             for i, name in enumerate(names)
         ),

@@ -12,9 +12,11 @@ from html.parser import HTMLParser
 import pytest
 
 from compress.report.html import html_page
-from compress.report.schema import Report, Skipped, StageRecord, parse_report
+from compress.report.schema import Report, Skipped, parse_report
+from compress.report.stage_record import StageRecord, StageTable
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
+HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -63,7 +65,7 @@ def hostile(report: Report) -> Report:
         "measurements": rows,
         "environment": {HOSTILE: HOSTILE},
         "skipped": (Skipped(target=HOSTILE, reason=HOSTILE),),
-        "stages": (StageRecord(name=HOSTILE, key=HOSTILE, cached=False, seconds=1),),
+        "stages": (StageRecord(name=HOSTILE, key=HOSTILE, cached=False, seconds=1, tables=(HOSTILE_TABLE,)),),
         "bytes_by_layer": {"final": layers},
         "limits": limits,
     }
@@ -119,6 +121,7 @@ def test_the_page_shows_every_section(report: Report) -> None:
                 "Where the bytes are", "Stages", "Environment")  # fmt: skip
     assert [text for text in texts if text in sections and text != "Latency"] == [s for s in sections if s != "Latency"]
     assert "prune: layers [0, 5] of 6 kept" in texts
+    assert {"quantize: damage", "layer.1", "0.0123", "49,152", "kept in float"} <= set(texts)
     assert texts.count("\u2713 passed") == 3
     assert texts.count("\u2717 missed") == 1
     assert texts.count("not judged") == 1

@@ -9,7 +9,8 @@ import pytest
 from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
 from compress.report.locate import find_report
-from compress.report.schema import Report, StageRecord, load_report
+from compress.report.schema import Report, load_report
+from compress.report.stage_record import StageRecord
 from compress.report.write import write_report, write_whole
 
 
@@ -18,7 +19,7 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
     assert content["schema"] == 1
     assert {"recipe", "environment", "stages", "measurements", "limits", "skipped"} <= set(content)
     assert set(content["stages"][0]) == {
-        "name", "key", "cached", "seconds", "check_seconds", "peak_rss_bytes", "remarks"
+        "name", "key", "cached", "seconds", "check_seconds", "peak_rss_bytes", "remarks", "tables"
     }  # fmt: skip
     assert set(content["measurements"][0]) == {
         "model", "metric", "target", "value", "unit", "low", "high", "n", "raw"

@@ -21,8 +21,8 @@ def tables(markdown: str) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in markdown.splitlines():
-        if line.startswith("## "):
-            heading = line[3:]
+        if line.startswith(("## ", "### ")):
+            heading = line.split(" ", 1)[1]
         elif line.startswith("| "):
             found.setdefault(heading, []).append([cell.strip() for cell in line[1:-1].split(" | ")])
     return found
@@ -64,6 +64,9 @@ def test_markdown_holds_limits_stages_environment_and_skipped_targets(report: Re
     assert found["Limits"][2][2:4] == ["\u2265 98.5% of baseline", "99.48% of baseline (86.85%)"]
     assert found["Stages"][3][:3] == ["prune", "12.5 s", ""]
     assert found["Stages"][3][3] == "cached"
+    # Numbers flush right, words flush left.
+    assert found["quantize: damage"][1] == ["---", "---:", "---:", "---"]
+    assert found["quantize: damage"][2] == ["layer.1", "0.0123", "49,152", "kept in float"]
     assert "- prune: layers \\[0, 5\\] of 6 kept" in text
     assert ["packages.torch", "2.13.0"] in found["Environment"]
     assert "- gpu: ONNX Runtime has no CUDAExecutionProvider here" in text

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
-_SUFFIXES = ("_quantized", "_q4", "_q2")
+_SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
 Part = Literal["all", "encoder", "decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
@@ -84,6 +84,11 @@ def quantized_name(name: str) -> str:
     for suffix in _SUFFIXES:
         stem = stem.removesuffix(suffix)
     return f"{stem}_quantized.onnx"
+
+
+def float16_name(name: str) -> str:
+    """`model.onnx` -> `model_fp16.onnx`, which transformers.js opens for `dtype: "fp16"`."""
+    return quantized_name(name).replace("_quantized.onnx", "_fp16.onnx")
 
 
 def few_bits_name(name: str, bits: int) -> str:

@@ -30,7 +30,7 @@ def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, t
     names = [entry.name for entry in session.get_inputs()]
     given = [entry.name for entry in session.get_outputs()]
     worst = 0.0
-    for indices in _batches(examples):
+    for indices in mixed_batches(examples):
         batch = examples.batch(indices)
         found = session.run(given, {name: batch[name] for name in names})
         outputs = examples.answers(dict(zip(given, found, strict=True)), batch)
@@ -48,7 +48,7 @@ def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, t
     return worst
 
 
-def _batches(examples: Examples) -> list[list[int]]:
+def mixed_batches(examples: Examples) -> list[list[int]]:
     """Up to four batches whose members lie far apart in length, and one single example."""
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field
 
 from compress.stages.attach_lora import AttachLora
+from compress.stages.cast import Cast
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
 from compress.stages.export import Export
@@ -26,7 +27,7 @@ from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
-    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, QuantizeWeights),
+    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
 )
 

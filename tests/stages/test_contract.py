@@ -54,6 +54,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"method": "static", "calibration_method": "mse", "smooth_quant": 0.5, "format": "qdq", "types": "u8u8"},
         {"accuracy_floor": 0.5},
     ],
+    "cast": [{}],
     "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
     "quantize_weights": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],
     "equalize": [{}, {"strength": 1.0}],

@@ -1,0 +1,66 @@
+"""Store and compute an ONNX model in 16-bit floats."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from compress.models.onnx_model import OnnxModel, float16_name
+from compress.stages.stage import Context, Needs, Promise, Stage
+
+_EXAMPLES = 64
+
+
+class Cast(Stage[OnnxModel, OnnxModel]):
+    """float16 weights and arithmetic, for graphics processors and WebGPU; half the size.
+
+    ONNX Runtime's processor has few float16 kernels: it runs such a file with casts around float32 ones, slower than
+    the float32 file, so that its answers can be proven here and its speed can't.
+    """
+
+    packages = ("onnx", "onnxruntime")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["cast"] = "cast"
+    dtype: Literal["fp16", "bf16"] = Field(
+        "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
+    )
+    keep: tuple[str, ...] = Field((), description="types of operators that stay in float32: `LayerNormalization`")
+    tolerance: float = Field(
+        0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
+    )
+
+    @field_validator("dtype")
+    @classmethod
+    def _runs_somewhere(cls, value: str) -> str:
+        if value == "bf16":
+            raise ValueError(
+                "fp16: ONNX Runtime has no bf16 kernels on processors, WebGPU has no such type, and a file that no "
+                "runtime here runs could not be proven"
+            )
+        return value
+
+    def needs(self) -> Needs:
+        """Real examples for the proof."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """Weights at half the size."""
+        return Promise(max_size_ratio=0.7)
+
+    def run(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
+        import onnx_ir as ir
+
+        from compress.models.int8.choose import refuse_unfit
+        from compress.models.onnx_float16 import prove_near, to_float16
+        from compress.models.onnx_model import labels_of, processor_of
+
+        refuse_unfit(ir.from_proto(model.graph))
+        graph = to_float16(model.graph, self.keep)
+        rows = context.data.split("train").slice(0, _EXAMPLES)
+        examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
+        share = prove_near(graph, model.graph, examples, self.tolerance)
+        context.remark(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
+        context.remark("cast: this file is for graphics processors; on this processor float32 is faster")
+        return OnnxModel(graph, float16_name(model.file_name), model.companions)

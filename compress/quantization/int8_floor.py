@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Merit = Callable[[onnx.ModelProto], float]
 _EVALUATED_AT_ONCE = 32
+COLUMNS = ("Layer", "Operator", "Damage", "Bytes saved by INT8", "Now")
+_FLOAT, _INT8 = "kept in float", "int8"
 
 
 class Quantizer(Protocol):
@@ -52,10 +54,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Search:
-    """What was found: ``kept`` layers stay float. ``evaluations`` of the metric, and of the damage ``passes``.
-
-    ``examples`` is how many examples went through a model in all.
-    """
+    """What was found: ``kept`` layers stay float. ``evaluations`` of the metric, and of the damage ``passes``."""
 
     graph: onnx.ModelProto
     damages: tuple[Damage, ...]
@@ -67,21 +66,30 @@ class Search:
     passes: int
     finished: bool
 
-    def notes(self) -> list[str]:
-        """Each layer's damage and gain, the worst first, and what was decided."""
-        kept = set(self.kept)
-        lines = [
-            f"{'kept in float' if damage.layer.name in kept else 'int8':13s} {damage.layer.name}: "
-            f"damage {damage.error:.1e}, {damage.saved_bytes:,} bytes saved by int8"
-            for damage in self.damages
+    def rows(self) -> list[tuple[str, str, float, int, str]]:
+        """Each layer's damage and gain under `COLUMNS`, the worst first."""
+        return [
+            (
+                each.layer.name,
+                each.layer.operator,
+                each.error,
+                each.saved_bytes,
+                _FLOAT if self._is_kept(each) else _INT8,
+            )
+            for each in self.damages
         ]
+
+    def _is_kept(self, damage: Damage) -> bool:
+        return damage.layer.name in self.kept
+
+    def verdict(self) -> str:
+        """What was decided, in a line."""
         early = "" if self.finished else "; the time was over before the fewest were found"
-        verdict = (
+        return (
             f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f}) with "
-            f"{len(kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and {self.passes} "
-            f"measurements of one layer{early}"
+            f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and "
+            f"{self.passes} measurements of one layer{early}"
         )
-        return [*lines, verdict]
 
 
 def search(

@@ -78,9 +78,10 @@ def test_the_worst_layers_are_found_and_put_back():
     assert found.damages[2].error > 10 * found.damages[3].error
     operators = [node.op_type for node in found.graph.graph.node]
     assert operators.count("MatMul") == 3 and operators.count("MatMulIntegerToFloat") == LAYERS - 3
-    lines = found.notes()
-    assert sum(line.startswith("kept in float") for line in lines) == 3 and len(lines) == LAYERS + 1
-    assert "3 of 26 layers in float" in lines[-1]
+    rows = found.rows()
+    assert [row[-1] for row in rows] == ["kept in float"] * 3 + ["int8"] * (LAYERS - 3)
+    assert {row[0] for row in rows[:3]} == set(found.kept) and {row[3] for row in rows} == {3 * INNER * INNER}
+    assert "3 of 26 layers in float" in found.verdict()
 
 
 def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():

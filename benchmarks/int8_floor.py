@@ -1,0 +1,124 @@
+"""A floor on the metric: how many evaluations the ranking by damage needs, and how many a search layer by layer.
+
+    python benchmarks/int8_floor.py                                # a quarter of an hour on two cores
+    python benchmarks/int8_floor.py --floor 0.995 --calibration minmax --output floor.json
+
+The recipe's float graph is quantized statically, with a calibration that misses the floor (percentiles cut off the
+few large channels that a transformer relies on). Both searches put layers back into float until the metric on the
+validation split is at the floor. The plain one tries every layer that is left, keeps back the one that helps most,
+and begins again. Measuring a layer's damage takes a few examples and no metric; in the last figure they are counted
+as well, as shares of an evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.console_progress import ConsoleProgress
+from compress.models.int8.settings import StaticSettings
+from compress.models.int8.static import StaticQuantizer
+from compress.models.onnx_model import OnnxModel, labels_of, processor_of
+from compress.pipeline.quiet import quiet_libraries
+from compress.pipeline.road import Road
+from compress.progress import Progress
+from compress.quantization.int8_calibration import calibration_set
+from compress.quantization.int8_config import Int8Options
+from compress.quantization.int8_floor import Merit, merit_of, search
+from compress.recipe_source import read_recipe
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
+DAMAGE_EXAMPLES = Int8Options.model_fields["damage_examples"].default
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with: the metric, the layers left in float, and what it cost.
+
+    ``forwards`` is in evaluations: examples that went through a model over those of the validation split.
+    """
+
+    search: str
+    metric: float
+    kept: tuple[str, ...]
+    evaluations: int
+    forwards: float
+
+
+def main(
+    recipe: Annotated[Path, typer.Option(help="Its stages up to the export make the float graph.")] = RECIPE,
+    artifacts: Annotated[Path, typer.Option(help="Cache and files.")] = Path("artifacts"),
+    floor: Annotated[float, typer.Option(help="Share of the float model's metric.")] = 0.99,
+    calibration: Annotated[str, typer.Option(help="minmax, percentile, entropy or mse.")] = "percentile",
+    output: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
+) -> None:
+    """Print both searches and by how much they differ."""
+    quiet_libraries()
+    facts, found = compare(recipe, artifacts, floor, calibration, ConsoleProgress())
+    typer.echo(facts)
+    for each in found:
+        kept = f"{len(each.kept)} layers in float: {', '.join(each.kept) or 'none'}"
+        cost = f"{each.evaluations} evaluations ({each.forwards:.1f} with what damage took)"
+        typer.echo(f"{each.search:16s} metric {each.metric:.4f}, {cost}, {kept}")
+    ours, plain = found
+    typer.echo(
+        f"a share of {ours.evaluations / plain.evaluations:.3f}, of all forwards {ours.forwards / plain.forwards:.3f}"
+    )
+    if output is not None:
+        output.write_text(json.dumps({"facts": facts, "searches": [asdict(each) for each in found]}, indent=1) + "\n")
+
+
+def compare(
+    path: Path, artifacts: Path, floor: float, calibration: str, progress: Progress
+) -> tuple[str, tuple[Found, Found]]:
+    """Facts in words, then our search and the plain one."""
+    options = Int8Options.model_validate(
+        {"method": "static", "calibration_method": calibration, "accuracy_floor": floor}
+    )
+    whole = read_recipe(path)
+    kinds = [stage.kind for stage in whole.stages]
+    recipe = whole.model_copy(update={"stages": whole.stages[: kinds.index("export") + 1]})
+    road = Road(recipe, path.parent, artifacts, progress)
+    road.travel()
+    model, context = road.load("export", OnnxModel), road.context("benchmark")
+    assert isinstance(model, OnnxModel), "the recipe's last stage is its export"
+    feeds = calibration_set(model, context, options.calibration_examples).feeds
+    settings = StaticSettings(options.calibration_method, options.percentile)
+    quantizer = StaticQuantizer(model.graph, feeds, settings)
+    rows = road.data.split("validation")
+    merit = merit_of(road.task, road.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length))
+    damage_feeds = calibration_set(model, context, DAMAGE_EXAMPLES).feeds
+    ours = search(model.graph, quantizer, merit, floor, damage_feeds, float("inf"), progress)
+    forwards = ours.evaluations + 1 + ours.passes * len(damage_feeds) / len(rows)
+    first = Found("ranked by damage", ours.merit, ours.kept, ours.evaluations + 1, forwards)
+    second = layer_by_layer(quantizer, merit, ours.float_merit, ours.floor, progress)
+    facts = f"float {ours.float_merit:.4f}, floor {ours.floor:.4f}, {len(quantizer.layers)} layers, {len(rows)} rows"
+    return facts, (first, second)
+
+
+def layer_by_layer(
+    quantizer: StaticQuantizer, merit: Merit, float_merit: float, floor: float, progress: Progress
+) -> Found:
+    """Put back the layer that helps most, each found by trying all, until the floor holds."""
+    kept: list[str] = []
+    found = merit(quantizer.quantize())
+    count = 2
+    while found < floor:
+        left = [layer.name for layer in quantizer.layers if layer.name not in kept]
+        tried = {}
+        for name in progress.track(left, f"layer by layer, round {len(kept) + 1}", len(left)):
+            tried[name] = merit(quantizer.quantize([*kept, name]))
+            count += 1
+        best = max(tried, key=lambda name: tried[name])
+        kept.append(best)
+        found = tried[best]
+        progress.note(f"layer by layer: {best} back in float, metric {found:.4f} (float {float_merit:.4f})")
+    return Found("layer by layer", found, tuple(kept), count, float(count))
+
+
+if __name__ == "__main__":
+    typer.run(main)

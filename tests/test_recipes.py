@@ -150,7 +150,7 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
-    small |= {"calibration_examples": 16, "dimensions": 8}
+    small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
     fields |= {name: value for name, value in small.items() if name in fields}
     if (student := fields.get("student")) and student.get("config"):
         fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}

@@ -18,7 +18,8 @@ INTEGER = frozenset(
         *("QLinearConv", "ConvInteger", "DynamicQuantizeLSTM", "GatherBlockQuantized"),
     )
 )
-_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention", "Conv", "FusedConv")
+_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
+_CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
 _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
 
@@ -48,7 +49,7 @@ def _kernels(model: ir.Model) -> Iterator[Kernel]:
             yield Kernel(name, node.op_type, integer=True)
         elif node.op_type == "MatMulNBits":
             yield Kernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
-        elif node.op_type in ("Gather", *_PRODUCTS):
+        elif node.op_type in ("Gather", *_PRODUCTS, *_CONVOLUTIONS):
             reason = _reason(node)
             if reason is not None:
                 yield Kernel(name, node.op_type, False, *reason)

@@ -14,6 +14,7 @@ STATIC_ONLY = (
         "smooth_quant",
         "bias_correction",
         "weight_rounding",
+        "cross_layer_equalization",
         "format",
         "statistics",
     ),
@@ -55,6 +56,11 @@ class Int8Options(BaseModel):
         description="static: weights of convolutions to the nearest integer, or so that errors cancel on real inputs "
         "(GPTQ's way, on the same grid)",
     )
+    cross_layer_equalization: Literal["none", "activations", "weights"] = Field(
+        "none",
+        description="static: channels between convolutions made alike in size, which float answers don't show: "
+        "`weights` by the ranges of the weights on both sides (Nagel et al. 2019), `activations` by what was seen",
+    )
     statistics: Literal["own", "nncf"] = Field(
         "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"
     )
@@ -62,6 +68,9 @@ class Int8Options(BaseModel):
         "qoperator",
         description="static: products and attention as ONNX Runtime's integer operators, or everything as "
         "QuantizeLinear and DequantizeLinear around standard operators",
+    )
+    keep: tuple[str, ...] = Field(
+        (), description="layers to leave in float32, as patterns of the names of nodes or weights: `*conv_stem*`"
     )
     accuracy_floor: float | None = Field(
         None,
@@ -85,6 +94,7 @@ class Int8Options(BaseModel):
                 "smooth_quant",
                 "bias_correction",
                 "weight_rounding",
+                "cross_layer_equalization",
                 "reduce_range",
             )
         if static and self.calibration_method != "percentile":

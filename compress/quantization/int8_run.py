@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from compress.errors import DataError
+from compress.models.int8.choose import without_kernel
 from compress.models.int8.dynamic import DynamicQuantizer
 from compress.models.int8.nncf_quantizer import NncfQuantizer
 from compress.models.int8.settings import StaticSettings
@@ -13,7 +16,8 @@ from compress.models.int8.static import StaticQuantizer
 from compress.models.onnx_model import OnnxModel, labels_of, processor_of
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
 from compress.quantization.int8_config import Int8Options
-from compress.quantization.int8_floor import Quantizer, Search, merit_of, search
+from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
+from compress.quantization.int8_keep import Keeping, kept_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -29,20 +33,32 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     """The graph of ``model`` at 8 bits, tables left alone. Raises `StageError` and `DataError`."""
     static = options.method == "static"
     chosen = calibration_set(model, context, options.calibration_examples) if static else None
-    quantizer = _quantizer(model, options, chosen)
+    for operator, count in without_kernel(ir.from_proto(model.graph)).items():
+        context.remark(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
+    made: Quantizer = _quantizer(model, options, chosen)
+    quantizer = made
+    if options.keep:
+        names = kept_layers(made.layers, options.keep)
+        quantizer = Keeping(made, names)
+        context.remark(f"quantize: {', '.join(names)} left in float, as the recipe says")
     if options.accuracy_floor is None:
         graph = quantizer.quantize()
     else:
         found = _search(model, quantizer, options, options.accuracy_floor, context)
         graph = found.graph
-        for line in found.notes():
-            context.remark(f"quantize: {line}")
+        context.remark(f"quantize: {found.verdict()}")
+        for name in found.kept:
+            context.remark(f"quantize: {name} stays in float")
+        if found.damages:
+            context.tabulate("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, found.rows())
         _record(found, graph)
     if chosen is not None:
         chosen.record(graph)
         context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
-    if isinstance(quantizer, StaticQuantizer):
-        for name in quantizer.constant:
+    if isinstance(made, StaticQuantizer):
+        if made.equalized:
+            context.remark(f"quantize: channels evened before {len(made.equalized)} layers")
+        for name in made.constant:
             context.remark(f"quantize: {name} was the same in every calibration example; are they too few?")
     return graph
 
@@ -62,6 +78,7 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
         options.bias_correction,
         options.format,
         options.weight_rounding,
+        options.cross_layer_equalization,
     )
     return StaticQuantizer(model.graph, chosen.feeds, settings)
 

@@ -23,7 +23,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
     """
 
-    version = 2
+    version = 3
     packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
@@ -45,7 +45,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
-        whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all"
+        whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
         return Promise(max_size_ratio=0.5 if whole else 0.95)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
@@ -59,7 +59,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         from compress.quantization.int8_run import quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))
-        if self.method == "static" or self.accuracy_floor is not None:
+        if self.method == "static" or self.accuracy_floor is not None or self.keep:
             graph = quantize_int8(model, self, context)
         else:
             graph = quantize_products(model.graph, self.per_channel, self.reduce_range)

@@ -13,6 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.errors import DataError
+from compress.models.int8.choose import without_kernel
 from compress.models.int8.settings import StaticSettings
 from compress.models.int8.static import StaticQuantizer
 from compress.runtimes.onnxruntime_profile import write_optimized
@@ -96,6 +98,43 @@ def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: P
     found = kernels(quantizer.quantize(kept=("depthwise", "pointwise", "classifier")), tmp_path)
     assert found["QLinearConv"] == 1 and found["QLinearAdd"] == 0 and found["QLinearGlobalAveragePool"] == 0
     assert found["Conv"] + found["FusedConv"] == 2
+
+
+def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
+    graph = StaticQuantizer(network(), images(2), PLAIN).quantize(kept=("depthwise",))
+    found = kernels(graph, tmp_path)
+    assert found["QLinearConv"] == 2 and found["Conv"] + found["FusedConv"] == 1
+    # The same numbers as without any optimization, in which ONNX Runtime rounds such weights to one scale a tensor.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    plain = session.run(None, images(1)[0])[0]
+    assert np.abs(run(graph, images(1)) - plain).max() < 0.02 * plain.std()
+
+
+def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
+    arrays = {"a": weight(0, 16, 3, 3, 3), "b": weight(1, 16, 16, 3, 3), "c": weight(2, 8, 16, 3, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["p"], name="first"),
+        helper.make_node("ConvTranspose", ["p", "b"], ["q"], name="larger"),
+        helper.make_node("Conv", ["q", "c"], ["y"], name="last"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None, None, None]) for name in ("x", "y")
+    ]
+    stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "decoder", values[:1], values[1:], stored)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    quantizer = StaticQuantizer(whole, images(2), PLAIN)
+    assert [layer.name for layer in quantizer.layers] == ["first", "last"]
+    assert without_kernel(ir.from_proto(whole)) == {"ConvTranspose": 1}
+    made = quantizer.quantize()
+    found = kernels(made, tmp_path)
+    assert found["QLinearConv"] == 2 and found["ConvTranspose"] == 1
+    # Its weights are not dequantized in each call: what it is given is, and the last output. Nor are they rounded.
+    assert found["DequantizeLinear"] == 2
+    with pytest.raises(DataError, match=r"refuses the calibration data \(x float32 \[2, 4, 5, 5\]\)"):
+        StaticQuantizer(whole, [{"x": np.zeros((2, 4, 5, 5), np.float32)}], PLAIN)
 
 
 def test_a_convolution_is_what_its_integers_say():

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tiny
 from exports import exported
+from onnx import TensorProto
 
 from compress.data.dataset import Dataset
 from compress.errors import DataError, StageError
+from compress.models.int8.dynamic import DynamicQuantizer
 from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_calibration import METADATA, OneByOne
@@ -75,7 +77,19 @@ def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
     layers: list[dict[str, object]] = found["layers"]  # type: ignore[assignment]
     kept = [layer for layer in layers if not layer["int8"]]
     assert len(layers) in (0, 9) and layers[: len(kept)] == kept
-    assert len(context.remarks) >= len(layers) + 1
+    assert [row[0] for table in context.tables for row in table.rows] == [layer["layer"] for layer in layers]
+
+
+def test_layers_that_the_recipe_names_stay_in_float():
+    context = tiny.context(tiny.dataset(train=16))
+    layers = DynamicQuantizer(model().graph).layers
+    found = Quantize(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
+    left = {tensor.name for tensor in found.graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    assert [layer.name for layer in layers if layer.weight in left] == [layers[2].name]
+    with pytest.raises(StageError, match=r"fits '\*layer\.9\*'"):
+        Quantize(keep=("*layer.9*",)).run(model(), context)
+    with pytest.raises(StageError, match="Every layer"):
+        Quantize(keep=("*",)).run(model(), context)
 
 
 def test_fields_that_mean_nothing_are_named():

@@ -70,8 +70,7 @@ def bias_of(node: ir.Node) -> ir.Value | None:
         end = only_consumer(node.outputs[0], "Add", "BiasGelu")
         candidates = [] if end is None else [value for value in end.inputs if value is not node.outputs[0]]
     else:
-        # The mean of a transposed convolution's output depends on the position.
-        candidates = [] if node.op_type == "ConvTranspose" else list(node.inputs[2:3])
+        candidates = list(node.inputs[2:3])
     bias = next((value for value in candidates if value is not None), None)
     array = constant(bias)
     return bias if bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1 else None

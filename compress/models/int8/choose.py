@@ -14,8 +14,10 @@ SMALLEST_WEIGHT = 1024
 """Elements. Below, a product is as fast in float, and a classifier's last product is better so."""
 OLDEST_OPSET = 13
 """QuantizeLinear with a scale for each channel."""
-WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
+WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> the input with the weights."""
+WITHOUT_KERNEL = {"ConvTranspose": 1, "LSTM": 1, "GRU": 1, "RNN": 1}
+"""Those that the processor computes in float alone: integer weights of theirs would be dequantized in each call."""
 BRIDGES = frozenset(
     (
         *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool"),
@@ -73,6 +75,16 @@ def find_layers(model: ir.Model) -> list[Layer]:
     return found
 
 
+def without_kernel(model: ir.Model) -> dict[str, int]:
+    """How many operators of each type have stored weights and no integer kernel."""
+    found = [
+        node.op_type
+        for node in model.graph
+        if node.op_type in WITHOUT_KERNEL and constant(node.inputs[WITHOUT_KERNEL[node.op_type]]) is not None
+    ]
+    return {name: found.count(name) for name in dict.fromkeys(found)}
+
+
 def _layer(node: ir.Node) -> Layer | None:
     place = WEIGHTED.get(node.op_type)
     if place is None or node.domain not in ("", "ai.onnx"):
@@ -91,7 +103,8 @@ def between(model: ir.Model, layers: Iterable[str]) -> list[str]:
     """Names of the nodes that pass 8-bit values from one convolution of ``layers`` to another.
 
     All that such a node computes with comes from convolutions or other such nodes, and some of it goes to ``layers``
-    or other such nodes.
+    or other such nodes. An activation function that alone reads a convolution is one too, whatever follows: it costs
+    nothing within the integer kernel, and what is rounded after it needs a narrower range.
     """
     nodes = list(model.graph)
     chosen = set(layers)
@@ -106,9 +119,15 @@ def between(model: ir.Model, layers: Iterable[str]) -> list[str]:
     useful: set[ir.Node] = set()
     for node in reversed(nodes):
         readers = {use.node for output in node.outputs for use in output.uses()}
-        if node in passing and readers & (taking | useful):
+        if node in passing and (readers & (taking | useful) or _ends(node)):
             useful.add(node)
     return [str(node.name) for node in nodes if node in useful]
+
+
+def _ends(node: ir.Node) -> bool:
+    """Whether ONNX Runtime takes a node up into the integer convolution before it."""
+    before = node.inputs[0]
+    return node.op_type in ("Relu", "Clip") and before is not None and len(list(before.uses())) == 1
 
 
 def name_nodes(model: ir.Model) -> None:

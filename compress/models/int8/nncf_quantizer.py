@@ -22,6 +22,7 @@ from compress.models.int8.choose import Layer, find_layers, name_nodes, refuse_u
 from compress.models.int8.kernels import make_unsigned, write_products
 from compress.models.int8.observe import Feed
 from compress.models.int8.settings import Format
+from compress.models.int8.stay_float import protect_float_layers
 from compress.models.int8.unpack import pack_attention, unpack_attention
 from compress.models.int8.useless import drop_useless
 
@@ -59,6 +60,7 @@ class NncfQuantizer:
         attention = len(self._attentions) > 0
         made = ir.from_proto(run_nncf(self.readable, self.feeds, transformer=attention, kept=kept))
         drop_useless(made)
+        protect_float_layers(made)
         make_unsigned(made)
         if self.format == "qoperator":
             write_products(made)

@@ -85,8 +85,23 @@ def tap(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]) -> 
                 f"The calibration data lacks the input {sorted(inputs - given.keys())[0]!r}.",
                 expected=f"arrays for {', '.join(sorted(inputs))}",
             )
-        values = session.run(own, given) if own else []
+        values = _run(session, own, given) if own else []
         yield {**dict(zip(own, values, strict=True)), **{name: given[name] for name in names if name in inputs}}
+
+
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Feed) -> list[np.ndarray]:
+    from compress.runtimes.onnxruntime import FAILURES
+
+    try:
+        values: list[np.ndarray] = session.run(names, given)
+    except FAILURES as error:
+        shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in given.items())
+        raise DataError(
+            f"The graph refuses the calibration data ({shapes}): {str(error).strip().splitlines()[0]}",
+            expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
+            mend="prepare the examples as the model was exported for; look at the files of its processor",
+        ) from error
+    return values
 
 
 def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

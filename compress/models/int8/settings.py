@@ -14,6 +14,10 @@ Rounding = Literal["nearest", "feedback"]
 """Of the weights of convolutions."""
 
 
+Equalization = Literal["none", "activations", "weights"]
+"""Of channels, across layers."""
+
+
 @dataclass(frozen=True)
 class StaticSettings:
     """What `quantize_static` is told.
@@ -30,3 +34,4 @@ class StaticSettings:
     bias_correction: bool = True
     format: Format = "qoperator"
     rounding: Rounding = "nearest"
+    equalization: Equalization = "none"

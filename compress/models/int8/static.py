@@ -12,12 +12,14 @@ import onnx_ir as ir
 from compress.models.fusions.graph import constant
 from compress.models.int8.bias import correct_biases, mean_errors
 from compress.models.int8.choose import Layer, between, find_layers, name_nodes, refuse_unfit
+from compress.models.int8.cross_layer import equalize
 from compress.models.int8.kernels import make_unsigned, write_products
 from compress.models.int8.observe import Feed, Observed, observe
 from compress.models.int8.qdq import Range, insert_qdq
 from compress.models.int8.rounding import input_products, round_weights
 from compress.models.int8.settings import StaticSettings
 from compress.models.int8.smooth import smooth
+from compress.models.int8.stay_float import protect_float_layers
 from compress.models.int8.unpack import pack_attention, unpack_attention
 from compress.models.int8.useless import drop_useless
 from compress.numerics.activation_range import find_range
@@ -27,7 +29,8 @@ from compress.numerics.activation_range import find_range
 class StaticQuantizer:
     """A graph that was looked at on real inputs, ready to be quantized again and again.
 
-    ``layers`` are what can be 8-bit; ``smoothed`` those whose inputs SmoothQuant evened; ``constant`` the activations
+    ``layers`` are what can be 8-bit; ``smoothed`` and ``equalized`` those whose inputs SmoothQuant and
+    cross-layer equalization evened; ``constant`` the activations
     that were the same everywhere on the calibration data.
     """
 
@@ -36,6 +39,7 @@ class StaticQuantizer:
     settings: StaticSettings
     layers: list[Layer] = field(init=False)
     smoothed: list[str] = field(init=False, default_factory=list)
+    equalized: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,11 +49,14 @@ class StaticQuantizer:
         name_nodes(model)
         self._attentions = unpack_attention(model)
         self.layers = find_layers(model)
+        self._passing = between(model, [layer.name for layer in self.layers])
         if self.settings.smooth is not None:
             inputs = self._inputs(model)
             seen = observe(ir.to_proto(model), inputs, self.feeds)
             self.smoothed = smooth(model, self.layers, seen, self.settings.smooth)
-        self._passing = between(model, [layer.name for layer in self.layers])
+        if self.settings.equalization != "none":
+            seen = observe(ir.to_proto(model), self._tensors(model), self.feeds)
+            self.equalized = equalize(model, seen, self.settings.equalization)
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
         self._ranges = self._find_ranges(observed)
@@ -67,6 +74,7 @@ class StaticQuantizer:
         made = ir.from_proto(self._rounded(float_graph, nodes))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_useless(made)
+        protect_float_layers(made)
         if self.settings.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])
             write_products(made)

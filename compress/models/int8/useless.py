@@ -55,7 +55,7 @@ def _ends_convolution(node: ir.Node) -> bool:
     before = node.inputs[0].producer() if node.inputs[0] is not None else None
     if before is not None and before.op_type in ("Relu", "Clip") and before.inputs[0] is not None:
         before = before.inputs[0].producer()
-    return before is not None and before.op_type in ("Conv", "ConvTranspose") and _useful(before)
+    return before is not None and before.op_type == "Conv" and _useful(before)
 
 
 def _useful(node: ir.Node) -> bool:
@@ -63,7 +63,7 @@ def _useful(node: ir.Node) -> bool:
     if node.op_type in ("MatMul", "Gemm"):
         weight = quantized(node.inputs[1])
         return quantized(node.inputs[0]) is not None and weight is not None and constant(weight.integers) is not None
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type == "Conv":
         return all(quantized(value) is not None for value in node.inputs[:2])
     if node.op_type in BRIDGES:
         computed = [value for value in node.inputs if value is not None and constant(value) is None]

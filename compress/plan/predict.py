@@ -15,6 +15,7 @@ from compress.plan.sources import Text
 from compress.quantization.config import Quantization
 from compress.recipe import Recipe
 from compress.stages.attach_lora import AttachLora
+from compress.stages.cast import Cast
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
 from compress.stages.export import Export
@@ -43,8 +44,8 @@ TRAINING_BYTES = 16
 AnyStage = Stage[Any, Any]
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
 _KEEP_SHAPE = (
-    *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, QuantizeWeights, Equalize, Gptq, NncfWeights),
-    *(MergeLora, *_OF_CHECKPOINTS),
+    *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, QuantizeWeights, Cast, Equalize, Gptq),
+    *(NncfWeights, MergeLora, *_OF_CHECKPOINTS),
 )
 
 
@@ -78,6 +79,8 @@ class Predictor:
             self.weight_bits = (8, stage.embedding_bits)
         if isinstance(stage, QuantizeWeights) and stage.part == "all":
             self.weight_bits = (stage.bits, stage.bits)
+        if isinstance(stage, Cast):
+            self.weight_bits = (16, 16)
         quantization = _quantization(stage)
         if quantization is not None:
             tables = (quantization.embedding_bits if quantization.integer_tables else None) or 32

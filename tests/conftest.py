@@ -1,7 +1,8 @@
-"""Fixtures of all pages that are looked at in a browser."""
+"""What all tests share: fixtures of pages that are looked at in a browser, and silence while torch traces."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socketserver
@@ -13,6 +14,8 @@ import pytest
 
 ALONE = ("bench", "nightly")
 """Folders whose tests time things."""
+# pytest listens to every logger, so that torch would write down each step of its tracing.
+logging.getLogger("torch.__trace").disabled = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

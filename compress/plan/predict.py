@@ -25,6 +25,7 @@ from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
+from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
@@ -42,10 +43,11 @@ TRAINING_BYTES = 16
 """For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
 
 AnyStage = Stage[Any, Any]
+_TRAINS = (Finetune, Distill, Prune, Qat)
 _OF_CHECKPOINTS = (TuneScales, Lora, AttachLora)
 _KEEP_SHAPE = (
     *(Finetune, TrimVocabulary, ReduceDimensions, Export, Quantize, QuantizeWeights, Cast, Equalize, Gptq),
-    *(NncfWeights, MergeLora, *_OF_CHECKPOINTS),
+    *(NncfWeights, MergeLora, Qat, *_OF_CHECKPOINTS),
 )
 
 
@@ -81,6 +83,8 @@ class Predictor:
             self.weight_bits = (stage.bits, stage.bits)
         if isinstance(stage, Cast):
             self.weight_bits = (16, 16)
+        if isinstance(stage, Qat):
+            self.weight_bits = (stage.bits, 32)
         quantization = _quantization(stage)
         if quantization is not None:
             tables = (quantization.embedding_bits if quantization.integer_tables else None) or 32
@@ -124,7 +128,7 @@ class Predictor:
             return self._quantization_seconds(stage, before)
         if isinstance(stage, Recovery):
             return self._recovery_seconds(stage, before)
-        if not isinstance(stage, Finetune | Distill | Prune):
+        if not isinstance(stage, _TRAINS):
             return _unknown("not predicted: it does not train")
         if not self._reads_text():
             return _unknown("predicted for text only")
@@ -162,7 +166,7 @@ class Predictor:
         learned = stage.steps * stage.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
         return self._at_this_rate((judged + learned) * stage.sequence_length * before.parameters)
 
-    def _flops(self, stage: Finetune | Distill | Prune, before: Shape, after: Shape, train: Text) -> float | None:
+    def _flops(self, stage: Finetune | Distill | Prune | Qat, before: Shape, after: Shape, train: Text) -> float | None:
         length = self.recipe.data.max_length
         tokens = float(train.tokens(length))
         if isinstance(stage, Prune) and stage.zeros is None:
@@ -176,7 +180,8 @@ class Predictor:
             if stage.use_unlabeled:
                 tokens += sum(text.tokens(length) for text in extra if text)
             return (FLOPS_TRAINING * after.working + FLOPS_FORWARD * teacher.working) * tokens * stage.epochs
-        return FLOPS_TRAINING * after.working * tokens * stage.epochs
+        taught = FLOPS_FORWARD * before.working * tokens if isinstance(stage, Qat) else 0.0
+        return FLOPS_TRAINING * after.working * tokens * stage.epochs + taught
 
     def _memory(self, stage: AnyStage, before: Shape | None, after: Shape | None) -> Estimate:
         if before is None or after is None:
@@ -189,7 +194,7 @@ class Predictor:
         if isinstance(stage, NncfWeights):
             note = "at least: the whole model in fp32; without torch itself"
             return Estimate(value=round(4 * before.parameters), note=note)
-        if not isinstance(stage, Finetune | Distill | Prune):
+        if not isinstance(stage, _TRAINS):
             return _unknown("not predicted: it depends on the tool that is called")
         if not self._reads_text():
             return _unknown("predicted for text only")

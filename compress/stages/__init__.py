@@ -19,6 +19,7 @@ from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
 from compress.stages.prune import Prune
+from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
@@ -27,7 +28,7 @@ from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
-    *(Finetune, Distill, Prune, TrimVocabulary, Export, Quantize, QuantizeWeights, Cast),
+    *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf),
 )
 

@@ -1,0 +1,79 @@
+"""Training through integers: values on the grid that a quantized graph has, with gradients as if they were not rounded.
+
+A layer computes ``(sum of q_x q_w) (s_x s_w) + b``, as ONNX Runtime's integer kernels do, with integers ``q_x`` less
+their zero point and ``q_w``, which here are floats of whole value. Their sums are exact below 2^24, so that training
+sees the bits which the exported graph gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_SMALLEST_RANGE = 1e-30
+"""Below, a step would be no normal float32, and everything is 0."""
+
+
+def rounded(values: torch.Tensor) -> torch.Tensor:
+    """The nearest whole numbers, halves to even; the gradient passes (straight-through: Bengio et al. 2013, 4)."""
+    result: torch.Tensor = _Rounded.apply(values)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def nearest_on_grid(steps: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:
+    """The integers from ``lowest`` to ``highest``, less ``zero_point``, nearest to ``steps``: clamp, then round."""
+    return rounded(steps.clamp(lowest - zero_point, highest - zero_point))
+
+
+def on_grid(values: torch.Tensor, scale: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:
+    """The integers, less ``zero_point``, that `QuantizeLinear` gives for ``values``.
+
+    With the product by ``scale`` that follows, the gradients are those of LSQ (Esser et al. 2020, equation 3): within
+    the grid dL/dx passes, outside it is 0; dL/ds counts q - x/s within, and the end of the grid outside.
+    """
+    return nearest_on_grid(values / scale, zero_point, lowest, highest)
+
+
+def row_scales(weight: torch.Tensor, highest: int) -> torch.Tensor:
+    """The scale of each output channel of ``weight`` [outputs, ...], at which its largest weight is ``highest``."""
+    largest = weight.detach().flatten(1).abs().amax(dim=1)
+    return (largest / highest).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def best_row_scales(weight: torch.Tensor, highest: int, steps: int = 80) -> torch.Tensor:
+    """The scale of each output channel with the least squared error, among shares of the largest weight's."""
+    full = row_scales(weight, highest)
+    rows = weight.detach().flatten(1)
+    best, least = full.clone(), torch.full_like(full, torch.inf)
+    for step in range(steps):
+        scale = full * (1 - step / (1.25 * steps))
+        q = (rows / scale[:, None]).round().clamp(-highest - 1, highest)
+        error = (q * scale[:, None] - rows).square().sum(dim=1)
+        better = error < least
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def unsigned_grid(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of 8-bit activations from ``low`` to ``high``; 0 is on the grid.
+
+    A constant 0 has a scale of 1. Raises `ValueError` for a range that is not finite.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError(f"activations from {low} to {high}")
+    if high - low < _SMALLEST_RANGE:
+        return 1.0, 0
+    scale = (high - low) / 255
+    return scale, max(0, min(255, round(-low / scale)))

@@ -1,0 +1,204 @@
+"""One quantization-aware training: what can be integers, then learning through them, then the graph that has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import nn
+
+from compress.errors import IntegrityError, StageError
+from compress.models.int8.choose import name_nodes, refuse_unfit
+from compress.models.int8.kernels import write_products
+from compress.models.int8.places import Grids, Place, find_places, grids
+from compress.models.int8.trained import (
+    FOUR_BITS_FROM,
+    IntegerLayer,
+    refuse_four_bits,
+    store_in_four_bits,
+    write_integers,
+)
+from compress.models.int8.unpack import Parts, pack_attention, unpack_attention
+from compress.models.onnx_export import export_onnx
+from compress.models.torch_model import TorchModel
+from compress.numerics.calibration import softmax
+from compress.numerics.distillation import softened_kl
+from compress.tasks.task import Examples
+from compress.training.batch_norm import fold_batch_norms
+from compress.training.loop import Trainee, forward, train, uses_bf16
+from compress.training.predict import predict
+from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
+from compress.training.sparsity import keep_zeros
+
+if TYPE_CHECKING:
+    from compress.stages.qat import Qat
+    from compress.stages.stage import Context
+
+_PROVEN_ON = 64
+_BATCH = 16
+
+
+class QatLesson:
+    """The stage, its model, which is changed in place, and what the float model answered before."""
+
+    def __init__(self, stage: Qat, model: TorchModel, context: Context) -> None:
+        self.stage, self.model, self.context = stage, model, context
+        self.examples = context.encode("train", model)
+        self.answers: torch.Tensor | None = None
+
+    def teach(self) -> onnx.ModelProto:
+        """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
+        stage, context, module = self.stage, self.context, self.model.module.eval()
+        _refuse_quantized(self.model)
+        self._fold()
+        chosen, shared = self._choose()
+        context.progress.note("qat: the float model answers")
+        self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(stage)))
+        pruned = keep_zeros(module)
+        layers = put_in(module, chosen, stage.bits, shared)
+        predict(module, self._some(stage.calibration_examples))
+        for name in start(layers):
+            context.remark(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
+        validate = context.validator(self.model)
+        trainee = Trainee(module, self.examples, loss=self._loss, after_step=pruned, validate=validate)
+        train(trainee, stage, context.seed, context.progress, "qat")
+        proof = self._some(_PROVEN_ON)
+        expected = predict(module, proof)
+        graph = self._written(take_out(module, layers))
+        self._prove(graph, proof, expected)
+        return graph
+
+    def _fold(self) -> None:
+        sample = self._some(2)
+        folded = fold_batch_norms(self.model.module, lambda: torch.from_numpy(predict(self.model.module, sample)))
+        left = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.model.module.modules())
+        if folded:
+            self.context.remark(f"qat: {folded} batch normalisations folded into the layers before them")
+        if left:
+            self.context.remark(f"qat: {left} batch normalisations stay in float, for want of one layer before each")
+
+    def _choose(self) -> tuple[dict[str, Quantizable], Grids]:
+        """The layers that become integers, and the grids that they share. Raises `StageError` where there is none."""
+        module = self.model.module
+        layers, kept = quantizable(module)
+        graph = self._exported()
+        places, _ = _unpacked(graph, {name: layer.weight.detach().numpy() for name, layer in layers.items()})
+        found = {name for place in places for name in place.layers}
+        kept |= dict.fromkeys(layers.keys() - found, "does not stand in the exported graph as it is, or alone")
+        for reason, count in sorted(Counter(kept.values()).items()):
+            named = next(name for name, why in kept.items() if why == reason)
+            others = f" and {count - 1} others" if count > 1 else ""
+            self.context.remark(f"qat: {named}{others} stays in float: it {reason}")
+        if not found:
+            raise StageError(
+                "The model has no layer to quantize.",
+                expected="linear layers of 1,024 weights or more, or convolutions, that stand in the exported graph",
+                mend="leave the stage out: a model without such layers gains nothing from integers",
+            )
+        return {name: layer for name, layer in layers.items() if name in found}, grids(places)
+
+    def _exported(self) -> ir.Model:
+        """The model as it is now. `qdq` is for any runtime, so operators stay those of ONNX."""
+        fusions = self.stage.format == "qoperator"
+        opset = self.stage.opset or (FOUR_BITS_FROM if self.stage.bits == 4 else None)
+        graph = ir.from_proto(export_onnx(self.model, self._some(_PROVEN_ON), opset, fusions).graph)
+        refuse_unfit(graph)
+        if self.stage.bits == 4:
+            refuse_four_bits(graph.opset_imports.get("", 0))
+        return graph
+
+    def _written(self, layers: dict[str, IntegerLayer]) -> onnx.ModelProto:
+        graph = self._exported()
+        places, attentions = _unpacked(graph, {name: layer.weight for name, layer in layers.items()})
+        lost = layers.keys() - {name for place in places for name in place.layers}
+        if lost:
+            raise StageError(f"The weights of {sorted(lost)[0]} don't stand in the graph after training.")
+        write_integers(graph, places, layers)
+        if self.stage.format == "qoperator":
+            write_products(graph)
+            _pack(graph, attentions)
+        made: onnx.ModelProto = ir.to_proto(graph)
+        # What was recorded of values in between is no longer so; the runtime infers it.
+        del made.graph.value_info[:]
+        store_in_four_bits(made)
+        kinds = Counter("convolutions" if layer.made else "linear layers" for layer in layers.values())
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        self.context.remark(f"qat: {counts} with {self.stage.bits}-bit weights")
+        return made
+
+    def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
+        """Raises `IntegrityError` where the graph answers otherwise than the model that was trained."""
+        largest, mean = _differences(graph, examples, expected)
+        if not largest <= self.stage.tolerance:
+            raise IntegrityError(
+                f"The exported graph's probabilities differ from training by {largest:.3f}.",
+                expected=f"at most {self.stage.tolerance:g}",
+                mend="try another opset, or raise tolerance if the difference is acceptable",
+            )
+        self.context.remark(
+            f"qat: probabilities of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} "
+            "on average"
+        )
+
+    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self.answers is not None, "the float model answers first"
+        outputs = forward(module, batch)
+        taught = self.answers[batch["index"].cpu()].to(outputs.logits.device)
+        learned = softened_kl(outputs.logits.float(), taught, self.stage.temperature)
+        share = self.stage.labels_weight
+        return (1 - share) * learned + share * self.context.task.loss(outputs, batch["labels"])
+
+    def _some(self, count: int) -> Examples:
+        """Up to ``count`` of the training examples, the same for the same seed."""
+        drawn = np.random.default_rng(self.context.seed).permutation(len(self.examples))[:count]
+        return replace(
+            self.examples,
+            inputs=[self.examples.inputs[int(place)] for place in drawn],
+            labels=None,
+            sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
+        )
+
+
+def _refuse_quantized(model: TorchModel) -> None:
+    """Raises `StageError` for a checkpoint whose weights are integers already."""
+    method = getattr(model.module.config, "quantization_config", None)
+    if method is not None:
+        raise StageError(
+            "The model is quantized already: its config has a quantization_config.",
+            expected="a float model, as `finetune` or `distill` gives it",
+            mend="start from the float model; quantizing twice loses accuracy for nothing",
+        )
+
+
+def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Place], list[Parts]]:
+    """Where layers stand in ``graph``, whose nodes are named and whose attention is taken apart; in place."""
+    name_nodes(graph)
+    attentions = unpack_attention(graph)
+    return find_places(graph, weights), attentions
+
+
+def _pack(graph: ir.Model, attentions: list[Parts]) -> None:
+    """Put attention together again, in place, that of integers and that which stayed in float."""
+    products = {str(node.name): node.op_type for node in graph.graph}
+    whole = [parts for parts in attentions if products[parts.product] in ("MatMul", "MatMulIntegerToFloat")]
+    pack_attention(graph, whole)
+
+
+def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> tuple[float, float]:
+    """The largest and the mean difference of a probability, through ONNX Runtime's integer kernels."""
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    parts = []
+    for first in range(0, len(examples), _BATCH):
+        rows = range(first, min(first + _BATCH, len(examples)))
+        batch = examples.batch(rows)
+        (found,) = session.run(["logits"], {name: batch[name] for name in names})
+        parts.append(np.abs(softmax(found) - softmax(expected[rows.start : rows.stop])))
+    differences = np.concatenate(parts)
+    return float(differences.max()), float(differences.mean())

@@ -19,11 +19,18 @@ def test_every_answer_is_found_with_few_questions(count: int):
             return k >= answer
 
         assert fewest(count, holds) == answer
-        assert len(asked) <= 1 + math.ceil(math.log2(max(count, 1))) + (count == 1)
+        assert len(asked) <= 2 + 2 * math.ceil(math.log2(max(answer, 1)))
         assert count not in asked or count == 0
 
 
 def test_when_time_is_over_what_is_known_to_hold_is_taken():
-    left = iter([True, True, False])
+    # 1, 2, 4 and 8 are asked; 6 would be the next.
+    left = iter([True] * 4 + [False])
     found = fewest(64, lambda k: k >= 5, lambda: next(left))
-    assert found == 16
+    assert found == 8
+
+
+def test_where_one_is_enough_two_questions_show_it():
+    asked: list[int] = []
+    assert fewest(1000, lambda k: asked.append(k) or k >= 1) == 1
+    assert asked == [0, 1]

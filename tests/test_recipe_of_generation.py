@@ -72,8 +72,8 @@ def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
     ("stage", "tasks"),
     [
         ("finetune", "text-classification and image-classification"),
-        ("distill: {student: {layers: [0]}}", "text-classification and feature-extraction"),
-        ("prune: {heads: 0.5}", "text-classification"),
+        ("distill: {student: {layers: [0]}}", "text-classification and image-classification and feature-extraction"),
+        ("prune: {heads: 0.5}", "text-classification and image-classification"),
         ("trim_vocabulary", "text-classification and feature-extraction"),
     ],
 )

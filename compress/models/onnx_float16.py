@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from compress.errors import IntegrityError, StageError
 from compress.models.int8.observe import open_session
-from compress.models.onnx_parity import mixed_batches
+from compress.models.onnx_parity import graph_answers, mixed_batches
 from compress.tasks.task import Examples
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -81,15 +81,10 @@ def prove_near(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples
             f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",
             mend="name the operators that it mentions in keep, and they stay in float32",
         ) from error
-    names = [entry.name for entry in sessions[0].get_inputs()]
-    outputs = [entry.name for entry in sessions[0].get_outputs()]
     worst, lowest, highest = 0.0, np.inf, -np.inf
     for indices in mixed_batches(examples):
         batch = examples.batch(indices)
-        feed = {name: batch[name] for name in names}
-        exact, found = (
-            examples.answers(dict(zip(outputs, session.run(outputs, feed), strict=True)), batch) for session in sessions
-        )
+        exact, found = (graph_answers(session, examples, batch) for session in sessions)
         # Unlike max, numpy's maximum does not lose a NaN.
         worst = float(np.maximum(worst, np.abs(found - exact).max()))
         lowest, highest = min(lowest, float(exact.min())), max(highest, float(exact.max()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,13 +28,10 @@ def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, t
     also runs alone. Raises `IntegrityError` above ``tolerance``.
     """
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-    given = [entry.name for entry in session.get_outputs()]
     worst = 0.0
     for indices in mixed_batches(examples):
         batch = examples.batch(indices)
-        found = session.run(given, {name: batch[name] for name in names})
-        outputs = examples.answers(dict(zip(given, found, strict=True)), batch)
+        outputs = graph_answers(session, examples, batch)
         inputs = {name: value for name, value in tensors(examples, indices).items() if name in examples.padding}
         with torch.inference_mode():
             expected = answers(examples, model.module.eval()(**inputs), inputs).numpy()
@@ -46,6 +44,15 @@ def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, t
             mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
         )
     return worst
+
+
+def graph_answers(
+    session: onnxruntime.InferenceSession, examples: Examples, batch: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """What a graph answers to a batch of ``examples``."""
+    names = [entry.name for entry in session.get_outputs()]
+    found = session.run(names, {entry.name: batch[entry.name] for entry in session.get_inputs()})
+    return examples.answers(dict(zip(names, found, strict=True)), batch)
 
 
 def mixed_batches(examples: Examples) -> list[list[int]]:

@@ -120,8 +120,9 @@ def search(
         return asked[count][1] >= floor
 
     count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
+    finished = count == 0 or (count - 1) in asked
     if damages and count == len(damages):
-        if time.perf_counter() >= deadline and count - 1 not in asked:
+        if not finished:
             raise StageError(
                 f"After {seconds:g} s no set of layers was found that keeps {share:.1%} of the float model's metric.",
                 expected="time for a few evaluations on the validation split",
@@ -134,7 +135,6 @@ def search(
             "calibration_method",
         )
     best, found = asked[count]
-    finished = count == 0 or (count - 1) in asked
     kept = tuple(damage.layer.name for damage in damages[:count])
     return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished)
 

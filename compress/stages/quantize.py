@@ -74,14 +74,12 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             )
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)
 
-    def _meant(self, model: OnnxModel) -> list[str]:
-        return [name for name in model.graphs if model.is_part(name, self.part)]
-
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
         from compress.models.onnx_few_bits import FewBits, quantize_matrices
 
-        if self.method == "static" and any(model.is_part(name, "decoder") for name in self._meant(model)):
+        meant = [name for name in model.graphs if model.is_part(name, self.part)]
+        if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):
             raise StageError(
                 "Static ranges are found for encoders alone: a decoder's inputs are what it said before.",
                 expected="part: encoder",
@@ -89,7 +87,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             )
         graphs = {}
         for name, graph in model.graphs.items():
-            if name not in self._meant(model):
+            if name not in meant:
                 graphs[name] = graph
                 continue
             quantized = self.run(OnnxModel(graph, name, model.companions), context).graph

@@ -121,6 +121,7 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
     Contract("prune", stage.promise()).check(model, before, 1, tmp_path, probe)
+    assert TorchModel.load(tmp_path, tiny_images.TASK).parameters() == model.parameters()
 
 
 def test_pruned_nets_learn_from_labels_and_from_the_unpruned() -> None:

@@ -262,6 +262,12 @@ def _pickled(folder: Path) -> None:
     (folder / "model" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
 
 
+def _quantized(folder: Path) -> None:
+    config = folder / "model" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+
+
 def _truncated(folder: Path) -> None:
     weights = folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -272,6 +278,7 @@ def _truncated(folder: Path) -> None:
     [
         (_pickled, "is a pickle"),
         (_truncated, "truncated"),
+        (_quantized, "quantized already"),
         (lambda folder: (folder / "model" / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model" / "model.safetensors").unlink(), "no safetensors weights"),
         (lambda folder: (folder / "train.csv").unlink(), "train.csv does not exist"),
@@ -279,7 +286,17 @@ def _truncated(folder: Path) -> None:
         (lambda folder: (folder / "train.csv").write_text("text,label\n"), "columns and no rows"),
         (lambda folder: (folder / "artifacts").write_text(""), "artifacts is a file"),
     ],
-    ids=["pickle", "truncated", "no config", "no weights", "no file", "empty file", "no rows", "artifacts"],
+    ids=[
+        "pickle",
+        "truncated",
+        "quantized",
+        "no config",
+        "no weights",
+        "no file",
+        "empty file",
+        "no rows",
+        "artifacts",
+    ],
 )
 def test_damage_is_found_before_the_run(
     folder: Path, tmp_path: Path, damage: Callable[[Path], object], words: str

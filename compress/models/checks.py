@@ -55,6 +55,19 @@ def check_model_folder(folder: Path) -> None:
         raise unreadable(error, folder) from error
 
 
+def refuse_quantized(folder: Path) -> None:
+    """Raises `ModelError` for a checkpoint of integers, where one of floats is to be trained or traced."""
+    quantization = read_json(folder / "config.json").get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise ModelError(
+            f"The model is quantized already: its config.json has a quantization_config (quant_method: {method}).",
+            where=str(folder),
+            expected="weights in float, as they were before they were quantized",
+            mend="start from the float model; quantizing twice loses accuracy for nothing",
+        )
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that hold the model's weights: one, or the shards that the index names.
 

@@ -21,6 +21,7 @@ from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.models.adapter import check_adapter
+from compress.models.checks import refuse_quantized
 from compress.models.source import find_model
 from compress.plan.contents import SourcePlan
 from compress.plan.shape import Shape, read_shape
@@ -28,7 +29,7 @@ from compress.progress import SilentProgress
 from compress.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
-from compress.tasks import get_task
+from compress.tasks import WRITTEN, get_task
 
 BYTES_PER_TOKEN = 4
 """Of English text in WordPiece or byte-pair tokens, about."""
@@ -96,6 +97,8 @@ class Sources:
                 self._unknown(role, reference)
                 return None
             shape = read_shape(path)
+            if self.recipe.task not in WRITTEN and path.is_dir():
+                refuse_quantized(path)
         except InputError as error:
             self.problems.append(error)
             return None

@@ -12,6 +12,7 @@ from compress.data.slices import Slice
 from compress.data.text_identity import normalised
 from compress.errors import DataError, ModelError, StageError
 from compress.measurement import Measurement
+from compress.models.checks import refuse_quantized
 from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import mean_interval
 from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
@@ -52,6 +53,7 @@ class FeatureExtraction:
         from compress.models.sentence_processor import sentence_processor
         from compress.models.transformer import drop_pooler
 
+        refuse_quantized(directory)
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)

@@ -11,6 +11,7 @@ import numpy as np
 from compress.data.slices import Slice
 from compress.errors import ModelError
 from compress.measurement import Measurement
+from compress.models.checks import refuse_quantized
 from compress.models.torch_model import TorchModel
 from compress.tasks.classes import (
     class_probabilities,
@@ -47,6 +48,7 @@ class TextClassification:
         """
         from transformers import AutoConfig, AutoTokenizer
 
+        refuse_quantized(directory)
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Context, Needs, Stage
-from compress.tasks import EMBEDDING
+from compress.tasks import EMBEDDING, IMAGES
 from compress.training.config import Training
 
 
@@ -67,9 +67,10 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
         others: tuple[str, ...] = ("temperature", "labels_weight") if task in EMBEDDING else ()
-        if task == "image-classification":
+        if task in IMAGES:
             others = ("method", "representation_weight", "use_unlabeled")
-        return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
+        idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
+        return (*super().idle_fields(task), *idle)
 
     def needs(self) -> Needs:
         """Training examples, with labels if these have a say, and unlabeled text if asked for."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from compress.models.torch_model import TorchModel
 from compress.numerics.sparse_pattern import Pattern
 from compress.stages.stage import Context, Needs, Stage
+from compress.tasks import IMAGES
 from compress.training.config import Training
 
 
@@ -67,6 +68,8 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
             )
         if sum((bool(self.channels), self.flops is not None, self.parameters is not None)) > 1:
             raise ValueError("one of channels, flops and parameters")
+        if self.augment is not None and (self.zeros is None or self.schedule != "cubic"):
+            raise ValueError("schedule: cubic, since augment varies the images of training, and nothing else trains")
         self._check_pattern()
         return self
 
@@ -110,9 +113,10 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
 
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Channels, where nothing has any."""
-        if task == "image-classification":
-            return ()
-        return tuple(name for name in ("channels", "flops", "parameters") if getattr(self, name))
+        idle = super().idle_fields(task)
+        if task in IMAGES:
+            return idle
+        return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Prune ``model`` in place."""

@@ -22,6 +22,9 @@ GENERATING = ("text-generation",)
 EMBEDDING = ("feature-extraction",)
 """Tasks whose answer is an embedding."""
 
+IMAGES = ("image-classification",)
+"""Tasks whose inputs are images."""
+
 WRITTEN = (*GENERATING, "automatic-speech-recognition")
 """Tasks whose graphs are written node by node from a checkpoint, rather than traced from a module."""
 

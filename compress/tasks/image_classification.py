@@ -13,7 +13,7 @@ from compress.data.images import Mode, decode, in_words
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
-from compress.models.checks import read_json
+from compress.models.checks import read_json, refuse_quantized
 from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
 from compress.tasks.classes import (
@@ -32,6 +32,7 @@ from compress.tasks.task import Column, Examples, Kept
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
+    from PIL import Image
 
 _LOGITS, _PIXELS = "logits", "pixel_values"
 _AT_ONCE = 256
@@ -39,6 +40,8 @@ _AT_ONCE = 256
 _IN_MEMORY_BYTES = 1 << 30
 """Up to so many bytes of pixels are made once and kept; beyond, an image is decoded whenever it is asked for."""
 _TOP = 5
+_BLACK = (64, 64)
+"""Width and height of the image that shows what black becomes; its middle is no padding of the processor's."""
 
 
 class ImageClassification:
@@ -56,6 +59,7 @@ class ImageClassification:
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
+        refuse_quantized(directory)
         try:
             processor = load_processor(directory)
             module = _load_module(directory, labels, trust_remote_code)
@@ -78,7 +82,8 @@ class ImageClassification:
             ids = label_ids(rows["label"].to_pylist(), labels)
         sizes = np.full(len(images), images[0][_PIXELS].shape[-1] if len(images) else 0)
         inputs = images if images.size_bytes > _IN_MEMORY_BYTES else images.all()
-        return Examples(inputs, {_PIXELS: None}, ids, note=in_words(images.conversions, len(images)), sizes=sizes)
+        note = in_words(images.conversions, len(images))
+        return Examples(inputs, {_PIXELS: None}, ids, note=note, sizes=sizes, black=images.black())
 
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
@@ -146,8 +151,17 @@ class _Images(Sequence[Mapping[str, np.ndarray]]):
             found += self._prepared(self._values[start : start + _AT_ONCE], self.conversions)
         return found
 
+    def black(self) -> np.ndarray:
+        """What a black pixel becomes, [channels]."""
+        from PIL import Image
+
+        (found,) = self._through_processor([Image.new(self._mode, _BLACK)])
+        return found[_PIXELS][:, found[_PIXELS].shape[1] // 2, found[_PIXELS].shape[2] // 2]
+
     def _prepared(self, values: Sequence[Mapping[str, Any]], conversions: Counter[str]) -> list[dict[str, np.ndarray]]:
-        images = [decode(value, self._mode, conversions) for value in values]
+        return self._through_processor([decode(value, self._mode, conversions) for value in values])
+
+    def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
         try:
             found = self._processor(images)[_PIXELS]
         except (ValueError, TypeError, KeyError) as error:

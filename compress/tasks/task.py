@@ -68,7 +68,8 @@ class Examples:
 
     ``labels`` are [n], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
-    the examples were made. ``seconds`` is how long each recording lasts, [n].
+    the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
+    has become, [channels].
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
@@ -79,6 +80,7 @@ class Examples:
     sizes: np.ndarray | None = None
     head: Head | None = None
     seconds: np.ndarray | None = None
+    black: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -4,7 +4,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compress.tasks import IMAGES
+
+
+class Augment(BaseModel):
+    """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_padding: int = Field(
+        0, ge=0, description="pixels of black put around each image, of which a window of its own size is cut at random"
+    )
+    horizontal_flip: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that an image is mirrored; not where left and right tell classes apart, as of digits",
+    )
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> Augment:
+        if not (self.crop_padding or self.horizontal_flip):
+            raise ValueError("crop_padding, horizontal_flip, or both")
+        return self
 
 
 class Training(BaseModel):
@@ -25,4 +49,11 @@ class Training(BaseModel):
         None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
     )
     freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
+    augment: Augment | None = Field(
+        None, description="training images are varied anew in every epoch: {crop_padding: 2, horizontal_flip: 0.5}"
+    )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """`augment`, where inputs are no images."""
+        return ("augment",) if self.augment is not None and task not in IMAGES else ()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from compress.stages.stage import Context
 
 _NO_LABEL = -100
+_COMPARED = 16
+"""Images by which it is seen whether two models prepare them alike."""
 
 
 def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
@@ -84,7 +86,8 @@ class Lesson:
     """One distillation: the teacher's answers, the losses and the training run.
 
     With ``method: logits`` the teacher answers once, before training, and may have another tokenizer than the
-    student. The other methods compare representations, so both must read the same tokens.
+    student. The other methods compare representations, so both must read the same tokens. Where images are varied, the
+    teacher answers what the student is shown (Beyer et al. 2022, section 3.1), so both must prepare them alike.
     """
 
     def __init__(self, stage: Distill, teacher: TorchModel, student: TorchModel, context: Context) -> None:
@@ -104,14 +107,17 @@ class Lesson:
         """Train the student in place. Raises `StageError` where a method cannot compare the two models."""
         stage, context = self.stage, self.context
         if stage.method == "logits":
-            context.progress.note("distill: the teacher answers")
-            taught = predict(self.teacher.module, self._examples(self.teacher), bf16=uses_bf16(stage))
-            self.taught = torch.from_numpy(taught)
+            examples = self._examples(self.teacher)
+            if stage.augment is None:
+                context.progress.note("distill: the teacher answers")
+                self.taught = torch.from_numpy(predict(self.teacher.module, examples, bf16=uses_bf16(stage)))
+            else:
+                _require_same_pixels(examples, self.examples)
         else:
             _require_same_tokens(self.teacher, self.student, stage.method)
             self.teacher_examples = replace(self.examples, head=getattr(self.teacher.processor, "modules", None))
             self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)
-            self.teacher.module.eval().requires_grad_(False)
+        self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(
             self.student.module,
             self.examples,
@@ -143,9 +149,8 @@ class Lesson:
         if self.taught is not None:
             taught = self.taught[batch["index"].cpu()].to(mine.device)
         else:
-            assert self.comparison is not None
             with torch.no_grad():
-                theirs = self.comparison.ask_teacher(self.teacher.module, batch)
+                theirs = forward(self.teacher.module, batch, **options)
                 taught = answers(self.teacher_examples, theirs, batch).float()
         loss = stage.logits_weight * self._distance(mine, taught)
         if stage.labels_weight:
@@ -165,6 +170,17 @@ class Lesson:
         if self.context.task.name in EMBEDDING:
             return embedding_distance(mine, taught)
         return softened_kl(mine, taught, self.stage.temperature)
+
+
+def _require_same_pixels(taught: Examples, learned: Examples) -> None:
+    for theirs, mine in zip(taught.inputs[:_COMPARED], learned.inputs[:_COMPARED], strict=True):
+        if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
+            raise StageError(
+                "With augment the teacher answers the images that the student is shown, but the two prepare images "
+                "differently.",
+                expected="the same size, scale, mean and deviation in both preprocessor_config.json",
+                mend="leave augment out: then each prepares the images in its own way",
+            )
 
 
 def _require_same_tokens(teacher: TorchModel, student: TorchModel, method: str) -> None:
@@ -229,10 +245,6 @@ class _Comparison:
         """Stop listening to both models."""
         for hook in self.hooks:
             hook.remove()
-
-    def ask_teacher(self, teacher: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-        """The teacher's outputs for the batch."""
-        return forward(teacher, batch, **self.options)
 
     def loss(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
         """The method's loss on representations; ``mask`` is [B, L]."""

@@ -19,6 +19,7 @@ from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.task import Examples
 from compress.training import processes
+from compress.training.augmentation import Augmentation
 from compress.training.config import Training
 from compress.training.freed_memory import keep_freed_memory
 
@@ -87,10 +88,16 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
+    augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
+
+    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = tensors(trainee.examples, indices)
+        return batch if augmentation is None else augmentation.vary(batch, indices, sampler.epoch)
+
     loader: DataLoader[int] = DataLoader(
         _Positions(len(trainee.examples)),  # type: ignore[arg-type]
         batch_sampler=sampler,
-        collate_fn=lambda indices: tensors(trainee.examples, indices),
+        collate_fn=collate,
     )
     optimizer = _optimizer(trainee, config)
     module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)

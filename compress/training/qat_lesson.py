@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -45,12 +46,16 @@ _BATCH = 16
 
 
 class QatLesson:
-    """The stage, its model, which is changed in place, and what the float model answered before."""
+    """The stage, its model, which is changed in place, and what teaches.
+
+    That is what the float model answered before or, where images are varied, the float model itself.
+    """
 
     def __init__(self, stage: Qat, model: TorchModel, context: Context) -> None:
         self.stage, self.model, self.context = stage, model, context
         self.examples = context.encode("train", model)
         self.answers: torch.Tensor | None = None
+        self.teacher: nn.Module | None = None
 
     def teach(self) -> onnx.ModelProto:
         """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
@@ -58,8 +63,11 @@ class QatLesson:
         _refuse_quantized(self.model)
         self._fold()
         chosen, shared = self._choose()
-        context.progress.note("qat: the float model answers")
-        self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(stage)))
+        if stage.augment is None:
+            context.progress.note("qat: the float model answers")
+            self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(stage)))
+        else:
+            self.teacher = copy.deepcopy(module).requires_grad_(False)
         pruned = keep_zeros(module)
         layers = put_in(module, chosen, stage.bits, shared)
         predict(module, self._some(stage.calibration_examples))
@@ -147,9 +155,13 @@ class QatLesson:
         )
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        assert self.answers is not None, "the float model answers first"
         outputs = forward(module, batch)
-        taught = self.answers[batch["index"].cpu()].to(outputs.logits.device)
+        if self.answers is not None:
+            taught = self.answers[batch["index"].cpu()].to(outputs.logits.device)
+        else:
+            assert self.teacher is not None, "either its answers or the float model itself"
+            with torch.no_grad():
+                taught = forward(self.teacher, batch).logits.float()
         learned = softened_kl(outputs.logits.float(), taught, self.stage.temperature)
         share = self.stage.labels_weight
         return (1 - share) * learned + share * self.context.task.loss(outputs, batch["labels"])

@@ -12,15 +12,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import tiny_images
+import torch
 from pydantic import ValidationError
+from quantized import quantize_tiny_llama, save_tiny_llama
 from torch import nn
 
-from compress.errors import StageError
+from compress.errors import ModelError, StageError
 from compress.models.onnx_model import OnnxModel
 from compress.models.torch_model import TorchModel
 from compress.runtimes.onnxruntime_profile import write_optimized
 from compress.stages.qat import Qat
 from compress.stages.stage import Context
+from compress.tasks import get_task
 from compress.tasks.image_classification import TASK
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 16, "labels_weight": 1.0, "calibration_examples": 32}
@@ -82,9 +85,33 @@ def test_four_bits_in_an_old_operator_set_are_refused_with_the_recipe() -> None:
     assert Qat(bits=8, opset=20).opset == 20
 
 
+@pytest.mark.parametrize("task", ["text-classification", "image-classification", "feature-extraction"])
+def test_a_gptq_folder_is_refused_before_it_is_loaded(task: str, tmp_path: Path) -> None:
+    # transformers would ask for packages that quantize, or fail inside them with a NameError.
+    quantize_tiny_llama(save_tiny_llama(tmp_path / "float"), tmp_path / "gptq")
+    with pytest.raises(ModelError, match=r"quantized already: .* \(quant_method: gptq\)") as refused:
+        get_task(task).load(tmp_path / "gptq", ["good", "bad"], trust_remote_code=False)
+    assert refused.value.where == str(tmp_path / "gptq")
+
+
 def test_a_quantized_model_is_refused() -> None:
     model = tiny_images.vit()
     model.module.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(StageError, match="quantized already"):
         taught(model)
     assert np.isfinite(model.module.classifier.weight.detach().numpy()).all()
+
+
+def test_the_float_model_answers_the_images_that_the_integers_are_shown() -> None:
+    model = tiny_images.vit(hidden_size=48, intermediate_size=64, num_hidden_layers=1)
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    def keep(module: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
+        if type(inputs["pixel_values"]) is torch.Tensor:  # and not what traces the graph
+            seen[module.training].append(inputs["pixel_values"].clone())
+
+    # The copy that teaches has it too.
+    model.module.register_forward_pre_hook(keep, with_kwargs=True)
+    taught(model, epochs=1, augment={"crop_padding": 1, "horizontal_flip": 0.5})
+    assert len(seen[True]) == 6, "one epoch of 96 examples"
+    assert all(any(torch.equal(mine, theirs) for theirs in seen[False]) for mine in seen[True])

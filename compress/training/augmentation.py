@@ -1,0 +1,57 @@
+"""Training images varied anew each time they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compress.errors import StageError
+from compress.numerics.augmentation import random_crop, random_horizontal_flip
+from compress.tasks.task import Examples
+from compress.training.config import Augment
+
+_PIXELS = "pixel_values"
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What varies the batches of one training; ``black`` [C] is the value of a black pixel after preparation.
+
+    What is drawn depends on the seed, the epoch and the examples of a batch, and on nothing else: not on what was
+    drawn before, nor on how many processes train.
+    """
+
+    settings: Augment
+    black: np.ndarray
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Augment, examples: Examples, seed: int) -> Augmentation:
+        """Raises `StageError` for examples that are no images, or images too small for what is asked."""
+        if examples.black is None:
+            raise StageError(
+                "augment varies images, and the training examples are none.",
+                expected="a task of images: image-classification",
+                mend="leave augment out",
+            )
+        height, width = examples.inputs[0][_PIXELS].shape[-2:]
+        if settings.crop_padding >= min(height, width):
+            raise StageError(
+                f"augment.crop_padding is {settings.crop_padding}, and images have {height} x {width} pixels.",
+                expected=f"less than {min(height, width)}, so that something of each image is left",
+                mend=f"a tenth of the side is usual: crop_padding: {max(1, min(height, width) // 10)}",
+            )
+        return cls(settings, examples.black, seed)
+
+    def vary(self, batch: dict[str, torch.Tensor], indices: Sequence[int], epoch: int) -> dict[str, torch.Tensor]:
+        """The batch with its `pixel_values` [B, C, H, W] varied, as ``epoch`` shows the examples at ``indices``."""
+        generator = np.random.default_rng([self.seed, epoch, *indices])
+        images = batch[_PIXELS].numpy()
+        if self.settings.crop_padding:
+            images = random_crop(images, self.settings.crop_padding, self.black, generator)
+        if self.settings.horizontal_flip:
+            images = random_horizontal_flip(images, self.settings.horizontal_flip, generator)
+        return {**batch, _PIXELS: torch.from_numpy(images)}

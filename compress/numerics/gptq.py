@@ -196,16 +196,27 @@ def _factorize(
     """L of H[places, places] + damping * mean, and the damping: ten times as much for each failure."""
     dead = hessian.diagonal()[places] == 0
     while True:
-        matrix = hessian[places][:, places]
+        # LAPACK's order of the numbers, in which the factor takes the matrix's own place.
+        matrix = _permuted(hessian, places).mT
         matrix.diagonal().add_(mean * damping)
         matrix.diagonal()[dead] = mean
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not int(failed) and bool(torch.isfinite(factor.diagonal()).all()):
-            return factor, damping
-        del matrix, factor
+        failed = torch.empty((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
+        if not int(failed) and bool(torch.isfinite(matrix.diagonal()).all()):
+            return matrix, damping
+        del matrix
         if damping >= _LARGEST_DAMPING:
             raise ValueError(f"no damping up to {damping:g} makes the Hessian positive definite")
         damping = min(max(damping * 10, 1e-4), _LARGEST_DAMPING)
+
+
+def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """H[places, places] without a third matrix of its size."""
+    matrix = torch.empty_like(hessian)
+    for start in range(0, len(places), _BLOCK):
+        rows = places[start : start + _BLOCK]
+        matrix[start : start + len(rows)] = hessian[rows][:, places]
+    return matrix
 
 
 @dataclass(frozen=True)

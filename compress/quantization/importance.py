@@ -136,19 +136,20 @@ class Gradients:
         generator = torch.Generator().manual_seed(self.seed)
         head: list[torch.Tensor] = []
 
-        def gradients() -> Iterator[torch.Tensor]:
-            for window in range(len(self.ids)):
-                hidden = states[window : window + 1].clone().requires_grad_()
-                with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
-                    logits = self.skeleton.logits(hidden)[0]
-                slope = _finite(torch.softmax(logits.detach().float(), dim=-1), "the answer")
-                head.append(1 - slope.square().sum(-1))
-                answers = torch.multinomial(slope, 1, generator=generator)
-                slope.scatter_add_(1, answers, torch.full(answers.shape, -1.0))
-                torch.autograd.backward(logits, slope.to(logits.dtype))
-                yield _of(hidden)
+        def gradient(window: int) -> torch.Tensor:
+            # A function of its own, so that one window's logits are gone before the next one's are there.
+            hidden = states[window : window + 1].clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
+                logits = self.skeleton.logits(hidden)[0]
+            slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
+            head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())
+            answers = torch.multinomial(slope, 1, generator=generator)
+            slope.scatter_add_(1, answers, torch.full(answers.shape, -1.0))
+            torch.autograd.backward(logits, slope.to(logits.dtype))
+            return _of(hidden)
 
-        return self._kept("leave.bin", "the gradient before the head", gradients()), torch.cat(head)
+        gradients = (gradient(window) for window in range(len(self.ids)))
+        return self._kept("leave.bin", "the gradient before the head", gradients), torch.cat(head)
 
     def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
         """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
@@ -208,7 +209,8 @@ def _relative(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
-    if not bool(torch.isfinite(values).all()):
+    # A sum of finite numbers may overflow, but one that is finite has only finite parts; it needs no mask.
+    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
         raise StageError(
             f"On the calibration text {what} is not finite.",
             expected="a model that computes finite numbers there, forwards and backwards",

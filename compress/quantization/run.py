@@ -26,7 +26,7 @@ from compress.quantization.stream import Stream
 from compress.quantization.tables import TABLE_BITS, Tables, plan_tables, quantize_tables
 from compress.quantization.walk import Walk
 from compress.quantization.write import Result
-from compress.training.freed_memory import keep_freed_memory
+from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     from compress.stages.stage import Context
@@ -79,6 +79,7 @@ class _Work:
         scratch, finished = self.context.scratch, Finished(self.context.scratch)
         text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch, importance)
         Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
+        give_back_freed_memory()
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(found, tables, self.skeleton.count_parameters(), self.config.sym)

@@ -20,9 +20,7 @@ from compress.errors import ModelError, StageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.checks import weight_files
 from compress.models.safetensors_file import read_header
-
-HEAD_ROWS = 8192
-"""Rows of the head that are held in float32 at a time."""
+from compress.quantization.head_product import head_product
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,7 @@ class Skeleton:
 
     def _head(self, weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         head = self.model.get_output_embeddings()
-        parts = [hidden @ rows.float().T for rows in torch.split(weight, HEAD_ROWS)]
-        logits = torch.cat(parts, dim=-1)
+        logits = head_product(hidden, weight)
         return logits if head.bias is None else logits + self.checkpoint.stored(f"{self.name(head)}.bias").float()
 
     @property

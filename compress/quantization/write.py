@@ -28,6 +28,8 @@ from compress.quantization.tables import Tables
 LAYERS = "quantized_layers.json"
 """What became of every layer, beside the checkpoint."""
 SHARD_BYTES = 500_000_000
+_ROWS = 8192
+"""Rows that are stored as float16 at a time."""
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -142,12 +144,15 @@ def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> No
 def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor
-    half = tensor.to(torch.float16)
-    if not bool(torch.isfinite(half).all()):
-        raise StageError(
-            f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
-            expected="values below 65,504",
-        )
+    half = torch.empty(tensor.shape, dtype=torch.float16)
+    # By rows: a mask of a whole embedding table, and what goes before it, would be the most memory of all the work.
+    pairs = zip(torch.split(tensor, _ROWS), torch.split(half, _ROWS), strict=True) if tensor.ndim else [(tensor, half)]
+    for rows, halves in pairs:
+        if not bool(torch.isfinite(halves.copy_(rows)).all()):
+            raise StageError(
+                f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
+                expected="values below 65,504",
+            )
     return half
 
 

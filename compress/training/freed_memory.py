@@ -33,3 +33,11 @@ def keep_freed_memory(largest_bytes: int | None = None) -> bool:
         wanted = {_TRIM_THRESHOLD: _KEPT_SHARE * largest_bytes, _MMAP_THRESHOLD: largest_bytes}
     heeded = [mallopt(number, value) for number, value in wanted.items() if _VARIABLES[number] not in os.environ]
     return 0 not in heeded
+
+
+def give_back_freed_memory() -> bool:
+    """Give what was freed and kept at hand back to the system; whether there was any."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False

@@ -37,3 +37,38 @@ def test_large_tensors_are_served_from_memory_that_was_freed():
 def test_larger_tensors_than_asked_for_are_given_back():
     assert page_faults(str(1 << 27)) < 32
     assert page_faults(str(1 << 22)) >= 8 * 32
+
+
+_RESIDENT = """
+import sys
+
+import torch
+
+from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+if not keep_freed_memory(1 << 27):
+    sys.exit("no mallopt")
+parts = [torch.ones(1 << 24) for _ in range(4)]
+last = torch.ones(1 << 10)
+full = resident()
+del parts
+kept = resident()
+give_back_freed_memory()
+sys.stdout.write(f"{full} {kept} {resident()}")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_is_kept_can_be_given_back():
+    ended = subprocess.run([sys.executable, "-c", _RESIDENT], capture_output=True, text=True, check=False)
+    if "no mallopt" in ended.stderr:
+        pytest.skip("the C library has no mallopt")
+    full, kept, left = map(int, ended.stdout.split())
+    assert full - kept < 1 << 27
+    assert full - left > 7 << 25

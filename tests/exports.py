@@ -57,8 +57,8 @@ def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Expor
         before.append(ir.to_proto(program).SerializeToString())
         return rewrite(program, *leave_out)
 
-    rewrite = onnx_export.optimize_encoder
-    with mock.patch.object(onnx_export, "optimize_encoder", keep):
+    rewrite = onnx_export.optimize_graph
+    with mock.patch.object(onnx_export, "optimize_graph", keep):
         found = onnx_export.export_onnx(model, examples, None, fusions)
     content = found.graph.SerializeToString()
     return Exported(model, examples, content, before[0] if before else content, found.rewrites)

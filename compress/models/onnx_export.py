@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from compress.errors import StageError
-from compress.models.fusions import optimize_encoder
+from compress.models.fusions import optimize_graph
 from compress.tasks.task import Examples
 from compress.training.loop import tensors
 
@@ -70,7 +70,7 @@ def export_onnx(
         raise StageError(
             f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
         ) from error
-    rewrites = optimize_encoder(program, leave_out) if fusions else {}
+    rewrites = optimize_graph(program, leave_out) if fusions else {}
     _name_axes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites)

@@ -18,11 +18,13 @@ from compress.models.fusions import (
     REWRITES,
     fold_constant_embeddings,
     fuse_encoder_attention,
-    optimize_encoder,
+    optimize_graph,
+    pool_globally,
     select_first_token_early,
     split_skip_normalization,
 )
 
+ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
 ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]
 
 
@@ -50,7 +52,7 @@ def test_each_encoder_is_rewritten_as_a_whole(architecture: str):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", list(REWRITES))
+@pytest.mark.parametrize("name", ENCODER_REWRITES)
 def test_each_rewrite_alone_is_exact(architecture: str, name: str):
     made, inputs = exported(architecture), inputs_for(architecture)
     model = made.unfused()
@@ -65,19 +67,21 @@ def test_each_rewrite_alone_is_exact(architecture: str, name: str):
     assert REWRITES[name](model) == 0
 
 
-@pytest.mark.parametrize("left_out", list(REWRITES))
+@pytest.mark.parametrize("left_out", ENCODER_REWRITES)
 def test_rewrites_work_without_each_other(left_out: str):
     model, inputs = exported().unfused(), inputs_for("bert")
     expected = run(exported().unfused(), **inputs)
-    counts = optimize_encoder(model, {left_out})
-    assert set(counts) == set(REWRITES) - {left_out} and all(counts.values())
+    counts = optimize_graph(model, {left_out})
+    # Encoders have no images to pool.
+    assert counts.pop("average_pool") == 0
+    assert set(counts) == set(ENCODER_REWRITES) - {left_out} and all(counts.values())
     np.testing.assert_allclose(run(model, **inputs), expected, atol=5e-6)
 
 
 def test_rewrites_give_the_same_bytes_each_time():
     first, second = exported().unfused(), exported().unfused()
     occupied = [bytearray(size) for size in range(3000)]
-    assert optimize_encoder(first) == optimize_encoder(second) and occupied
+    assert optimize_graph(first) == optimize_graph(second) and occupied
     assert ir.to_proto(first).SerializeToString() == ir.to_proto(second).SerializeToString()
 
 
@@ -141,7 +145,7 @@ def test_attention_under_another_mask_is_left_alone(change: Callable[[onnx.Model
     expected = run(before, **inputs, **more)
     assert fuse_encoder_attention(model) == 0
     assert operators(model)["Softmax"] == tiny.LAYERS and operators(model)["Attention"] == 0
-    counts = optimize_encoder(model)
+    counts = optimize_graph(model)
     assert counts["attention"] == 0 and counts["skip_normalization"] > 0
     np.testing.assert_allclose(run(model, **inputs, **more), expected, atol=5e-6)
 
@@ -308,3 +312,36 @@ def test_a_skip_normalisation_whose_sum_is_read_is_left_alone():
     model = skip(True, ["out", "", "", "sum"])
     assert split_skip_normalization(model) == 0
     assert operators(model)["SkipLayerNormalization"] == 1
+
+
+def pooling(axes: list[int], shape: tuple[int, ...] = (2, 3, 4, 5), keepdims: int = 1, opset: int = 20) -> ir.Model:
+    older = opset < 18
+    node = helper.make_node(
+        "ReduceMean", ["x"] if older else ["x", "axes"], ["y"], keepdims=keepdims, **({"axes": axes} if older else {})
+    )
+    weights = {} if older else {"axes": np.array(axes)}
+    model = graph_of([node], {"x": (TensorProto.FLOAT, shape)}, CHOSEN, weights)
+    model.opset_imports[""] = opset
+    return model
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
+    model, x = pooling(axes, opset=opset), whole(2, 3, 4, 5)
+    assert pool_globally(model) == 1 and operators(model) == {"GlobalAveragePool": 1}
+    np.testing.assert_allclose(run(model, x=x), x.mean((2, 3), keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pooling([1, 2]),
+        pooling([3]),
+        pooling([2, 3], keepdims=0),
+        pooling([1, 2], shape=(3, 4, 5)),
+    ],
+    ids=["other axes", "one axis", "axes dropped", "no image"],
+)
+def test_other_means_are_left_alone(model: ir.Model):
+    assert pool_globally(model) == 0 and operators(model) == {"ReduceMean": 1}

@@ -10,6 +10,7 @@ from compress.compare.policy import Policy
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.stages import AnyStage
+from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
 from compress.targets import TARGETS
 from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
@@ -146,6 +147,12 @@ class Recipe(Strict):
             raise ValueError("a `module` that `module_arguments` are for")
         if self.module is not None and self.task != _MODULES:
             raise ValueError(f"no `module`: plain torch modules are for {_MODULES}")
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_or_read(self) -> Recipe:
+        if (name := read_and_drawn(self.model, self.stages)) is not None:
+            raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
         return self
 
     def labels(self) -> tuple[str, ...]:

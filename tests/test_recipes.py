@@ -108,6 +108,9 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
     model.save(folder / "model")
     if recipe.random_weights:
         (folder / "model/model.safetensors").unlink()
+    (folder / "student").mkdir()
+    tiny_images.vit(hidden_size=24).save(folder / "student")
+    (folder / "student/model.safetensors").unlink()
     tiny_images.write_class_folders(folder / "images")
     splits = {split: f"images/{split}" for split in ("train", "validation", "test")}
     changes = {
@@ -154,6 +157,8 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: value for name, value in small.items() if name in fields}
     if (student := fields.get("student")) and student.get("config"):
         fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}
+    elif student and student.get("model"):
+        fields["student"] = {"model": "student", "random_weights": True}
     return fields
 
 

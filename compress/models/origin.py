@@ -1,4 +1,4 @@
-"""A starting model that has to be made first: of a plain torch module, or with random weights by its config."""
+"""A model that has to be made first: of a plain torch module, or with random weights by its config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REVISION = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """How a recipe's starting model comes to be, where its folder alone doesn't say it.
+    """How a recipe's starting model, or a student, comes to be, where its folder alone doesn't say it.
 
     ``module`` makes the network, called with ``arguments``; ``random_weights`` are drawn from ``seed``.
     ``recipe_folder`` is where files of code are looked for.
@@ -54,7 +54,7 @@ class Origin:
         target = cache / f"made-{self._key(folder, weights)[:32]}"
         if target.is_dir():
             return target
-        progress.note(f"making the starting model in {target}")
+        progress.note(f"making the model in {target}")
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix=".made-") as scratch:
@@ -67,7 +67,7 @@ class Origin:
                     made.rename(target)
         except OSError as error:
             raise StorageError(
-                f"The starting model cannot be written: {error.strerror or error}.",
+                f"The model cannot be written: {error.strerror or error}.",
                 where=str(cache),
                 mend="free some space or name another folder with --artifacts",
             ) from error

@@ -19,11 +19,11 @@ from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
-from compress.models.origin import Origin
 from compress.models.source import check_weights_finite, find_model, resolve_model
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBE_TOKENS, PROBE_WINDOWS, PROBES, Contract, Probe, tensor_digests
 from compress.pipeline.keys import START, Keys
+from compress.pipeline.origins import origin_of
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -107,16 +107,12 @@ class Road:
     def resolve(self, reference: str) -> Path:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
         if reference not in self.models:
-            recipe, place, cache = (
-                self.recipe,
-                str(find(reference, self.folder) or reference),
-                self.cache.root / "models",
-            )
-            if reference == recipe.model and (recipe.module or recipe.random_weights):
-                origin = Origin(recipe.module, recipe.random_weights, recipe.seed, self.folder, recipe.module_arguments)
+            place, cache = str(find(reference, self.folder) or reference), self.cache.root / "models"
+            origin = origin_of(reference, self.recipe, self.folder)
+            if origin is not None:
                 place = str(origin.make(find_model(place, self.progress), cache, self.progress))
             folder = resolve_model(
-                place, trust_remote_code=recipe.trust_remote_code, cache=cache, progress=self.progress
+                place, trust_remote_code=self.recipe.trust_remote_code, cache=cache, progress=self.progress
             )
             check_weights_finite(folder, self.progress)
             self.models[reference] = folder

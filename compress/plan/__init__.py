@@ -72,7 +72,7 @@ def _stage_plans(
     is_cached: Callable[[str], bool] | None,
     problems: list[CompressError],
 ) -> list[StagePlan]:
-    predictor = Predictor(recipe, sources.texts, lambda name: sources.model(name, "student"), {"start": start})
+    predictor = Predictor(recipe, sources.texts, sources.student, {"start": start})
     plans: list[StagePlan] = []
     shape = start
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):

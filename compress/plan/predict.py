@@ -16,7 +16,7 @@ from compress.quantization.config import Quantization
 from compress.recipe import Recipe
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
-from compress.stages.distill import Distill
+from compress.stages.distill import Distill, Student
 from compress.stages.equalize import Equalize
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
@@ -67,7 +67,7 @@ class Predictor:
 
     recipe: Recipe
     texts: dict[str, Text]
-    find_shape: Callable[[str], Shape | None]
+    find_shape: Callable[[Student], Shape | None]
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     weight_bits: tuple[int, int] = (32, 32)
     rate: float | None = None
@@ -98,7 +98,7 @@ class Predictor:
 
     def _output(self, stage: AnyStage, before: Shape | None) -> Shape | None:
         if isinstance(stage, Distill) and stage.student and stage.student.model:
-            return self.find_shape(stage.student.model)
+            return self.find_shape(stage.student)
         if before is None:
             return None
         if isinstance(stage, Distill):

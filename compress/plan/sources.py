@@ -29,6 +29,7 @@ from compress.progress import SilentProgress
 from compress.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
+from compress.stages.distill import Student
 from compress.tasks import WRITTEN, get_task
 
 BYTES_PER_TOKEN = 4
@@ -65,7 +66,7 @@ class Sources:
         made = self.recipe.module is not None or self.recipe.random_weights
         shape = None if made else self.model(self.recipe.model, "model")
         if made:
-            self._made_model(self.recipe.model)
+            self._made_model(self.recipe.model, "model", self.recipe.module, self.recipe.random_weights)
         for split, reference in self.recipe.data.splits.items():
             self._split(split, reference)
         for reference in self.recipe.data.unlabeled:
@@ -117,22 +118,30 @@ class Sources:
         self.rows.append(row)
         return shape
 
-    def _made_model(self, reference: str) -> None:
+    def student(self, student: Student) -> Shape | None:
+        """Describe a student that is a model of its own; its shape where its weights are here."""
+        assert student.model is not None
+        if not student.random_weights:
+            return self.model(student.model, "student")
+        self._made_model(student.model, "student", None, random_weights=True)
+        return None
+
+    def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
         """Describe what a model is made from; its shape is known once its code has run."""
         try:
             path = self._model_path(reference)
-            if self.recipe.module is not None:
-                check_module(self.recipe.module, self.folder)
+            if module is not None:
+                check_module(module, self.folder)
         except InputError as error:
             self.problems.append(error)
             return
         if path is None:
-            self._unknown("model", reference)
+            self._unknown(role, reference)
             return
-        origin = "random weights" if self.recipe.random_weights else "its weights"
-        note = f"made by {self.recipe.module or 'its config'}, with {origin}"
+        origin = "random weights" if random_weights else "its weights"
+        note = f"made by {module or 'its config'}, with {origin}"
         size = _folder_bytes(path)
-        row = SourcePlan(role="model", reference=reference, status="here", path=str(path), size_bytes=size, note=note)
+        row = SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, note=note)
         self.rows.append(row)
 
     def _model_path(self, reference: str) -> Path | None:

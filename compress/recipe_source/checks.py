@@ -14,6 +14,7 @@ from compress.recipe import Benchmark, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
 from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
+from compress.stages.distill import ANOTHER_STUDENT, Distill, read_and_drawn
 from compress.stages.stage import Stage
 from compress.targets import TARGETS
 from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
@@ -58,6 +59,7 @@ def check_parts(document: Document, parts: list[Part | None]) -> None:
     _check_labels(document, parts, labels)
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
+    _check_students(document, [part for part in parts if part])
     _check_task(document, [part for part in parts if part])
 
 
@@ -249,6 +251,16 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
             if reference not in names:
                 near = nearest_name(reference, names)
                 document.problem(path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near)
+
+
+def _check_students(document: Document, parts: list[Part]) -> None:
+    """No name stands for weights that are read and for others that are drawn."""
+    model = _value(document, ("model",), None)
+    twice = read_and_drawn(model, [part.stage for part in parts if part]) if isinstance(model, str) else None
+    for part in parts:
+        student = part.stage.student if isinstance(part.stage, Distill) else None
+        if twice is not None and student and student.model == twice:
+            document.problem((*part.path, "student", "model"), describe(twice), ANOTHER_STUDENT)
 
 
 def _check_unlabeled(document: Document, parts: list[Part]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,7 +14,7 @@ from compress.training.config import Training
 
 
 class Student(BaseModel):
-    """Where the student comes from; exactly one field is set. Without any, the stage's input is the student."""
+    """Where the student comes from: layers, config or model. Without any, the stage's input is the student."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,9 +25,14 @@ class Student(BaseModel):
         None, description="changes to the input's config, e.g. {hidden_size: 192}; weights start anew"
     )
     model: str | None = Field(None, description="Hugging Face id, local folder or `sample:NAME`")
+    random_weights: bool = Field(
+        False, description="of `model` only config.json and the processor are read, and weights drawn from the seed"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
+        if self.random_weights and self.model is None:
+            raise ValueError("model, whose config.json says for what weights are drawn")
         if sum(value is not None for value in (self.layers, self.config, self.model)) != 1:
             raise ValueError("exactly one of layers, config and model")
         return self
@@ -89,3 +95,20 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         student = make_student(self.student, model, teacher, context)
         Lesson(self, teacher, student, context).teach()
         return student
+
+
+ANOTHER_STUDENT = (
+    "another student of random weights than a model that is read elsewhere in the recipe; "
+    "`student: {config: {}}` draws weights by the config of the stage's input"
+)
+
+
+def read_and_drawn(model: str, stages: Iterable[object]) -> str | None:
+    """A name that stands for weights that are read and, as a student, for drawn ones; models are known by their names.
+
+    ``model`` is the starting model.
+    """
+    students = [stage.student for stage in stages if isinstance(stage, Distill) and stage.student]
+    drawn = {student.model for student in students if student.random_weights}
+    read = {model, *(student.model for student in students if not student.random_weights)}
+    return min((name for name in drawn & read if name is not None), default=None)

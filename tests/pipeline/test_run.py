@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import tiny_run
+import torch
 import yaml
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
 from compress.cache import Cache
 from compress.cli import app
-from compress.errors import CompressError, IntegrityError, ModelError, StageError
+from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 from compress.models.model import digest_directory, size_bytes
 from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run, with_absolute_paths
@@ -407,6 +411,34 @@ def test_absolute_paths_leave_names_of_splits_and_samples_alone(tmp_path: Path, 
     }
     assert resolved.data.unlabeled == ("sample:snippets", str(tmp_path / "more.csv"))
     assert resolved.model_dump()["stages"][0]["student"]["model"] == str(tmp_path / "student")
+
+
+def test_a_student_of_random_weights_is_drawn_by_its_config(tmp_path: Path) -> None:
+    student = {"model": "small", "random_weights": True}
+    recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": student}}], baseline="start", seed=3)
+    shutil.copytree(tmp_path / "model", tmp_path / "small")
+    (tmp_path / "small/model.safetensors").unlink()
+    road = Road(tiny_run.load(recipe), tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    drawn = load_file(road.resolve("small") / "model.safetensors")
+    torch.manual_seed(3)
+    expected = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path / "small")).state_dict()
+    assert {name: tensor.tolist() for name, tensor in drawn.items()} == {
+        name: tensor.tolist() for name, tensor in expected.items()
+    }
+    assert road.resolve("model") == tmp_path / "model", "the starting model is read as it is"
+    read = tiny_run.load(recipe, "stages.0.distill.student.random_weights=false")
+    with pytest.raises(ModelError, match="safetensors"):
+        Road(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).resolve("small")
+
+
+def test_one_name_is_not_read_and_drawn(tmp_path: Path) -> None:
+    recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": {"model": "small", "random_weights": True}}}])
+    overrides = ("model=small", "baseline=start")
+    with pytest.raises(InputError, match=r"'small'[\s\S]*another student of random weights"):
+        tiny_run.load(recipe, *overrides)
+    given = tiny_run.load(recipe, "baseline=start").model_dump()
+    with pytest.raises(ValidationError, match="for 'small', another student of random weights"):
+        Recipe.model_validate({**given, "model": "small"})
 
 
 def refusal(recipe: Path, artifacts: Path, *overrides: str) -> CompressError:

@@ -19,7 +19,7 @@ from compress.errors import StageError
 from compress.models.torch_model import TorchModel
 from compress.models.transformer import keep_heads
 from compress.progress import SilentProgress
-from compress.stages.distill import Distill
+from compress.stages.distill import Distill, Student
 from compress.stages.finetune import Finetune
 from compress.stages.stage import Context
 from compress.training.predict import predict
@@ -311,3 +311,9 @@ def test_layers_that_the_model_lacks_are_refused():
 def test_parameters_that_leave_no_two_models_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
         Distill(**parameters)
+
+
+def test_random_weights_need_an_architecture() -> None:
+    with pytest.raises(ValidationError, match=r"model, whose config\.json says"):
+        Student(layers=(0,), random_weights=True)
+    assert Student(model="a/b", random_weights=True).random_weights

@@ -20,8 +20,9 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 from compress.stages.qat import Qat
+from compress.training.augmentation import Augmentation
 from compress.training.config import Augment, Training
-from compress.training.loop import Trainee, train
+from compress.training.loop import Trainee, tensors, train
 
 BOTH = {"crop_padding": 1, "horizontal_flip": 0.5}
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
@@ -66,6 +67,16 @@ def test_each_epoch_shows_other_variants_of_the_same_images():
         taken[place].append(matches[0])
     assert len({first for first, _ in taken.values()}) > 5, "images of one epoch are moved apart from each other"
     assert any(first != second for first, second in taken.values()), "epochs differ"
+
+
+def test_the_same_batch_is_varied_by_seed_and_epoch_and_not_by_what_was_drawn_before():
+    examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", tiny_images.vit())
+    augmentation = Augmentation.of(Augment.model_validate(BOTH), examples, seed=0)
+    batch = tensors(examples, list(range(16)))
+    first, second, again = (augmentation.vary(batch, range(16), epoch)["pixel_values"] for epoch in (1, 2, 1))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    other = Augmentation.of(Augment.model_validate(BOTH), examples, seed=1).vary(batch, range(16), 1)
+    assert not torch.equal(first, other["pixel_values"])
 
 
 def test_without_augment_images_are_shown_as_they_are():

@@ -25,9 +25,9 @@ from transformers import BertConfig, BertForSequenceClassification
 import compress.plan
 from compress.errors import InputError
 from compress.plan import make_plan, render_plan
+from compress.plan.data_size import read_size
 from compress.plan.predict import activation_bytes, machine_flops_per_second
 from compress.plan.shape import Shape, pruned_shape, read_shape, student_shape
-from compress.plan.sources import read_size
 from compress.recipe import Recipe
 from compress.stages.distill import Distill
 from compress.stages.prune import Prune

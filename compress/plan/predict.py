@@ -9,9 +9,9 @@ from typing import Any
 
 from compress.environment import cores_quota, granted_cores
 from compress.plan.contents import Estimate
+from compress.plan.data_size import Text
 from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
 from compress.plan.shape import Shape, pruned_shape, student_shape
-from compress.plan.sources import Text
 from compress.quantization.config import Quantization
 from compress.recipe import Recipe
 from compress.stages.attach_lora import AttachLora

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from compress.data.class_folder import LABEL, read_class_folder
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
@@ -24,6 +19,7 @@ from compress.models.adapter import check_adapter
 from compress.models.checks import refuse_quantized
 from compress.models.source import find_model
 from compress.plan.contents import SourcePlan
+from compress.plan.data_size import Text, folder_bytes, read_size
 from compress.plan.shape import Shape, read_shape
 from compress.progress import SilentProgress
 from compress.recipe import Recipe
@@ -32,22 +28,7 @@ from compress.samples.fetch import cached_directory
 from compress.stages.distill import Student
 from compress.tasks import WRITTEN, get_task
 
-BYTES_PER_TOKEN = 4
-"""Of English text in WordPiece or byte-pair tokens, about."""
-_HEAD_BYTES = 1 << 16
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
-
-
-@dataclass(frozen=True)
-class Text:
-    """Size of a data file. ``rows`` is exact for Parquet and else estimated from the file's beginning."""
-
-    rows: int
-    size_bytes: int
-
-    def tokens(self, max_length: int) -> int:
-        """About how many tokens the examples hold, each cut at ``max_length``."""
-        return min(self.size_bytes // BYTES_PER_TOKEN, self.rows * max_length)
 
 
 class Sources:
@@ -112,7 +93,7 @@ class Sources:
             reference=reference,
             status="here",
             path=str(path),
-            size_bytes=_folder_bytes(path),
+            size_bytes=folder_bytes(path),
             parameters=round(shape.parameters),
         )
         self.rows.append(row)
@@ -140,7 +121,7 @@ class Sources:
             return
         origin = "random weights" if random_weights else "its weights"
         note = f"made by {module or 'its config'}, with {origin}"
-        size = _folder_bytes(path)
+        size = folder_bytes(path)
         row = SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, note=note)
         self.rows.append(row)
 
@@ -190,7 +171,7 @@ class Sources:
             self.problems.append(error)
             return
         row = SourcePlan(
-            role="adapter", reference=reference, status="here", path=str(path), size_bytes=_folder_bytes(path)
+            role="adapter", reference=reference, status="here", path=str(path), size_bytes=folder_bytes(path)
         )
         self.rows.append(row)
 
@@ -214,7 +195,7 @@ class Sources:
             reference=shown,
             status="here",
             path=str(place),
-            size_bytes=_folder_bytes(place),
+            size_bytes=folder_bytes(place),
             rows=text.rows,
         )
         self.rows.append(row)
@@ -257,64 +238,3 @@ def check_module(reference: str, folder: Path) -> None:
             where="module",
             expected="a function of an installed package, or of a file beside the recipe",
         )
-
-
-def _folder_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
-
-
-def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Rows and bytes of a data file or class folder, and its columns where that is told. Raises `DataError`."""
-    if path.is_dir():
-        rows = read_class_folder(path, (LABEL,))
-        return Text(len(rows.columns[LABEL]), _folder_bytes(path)), rows.names
-    try:
-        text, columns = _parquet_size(path) if path.suffix == ".parquet" else _text_size(path)
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
-    if text.rows < 1:
-        found = "has columns and no rows" if columns else "is empty"
-        raise DataError(f"{path.name} {found}.", where=str(path), expected="at least one row")
-    return text, columns
-
-
-def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    text = head.decode("utf-8-sig", errors="replace")
-    if path.suffix == ".json":
-        seen = text.count("}")
-    else:
-        seen = text.count("\n") if size > len(head) else len(text.splitlines())
-    columns = _columns(path.suffix, text)
-    rows = round(seen * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
-    return Text(rows, size), columns
-
-
-def _columns(suffix: str, head: str) -> tuple[str, ...]:
-    if suffix == ".csv":
-        return tuple(next(csv.reader(io.StringIO(head)), ()))
-    if suffix == ".jsonl":
-        try:
-            first = json.loads(head.split("\n", 1)[0])
-        except ValueError:
-            return ()
-        return tuple(first) if isinstance(first, dict) else ()
-    return ()
-
-
-def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    if path.stat().st_size == 0:
-        return Text(0, 0), ()
-    try:
-        metadata = pyarrow.parquet.read_metadata(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    uncompressed = sum(group.total_byte_size for group in groups)
-    return Text(metadata.num_rows, uncompressed), tuple(metadata.schema.to_arrow_schema().names)

@@ -16,7 +16,7 @@ class Target:
     runtime: str
     provider: str
     description: str
-    format: Literal["onnx", "gguf"] = "onnx"
+    format: Literal["onnx", "gguf", "ort"] = "onnx"
 
 
 TARGETS: dict[str, Target] = {
@@ -24,7 +24,8 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target("cpu", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime on this machine's processor"),
         Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU"),
-        Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", format="gguf"),
+        Target("ort", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime's format for phones, run here", "ort"),
+        Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The tensors of a model folder, a safetensors file, a GGUF file or an ONNX file, from headers alone."""
+"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ONNX Runtime's own), from headers alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from compress.errors import ModelError
 from compress.inspect.onnx_graph import Initializer, read_graph
 from compress.inspect.onnx_names import Meaning, explain
+from compress.inspect.ort_graph import read_ort_graph
 from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
 from compress.models.gguf_file import read_gguf
 from compress.models.safetensors_file import StoredTensor, read_header
 
-SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
+SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx", ".ort": "ort"}
 _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
 
 
@@ -38,6 +39,8 @@ def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
             tensors += _safetensors(file, root)
         elif form == "gguf":
             tensors += _gguf(file, root)
+        elif form == "ort":
+            tensors += _ort(file, root)
         else:
             found, used = _onnx(file, root)
             tensors += found
@@ -131,6 +134,12 @@ def _gguf(file: Path, root: Path) -> list[TensorInfo]:
         )
         for tensor in read_gguf(file).tensors
     ]
+
+
+def _ort(file: Path, root: Path) -> list[TensorInfo]:
+    graph = read_ort_graph(file)
+    named = zip(graph.initializers, explain(graph), strict=True)
+    return [_initializer(item, meaning, file, root, None) for item, meaning in named]
 
 
 def _onnx(file: Path, root: Path) -> tuple[list[TensorInfo], set[Path]]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from compress.errors import ModelError
 from compress.models.model import only_file
@@ -108,8 +108,16 @@ def _write(graph: onnx.ModelProto, target: Path) -> None:
     onnx.load_external_data_for_model(graph, str(target.parent))
 
 
-def processor_of(model: OnnxModel) -> Any:
-    """The processor among an ONNX model's companion files."""
+class HasCompanions(Protocol):
+    """A model with small files beside it, by their paths below its folder."""
+
+    @property
+    def companions(self) -> Mapping[str, bytes]:
+        """Path below the folder -> content."""
+
+
+def processor_of(model: HasCompanions) -> Any:
+    """The processor among a model's companion files."""
     from compress.models.processor import load_processor
 
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +127,7 @@ def processor_of(model: OnnxModel) -> Any:
         return load_processor(Path(folder))
 
 
-def labels_of(model: OnnxModel) -> tuple[str, ...] | None:
+def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
     """Class names in the order of their ids, as the config among the companion files has them."""
     names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,14 @@ from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.gguf_model import GgufModel
 from compress.models.model import size_bytes
 from compress.models.onnx_model import OnnxModel, processor_of
+from compress.models.ort_model import ORT_FILE, OrtModel
 from compress.models.torch_model import TorchModel
 from compress.stages.stage import Promise
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel
 
 PROBES = 32
 PROBE_WINDOWS = 4
@@ -126,6 +128,8 @@ class Probe:
             from compress.pipeline.gguf_probe import gguf_logits
 
             return gguf_logits(model, self.encode, PROBE_WINDOWS, PROBE_TOKENS, PROBE_POSITIONS)
+        if isinstance(model, OrtModel):
+            return _run_onnx(model.graph, self.encode(processor_of(model)))
         if model.others:
             from compress.pipeline.speech_probe import speech_logits
 
@@ -184,6 +188,8 @@ def float_arrays(model: AnyModel) -> Iterable[tuple[str, np.ndarray]]:
         from compress.pipeline.gguf_probe import gguf_arrays
 
         return gguf_arrays(model)
+    if isinstance(model, OrtModel):
+        return ((name, array) for name, array in _ort_arrays(model) if array.dtype.kind == "f")
     if isinstance(model, TorchModel):
         tensors = model.tensors().items()
         return [(name, tensor.float().numpy()) for name, tensor in tensors if tensor.is_floating_point()]
@@ -199,6 +205,16 @@ def _graph_arrays(model: OnnxModel) -> Iterator[tuple[str, np.ndarray]]:
             yield tensor.name, numpy_helper.to_array(tensor)
 
 
+def _ort_arrays(model: OrtModel) -> Iterator[tuple[str, np.ndarray]]:
+    from compress.models.ort_file import load_ort_tensor, read_ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / ORT_FILE
+        file.write_bytes(model.graph)
+        for tensor in read_ort(file).tensors:
+            yield tensor.name, load_ort_tensor(file, tensor)
+
+
 def tensor_digests(model: AnyModel) -> dict[str, str]:
     """SHA-256 of each weight's shape and bytes, by name."""
     import hashlib
@@ -212,7 +228,7 @@ def tensor_digests(model: AnyModel) -> dict[str, str]:
     if isinstance(model, TorchModel):
         arrays = [(name, tensor.numpy()) for name, tensor in model.tensors().items()]
     else:
-        arrays = list(_graph_arrays(model))
+        arrays = list(_ort_arrays(model) if isinstance(model, OrtModel) else _graph_arrays(model))
     return {
         name: hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
         for name, array in arrays

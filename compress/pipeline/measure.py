@@ -13,8 +13,9 @@ from compress.errors import ModelError
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.models.gguf_model import GgufModel
-from compress.models.model_file import Format
+from compress.models.model_file import WRITTEN_FROM, Format
 from compress.models.onnx_model import OnnxModel
+from compress.models.ort_model import OrtModel
 from compress.models.writable import check_writable
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
@@ -37,8 +38,8 @@ from compress.stages import STAGES
 from compress.stages.stage import Stage
 from compress.targets import TARGETS, Target
 
-_FORMATS: dict[type[Any], Format] = {OnnxModel: "onnx", GgufModel: "gguf"}
-_WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf"}
+_FORMATS: dict[type[Any], Format] = {OnnxModel: "onnx", GgufModel: "gguf", OrtModel: "ort"}
+_WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort"}
 """The stage that writes a format."""
 
 
@@ -132,25 +133,50 @@ def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
     Raises `StageError` where an output cannot be exported.
     """
     labels = road.recipe.labels()
-    kind = _WRITERS[form]
-    default = STAGES[kind].model_validate({"kind": kind})
-    writer = next((stage for stage in road.recipe.stages if stage.kind == kind), default)
-    wanted = [label for label in labels if _format(road, label) in (None, form)]
+    wanted = [label for label in labels if _leads_to(_format(road, label), form)]
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
-    artifacts = {BASELINE: _written(road, road.recipe.baseline, writer)}
-    artifacts |= {label: _written(road, label, writer) for label in wanted if label != road.recipe.baseline}
+    artifacts = {BASELINE: _written(road, road.recipe.baseline, form)}
+    artifacts |= {label: _written(road, label, form) for label in wanted if label != road.recipe.baseline}
     return {**artifacts, FINAL: artifacts.get(labels[-1], artifacts[BASELINE])}
 
 
-def _written(road: Road, label: str, writer: Stage[Any, Any]) -> Path:
-    if label != START and _format(road, label) is not None:
-        return road.finished[label].entry.folder
-    return road.apply(f"{label}, exported", writer, label).entry.folder
+def _written(road: Road, label: str, form: Format) -> Path:
+    return road.folder_of(_in_format(road, label, form))
+
+
+def _in_format(road: Road, label: str, form: Format) -> str:
+    """The label under which an output is to be had in a format, written now unless it was before."""
+    found = _format(road, label)
+    if found == form:
+        return label
+    source = WRITTEN_FROM[form]
+    before = label if source in (None, found) else _in_format(road, label, source)
+    written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
+    road.go_on(written, _writer(road, form), before)
+    return written
+
+
+def _writer(road: Road, form: Format) -> Stage[Any, Any]:
+    """The stage that writes a format: as the recipe has it, or as it is by default."""
+    kind = _WRITERS[form]
+    default = STAGES[kind].model_validate({"kind": kind})
+    return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
+
+
+def _leads_to(found: Format | None, form: Format) -> bool:
+    """Whether one format can be written from another, or from what is in none yet."""
+    while True:
+        if found in (None, form):
+            return True
+        source = WRITTEN_FROM[form]
+        if source is None:
+            return False
+        form = source
 
 
 def _format(road: Road, label: str) -> Format | None:
     """The format that a stage's output is in for good; None for a model that any of them is written from."""
-    return _FORMATS.get(road.gives(label))
+    return None if label == START else _FORMATS.get(road.gives(label))
 
 
 def check_formats(road: Road) -> None:
@@ -167,9 +193,13 @@ def check_formats(road: Road) -> None:
 def _why_not(road: Road, target: Target) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
-        found = None if label == START else _format(road, label)
-        if found not in (None, target.format):
+        found = _format(road, label)
+        if found is not None and not _leads_to(found, target.format):
             return f"it runs {target.format.upper()} files, and {label} gives {found.upper()}"
+    kind, task = _WRITERS[target.format], road.recipe.task
+    tasks = STAGES[kind].tasks
+    if tasks is not None and task not in tasks:
+        return f"it runs {target.format.upper()} files, which the stage {kind} does not write for {task}"
     if road.task.generates:
         try:
             check_writable(road.start, target.format)

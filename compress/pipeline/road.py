@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry, disk_full
+from compress.cache import Cache, Entry
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
 from compress.data.similarity import RatedPairs, find_rated_pairs
@@ -19,8 +19,10 @@ from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
+from compress.models.ort_model import OrtModel
 from compress.models.source import check_weights_finite, find_model, resolve_model
 from compress.models.torch_model import TorchModel
+from compress.pipeline.failures import library_failures, unexpected
 from compress.pipeline.integrity import PROBE_TOKENS, PROBE_WINDOWS, PROBES, Contract, Probe, tensor_digests
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.origins import origin_of
@@ -36,7 +38,7 @@ from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
 from compress.training.recovery_config import Recovery
 
-AnyModel = TorchModel | Checkpoint | OnnxModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | OrtModel
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Road:
     progress: Progress
     finished: dict[str, Finished] = field(default_factory=dict)
     models: dict[str, Path] = field(default_factory=dict)
+    further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
+    """What outputs were taken through beside the recipe's own stages, by label (`go_on`)."""
 
     @cached_property
     def cache(self) -> Cache:
@@ -133,9 +137,20 @@ class Road:
             apply = self._apply_together if several() else self.apply
             self.finished[label] = apply(label, stage, before)
 
+    def go_on(self, label: str, stage: Stage[Any, Any], before: str) -> None:
+        """Take the output of ``before`` through a stage that is none of the recipe's; it is ``label`` from then on."""
+        self.further[label] = stage, self.apply(label, stage, before)
+
+    def folder_of(self, label: str) -> Path:
+        """The files of a finished stage's output, or of the starting model."""
+        return self.start if label == START else self._entry(label).folder
+
+    def _entry(self, label: str) -> Entry:
+        return (self.further[label][1] if label in self.further else self.finished[label]).entry
+
     def digest(self, label: str) -> str:
         """Digest of a finished stage's files, or of the starting model."""
-        return self.keys.start() if label == START else self.finished[label].entry.digest
+        return self.keys.start() if label == START else self._entry(label).digest
 
     def apply(self, label: str, stage: Stage[Any, Any], before: str) -> Finished:
         """The output of ``stage`` on the output of ``before``: from the cache, or made now."""
@@ -202,8 +217,8 @@ class Road:
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except _failures() as error:
-                raise _unexpected(label, content, error) from error
+            except library_failures() as error:
+                raise unexpected(label, content, error) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -220,7 +235,7 @@ class Road:
 
         What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
         """
-        folder = self.start if label == START else self.finished[label].entry.folder
+        folder = self.folder_of(label)
         gives = TorchModel if label == START else self.gives(label)
         if wanted is Checkpoint and gives is not OnnxModel:
             gives = gives if issubclass(gives, Checkpoint) else Checkpoint
@@ -236,11 +251,13 @@ class Road:
 
     def gives(self, label: str) -> type[Any]:
         """The model class that a stage gives."""
+        if label in self.further:
+            return self.further[label][0].gives()
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
     def _size(self, label: str) -> int:
         if label != START:
-            return size_bytes(self.finished[label].entry.folder)
+            return size_bytes(self.folder_of(label))
         return sum(path.stat().st_size for path in self.start.iterdir() if path.is_file())
 
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
@@ -275,25 +292,3 @@ class Road:
         if not isinstance(model, TorchModel):
             raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
         return model
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
-    from onnx.checker import ValidationError
-    from safetensors import SafetensorError
-
-    from compress.runtimes.onnxruntime import FAILURES
-
-    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-    return (*own, ValidationError, SafetensorError, *FAILURES)
-
-
-def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
-    text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    if "No space left on device" in str(error):
-        return disk_full(folder)
-    return StageError(
-        f"Stage {label!r} failed: {type(error).__name__}: {first}",
-        mend="see the run's log; finished stages are kept, so the next run resumes here",
-    )

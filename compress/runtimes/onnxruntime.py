@@ -12,7 +12,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, ModelError, StageError
-from compress.models.onnx_model import find_graphs
+from compress.models.model_file import model_files
 from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType
 from compress.runtimes.shared_cache import SharedCache, says_so
 from compress.runtimes.transcriber import Transcriber
@@ -119,13 +119,13 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one graph of ``artifact``, a folder or the file, or the two of a model that transcribes.
+        """Open the one graph of ``artifact``, a folder or the file, in either format, or the two of a transcriber.
 
         ``threads`` work within an operator.
         """
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-        graphs = find_graphs(artifact)
+        graphs = model_files(artifact)
         reason = self.unavailable(target)
         if reason is not None:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")

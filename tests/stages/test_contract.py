@@ -69,6 +69,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
     ],
     "gguf": [{}, {"float_type": "f32"}],
+    "ort": [{}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
     "merge_lora": [{"adapter": "adapter"}],

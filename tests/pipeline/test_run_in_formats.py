@@ -1,0 +1,39 @@
+"""One recipe, measured in every format that its targets run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import Notes, load, write_all
+
+from compress.pipeline.run import run
+
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
+
+
+def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(tmp_path: Path) -> None:
+    recipe = load(write_all(tmp_path, stages=STAGES, targets=["cpu", "ort"]))
+    report = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
+    assert not report.skipped
+    for model in ("baseline", "export", "final"):
+        here, there = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
+        assert here is not None and there is not None
+        # Dynamic INT8 is the same arithmetic in both.
+        assert there.value == pytest.approx(here.value, abs=0.02)
+        parameters = [report.find(model, "parameters", target) for target in ("cpu", "ort")]
+        assert parameters[0] is not None and parameters[1] is not None
+        assert parameters[0].value == parameters[1].value
+    size = {target: report.find("final", "size_bytes", target) for target in ("cpu", "ort")}
+    assert size["cpu"] is not None and size["ort"] is not None and size["cpu"].value != size["ort"].value
+    speed = report.find("final", "speedup", "ort")
+    assert speed is not None and speed.value > 0
+
+
+def test_a_run_that_ends_in_that_format_ships_it(tmp_path: Path) -> None:
+    recipe = load(write_all(tmp_path, stages=[*STAGES, "ort"], targets=["cpu", "ort"]))
+    done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    assert (done.folder / "model" / "model.ort").is_file() and (done.folder / "model" / "tokenizer.json").is_file()
+    assert [(one.target, "ORT" in one.reason) for one in done.report.skipped] == [("cpu", True)]
+    found = {one.check: one.found for one in done.report.integrity if one.stage == "ort"}
+    assert found["predictions"] == "finite and not constant"

@@ -6,6 +6,7 @@ CompressError                   exit code
 │   ├── ModelError              2   a model folder, file or identifier
 │   ├── DataError               2   a data file, split, column or label
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
+│   ├── BundleError             2   a bundle that was changed, is unsafe to open, or is not what it says
 │   └── MissingExtraError       2   an optional package is not installed
 └── StageError                  3   a stage of the pipeline failed
     ├── IntegrityError          3   a stage's output broke the contract that every output must keep
@@ -88,6 +89,10 @@ class DataError(InputError):
 
 class SampleError(InputError):
     """A sample cannot be fetched, or what was fetched has another digest than the pinned one."""
+
+
+class BundleError(InputError):
+    """A bundle was changed, is unsafe to open, or its model is not what its manifest says."""
 
 
 class MissingExtraError(InputError):

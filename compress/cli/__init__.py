@@ -10,6 +10,7 @@ import typer
 
 from compress import __version__
 from compress.cli.bench import bench
+from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
 from compress.cli.check import check
 from compress.cli.compare import compare
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 for command in (run, check, inspect, evaluate, bench, profile, compare, gate, report, nightly, doctor, targets):
     app.command()(command)
+app.command()(bundle)
+app.command()(bundle_verify)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")
 app.add_typer(cache_app, name="cache")

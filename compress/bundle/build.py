@@ -1,0 +1,180 @@
+"""Making a bundle: everything is written beside its place, proven there, and only then given its name."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.bundle.archive import write_zip
+from compress.bundle.budget import check_budget
+from compress.bundle.card import model_card
+from compress.bundle.graph import OUTPUT, Contents, contents_of, open_graph, shape_of
+from compress.bundle.manifest import (
+    CARD,
+    MANIFEST,
+    MODEL_FOLDER,
+    SELFTEST,
+    FileRecord,
+    Manifest,
+    Runtime,
+    Softmax,
+)
+from compress.bundle.profiles import Profile
+from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
+from compress.bundle.selftest import TEXTS, SelfTest, make_selftest
+from compress.bundle.signature import sign
+from compress.bundle.templates import examples, page
+from compress.bundle.text import TextRule, check_rule, find_rule
+from compress.bundle.verify import verify_folder
+from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
+from compress.bundle.web_runtime import LICENCES, copy_web_runtime
+from compress.errors import InputError, ModelError, StorageError
+from compress.evaluate import artifact_labels
+from compress.models.model import digest_file
+from compress.models.model_file import format_of
+from compress.models.onnx_model import find_graph
+from compress.models.processor import load_processor
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.runtimes import get_runtime
+
+TASK = "text-classification"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is bundled: a model's folder, the recipe that it is for, and the user's own wishes."""
+
+    model: Path
+    recipe: Recipe
+    recipe_file: Path
+    profile: Profile
+    texts: tuple[str, ...] = ()
+    licence: str | None = None
+    key: Path | None = None
+    most_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle: its folder, the same as a zip, and its manifest."""
+
+    folder: Path
+    archive: Path
+    manifest: Manifest
+
+
+def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
+    """Write the folder ``output`` and ``output``.zip, or nothing.
+
+    Raises `InputError` for a model or task that can't be bundled, an output that is there already or a budget that is
+    missed, and `StorageError` where it can't be written.
+    """
+    archive = output.with_name(f"{output.name}.zip")
+    _check(wanted, output, archive)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+            folder, packed = Path(scratch) / "bundle", Path(scratch) / "bundle.zip"
+            folder.mkdir()
+            manifest, contents = _fill(folder, wanted, progress)
+            if wanted.key is not None:
+                sign(folder, wanted.key)
+            verify_folder(folder, None)
+            write_zip(folder, packed)
+            if wanted.most_bytes is not None:
+                check_budget(packed, wanted.most_bytes, manifest.model, contents)
+            folder.rename(output)
+            packed.rename(archive)
+    except OSError as error:
+        raise StorageError(
+            f"The bundle cannot be written: {error.strerror or error}.", where=str(error.filename or output)
+        ) from error
+    if any(entry.licence == NOT_STATED for entry in manifest.licences):
+        progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
+    return Bundle(output, archive, manifest)
+
+
+def _check(wanted: Wanted, output: Path, archive: Path) -> None:
+    if wanted.recipe.task != TASK or format_of(wanted.model) != "onnx":
+        raise InputError(
+            f"A bundle holds an ONNX model of {TASK}; this one is of {wanted.recipe.task}, {format_of(wanted.model)}.",
+            where=str(wanted.model),
+            mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
+        )
+    for place in (output, archive):
+        if place.exists() or place.is_symlink():
+            raise InputError(
+                f"There is a {place.name} already.", where=str(place), mend="remove it, or name another -o"
+            )
+
+
+def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
+    """Every file, the manifest last."""
+    shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
+    graph = find_graph(folder / MODEL_FOLDER)
+    contents, session = contents_of(graph), open_graph(graph)
+    shape = shape_of(session, str(graph))
+    processor = load_processor(wanted.model)
+    rule = find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, wanted.recipe.data.max_length)
+    texts = TextRule(folder, rule)
+    cases = wanted.texts or TEXTS
+    check_rule(texts, cases, processor)
+    version = get_runtime("onnxruntime").build()
+    test = make_selftest(session, texts, cases, contents.integers, f"onnxruntime {version}")
+    profile = wanted.profile
+    licences = find_licences(wanted.recipe, wanted.licence)
+    manifest = Manifest(
+        name=wanted.recipe.name,
+        task=TASK,
+        target=profile.name,
+        runtime=Runtime(
+            name=profile.runtime,
+            package=profile.package,
+            minimum_version=profile.version or version,
+            execution_provider=profile.provider,
+        ),
+        model=graph.relative_to(folder).as_posix(),
+        opsets=contents.opsets,
+        inputs=shape.inputs,
+        outputs=shape.outputs,
+        preprocessing=rule,
+        postprocessing=Softmax(output=OUTPUT, labels=_labels(wanted.model, test)),
+        licences=(*licences, *LICENCES) if profile.version else licences,
+        provenance=find_provenance(wanted.recipe, wanted.recipe_file, wanted.model.parent),
+        files={},
+    )
+    return _write(folder, manifest, profile, test, progress), contents
+
+
+def _write(folder: Path, manifest: Manifest, profile: Profile, test: SelfTest, progress: Progress) -> Manifest:
+    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, profile).encode()}
+    written |= examples(manifest, profile)
+    if profile.version is not None:
+        copy_web_runtime(folder / RUNTIME_FOLDER, progress)
+        written |= page(manifest, [case.text for case in test.cases])
+    for name, content in written.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    files = {
+        path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    whole = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_bytes(whole.sealed())
+    return whole
+
+
+def _labels(model: Path, test: SelfTest) -> Sequence[str]:
+    labels, scores = artifact_labels(model), len(test.cases[0].logits)
+    if labels is None or len(labels) != scores:
+        raise ModelError(
+            f"The model's config names {len(labels or ())} labels, and the graph gives {scores} scores.",
+            where=str(model / "config.json"),
+            expected="an id2label with a name for each score",
+        )
+    return labels

@@ -1,0 +1,89 @@
+"""The model card, README.md, with the front matter that Hugging Face reads."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
+from compress.bundle.profiles import Profile
+
+_IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+
+
+def model_card(manifest: Manifest, profile: Profile) -> str:
+    """What the model is for, how it was measured, how an app runs it, and what is not known of it."""
+    rule, end = manifest.preprocessing, manifest.postprocessing
+    licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
+    short = licence.lower()
+    head = [f"license: {short}"] if _IDENTIFIER.match(short) else ["license: other", f"license_name: {_yaml(licence)}"]
+    lines = [
+        "---",
+        *head,
+        f"pipeline_tag: {manifest.task}",
+        "library_name: onnxruntime",
+        "---",
+        f"# {manifest.name}",
+        "",
+        f"A {manifest.task} model for {profile.description}. A text gets one of: {', '.join(end.labels)}.",
+        "",
+        "## Run it",
+        "",
+        *_steps(manifest, profile),
+        "",
+        f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has texts, their ids and their scores.",
+        f"Texts of more than {rule.max_length} tokens are cut off at the end.",
+        "",
+        "## Measured",
+        "",
+        *_measured(manifest),
+        "",
+        "## Limits",
+        "",
+        "What it learned from decides what it is good for: ask it about texts of that kind and language. A probability",
+        "is the model's own; how well it is calibrated stands in the report of the run, where there is one.",
+        "",
+        "## Licences",
+        "",
+        *(f"- {entry.of}: {entry.licence}" for entry in manifest.licences),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _steps(manifest: Manifest, profile: Profile) -> list[str]:
+    runtime = f"{manifest.runtime.package} {manifest.runtime.minimum_version} or newer"
+    if profile.version is not None:
+        return [
+            "1. `compress bundle-verify .` finds a changed byte and runs the self-test"
+            f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",
+            "2. `python3 -m http.server` here, and open the page that it names. It asks no other server for anything.",
+            "3. `node examples/run.mjs --selftest` runs the same in Node; an app imports `answer.mjs`.",
+            "4. Have your server compress `.wasm`, `.onnx`, `.json` and `.mjs` (brotli or gzip), and cache them.",
+        ]
+    files = ", ".join(f"`examples/{name}`" for name in profile.examples)
+    return [
+        "1. `compress bundle-verify .` finds a changed byte and runs the self-test"
+        f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",
+        f"2. Take the runtime ({runtime}) into your app, and the folder `model/`.",
+        f"3. Begin with {files}; texts become ids by `preprocessing` in the manifest, and nothing else.",
+        "4. Run the cases of the self-test on the device once: ids must be equal, scores within its tolerance.",
+    ]
+
+
+def _measured(manifest: Manifest) -> list[str]:
+    provenance = manifest.provenance
+    if not provenance.measured:
+        return ["Nothing: the model did not come from a run's folder."]
+    rows = [f"| {name} | {value:.6g} |" for name, value in provenance.measured.items()]
+    return [
+        f"By the run of the recipe {provenance.recipe}, on the file that ships, not on the device.",
+        "",
+        "| what | value |",
+        "|---|---|",
+        *rows,
+    ]
+
+
+def _yaml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

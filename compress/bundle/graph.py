@@ -1,0 +1,89 @@
+"""What a graph takes and gives, read from the graph itself: to write a manifest, and to catch one that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from compress.bundle.manifest import TensorRecord
+from compress.errors import ModelError
+from compress.runtimes import get_runtime
+from compress.runtimes.runtime import Session, TensorType
+from compress.targets import TARGETS
+
+_CPU = TARGETS["cpu"]
+MEANINGS = {
+    "input_ids": "token ids, one text a row",
+    "attention_mask": "1 for a token, 0 for padding",
+    "logits": "one score a class, in the order of the labels",
+}
+OUTPUT = "logits"
+_INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
+
+
+class Shape(NamedTuple):
+    """Of a text classifier's graph."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+
+class Contents(NamedTuple):
+    """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
+
+    ``stored`` is name -> (numpy's type name, shape, bytes).
+    """
+
+    opsets: dict[str, int]
+    integers: bool
+    stored: dict[str, tuple[str, tuple[int, ...], int]]
+
+
+def open_graph(path: Path) -> Session:
+    """The graph through ONNX Runtime on this machine's processor."""
+    return get_runtime(_CPU.runtime).open(path, _CPU, 1)
+
+
+def shape_of(session: Session, where: str) -> Shape:
+    """Its inputs and outputs. Raises `ModelError` for a graph that no text classifier has."""
+    inputs, outputs = session.input_types, session.output_types
+    unknown = sorted((inputs.keys() | outputs.keys()) - MEANINGS.keys())
+    missing = sorted({"input_ids", OUTPUT} - (inputs.keys() | outputs.keys()))
+    if unknown or missing:
+        raise ModelError(
+            f"The graph takes {', '.join(inputs)} and gives {', '.join(outputs)}.",
+            where=where,
+            expected=f"input_ids, perhaps attention_mask, and {OUTPUT}: those of a text classifier",
+            mend="write it with the stage export of `compress`",
+        )
+    return Shape(_records(inputs), _records(outputs))
+
+
+def _records(types: Mapping[str, TensorType]) -> tuple[TensorRecord, ...]:
+    return tuple(
+        TensorRecord(
+            name=name,
+            dtype=found.dtype,
+            shape=tuple("any" if axis is None else axis for axis in found.shape),
+            meaning=MEANINGS[name],
+        )
+        for name, found in types.items()
+    )
+
+
+def contents_of(path: Path) -> Contents:
+    """What the file holds; the weights aren't loaded."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    integers = any(node.op_type.startswith(_INTEGER) for node in model.graph.node)
+    stored = {}
+    for tensor in model.graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        size = len(tensor.raw_data) or int(np.prod(tensor.dims)) * 4
+        stored[tensor.name] = (kind, tuple(tensor.dims), size)
+    return Contents(dict(sorted(opsets.items())), integers, stored)

@@ -1,0 +1,165 @@
+"""`manifest.json`, schema 1: what lies in a bundle, how its model is fed, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+SELFTEST = "selftest.json"
+CARD = "README.md"
+MODEL_FOLDER = "model"
+MAX_BYTES = 16_000_000
+"""No manifest is as large; what claims to be one isn't read."""
+
+
+class Entry(BaseModel):
+    """Frozen, and nothing unknown is let in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class Runtime(Entry):
+    """What runs the model. ``minimum_version`` is the one that the self-test passed with; older ones were not tried."""
+
+    name: str
+    package: str = Field(description="as the platform's package manager names it")
+    minimum_version: str
+    execution_provider: str
+
+
+class TensorRecord(Entry):
+    """An input or output of the graph; an axis that is a name may have any size."""
+
+    name: str
+    dtype: str = Field(description="numpy's name of the element type")
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+class Tokenize(Entry):
+    """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
+
+    kind: Literal["tokenize"] = "tokenize"
+    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
+    max_length: int = Field(ge=1, description="tokens in all; what is beyond is cut off at the end")
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
+
+
+class Softmax(Entry):
+    """Scores -> probabilities that sum to 1, in the order of ``labels``."""
+
+    kind: Literal["softmax"] = "softmax"
+    output: str
+    labels: tuple[str, ...] = Field(min_length=1)
+
+
+class Licence(Entry):
+    """Under which terms a part of the bundle may be passed on."""
+
+    of: str
+    licence: str
+
+
+class FileRecord(Entry):
+    """A file's size and the SHA-256 of its contents."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Provenance(Entry):
+    """Where the model came from, as the run's own files say; all but ``compress`` and ``recipe_sha256`` need a run."""
+
+    compress: str = Field(description="version that made the bundle")
+    recipe: str
+    recipe_sha256: str
+    seed: int | None = None
+    start: str | None = Field(None, description="digest of the starting model")
+    data: dict[str, str] = Field({}, description="split -> digest of its rows")
+    stages: dict[str, str] = Field({}, description="stage -> digest of its output")
+    packages: dict[str, str] = Field({}, description="package -> version that the run used")
+    report_sha256: str | None = None
+    measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
+
+
+class Manifest(Entry):
+    """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    name: str
+    task: Literal["text-classification"]
+    target: str
+    runtime: Runtime
+    model: str = Field(description="path of the graph")
+    opsets: dict[str, int] = Field(description="operator domain -> version")
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    preprocessing: Tokenize
+    postprocessing: Softmax
+    licences: tuple[Licence, ...]
+    provenance: Provenance
+    files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")
+    digest: str = ""
+
+    def sealed(self) -> bytes:
+        """The bytes of `manifest.json`: one way to write them, so that any other byte is a change."""
+        empty = self.model_copy(update={"digest": ""})
+        digest = hashlib.sha256(_written(empty)).hexdigest()
+        return _written(self.model_copy(update={"digest": digest}))
+
+
+def _written(manifest: Manifest) -> bytes:
+    content = manifest.model_dump(mode="json")
+    content["files"] = dict(sorted(content["files"].items()))
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at ``path``, its seal checked. Raises `BundleError`."""
+    if not path.is_file():
+        raise BundleError(
+            f"There is no {MANIFEST}.", where=str(path.parent), expected="a folder or zip that `compress bundle` wrote"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
+    found = path.read_bytes()
+    manifest = _parsed(found, str(path))
+    if manifest.sealed() != found:
+        raise BundleError(
+            f"The {MANIFEST} was changed after it was written.",
+            where=str(path),
+            expected=f"the digest {json.loads(manifest.sealed())['digest']}, and the layout that `compress` writes",
+            mend="take the bundle again from where it came",
+        )
+    return manifest
+
+
+def _parsed(content: bytes, where: str) -> Manifest:
+    try:
+        fields: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=where) from None
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"The {MANIFEST} has schema {schema!r}.",
+            where=where,
+            expected=f"schema {SCHEMA}",
+            mend="a newer bundle is verified with a newer compress",
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+        raise BundleError(f"The {MANIFEST} is not valid:\n  " + "\n  ".join(lines), where=where) from None

@@ -1,0 +1,135 @@
+"""Is a bundle whole, is it what it says, and does it answer here as it did where it was made?"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compress.bundle.archive import unpack
+from compress.bundle.graph import contents_of, open_graph, shape_of
+from compress.bundle.manifest import MANIFEST, SIGNATURE, Manifest, read_manifest
+from compress.bundle.selftest import read_selftest, run_selftest
+from compress.bundle.signature import check_signature
+from compress.bundle.text import TextRule
+from compress.errors import BundleError, InputError
+from compress.evaluate import artifact_labels
+from compress.models.model import digest_file
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was proven. ``worst`` is the largest difference of a score in the self-test, in tolerances."""
+
+    name: str
+    target: str
+    digest: str
+    files: int
+    size_bytes: int
+    cases: int
+    worst: float
+    signer: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def verify(path: Path, signer: Path | None = None) -> Verified:
+    """Verify a bundle's folder or zip; ``signer`` is the public key that must have signed it.
+
+    Raises `BundleError` that names the first thing that is wrong, and `InputError` where there is no bundle.
+    """
+    if path.is_dir():
+        return verify_folder(path, signer)
+    if not path.is_file():
+        raise InputError("There is no such bundle.", where=str(path), expected="a folder or zip of `compress bundle`")
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(path, Path(scratch))
+        return verify_folder(Path(scratch), signer)
+
+
+def verify_folder(folder: Path, signer: Path | None) -> Verified:
+    """The same of a folder."""
+    manifest = read_manifest(folder / MANIFEST)
+    _check_files(folder, manifest)
+    fingerprint = check_signature(folder, signer)
+    model = folder / manifest.model
+    session = open_graph(model)
+    _check_shape(manifest, folder, model)
+    rule = TextRule(folder, manifest.preprocessing)
+    test = read_selftest(folder)
+    worst = run_selftest(test, session, rule, str(folder))
+    size = sum(record.size_bytes for record in manifest.files.values())
+    return Verified(
+        name=manifest.name,
+        target=manifest.target,
+        digest=read_manifest(folder / MANIFEST).digest,
+        files=len(manifest.files),
+        size_bytes=size,
+        cases=len(test.cases),
+        worst=worst,
+        signer=fingerprint,
+    )
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name in (*manifest.files, manifest.model, manifest.preprocessing.tokenizer):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
+            raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
+    links = sorted(path for path in folder.rglob("*") if path.is_symlink())
+    if links:
+        raise BundleError("The bundle holds a link.", where=str(links[0]), expected="plain files and folders")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    found -= {MANIFEST, SIGNATURE}
+    listed = manifest.files.keys()
+    if found != listed:
+        parts = [f"missing: {_some(listed - found)}"] if listed - found else []
+        parts += [f"not listed: {_some(found - listed)}"] if found - listed else []
+        raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
+    unlisted = {manifest.model, manifest.preprocessing.tokenizer} - listed
+    if unlisted:
+        raise BundleError(f"The {MANIFEST} uses files that it does not list: {_some(unlisted)}.", where=str(folder))
+    for name, record in manifest.files.items():
+        if (folder / name).stat().st_size != record.size_bytes or digest_file(folder / name) != record.sha256:
+            raise BundleError(
+                f"The file {name} was changed.",
+                where=str(folder),
+                expected=f"{record.size_bytes} bytes with the SHA-256 {record.sha256}",
+                mend="take the bundle again from where it came",
+            )
+
+
+def _check_shape(manifest: Manifest, folder: Path, model: Path) -> None:
+    """Compare what the manifest says of the model with the model."""
+    shape = shape_of(open_graph(model), str(model))
+    for kind, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
+        if said != true:
+            raise _lie(folder, kind, _words(said), _words(true))
+    opsets = contents_of(model).opsets
+    if manifest.opsets != opsets:
+        raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
+    labels = artifact_labels(model.parent.parent)
+    if manifest.postprocessing.labels != labels:
+        raise _lie(folder, "labels", str(manifest.postprocessing.labels), str(labels))
+
+
+def _lie(folder: Path, kind: str, said: str, true: str) -> BundleError:
+    return BundleError(
+        f"The {MANIFEST} says {kind} {said}.",
+        where=str(folder / MANIFEST),
+        expected=f"{true}, as the model has them",
+        mend="bundle the model anew; do not trust this bundle",
+    )
+
+
+def _words(entries: Any) -> str:
+    return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries)
+
+
+def _some(names: Any) -> str:
+    return ", ".join(sorted(names)[:_SHOWN])

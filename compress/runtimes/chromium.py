@@ -1,0 +1,148 @@
+"""A headless Chromium that obeys over two pipes, by the DevTools protocol: no port is opened, no driver installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError, StageError
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_QUIET = (
+    *("--headless", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-default-apps"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--no-pings"),
+    "--disable-features=OptimizationHints,MediaRouter,DialMediaRouteProvider",
+)
+_CHUNK = 1 << 20
+_SECONDS = 60.0
+
+
+class Page:
+    """One tab. ``requests`` are the addresses that it asked for, ``errors`` what went wrong in its scripts."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from = to_browser, from_browser
+        self._session: str | None = None
+        self._last = 0
+        self._pending = b""
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol. Raises `StageError` for a refusal, or no answer within a minute."""
+        self._last += 1
+        wanted = self._last
+        message: dict[str, Any] = {"id": wanted, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        _write_all(self._to, json.dumps(message).encode() + b"\0")
+        for answer in self._messages(time.monotonic() + _SECONDS):
+            if answer.get("id") == wanted:
+                if "error" in answer:
+                    raise StageError(f"Chromium refuses {method}: {answer['error'].get('message')}")
+                found: dict[str, Any] = answer["result"]
+                return found
+        raise StageError(f"Chromium does not answer to {method} within {_SECONDS:g} s.")
+
+    def attach(self) -> None:
+        """Open the tab and listen to it."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network"):
+            self.call(f"{domain}.enable")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; a promise is waited for. Raises `StageError` where it throws."""
+        done = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in done:
+            raise StageError(f"The page fails: {_words(done['exceptionDetails'])}")
+        return done["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = _SECONDS) -> Any:
+        """The first value of ``expression`` that is true. Raises `StageError` where none is in time."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            value = self.evaluate(expression)
+            if value:
+                return value
+            time.sleep(0.02)
+        raise StageError(
+            f"The page does not come to {expression} within {seconds:g} s.", where="; ".join(self.errors) or None
+        )
+
+    def _messages(self, until: float) -> Iterator[dict[str, Any]]:
+        while (left := until - time.monotonic()) > 0:
+            whole, found, rest = self._pending.partition(b"\0")
+            if found:
+                self._pending = rest
+                message = json.loads(whole)
+                self._note(message)
+                yield message
+                continue
+            if select.select([self._from], [], [], left)[0]:
+                arrived = os.read(self._from, _CHUNK)
+                if not arrived:
+                    raise StageError("Chromium has gone.", mend="run it by hand to see why: chromium --headless")
+                self._pending += arrived
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, parameters = message.get("method"), message.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(_words(parameters["exceptionDetails"]))
+
+
+@contextmanager
+def open_page(*options: str, program: str | None = None) -> Iterator[Page]:
+    """A blank page in a fresh profile, which nothing else shares. Raises `InputError` without a Chromium."""
+    found = program or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        raise InputError("There is no Chromium on PATH.", mend="install one (Debian: apt-get install chromium)")
+    # Chromium refuses its sandbox to root.
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        command = [found, *_QUIET, *sandbox, f"--user-data-dir={home}", "--remote-debugging-pipe", *options]
+        theirs_in, to_browser = os.pipe()
+        from_browser, theirs_out = os.pipe()
+        browser = _start(command, theirs_in, theirs_out, Path(home))
+        try:
+            page = Page(to_browser, from_browser)
+            page.attach()
+            yield page
+        finally:
+            browser.kill()
+            browser.wait()
+            os.close(to_browser)
+            os.close(from_browser)
+
+
+def _start(command: list[str], read: int, write: int, home: Path) -> subprocess.Popen[bytes]:
+    """Chromium reads its orders from descriptor 3 and writes to 4; a shell puts the pipes there."""
+    shell = ["/bin/sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *command]
+    with (home / "log").open("wb") as log:
+        browser = subprocess.Popen(
+            shell, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(read, write), start_new_session=True
+        )
+    os.close(read)
+    os.close(write)
+    return browser
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _words(details: dict[str, Any]) -> str:
+    thrown = details.get("exception", {})
+    return str(thrown.get("description") or thrown.get("value") or details.get("text"))

@@ -1,0 +1,114 @@
+"""What a bundle says of its model, against the model; the same bytes each time; and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bundle.conftest import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
+
+from compress.bundle.build import Bundle, build
+from compress.bundle.profiles import PROFILES, find_profile
+from compress.bundle.templates import examples
+from compress.bundle.text import TextRule
+from compress.errors import InputError, ModelError
+from compress.progress import SilentProgress
+
+LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
+
+
+def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
+    graph = onnx.load(made.folder / made.manifest.model).graph
+    for said, values in ((made.manifest.inputs, graph.input), (made.manifest.outputs, graph.output)):
+        assert [entry.name for entry in said] == [value.name for value in values]
+        for entry, value in zip(said, values, strict=True):
+            kind = value.type.tensor_type
+            assert entry.shape == tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+            assert entry.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    assert made.manifest.postprocessing.labels == LABELS
+    assert {entry.of for entry in made.manifest.licences} == {"model", "data sample:movie-reviews"}
+
+
+def test_ids_are_those_of_transformers(made: Bundle) -> None:
+    processor = tokenizer()
+    rule = TextRule(made.folder, made.manifest.preprocessing)
+    for line in LINES:
+        assert rule.ids(line) == processor(line, truncation=True, max_length=16)["input_ids"]
+    assert len(rule.ids(LINES[-1])) == 16
+
+
+def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
+    again = build(wanted_of(run, "android"), tmp_path / "elsewhere", SilentProgress())
+    assert again.archive.read_bytes() == made.archive.read_bytes()
+
+
+def test_the_example_answers_as_the_formula_does(made: Bundle) -> None:
+    text = "The film was lovely!"
+    command = [sys.executable, str(made.folder / "examples" / "run.py")]
+    lines = subprocess.run([*command, text], capture_output=True, text=True, check=True).stdout.split()
+    logits = EMBEDDINGS[[2, 4, 5, 6, 9, 13, 3]].mean(axis=0) @ MATRIX
+    shares = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-shares)
+    assert lines == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
+
+
+def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
+    end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
+    changed = made.manifest.model_copy(update={"postprocessing": end})
+    kotlin = examples(changed, PROFILES["android"])["examples/Classifier.kt"].decode()
+    swift = examples(changed, PROFILES["ios"])["examples/Classifier.swift"].decode()
+    assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
+    assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
+    for text in (kotlin, swift):
+        assert "{{" not in text
+        assert "maxLength = 16" in text
+        for name in ("model/onnx/model.onnx", "model/tokenizer.json", '"input_ids"', '"attention_mask"', '"logits"'):
+            assert name in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"most_bytes": 1000}, "biggest, compressed: model/onnx/model.onnx"),
+        ({"key": Path("no-such-key")}, "There is no such key"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(wanted_of(run, **change), tmp_path / "none", SilentProgress())
+    assert expected in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_budget_says_what_would_help(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"of the weights are float32: the stage quantize"):
+        build(wanted_of(run, most_bytes=1000), tmp_path / "none", SilentProgress())
+
+
+def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)no target 'browsr'.*did you mean 'browser'"):
+        find_profile("browsr")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="There is a there already"):
+        build(wanted_of(run), tmp_path / "there", SilentProgress())
+    wanted = wanted_of(run)
+    other = wanted.recipe.model_copy(update={"task": "text-generation"})
+    with pytest.raises(InputError, match="this one is of text-generation"):
+        build(replace(wanted, recipe=other), tmp_path / "none", SilentProgress())
+
+
+def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "model" / "config.json").read_text())
+    config["id2label"] = {"0": "only"}
+    (copy / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="names 1 labels, and the graph gives 2 scores"):
+        build(wanted_of(copy), tmp_path / "none", SilentProgress())

@@ -1,0 +1,219 @@
+"""Every changed byte is found, and so is every lie and every zip that means harm."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import stat
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle.conftest import reseal
+
+from compress.bundle import archive
+from compress.bundle.archive import seal, unpack
+from compress.bundle.build import Bundle
+from compress.bundle.manifest import MANIFEST, SIGNATURE
+from compress.bundle.signature import sign
+from compress.bundle.verify import verify
+from compress.errors import BundleError, InputError
+
+TRIES = 200
+
+
+def test_a_whole_bundle_passes(made: Bundle) -> None:
+    for path in (made.folder, made.archive):
+        found = verify(path)
+        assert (found.name, found.cases, found.signer) == ("toy", 10, None)
+        assert found.worst < 0.01
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
+    chance, size = random.Random(0), copy.stat().st_size
+    places = [*range(size - 140, size), *(chance.randrange(size) for _ in range(TRIES))]
+    for place in places:
+        bit = chance.randrange(8)
+        flip(copy, place, bit)
+        with pytest.raises(BundleError):
+            verify(copy)
+        flip(copy, place, bit)
+    verify(copy)
+
+
+def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, key: Path) -> None:
+    sign(bundle, key)
+    chance = random.Random(1)
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    # Every second try in what no digest lists: the manifest and its signature.
+    own = [bundle / MANIFEST, bundle / SIGNATURE]
+    for number in range(TRIES):
+        path = chance.choice(own if number % 2 else files)
+        place, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
+        flip(path, place, bit)
+        with pytest.raises(BundleError):
+            verify(bundle)
+        flip(path, place, bit)
+    verify(bundle)
+
+
+def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
+    (bundle / "model" / "more.txt").write_text("x")
+    with pytest.raises(BundleError, match=r"not listed: model/more\.txt"):
+        verify(bundle)
+    (bundle / "model" / "more.txt").unlink()
+    (bundle / "README.md").rename(bundle.parent / "README.md")
+    with pytest.raises(BundleError, match=r"missing: README\.md"):
+        verify(bundle)
+    (bundle / "README.md").symlink_to(bundle.parent / "README.md")
+    with pytest.raises(BundleError, match="holds a link"):
+        verify(bundle)
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(fields: dict[str, Any]) -> None:
+        *inner, last = path.split(".")
+        for name in inner:
+            fields = fields[int(name)] if name.isdigit() else fields[name]  # type: ignore[index]
+        fields[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_set("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
+        (_set("outputs.0.dtype", "float16"), "says outputs logits float16"),
+        (_set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
+        (_set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        (_set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
+        (_set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
+    ],
+)
+def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    reseal(bundle, change)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    test["cases"][3]["logits"][0] += 3 * test["tolerance"]
+    (bundle / "selftest.json").write_text(json.dumps(test))
+    reseal(bundle)
+    with pytest.raises(BundleError, match="self-test fails at case 4"):
+        verify(bundle)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_key(tmp_path_factory.mktemp("keys"))
+
+
+def new_key(folder: Path) -> Path:
+    path = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path
+
+
+def test_only_the_signer_passes(bundle: Path, key: Path, tmp_path: Path) -> None:
+    public = key.with_suffix(".pub")
+    with pytest.raises(BundleError, match="not signed"):
+        verify(bundle, public)
+    sign(bundle, key)
+    shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
+    assert verify(bundle, public).signer in shown.split()
+    with pytest.raises(BundleError, match="Another key signed"):
+        verify(bundle, new_key(tmp_path).with_suffix(".pub"))
+    with pytest.raises(InputError, match="no public key"):
+        verify(bundle, key)
+    reseal(bundle, lambda fields: fields.update(name="other"))
+    with pytest.raises(BundleError, match="signature does not fit"):
+        verify(bundle)
+
+
+def evil(target: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> Path:
+    """A zip with a right seal, so that what is wrong with it is found for itself."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry, content in entries:
+            packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
+        packed.comment = archive._MARK + b"0" * 64
+    seal(target)
+    return target
+
+
+def listing(**sizes: int) -> tuple[zipfile.ZipInfo, bytes]:
+    """A manifest as far as unpacking reads it."""
+    return zipfile.ZipInfo(MANIFEST), json.dumps({"files": {k: {"size_bytes": v} for k, v in sizes.items()}}).encode()
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([listing(), (zipfile.ZipInfo("../x"), b"x")], "'../x' points outside"),
+        ([listing(), (zipfile.ZipInfo("/etc/x"), b"x")], "'/etc/x' points outside"),
+        ([listing(), (zipfile.ZipInfo("C:/x"), b"x")], "'C:/x' points outside"),
+        ([listing(), (zipfile.ZipInfo("a/./x"), b"x")], "'a/./x' points outside"),
+        ([listing(x=4), (link("x"), b"/etc")], "'x' is a link"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"x"), (zipfile.ZipInfo("X"), b"x")], "'X' stands twice"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"xx")], "'x' unpacks to 2 bytes"),
+        ([listing(x=1)], "list other files: x"),
+        ([(zipfile.ZipInfo("x"), b"x")], "has no manifest.json"),
+    ],
+)
+def test_zips_that_mean_harm_write_nothing(
+    tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str
+) -> None:
+    (tmp_path / "into").mkdir()
+    with pytest.raises(BundleError) as caught:
+        unpack(evil(tmp_path / "evil.zip", entries), tmp_path / "into")
+    assert expected in str(caught.value)
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_zip_bombs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    size = 120_000_000
+    bomb = evil(tmp_path / "bomb.zip", [listing(x=size), (zipfile.ZipInfo("x"), bytes(size))])
+    assert bomb.stat().st_size < 200_000
+    with pytest.raises(BundleError, match="would unpack to 1200000"):
+        unpack(bomb, tmp_path / "into")
+    # One that claims little and holds much: the claim stands in two headers, and the seal is right.
+    liar = evil(tmp_path / "liar.zip", [listing(x=10), (zipfile.ZipInfo("x"), bytes(5_000_000))])
+    content = liar.read_bytes().replace((5_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    liar.write_bytes(content)
+    seal(liar)
+    with pytest.raises(BundleError):
+        unpack(liar, tmp_path / "into")
+    assert sum(path.stat().st_size for path in (tmp_path / "into").rglob("*")) < 2000
+
+
+def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "again.zip", "w") as packed:
+        for path in made.folder.rglob("*"):
+            packed.write(path, path.relative_to(made.folder))
+    with pytest.raises(BundleError, match="is a folder"):
+        verify(tmp_path / "again.zip")
+    with pytest.raises(BundleError, match="zip is damaged"):
+        verify(made.folder / MANIFEST)

@@ -120,9 +120,12 @@ def round_to_nearest(
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """tr(E H E^T) / tr(W H W^T) of two weights [out, in], E = W - Q: the relative squared error of the outputs."""
-    error = weight - quantized
-    whole = float((weight @ hessian).mul_(weight).sum())
-    return float((error @ hessian).mul_(error).sum()) / max(whole, 1e-30)
+    return output_energy(weight - quantized, hessian) / max(output_energy(weight, hessian), 1e-30)
+
+
+def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr(W H W^T) of a weight [out, in]: the squared norm of its outputs."""
+    return float((weight @ hessian).mul_(weight).sum())
 
 
 def _stack(bands: list[QuantizedWeight]) -> QuantizedWeight:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from torch import nn
 from compress.errors import StageError
 from compress.models.experts import SeparateExperts, owner_of
 from compress.models.experts_as_stored import experts_of
-from compress.numerics.gptq import output_error, round_to_nearest
+from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.progress import Progress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.config import Quantization
@@ -154,13 +153,15 @@ class Survey:
             return self.skeleton.run(index, hidden, self.skeleton.calls(probe.expand(len(hidden), -1))[index])
 
         def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
-            for name, bits in product(names, sorted({*self.choices, PROBE_BITS})):
+            for name in names:
                 weight = modules[name].weight
-                settings = settings_for(self.config, bits, groups[name] or weight.shape[1])
-                rounded = round_to_nearest(weight, settings, hessian.diagonal()).dequantize()
-                errors.setdefault(name, {})[bits] = output_error(weight, rounded, hessian)
-                if bits == PROBE_BITS:
-                    coarse[name] = rounded
+                whole, found = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
+                for bits in sorted({*self.choices, PROBE_BITS}):
+                    settings = settings_for(self.config, bits, groups[name] or weight.shape[1])
+                    rounded = round_to_nearest(weight, settings, hessian.diagonal()).dequantize()
+                    found[bits] = output_energy(weight - rounded, hessian) / whole
+                    if bits == PROBE_BITS:
+                        coarse[name] = rounded
 
         first, experts = states[:1], self._experts(index)
         work = BlockPass(prefix, modules, run, [lambda: first], experts, self.config.expert_tokens)

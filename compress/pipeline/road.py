@@ -19,13 +19,13 @@ from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import digest_directory, size_bytes
 from compress.models.onnx_model import OnnxModel
-from compress.models.ort_model import OrtModel
 from compress.models.source import check_weights_finite, find_model, resolve_model
 from compress.models.torch_model import TorchModel
 from compress.pipeline.failures import library_failures, unexpected
-from compress.pipeline.integrity import PROBE_TOKENS, PROBE_WINDOWS, PROBES, Contract, Probe, tensor_digests
+from compress.pipeline.integrity import PROBES, Contract, Probe
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.origins import origin_of
+from compress.pipeline.probed import TOKENS, WINDOWS, AnyModel, probed
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -37,8 +37,6 @@ from compress.tasks.task import Examples, Task
 from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
 from compress.training.recovery_config import Recovery
-
-AnyModel = TorchModel | Checkpoint | OnnxModel | OrtModel
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class Road:
         with Meter() as meter:
             model = self.load(before, stage.wants(self.recipe.task))
             with meter.checking():
-                digests, before_bytes = tensor_digests(model), self._size(before)
+                digests, before_bytes = probed(model).digests(), self._size(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
             try:
                 output = stage.run(model, context)
@@ -265,11 +263,11 @@ class Road:
         rows = self.data.split(split).slice(0, PROBES)
         reads_rows = self.task.reads_rows
         # Running text is cut into windows: few rows might not fill a long one, and fill very many short ones.
-        length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, PROBE_TOKENS)
+        length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, TOKENS)
 
         def encode(processor: Any) -> Examples:
             examples = self.task.encode(rows, processor, None, length)
-            return examples if reads_rows else replace(examples, inputs=examples.inputs[:PROBE_WINDOWS])
+            return examples if reads_rows else replace(examples, inputs=examples.inputs[:WINDOWS])
 
         return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
 

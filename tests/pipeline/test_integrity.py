@@ -22,7 +22,8 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import size_bytes
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, float_arrays, tensor_digests
+from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.probed import probed
 from compress.stages.stage import Promise
 from compress.tasks import get_task
 
@@ -55,7 +56,7 @@ def check(
         (folder / name).mkdir()
         model.save(folder / name)
     contract = Contract("squeeze", promise or Promise())
-    size, digests = size_bytes(folder / "before"), tensor_digests(before)
+    size, digests = size_bytes(folder / "before"), probed(before).digests()
     contract.check(after, digests, size, folder / "after", probe(kind or type(after)))
     return contract
 
@@ -108,7 +109,7 @@ def test_unchanged_weights_pass_where_no_change_was_promised(tmp_path: Path):
 
 @pytest.mark.parametrize("change", ["one value", "a row less", "a tensor less"])
 def test_any_change_counts(change: str):
-    model, before = torch_model(0), tensor_digests(torch_model(0))
+    model, before = torch_model(0), probed(torch_model(0)).digests()
     if change == "one value":
         with torch.no_grad():
             model.module.classifier.bias[1] += 1e-6
@@ -119,7 +120,7 @@ def test_any_change_counts(change: str):
     else:
         del model.module.bert.encoder.layer[1]
     contract = Contract("squeeze", Promise())
-    contract._changed(before, tensor_digests(model))
+    contract._changed(before, probed(model).digests())
     assert dict(contract.found)["tensors changed"] == ("16" if change == "a tensor less" else "1")
 
 
@@ -206,15 +207,15 @@ def _half(model: OnnxModel) -> None:
 
 def test_arrays_of_a_model_are_all_its_floats():
     model = torch_model()
-    names = {name for name, _ in float_arrays(model)}
+    names = {name for name, _ in probed(model).float_arrays()}
     assert names == {name for name, _ in model.module.named_parameters()}
-    assert {array.dtype for _, array in float_arrays(model)} == {np.dtype(np.float32)}
+    assert {array.dtype for _, array in probed(model).float_arrays()} == {np.dtype(np.float32)}
     graph = onnx_model()
     _half(graph)
-    kinds = {array.dtype for _, array in float_arrays(graph)}
+    kinds = {array.dtype for _, array in probed(graph).float_arrays()}
     assert kinds == {np.dtype(np.float16)}
     floats = [tensor for tensor in graph.graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
-    assert len(float_arrays(graph)) == len(floats) > 10
+    assert len(list(probed(graph).float_arrays())) == len(floats) > 10
 
 
 def test_digests_tell_shapes_apart():
@@ -222,7 +223,7 @@ def test_digests_tell_shapes_apart():
     tensor = other.graph.graph.initializer[0]
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
-    digests = tensor_digests(one), tensor_digests(other)
+    digests = probed(one).digests(), probed(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
@@ -239,7 +240,7 @@ def decoder_check(before: Checkpoint, after: Checkpoint, folder: Path, promise: 
     folder.mkdir()
     after.save(folder)
     contract = Contract("squeeze", promise or Promise())
-    contract.check(after, tensor_digests(before), size_bytes(before.folder), folder, decoder_probe())
+    contract.check(after, probed(before).digests(), size_bytes(before.folder), folder, decoder_probe())
     return contract
 
 
@@ -306,12 +307,12 @@ def test_a_checkpoint_that_reloads_as_another(tmp_path: Path):
 
 def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
-    before = tensor_digests(source)
+    before = probed(source).digests()
     assert set(before) == set(source.files)
     name = "model.layers.0.mlp.up_proj.weight"
     for changed in (torch.Tensor.half, lambda weight: weight.reshape(64, 128), lambda weight: weight + 1e-3):
         change(source, name, changed)
-        after = tensor_digests(Checkpoint(source.folder))
+        after = probed(Checkpoint(source.folder)).digests()
         assert [tensor for tensor in before if before[tensor] != after[tensor]] == [name]
         before = after
 
@@ -319,6 +320,6 @@ def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("compress.models.checks.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
-    pieces = [array for name, array in float_arrays(source) if name == "model.embed_tokens.weight"]
+    pieces = [array for name, array in probed(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]
     np.testing.assert_array_equal(np.concatenate(pieces), source.stored("model.embed_tokens.weight").flatten().numpy())

@@ -21,7 +21,8 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import Model, digest_directory, size_bytes
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, tensor_digests
+from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.probed import probed
 from compress.progress import SilentProgress
 from compress.stages import STAGES
 from compress.stages.stage import Context, Stage
@@ -179,7 +180,7 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
     np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
 
     contract = Contract(kind, stage.promise())
-    contract.check(output, tensor_digests(before), size_bytes(tmp_path / "before"), tmp_path / "after", probe)
+    contract.check(output, probed(before).digests(), size_bytes(tmp_path / "before"), tmp_path / "after", probe)
     assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
 
 

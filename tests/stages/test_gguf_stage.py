@@ -15,7 +15,8 @@ from compress.errors import IntegrityError, ModelError, StageError
 from compress.models import gguf_export
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.gguf_model import GgufModel
-from compress.pipeline.integrity import Contract, Probe, float_arrays, tensor_digests
+from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.probed import probed
 from compress.stages.gguf import Gguf
 from compress.stages.stage import Context
 from compress.tasks import get_task
@@ -104,9 +105,9 @@ def probe(folder: Path) -> Probe:
 def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     made = Gguf().run(checkpoint, context(tmp_path))
-    arrays = dict(float_arrays(made))
+    arrays = dict(probed(made).float_arrays())
     assert (arrays["blk.0.ffn_up.weight"] == checkpoint.weight("model.layers.0.mlp.up_proj").numpy()).all()
-    assert len(arrays) == len(tensor_digests(made)) == 20
+    assert len(arrays) == len(probed(made).digests()) == 20
     contract = Contract("gguf", Gguf().promise())
     contract.check(made, {}, 1000, made.folder, probe(tmp_path))
     assert dict(contract.found)["predictions"] == "finite and not constant"

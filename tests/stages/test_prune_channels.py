@@ -22,7 +22,8 @@ from compress.errors import RecipeError, StageError
 from compress.models.channel_record import CHANNELS_KEY
 from compress.models.torch_model import TorchModel
 from compress.models.transformer import HEADS_KEY, blocks
-from compress.pipeline.integrity import Contract, Probe, tensor_digests
+from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.probed import probed
 from compress.recipe_source import read_recipe
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
@@ -112,7 +113,7 @@ def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
 
 def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
     model, context = channel_nets.plain(), tiny_images.context(DATA)
-    before = tensor_digests(model)
+    before = probed(model).digests()
     stage = Prune(channels=0.5)
     stage.run(model, context)
     model.save(tmp_path)

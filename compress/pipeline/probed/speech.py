@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.models.onnx_model import OnnxModel
-
-if TYPE_CHECKING:
-    from compress.tasks.task import Examples
+from compress.pipeline.probed import Encode
 
 _RECORDINGS = 3
 
 
-def speech_logits(model: OnnxModel, encode: Callable[[Any], Examples]) -> np.ndarray:
+def speech_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Logits of the first word, [recordings, vocabulary]: what follows the prompt in a recording's first window."""
     from compress.models.onnx_whisper.parity import teacher_forced
     from compress.models.processor import load_processor

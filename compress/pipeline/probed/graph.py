@@ -1,0 +1,63 @@
+"""Looking into an ONNX model of one graph or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.models.onnx_model import OnnxModel, processor_of
+from compress.pipeline.probed import Encode, digest_array
+from compress.tasks.task import Examples
+
+
+@dataclass(frozen=True)
+class ProbedGraph:
+    """See `Probed`."""
+
+    model: OnnxModel
+
+    def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
+        """Every floating-point tensor that is stored."""
+        return ((name, array) for name, array in self._stored() if array.dtype.kind == "f")
+
+    def digests(self) -> dict[str, str]:
+        """Of every stored tensor; names are those of the weights' modules, and so of one graph alone."""
+        return {name: digest_array(array) for name, array in self._stored()}
+
+    def why_silent(self) -> None:
+        """It answers everywhere."""
+
+    def logits(self, encode: Encode) -> np.ndarray:
+        """What ONNX Runtime answers."""
+        if self.model.others:
+            from compress.pipeline.probed.speech import speech_logits
+
+            return speech_logits(self.model, encode)
+        return run_graph(self.model.graph.SerializeToString(), encode(processor_of(self.model)))
+
+    def _stored(self) -> Iterator[tuple[str, np.ndarray]]:
+        from onnx import numpy_helper
+
+        for graph in self.model.graphs.values():
+            for tensor in graph.graph.initializer:
+                yield tensor.name, numpy_helper.to_array(tensor)
+
+
+def run_graph(graph: bytes, examples: Examples) -> np.ndarray:
+    """What ONNX Runtime answers with the graph of a file, in its own format or ONNX."""
+    import onnxruntime
+
+    from compress.runtimes.decoder import feeder
+    from compress.runtimes.onnxruntime import OnnxSession
+
+    name = "CPUExecutionProvider"
+    session = OnnxSession(onnxruntime.InferenceSession(graph, providers=[name]), Path("the stage's graph"), name, 0)
+    feed = feeder(session, "the stage's graph")
+    batch = examples.batch(range(len(examples)))
+    return examples.answers(session.predict(feed(batch)), batch)
+
+
+PROBED = ProbedGraph

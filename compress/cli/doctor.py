@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compress.cli.finding import Finding
+
+if TYPE_CHECKING:
+    from compress.bench.difference import OperatorDifference
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _LITTLE_DISK_BYTES = 5_000_000_000
@@ -32,6 +35,11 @@ def doctor(
         Path | None,
         typer.Option(help="With MODEL: where real inputs come from; default: the recipe.yaml beside the model."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="With MODEL: its float file, to time both layer by layer; default: that of the run's cache."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of that.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
 ) -> None:
     """Look over this machine and installation, or a model. Exit code 1 if something must be mended before a run."""
@@ -40,26 +48,47 @@ def doctor(
     from compress.environment import environment
 
     machine = environment()
-    findings = _of_model(model, target, recipe) if model is not None else _of_machine(machine, target, recipe)
+    if model is None:
+        _refuse_options({"--target": target, "--recipe": recipe, "--against": against})
+        findings, difference = _of_machine(machine), None
+    else:
+        findings, difference = _of_model(model, target, recipe, against, seconds)
     failed = any(finding.level == "problem" for finding in findings)
     if json_:
         report = {"ok": not failed, "findings": [asdict(f) for f in findings], "environment": machine}
+        if difference is not None:
+            report["difference"] = difference.model_dump(mode="json")
         typer.echo(json.dumps(report, indent=2))
     else:
         for finding in findings:
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
+        if difference is not None:
+            _show(difference)
     if failed:
         raise typer.Exit(1)
 
 
-def _of_machine(machine: dict[str, Any], target: str | None, recipe: Path | None) -> list[Finding]:
-    if target is not None or recipe is not None:
-        from compress.errors import InputError
+def _show(difference: OperatorDifference) -> None:
+    from rich.console import Console
 
-        given = "--target" if target is not None else "--recipe"
-        raise InputError(f"{given} means nothing without a model.", expected="compress doctor MODEL --target NAME")
+    from compress.report.difference_console import console_difference
+
+    Console().print(console_difference(difference))
+    for note in difference.notes:
+        typer.echo(note, err=True)
+
+
+def _refuse_options(options: dict[str, object]) -> None:
+    from compress.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} means nothing without a model.", expected=f"compress doctor MODEL {name} ...")
+
+
+def _of_machine(machine: dict[str, Any]) -> list[Finding]:
     return [
         *_installation(),
         *_targets(),
@@ -70,11 +99,26 @@ def _of_machine(machine: dict[str, Any], target: str | None, recipe: Path | None
     ]
 
 
-def _of_model(model: Path, target: str | None, recipe: Path | None) -> list[Finding]:
+def _of_model(
+    model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float
+) -> tuple[list[Finding], OperatorDifference | None]:
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings
+    from compress.cli.doctor_speed import speed_findings
+    from compress.errors import InputError
 
-    return list(model_findings(model, target, recipe, ConsoleProgress()))
+    here = target in (None, "cpu")
+    if not here and against is not None:
+        raise InputError(
+            f"--against is timed on this machine, and --target {target} is not this one.",
+            expected="--target cpu, or none, with --against",
+        )
+    progress = ConsoleProgress()
+    findings = list(model_findings(model, target, recipe, progress))
+    if not here:
+        return findings, None
+    more, difference = speed_findings(model, recipe, against, seconds, progress)
+    return [*findings, *more], difference
 
 
 def _installation() -> Iterator[Finding]:

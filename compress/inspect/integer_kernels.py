@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,12 @@ INTEGER = frozenset(
         *("QLinearConv", "ConvInteger", "DynamicQuantizeLSTM", "GatherBlockQuantized"),
     )
 )
-_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
-_CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
+PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
+CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
+_WRITES_OPERATORS = (
+    "`quantize: {method: static}` of the float model, which writes integer operators and unsigned activations"
+)
 _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
 
 
@@ -39,20 +41,21 @@ def read_kernels(graph: Path, threads: int = 1) -> list[Kernel]:
     """Of the graph that ONNX Runtime makes of the file ``graph``. Raises `ModelError` for one that does not open."""
     with tempfile.TemporaryDirectory(prefix="compress-kernels-") as folder:
         model = ir.load(write_optimized(graph, Path(folder), threads))
-        return list(_kernels(model))
+        return [kernel for node in model.graph if (kernel := kernel_of(node)) is not None]
 
 
-def _kernels(model: ir.Model) -> Iterator[Kernel]:
-    for node in model.graph:
-        name = own_name(str(node.name)) or str(node.name)
-        if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
-            yield Kernel(name, node.op_type, integer=True)
-        elif node.op_type == "MatMulNBits":
-            yield Kernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
-        elif node.op_type in ("Gather", *_PRODUCTS, *_CONVOLUTIONS):
-            reason = _reason(node)
-            if reason is not None:
-                yield Kernel(name, node.op_type, False, *reason)
+def kernel_of(node: ir.Node) -> Kernel | None:
+    """How a node of an optimized graph computes with its weights; ``None`` for one that has none."""
+    name = own_name(str(node.name)) or str(node.name)
+    if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
+        return Kernel(name, node.op_type, integer=True)
+    if node.op_type == "MatMulNBits":
+        return Kernel(name, node.op_type, False, _ONLY_WEIGHTS, "quantize: {method: static}")
+    if node.op_type in ("Gather", *PRODUCTS, *CONVOLUTIONS):
+        reason = _reason(node)
+        if reason is not None:
+            return Kernel(name, node.op_type, False, *reason)
+    return None
 
 
 def _rounds_activations(node: ir.Node) -> bool:
@@ -73,10 +76,7 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
     if packed:
         if not all(_dequantized(value) for _, value in stored):
             return _ONLY_WEIGHTS, "quantize: {method: static}"
-        return (
-            "its integers are dequantized and multiplied in float: ONNX Runtime fuses no such pair here",
-            "quantize the float model with `quantize: {method: static}`, which writes integer operators",
-        )
+        return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
     sizes = [array.size for place, value in stored if place and (array := constant(value)) is not None]
     if not sizes or max(sizes) < _SMALL:
         return None
@@ -85,9 +85,42 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
     return "it is not quantized", "quantize the model, or leave it so if an accuracy floor put it back"
 
 
-def _dequantized(value: ir.Value | None) -> bool:
+def _why_apart(node: ir.Node) -> str:
+    """Why ONNX Runtime makes no integer operator of a product whose inputs are both dequantized.
+
+    Its selectors (`qdq_selectors.cc`) want one type of integers for what comes in and goes out, bytes without a sign on
+    x86 (bytes with one are converted only where a single operator reads them), a quantized bias, and nothing between a
+    convolution and its QuantizeLinear but an activation that this one's range makes useless.
+    """
+    behind = [use.node for value in node.outputs for use in value.uses()]
+    written = [user for user in behind if user.op_type == "QuantizeLinear"]
+    kinds = [_zero_type(each) for each in (_dequantizer(node.inputs[0]), *written) if each is not None]
+    if ir.DataType.INT8 in kinds:
+        return "its activations are signed bytes, which ONNX Runtime leaves so on x86 where several operators read them"
+    if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 and not _dequantized(node.inputs[2]):
+        return "its bias is float"
+    if node.op_type == "FusedConv":
+        return "its activation function stands between it and its QuantizeLinear"
+    if node.op_type in CONVOLUTIONS and not written:
+        return "nothing rounds what it gives, and no kernel for convolutions gives float"
+    return "ONNX Runtime fuses no such pair here"
+
+
+def _zero_type(node: ir.Node) -> ir.DataType | None:
+    """Type of the integers of a QuantizeLinear or DequantizeLinear; unsigned bytes where it has no zero point."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is None:
+        return ir.DataType.UINT8
+    return zero.dtype if zero.const_value is None else zero.const_value.dtype
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    return node is not None and node.op_type == "DequantizeLinear"
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _dequantized(value: ir.Value | None) -> bool:
+    return _dequantizer(value) is not None
 
 
 def _from_integers(value: ir.Value | None) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from compress.inspect.layers import layers_of
@@ -11,14 +12,23 @@ from compress.inspect.onnx_graph import Node, read_graph
 from compress.inspect.onnx_names import Meaning, explain
 
 UNNAMED = "(no layer)"
+_SEPARATOR = re.compile(r"[_/.:]")
 _BELONG_TO_WHAT_CAME_BEFORE = frozenset({"Add", "Sum", "Tanh", "Relu", "Gelu", "FastGelu", "QuickGelu", "Mul", "Clip"})
 
 
 def node_layers(path: Path, at_most: int = 40) -> dict[str, str]:
-    """Node's name -> its layer, as `group_layers` names it.
+    """Node's name -> its layer, as `group_layers` names it."""
+    found = node_modules(path)
+    layers = layers_of(dict.fromkeys(name for name in found.values() if name), at_most)
+    return {name: layers[module] if module else UNNAMED for name, module in found.items()}
 
-    A node belongs to the module of the weights that it reads. One without weights belongs to the nearest module
-    behind it, which it prepares the input of, or, for activations and sums, before it.
+
+def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Node's name -> the name of a weight of the module that it belongs to, or "".
+
+    A node belongs to the module of the weights that it reads; where ``origins`` are given (`origins_in` of the graph
+    that this one was made from), rather to that of the node or value that its name was made from. Any other belongs
+    to the nearest module behind it, which it prepares the input of, or, for activations and sums, before it.
     """
     graph = read_graph(path)
     meanings = {item.name: meaning for item, meaning in zip(graph.initializers, explain(graph), strict=True)}
@@ -27,7 +37,7 @@ def node_layers(path: Path, at_most: int = 40) -> dict[str, str]:
         for name in node.inputs:
             users[name].append(node)
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
-    own = {node.name: module for node in graph.nodes if (module := _module(node, meanings))}
+    own = {node.name: module for node in graph.nodes if (module := _own(node, meanings, origins or {}))}
 
     def behind(node: Node) -> list[Node]:
         return [user for name in node.outputs if name for user in users[name]]
@@ -39,11 +49,50 @@ def node_layers(path: Path, at_most: int = 40) -> dict[str, str]:
     for node in graph.nodes:
         first, then = (before, behind) if node.op_type in _BELONG_TO_WHAT_CAME_BEFORE else (behind, before)
         found[node.name] = own.get(node.name) or _nearest(node, first, own) or _nearest(node, then, own)
-    layers = layers_of(dict.fromkeys(name for name in found.values() if name), at_most)
-    return {name: layers[module] if module else UNNAMED for name, module in found.items()}
+    return found
 
 
-def _module(node: Node, meanings: dict[str, Meaning]) -> str:
+def origins_in(path: Path) -> dict[str, str]:
+    """Name of each node, value and weight of a graph -> its module, to know them by in a graph made from this one."""
+    graph = read_graph(path)
+    modules = node_modules(path)
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        module = modules.get(node.name, "")
+        if module:
+            found |= dict.fromkeys((node.name, *node.outputs), module)
+    for item, meaning in zip(graph.initializers, explain(graph), strict=True):
+        if meaning.role == "weight" and "." in meaning.name:
+            found[item.name] = meaning.name
+    return {name: module for name, module in found.items() if name}
+
+
+def _own(node: Node, meanings: Mapping[str, Meaning], origins: Mapping[str, str]) -> str:
+    """What the node's names or weights tell; quantizers' own constants have modules that no origin knows."""
+    module = _module(node, meanings)
+    return _origin(node, origins) or (module if not origins or module in origins.values() else "")
+
+
+def _origin(node: Node, origins: Mapping[str, str]) -> str:
+    """The module of the longest known name that a name of the node contains as whole words."""
+    if not origins:
+        return ""
+    for name in (node.name, *node.outputs):
+        found = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
+        if found:
+            return origins[max(found, key=len)]
+    return ""
+
+
+def _parts(name: str) -> Iterator[str]:
+    """Every stretch of ``name`` between two of its separators."""
+    cuts = [match.span() for match in _SEPARATOR.finditer(name)]
+    starts = [0, *(end for _, end in cuts)]
+    ends = [*(start for start, _ in cuts), len(name)]
+    return (name[start:end] for start in starts for end in ends if end > start)
+
+
+def _module(node: Node, meanings: Mapping[str, Meaning]) -> str:
     """The name of the first weight that is known to belong to a module."""
     names = [meanings[name] for name in node.inputs if name in meanings]
     known = [each.name for each in names if each.role == "weight" and "." in each.name]

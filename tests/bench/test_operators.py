@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx_graphs import make_examples, write_classifier
 
-from compress.bench import operators
+from compress.bench import operators, profiled_child
 from compress.bench.operators import profile_operators
 from compress.bench.profile import Profile
 from compress.bench.profiled_calls import batch_calls
@@ -128,8 +128,8 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, examples: Examples) -> No
 def test_calls_that_are_missing_from_the_notes_are_noticed(
     tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = operators.read_profile
-    monkeypatch.setattr(operators, "read_profile", lambda path: read(path)[:-1])
+    read = profiled_child.read_profile
+    monkeypatch.setattr(profiled_child, "read_profile", lambda path: read(path)[:-1])
     with pytest.raises(StageError, match="noted"):
         profiled(write_classifier(tmp_path / "m", 8, 1), examples)
 

@@ -72,5 +72,11 @@ def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
 def test_options_that_mean_nothing_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="--target means nothing without a model"):
         diagnose("--target", "x86-avx2")
+    with pytest.raises(InputError, match="--against means nothing without a model"):
+        diagnose("--against", "float.onnx")
+    with pytest.raises(InputError, match="--against is timed on this machine"):
+        diagnose(str(save(tmp_path)), "--target", "x86-avx2", "--against", str(tmp_path))
     with pytest.raises(InputError, match="no processor 'pentium'"):
-        diagnose(str(save(tmp_path)), "--target", "pentium")
+        diagnose(str(tmp_path), "--target", "pentium")
+    with pytest.raises(InputError, match="no model in"):
+        diagnose(str(tmp_path), "--against", str(tmp_path))

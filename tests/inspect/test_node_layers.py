@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.inspect.node_layers import UNNAMED, node_layers
+from compress.inspect.node_layers import UNNAMED, node_layers, node_modules, origins_in
 from compress.models.onnx_quantization import quantize_products
 from compress.runtimes.onnxruntime_profile import own_name, write_optimized
 
@@ -56,3 +56,36 @@ def test_a_graph_without_names(tmp_path: Path) -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert layers(proto, tmp_path) == [("MatMul", UNNAMED)]
     assert own_name("a#b#12") == "a#b"
+
+
+def chain(weights: tuple[str, str], names: list[str]) -> onnx.ModelProto:
+    """Two products with a Tanh between them, and what a quantizer puts around the second."""
+    operators = [("MatMul", [weights[0]]), ("Tanh", []), ("Identity", []), ("MatMul", [weights[1]])]
+    nodes, before = [], "x"
+    for (operator, more), name in zip(operators, names, strict=True):
+        nodes.append(helper.make_node(operator, [before, *more], [f"{name}_out"], name))
+        before = f"{name}_out"
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", before)]
+    stored = [numpy_helper.from_array(np.eye(4, dtype=np.float32), name) for name in weights]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_nodes_are_known_by_the_names_of_the_graph_that_theirs_was_made_from(tmp_path: Path) -> None:
+    """Weights whose names say nothing; `node_1` is no part of `node_11`; a quantizer's is what it rounds."""
+    onnx.save(chain(("a.0.weight", "a.1.weight"), ["node_1", "tanh", "same", "node_11"]), tmp_path / "float.onnx")
+    origins = origins_in(tmp_path / "float.onnx")
+    assert (origins["node_1"], origins["tanh_out"], origins["a.1.weight"]) == ("a.0.weight",) * 2 + ("a.1.weight",)
+    made = chain(
+        ("val_0_quantized", "val_1_quantized"),
+        ["node_1_quant", "tanh_QuantizeLinear", "Cast_3", "node_11_DequantizeLinear"],
+    )
+    onnx.save(made, tmp_path / "made.onnx")
+    found = node_modules(tmp_path / "made.onnx", origins)
+    assert found == {
+        "node_1_quant": "a.0.weight",
+        "tanh_QuantizeLinear": "a.0.weight",
+        "Cast_3": "a.1.weight",
+        "node_11_DequantizeLinear": "a.1.weight",
+    }
+    assert set(node_modules(tmp_path / "made.onnx").values()) == {""}

@@ -1,0 +1,120 @@
+"""The near end of a process that runs one artifact in turns, with the runtime's notes and without."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import onnx_ir as ir
+
+from compress.bench.child import Child
+from compress.bench.profiled_calls import Calls
+from compress.bench.worker import write_batches
+from compress.errors import StageError
+from compress.runtimes.onnxruntime_profile import CallRun, read_profile
+from compress.targets import Target
+
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.profile_worker import main; main()"
+)
+FEWEST_PASSES = 7
+SETTLE_SECONDS = 0.02
+_WARM_UP_PASSES = 3
+_UNTIMED = 2
+_MOST_EVENTS = 60_000
+"""ONNX Runtime keeps every event until the end, and each is a kilobyte of JSON."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What the runtime noted: the graph that it ran, and every node of it in [passes][calls]."""
+
+    optimized: Path
+    graph: ir.Graph
+    runs: list[list[CallRun]]
+
+
+class ProfiledChild:
+    """One artifact in a process of its own, opened twice; a context manager, which leaves no process behind.
+
+    ``plain`` and ``profiled`` are ms, [passes][calls]; ``cpu_seconds`` what the process took of the processor so far.
+    """
+
+    def __init__(self, artifact: Path, calls: Calls, scratch: Path, timeout_seconds: float) -> None:
+        """Start the process; ``scratch`` is an empty folder for what passes between it and here."""
+        self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
+        self._child = Child(artifact.name, [sys.executable, "-P", "-c", _START, json.dumps(sys.path)])
+        self._order: list[int | None] = []
+        self.plain: list[list[float]] = []
+        self.profiled: list[list[float]] = []
+        self.cpu_seconds = 0.0
+        self.settings: dict[str, Any] = {}
+        self.most_passes = FEWEST_PASSES
+
+    def open(self, target: Target, threads: int, cores: Sequence[int]) -> None:
+        """Load the artifact, then the graph that the runtime makes of it."""
+        path = self._scratch / "batches.npz"
+        write_batches(path, self._calls.batches)
+        message = {"do": "open", "artifact": str(self._artifact.absolute()), "target": asdict(target)}
+        own = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
+        own["text"] = None if self._calls.phase == "batch" else self._calls.prompt
+        opened = self.ask({**message, **own})
+        self.settings = opened["settings"]
+        self.most_passes = max(FEWEST_PASSES, _MOST_EVENTS // (opened["nodes"] * (len(self._calls) + _UNTIMED)))
+
+    def warm_up(self) -> None:
+        """Turns that count for nothing."""
+        for _ in range(_WARM_UP_PASSES):
+            self._turn(False)
+            self._turn(True)
+        self._order = [None] * len(self._order)
+
+    def pass_(self, noted_first: bool) -> None:
+        """Every call once without notes and once with them."""
+        for profiled in (True, False) if noted_first else (False, True):
+            (self.profiled if profiled else self.plain).append(self._turn(profiled))
+
+    def end(self) -> Noted:
+        """Stop noting. Raises `StageError` where calls are missing from the notes."""
+        ended = self._child.ask({"do": "end"}, self._timeout)
+        optimized = Path(ended["optimized"])
+        return Noted(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """As `Child.ask`."""
+        return self._child.ask(message, self._timeout)
+
+    def _turn(self, profiled: bool) -> list[float]:
+        time.sleep(SETTLE_SECONDS)
+        begin = bool(self._calls.prompt)
+        untimed = 0 if begin else min(_UNTIMED, len(self._calls))
+        numbers = list(range(len(self._calls)))
+        reply = self.ask({"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed})
+        self.cpu_seconds = reply["cpu_seconds"]
+        latencies: list[float] = reply["latencies_ms"]
+        if profiled:
+            self._order += [*[None] * (begin + untimed), *numbers]
+        return latencies
+
+    def _runs(self, calls: list[CallRun]) -> list[list[CallRun]]:
+        """[passes][calls], without the calls that warmed up."""
+        if len(calls) != len(self._order):
+            raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
+        kept = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
+        size = len(self._calls)
+        return [kept[start : start + size] for start in range(0, len(kept), size)]
+
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.__exit__(kind, error, trace)

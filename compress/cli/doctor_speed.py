@@ -1,0 +1,115 @@
+"""`compress doctor MODEL --against FLOAT`: which operators make the 8-bit file slower than its float file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.cli.finding import Finding
+
+if TYPE_CHECKING:
+    from compress.bench.difference import CauseDifference, OperatorDifference
+    from compress.cli.artifact import Artifact
+    from compress.progress import Progress
+    from compress.recipe import Recipe
+
+_NAMED = 3
+_INTEGERS = ("quantize", "qat", "quantize_weights")
+
+
+def speed_findings(
+    model: Path, recipe: Path | None, against: Path | None, seconds: float, progress: Progress
+) -> tuple[list[Finding], OperatorDifference | None]:
+    """What time says, and the record; nothing where there is no float file to compare with, or no integers.
+
+    Raises `InputError` for a float file that was named and can't be compared.
+    """
+    from compress.cli.artifact import find_artifact
+    from compress.errors import InputError
+
+    if against is None and recipe is None and not _has_recipe(model):
+        return [], None
+    found = find_artifact(model, recipe)
+    floats = against if against is not None else _of_run(model, found.recipe)
+    if floats is None:
+        return [], None
+    if found.task.generates or not found.task.reads_rows:
+        if against is None:
+            return [], None
+        raise InputError(
+            f"Files of {found.task.name} are not compared operator by operator.",
+            where="--against",
+            mend="`compress profile` of each file, and `compress compare A B --now` for their speed",
+        )
+    difference = _difference(found, floats, seconds, progress)
+    return list(_findings(difference)), difference
+
+
+def _has_recipe(model: Path) -> bool:
+    from compress.cli.artifact import RECIPE
+
+    return any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
+
+
+def _of_run(model: Path, recipe: Recipe) -> Path | None:
+    """The float file that a run's integers were made of, if its cache still has it."""
+    import json
+
+    from compress.cache import Cache
+
+    kinds = [stage.kind for stage in recipe.stages]
+    if not any(kind in _INTEGERS for kind in kinds) or "export" not in kinds:
+        return None
+    label = recipe.labels()[kinds.index("export")]
+    run = next((place for place in (model, model.parent, model / "latest") if (place / "report.json").is_file()), None)
+    if run is None:
+        return None
+    stages = json.loads((run / "report.json").read_text(encoding="utf-8")).get("stages", [])
+    key = next((stage["key"] for stage in stages if stage["name"] == label), None)
+    artifacts = run.resolve().parents[2]
+    entry = Cache(artifacts / "cache").peek(key) if key is not None and (artifacts / "cache").is_dir() else None
+    return None if entry is None else entry.folder
+
+
+def _difference(found: Artifact, floats: Path, seconds: float, progress: Progress) -> OperatorDifference:
+    from compress.bench.operator_difference import compare_operators
+    from compress.bench.profiled_calls import batch_calls
+    from compress.evaluate import encode_for
+    from compress.pipeline.quiet import quiet_libraries
+    from compress.targets import TARGETS
+
+    quiet_libraries()
+    asked = found.recipe
+    rows = found.dataset(progress).split("test")
+    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    calls = batch_calls(examples, 1, asked.seed)
+    threads = asked.benchmark.threads
+    return compare_operators(floats, found.folder, calls, TARGETS["cpu"], threads, seconds, progress, asked.seed)
+
+
+def _findings(difference: OperatorDifference) -> Iterator[Finding]:
+    from compress.report.difference_console import verdict_text
+
+    verdict = difference.verdict
+    yield Finding("ok" if verdict == "faster" else "warning", verdict_text(difference))
+    for cause in difference.responsible[:_NAMED] if verdict != "faster" else ():
+        yield Finding("warning", _cause_text(cause, difference), cause.help or None)
+    slower = difference.slower_layers
+    if verdict == "faster" and slower:
+        names = ", ".join(layer.layer for layer in slower[:_NAMED])
+        more = sum(layer.more_ms for layer in slower)
+        yield Finding(
+            "ok",
+            f"{len(slower)} layers are slower than in float, by {more:.3g} ms together: {names}",
+            slower[0].help or None,
+        )
+
+
+def _cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
+    places = ", ".join(cause.layers[:_NAMED])
+    more = len(cause.layers) - _NAMED
+    named = f"{places} and {more} more" if more > 0 else places
+    operators = ", ".join(dict.fromkeys(cause.operators[:_NAMED]))
+    share = cause.more_ms / difference.float_ms
+    return f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {named}): {cause.why}"

@@ -1,0 +1,75 @@
+"""An 8-bit file against its float file in the terminal: what it spends and saves, and where."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
+from compress.report.profile_words import time_text
+
+_MOST = 12
+_LEAST = 0.002
+"""Causes below this share of a call are left out."""
+
+
+def verdict_text(difference: OperatorDifference) -> str:
+    """`INT8 is slower than float: 0.42x as fast (0.41-0.43), 7.1 ms a call for 3 ms`."""
+    word = {"faster": "faster than", "slower": "slower than", "can't tell": "not proven faster than"}
+    ratio = f"{difference.faster:.2f}x as fast ({difference.low:.2f}-{difference.high:.2f})"
+    times = f"{time_text(difference.int8_ms)} a call for {time_text(difference.float_ms)}"
+    return f"INT8 is {word[difference.verdict]} float: {ratio}, {times}"
+
+
+def console_difference(difference: OperatorDifference) -> RenderableType:
+    """Two tables; times of layers and causes were taken with the profiler at work."""
+    return Group(Text(""), _causes(difference), _layers(difference))
+
+
+def _causes(difference: OperatorDifference) -> Table:
+    table = _table("What it spends and saves")
+    for name in ("Time", "Layers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("Why", "What helps"):
+        table.add_column(name, overflow="fold")
+    for cause in difference.causes:
+        if abs(cause.more_ms) >= _LEAST * difference.float_ms:
+            table.add_row(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), cause.help)
+    return table
+
+
+def _layers(difference: OperatorDifference) -> Table:
+    found = difference.layers
+    shown = found if len(found) <= _MOST else (*found[: _MOST - 3], *found[-3:])
+    table = _table(
+        "By layer, the slowest against float first" + ("" if shown is found else "; the last three gain most")
+    )
+    table.add_column("Layer", overflow="fold")
+    for name in ("Float", "INT8", "Difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("Operators", "Mostly"):
+        table.add_column(name, overflow="fold")
+    for layer in shown:
+        table.add_row(
+            Text(layer.layer), time_text(layer.float_ms), time_text(layer.int8_ms), _interval(layer),
+            Text(", ".join(layer.operators)), layer.why,
+        )  # fmt: skip
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _why(cause: CauseDifference) -> Text:
+    return Text(f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})")
+
+
+def _signed(milliseconds: float) -> str:
+    return f"{'+' if milliseconds > 0 else '-'}{time_text(abs(milliseconds))}"
+
+
+def _interval(layer: LayerDifference) -> str:
+    return f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"

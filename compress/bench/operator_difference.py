@@ -83,9 +83,10 @@ def compare_operators(
         layers = _layers(float_file, notes)
         files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]
         plain = [np.array(child.plain) for child in children]
+        # The graphs' weights lie in the folders.
+        found, causes = _differences(files[0], files[1], plain[0].shape, seed)
     rounds = {name: np.median(each / np.median(each, axis=0), axis=1) for name, each in zip("ab", plain, strict=True)}
     faster = geometric_interval(np.median(plain[0] / plain[1], axis=1))
-    found, causes = _differences(files[0], files[1], plain[0].shape, seed)
     return OperatorDifference(
         float_file=str(float_file),
         int8_file=str(int8_file),

@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from compress.errors import InputError, ModelError, StageError
+from compress.errors import InputError, StageError
 from compress.models.model_file import model_files
+from compress.runtimes.onnxruntime_failures import cannot_open, reason
 from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType
 from compress.runtimes.shared_cache import SharedCache, says_so
 from compress.runtimes.transcriber import Transcriber
@@ -71,12 +72,12 @@ class OnnxSession:
             values = self._session.run(self._outputs, feed)
         except _BAD_INPUT as error:
             raise InputError(
-                f"The model refuses the batch: {_reason(error)}",
+                f"The model refuses the batch: {reason(error)}",
                 where=str(self._graph),
                 expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
             ) from error
         except FAILURES as error:
-            raise StageError(f"The model failed on a batch: {_reason(error)}", where=str(self._graph)) from error
+            raise StageError(f"The model failed on a batch: {reason(error)}", where=str(self._graph)) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
@@ -105,7 +106,7 @@ class _Guarded:
         try:
             return self._cache.predict(feed, seen, total)
         except (*FAILURES, RuntimeError) as error:
-            raise StageError(f"The model failed on a token: {_reason(error)}", where=self._where) from error
+            raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
 
 
 def _type(entry: onnxruntime.NodeArg) -> TensorType:
@@ -126,9 +127,9 @@ class OnnxRuntime:
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
         graphs = model_files(artifact)
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        lacking = self.unavailable(target)
+        if lacking is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {lacking}")
         sessions = [self._open(graph, target, threads) for graph in graphs]
         return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
 
@@ -138,11 +139,7 @@ class OnnxRuntime:
                 graph, sess_options=session_options(threads), providers=_providers(target.provider)
             )
         except FAILURES as error:
-            raise ModelError(
-                f"ONNX Runtime cannot open the graph: {_reason(error)}",
-                where=str(graph),
-                mend="export the model again, or copy the folder again with all of its files",
-            ) from error
+            raise cannot_open(graph, error) from error
         # Otherwise a failing provider is replaced during a later call, without a word.
         session.disable_fallback()
         taken = session.get_providers()
@@ -173,7 +170,7 @@ def _why_not(provider: str) -> str | None:
     try:
         session = onnxruntime.InferenceSession(_identity_graph(), session_options(1), providers=_providers(provider))
     except FAILURES as error:
-        return f"{provider} does not start: {_reason(error)}"
+        return f"{provider} does not start: {reason(error)}"
     if session.get_providers()[0] != provider:
         return f"{provider} does not start here; its driver, libraries or device are missing"
     return None
@@ -203,11 +200,6 @@ def _identity_graph() -> bytes:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     return bytes(model.SerializeToString())
-
-
-def _reason(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without its code prefix."""
-    return " ".join(str(error).split(" : ", 3)[-1].split())
 
 
 RUNTIME = OnnxRuntime()

@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from compress.errors import ModelError
 from compress.models.onnx_call import Tensor
 from compress.runtimes.onnxruntime import FAILURES, OnnxSession, session_options
+from compress.runtimes.onnxruntime_failures import cannot_open
 
 CPU = "CPUExecutionProvider"
 _OPTIMIZED = "optimized.onnx"
@@ -40,12 +40,15 @@ CallRun = dict[str, NodeRun]
 """Node's name -> its run, of one call."""
 
 
-def write_optimized(graph: Path, folder: Path, threads: int) -> Path:
+def write_optimized(graph: Path, folder: Path, threads: int, portable: bool = False) -> Path:
     """Write the graph that ONNX Runtime really runs in place of ``graph``, each node with a name of its own.
 
-    Weights go into a file beside it. Raises `ModelError` for a graph that cannot be opened.
+    ``portable`` leaves out layouts that only this kind of processor has. Weights go into a file beside it. Raises
+    `ModelError` for a graph that cannot be opened.
     """
     options = session_options(threads)
+    if portable:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     path = folder / _OPTIMIZED
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _EXTERNAL)
@@ -55,7 +58,7 @@ def write_optimized(graph: Path, folder: Path, threads: int) -> Path:
     try:
         onnxruntime.InferenceSession(graph, options, providers=[CPU])
     except FAILURES as error:
-        raise ModelError(f"ONNX Runtime cannot open the graph: {error}", where=str(graph)) from error
+        raise cannot_open(graph, error) from error
     model = ir.load(path)
     for place, node in enumerate(model.graph):
         node.name = f"{node.name or node.op_type}{_NUMBERED}{place}"

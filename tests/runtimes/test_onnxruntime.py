@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,45 @@ def test_a_truncated_graph_is_a_model_error(tmp_path: Path, weight: np.ndarray, 
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ModelError, match="cannot open the graph"):
         subject.RUNTIME.open(path, CPU, threads=1)
+
+
+def _without_weights(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save_model(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    path.with_name("weights.data").unlink()
+
+
+def _of_tomorrow(model: onnx.ModelProto, path: Path) -> None:
+    model.opset_import[0].version = 99
+    onnx.save(model, path)
+
+
+def _with_an_operator_of_its_own(model: onnx.ModelProto, path: Path) -> None:
+    model.graph.node[0].op_type = "MyMatMul"
+    onnx.save(model, path)
+
+
+def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "mend"),
+    [
+        (_without_weights, "weights lie in another file, and that is missing: .*weights.data", "copy the folder"),
+        (_of_tomorrow, "newer operator set", "older `opset`"),
+        (_with_an_operator_of_its_own, "operator that is not known here: MyMatMul", "custom operators"),
+        (_with_other_shapes, "shapes contradict each other", "export the model again"),
+    ],
+)
+def test_a_graph_that_does_not_open_says_why_and_what_to_do(
+    tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], said: str, mend: str
+) -> None:
+    path = write_linear(tmp_path / "m.onnx", weight)
+    spoil(onnx.load(path), path)
+    with pytest.raises(ModelError, match=said) as raised:
+        subject.RUNTIME.open(path, CPU, threads=1)
+    assert mend in (raised.value.mend or "") and raised.value.where == str(path)
 
 
 def test_zero_threads_are_refused(tmp_path: Path, weight: np.ndarray) -> None:

@@ -1,0 +1,76 @@
+"""Why ONNX Runtime does not open a file, in words that say what to do about it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.errors import ModelError
+
+_LEAD = "ONNX Runtime cannot open the graph: "
+_AGAIN = "export the model again, or copy the folder again with all of its files"
+
+
+class _Kind(NamedTuple):
+    sign: re.Pattern[str]
+    what: str
+    expected: str | None
+    mend: str
+
+
+_KINDS = (
+    _Kind(
+        re.compile(r'External data path does not exist: "?(?P<found>[^"]+)'),
+        "its weights lie in another file, and that is missing: {found}",
+        "that file beside the graph, under the name that the graph gives it",
+        "copy the folder again with all of its files",
+    ),
+    _Kind(
+        re.compile(r"INVALID_PROTOBUF|No graph was found in the protobuf"),
+        "the file holds none, or is cut off.",
+        "a whole .onnx file",
+        "copy the file again, or export the model again",
+    ),
+    _Kind(
+        re.compile(r"support for domain ai\.onnx is till opset (?P<found>\d+)"),
+        "it is of a newer operator set than this ONNX Runtime knows.",
+        "operator set {found} or older",
+        "export the model with an older `opset`, or install a newer onnxruntime",
+    ),
+    _Kind(
+        re.compile(
+            r"No Op registered for (?P<found>\S+) with domain_version of \d+|(?P<other>\S+) is not a registered"
+        ),
+        "it has an operator that is not known here: {found}",
+        "operators of ONNX and of ONNX Runtime's own domain com.microsoft",
+        "export the model without custom operators, or with an operator set that has this one",
+    ),
+    _Kind(
+        re.compile(r"\[ShapeInferenceError\] (?P<found>.*)"),
+        "its shapes contradict each other: {found}",
+        None,
+        "export the model again; a tool that changed the graph may have left shapes of before in it",
+    ),
+)
+
+
+def cannot_open(graph: Path, error: Exception) -> ModelError:
+    """The error to raise from ONNX Runtime's ``error`` on opening ``graph``; its own words where no kind is known."""
+    said = " ".join(str(error).split())
+    for kind in _KINDS:
+        match = kind.sign.search(said)
+        if match is not None:
+            found = next((value for value in match.groups() if value), "") if match.groups() else ""
+            return ModelError(
+                f"{_LEAD}{kind.what.format(found=found)}",
+                where=str(graph),
+                expected=kind.expected and kind.expected.format(found=found),
+                mend=kind.mend,
+            )
+    return ModelError(f"{_LEAD}{reason(error)}", where=str(graph), mend=_AGAIN)
+
+
+def reason(error: Exception) -> str:
+    """ONNX Runtime's message on one line, without its code prefix."""
+    return " ".join(str(error).split(" : ", 3)[-1].split())

@@ -29,7 +29,9 @@ def doctor(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="With MODEL: cpu (this machine), or a kind of processor: x86-avx2, x86-vnni, arm64."),
+        typer.Option(
+            help="With MODEL: cpu (this machine), or a kind of processor: x86-avx2, x86-vnni, arm64, linux-arm64."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,

@@ -26,12 +26,16 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
     from compress.inspect.integer_kernels import read_kernels
     from compress.inspect.saturation import find_saturation
     from compress.models.onnx_model import find_graph
-    from compress.targets import find_processor
+    from compress.targets import LINUX_ARM, find_processor
 
     processor = find_processor(target or "cpu")
     place, feeds = _real_inputs(model, recipe, progress)
     graph = find_graph(place)
     yield from _kernels(read_kernels(graph))
+    if processor.name == LINUX_ARM:
+        from compress.cli.doctor_arm import arm_findings
+
+        yield from arm_findings(graph, feeds, progress)
     if processor.sums_in_32_bits:
         yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
         return

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,11 @@ if sys.argv[4] == "as it is":
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 fed = np.load(sys.argv[2])
 names = [value.name for value in session.get_outputs()]
-answers = session.run(names, {value.name: fed[value.name] for value in session.get_inputs()})
-np.savez(sys.argv[3], **{f"{place}": answer for place, answer in enumerate(answers)})
+found = {}
+for batch in range(int(sys.argv[5])):
+    answers = session.run(names, {value.name: fed[f"{batch}:{value.name}"] for value in session.get_inputs()})
+    found.update({f"{batch}:{place}": answer for place, answer in enumerate(answers)})
+np.savez(sys.argv[3], **found)
 """
 
 
@@ -49,24 +52,31 @@ class EmulatedArm:
     emulator: str
     home: Path
 
-    def run(self, graph: onnx.ModelProto, feed: Feed, optimize: bool) -> dict[str, np.ndarray]:
-        """All outputs of ``graph`` by name. Raises `StageError` where the process fails or takes half an hour."""
+    def run(self, graph: onnx.ModelProto, feeds: Sequence[Feed], optimize: bool) -> list[dict[str, np.ndarray]]:
+        """All outputs of ``graph`` by name, for each of ``feeds``.
+
+        Raises `StageError` where the process fails or takes half an hour.
+        """
         with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
             place = Path(folder)
             onnx.save(graph, place / "model.onnx")
-            np.savez(place / "fed.npz", **feed)  # type: ignore[arg-type]
-            self._start(place, "optimized" if optimize else "as it is")
+            fed = {f"{batch}:{name}": array for batch, feed in enumerate(feeds) for name, array in feed.items()}
+            np.savez(place / "fed.npz", **fed)  # type: ignore[arg-type]
+            self._start(place, "optimized" if optimize else "as it is", len(feeds))
             with np.load(place / "answers.npz") as answers:
                 names = [value.name for value in graph.graph.output]
-                return {name: answers[str(number)] for number, name in enumerate(names)}
+                return [
+                    {name: answers[f"{batch}:{number}"] for number, name in enumerate(names)}
+                    for batch in range(len(feeds))
+                ]
 
-    def _start(self, place: Path, level: str) -> None:
+    def _start(self, place: Path, level: str, batches: int) -> None:
         files = [str(place / name) for name in ("model.onnx", "fed.npz", "answers.npz")]
         python = [self.emulator, "-cpu", PROCESSOR, "-L", str(self.home / "root"), str(self.home / _PYTHON)]
         environment = {"PYTHONHOME": str(self.home / "root" / "usr"), "PYTHONPATH": str(self.home / "site")}
         try:
             done = subprocess.run(
-                [*python, "-c", _RUN, *files, level],
+                [*python, "-c", _RUN, *files, level, str(batches)],
                 capture_output=True,
                 text=True,
                 timeout=_SECONDS,
@@ -96,13 +106,3 @@ def arm_home() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return home / "compress" / "arm64"
-
-
-def final_answers(graph: onnx.ModelProto, feed: Feed, arm: EmulatedArm) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """Each output of the whole file, here and there, optimized as each machine does."""
-    from compress.models.int8.observe import tap
-
-    names = [value.name for value in graph.graph.output]
-    (here,) = tap(graph, names, [feed])
-    there = arm.run(graph, feed, optimize=True)
-    return {name: (here[name], there[name]) for name in names}

@@ -1,0 +1,83 @@
+"""`compress doctor MODEL --target linux-arm64`: does the file answer on ARM's kernels as it does here?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.cli.finding import Finding
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.inspect.emulated_arm import EmulatedArm
+    from compress.inspect.operator_answers import Apart, Departure
+    from compress.models.int8.observe import Feed
+    from compress.progress import Progress
+
+_EXAMPLES = 4
+_CLOSE = 1e-3
+"""Difference of the answers, over their root mean square, below which nobody would notice it."""
+
+
+def arm_findings(graph: Path, feeds: Sequence[Feed] | None, progress: Progress) -> Iterator[Finding]:
+    """What ONNX Runtime's ARM kernels answer under emulation, operator by operator and in all; or why nobody asked."""
+    from compress.inspect.emulated_arm import find_emulated_arm
+
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        yield Finding("ok", f"linux-arm64: its answers were not compared: {arm}")
+        return
+    if feeds is None:
+        yield Finding("ok", "linux-arm64: its answers were not compared: name a recipe, for real inputs")
+        return
+    import onnx
+
+    from compress.inspect.operator_answers import answers_here, departures, take_apart
+    from compress.runtimes.onnxruntime_profile import write_optimized
+
+    progress.note("running the file on an emulated ARM processor; this takes a minute or more")
+    with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
+        portable = onnx.load(write_optimized(graph, Path(folder), 1, portable=True))
+    apart = take_apart(portable, feeds[0])
+    (there,) = arm.run(apart.graph, [apart.feed], optimize=False)
+    yield _operators(apart, departures(apart, answers_here(apart), there))
+    yield _whole(onnx.load(graph), feeds[:_EXAMPLES], arm)
+
+
+def _operators(apart: Apart, found: Sequence[Departure]) -> Finding:
+    count = len(apart.nodes)
+    bad = [each for each in found if each.matters]
+    if not bad:
+        rest = max((each.error for each in found), default=0.0)
+        rounding = f"; {len(found)} of them sum floats in another order ({rest:.1g})" if found else ""
+        return Finding("ok", f"linux-arm64: each of {count} operators answers as here on the same inputs{rounding}")
+    first = bad[0]
+    from compress.runtimes.onnxruntime_profile import own_name
+
+    steps = f" by up to {first.steps} steps" if first.steps is not None else ""
+    kinds = ", ".join(dict.fromkeys(each.operator for each in bad))
+    return Finding(
+        "warning",
+        f"linux-arm64: the first operator that departs is {first.operator} {own_name(first.name) or first.name}: "
+        f"on the same inputs {first.share:.2%} of its answers differ{steps}, {first.error:.1e} of their size; "
+        f"so do {len(bad)} of {count} ({kinds})",
+    )
+
+
+def _whole(graph: onnx.ModelProto, feeds: Sequence[Feed], arm: EmulatedArm) -> Finding:
+    import numpy as np
+
+    from compress.models.int8.observe import tap
+
+    names = [value.name for value in graph.graph.output]
+    here, there = list(tap(graph, names, feeds)), arm.run(graph, feeds, optimize=True)
+    pairs = [(ours[names[0]], theirs[names[0]]) for ours, theirs in zip(here, there, strict=True)]
+    largest = max(float(np.abs(a - b).max() / np.sqrt(np.square(a).mean())) for a, b in pairs)
+    same = sum(bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in pairs)
+    text = f"linux-arm64: {names[0]} of {len(pairs)} examples differs by at most {largest:.1e} of its size; "
+    return Finding(
+        "ok" if largest <= _CLOSE else "warning", f"{text}the largest value is the same place in {same} of them"
+    )

@@ -1,0 +1,96 @@
+"""Operators taken apart, and what an emulated processor answers: small graphs, made-up departures, qemu."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import StageError
+from compress.inspect.emulated_arm import EmulatedArm, find_emulated_arm
+from compress.inspect.operator_answers import Apart, answers_here, departures, take_apart
+from compress.models.int8.observe import tap
+
+ROWS, INNER, COLUMNS = 3, 70, 24
+
+
+def product() -> onnx.ModelProto:
+    """x -> 8-bit product -> float -> Softmax."""
+    weight = np.random.default_rng(0).integers(-128, 128, (INNER, COLUMNS)).astype(np.int8)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["bytes", "scale", "zero"], "quantize"),
+        helper.make_node("MatMulInteger", ["bytes", "w", "zero"], ["sums"], "product"),
+        helper.make_node("Cast", ["sums"], ["floats"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Softmax", ["floats"], ["y"], "softmax"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, INNER])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, COLUMNS])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def feed() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).normal(size=(ROWS, INNER)).astype(np.float32)}
+
+
+@pytest.fixture
+def apart(feed: dict[str, np.ndarray]) -> Apart:
+    return take_apart(product(), feed)
+
+
+def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[str, np.ndarray]) -> None:
+    (values,) = tap(product(), ["bytes", "scale", "zero", "sums", "floats", "y"], [feed])
+    answers = answers_here(apart)
+    assert set(answers) == {"answer_0_0", "answer_0_1", "answer_0_2", "answer_1_0", "answer_2_0", "answer_3_0"}
+    np.testing.assert_array_equal(answers["answer_1_0"], values["sums"])
+    np.testing.assert_array_equal(answers["answer_3_0"], values["y"])
+    # No operator is another's input, so that one difference is not told twice.
+    made = {name for node in apart.graph.graph.node for name in node.output}
+    assert not made & {name for node in apart.graph.graph.node for name in node.input}
+
+
+def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
+    """One sum in 72 is off by 300; a Softmax whose last bits differ is not worth a word."""
+    here = answers_here(apart)
+    there = {name: array.copy() for name, array in here.items()}
+    assert departures(apart, here, there) == []
+    there["answer_1_0"][0, 5] += 300
+    there["answer_3_0"] *= np.float32(1 + 2e-6)
+    sums, softmax = departures(apart, here, there)
+    assert (sums.operator, sums.name, sums.steps, sums.matters) == ("MatMulInteger", "product", 300, True)
+    assert sums.share == pytest.approx(1 / (ROWS * COLUMNS))
+    assert sums.error == pytest.approx(300 / np.sqrt(np.square(here["answer_1_0"].astype(float)).sum()))
+    assert (softmax.name, softmax.steps, softmax.matters) == ("softmax", None, False)
+    assert softmax.error == pytest.approx(2e-6, rel=0.1)
+
+
+def test_an_emulator_is_given_the_graph_and_its_failure_is_told(tmp_path: Path, feed: dict[str, np.ndarray]) -> None:
+    """In place of qemu: this machine's Python, which takes the same code and files."""
+    emulator = tmp_path / "qemu"
+    emulator.write_text(f'#!/bin/sh\nshift 5\nunset PYTHONHOME PYTHONPATH\nexec {sys.executable} "$@"\n')
+    emulator.chmod(0o755)
+    feeds = [feed, {"x": -feed["x"]}]
+    answers = EmulatedArm(str(emulator), tmp_path).run(product(), feeds, optimize=True)
+    for given, found in zip(tap(product(), ["y"], feeds), answers, strict=True):
+        np.testing.assert_array_equal(found["y"], given["y"])
+    emulator.write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
+    with pytest.raises(StageError, match="failed: lost"):
+        EmulatedArm(str(emulator), tmp_path).run(product(), feeds, optimize=True)
+
+
+@pytest.mark.slow
+def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
+    """Exact sums, by integers of 64 bits: no saturation on ARM."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    (there,) = arm.run(apart.graph, [apart.feed], optimize=False)
+    weight = numpy_helper.to_array(product().graph.initializer[0]).astype(np.int64)
+    sums = (apart.feed["bytes"].astype(np.int64) - int(apart.feed["zero"])) @ weight
+    np.testing.assert_array_equal(there["answer_1_0"], sums)
+    assert not any(each.matters for each in departures(apart, answers_here(apart), there))

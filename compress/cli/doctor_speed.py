@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
-    from compress.bench.difference import CauseDifference, OperatorDifference
+    from compress.bench.difference import OperatorDifference
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
     from compress.recipe import Recipe
 
 _NAMED = 3
-_INTEGERS = ("quantize", "qat", "quantize_weights")
 
 
 def speed_findings(
@@ -57,9 +56,10 @@ def _of_run(model: Path, recipe: Recipe) -> Path | None:
     import json
 
     from compress.cache import Cache
+    from compress.pipeline.slow_int8_note import INTEGERS
 
     kinds = [stage.kind for stage in recipe.stages]
-    if not any(kind in _INTEGERS for kind in kinds) or "export" not in kinds:
+    if not any(kind in INTEGERS for kind in kinds) or "export" not in kinds:
         return None
     label = recipe.labels()[kinds.index("export")]
     run = next((place for place in (model, model.parent, model / "latest") if (place / "report.json").is_file()), None)
@@ -89,12 +89,12 @@ def _difference(found: Artifact, floats: Path, seconds: float, progress: Progres
 
 
 def _findings(difference: OperatorDifference) -> Iterator[Finding]:
-    from compress.report.difference_console import verdict_text
+    from compress.report.difference_console import cause_text, verdict_text
 
     verdict = difference.verdict
     yield Finding("ok" if verdict == "faster" else "warning", verdict_text(difference))
     for cause in difference.responsible[:_NAMED] if verdict != "faster" else ():
-        yield Finding("warning", _cause_text(cause, difference), cause.help or None)
+        yield Finding("warning", cause_text(cause, difference), cause.help or None)
     slower = difference.slower_layers
     if verdict == "faster" and slower:
         names = ", ".join(layer.layer for layer in slower[:_NAMED])
@@ -104,12 +104,3 @@ def _findings(difference: OperatorDifference) -> Iterator[Finding]:
             f"{len(slower)} layers are slower than in float, by {more:.3g} ms together: {names}",
             slower[0].help or None,
         )
-
-
-def _cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
-    places = ", ".join(cause.layers[:_NAMED])
-    more = len(cause.layers) - _NAMED
-    named = f"{places} and {more} more" if more > 0 else places
-    operators = ", ".join(dict.fromkeys(cause.operators[:_NAMED]))
-    share = cause.more_ms / difference.float_ms
-    return f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {named}): {cause.why}"

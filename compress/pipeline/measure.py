@@ -20,6 +20,7 @@ from compress.models.writable import check_writable
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
+from compress.pipeline.slow_int8_note import slow_int8_notes
 from compress.pipeline.sparse_note import sparse_notes
 from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.report.predictions import Answers
@@ -110,7 +111,8 @@ def _continued(findings: Findings, session: TargetSession) -> tuple[list[Measure
 def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:
     rows, notes, machine = session.timings(remeasure)
     findings.environment |= machine
-    return rows, notes + sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
+    notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
+    return rows, notes + slow_int8_notes(session, rows)
 
 
 def data_record(road: Road) -> DataRecord:

@@ -11,6 +11,7 @@ from compress.bench.difference import CauseDifference, LayerDifference, Operator
 from compress.report.profile_words import time_text
 
 _MOST = 12
+_NAMED = 3
 _LEAST = 0.002
 """Causes below this share of a call are left out."""
 
@@ -21,6 +22,16 @@ def verdict_text(difference: OperatorDifference) -> str:
     ratio = f"{difference.faster:.2f}x as fast ({difference.low:.2f}-{difference.high:.2f})"
     times = f"{time_text(difference.int8_ms)} a call for {time_text(difference.float_ms)}"
     return f"INT8 is {word[difference.verdict]} float: {ratio}, {times}"
+
+
+def cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
+    """`3.9 ms more, 130% of the float file's time (MatMul in encoder.layer.0.attention and 5 more): why`."""
+    places = ", ".join(cause.layers[:_NAMED])
+    more = len(cause.layers) - _NAMED
+    named = f"{places} and {more} more" if more > 0 else places
+    operators = ", ".join(dict.fromkeys(cause.operators[:_NAMED]))
+    share = cause.more_ms / difference.float_ms
+    return f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {named}): {cause.why}"
 
 
 def console_difference(difference: OperatorDifference) -> RenderableType:

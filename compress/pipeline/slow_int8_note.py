@@ -1,0 +1,50 @@
+"""What a report says where INT8 came out slower than float: which operators, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.measurement import Measurement
+from compress.pipeline.target_session import TargetSession
+from compress.recipe import Recipe
+from compress.report.schema import BASELINE, FINAL
+
+INTEGERS = ("quantize", "qat", "quantize_weights")
+"""Stages that put integers into a graph."""
+_SECONDS = 3.0
+_NAMED = 3
+
+
+def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:
+    """Lines for a final model with integers that is slower than the baseline beyond doubt; both are profiled then."""
+    speed = next((row for row in rows if row.model == FINAL and row.metric == "speedup"), None)
+    task, recipe = session.road.task, session.road.recipe
+    if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
+        return []
+    if speed is None or speed.high is None or speed.high >= 1:
+        return []
+    from compress.bench.operator_difference import compare_operators
+    from compress.bench.profiled_calls import batch_calls
+    from compress.report.difference_console import cause_text, verdict_text
+
+    difference = compare_operators(
+        session.artifacts[_float_label(recipe, session)],
+        session.artifacts[FINAL],
+        batch_calls(session.examples(FINAL), 1, recipe.seed),
+        session.target,
+        recipe.benchmark.threads,
+        _SECONDS,
+        session.road.progress,
+        recipe.seed,
+    )
+    lines = [verdict_text(difference)]
+    for cause in difference.responsible[:_NAMED]:
+        lines.append(f"{cause_text(cause, difference)}{f'; what helps: {cause.help}' if cause.help else ''}")
+    return [f"{session.target.name}: {line}" for line in lines]
+
+
+def _float_label(recipe: Recipe, session: TargetSession) -> str:
+    """The exported graph that was quantized, where the run measured it; else the baseline."""
+    kinds = [stage.kind for stage in recipe.stages]
+    label = recipe.labels()[kinds.index("export")] if "export" in kinds else BASELINE
+    return label if label in session.artifacts else BASELINE

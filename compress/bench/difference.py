@@ -21,7 +21,7 @@ class LayerDifference(Record):
     low_ms: float
     high_ms: float
     operators: tuple[str, ...] = Field(description="of the 8-bit file, those that take longest first")
-    why: str = Field(description="what adds most to it")
+    why: str = Field(description="what adds most to it, or saves most")
     help: str = ""
 
 

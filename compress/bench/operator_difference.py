@@ -154,7 +154,7 @@ def _differences(
             totals[cause] += more
             places[cause][layer] = None
             operators[cause] |= dict.fromkeys(names)
-        slower = max(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
+        mostly = (max if typical(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
         layers.append(
             LayerDifference(
                 layer=layer,
@@ -164,8 +164,8 @@ def _differences(
                 low_ms=low,
                 high_ms=high,
                 operators=_costliest(after, new),
-                why=slower.why,
-                help=slower.help,
+                why=mostly.why,
+                help=mostly.help,
             )
         )
     causes = [
@@ -200,7 +200,10 @@ def _shares(
         names = list(_costliest(after, ours))
         if part == "products":
             costly = max(ours, key=after.typical, default=None)
-            add(FASTER if more <= 0 or costly is None else product_cause(costly), more, names)
+            if more <= 0 or costly is None:
+                add(FASTER, more, names)
+            else:
+                add(product_cause(costly), more, [costly.op_type])
         else:
             add(APART if more > 0 and len(ours) > len(theirs) else OTHER, more, names)
     return found

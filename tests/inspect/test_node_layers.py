@@ -73,19 +73,19 @@ def chain(weights: tuple[str, str], names: list[str]) -> onnx.ModelProto:
 
 def test_nodes_are_known_by_the_names_of_the_graph_that_theirs_was_made_from(tmp_path: Path) -> None:
     """Weights whose names say nothing; `node_1` is no part of `node_11`; a quantizer's is what it rounds."""
-    onnx.save(chain(("a.0.weight", "a.1.weight"), ["node_1", "tanh", "same", "node_11"]), tmp_path / "float.onnx")
+    onnx.save(chain(("a.0.weight", "a.1.weight"), ["node_1", "tanh", "tanh_1", "node_11"]), tmp_path / "float.onnx")
     origins = origins_in(tmp_path / "float.onnx")
     assert (origins["node_1"], origins["tanh_out"], origins["a.1.weight"]) == ("a.0.weight",) * 2 + ("a.1.weight",)
     made = chain(
         ("val_0_quantized", "val_1_quantized"),
-        ["node_1_quant", "tanh_QuantizeLinear", "Cast_3", "node_11_DequantizeLinear"],
+        ["node_1_quant", "tanh_QuantizeLinear", "tanh_1_Cast", "node_11_DequantizeLinear"],
     )
     onnx.save(made, tmp_path / "made.onnx")
     found = node_modules(tmp_path / "made.onnx", origins)
     assert found == {
         "node_1_quant": "a.0.weight",
         "tanh_QuantizeLinear": "a.0.weight",
-        "Cast_3": "a.1.weight",
+        "tanh_1_Cast": "a.1.weight",
         "node_11_DequantizeLinear": "a.1.weight",
     }
     assert set(node_modules(tmp_path / "made.onnx").values()) == {""}

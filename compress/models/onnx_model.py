@@ -67,15 +67,13 @@ class OnnxModel:
 
     @classmethod
     def load(cls, directory: Path, task: str) -> OnnxModel:
-        """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model."""
-        import onnx
-
+        """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
         first, *others = find_graphs(directory)
         graphs = directory / GRAPH_FOLDER
         files = (file for file in sorted(directory.rglob("*")) if file.is_file() and file not in (first, *others))
         beside = (file for file in files if graphs not in file.parents)
         companions = {file.relative_to(directory).as_posix(): file.read_bytes() for file in beside}
-        return cls(onnx.load(first), first.name, companions, {path.name: onnx.load(path) for path in others})
+        return cls(_read(first), first.name, companions, {path.name: _read(path) for path in others})
 
 
 def quantized_name(name: str) -> str:
@@ -95,6 +93,21 @@ def few_bits_name(name: str, bits: int) -> str:
     """`encoder_model.onnx` -> `encoder_model_q4.onnx`; of eight bits as `quantized_name` has it."""
     whole = quantized_name(name)
     return whole if bits == 8 else whole.replace("_quantized.onnx", f"_q{bits}.onnx")
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        raise ModelError(
+            f"The graph cannot be read: {' '.join(str(error).split())}",
+            where=str(path),
+            expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
+            mend="copy the folder again with all of its files, or write the model anew with the stage export",
+        ) from error
 
 
 def _write(graph: onnx.ModelProto, target: Path) -> None:

@@ -5,31 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.measurement import Measurement
+from compress.models.onnx_model import find_graphs
 from compress.pipeline.target_session import TargetSession
 from compress.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
 
 INTEGERS = ("quantize", "qat", "quantize_weights")
 """Stages that put integers into a graph."""
+CPU = "CPUExecutionProvider"
 _SECONDS = 3.0
 _NAMED = 3
 
 
 def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:
-    """Lines for a final model with integers that is slower than the baseline beyond doubt; both are profiled then."""
+    """Lines for a final model with integers that is slower than the baseline beyond doubt; both are profiled then.
+
+    Models of two graphs, and devices other than the processor, can't be profiled and get none.
+    """
     speed = next((row for row in rows if row.model == FINAL and row.metric == "speedup"), None)
     task, recipe = session.road.task, session.road.recipe
     if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
         return []
-    if speed is None or speed.high is None or speed.high >= 1:
+    if speed is None or speed.high is None or speed.high >= 1 or session.target.provider != CPU:
+        return []
+    files = (session.artifacts[_float_label(recipe, session)], session.artifacts[FINAL])
+    if any(len(find_graphs(folder)) > 1 for folder in files):
         return []
     from compress.bench.operator_difference import compare_operators
     from compress.bench.profiled_calls import batch_calls
     from compress.report.difference_console import cause_text, verdict_text
 
     difference = compare_operators(
-        session.artifacts[_float_label(recipe, session)],
-        session.artifacts[FINAL],
+        *files,
         batch_calls(session.examples(FINAL), 1, recipe.seed),
         session.target,
         recipe.benchmark.threads,

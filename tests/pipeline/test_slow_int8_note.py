@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from compress.bench.difference import CauseDifference, OperatorDifference
 from compress.measurement import Measurement
 from compress.pipeline.slow_int8_note import slow_int8_notes
 from compress.recipe import Recipe
+from compress.targets import TARGETS
 from compress.tasks import get_task
 
 
@@ -21,20 +23,21 @@ def recipe(*stages: str) -> Recipe:
     return Recipe.model_validate({**given, "stages": [{stage: {}} for stage in stages]})
 
 
-def session(*stages: str) -> Any:
+def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     asked = recipe(*stages)
     road = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
-    artifacts = {"baseline": "b", "export": "e", "final": "f"}
-    return SimpleNamespace(
-        road=road, artifacts=artifacts, target=SimpleNamespace(name="cpu"), examples=lambda label: label
-    )
+    artifacts = {label: folder / label for label in ("baseline", "export", "final")}
+    for place in artifacts.values():
+        place.mkdir()
+        (place / "model.onnx").touch()
+    return SimpleNamespace(road=road, artifacts=artifacts, target=TARGETS[target], examples=lambda label: label)
 
 
 def speed(high: float) -> list[Measurement]:
     return [Measurement(model="final", metric="speedup", target="cpu", value=0.5, unit="", low=0.4, high=high)]
 
 
-def test_a_slow_file_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     causes = (
         CauseDifference(why="apart", help="do so", more_ms=2.0, layers=("a", "b"), operators=("MatMul", "MatMul")),
@@ -51,14 +54,27 @@ def test_a_slow_file_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(operator_difference, "compare_operators", compare)
     monkeypatch.setattr(profiled_calls, "batch_calls", lambda examples, size, seed: (examples, size))
-    assert slow_int8_notes(session("export", "quantize"), speed(0.55)) == [
+    assert slow_int8_notes(session(tmp_path, "export", "quantize"), speed(0.55)) == [
         "cpu: INT8 is slower than float: 0.50x as fast (0.45-0.55), 4.00 ms a call for 2.00 ms",
         "cpu: 2 ms more, 100% of the float file's time (MatMul in a, b): apart; what helps: do so",
     ]
-    assert asked == [("e", "f", ("final", 1))]
+    assert asked == [(tmp_path / "export", tmp_path / "final", ("final", 1))]
 
 
-@pytest.mark.parametrize(("stages", "high"), [(("export", "quantize"), 1.01), (("export",), 0.9)])
-def test_nothing_is_profiled_where_it_is_not_slower_or_not_of_integers(stages: tuple[str, ...], high: float) -> None:
-    assert slow_int8_notes(session(*stages), speed(high)) == []
-    assert slow_int8_notes(session(*stages), []) == []
+@pytest.mark.parametrize(
+    ("stages", "high", "target"),
+    [(("export", "quantize"), 1.01, "cpu"), (("export",), 0.9, "cpu"), (("export", "quantize"), 0.9, "gpu")],
+)
+def test_nothing_is_profiled_where_it_is_not_slower_or_cannot_be(
+    stages: tuple[str, ...], high: float, target: str, tmp_path: Path
+) -> None:
+    made = session(tmp_path, *stages, target=target)
+    assert slow_int8_notes(made, speed(high)) == []
+    assert slow_int8_notes(made, []) == []
+
+
+def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
+    made = session(tmp_path, "export", "quantize")
+    for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
+        (tmp_path / "final" / name).touch()
+    assert slow_int8_notes(made, speed(0.5)) == []

@@ -45,6 +45,8 @@ def product_cause(node: ir.Node) -> Cause:
     kernel = kernel_of(node)
     if kernel is not None and not kernel.integer:
         return Cause(kernel.why, kernel.help)
+    if node.op_type in (*PRODUCTS, *CONVOLUTIONS):
+        return Cause("it is in float here too, and slower: its neighbours want another layout, or it lost a fusion", "")
     if node.op_type == "ConvInteger":
         return Cause("ConvInteger, which a convolution becomes whose range is found in each call, is slow", _STATIC)
     if _depthwise(node):

@@ -26,7 +26,9 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     task, recipe = session.road.task, session.road.recipe
     if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
         return []
-    if speed is None or speed.high is None or speed.high >= 1 or session.target.provider != CPU:
+    if speed is None or speed.high is None or speed.high >= 1:
+        return []
+    if session.target.format != "onnx" or session.target.provider != CPU:
         return []
     files = (session.artifacts[_float_label(recipe, session)], session.artifacts[FINAL])
     if any(len(find_graphs(folder)) > 1 for folder in files):

@@ -92,6 +92,13 @@ def departures(apart: Apart, here: Mapping[str, np.ndarray], there: Mapping[str,
     return found
 
 
+def spread(answers: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[float, int]:
+    """The largest difference over the root mean square of an answer; how many keep the place of their largest value."""
+    pairs = list(zip(answers, others, strict=True))
+    largest = max(float(np.abs(a - b).max() / np.sqrt(np.square(a, dtype=np.float64).mean())) for a, b in pairs)
+    return largest, sum(bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in pairs)
+
+
 def _departure(node: onnx.NodeProto, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Departure:
     ours = np.concatenate([a.astype(np.float64).ravel() for a, _ in pairs])
     theirs = np.concatenate([b.astype(np.float64).ravel() for _, b in pairs])

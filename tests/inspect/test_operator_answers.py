@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.cli.doctor_arm import arm_findings
 from compress.errors import StageError
+from compress.inspect import emulated_arm
 from compress.inspect.emulated_arm import EmulatedArm, find_emulated_arm
-from compress.inspect.operator_answers import Apart, answers_here, departures, take_apart
+from compress.inspect.operator_answers import Apart, answers_here, departures, spread, take_apart
 from compress.models.int8.observe import tap
+from compress.progress import SilentProgress
 
 ROWS, INNER, COLUMNS = 3, 70, 24
 
@@ -69,18 +73,54 @@ def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
     assert softmax.error == pytest.approx(2e-6, rel=0.1)
 
 
-def test_an_emulator_is_given_the_graph_and_its_failure_is_told(tmp_path: Path, feed: dict[str, np.ndarray]) -> None:
+def test_answers_of_whole_files_are_told_apart_by_their_size() -> None:
+    """Of [3, 4] the root mean square is sqrt(12.5); the second example's largest value moves."""
+    ours = [np.float32([[3, 4]]), np.float32([[2, 1]])]
+    largest, same = spread(ours, [np.float32([[3, 5]]), np.float32([[2, 2.5]])])
+    assert largest == pytest.approx(1.5 / np.sqrt(2.5)) and same == 1
+    assert spread(ours[:1], [np.float32([[3, 5]])])[0] == pytest.approx(1 / np.sqrt(12.5))
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> EmulatedArm:
     """In place of qemu: this machine's Python, which takes the same code and files."""
-    emulator = tmp_path / "qemu"
-    emulator.write_text(f'#!/bin/sh\nshift 5\nunset PYTHONHOME PYTHONPATH\nexec {sys.executable} "$@"\n')
-    emulator.chmod(0o755)
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\nshift 5\nunset PYTHONHOME PYTHONPATH\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return EmulatedArm(str(script), tmp_path)
+
+
+def test_an_emulator_is_given_the_graph_and_its_failure_is_told(
+    emulator: EmulatedArm, feed: dict[str, np.ndarray]
+) -> None:
     feeds = [feed, {"x": -feed["x"]}]
-    answers = EmulatedArm(str(emulator), tmp_path).run(product(), feeds, optimize=True)
+    answers = emulator.run(product(), feeds, optimize=True)
     for given, found in zip(tap(product(), ["y"], feeds), answers, strict=True):
         np.testing.assert_array_equal(found["y"], given["y"])
-    emulator.write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
+    Path(emulator.emulator).write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
     with pytest.raises(StageError, match="failed: lost"):
-        EmulatedArm(str(emulator), tmp_path).run(product(), feeds, optimize=True)
+        emulator.run(product(), feeds, optimize=True)
+
+
+def test_doctor_tells_what_an_emulated_processor_answers(
+    emulator: EmulatedArm, feed: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers first, then a processor whose product is wrong."""
+    monkeypatch.setattr(emulated_arm, "find_emulated_arm", lambda: emulator)
+    onnx.save(product(), tmp_path / "model.onnx")
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], SilentProgress())
+    assert operators.level == whole.level == "ok"
+    assert "operators answers as here on the same inputs" in operators.what
+    assert "y of 1 examples differs by at most 0.0e+00 of its size" in whole.what and "in 1 of them" in whole.what
+    genuine = EmulatedArm.run
+
+    def wrong(arm: EmulatedArm, *given: Any, **options: Any) -> list[dict[str, np.ndarray]]:
+        return [{name: array + 1 for name, array in each.items()} for each in genuine(arm, *given, **options)]
+
+    monkeypatch.setattr(EmulatedArm, "run", wrong)
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], SilentProgress())
+    assert operators.level == whole.level == "warning"
+    assert "the first operator that departs is DynamicQuantizeLinear quantize" in operators.what
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from compress import errors
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Generation, Turn
-from compress.errors import CompressError, StageError
+from compress.bench.service import raised_error
+from compress.errors import StageError
 from compress.targets import Target
 
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.worker import main; main()"
@@ -122,7 +122,7 @@ class Child:
         except json.JSONDecodeError:
             raise self._failure(f"said {line[:200]!r} where an answer was expected") from None
         if "error" in reply:
-            raise _error(reply["error"])
+            raise raised_error(reply["error"])
         return reply
 
     def close(self) -> None:
@@ -188,11 +188,3 @@ class Child:
         tail = self._stderr.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
         said = f"\nIts last words:\n{tail}" if tail else ""
         return StageError(f"The process that measures {self.label!r} {what}.{said}", where="benchmark")
-
-
-def _error(reply: dict[str, Any]) -> CompressError:
-    kinds = {
-        kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
-    }
-    kind = kinds.get(reply["kind"], StageError)
-    return kind(reply["what"], where=reply["where"], expected=reply["expected"], mend=reply["mend"])

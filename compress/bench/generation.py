@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.generation_launches import GenerationLaunches, GenerationRecord, GenerationWork
+from compress.bench.generation_launches import GenerationRecord, GenerationWork
 from compress.bench.launches import FEWEST_LAUNCHES
-from compress.bench.noise import Noise, judge, load_average
+from compress.bench.noise import Noise, judge
+from compress.bench.place import HERE, Place, Timed
 from compress.bench.record import Conditions
 from compress.bench.results import Writer
 from compress.bench.rounds import Rounds
 from compress.bench.session import PRECISION, BenchResult
 from compress.bench.worker import write_batches
-from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import DataError, InputError, StageError
 from compress.measurement import MACHINE, Measurement
 from compress.models.checks import read_json
 from compress.models.model_file import model_file
 from compress.progress import Progress
-from compress.runtimes import why_unavailable
 from compress.targets import Target
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -61,8 +60,9 @@ def measure_generation(
     precision: float = PRECISION,
     confidence: float = 0.95,
     elsewhere: Mapping[str, Target] | None = None,
+    place: Place = HERE,
 ) -> BenchResult:
-    """Time greedy generation of every artifact, and compare each with ``artifacts[baseline]``.
+    """Time greedy generation of every artifact at ``place``, and compare each with ``artifacts[baseline]``.
 
     All run on ``target``, but those named in ``elsewhere`` on the target there: other runtimes take part in the turns.
 
@@ -75,17 +75,17 @@ def measure_generation(
     deadline = None if budget is None else time.perf_counter() + (1 - _EVALUATION_SHARE) * budget
     _check(artifacts, texts, settings, baseline)
     other = elsewhere or {}
-    for place in dict.fromkeys((target, *other.values())):
-        reason = why_unavailable(place)
+    for wanted in dict.fromkeys((target, *other.values())):
+        reason = place.why_unavailable(wanted)
         if reason is not None:
-            raise StageError(f"The target {place.name!r} is not to be had here: {reason}")
+            raise StageError(f"The target {wanted.name!r} is not to be had here: {reason}")
     conditions = Conditions(
-        target=target,
+        target=place.target(target),
         launches=settings.launches,
         threads=settings.threads,
-        cores=spread_cores(settings.threads),
+        cores=(),
         seconds=settings.seconds,
-        deadline=deadline,
+        deadline=None,
         batched=False,
         rate=None,
         precision=precision,
@@ -98,11 +98,9 @@ def measure_generation(
         write_batches(nothing, [])
         contexts = tuple(sorted(set(settings.contexts)))
         work = GenerationWork(artifacts, contexts, settings.tokens, texts, nothing, other)
-        load = load_average()
-        launches = GenerationLaunches(work, conditions, baseline)
-        for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
-            pass
-    return _result(launches, work, conditions, baseline, load)
+        left = None if deadline is None else deadline - time.perf_counter()
+        timed = place.generate(work, conditions, baseline, left, progress)
+    return _result(timed, work, conditions, baseline)
 
 
 def generation_rows(writer: Writer, record: GenerationRecord, model: str, context: int) -> list[Measurement]:
@@ -175,10 +173,8 @@ def _positions(file: Path) -> int | None:
     return None
 
 
-def _result(
-    launches: GenerationLaunches, work: GenerationWork, conditions: Conditions, baseline: str, load: float | None
-) -> BenchResult:
-    record, session = launches.record, launches.record.session
+def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions, baseline: str) -> BenchResult:
+    record, session = timed.record, timed.record.session
     rows: list[Measurement] = []
     for name in work.artifacts:
         if name in session.lost:
@@ -198,20 +194,22 @@ def _result(
     noise = judge(
         session.usage,
         {name: _relative_rounds(record, name) for name in work.artifacts if name not in session.lost},
-        load,
+        timed.load,
         np.array([times.matmul_ms for times in session.reference]),
         session.frequencies_mhz,
+        timed.environment["cores"],
+        timed.environment["cores_granted"],
     )
-    notes = [str(noise), *_notes(launches, work, conditions)]
-    return BenchResult(rows, notes, _environment(record, work, noise, conditions))
+    notes = [str(noise), *_notes(timed, work, conditions)]
+    return BenchResult(rows, notes, _environment(timed, work, noise, conditions))
 
 
 def _relative_rounds(record: GenerationRecord, model: str) -> np.ndarray:
     return np.concatenate([rounds.relative_rounds(model) for rounds in record.timings()])
 
 
-def _notes(launches: GenerationLaunches, work: GenerationWork, conditions: Conditions) -> list[str]:
-    record, session = launches.record, launches.record.session
+def _notes(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions) -> list[str]:
+    record, session, precision = timed.record, timed.record.session, timed.precision
     notes = []
     if not work.texts:
         notes.append("prompts are token ids drawn at random from the middle half of the vocabulary, not text")
@@ -220,13 +218,12 @@ def _notes(launches: GenerationLaunches, work: GenerationWork, conditions: Condi
             notes.append(f"{name} keeps no cache (no past_key_values): every token runs the whole sequence again")
     if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
         notes.append("keys and values pass through the processor's memory between steps")
-    granted = len(granted_cores())
+    granted = timed.environment["cores_granted"]
     if conditions.threads > granted:
         notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
     restless = [name for name, warm in session.warm_ups.items() if 2 * sum(w.steady for w in warm) < len(warm)]
     if restless:
         notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
-    precision = launches.precision()
     if precision > conditions.precision:
         known = "are known from one launch only" if precision == float("inf") else f"are known within {precision:.1%}"
         notes.append(
@@ -237,15 +234,15 @@ def _notes(launches: GenerationLaunches, work: GenerationWork, conditions: Condi
 
 
 def _environment(
-    record: GenerationRecord, work: GenerationWork, noise: Noise, conditions: Conditions
+    timed: Timed[GenerationRecord], work: GenerationWork, noise: Noise, conditions: Conditions
 ) -> dict[str, Any]:
-    session = record.session
+    record, session = timed.record, timed.record.session
     return {
-        **environment(),
+        **timed.environment,
         "target": asdict(conditions.target),
         "elsewhere": {name: target.name for name, target in work.elsewhere.items()},
         "threads": conditions.threads,
-        "pinned_cores": list(conditions.cores),
+        "pinned_cores": list(timed.cores),
         "runtime_settings": session.settings,
         "launches": session.launches,
         "rounds": {f"context_{context}": len(rounds.calls) for context, rounds in record.first.items()},

@@ -107,13 +107,17 @@ def judge(
     load_before: float | None = None,
     reference_ms: np.ndarray | None = None,
     frequencies_mhz: Sequence[float] = (),
+    cores: int | None = None,
+    granted: int | None = None,
 ) -> Noise:
     """The verdict on what was measured while ``usage`` went on.
 
     ``relative_rounds[model]`` says how each of its rounds went against the whole, [rounds]; ``reference_ms`` are the
-    times of the reference product, [times], which vary only because the machine does.
+    times of the reference product, [times], which vary only because the machine does. ``cores`` and ``granted`` count
+    those of the machine and of the process that measured; default: this one's.
     """
-    capacity = usage.elapsed * (os.cpu_count() or 1)
+    capacity = usage.elapsed * (cores or os.cpu_count() or 1)
+    granted = granted or len(granted_cores())
     others = max(0.0, usage.busy_seconds - usage.own_seconds) / capacity
     stolen = usage.stolen_seconds / capacity
     throttled = usage.throttled_seconds / usage.elapsed
@@ -129,8 +133,8 @@ def judge(
         _finding(stolen, _NOISY_OTHERS, _UNUSABLE_OTHERS, "the hypervisor took {:.0%} of the processor"),
         _finding(throttled, 0.0, _UNUSABLE_THROTTLED, "the control group was throttled {:.1%} of the time"),
     ]
-    if load_before is not None and load_before > _NOISY_LOAD * len(granted_cores()):
-        load = f"the load was {load_before:.1f} on {len(granted_cores())} cores before the start"
+    if load_before is not None and load_before > _NOISY_LOAD * granted:
+        load = f"the load was {load_before:.1f} on {granted} cores before the start"
         findings.append(("noisy", load))
     verdicts = {verdict for verdict, _ in findings}
     verdict: Verdict = "unusable" if "unusable" in verdicts else "noisy" if "noisy" in verdicts else "quiet"

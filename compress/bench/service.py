@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from compress import errors
 from compress.errors import CompressError
 
 Reply = dict[str, Any]
@@ -27,10 +28,24 @@ def serve(source: TextIO, sink: TextIO, actions: Actions) -> None:
         try:
             reply = actions[message["do"]](message)
         except CompressError as error:
-            details = {"what": error.what, "where": error.where, "expected": error.expected, "mend": error.mend}
-            reply = {"error": {"kind": type(error).__name__, **details}}
+            reply = error_reply(error)
         sink.write(json.dumps(reply) + "\n")
         sink.flush()
+
+
+def error_reply(error: CompressError) -> Reply:
+    """An expected error as a message, which `raised_error` reads."""
+    details = {"what": error.what, "where": error.where, "expected": error.expected, "mend": error.mend}
+    return {"error": {"kind": type(error).__name__, **details}}
+
+
+def raised_error(told: Mapping[str, Any]) -> CompressError:
+    """The error of an `error_reply`, to be raised again."""
+    kinds = {
+        kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
+    }
+    kind = kinds.get(told["kind"], errors.StageError)
+    return kind(told["what"], where=told["where"], expected=told["expected"], mend=told["mend"])
 
 
 def serve_standard_streams(actions: Actions) -> None:

@@ -11,20 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.launches import Launches
-from compress.bench.noise import Noise, judge, load_average
+from compress.bench.noise import Noise, judge
+from compress.bench.place import HERE, Place, Timed
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.results import Writer
 from compress.bench.rounds import WarmUp
 from compress.bench.scenarios import batches_by_length, draw_by_length, one_of_each_length
 from compress.bench.worker import write_batches
-from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import DataError, InputError, StageError
 from compress.measurement import MACHINE, Measurement
 from compress.models.model import digest_directory
 from compress.progress import Progress
 from compress.recipe import Benchmark
-from compress.runtimes import why_unavailable
 from compress.targets import Target
 from compress.tasks.task import Examples
 
@@ -56,8 +54,9 @@ def measure_together(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
+    place: Place = HERE,
 ) -> BenchResult:
-    """Time every artifact on the same rows and compare each with ``artifacts[baseline]``.
+    """Time every artifact at ``place``, on the same rows, and compare each with ``artifacts[baseline]``.
 
     ``examples[label]`` are those rows as that artifact's own processor encodes them; rows are drawn, and told apart
     by length, as the baseline's processor encodes them.
@@ -79,7 +78,7 @@ def measure_together(
         raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
-    reason = why_unavailable(target)
+    reason = place.why_unavailable(target)
     if reason is not None:
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
     timed_as = _equal_artifacts(artifacts)
@@ -91,12 +90,12 @@ def measure_together(
             {name: artifacts[name] for name in names}, examples, lengths, drawn, settings, scratch
         )
         conditions = Conditions(
-            target=target,
+            target=place.target(target),
             threads=settings.threads,
             launches=settings.launches,
-            cores=spread_cores(settings.threads),
+            cores=(),
             seconds=settings.seconds,
-            deadline=deadline,
+            deadline=None,
             batched=settings.batched,
             rate=settings.rate,
             precision=precision,
@@ -104,13 +103,11 @@ def measure_together(
             seed=seed,
             timeout_seconds=timeout_seconds,
         )
-        load = load_average()
-        launches = Launches(workload, conditions, timed_as[baseline])
-        for _ in progress.track(launches, "Timing, launches of all models", conditions.most_launches):
-            pass
+        left = None if deadline is None else deadline - time.perf_counter()
+        timed = place.time(workload, conditions, timed_as[baseline], left, progress)
     heard = examples[baseline].seconds
     seconds = None if heard is None else heard[drawn]
-    return _result(launches, timed_as, timed_as[baseline], lengths[drawn], seconds, settings, conditions, load, seed)
+    return _result(timed, timed_as, timed_as[baseline], lengths[drawn], seconds, settings, conditions)
 
 
 def _write_workload(
@@ -145,17 +142,15 @@ def _write_workload(
 
 
 def _result(
-    launches: Launches,
+    timed: Timed[Record],
     timed_as: Mapping[str, str],
     baseline: str,
     lengths: np.ndarray,
     seconds: np.ndarray | None,
     settings: Benchmark,
     conditions: Conditions,
-    load: float | None,
-    seed: int,
 ) -> BenchResult:
-    record = launches.record
+    record, seed = timed.record, conditions.seed
     rows: list[Measurement] = []
     for label, name in timed_as.items():
         if name not in record.lost:
@@ -164,30 +159,31 @@ def _result(
     noise = judge(
         record.usage,
         {name: record.single.relative_rounds(name) for name in record.single.turns},
-        load,
+        timed.load,
         np.array([times.matmul_ms for times in record.reference]),
         record.frequencies_mhz,
+        timed.environment["cores"],
+        timed.environment["cores_granted"],
     )
-    notes = [str(noise), *_notes(launches, settings, conditions)]
+    notes = [str(noise), *_notes(timed, settings, conditions)]
     lost = [label for label, name in timed_as.items() if name in record.lost]
     notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
-    return BenchResult(rows, notes, _environment(record, noise, conditions))
+    return BenchResult(rows, notes, _environment(timed, noise, conditions))
 
 
-def _notes(launches: Launches, settings: Benchmark, conditions: Conditions) -> list[str]:
-    record = launches.record
+def _notes(timed: Timed[Record], settings: Benchmark, conditions: Conditions) -> list[str]:
+    record = timed.record
     notes = []
-    granted = len(granted_cores())
+    granted = timed.environment["cores_granted"]
     if settings.threads > granted:
         notes.append(f"{settings.threads} threads share the {granted} cores that are granted")
     restless = [name for name, warm in record.warm_ups.items() if not _steady(warm)]
     if restless:
         notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
-    precision = launches.precision()
-    if precision > conditions.precision:
+    if timed.precision > conditions.precision:
         notes.append(
-            f"after {record.launches} launches ratios of latencies are known within {precision:.1%}, not within the "
-            f"{conditions.precision:.1%} aimed at; raise benchmark.seconds or quieten the machine"
+            f"after {record.launches} launches ratios of latencies are known within {timed.precision:.1%}, not within "
+            f"the {conditions.precision:.1%} aimed at; raise benchmark.seconds or quieten the machine"
         )
     if record.no_energy is not None:
         notes.append(f"energy: skipped, {record.no_energy}")
@@ -212,12 +208,13 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
     return 2 * growing > len(launches)
 
 
-def _environment(record: Record, noise: Noise, conditions: Conditions) -> dict[str, Any]:
+def _environment(timed: Timed[Record], noise: Noise, conditions: Conditions) -> dict[str, Any]:
+    record = timed.record
     return {
-        **environment(),
+        **timed.environment,
         "target": asdict(conditions.target),
         "threads": conditions.threads,
-        "pinned_cores": list(conditions.cores),
+        "pinned_cores": list(timed.cores),
         "runtime_settings": record.settings,
         "launches": record.launches,
         "rounds": {"single": len(record.single.calls), "batched": len(record.batched.calls)},

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.place import HERE, Place
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
 from compress.recipe import Benchmark
@@ -26,14 +27,24 @@ def time_artifacts(
     seed: int,
     precision: float = PRECISION,
     confidence: float = 0.95,
+    place: Place = HERE,
 ) -> BenchResult:
-    """One interleaved session over all artifacts, each fed with its own encoding of the same text.
+    """One interleaved session at ``place`` over all artifacts, each fed with its own encoding of the same text.
 
     Raises what `measure_together` or `measure_generation` raises.
     """
     if not task.generates:
         return measure_together(
-            artifacts, examples, target, settings, baseline, progress, seed, precision=precision, confidence=confidence
+            artifacts,
+            examples,
+            target,
+            settings,
+            baseline,
+            progress,
+            seed,
+            precision=precision,
+            confidence=confidence,
+            place=place,
         )
     wanted = GenerationSettings(
         contexts=settings.contexts,
@@ -46,7 +57,16 @@ def time_artifacts(
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
     return measure_generation(
-        artifacts, texts, target, wanted, baseline, progress, seed, precision=precision, confidence=confidence
+        artifacts,
+        texts,
+        target,
+        wanted,
+        baseline,
+        progress,
+        seed,
+        precision=precision,
+        confidence=confidence,
+        place=place,
     )
 
 

@@ -1,0 +1,127 @@
+"""Where a session's launches are made: on this machine, or on another one that answers with the same record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from compress.bench.generation_launches import GenerationLaunches, GenerationRecord, GenerationWork
+from compress.bench.launches import Launches
+from compress.bench.noise import load_average
+from compress.bench.record import Conditions, Record, Workload
+from compress.environment import environment, spread_cores
+from compress.progress import Progress
+from compress.runtimes import why_unavailable
+from compress.targets import Target
+
+Found = TypeVar("Found")
+TRACKED = "Timing, launches of all models"
+
+
+@dataclass(frozen=True)
+class Timed(Generic[Found]):
+    """What the launches brought in, and what the machine was that made them.
+
+    ``precision`` is that of `Launches.precision`; ``cores`` are those that processes were pinned to; ``load`` is the
+    load average before the start.
+    """
+
+    record: Found
+    precision: float
+    cores: tuple[int, ...]
+    load: float | None
+    environment: dict[str, Any]
+
+
+class Place(Protocol):
+    """A machine that makes launches. ``conditions`` come without cores and deadline, which are the machine's own.
+
+    ``seconds_left`` is all the time that may be taken from the call on, starts included, or None.
+    """
+
+    def target(self, target: Target) -> Target:
+        """How rows name that target at this place."""
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """Why nothing can run on ``target`` there, or ``None``."""
+
+    def time(
+        self,
+        workload: Workload,
+        conditions: Conditions,
+        baseline: str,
+        seconds_left: float | None,
+        progress: Progress,
+    ) -> Timed[Record]:
+        """Make the launches of `Launches`; raises what those raise."""
+
+    def generate(
+        self,
+        work: GenerationWork,
+        conditions: Conditions,
+        baseline: str,
+        seconds_left: float | None,
+        progress: Progress,
+    ) -> Timed[GenerationRecord]:
+        """Make those of `GenerationLaunches`."""
+
+
+class Here:
+    """This machine."""
+
+    def target(self, target: Target) -> Target:
+        """See `Place.target`: as it stands."""
+        return target
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """See `Place.why_unavailable`."""
+        return why_unavailable(target)
+
+    def time(
+        self,
+        workload: Workload,
+        conditions: Conditions,
+        baseline: str,
+        seconds_left: float | None,
+        progress: Progress,
+    ) -> Timed[Record]:
+        """See `Place.time`."""
+        placed = _placed(conditions, seconds_left)
+        return _timed(Launches(workload, placed, baseline), placed, progress)
+
+    def generate(
+        self,
+        work: GenerationWork,
+        conditions: Conditions,
+        baseline: str,
+        seconds_left: float | None,
+        progress: Progress,
+    ) -> Timed[GenerationRecord]:
+        """See `Place.generate`."""
+        placed = _placed(conditions, seconds_left)
+        return _timed(GenerationLaunches(work, placed, baseline), placed, progress)
+
+
+HERE = Here()
+
+
+class _Session(Protocol[Found]):
+    record: Found
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def precision(self) -> float: ...
+
+
+def _placed(conditions: Conditions, seconds_left: float | None) -> Conditions:
+    deadline = None if seconds_left is None else time.perf_counter() + seconds_left
+    return replace(conditions, cores=spread_cores(conditions.threads), deadline=deadline)
+
+
+def _timed(launches: _Session[Found], conditions: Conditions, progress: Progress) -> Timed[Found]:
+    load = load_average()
+    for _ in progress.track(launches, TRACKED, conditions.most_launches):
+        pass
+    return Timed(launches.record, launches.precision(), tuple(conditions.cores), load, environment())

@@ -8,6 +8,7 @@ CompressError                   exit code
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
 │   ├── BundleError             2   a bundle that was changed, is unsafe to open, or is not what it says
 │   └── MissingExtraError       2   an optional package is not installed
+├── DeviceError                 3   a device cannot be reached, is taken, went away or lacks what is needed
 └── StageError                  3   a stage of the pipeline failed
     ├── IntegrityError          3   a stage's output broke the contract that every output must keep
     └── StorageError            3   the disk is full or a cache entry cannot be read or written
@@ -103,6 +104,10 @@ class MissingExtraError(InputError):
             f"{needed_by} needs the package {package!r}, which is not installed.",
             mend=f"pip install 'compress[{extra}]'",
         )
+
+
+class DeviceError(CompressError):
+    """A device cannot be reached, is taken, went away, or lacks what is needed there."""
 
 
 class StageError(CompressError):

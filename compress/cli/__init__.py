@@ -14,6 +14,7 @@ from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
 from compress.cli.check import check
 from compress.cli.compare import compare
+from compress.cli.devices import devices
 from compress.cli.doctor import doctor
 from compress.cli.evaluate import evaluate
 from compress.cli.gate import gate
@@ -35,7 +36,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for command in (run, check, inspect, evaluate, bench, profile, compare, gate, report, nightly, doctor, targets):
+for command in (
+    run,
+    check,
+    inspect,
+    evaluate,
+    bench,
+    profile,
+    compare,
+    gate,
+    report,
+    nightly,
+    doctor,
+    targets,
+    devices,
+):
     app.command()(command)
 app.command()(bundle)
 app.command()(bundle_verify)

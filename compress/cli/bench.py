@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from compress.bench.place import Place
     from compress.bench.session import BenchResult
+    from compress.cli.on_devices import Chosen, Measure
+    from compress.progress import Progress
 
 
 def bench(
@@ -42,27 +45,50 @@ def bench(
     text: Annotated[
         Path | None, typer.Option(help="With --context: a file whose text is the prompt, in place of random tokens.")
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Time it on this device of the inventory, over SSH; repeatable; `all` is every one."),
+    ] = None,
+    inventory: Annotated[
+        Path | None,
+        typer.Option(help="With --device: the inventory; default: devices.yaml beside the recipe, or here."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write measurements, notes and environment as JSON.")] = False,
 ) -> None:
     """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
     from compress.cli.bench_generation import refuse_together
+    from compress.cli.on_devices import chosen_devices
 
     refuse_together(context, recipe=recipe, batch_size=batch_size, rate=rate, tokens=tokens, text=text)
+    devices = chosen_devices(device or [], inventory, recipe)
     if context:
         from compress.bench.generation import GenerationSettings
-        from compress.cli.bench_generation import bench_generation
+        from compress.cli.bench_generation import generation_bench
 
         given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
         wanted = GenerationSettings(tuple(context), **_given(given))
-        _show(bench_generation(artifact, baseline, text, target, wanted), json_)
+        _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
         return
     changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}
-    _show(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), json_)
+    _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), devices, json_)
+
+
+def _measure(measure: Measure, devices: Chosen | None, json_: bool) -> None:
+    """Here, or on devices, and show what comes of it."""
+    from compress.bench.place import HERE
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.on_devices import bench_on_devices, show_outcome
+
+    if devices:
+        show_outcome(bench_on_devices(devices, measure), json_)
+        return
+
+    show(measure(HERE, ConsoleProgress()), json_)
 
 
 def _bench_on_data(
     artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
-) -> BenchResult:
+) -> Measure:
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
     from compress.cli.artifact import find_artifact, find_target
     from compress.cli.console_progress import ConsoleProgress
@@ -84,17 +110,29 @@ def _bench_on_data(
         label: encode_for(folder, task, rows, asked.data.max_length, asked.evaluation)
         for label, folder in folders.items()
     }
-    return time_artifacts(task, folders, examples, place, settings, next(iter(folders)), progress, asked.seed)
+
+    def measure(where: Place, shown: Progress) -> BenchResult:
+        return time_artifacts(
+            task, folders, examples, place, settings, next(iter(folders)), shown, asked.seed, place=where
+        )
+
+    return measure
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _show(result: BenchResult, json_: bool) -> None:
+def as_values(result: BenchResult) -> dict[str, Any]:
+    """A result as plain values."""
+    measured = [row.model_dump() for row in result.measurements]
+    return {"measurements": measured, "notes": result.notes, "environment": result.environment}
+
+
+def show(result: BenchResult, json_: bool) -> None:
+    """Print a result, its notes to standard error."""
     if json_:
-        measured = [row.model_dump() for row in result.measurements]
-        typer.echo(json.dumps({"measurements": measured, "notes": result.notes, "environment": result.environment}))
+        typer.echo(json.dumps(as_values(result)))
         return
     from rich.console import Console
 

@@ -10,7 +10,10 @@ from compress.errors import InputError
 
 if TYPE_CHECKING:
     from compress.bench.generation import GenerationSettings
+    from compress.bench.place import Place
     from compress.bench.session import BenchResult
+    from compress.cli.on_devices import Measure
+    from compress.progress import Progress
     from compress.targets import Target
 
 
@@ -30,10 +33,10 @@ def refuse_together(context: list[int] | None, **options: object) -> None:
         )
 
 
-def bench_generation(
+def generation_bench(
     artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: GenerationSettings
-) -> BenchResult:
-    """Time one artifact, or two in turns. Raises what `encode_text` and `measure_generation` raise."""
+) -> Measure:
+    """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
     from compress.bench.generation import measure_generation
     from compress.bench.prompt_text import encode_text
     from compress.cli.artifact import find_target, generating_artifact
@@ -47,11 +50,17 @@ def bench_generation(
     elsewhere = targets_of_other_formats(folders, place)
     longest = max(settings.contexts)
     texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}
-    reference = next(iter(folders))
     progress = ConsoleProgress()
     for label, other in elsewhere.items():
         progress.note(f"{label} is {other.format.upper()}, which {place.name} does not open; it runs on {other.name}")
-    return measure_generation(folders, texts, place, settings, reference, progress, seed=0, elsewhere=elsewhere)
+    reference = next(iter(folders))
+
+    def measure(where: Place, shown: Progress) -> BenchResult:
+        return measure_generation(
+            folders, texts, place, settings, reference, shown, seed=0, elsewhere=elsewhere, place=where
+        )
+
+    return measure
 
 
 def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:

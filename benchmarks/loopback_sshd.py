@@ -1,0 +1,117 @@
+"""A real SSH server on the loopback address with throw-away keys, which makes this machine a device."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from compress.devices.connection import Connection
+from compress.devices.inventory import Device
+
+PLACES = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/opt/homebrew/sbin/sshd")
+
+
+@dataclass
+class Server:
+    """A running server and the keys around it."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+
+    def device(self, cache: Path, **changed: object) -> Device:
+        """This server as a device whose cache is ``cache``."""
+        _, kind, key = self.scan().split()[:3]
+        fields = {"host": "127.0.0.1", "port": self.port, "user": getpass.getuser(), "key": "client"}
+        return Device(**{**fields, "host_key": f"{kind} {key}", "cache": str(cache), **changed})
+
+    def scan(self) -> str:
+        """The line of a known_hosts file."""
+        return f"[127.0.0.1]:{self.port} {(self.folder / 'host.pub').read_text()}"
+
+    def connect(self, device: Device, name: str = "loop", patience_seconds: float = 20.0) -> Connection:
+        """A connection that isn't open yet."""
+        return Connection(name, device, self.folder, patience_seconds)
+
+    def drop_connections(self) -> int:
+        """Kill the processes that serve connections, and nothing that they started apart from themselves."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        serving = [process for process in below if process.name().startswith("sshd")]
+        for process in serving:
+            process.kill()
+        return len(serving)
+
+
+def find_binary() -> str | None:
+    """Where sshd is; None where it is not installed (Debian: openssh-server)."""
+    return shutil.which("sshd") or next((place for place in PLACES if Path(place).exists()), None)
+
+
+@contextmanager
+def running(binary: str, folder: Path) -> Iterator[Server]:
+    """A server of this user's own, which needs nothing but the program; ``folder`` gets keys, settings and log."""
+    folder.chmod(0o700)
+    for name in ("host", "client", "other"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throw-away", "-f", str(folder / name)]
+        subprocess.run(command, check=True)
+    shutil.copy(folder / "client.pub", folder / "authorized")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "config").write_text(_config(folder, port))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([binary, "-D", "-e", "-f", str(folder / "config")], stderr=log)
+    try:
+        _wait(port, process, folder / "log")
+        yield Server(process, folder, port)
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.terminate()
+        process.wait(10)
+
+
+def _config(folder: Path, port: int) -> str:
+    # As a login would have them: where pip finds packages.
+    passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_")]
+    variables = "SetEnv " + " ".join(f'"{each}"' for each in passed) if passed else ""
+    return f"""
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+PidFile none
+AuthorizedKeysFile {folder}/authorized
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+UsePAM no
+StrictModes no
+MaxStartups 100
+Subsystem sftp internal-sftp
+{variables}
+"""
+
+
+def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(200):
+        if process.poll() is not None:
+            raise RuntimeError(f"sshd ended: {log.read_text()}")
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.5).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError("sshd does not listen")

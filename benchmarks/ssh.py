@@ -1,0 +1,105 @@
+"""The same bench of one artifact here and over SSH on this same machine, in turns: do the medians agree within 5%?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loopback_sshd import find_binary, running
+
+from compress.bench.place import HERE, Place
+from compress.bench.session import BenchResult
+from compress.cli.artifact import find_artifact
+from compress.cli.console_progress import ConsoleProgress
+from compress.devices.place import DevicePlace
+from compress.evaluate import encode_for
+from compress.pipeline.quiet import quiet_libraries
+from compress.pipeline.timing import time_artifacts
+from compress.targets import TARGETS
+
+METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")
+ORDER = ("here", "ssh", "ssh", "here")
+MOST = 0.05
+
+
+def medians(results: list[BenchResult]) -> dict[str, float]:
+    """Median over the raw samples of all sessions, by metric."""
+    raw: dict[str, list[float]] = {}
+    for result in results:
+        for row in result.measurements:
+            if row.model == "artifact" and row.raw is not None and (row.metric in METRICS or "batch" in row.metric):
+                raw.setdefault(row.metric, []).extend(row.raw)
+    return {metric: float(np.median(samples)) for metric, samples in raw.items() if "speedup" not in metric}
+
+
+def main() -> None:
+    """Measure and write a line for each metric; exit code 1 where the latency's medians differ by more than 5%."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artifact", type=Path, help="a run's folder or its model/ folder")
+    parser.add_argument("--recipe", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0, help="sampling time of each session and scenario")
+    parser.add_argument("--cache", type=Path, help="keep the device's cache here, to make its environment only once")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    binary = find_binary()
+    if binary is None:
+        parser.error("there is no sshd here; Debian has it in the package openssh-server")
+    quiet_libraries()
+    progress = ConsoleProgress()
+    found = find_artifact(options.artifact, options.recipe)
+    rows = found.dataset(progress).split("test")
+    encoded = encode_for(found.folder, found.task, rows, found.recipe.data.max_length, found.recipe.evaluation)
+    settings = found.recipe.benchmark.model_copy(update={"seconds": options.seconds})
+
+    def measured(place: Place, seconds: float) -> BenchResult:
+        wanted = settings.model_copy(update={"seconds": seconds})
+        return time_artifacts(
+            found.task,
+            {"artifact": found.folder},
+            {"artifact": encoded},
+            TARGETS["cpu"],
+            wanted,
+            "artifact",
+            progress,
+            found.recipe.seed,
+            place=place,
+        )
+
+    with tempfile.TemporaryDirectory() as scratch, running(binary, Path(scratch)) as server:
+        cache = (options.cache or Path(scratch) / "cache").absolute()
+        places: dict[str, Place] = {
+            "here": HERE,
+            "ssh": DevicePlace("loopback", server.device(cache), server.folder),
+        }
+        # Makes the environment and copies the files, so that nothing but launches is in the sessions that count.
+        measured(places["ssh"], 0.1)
+        progress.note("Timing")
+        results: dict[str, list[BenchResult]] = {"here": [], "ssh": []}
+        for name in ORDER:
+            results[name].append(measured(places[name], options.seconds))
+    here, there = medians(results["here"]), medians(results["ssh"])
+    lines: list[dict[str, Any]] = [
+        {"metric": metric, "here": here[metric], "ssh": there[metric], "difference": there[metric] / here[metric] - 1}
+        for metric in here
+    ]
+    notes = {name: [result.notes[0] for result in each] for name, each in results.items()}
+    if options.json:
+        sys.stdout.write(json.dumps({"rows": lines, "notes": notes}, indent=2) + "\n")
+    else:
+        for line in lines:
+            sys.stdout.write(
+                f"{line['metric']:<32} {line['here']:14.4f} here {line['ssh']:14.4f} ssh {line['difference']:+8.1%}\n"
+            )
+        for name, each in notes.items():
+            sys.stdout.writelines(f"{name}: {note}\n" for note in each)
+    if abs(there["latency_ms"] / here["latency_ms"] - 1) > MOST:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

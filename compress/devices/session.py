@@ -1,0 +1,84 @@
+"""The near end of a session on a device: begun, supplied, followed, and ended whatever happens."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from compress.bench.place import TRACKED
+from compress.devices.archive import program
+from compress.devices.connection import Connection
+from compress.devices.login import LostError
+from compress.errors import DeviceError
+from compress.progress import Progress
+
+_SILENT_ENDS = 5
+"""The agent may end so often in a row without a word before that is an error and no lost connection."""
+
+
+@contextmanager
+def begun(connection: Connection) -> Iterator[str]:
+    """A session's name; the device is taken until it ends. Raises `DeviceError` where somebody else has it."""
+    name = uuid.uuid4().hex
+    who, since = f"{getpass.getuser()}@{socket.gethostname()}", datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        answer = connection.ask("begin", session=name, who=who, since=since, program=program())
+        if answer["holder"] is not None:
+            raise busy(connection.name, answer["holder"])
+        yield name
+    finally:
+        connection.farewell("end", session=name)
+
+
+def busy(name: str, holder: dict[str, Any]) -> DeviceError:
+    """That somebody measures there."""
+    return DeviceError(
+        f"The device {name!r} is taken: {holder['who']} has been measuring there since {holder['since']}.",
+        expected="one bench at a time, since two would disturb each other",
+        mend="wait until that one is done",
+    )
+
+
+def followed(connection: Connection, session: str, launches: int, progress: Progress) -> dict[str, Any]:
+    """Show the launches as they are made, and return the session's result.
+
+    Raises `DeviceError` where the session ends without one, or the device goes away for good.
+    """
+    last: dict[str, Any] = {}
+    for _ in progress.track(_steps(connection, session, progress, last), f"{TRACKED} on {connection.name}", launches):
+        pass
+    result: dict[str, Any] | None = last["result"]
+    if result is None:
+        raise DeviceError(
+            f"The session on {connection.name!r} ended without a result. Its last words:\n{last['log'] or 'none'}",
+            expected="a device that isn't restarted meanwhile, and that has memory for the models and the harness",
+        )
+    if "refusal" in result:
+        raise connection.refused(result["refusal"])
+    return result
+
+
+def _steps(connection: Connection, session: str, progress: Progress, last: dict[str, Any]) -> Iterator[int]:
+    """The number of each launch that is done; the agent's last answer goes into ``last``."""
+    offset, silent = 0, 0
+    while not last:
+        try:
+            for line in connection.follow(session=session, offset=offset):
+                silent, offset = 0, line.get("offset", offset)
+                if "note" in line:
+                    progress.note(f"{connection.name}: {line['note']}")
+                if "done" in line:
+                    yield line["done"]
+                if line.get("ended"):
+                    last.update(line)
+        except LostError as lost:
+            silent += 1
+            if silent == _SILENT_ENDS:
+                raise DeviceError(f"The agent on {connection.name!r} ends again and again: {lost}") from None
+            progress.note(f"{connection.name}: {lost}; connecting again, the session goes on meanwhile")
+            connection.recover(lost, "touch", session=session)

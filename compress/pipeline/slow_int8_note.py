@@ -15,18 +15,23 @@ INTEGERS = ("quantize", "qat", "quantize_weights")
 CPU = "CPUExecutionProvider"
 _SECONDS = 3.0
 _NAMED = 3
+_SHORT_MS = 0.5
 
 
 def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:
     """Lines for a final model with integers that is slower than the baseline beyond doubt; both are profiled then.
 
-    Models of two graphs, and devices other than the processor, can't be profiled and get none.
+    Models of two graphs, and devices other than the processor, can't be profiled and get none. A call that is over in
+    half a millisecond is mostly the runtime's own work, which no operator answers for.
     """
-    speed = next((row for row in rows if row.model == FINAL and row.metric == "speedup"), None)
+    figures = {row.metric: row for row in rows if row.model == FINAL}
+    speed, latency = figures.get("speedup"), figures.get("latency_ms")
     task, recipe = session.road.task, session.road.recipe
     if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
         return []
     if speed is None or speed.high is None or speed.high >= 1:
+        return []
+    if latency is None or latency.value < _SHORT_MS:
         return []
     if session.target.format != "onnx" or session.target.provider != CPU:
         return []

@@ -33,8 +33,11 @@ def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     return SimpleNamespace(road=road, artifacts=artifacts, target=TARGETS[target], examples=lambda label: label)
 
 
-def speed(high: float) -> list[Measurement]:
-    return [Measurement(model="final", metric="speedup", target="cpu", value=0.5, unit="", low=0.4, high=high)]
+def speed(high: float, latency_ms: float = 4.0) -> list[Measurement]:
+    return [
+        Measurement(model="final", metric="speedup", target="cpu", value=0.5, unit="", low=0.4, high=high),
+        Measurement(model="final", metric="latency_ms", target="cpu", value=latency_ms, unit="ms"),
+    ]
 
 
 def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +74,10 @@ def test_nothing_is_profiled_where_it_is_not_slower_or_cannot_be(
     made = session(tmp_path, *stages, target=target)
     assert slow_int8_notes(made, speed(high)) == []
     assert slow_int8_notes(made, []) == []
+
+
+def test_calls_that_are_over_at_once_are_the_runtimes_own_work(tmp_path: Path) -> None:
+    assert slow_int8_notes(session(tmp_path, "export", "quantize"), speed(0.9, latency_ms=0.4)) == []
 
 
 def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:

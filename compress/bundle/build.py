@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ from compress.bundle.profiles import Profile
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
 from compress.bundle.selftest import TEXTS, SelfTest, make_selftest
 from compress.bundle.signature import sign
-from compress.bundle.templates import examples, page
-from compress.bundle.text import TextRule, check_rule, find_rule
+from compress.bundle.stand_ins import stand_ins
+from compress.bundle.templates import STAND_INS, examples, page
+from compress.bundle.text import TextRule, check_rule, find_rule, open_tokenizer
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
 from compress.bundle.web_runtime import LICENCES, copy_web_runtime
@@ -156,6 +158,8 @@ def _write(folder: Path, manifest: Manifest, profile: Profile, test: SelfTest, p
     if profile.version is not None:
         copy_web_runtime(folder / RUNTIME_FOLDER, progress)
         written |= page(manifest, [case.text for case in test.cases])
+        listed = stand_ins(open_tokenizer(folder / manifest.preprocessing.tokenizer))
+        written |= {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)

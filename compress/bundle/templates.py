@@ -10,7 +10,7 @@ from importlib.resources import files
 from compress.bundle.manifest import Manifest
 from compress.bundle.profiles import Profile
 
-PAGE, SCRIPTS = "index.html", ("answer.mjs", "page.mjs", "style.css")
+PAGE, STAND_INS, SCRIPTS = "index.html", "stand_ins.json", ("answer.mjs", "page.mjs", "style.css")
 EXAMPLES = "examples"
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _WRITTEN = (".kt", ".swift")

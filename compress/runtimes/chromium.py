@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -120,22 +121,24 @@ def open_page(*options: str, program: str | None = None) -> Iterator[Page]:
             page.attach()
             yield page
         finally:
-            browser.kill()
-            browser.wait()
+            os.kill(browser, signal.SIGKILL)
+            os.waitpid(browser, 0)
             os.close(to_browser)
             os.close(from_browser)
 
 
-def _start(command: list[str], read: int, write: int, home: Path) -> subprocess.Popen[bytes]:
-    """Chromium reads its orders from descriptor 3 and writes to 4; a shell puts the pipes there."""
-    shell = ["/bin/sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *command]
-    with (home / "log").open("wb") as log:
-        browser = subprocess.Popen(
-            shell, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(read, write), start_new_session=True
-        )
-    os.close(read)
-    os.close(write)
-    return browser
+def _start(command: list[str], read: int, write: int, home: Path) -> int:
+    """The process's id. Chromium reads its orders from descriptor 3 and writes to 4."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10) for descriptor in (read, write)]
+    log = os.open(home / "log", os.O_WRONLY | os.O_CREAT)
+    places = [
+        (os.POSIX_SPAWN_DUP2, source, target) for source, target in zip((log, log, *high), (1, 2, 3, 4), strict=True)
+    ]
+    try:
+        return os.posix_spawn(command[0], command, os.environ, file_actions=places, setsid=True)
+    finally:
+        for descriptor in (read, write, log, *high):
+            os.close(descriptor)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

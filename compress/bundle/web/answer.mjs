@@ -15,10 +15,19 @@ export async function openBundle(read) {
   const tokenizer = new Tokenizer({ ...definition, truncation: null, padding: null }, settings);
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
+  // Characters that this tokenizer would class by other tables than the one that the model learned with.
+  const listed = "stand_ins.json" in manifest.files ? await json("stand_ins.json") : [];
+  const code = (point) => `\\u{${point.toString(16)}}`;
+  const classed = listed.map(({ ranges, by }) => [
+    new RegExp(`[${ranges.map(([first, last]) => `${code(first)}-${code(last)}`).join("")}]`, "gu"),
+    by,
+  ]);
+
   /** The ids of a text: special ones before and after as many of its own as there is room for. */
   function encode(text) {
     const { prefix_ids: prefix, suffix_ids: suffix } = rule;
-    const own = tokenizer.encode(text, { add_special_tokens: false }).ids;
+    const clear = classed.reduce((known, [pattern, by]) => known.replace(pattern, by), text);
+    const own = tokenizer.encode(clear, { add_special_tokens: false }).ids;
     return [...prefix, ...own.slice(0, rule.max_length - prefix.length - suffix.length), ...suffix];
   }
 

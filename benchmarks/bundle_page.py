@@ -1,0 +1,149 @@
+"""What a browser bundle costs a visitor: bytes over the wire, and the time from the page's first sight to its answer.
+
+BUNDLE is a folder that `compress bundle --target browser` wrote. It is served on the loopback address, each file
+compressed as a web server would send it; every launch is a Chromium with a fresh profile, so that nothing is cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from compress.environment import environment
+from compress.runtimes.chromium import Page, open_page
+
+TYPES = {".html": "text/html", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+BROTLI = """
+const [zlib, fs, quality] = [require("zlib"), require("fs"), Number(process.argv[1])];
+const content = fs.readFileSync(0), c = zlib.constants;
+const params = {[c.BROTLI_PARAM_QUALITY]: quality, [c.BROTLI_PARAM_LGWIN]: 24};
+process.stdout.write(zlib.brotliCompressSync(content, {params}));
+"""
+GZIP = 'process.stdout.write(require("zlib").gzipSync(require("fs").readFileSync(0), {level: 9}))'
+TIMES = """(() => {
+  const shown = performance.getEntriesByType("navigation")[0].domInteractive;
+  const answer = performance.getEntriesByName("first answer")[0].startTime;
+  return {from_page_ready_ms: answer - shown, from_navigation_ms: answer};
+})()"""
+FLOOR_BYTES, AIM_BYTES = 12_000_000, 6_000_000
+FLOOR_MS, AIM_MS = 3_000, 1_000
+
+
+def main() -> None:
+    """Serve, launch, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--launches", type=int, default=9)
+    parser.add_argument("--encoding", choices=("br", "gzip"), default="br")
+    parser.add_argument("--quality", type=int, default=11, help="of brotli, 0 to 11")
+    parser.add_argument("--picture", type=Path, help="write the page, answered, as a PNG")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with serve(options.bundle, options.encoding, options.quality) as (port, sent):
+        runs = [visit(port, sent, options.picture if launch == 0 else None) for launch in range(options.launches)]
+    found = figures(runs, options.encoding)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if options.json else words(found))
+
+
+@contextmanager
+def serve(folder: Path, encoding: str, quality: int) -> Iterator[tuple[int, dict[str, int]]]:
+    """The folder on a free port, and the bytes of bodies sent by path, which a visit empties."""
+    sent: dict[str, int] = {}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and "examples" not in path.parts)
+    ready = {
+        f"/{path.relative_to(folder).as_posix()}": (path.suffix, packed(path, encoding, quality)) for path in paths
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path not in ready or encoding not in self.headers.get("Accept-Encoding", ""):
+                self.send_error(404)
+                return
+            suffix, content = ready[self.path]
+            self.send_response(200)
+            self.send_header("Content-Type", TYPES.get(suffix, "application/octet-stream"))
+            self.send_header("Content-Encoding", encoding)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            sent[self.path] = sent.get(self.path, 0) + len(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], sent
+        server.shutdown()
+
+
+def packed(path: Path, encoding: str, quality: int) -> bytes:
+    """The file as it goes over the wire."""
+    command = ["node", "-e", BROTLI, str(quality)] if encoding == "br" else ["node", "-e", GZIP]
+    return subprocess.run(command, input=path.read_bytes(), capture_output=True, check=True).stdout
+
+
+def visit(port: int, sent: dict[str, int], picture: Path | None) -> dict[str, Any]:
+    """One cold visit."""
+    sent.clear()
+    with open_page() as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=900, height=600, deviceScaleFactor=1, mobile=False)
+        page.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
+        page.wait_for("document.body && document.body.dataset.answer")
+        times = page.evaluate(TIMES)
+        if picture is not None:
+            look(page, picture)
+    return {**times, "bytes": dict(sent)}
+
+
+def look(page: Page, picture: Path) -> None:
+    """The page as it is seen."""
+    picture.write_bytes(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
+
+
+def figures(runs: list[dict[str, Any]], encoding: str) -> dict[str, Any]:
+    """Medians with the raw samples; bytes must be the same in every visit."""
+    (transfer,) = {json.dumps(run["bytes"], sort_keys=True) for run in runs}
+    sizes = json.loads(transfer)
+    samples = {name: [run[name] for run in runs] for name in ("from_page_ready_ms", "from_navigation_ms")}
+    return {
+        "encoding": encoding,
+        "transfer_bytes": sum(sizes.values()),
+        "bytes_by_file": sizes,
+        **{name: median(values) for name, values in samples.items()},
+        "samples": samples,
+        "environment": environment(),
+    }
+
+
+def words(found: dict[str, Any]) -> str:
+    """The figures as a table, the largest files first."""
+    lines = [f"| what | found | floor | aim |\n|---|---|---|---|\n| transfer, {found['encoding']} "]
+    lines[-1] += f"| {found['transfer_bytes'] / 1e6:.2f} MB | {FLOOR_BYTES / 1e6:g} MB | {AIM_BYTES / 1e6:g} MB |"
+    for name, shown in (
+        ("from_page_ready_ms", "page ready to first answer"),
+        ("from_navigation_ms", "from navigation"),
+    ):
+        values = found["samples"][name]
+        span = f"{min(values):.0f}-{max(values):.0f} in {len(values)} cold launches"
+        lines.append(f"| {shown} | {found[name]:.0f} ms ({span}) | {FLOOR_MS} ms | {AIM_MS} ms |")
+    lines.append("")
+    sizes = sorted(found["bytes_by_file"].items(), key=lambda item: -item[1])
+    lines += [f"{size:10,d}  {name}" for name, size in sizes]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The page of a bundle in a real Chromium, and its code in Node: right answers, no outside request, equal ids."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import shutil
+import subprocess
+import threading
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bundle.conftest import LABELS, graph, wanted_of, write_run
+
+from compress.bundle.build import Bundle, build
+from compress.progress import SilentProgress
+from compress.runtimes.chromium import open_page
+from compress.samples.fetch import sample_directory
+
+LINES, LENGTH = 10_000, 100
+MANY_NAMES = {
+    "LATIN",
+    "GREEK",
+    "CYRILLIC",
+    "ARABIC",
+    "HEBREW",
+    "DEVANAGARI",
+    "BENGALI",
+    "THAI",
+    "HANGUL",
+    "CJK",
+    "HIRAGANA",
+}
+EMOJI = ("👩‍👩‍👧", "👍🏽", "🏳️‍🌈", "🇩🇪", "1️⃣", "❤️", "😀", "🧑🏿‍🚀")
+OUTSIDE = "http://outside.invalid/x"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A browser bundle with MiniLM's own tokenizer, and weights for its vocabulary that are drawn."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("no node and npm here")
+    folder = tmp_path_factory.mktemp("page")
+    run = write_run(folder / "run")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(sample_directory("minilm") / name, run / "model" / name)
+    model = graph()
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+    drawn = np.random.default_rng(1).normal(size=(30522, 256)).astype(np.float32)
+    table.CopyFrom(onnx.numpy_helper.from_array(drawn, "table"))
+    onnx.save(model, run / "model" / "onnx" / "model.onnx")
+    wanted = wanted_of(run, "browser")
+    data = wanted.recipe.data.model_copy(update={"max_length": LENGTH})
+    recipe = wanted.recipe.model_copy(update={"data": data})
+    return build(replace(wanted, recipe=recipe), folder / "bundle", SilentProgress())
+
+
+def expected(page: Bundle, text: str) -> dict[str, float]:
+    """Label -> share in percent, by ONNX Runtime here and transformers' tokenizer."""
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(page.folder / "model")(text, truncation=True, max_length=LENGTH)["input_ids"]
+    session = onnxruntime.InferenceSession(page.folder / page.manifest.model, providers=["CPUExecutionProvider"])
+    row = np.array([ids], dtype=np.int64)
+    logits = session.run(None, {"input_ids": row, "attention_mask": np.ones_like(row)})[0][0]
+    shares = 100 * np.exp(logits) / np.exp(logits).sum()
+    return dict(zip(LABELS, shares.tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def port(page: Bundle) -> Iterator[int]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(page.folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =>
+  [row.children[0].textContent, parseFloat(row.children[2].textContent)]))"""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chromium: str) -> None:
+    with open_page(program=chromium) as tab:
+        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
+        tab.wait_for("document.body && document.body.dataset.answer")
+        tab.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        for text in ("dull and far too long", "ein Film über 映画 👍🏽, " * 20):
+            tab.evaluate(
+                f"document.getElementById('text').value = {json.dumps(text)}; document.body.dataset.answer = ''"
+            )
+            tab.evaluate("document.getElementById('text').dispatchEvent(new Event('input'))")
+            answer = tab.wait_for("document.body.dataset.answer")
+            right = expected(page, text)
+            assert answer == max(right, key=lambda label: right[label])
+            assert tab.evaluate(SHOWN) == pytest.approx(right, abs=0.06)
+        assert tab.errors == []
+        own = f"http://127.0.0.1:{port}/"
+        assert len(tab.requests) > 8
+        assert [address for address in tab.requests if not address.startswith((own, "data:"))] == []
+        # The page's policy stops what its script would ask of others, before it is sent.
+        tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
+        assert OUTSIDE not in tab.requests
+
+
+def lines() -> list[str]:
+    """Real lines, then words of English among runs of letters of every script, marks, symbols and emoji."""
+    import pyarrow.parquet as pq
+
+    chance = random.Random(0)
+    found: list[str] = []
+    for name, column in (("snippets", "text"), ("verses", "text"), ("verses", "pair")):
+        folder = sample_directory(name)
+        table = pq.read_table(next(iter(sorted(folder.glob("*.parquet")))))
+        found += table[column].to_pylist()[:1500]
+    assigned = [
+        chr(code) for code in range(32, 0x1FFFF) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co", "Cc")
+    ]
+    scripts: dict[str, list[str]] = {}
+    for mark in assigned:
+        scripts.setdefault(unicodedata.name(mark, "?").split()[0], []).append(mark)
+    names, words = sorted(scripts), " ".join(found[:300]).split()
+    often = sorted(MANY_NAMES & scripts.keys())
+    while len(found) < LINES:
+        parts = []
+        for _ in range(chance.randrange(1, 7)):
+            script = scripts[chance.choice(often if chance.random() < 0.6 else names)]
+            run = "".join(chance.choices(script, k=chance.randrange(1, 9)))
+            parts += [run, chance.choice(words), *chance.choices(EMOJI, k=chance.randrange(2))]
+        found.append(chance.choice((" ", "", "\t", "  ")).join(parts))
+    return found
+
+
+@pytest.mark.slow
+def test_node_gives_the_ids_of_transformers_on_ten_thousand_lines(page: Bundle, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    said = subprocess.run(
+        ["node", str(page.folder / "examples" / "run.mjs"), "--selftest"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("passed")
+    asked = lines()
+    (tmp_path / "lines.json").write_text(json.dumps(asked))
+    done = subprocess.run(
+        ["node", str(Path(__file__).parent / "ids.mjs"), str(page.folder), str(tmp_path / "lines.json")],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    processor = AutoTokenizer.from_pretrained(page.folder / "model")
+    right = processor(asked, truncation=True, max_length=LENGTH)["input_ids"]
+    found = json.loads(done.stdout)
+    wrong = [line for line, ours, theirs in zip(asked, right, found, strict=True) if ours != theirs]
+    assert (len(found), wrong[:3]) == (LINES, [])

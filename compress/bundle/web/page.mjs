@@ -14,11 +14,13 @@ function show(answers) {
     ...answers.map(({ label, score }, place) => {
       const row = document.createElement("div");
       row.className = place ? "bar" : "bar first";
-      const [name, meter, figure] = ["span", "meter", "span"].map((kind) => document.createElement(kind));
+      const [name, track, fill, figure] = ["span", "div", "div", "span"].map((kind) => document.createElement(kind));
       name.textContent = label;
-      meter.value = score;
+      track.className = "track";
+      fill.style.width = `${100 * score}%`;
+      track.append(fill);
       figure.textContent = `${(100 * score).toFixed(1)}%`;
-      row.append(name, meter, figure);
+      row.append(name, track, figure);
       return row;
     }),
   );

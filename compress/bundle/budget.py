@@ -32,7 +32,7 @@ def check_budget(archive: Path, most: int, model: str, contents: Contents) -> No
 def _advice(sizes: dict[str, int], most: int, model: str, contents: Contents) -> list[str]:
     advice = []
     whole = sum(size for *_, size in contents.stored.values()) or 1
-    floats = sum(size for kind, _, size in contents.stored.values() if kind == "float") / whole
+    floats = sum(size for kind, _, size in contents.stored.values() if kind == "float32") / whole
     name, (_, shape, size) = max(contents.stored.items(), key=lambda item: item[1][2])
     if floats > 0.5:
         advice.append(f"{floats:.0%} of the weights are float32: the stage quantize makes them four times smaller")

@@ -36,8 +36,7 @@ from compress.bundle.web_runtime import LICENCES, copy_web_runtime
 from compress.errors import InputError, ModelError, StorageError
 from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
-from compress.models.model_file import format_of
-from compress.models.onnx_model import find_graph
+from compress.models.model_file import format_of, model_file
 from compress.models.processor import load_processor
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -101,10 +100,12 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
 
 
 def _check(wanted: Wanted, output: Path, archive: Path) -> None:
-    if wanted.recipe.task != TASK or format_of(wanted.model) != "onnx":
+    form, allowed = format_of(wanted.model), wanted.profile.formats
+    if wanted.recipe.task != TASK or form not in allowed:
         raise InputError(
-            f"A bundle holds an ONNX model of {TASK}; this one is of {wanted.recipe.task}, {format_of(wanted.model)}.",
+            f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
             where=str(wanted.model),
+            expected=f"{TASK}, {' or '.join(allowed)}",
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     for place in (output, archive):
@@ -117,7 +118,7 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    graph = find_graph(folder / MODEL_FOLDER)
+    graph = model_file(folder / MODEL_FOLDER)
     contents, session = contents_of(graph), open_graph(graph)
     shape = shape_of(session, str(graph))
     processor = load_processor(wanted.model)

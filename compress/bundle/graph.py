@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from compress.bundle.manifest import TensorRecord
 from compress.errors import ModelError
 from compress.runtimes import get_runtime
@@ -75,15 +73,19 @@ def _records(types: Mapping[str, TensorType]) -> tuple[TensorRecord, ...]:
 
 
 def contents_of(path: Path) -> Contents:
-    """What the file holds; the weights aren't loaded."""
-    import onnx
+    """What the file holds; weights aren't loaded. In ONNX Runtime's own format it is read without its versions."""
+    if path.suffix == ".ort":
+        from compress.inspect.ort_graph import read_ort_graph
 
-    model = onnx.load(path, load_external_data=False)
-    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    integers = any(node.op_type.startswith(_INTEGER) for node in model.graph.node)
-    stored = {}
-    for tensor in model.graph.initializer:
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-        size = len(tensor.raw_data) or int(np.prod(tensor.dims)) * 4
-        stored[tensor.name] = (kind, tuple(tensor.dims), size)
+        graph, opsets = read_ort_graph(path), {}
+    else:
+        import onnx
+
+        from compress.inspect.onnx_graph import read_graph
+
+        graph = read_graph(path)
+        model = onnx.load(path, load_external_data=False)
+        opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    integers = any(node.op_type.startswith(_INTEGER) for node in graph.nodes)
+    stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
     return Contents(dict(sorted(opsets.items())), integers, stored)

@@ -102,7 +102,7 @@ class Manifest(Entry):
     target: str
     runtime: Runtime
     model: str = Field(description="path of the graph")
-    opsets: dict[str, int] = Field(description="operator domain -> version")
+    opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     preprocessing: Tokenize

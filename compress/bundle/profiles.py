@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.errors import InputError
+from compress.models.model_file import Format
 
 WEB_VERSION = "1.30.0"
 Example = Literal["run.py", "run.mjs", "Classifier.kt", "Classifier.swift"]
@@ -13,7 +14,7 @@ Example = Literal["run.py", "run.mjs", "Classifier.kt", "Classifier.swift"]
 
 @dataclass(frozen=True)
 class Profile:
-    """``package`` is what the platform's own package manager calls the runtime.
+    """``package`` is what the platform's own package manager calls the runtime, ``formats`` what it is tried with.
 
     ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
     """
@@ -25,6 +26,7 @@ class Profile:
     examples: tuple[Example, ...]
     description: str
     version: str | None = None
+    formats: tuple[Format, ...] = ("onnx", "ort")
 
 
 PROFILES = {
@@ -34,6 +36,7 @@ PROFILES = {
             *("browser", "onnxruntime-web", "npm: onnxruntime-web", "wasm", ("run.mjs",)),
             "a web page that answers by itself, its runtime (WebAssembly) included",
             WEB_VERSION,
+            ("onnx",),
         ),
         Profile(
             *("android", "onnxruntime-android", "Maven: com.microsoft.onnxruntime:onnxruntime-android"),

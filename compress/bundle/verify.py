@@ -9,13 +9,14 @@ from typing import Any
 
 from compress.bundle.archive import unpack
 from compress.bundle.graph import contents_of, open_graph, shape_of
-from compress.bundle.manifest import MANIFEST, SIGNATURE, Manifest, read_manifest
+from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, read_manifest
 from compress.bundle.selftest import read_selftest, run_selftest
 from compress.bundle.signature import check_signature
 from compress.bundle.text import TextRule
 from compress.errors import BundleError, InputError
 from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
+from compress.runtimes.runtime import Session
 
 _SHOWN = 5
 
@@ -59,7 +60,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
     session = open_graph(model)
-    _check_shape(manifest, folder, model)
+    _check_shape(manifest, folder, model, session)
     rule = TextRule(folder, manifest.preprocessing)
     test = read_selftest(folder)
     worst = run_selftest(test, session, rule, str(folder))
@@ -104,16 +105,16 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_shape(manifest: Manifest, folder: Path, model: Path) -> None:
+def _check_shape(manifest: Manifest, folder: Path, model: Path, session: Session) -> None:
     """Compare what the manifest says of the model with the model."""
-    shape = shape_of(open_graph(model), str(model))
+    shape = shape_of(session, str(model))
     for kind, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
         if said != true:
             raise _lie(folder, kind, _words(said), _words(true))
     opsets = contents_of(model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
-    labels = artifact_labels(model.parent.parent)
+    labels = artifact_labels(folder / MODEL_FOLDER)
     if manifest.postprocessing.labels != labels:
         raise _lie(folder, "labels", str(manifest.postprocessing.labels), str(labels))
 

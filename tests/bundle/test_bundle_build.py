@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +14,17 @@ import numpy as np
 import onnx
 import pytest
 from bundle.conftest import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
+from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
 from compress.bundle.profiles import PROFILES, find_profile
 from compress.bundle.templates import examples
 from compress.bundle.text import TextRule
+from compress.bundle.verify import verify
+from compress.cli import app
 from compress.errors import InputError, ModelError
+from compress.models.onnx_model import OnnxModel
+from compress.models.ort_model import to_ort
 from compress.progress import SilentProgress
 
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
@@ -99,13 +106,45 @@ def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
         build(wanted_of(run), tmp_path / "there", SilentProgress())
     wanted = wanted_of(run)
     other = wanted.recipe.model_copy(update={"task": "text-generation"})
-    with pytest.raises(InputError, match="this one is of text-generation"):
+    with pytest.raises(InputError, match="for desktop cannot hold a model of text-generation"):
         build(replace(wanted, recipe=other), tmp_path / "none", SilentProgress())
 
 
-def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
-    import shutil
+def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(run, phone, ignore=shutil.ignore_patterns("onnx"))
+    to_ort(OnnxModel.load(run / "model", "text-classification")).save(phone / "model")
+    made = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
+    assert (made.manifest.model, made.manifest.opsets) == ("model/model.ort", {})
+    assert [entry.shape for entry in made.manifest.outputs] == [("batch", 2)]
+    assert 'open("model/model.ort")' in (made.folder / "examples" / "Classifier.kt").read_text()
+    assert verify(made.archive).worst < 0.01
+    with pytest.raises(InputError, match="for browser cannot hold a model of text-classification in the format ort"):
+        build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())
 
+
+def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(run, whole)
+    row = {"model": "final", "metric": "accuracy", "target": "cpu", "value": 0.875, "unit": "fraction"}
+    (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": [row]}))
+    lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"export": "c" * 64}, "packages": {}}
+    (whole / "lock.json").write_text(json.dumps(lock))
+    command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert {name: said["provenance"][name] for name in lock} == lock
+    assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875}
+    for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
+        assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
+    assert said["licences"][0] == {"of": "model", "licence": "mit"}
+    assert "license: mit\n" in (tmp_path / "out" / "README.md").read_text()
+    again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
+    assert json.loads(again.stdout)["cases"] == 10
+
+
+def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "model" / "config.json").read_text())
     config["id2label"] = {"0": "only"}

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_ids_are_those_of_transformers(made: Bundle) -> None:
 def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
     again = build(wanted_of(run, "android"), tmp_path / "elsewhere", SilentProgress())
     assert again.archive.read_bytes() == made.archive.read_bytes()
+    with zipfile.ZipFile(made.archive) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_the_example_answers_as_the_formula_does(made: Bundle) -> None:

@@ -82,9 +82,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
             raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
-    links = sorted(path for path in folder.rglob("*") if path.is_symlink())
-    if links:
-        raise BundleError("The bundle holds a link.", where=str(links[0]), expected="plain files and folders")
+    odd = sorted(path for path in folder.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir()))
+    if odd:
+        raise BundleError("The bundle holds a link or a device.", where=str(odd[0]), expected="plain files and folders")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     found -= {MANIFEST, SIGNATURE}
     listed = manifest.files.keys()

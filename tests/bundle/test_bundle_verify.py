@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import stat
@@ -84,7 +85,11 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"missing: README\.md"):
         verify(bundle)
     (bundle / "README.md").symlink_to(bundle.parent / "README.md")
-    with pytest.raises(BundleError, match="holds a link"):
+    with pytest.raises(BundleError, match="holds a link or a device"):
+        verify(bundle)
+    (bundle / "README.md").unlink()
+    os.mkfifo(bundle / "README.md")
+    with pytest.raises(BundleError, match="holds a link or a device"):
         verify(bundle)
 
 

@@ -38,7 +38,9 @@ def _advice(sizes: dict[str, int], most: int, model: str, contents: Contents) ->
         advice.append(f"{floats:.0%} of the weights are float32: the stage quantize makes them four times smaller")
     if size > whole / 4 and len(shape) == 2:
         share = f"the largest tensor, {name} {list(shape)}, is {size / whole:.0%} of them"
-        advice.append(f"{share}: trim_vocabulary, or quantize: {{embedding_bits: 4}}, if that is the embedding")
+        advice.append(
+            f"{share}: for an embedding, trim_vocabulary (a higher min_count) or quantize: {{embedding_bits: 4}}"
+        )
     runtime = sum(size for name, size in sizes.items() if name.startswith("runtime/"))
     if runtime > most:
         advice.append(f"the runtime alone has {runtime} bytes compressed, so that no model fits")

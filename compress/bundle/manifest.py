@@ -79,11 +79,12 @@ class FileRecord(Entry):
 
 
 class Provenance(Entry):
-    """Where the model came from, as the run's own files say; all but ``compress`` and ``recipe_sha256`` need a run."""
+    """Where the model came from, as the run's own files say; what is left empty needs a run."""
 
     compress: str = Field(description="version that made the bundle")
     recipe: str
     recipe_sha256: str
+    samples: dict[str, dict[str, str]] = Field({}, description="sample -> its packages -> their SHA-256")
     seed: int | None = None
     start: str | None = Field(None, description="digest of the starting model")
     data: dict[str, str] = Field({}, description="split -> digest of its rows")

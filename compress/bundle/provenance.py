@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from compress import __version__
 from compress.bundle.manifest import Licence, Provenance
@@ -14,6 +15,7 @@ from compress.models.model import digest_file
 from compress.recipe import Recipe
 from compress.report.schema import FINAL, load_report
 from compress.samples.catalog import SAMPLES
+from compress.samples.sample import Sample
 
 LOCK, REPORT = "lock.json", "report.json"
 NOT_STATED = "not stated"
@@ -26,41 +28,58 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:
 
     Raises `InputError` for a report or lock that can't be read.
     """
-    known = {"compress": __version__, "recipe": recipe.name, "recipe_sha256": digest_file(recipe_file)}
+    named = filter(None, (recipe.model, *_data(recipe)))
+    samples = {name: sample for name in named if (sample := _sample(name)) is not None}
+    known = Provenance(
+        compress=__version__,
+        recipe=recipe.name,
+        recipe_sha256=digest_file(recipe_file),
+        samples={name: {one.requirement: one.sha256 for one in found.packages} for name, found in samples.items()},
+    )
     if not (run / LOCK).is_file() or not (run / REPORT).is_file():
-        return Provenance(**known)
+        return known
     report, lock = load_report(run / REPORT), _read_lock(run / LOCK)
     measured = {
         f"{row.metric} on {row.target}": row.value
         for row in report.measurements
         if row.model == FINAL and row.metric in _SHOWN
     }
-    return Provenance(
-        **known,
-        seed=lock.get("seed"),
-        start=lock.get("start"),
-        data=lock.get("data", {}),
-        stages=lock.get("stages", {}),
-        packages=lock.get("packages", {}),
-        report_sha256=digest_file(run / REPORT),
-        measured=measured,
-    )
+    found: dict[str, Any] = {
+        name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
+    }
+    return _checked(known, {**found, "report_sha256": digest_file(run / REPORT), "measured": measured}, run / LOCK)
+
+
+def _checked(known: Provenance, more: dict[str, Any], lock: Path) -> Provenance:
+    try:
+        return Provenance.model_validate({**known.model_dump(), **more})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"]))
+        raise InputError(f"The run's lock has a strange {name}: {wrong['msg']}", where=str(lock)) from None
 
 
 def find_licences(recipe: Recipe, stated: str | None) -> tuple[Licence, ...]:
     """Of the model, as its user states it or the sample it started from; and of the samples that it learned from."""
     model = Licence(of="model", licence=stated or _of_sample(recipe.model) or NOT_STATED)
-    data = recipe.data
-    named: Sequence[str | None] = [data.source, *data.splits.values(), *data.unlabeled]
-    found = dict.fromkeys(name for name in named if name and _of_sample(name))
+    found = dict.fromkeys(name for name in _data(recipe) if _of_sample(name))
     return (model, *(Licence(of=f"data {name}", licence=_of_sample(name) or NOT_STATED) for name in found))
 
 
-def _of_sample(name: str | None) -> str | None:
-    if name is None or not name.startswith(_SAMPLE):
-        return None
-    sample = SAMPLES.get(name.removeprefix(_SAMPLE).partition("/")[0])
+def _data(recipe: Recipe) -> list[str]:
+    """Every place that the recipe's rows come from."""
+    return [name for name in (recipe.data.source, *recipe.data.splits.values(), *recipe.data.unlabeled) if name]
+
+
+def _of_sample(name: str) -> str | None:
+    sample = _sample(name)
     return None if sample is None else sample.licence
+
+
+def _sample(name: str) -> Sample | None:
+    if not name.startswith(_SAMPLE):
+        return None
+    return SAMPLES.get(name.removeprefix(_SAMPLE).partition("/")[0])
 
 
 def _read_lock(path: Path) -> dict[str, Any]:

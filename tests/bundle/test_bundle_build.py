@@ -138,6 +138,8 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert {name: said["provenance"][name] for name in lock} == lock
+    assert {len(digest) for packages in said["provenance"]["samples"].values() for digest in packages.values()} == {64}
+    assert said["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
     assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875}
     for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
         assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ class Target:
     runtime: str
     provider: str
     description: str
-    format: Literal["onnx", "gguf", "ort"] = "onnx"
+    format: Literal["onnx", "gguf", "ort", "openvino"] = "onnx"
 
 
 TARGETS: dict[str, Target] = {
@@ -25,6 +25,7 @@ TARGETS: dict[str, Target] = {
         Target("cpu", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime on this machine's processor"),
         Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU"),
         Target("ort", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime's format for phones, run here", "ort"),
+        Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino"),
         Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf"),
     )
 }

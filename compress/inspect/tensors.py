@@ -1,4 +1,4 @@
-"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ONNX Runtime's own), from headers alone."""
+"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ORT, OpenVINO's IR), from headers alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from compress.inspect.ort_graph import read_ort_graph
 from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
 from compress.models.gguf_file import read_gguf
+from compress.models.openvino_ir import IrConstant, read_ir
+from compress.models.openvino_model import weights_of
 from compress.models.safetensors_file import StoredTensor, read_header
 
-SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx", ".ort": "ort"}
+SUFFIXES: dict[str, Format] = {
+    ".safetensors": "safetensors",
+    ".gguf": "gguf",
+    ".onnx": "onnx",
+    ".ort": "ort",
+    ".xml": "openvino",
+}
+_IR_COMPANIONS = ("/zero_point", "/scale")
 _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
 
 
@@ -41,6 +50,9 @@ def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
             tensors += _gguf(file, root)
         elif form == "ort":
             tensors += _ort(file, root)
+        elif form == "openvino":
+            tensors += _openvino(file, root)
+            external.add(weights_of(file))
         else:
             found, used = _onnx(file, root)
             tensors += found
@@ -140,6 +152,29 @@ def _ort(file: Path, root: Path) -> list[TensorInfo]:
     graph = read_ort_graph(file)
     named = zip(graph.initializers, explain(graph), strict=True)
     return [_initializer(item, meaning, file, root, None) for item, meaning in named]
+
+
+def _openvino(file: Path, root: Path) -> list[TensorInfo]:
+    weights = weights_of(file)
+    return [_constant(one, weights, root) for one in read_ir(file.read_bytes(), file, weights.stat().st_size)]
+
+
+def _constant(one: IrConstant, weights: Path, root: Path) -> TensorInfo:
+    companion = one.name.endswith(_IR_COMPANIONS)
+    constant = not one.shape or one.dtype in ("int64", "int32", "bool")
+    return TensorInfo(
+        name=one.name,
+        shape=one.shape,
+        dtype=one.dtype,
+        parameters=0 if companion or constant else math.prod(one.shape),
+        bytes=one.bytes,
+        origin=one.name,
+        role="quantization" if companion else "constant" if constant else "weight",
+        file=_relative(weights, root),
+        path=weights,
+        start=one.start,
+        stored_bytes=one.bytes,
+    )
 
 
 def _onnx(file: Path, root: Path) -> tuple[list[TensorInfo], set[Path]]:

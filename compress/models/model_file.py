@@ -8,31 +8,36 @@ from typing import Literal
 
 from compress.models.gguf_model import find_gguf
 from compress.models.onnx_model import find_graph, find_graphs
+from compress.models.openvino_model import find_ir
 from compress.models.ort_model import find_ort
 
-Format = Literal["onnx", "gguf", "ort"]
-WRITTEN_FROM: dict[Format, Format | None] = {"onnx": None, "gguf": None, "ort": "onnx"}
+Format = Literal["onnx", "gguf", "ort", "openvino"]
+WRITTEN_FROM: dict[Format, Format | None] = {"onnx": None, "gguf": None, "ort": "onnx", "openvino": None}
 """What a format is made of: another one, or None for weights as transformers has them."""
-_ONE_FILE: dict[Format, Callable[[Path], Path]] = {"gguf": find_gguf, "ort": find_ort}
-"""Formats that a model is one file of, by its suffix."""
+_ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
+    "gguf": (".gguf", find_gguf),
+    "ort": (".ort", find_ort),
+    "openvino": (".xml", find_ir),
+}
+"""Formats that a runtime is given one file of: its suffix, and who finds it."""
 
 
 def format_of(artifact: Path) -> Format:
     """The format of a file, or of a folder that holds one such and no ONNX graph, else `onnx`; nothing is opened."""
     if artifact.is_dir() and any(artifact.rglob("*.onnx")):
         return "onnx"
-    for form in _ONE_FILE:
-        if artifact.suffix == f".{form}" or (artifact.is_dir() and any(artifact.rglob(f"*.{form}"))):
+    for form, (suffix, _) in _ONE_FILE.items():
+        if artifact.suffix == suffix or (artifact.is_dir() and any(artifact.rglob(f"*{suffix}"))):
             return form
     return "onnx"
 
 
 def model_file(artifact: Path) -> Path:
     """The one graph or file of another format. Raises `ModelError` where there isn't exactly one."""
-    return _ONE_FILE.get(format_of(artifact), find_graph)(artifact)
+    _, find = _ONE_FILE.get(format_of(artifact), ("", find_graph))
+    return find(artifact)
 
 
 def model_files(artifact: Path) -> tuple[Path, ...]:
     """The files of a model, graphs in the order in which they run. Raises `ModelError` for those of no one model."""
-    find = _ONE_FILE.get(format_of(artifact))
-    return (find(artifact),) if find else find_graphs(artifact)
+    return find_graphs(artifact) if format_of(artifact) == "onnx" else (model_file(artifact),)

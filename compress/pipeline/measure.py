@@ -9,15 +9,9 @@ from typing import Any
 from compress.cache import cache_key
 from compress.data.membership import Part
 from compress.environment import environment
-from compress.errors import ModelError
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.models.gguf_model import GgufModel
-from compress.models.model_file import WRITTEN_FROM, Format
-from compress.models.onnx_model import OnnxModel
-from compress.models.ort_model import OrtModel
-from compress.models.writable import check_writable
-from compress.pipeline.keys import START
+from compress.pipeline.formats import measurable, why_not
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
 from compress.pipeline.slow_int8_note import slow_int8_notes
@@ -35,13 +29,7 @@ from compress.report.schema import (
     SliceRecord,
 )
 from compress.runtimes import why_unavailable
-from compress.stages import STAGES
-from compress.stages.stage import Stage
-from compress.targets import TARGETS, Target
-
-_FORMATS: dict[type[Any], Format] = {OnnxModel: "onnx", GgufModel: "gguf", OrtModel: "ort"}
-_WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort"}
-"""The stage that writes a format."""
+from compress.targets import TARGETS
 
 
 @dataclass
@@ -70,7 +58,7 @@ def measure(road: Road, remeasure: bool) -> Findings:
     findings = Findings(environment=environment())
     artifacts: dict[str, Path] = {}
     for target in (TARGETS[name] for name in road.recipe.targets):
-        reason = why_unavailable(target) or _why_not(road, target)
+        reason = why_unavailable(target) or why_not(road, target)
         if reason is not None:
             road.progress.note(f"target {target.name}: skipped, {reason}")
             findings.skipped.append(Skipped(target=target.name, reason=reason))
@@ -127,84 +115,3 @@ def data_record(road: Road) -> DataRecord:
 def test_labels(road: Road) -> list[str]:
     """The class name of each row that accuracy is measured on."""
     return [road.data.labels[index] for index in road.data.label_ids(SPLIT)]
-
-
-def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
-    """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
-
-    Raises `StageError` where an output cannot be exported.
-    """
-    labels = road.recipe.labels()
-    wanted = [label for label in labels if _leads_to(_format(road, label), form)]
-    wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
-    artifacts = {BASELINE: _written(road, road.recipe.baseline, form)}
-    artifacts |= {label: _written(road, label, form) for label in wanted if label != road.recipe.baseline}
-    return {**artifacts, FINAL: artifacts.get(labels[-1], artifacts[BASELINE])}
-
-
-def _written(road: Road, label: str, form: Format) -> Path:
-    return road.folder_of(_in_format(road, label, form))
-
-
-def _in_format(road: Road, label: str, form: Format) -> str:
-    """The label under which an output is to be had in a format, written now unless it was before."""
-    found = _format(road, label)
-    if found == form:
-        return label
-    source = WRITTEN_FROM[form]
-    before = label if source in (None, found) else _in_format(road, label, source)
-    written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
-    road.go_on(written, _writer(road, form), before)
-    return written
-
-
-def _writer(road: Road, form: Format) -> Stage[Any, Any]:
-    """The stage that writes a format: as the recipe has it, or as it is by default."""
-    kind = _WRITERS[form]
-    default = STAGES[kind].model_validate({"kind": kind})
-    return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
-
-
-def _leads_to(found: Format | None, form: Format) -> bool:
-    """Whether one format can be written from another, or from what is in none yet."""
-    while True:
-        if found in (None, form):
-            return True
-        source = WRITTEN_FROM[form]
-        if source is None:
-            return False
-        form = source
-
-
-def _format(road: Road, label: str) -> Format | None:
-    """The format that a stage's output is in for good; None for a model that any of them is written from."""
-    return None if label == START else _FORMATS.get(road.gives(label))
-
-
-def check_formats(road: Road) -> None:
-    """Prove that the stages which write a language model can write the one that the recipe starts from.
-
-    Raises `ModelError`, rather than once the stages before them are done.
-    """
-    written = {kind: form for form, kind in _WRITERS.items()}
-    for stage in road.recipe.stages if road.task.generates else ():
-        if stage.kind in written:
-            check_writable(road.start, written[stage.kind])
-
-
-def _why_not(road: Road, target: Target) -> str | None:
-    """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
-    for label in (road.recipe.labels()[-1], road.recipe.baseline):
-        found = _format(road, label)
-        if found is not None and not _leads_to(found, target.format):
-            return f"it runs {target.format.upper()} files, and {label} gives {found.upper()}"
-    kind, task = _WRITERS[target.format], road.recipe.task
-    tasks = STAGES[kind].tasks
-    if tasks is not None and task not in tasks:
-        return f"it runs {target.format.upper()} files, which the stage {kind} does not write for {task}"
-    if road.task.generates:
-        try:
-            check_writable(road.start, target.format)
-        except ModelError as error:
-            return f"it runs {target.format.upper()} files. {error.what}"
-    return None

@@ -19,8 +19,9 @@ from compress.data.source import find
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.models.model import digest_directory
+from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
-from compress.pipeline.measure import check_formats, data_record, measure, test_labels
+from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.pipeline.running_text import check_running_text

@@ -10,7 +10,11 @@ from compress.targets import Target
 if TYPE_CHECKING:
     from compress.runtimes.runtime import Runtime
 
-_RUNTIMES = {"onnxruntime": "compress.runtimes.onnxruntime", "llama-cpp": "compress.runtimes.llama_cpp"}
+_RUNTIMES = {
+    "onnxruntime": "compress.runtimes.onnxruntime",
+    "openvino": "compress.runtimes.openvino",
+    "llama-cpp": "compress.runtimes.llama_cpp",
+}
 RUNTIME_NAMES = tuple(_RUNTIMES)
 
 

@@ -18,6 +18,7 @@ from compress.stages.gptq import Gptq
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
+from compress.stages.openvino import OpenVino
 from compress.stages.ort import Ort
 from compress.stages.prune import Prune
 from compress.stages.qat import Qat
@@ -30,7 +31,7 @@ from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf, Ort),
+    *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf, Ort, OpenVino),
 )
 
 

@@ -37,3 +37,19 @@ def test_a_run_that_ends_in_that_format_ships_it(tmp_path: Path) -> None:
     assert [(one.target, "ORT" in one.reason) for one in done.report.skipped] == [("cpu", True)]
     found = {one.check: one.found for one in done.report.integrity if one.stage == "ort"}
     assert found["predictions"] == "finite and not constant"
+
+
+def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
+    recipe = load(write_all(tmp_path, stages=STAGES, targets=["cpu", "openvino"]))
+    report = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
+    assert not report.skipped
+    for model in ("baseline", "final"):
+        here, there = (report.find(model, "accuracy", target) for target in ("cpu", "openvino"))
+        assert here is not None and there is not None
+        assert there.value == pytest.approx(here.value, abs=0.05)
+    assert report.find("export", "accuracy", "openvino") is None
+    sizes = [report.find(model, "size_bytes", "openvino") for model in ("baseline", "final")]
+    assert sizes[0] is not None and sizes[1] is not None and sizes[1].value < sizes[0].value
+    parameters = [report.find(model, "parameters", "openvino") for model in ("baseline", "final")]
+    assert parameters[0] is not None and parameters[1] is not None
+    assert parameters[1].value == pytest.approx(parameters[0].value, rel=0.01)

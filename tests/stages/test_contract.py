@@ -71,6 +71,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     ],
     "gguf": [{}, {"float_type": "f32"}],
     "ort": [{}],
+    "openvino": [{}, {"precision": "fp16"}, {"precision": "fp32"}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
     "merge_lora": [{"adapter": "adapter"}],

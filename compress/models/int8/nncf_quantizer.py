@@ -7,10 +7,6 @@ out, and products and attention are written as integer operators.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +21,7 @@ from compress.models.int8.settings import Format
 from compress.models.int8.stay_float import protect_float_layers
 from compress.models.int8.unpack import pack_attention, unpack_attention
 from compress.models.int8.useless import drop_useless
+from compress.models.quiet_nncf import quiet_nncf
 
 
 @dataclass
@@ -77,18 +74,12 @@ def run_nncf(
     graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = ()
 ) -> onnx.ModelProto:
     """NNCF's own default, telling nobody. Raises `StageError` with its words."""
-    # Read when nncf is first imported: without it, every call is told to Google Analytics.
-    os.environ.setdefault("NNCF_CI", "1")
-    import nncf
-
     names = {value.name for value in graph.graph.input}
     given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_nncf() as nncf:
+        try:
             quantized: onnx.ModelProto = nncf.quantize(
                 source,
                 nncf.Dataset(given),
@@ -96,8 +87,6 @@ def run_nncf(
                 model_type=nncf.ModelType.TRANSFORMER if transformer else None,
                 ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
             )
-    except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
-        raise StageError(f"NNCF cannot quantize the graph: {error}", mend="set statistics: own") from error
-    finally:
-        logging.disable(before)
+        except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
+            raise StageError(f"NNCF cannot quantize the graph: {error}", mend="set statistics: own") from error
     return quantized

@@ -12,13 +12,14 @@ import numpy as np
 from compress.models.checkpoint import Checkpoint
 from compress.models.gguf_model import GgufModel
 from compress.models.onnx_model import OnnxModel
+from compress.models.openvino_model import OpenVinoModel
 from compress.models.ort_model import OrtModel
 from compress.models.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
 
@@ -31,6 +32,7 @@ _KINDS: dict[type[Any], str] = {
     Checkpoint: "checkpoint",
     OnnxModel: "graph",
     OrtModel: "ort",
+    OpenVinoModel: "openvino",
     GgufModel: "gguf",
 }
 

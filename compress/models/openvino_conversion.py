@@ -1,0 +1,53 @@
+"""A graph in OpenVINO's IR, its weights as they are, in 16-bit floats, or in 8 bits by NNCF."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import StageError
+from compress.models.openvino_model import IR_FILE, OpenVinoModel
+from compress.models.quiet_nncf import quiet_nncf
+
+if TYPE_CHECKING:
+    import onnx
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+def to_openvino(graph: onnx.ModelProto, companions: Mapping[str, bytes], precision: Precision) -> OpenVinoModel:
+    """``graph``, in ONNX's own operators, as IR; the same bytes each time. Raises `StageError`.
+
+    In int8 the weights of products, convolutions and tables have a scale and a zero point for each channel; OpenVINO's
+    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does.
+    """
+    import onnx
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "model.onnx", Path(folder) / IR_FILE
+        onnx.save_model(graph, source)
+        try:
+            model = openvino.Core().read_model(source)
+        except RuntimeError as error:
+            raise StageError(
+                f"OpenVINO cannot read the graph: {str(error).strip().splitlines()[-1]}",
+                expected="operators of ONNX itself",
+                mend="see OpenVINO's list of supported operators, or leave this target out",
+            ) from error
+        if precision == "int8":
+            model = _in_eight_bits(model)
+        for place, operator in enumerate(model.get_ordered_ops()):
+            # Its own names count on through the whole process.
+            if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
+                operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
+        openvino.save_model(model, made, compress_to_fp16=precision == "fp16")
+        return OpenVinoModel(made.read_bytes(), made.with_suffix(".bin").read_bytes(), companions)
+
+
+def _in_eight_bits(model: Any) -> Any:
+    with quiet_nncf() as nncf:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)

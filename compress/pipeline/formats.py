@@ -1,0 +1,135 @@
+"""Every output of a road in the format of a target: as it is, written from it, or from what it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.errors import ModelError
+from compress.models.gguf_model import GgufModel
+from compress.models.model_file import WRITTEN_FROM, Format
+from compress.models.onnx_model import OnnxModel
+from compress.models.openvino_model import OpenVinoModel
+from compress.models.ort_model import OrtModel
+from compress.models.writable import check_writable
+from compress.pipeline.keys import START
+from compress.pipeline.road import Road
+from compress.report.schema import BASELINE, FINAL
+from compress.stages import STAGES
+from compress.stages.cast import Cast
+from compress.stages.quantize import Quantize
+from compress.stages.stage import Stage
+from compress.targets import Target
+
+_FORMATS: dict[type[Any], Format] = {
+    OnnxModel: "onnx",
+    GgufModel: "gguf",
+    OrtModel: "ort",
+    OpenVinoModel: "openvino",
+}
+_WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort", "openvino": "openvino"}
+"""The stage that writes a format."""
+_OWN_BITS: frozenset[Format] = frozenset({"openvino"})
+"""Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
+
+
+def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
+    """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
+
+    Raises `StageError` where an output cannot be exported.
+    """
+    labels = road.recipe.labels()
+    wanted = [label for label in labels if _leads_to(_format(road, label), form)]
+    if form in _OWN_BITS and labels[-1] not in wanted:
+        wanted.append(labels[-1])
+    wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
+    artifacts = {BASELINE: _written(road, road.recipe.baseline, form)}
+    artifacts |= {label: _written(road, label, form) for label in wanted if label != road.recipe.baseline}
+    return {**artifacts, FINAL: artifacts.get(labels[-1], artifacts[BASELINE])}
+
+
+def why_not(road: Road, target: Target) -> str | None:
+    """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
+    form, task = target.format, road.recipe.task
+    for label in (road.recipe.labels()[-1], road.recipe.baseline):
+        found = _format(road, label)
+        if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
+            return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
+    tasks = STAGES[_WRITERS[form]].tasks
+    if tasks is not None and task not in tasks:
+        return f"it runs {form.upper()} files, which the stage {_WRITERS[form]} does not write for {task}"
+    if road.task.generates:
+        try:
+            check_writable(road.start, form)
+        except ModelError as error:
+            return f"it runs {form.upper()} files. {error.what}"
+    return None
+
+
+def check_formats(road: Road) -> None:
+    """Prove that the stages which write a language model can write the one that the recipe starts from.
+
+    Raises `ModelError`, rather than once the stages before them are done.
+    """
+    written = {kind: form for form, kind in _WRITERS.items()}
+    for stage in road.recipe.stages if road.task.generates else ():
+        if stage.kind in written:
+            check_writable(road.start, written[stage.kind])
+
+
+def _written(road: Road, label: str, form: Format) -> Path:
+    return road.folder_of(_in_format(road, label, form))
+
+
+def _in_format(road: Road, label: str, form: Format) -> str:
+    """The label under which an output is to be had in a format, written now unless it was before."""
+    found = _format(road, label)
+    if found == form:
+        return label
+    source = WRITTEN_FROM[form]
+    if source is None:
+        before = _weights_of(road, label)
+    else:
+        before = label if source == found else _in_format(road, label, source)
+    written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
+    road.go_on(written, _writer(road, label, form), before)
+    return written
+
+
+def _weights_of(road: Road, label: str) -> str:
+    """The last output up to ``label`` that is in no format yet."""
+    labels = [START, *road.recipe.labels()]
+    return next(one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
+
+
+def _writer(road: Road, label: str, form: Format) -> Stage[Any, Any]:
+    """The stage that writes an output in a format: as the recipe has it, or as it is by default."""
+    kind = _WRITERS[form]
+    own = {"precision": _precision(road, label)} if form in _OWN_BITS else {}
+    default = STAGES[kind].model_validate({"kind": kind, **own})
+    return next((stage for stage in road.recipe.stages if stage.kind == kind and not own), default)
+
+
+def _precision(road: Road, label: str) -> str:
+    """What the recipe's stages for ONNX make of the weights, up to ``label``."""
+    labels = road.recipe.labels()
+    before = road.recipe.stages[: labels.index(label) + 1] if label != START else ()
+    if any(isinstance(stage, Quantize) for stage in before):
+        return "int8"
+    return "fp16" if any(isinstance(stage, Cast) for stage in before) else "fp32"
+
+
+def _leads_to(found: Format | None, form: Format) -> bool:
+    """Whether one format can be written from another, or from what is in none yet."""
+    while True:
+        if found in (None, form):
+            return True
+        source = WRITTEN_FROM[form]
+        if source is None:
+            return False
+        form = source
+
+
+def _format(road: Road, label: str) -> Format | None:
+    """The format that a stage's output is in for good; None for a model that any of them is written from."""
+    return None if label == START else _FORMATS.get(road.gives(label))

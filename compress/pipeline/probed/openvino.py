@@ -1,0 +1,63 @@
+"""Looking into OpenVINO's IR."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.models.onnx_model import processor_of
+from compress.models.openvino_model import IR_FILE, OpenVinoModel
+from compress.pipeline.probed import Encode
+from compress.runtimes import why_unavailable
+from compress.targets import TARGETS
+
+
+@dataclass(frozen=True)
+class ProbedOpenVino:
+    """See `Probed`."""
+
+    model: OpenVinoModel
+
+    def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
+        """Every floating-point constant."""
+        from compress.models.openvino_ir import load_constant, read_ir
+
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "weights.bin"
+            weights.write_bytes(self.model.weights)
+            for constant in read_ir(self.model.graph, Path(IR_FILE), len(self.model.weights)):
+                if constant.floats:
+                    yield constant.name, load_constant(weights, constant)
+
+    def digests(self) -> dict[str, str]:
+        """Of every constant's type, shape and bytes."""
+        return dict(self._digests())
+
+    def _digests(self) -> Iterator[tuple[str, str]]:
+        import hashlib
+
+        from compress.models.openvino_ir import read_ir
+
+        for one in read_ir(self.model.graph, Path(IR_FILE), len(self.model.weights)):
+            digest = hashlib.sha256(f"{one.dtype} {one.shape}".encode())
+            digest.update(self.model.weights[one.start : one.start + one.bytes])
+            yield one.name, digest.hexdigest()
+
+    def why_silent(self) -> str | None:
+        """Why OpenVINO is not to be had."""
+        return why_unavailable(TARGETS["openvino"])
+
+    def logits(self, encode: Encode) -> np.ndarray:
+        """What OpenVINO answers."""
+        from compress.runtimes.openvino import open_bytes
+
+        examples = encode(processor_of(self.model))
+        batch = examples.batch(range(len(examples)))
+        return examples.answers(open_bytes(self.model, threads=1).predict(batch), batch)
+
+
+PROBED = ProbedOpenVino

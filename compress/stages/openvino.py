@@ -1,0 +1,51 @@
+"""Write a model as OpenVINO's IR."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.models.openvino_model import OpenVinoModel
+from compress.models.torch_model import TorchModel
+from compress.stages.stage import Context, Needs, Promise, Stage
+
+
+class OpenVino(Stage[TorchModel, OpenVinoModel]):
+    """OpenVINO's IR, for Intel's processors and graphics, under the names that optimum-intel opens.
+
+    Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told.
+    """
+
+    packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["openvino"] = "openvino"
+    precision: Literal["fp32", "fp16", "int8"] = Field(
+        "int8",
+        description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call",
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+    )
+
+    def needs(self) -> Needs:
+        """Real examples for tracing and for the proof."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
+        return Promise(changes_weights=self.precision != "fp32")
+
+    def run(self, model: TorchModel, context: Context) -> OpenVinoModel:
+        """Export, convert and compare. Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers."""
+        from compress.models.onnx_export import export_onnx
+        from compress.models.openvino_conversion import to_openvino
+        from compress.models.openvino_parity import prove_near
+
+        examples = context.encode("train", model)
+        graph = export_onnx(model, examples, opset=None, fusions=False).graph
+        made = to_openvino(graph, model.companions(), self.precision)
+        plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
+        found = prove_near(plain, made, model, examples, self.tolerance)
+        context.remark(f"openvino: {found}")
+        return made

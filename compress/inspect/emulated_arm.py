@@ -22,8 +22,8 @@ from compress.models.int8.observe import Feed
 
 _EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 _PYTHON = "root/usr/bin/python3.13"
-PROCESSOR = "max"
-"""As qemu names it: with dot products and 8-bit matrix products. `cortex-a72` has neither."""
+NEWEST, OLD = "max", "cortex-a72"
+"""As qemu names them: with 8-bit matrix products and SME, and without even dot products."""
 _SECONDS = 1800.0
 _RUN = """
 import sys
@@ -47,10 +47,11 @@ np.savez(sys.argv[3], **found)
 
 @dataclass(frozen=True)
 class EmulatedArm:
-    """An emulator and a Python for it, both there."""
+    """An emulator and a Python for it, both there, and the processor to be."""
 
     emulator: str
     home: Path
+    processor: str = NEWEST
 
     def run(self, graph: onnx.ModelProto, feeds: Sequence[Feed], optimize: bool) -> list[dict[str, np.ndarray]]:
         """All outputs of ``graph`` by name, for each of ``feeds``.
@@ -72,7 +73,7 @@ class EmulatedArm:
 
     def _start(self, place: Path, level: str, batches: int) -> None:
         files = [str(place / name) for name in ("model.onnx", "fed.npz", "answers.npz")]
-        python = [self.emulator, "-cpu", PROCESSOR, "-L", str(self.home / "root"), str(self.home / _PYTHON)]
+        python = [self.emulator, "-cpu", self.processor, "-L", str(self.home / "root"), str(self.home / _PYTHON)]
         environment = {"PYTHONHOME": str(self.home / "root" / "usr"), "PYTHONPATH": str(self.home / "site")}
         try:
             done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.cli.doctor_arm import arm_findings
 from compress.errors import StageError
 from compress.inspect import emulated_arm
-from compress.inspect.emulated_arm import EmulatedArm, find_emulated_arm
+from compress.inspect.emulated_arm import NEWEST, OLD, EmulatedArm, find_emulated_arm
 from compress.inspect.operator_answers import Apart, answers_here, departures, spread, take_apart
 from compress.models.int8.observe import tap
 from compress.progress import SilentProgress
@@ -134,3 +135,32 @@ def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
     sums = (apart.feed["bytes"].astype(np.int64) - int(apart.feed["zero"])) @ weight
     np.testing.assert_array_equal(there["answer_1_0"], sums)
     assert not any(each.matters for each in departures(apart, answers_here(apart), there))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", [NEWEST, OLD])
+def test_dynamic_products_have_a_scale_for_each_row_on_an_arm_processor_with_sme(processor: str) -> None:
+    """Rows of very different size: one scale for all of them, as here, is coarse for the small ones."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-127, 128, (INNER, COLUMNS)).astype(np.int8)
+    x = generator.normal(size=(ROWS, INNER)) * np.array([[0.1], [1], [3]])
+    stored = {"w": weight, "s": np.full(COLUMNS, 0.01, np.float32), "z": np.zeros(COLUMNS, np.int8)}
+    node = helper.make_node("DynamicQuantizeMatMul", ["x", *stored], ["y"], domain="com.microsoft")
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    arrays = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
+    graph.ir_version = 8
+    (found,) = replace(arm, processor=processor).run(graph, [{"x": x.astype(np.float32)}], optimize=True)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        low, high = min(values.min(), 0), max(values.max(), 0)
+        scale = np.float32((high - low) / 255)
+        zero = np.rint(-low / scale)
+        return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+
+    scaled = np.stack([rounded(row) for row in x]) if processor == NEWEST else rounded(x)
+    np.testing.assert_allclose(found["y"], scaled @ (weight * 0.01), rtol=0, atol=2e-4)

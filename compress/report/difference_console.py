@@ -47,7 +47,7 @@ def _causes(difference: OperatorDifference) -> Table:
         table.add_column(name, overflow="fold")
     for cause in difference.causes:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
-            table.add_row(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), cause.help)
+            table.add_row(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), Text(cause.help))
     return table
 
 
@@ -65,7 +65,7 @@ def _layers(difference: OperatorDifference) -> Table:
     for layer in shown:
         table.add_row(
             Text(layer.layer), time_text(layer.float_ms), time_text(layer.int8_ms), _interval(layer),
-            Text(", ".join(layer.operators)), layer.why,
+            Text(", ".join(layer.operators)), Text(layer.why),
         )  # fmt: skip
     return table
 

@@ -164,3 +164,38 @@ def test_dynamic_products_have_a_scale_for_each_row_on_an_arm_processor_with_sme
 
     scaled = np.stack([rounded(row) for row in x]) if processor == NEWEST else rounded(x)
     np.testing.assert_allclose(found["y"], scaled @ (weight * 0.01), rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", [NEWEST, OLD])
+def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm(processor: str) -> None:
+    """accuracy_level 4: 8 bits for each block here; by other scales on a new ARM processor, not at all on an old."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    generator = np.random.default_rng(0)
+    inner, outer, block = 576, 96, 64
+    integers = generator.integers(0, 16, (outer, inner // block, block))
+    scales = generator.uniform(0.01, 0.02, (outer, inner // block, 1)).astype(np.float32)
+    x = generator.normal(size=(ROWS, inner)).astype(np.float32)
+    weight = ((integers - 8) * scales).reshape(outer, inner)
+    packed = (integers[..., 0::2] | integers[..., 1::2] << 4).astype(np.uint8)
+    arrays = [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scales[..., 0], "s")]
+    sizes = {"K": inner, "N": outer, "bits": 4, "block_size": block, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
+    graph.ir_version = 8
+    (here,) = tap(graph, ["y"], [{"x": x}])
+    (there,) = replace(arm, processor=processor).run(graph, [{"x": x}], optimize=True)
+    steps = np.abs(x.reshape(ROWS, -1, block)).max(axis=-1, keepdims=True) / 127
+    rounded = (np.rint(x.reshape(ROWS, -1, block) / steps) * steps).reshape(ROWS, inner)
+
+    def error(values: np.ndarray, expected: np.ndarray) -> float:
+        return float(np.sqrt(np.square(values - expected).sum() / np.square(expected).sum()))
+
+    assert error(here["y"], rounded @ weight.T) < 1e-5
+    assert 1e-3 < error(here["y"], x @ weight.T) < 2e-2
+    off = error(there["y"], x @ weight.T)
+    assert 1e-3 < off < 3e-2 if processor == NEWEST else off < 1e-5

@@ -1,101 +1,15 @@
-"""A classifier written down by hand, mean of embeddings and a matrix, and its bundle."""
+"""The toy classifier's run and its bundle, made once."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from toy_bundles import wanted_of, write_run
 
-from compress.bundle.build import Bundle, Wanted, build
-from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
-from compress.bundle.profiles import PROFILES
-from compress.models.model import digest_file
-from compress.models.onnx_model import OnnxModel
+from compress.bundle.build import Bundle, build
 from compress.progress import SilentProgress
-from compress.recipe_source import read_recipe
-
-RECIPE = """name: toy
-task: text-classification
-model: sample:minilm
-data: {source: sample:movie-reviews, max_length: 16}
-stages: [export]
-"""
-
-
-LABELS = ("bad", "good")
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "was", "great", "a", "lovely", "plot", "awful", "##s", "!")
-WIDTH = 256
-_CHANCE = np.random.default_rng(0)
-EMBEDDINGS = _CHANCE.normal(size=(len(WORDS), WIDTH)).astype(np.float32)
-MATRIX = _CHANCE.normal(size=(WIDTH, len(LABELS))).astype(np.float32)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece as BERT has it."""
-    made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=40, **special)
-
-
-def graph() -> onnx.ModelProto:
-    """ids -> mean of their embeddings -> logits; the mask only multiplies."""
-    ids = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
-        for n in ("input_ids", "attention_mask")
-    ]
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
-        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
-        helper.make_node("Mul", ["tokens", "column"], ["kept"]),
-        helper.make_node("ReduceMean", ["kept", "middle"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "matrix"], ["logits"]),
-    ]
-    stored = {"table": EMBEDDINGS, "matrix": MATRIX, "last": np.array([2]), "middle": np.array([1])}
-    logits = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
-    initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    made = helper.make_graph(nodes, "toy", ids, logits, initializers)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def write_run(folder: Path) -> Path:
-    """A run's folder as far as a bundle reads it: model/ and recipe.yaml."""
-    model = folder / "model"
-    model.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    OnnxModel(graph(), "model.onnx", {}).save(model)
-    tokenizer().save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": dict(enumerate(LABELS))}))
-    return folder
-
-
-def wanted_of(run: Path, target: str = "desktop", **more: object) -> Wanted:
-    """What is asked for of such a folder."""
-    recipe = run / "recipe.yaml"
-    fields = {"model": run / "model", "recipe": read_recipe(recipe), "recipe_file": recipe}
-    return Wanted(**{**fields, "profile": PROFILES[target], **more})  # type: ignore[arg-type]
-
-
-def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fields: None) -> None:
-    """Do what a liar does: change the manifest, list every file as it is now, and seal it anew."""
-    fields = json.loads((folder / MANIFEST).read_text())
-    change(fields)
-    for name in fields["files"]:
-        path = folder / name
-        fields["files"][name] = FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path)).model_dump()
-    (folder / MANIFEST).write_bytes(Manifest.model_validate(fields).sealed())
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundle.conftest import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
+from toy_bundles import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundle.conftest import LABELS, graph, wanted_of, write_run
+from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.bundle.build import Bundle, build
 from compress.progress import SilentProgress

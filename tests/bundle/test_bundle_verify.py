@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle.conftest import reseal
+from toy_bundles import reseal
 
 from compress.bundle import archive
 from compress.bundle.archive import seal, unpack

@@ -32,7 +32,7 @@ from compress.bundle.templates import STAND_INS, examples, page
 from compress.bundle.text import TextRule, check_rule, find_rule, open_tokenizer
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
-from compress.bundle.web_runtime import LICENCES, copy_web_runtime
+from compress.bundle.web_runtime import LICENCES, copy_web_runtime, try_in_node
 from compress.errors import InputError, ModelError, StorageError
 from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
@@ -85,6 +85,8 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
             if wanted.key is not None:
                 sign(folder, wanted.key)
             verify_folder(folder, None)
+            if wanted.profile.version is not None:
+                try_in_node(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
                 check_budget(packed, wanted.most_bytes, manifest.model, contents)

@@ -6,17 +6,20 @@ This is onnxruntime-web's plain build for processors, half as large as the one w
 from __future__ import annotations
 
 import shutil
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
 from compress.bundle.manifest import Licence
 from compress.bundle.profiles import WEB_VERSION
+from compress.errors import BundleError
 from compress.progress import Progress
 from compress.samples.fetch import cache_root, fetch
 from compress.samples.sample import Package, Sample
 
 FOLDER = "runtime"
 WASM = "ort-wasm-simd-threaded.wasm"
+_SECONDS = 300
 _SCRIPT, _TOKENIZERS = "ort.wasm.bundle.min.mjs", "tokenizers.min.mjs"
 PACKAGES = Sample(
     name="onnxruntime-web",
@@ -52,6 +55,29 @@ LICENCES = tuple(
     Licence(of=f"{FOLDER}: {package.requirement}", licence=licence)
     for package, licence in zip(PACKAGES.packages, ("MIT, (c) Microsoft Corporation", "Apache-2.0"), strict=True)
 )
+
+
+def try_in_node(folder: Path, progress: Progress) -> None:
+    """Run the self-test of a bundle that was just made by the page's own code, where there is a Node.
+
+    Raises `BundleError` where its ids or scores are others than those of ONNX Runtime here.
+    """
+    program = shutil.which("node")
+    if program is None:
+        progress.note("the page's code was not tried: there is no node on PATH")
+        return
+    command = [program, "examples/run.mjs", "--selftest"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"The page's code does not answer within {_SECONDS} s.", where=" ".join(command)) from error
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if "Error: " in line]
+        raise BundleError(
+            f"The page would answer otherwise than ONNX Runtime here: {' '.join(reasons[:1]) or done.stderr[-300:]}",
+            expected="the ids and scores of the self-test",
+            mend="a tokenizer or an operator that the web runtime does not have alike; bundle for another target",
+        )
 
 
 def copy_web_runtime(folder: Path, progress: Progress) -> None:

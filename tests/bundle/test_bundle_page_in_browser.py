@@ -20,6 +20,8 @@ import pytest
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.bundle.build import Bundle, build
+from compress.bundle.web_runtime import try_in_node
+from compress.errors import BundleError
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
@@ -114,6 +116,17 @@ def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chrom
         # The page's policy stops what its script would ask of others, before it is sent.
         tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
         assert OUTSIDE not in tab.requests
+
+
+@pytest.mark.slow
+def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
+    folder = page.folder.parent / "changed"
+    shutil.copytree(page.folder, folder)
+    test = json.loads((folder / "selftest.json").read_text())
+    test["cases"][2]["input_ids"][1] += 1
+    (folder / "selftest.json").write_text(json.dumps(test))
+    with pytest.raises(BundleError, match=r"answer otherwise .* other ids of \"I don't know what"):
+        try_in_node(folder, SilentProgress())
 
 
 def lines() -> list[str]:

@@ -129,8 +129,8 @@ def as_values(result: BenchResult) -> dict[str, Any]:
     return {"measurements": measured, "notes": result.notes, "environment": result.environment}
 
 
-def show(result: BenchResult, json_: bool) -> None:
-    """Print a result, its notes to standard error."""
+def show(result: BenchResult, json_: bool, where: str = "") -> None:
+    """Print a result, its notes to standard error, each after ``where`` it is from."""
     if json_:
         typer.echo(json.dumps(as_values(result)))
         return
@@ -144,4 +144,4 @@ def show(result: BenchResult, json_: bool) -> None:
         Console().print(render_generation(result.measurements))
     Console().print(render_rows(rows))
     for note in result.notes:
-        typer.echo(note, err=True)
+        typer.echo(f"{where}{note}", err=True)

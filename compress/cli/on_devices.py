@@ -93,7 +93,7 @@ def show_outcome(found: Outcome, json_: bool) -> None:
     else:
         for name, result in found.results.items():
             typer.echo(f"{name}: {host_words(result.environment)}")
-            show(result, json_=False)
+            show(result, json_=False, where=f"{name}: ")
     errors = list(found.failures.values())
     for error in errors[1:]:
         typer.echo(f"error: {error}", err=True)

@@ -76,7 +76,7 @@ class Connection:
 
     def follow(self, silence_seconds: float = 60.0, **fields: Any) -> Iterator[Reply]:
         """What `agent.follow` prints, the answer last; raises `LostError` after so long without a word."""
-        process = self._run(self._start({"do": "follow", **fields}))
+        process = self._run(self._start({"do": "follow", **fields}, silence_seconds))
         try:
             while True:
                 line = self._run(self._line(process, silence_seconds))
@@ -151,17 +151,17 @@ class Connection:
             f"The device {self.name!r}: {told['what']}", where=self._login.address(), expected=told["expected"]
         )
 
-    async def _start(self, message: Reply) -> asyncssh.SSHClientProcess[bytes]:
+    async def _start(self, message: Reply, timeout: float) -> asyncssh.SSHClientProcess[bytes]:
         assert self._open is not None
         message = {"cache": self.device.cache, **message}
         command = shlex.join([self.device.python, "-I", "-c", _BOOT])
-        process = await within(_ANSWER_SECONDS, self._open.create_process(command, encoding=None))
+        process = await within(timeout, self._open.create_process(command, encoding=None))
         process.stdin.write(json.dumps(message).encode() + b"\n" + _AGENT.read_bytes())
         process.stdin.write_eof()
         return process
 
     async def _answer(self, message: Reply, timeout: float) -> Reply:
-        process = await self._start(message)
+        process = await self._start(message, timeout)
         try:
             output, errors = await within(timeout, process.communicate())
             lines = [found for line in (output or b"").splitlines() if (found := _parsed(line)) is not None]

@@ -48,7 +48,7 @@ async def within(seconds: float, act: Awaitable[Answer]) -> Answer:
             raise LostError(error.reason) from None
         raise
     except TimeoutError:
-        raise LostError(f"no answer within {seconds:.0f} s") from None
+        raise LostError(f"no answer within {seconds:.3g} s") from None
     except _GONE as error:
         raise LostError(str(error) or type(error).__name__) from None
 

@@ -130,13 +130,28 @@ def test_a_device_that_stays_away_is_given_up(server: Server, tmp_path: Path) ->
         relay.close()
 
 
+def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = Relay(server.port)
+    try:
+        device = server.device(tmp_path, port=relay.port)
+        with server.connect(device, patience_seconds=1.0) as connection:
+            connection.ask("probe", blobs=[], requirements=[])
+            monkeypatch.setattr("compress.devices.login._CONNECT_SECONDS", 0.5)
+            relay.hangs = True
+            with pytest.raises(DeviceError, match="went away: no answer within"):
+                connection.ask("probe", timeout=0.5, blobs=[], requirements=[])
+    finally:
+        relay.close()
+
+
 class Relay:
-    """A port that passes one connection on, until it is closed."""
+    """A port that passes one connection on, until it hangs or is closed."""
 
     def __init__(self, port: int) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self._ends: list[socket.socket] = []
+        self.hangs = False
         threading.Thread(target=self._serve, args=(port,), daemon=True).start()
 
     def _serve(self, port: int) -> None:
@@ -152,7 +167,8 @@ class Relay:
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(1 << 16):
-                sink.sendall(data)
+                if not self.hangs:
+                    sink.sendall(data)
         except OSError:
             pass
 

@@ -6,9 +6,11 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from decoder_graphs import TinyDecoder
 from loopback_sshd import Server
 from onnx_graphs import make_examples, write_classifier
 
+from compress.bench.generation import GenerationSettings, measure_generation
 from compress.bench.session import measure_together
 from compress.devices.archive import PACKAGES, requirements
 from compress.devices.inventory import Device
@@ -89,6 +91,26 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
     kept = Path(device.cache)
     assert {path.name for path in kept.iterdir()} == {"blobs", "code", "venvs", "sessions", "lock"}
     assert list((kept / "sessions").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: Path) -> None:
+    TinyDecoder().write(tmp_path / "small")
+    TinyDecoder(width=32).write(tmp_path / "large")
+    # A folder and a file in one.
+    artifacts = {"baseline": tmp_path / "large" / "onnx" / "model.onnx", "final": tmp_path / "small"}
+    settings = GenerationSettings((4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
+    place = DevicePlace("loop", device, server.folder)
+    result = measure_generation(
+        artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, place=place
+    )
+    rows = {(row.model, row.metric): row for row in result.measurements}
+    for model in artifacts:
+        for context in (4, 8):
+            steps = rows[model, f"time_per_output_token_ms_context_{context}"]
+            assert steps.target == "cpu@loop"
+            assert steps.n == 3 * result.environment["rounds"][f"context_{context}"]
+    assert result.environment["cached"] == {"baseline": True, "final": True}
 
 
 def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tmp_path: Path) -> None:

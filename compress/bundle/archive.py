@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compress.bundle.manifest import MANIFEST, MAX_BYTES, SIGNATURE
-from compress.errors import BundleError
+from compress.errors import BundleError, StorageError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARK = b"compress bundle, sha256 of all before this digest: "
@@ -54,7 +54,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Write the files of a bundle's zip below the empty ``folder``.
 
     Raises `BundleError` for a changed or damaged zip, and for one with links, paths that lead elsewhere, names that
-    stand twice, or more bytes than its manifest promises; what is refused is refused before a byte is written.
+    stand twice, or more bytes than its manifest promises, before a byte is written; `StorageError` on a full disk.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -71,6 +71,10 @@ def unpack(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, sink, _CHUNK)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
         raise BundleError(f"The zip is damaged: {error}", where=str(archive), mend="take it again") from error
+    except OSError as error:
+        raise StorageError(
+            f"The zip cannot be unpacked: {error.strerror or error}.", where=str(error.filename or archive)
+        ) from error
 
 
 def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -88,6 +92,9 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             raise _refused(archive, name, "stands twice")
         folded.add(name.casefold())
         entries[name] = entry
+    for name in entries:
+        if any(parent.as_posix().casefold() in folded for parent in PurePosixPath(name).parents):
+            raise _refused(archive, name, "lies below another file")
     whole = sum(entry.file_size for entry in entries.values())
     if whole > _SMALL and whole > _EXPANSION * archive.stat().st_size:
         raise BundleError(

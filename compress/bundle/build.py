@@ -74,7 +74,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
     Raises `InputError` for a model or task that can't be bundled, an output that is there already or a budget that is
     missed, and `StorageError` where it can't be written.
     """
-    archive = output.with_name(f"{output.name}.zip")
+    archive = Path(f"{output}.zip")
     _check(wanted, output, archive)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

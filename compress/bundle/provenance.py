@@ -17,14 +17,14 @@ from compress.report.schema import FINAL, load_report
 from compress.samples.catalog import SAMPLES
 from compress.samples.sample import Sample
 
-LOCK, REPORT = "lock.json", "report.json"
+RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
 NOT_STATED = "not stated"
 _SAMPLE = "sample:"
 _SHOWN = ("accuracy", "f1", "size_bytes", "parameters", "latency_ms", "speedup", "calibration_error")
 
 
 def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:
-    """Of a model in the folder ``run``, if that is a run's; else the recipe is all that is known.
+    """Of a model in the folder ``run``, if that is a run of this recipe; else the recipe is all that is known.
 
     Raises `InputError` for a report or lock that can't be read.
     """
@@ -36,7 +36,8 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:
         recipe_sha256=digest_file(recipe_file),
         samples={name: {one.requirement: one.sha256 for one in found.packages} for name, found in samples.items()},
     )
-    if not (run / LOCK).is_file() or not (run / REPORT).is_file():
+    own = recipe_file.resolve() == (run / RECIPE).resolve()
+    if not own or not (run / LOCK).is_file() or not (run / REPORT).is_file():
         return known
     report, lock = load_report(run / REPORT), _read_lock(run / LOCK)
     measured = {

@@ -45,7 +45,10 @@ class Page:
         message: dict[str, Any] = {"id": wanted, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
-        _write_all(self._to, json.dumps(message).encode() + b"\0")
+        try:
+            _write_all(self._to, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise _gone() from None
         for answer in self._messages(time.monotonic() + _SECONDS):
             if answer.get("id") == wanted:
                 if "error" in answer:
@@ -92,7 +95,7 @@ class Page:
             if select.select([self._from], [], [], left)[0]:
                 arrived = os.read(self._from, _CHUNK)
                 if not arrived:
-                    raise StageError("Chromium has gone.", mend="run it by hand to see why: chromium --headless")
+                    raise _gone()
                 self._pending += arrived
 
     def _note(self, message: dict[str, Any]) -> None:
@@ -144,6 +147,12 @@ def _start(command: list[str], read: int, write: int, home: Path) -> int:
 def _write_all(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
+
+
+def _gone() -> StageError:
+    return StageError(
+        "Chromium has gone.", mend="run it by hand to see why: chromium --headless --dump-dom about:blank"
+    )
 
 
 def _words(details: dict[str, Any]) -> str:

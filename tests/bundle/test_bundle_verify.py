@@ -188,6 +188,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ([listing(x=4), (link("x"), b"/etc")], "'x' is a link"),
         ([listing(x=1), (zipfile.ZipInfo("x"), b"x"), (zipfile.ZipInfo("X"), b"x")], "'X' stands twice"),
         ([listing(x=1), (zipfile.ZipInfo("x"), b"xx")], "'x' unpacks to 2 bytes"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"x"), (zipfile.ZipInfo("X/y"), b"x")], "'X/y' lies below another"),
         ([listing(x=1)], "list other files: x"),
         ([(zipfile.ZipInfo("x"), b"x")], "has no manifest.json"),
     ],

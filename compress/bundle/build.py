@@ -112,9 +112,7 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
         )
     for place in (output, archive):
         if place.exists() or place.is_symlink():
-            raise InputError(
-                f"There is a {place.name} already.", where=str(place), mend="remove it, or name another -o"
-            )
+            raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
 
 
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:

@@ -105,7 +105,7 @@ def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)no target 'browsr'.*did you mean 'browser'"):
         find_profile("browsr")
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match="There is a there already"):
+    with pytest.raises(InputError, match="The output is there already"):
         build(wanted_of(run), tmp_path / "there", SilentProgress())
     wanted = wanted_of(run)
     other = wanted.recipe.model_copy(update={"task": "text-generation"})

@@ -1,6 +1,7 @@
 // {{name}}: text -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
-// Gradle: implementation("com.microsoft.onnxruntime:onnxruntime-android:{{version}}") and, for tokenizer.json,
-// implementation("ai.djl.android:tokenizer-native:0.33.0"). Put the folder model/ into src/main/assets.
+// Gradle: implementation("com.microsoft.onnxruntime:onnxruntime-android:{{version}}"), the version that the self-test passed
+// with; and for tokenizer.json, both of one version, implementation("ai.djl.huggingface:tokenizers:0.33.0") and
+// runtimeOnly("ai.djl.android:tokenizer-native:0.33.0"). Put the folder model/ into src/main/assets.
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment

@@ -1,6 +1,6 @@
 // {{name}}: text -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
-// Swift packages: microsoft/onnxruntime-swift-package-manager ({{version}} or newer) and, for tokenizer.json,
-// huggingface/swift-transformers. Add the folder model/ to the app as a folder reference.
+// Swift packages: microsoft/onnxruntime-swift-package-manager (the self-test passed with ONNX Runtime {{version}}) and, for
+// tokenizer.json, huggingface/swift-transformers. Add the folder model/ to the app as a folder reference.
 import Foundation
 import OnnxRuntimeBindings
 import Tokenizers
@@ -11,12 +11,13 @@ final class Classifier {
     static let suffix = [{{suffix}}]
     static let maxLength = {{max_length}}
 
+    private let environment: ORTEnv
     private let session: ORTSession
     private let tokenizer: Tokenizer
 
     /// `bundle` is the folder that holds manifest.json.
     init(bundle: URL) async throws {
-        let environment = try ORTEnv(loggingLevel: .warning)
+        environment = try ORTEnv(loggingLevel: .warning)
         let model = bundle.appendingPathComponent("{{model}}").path
         session = try ORTSession(env: environment, modelPath: model, sessionOptions: ORTSessionOptions())
         let folder = bundle.appendingPathComponent("{{tokenizer}}").deletingLastPathComponent()

@@ -93,10 +93,11 @@ class Connection:
 
     def put(self, file: Path, place: str, offset: int) -> Iterator[int]:
         """Write ``file`` from byte ``offset`` on to ``place`` there, yielding how many bytes lie there; can be lost."""
-        if self._sftp is None:
-            self._sftp = self._run(self._start_sftp())
-        target = self._run(self._opened(self._sftp, place))
+        target: asyncssh.SFTPClientFile | None = None
         try:
+            if self._sftp is None:
+                self._sftp = self._run(self._start_sftp())
+            target = self._run(self._opened(self._sftp, place))
             with file.open("rb") as source:
                 source.seek(offset)
                 while block := source.read(_CHUNK_BYTES):
@@ -111,8 +112,9 @@ class Connection:
                 expected="a folder that may be written to, on a disk that is not full",
             ) from None
         finally:
-            with contextlib.suppress(LostError, asyncssh.SFTPError):
-                self._run(within(_CLOSE_SECONDS, target.close()))
+            if target is not None:
+                with contextlib.suppress(LostError, asyncssh.SFTPError):
+                    self._run(within(_CLOSE_SECONDS, target.close()))
 
     def again(self, act: Callable[[], Answer]) -> Answer:
         """Do it; where the connection is lost, connect anew and do it again. Raises `DeviceError` in the end."""
@@ -148,7 +150,7 @@ class Connection:
     def refused(self, told: Reply) -> DeviceError:
         """The error that the agent tells of."""
         return DeviceError(
-            f"The device {self.name!r}: {told['what']}", where=self._login.address(), expected=told["expected"]
+            f"The device {self.name!r}: {plain(told['what'])}", where=self._login.address(), expected=told["expected"]
         )
 
     async def _start(self, message: Reply, timeout: float) -> asyncssh.SSHClientProcess[bytes]:
@@ -220,7 +222,12 @@ class Connection:
 
 
 def _end_of(said: bytes) -> str:
-    return said.decode(errors="replace")[-_LAST_WORDS:].strip() or "it said nothing"
+    return plain(said.decode(errors="replace")[-_LAST_WORDS:].strip()) or "it said nothing"
+
+
+def plain(text: str) -> str:
+    """What a device said, without what would do something to a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 async def _aborted(connection: asyncssh.SSHClientConnection) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from compress.bench.place import TRACKED
 from compress.devices.archive import program
-from compress.devices.connection import Connection
+from compress.devices.connection import Connection, plain
 from compress.devices.login import LostError
 from compress.errors import DeviceError
 from compress.progress import Progress
@@ -37,8 +37,9 @@ def begun(connection: Connection) -> Iterator[str]:
 
 def busy(name: str, holder: dict[str, Any]) -> DeviceError:
     """That somebody measures there."""
+    who, since = plain(holder["who"]), plain(holder["since"])
     return DeviceError(
-        f"The device {name!r} is taken: {holder['who']} has been measuring there since {holder['since']}.",
+        f"The device {name!r} is taken: {who} has been measuring there since {since}.",
         expected="one bench at a time, since two would disturb each other",
         mend="wait until that one is done",
     )
@@ -54,8 +55,9 @@ def followed(connection: Connection, session: str, launches: int, progress: Prog
         pass
     result: dict[str, Any] | None = last["result"]
     if result is None:
+        words = plain(last["log"]) or "none"
         raise DeviceError(
-            f"The session on {connection.name!r} ended without a result. Its last words:\n{last['log'] or 'none'}",
+            f"The session on {connection.name!r} ended without a result. Its last words:\n{words}",
             expected="a device that isn't restarted meanwhile, and that has memory for the models and the harness",
         )
     if "refusal" in result:
@@ -71,7 +73,7 @@ def _steps(connection: Connection, session: str, progress: Progress, last: dict[
             for line in connection.follow(session=session, offset=offset):
                 silent, offset = 0, line.get("offset", offset)
                 if "note" in line:
-                    progress.note(f"{connection.name}: {line['note']}")
+                    progress.note(f"{connection.name}: {plain(line['note'])}")
                 if "done" in line:
                     yield line["done"]
                 if line.get("ended"):

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from compress.bench.place import Place
+from compress.bench.session import BenchResult
 from compress.cli import app
-from compress.errors import InputError
+from compress.cli.on_devices import bench_on_devices, chosen_devices, show_outcome
+from compress.errors import DeviceError, InputError
+from compress.progress import Progress
+from compress.targets import TARGETS
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
 
@@ -43,3 +49,27 @@ def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: P
     command = ["bench", "model", "--context", "4", "--inventory", str(inventory)]
     with pytest.raises(InputError, match="--inventory without --device"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_result(
+    inventory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = chosen_devices(["all"], inventory, None)
+    assert chosen is not None
+    together = threading.Barrier(2, timeout=10)
+
+    def measure(place: Place, progress: Progress) -> BenchResult:
+        together.wait()
+        name = place.target(TARGETS["cpu"]).name
+        if name == "cpu@one":
+            raise DeviceError("The device 'one' went away.")
+        return BenchResult([], [f"noise of {name}"], {"device": name})
+
+    found = bench_on_devices(chosen, measure)
+    with pytest.raises(DeviceError, match="'one' went away"):
+        show_outcome(found, json_=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["devices"] == {
+        "two": {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
+    }
+    assert told["failed"] == {"one": "The device 'one' went away."}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from loopback_sshd import Server
 
+from compress.devices.connection import plain
 from compress.errors import DeviceError, InputError
 
 
@@ -142,6 +143,10 @@ def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path, monkeyp
                 connection.ask("probe", timeout=0.5, blobs=[], requirements=[])
     finally:
         relay.close()
+
+
+def test_what_a_device_says_does_nothing_to_the_terminal() -> None:
+    assert plain("Ünable\x1b[2J\rto\nwrite\x07") == "Ünable?[2J?to\nwrite?"
 
 
 class Relay:

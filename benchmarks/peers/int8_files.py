@@ -1,40 +1,45 @@
-"""Files of one float graph by several quantizers, beside each other, and what a table says of their speed."""
+"""Model folders by several quantizers, beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import onnx
-
 from compress.errors import CompressError
-from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.models.onnx_model import OnnxModel
 from compress.progress import Progress
+from compress.runtimes import get_runtime
+from compress.runtimes.onnxruntime import FAILURES
+from compress.targets import TARGETS
 
-FLOAT = "fp32"
+OURS, FLOAT = "ours", "fp32"
+Ways = Mapping[str, Callable[[], OnnxModel]]
+"""What each file is called in the tables -> how it is made."""
 
 
-def write_files(
-    ways: Mapping[str, Callable[[], onnx.ModelProto]], companions: Mapping[str, bytes], folder: Path, progress: Progress
-) -> tuple[dict[str, Path], list[str]]:
-    """A model folder below ``folder`` for each of ``ways``; one that fails is left out, and a note says why."""
+def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
+    """A model folder below ``folder`` for each of ``ways``; one that fails or doesn't open is left out, with a note."""
     made, notes = {}, []
     for name, way in ways.items():
         progress.note(f"-- {name}")
+        place = folder / folder_name(name)
         try:
-            graph = way()
-        except (CompressError, ValueError, RuntimeError, KeyError) as error:
-            notes.append(f"{name} made no file: {error}")
+            model = way()
+            place.mkdir(parents=True)
+            model.save(place)
+            get_runtime("onnxruntime").open(place, TARGETS["cpu"], 1)
+        except (CompressError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, *FAILURES) as error:
+            notes.append(f"{name}: no file, {_first_line(error)}")
             continue
-        place = folder / name.replace(" ", "-").replace(",", "").replace("'", "")
-        place.mkdir(parents=True)
-        OnnxModel(graph, FLOAT_GRAPH if name == FLOAT else QUANTIZED_GRAPH, companions).save(place)
         made[name] = place
     return made, notes
 
 
-def speed_text(faster: float | None, low: float | None, high: float | None) -> str:
-    """`2.17x (2.12-2.23)`; the baseline's own speed-up has no interval."""
-    if faster is None:
-        return "not timed"
-    return f"{faster:.2f}x" + (f" ({low:.2f}-{high:.2f})" if low is not None and high is not None else "")
+def folder_name(name: str) -> str:
+    """The folder of the file that the tables call ``name``."""
+    return name.replace(" ", "-").replace(",", "").replace("'", "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

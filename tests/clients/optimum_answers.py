@@ -1,6 +1,7 @@
 """Open graphs in optimum's classes: optimum_answers.py KIND FOLDER FILE INPUTS ANSWERS, the last two .npz files.
 
-KIND is text, image or speech; of texts and images the raw inputs are prepared by the folder's own processor.
+KIND is text, image or speech; of texts and images the raw inputs are prepared by the folder's own processor. Of speech
+optimum finds the files itself, and FILE is not read.
 """
 
 import sys
@@ -27,9 +28,6 @@ elif kind == "image":
     prepare = AutoImageProcessor.from_pretrained(folder)
     found = [model(**prepare(image, return_tensors="pt")).logits[0].numpy() for image in inputs]
 else:
-    encoder, decoder = file.split(",")
-    model = ORTModelForSpeechSeq2Seq.from_pretrained(
-        folder, encoder_file_name=encoder, decoder_file_name=decoder, decoder_with_past_file_name=decoder, **options
-    )
+    model = ORTModelForSpeechSeq2Seq.from_pretrained(folder, **options)
     found = [model.generate(torch.from_numpy(features[None]))[0].numpy() for features in inputs]
 np.savez(Path(answers), *found)

@@ -1,4 +1,4 @@
-"""The real Whisper, whole and in integers: what transformers hears, and transformers.js opens the same folder."""
+"""The real Whisper, whole and in integers: what transformers hears; optimum and transformers.js open the folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from sentence_transformers_environment import run_there
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import size_bytes
@@ -87,6 +88,17 @@ def test_the_graphs_hear_what_transformers_hears(folders: dict[str, Path]):
 def test_integers_are_five_times_smaller_and_hear_as_well(folders: dict[str, Path]):
     assert size_bytes(folders["integers"]) < 0.2 * size_bytes(folders["whole"])
     assert errors(heard(folders["integers"])) <= 4
+
+
+def test_optimum_opens_the_same_folder_and_says_the_same_words(folders: dict[str, Path], tmp_path: Path):
+    given, answers = tmp_path / "inputs.npz", tmp_path / "answers.npz"
+    np.savez(given, inputs=np.stack(features(folders["integers"])[-2:]))
+    script = Path(__file__).with_name("optimum_answers.py")
+    run_there(script, "speech", str(folders["integers"]), "", str(given), str(answers))
+    tokenizer = load_processor(folders["integers"]).tokenizer
+    found = np.load(answers)
+    texts = [tokenizer.decode(found[name], skip_special_tokens=True).strip() for name in found.files]
+    assert texts == heard(folders["integers"]).tolist()[-2:]
 
 
 def test_transformers_js_opens_the_same_folder(library: Path, folders: dict[str, Path], tmp_path: Path):

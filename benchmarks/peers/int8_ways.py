@@ -1,0 +1,165 @@
+"""How everyone makes INT8 of the model that a recipe starts from: its float graphs, other people's files and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import onnx
+from peers.int8_defaults import nncf_default, onnxruntime_dynamic, onnxruntime_static
+from peers.int8_files import FLOAT, OURS, Ways
+from peers.int8_speech import decoder_calls, plain_encoder
+
+from compress.models.int8.observe import Feed
+from compress.models.onnx_export import export_onnx
+from compress.models.onnx_model import OnnxModel, quantized_name
+from compress.models.torch_model import TorchModel
+from compress.pipeline.road import Road
+from compress.quantization.int8_calibration import calibration_set
+from compress.stages.export import Export
+from compress.stages.qat import Qat
+from compress.stages.quantize import Quantize
+from compress.stages.stage import Context
+
+SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
+PLAIN = " of the plain export"
+_POOL = 4
+"""Training rows for each that calibrates: choosing among all of them would prepare them all, for every file anew."""
+_DECODED = 4
+"""Recordings whose decoder calls calibrate a decoder."""
+Maker = Callable[[], OnnxModel]
+Quantizer = Callable[[onnx.ModelProto, Sequence[Feed]], onnx.ModelProto]
+
+
+@dataclass
+class Contest:
+    """A recipe whose stages were run: what takes part, and what everyone calibrates with."""
+
+    road: Road
+    context: Context = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Everyone works in the same context, with the same few training rows."""
+        rows = self.road.data.split("train")
+        drawn = np.random.default_rng(self.road.recipe.seed).permutation(len(rows))
+        few = rows.take(np.sort(drawn[: _POOL * self.stage.calibration_examples]))
+        data = replace(self.road.data, tables={**self.road.data.tables, "train": few})
+        self.context = replace(self.road.context("benchmark"), data=data)
+
+    @property
+    def task(self) -> str:
+        """The name of the recipe's task."""
+        return self.road.task.name
+
+    @cached_property
+    def stage(self) -> Quantize | Qat:
+        """The recipe's stage that makes integers of activations."""
+        return next(stage for stage in self.road.recipe.stages if isinstance(stage, Quantize | Qat))
+
+    @cached_property
+    def torch_model(self) -> TorchModel:
+        """What is exported."""
+        labels = self.road.recipe.labels()
+        place = labels.index("export" if "export" in labels else "qat")
+        model = self.road.load(labels[place - 1] if place else "start")
+        assert isinstance(model, TorchModel), "torch models are exported"
+        return model
+
+    @cached_property
+    def exported(self) -> OnnxModel:
+        """The float graphs that this project exports; a recipe that trains through integers leaves that to us."""
+        if isinstance(self.stage, Qat):
+            return Export().run(self.torch_model, self.context)
+        return self._load("export")
+
+    @cached_property
+    def plain(self) -> OnnxModel | None:
+        """The exporter's own graph, without this project's rewrites; None where that is the same."""
+        if self.task == SPEECH:
+            graph = plain_encoder(self.torch_model, self.feeds[0])
+        else:
+            examples = self.context.encode("train", self.torch_model)
+            graph = export_onnx(self.torch_model, examples, None, fusions=False).graph
+        return None if graph == self.exported.graph else replace(self.exported, graph=graph)
+
+    @cached_property
+    def feeds(self) -> Sequence[Feed]:
+        """The training examples that everyone calibrates with; for speech, of the encoder."""
+        return calibration_set(self.exported, self.context, self.stage.calibration_examples).feeds
+
+    @cached_property
+    def decoder_feeds(self) -> Sequence[Feed]:
+        """What a decoder is asked while some of those are transcribed."""
+        return decoder_calls(self.exported, [feed["input_features"][0] for feed in self.feeds[:_DECODED]])
+
+    def ways(self) -> Ways:
+        """Each file's maker, by what the tables call the file."""
+        found: dict[str, Maker] = {FLOAT: lambda: self.exported, OURS: lambda: self._load(-1), **self._variants()}
+        found |= self._peers(self.exported, "")
+        if self.plain is not None:
+            found |= {f"fp32{PLAIN}": partial(_same, self.plain), **self._peers(self.plain, PLAIN)}
+        return found
+
+    def _peers(self, model: OnnxModel, suffix: str) -> dict[str, Maker]:
+        nncf = partial(nncf_default, transformer=any(node.op_type == "Softmax" for node in _nodes(self.plain or model)))
+        quantizers: dict[str, Quantizer] = {
+            "ONNX Runtime dynamic": lambda graph, _: onnxruntime_dynamic(graph),
+            "ONNX Runtime static": onnxruntime_static,
+            "NNCF": nncf,
+        }
+        return {f"{name}{suffix}": partial(self._each, model, way) for name, way in quantizers.items()}
+
+    def _each(self, model: OnnxModel, quantize: Quantizer) -> OnnxModel:
+        feeds = [self.feeds, self.decoder_feeds] if model.others else [self.feeds]
+        graphs = zip(model.graphs.items(), feeds, strict=True)
+        return model.with_graphs({quantized_name(name): quantize(graph, given) for (name, graph), given in graphs})
+
+    def _variants(self) -> dict[str, Maker]:
+        """Other ways of ours: the other method, NNCF's statistics, no training through integers."""
+        if isinstance(self.stage, Qat):
+            return {"ours, untrained static": self._quantized(self._changed("static", embedding_bits=32))}
+        if self.task == PICTURES:
+            return {}
+        other: Literal["dynamic", "static"] = "dynamic" if self.stage.method == "static" else "static"
+        changed = self._changed(other)
+        if self.task == SPEECH:
+            last = self.road.recipe.stages[-1]
+            return {f"ours, {other} encoder": lambda: last.run(changed.run(self.exported, self.context), self.context)}
+        nncf = self.stage.model_copy(update={"method": "static", "statistics": "nncf", "calibration_method": "minmax"})
+        return {f"ours, {other}": self._quantized(changed), "ours, NNCF's statistics": self._quantized(nncf)}
+
+    def _changed(self, method: Literal["dynamic", "static"], **others: object) -> Quantize:
+        before = (
+            {}
+            if isinstance(self.stage, Qat)
+            else {name: getattr(self.stage, name) for name in ("embedding_bits", "part")}
+        )
+        ranges = {"calibration_method": "mse"} if method == "static" else {}
+        fields = {
+            **before,
+            **ranges,
+            "method": method,
+            "calibration_examples": self.stage.calibration_examples,
+            **others,
+        }
+        return Quantize.model_validate(fields)
+
+    def _quantized(self, stage: Quantize) -> Maker:
+        return lambda: stage.run(self.exported, self.context)
+
+    def _load(self, stage: str | int) -> OnnxModel:
+        label = self.road.recipe.labels()[stage] if isinstance(stage, int) else stage
+        model = self.road.load(label, OnnxModel)
+        assert isinstance(model, OnnxModel), f"{label} gives ONNX"
+        return model
+
+
+def _nodes(model: OnnxModel) -> list[onnx.NodeProto]:
+    return list(model.graph.graph.node)
+
+
+def _same(model: OnnxModel) -> OnnxModel:
+    return model

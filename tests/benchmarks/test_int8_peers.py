@@ -1,0 +1,87 @@
+"""The table of INT8 by everyone's defaults: which way figures point, and the whole of it on a tiny Whisper."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_speech import TASK, write_speech
+
+from compress.measurement import Measurement
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("int8")
+
+
+def row(model: str, metric: str, outcomes: list[float]) -> Measurement:
+    value = sum(outcomes) / len(outcomes)
+    return Measurement(
+        model=model, metric=metric, target="cpu", value=value, unit="ratio", n=len(outcomes), raw=tuple(outcomes)
+    )
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.25), ("word_error_rate", -0.25)])
+def test_better_is_more_right_answers_and_fewer_errors(bench: Any, metric: str, expected: float) -> None:
+    ours, other = row("ours", metric, [1, 1, 1, 0] * 5), row("other", metric, [1, 0, 1, 0] * 5)
+    value, low, high = bench._better(ours, other)
+    assert value == pytest.approx(expected) and low < value < high
+    assert bench._better(other, ours)[0] == pytest.approx(-expected)
+
+
+def line(bench: Any, name: str, better: tuple[float, float, float], faster: float | None) -> Any:
+    return bench.Line(name, 0.9, *better, 1.0, 100, "", 1.0, faster)
+
+
+def test_chance_and_two_in_a_hundred_are_not_behind(bench: Any) -> None:
+    lines = [
+        line(bench, "fp32", (-0.1, -0.2, -0.05), 0.5),
+        line(bench, "ours, dynamic", (-0.1, -0.2, -0.05), 0.5),
+        line(bench, "worse by chance", (-0.01, -0.03, 0.01), 0.985),
+        line(bench, "right", (-0.02, -0.03, -0.01), 2.0),
+        line(bench, "quick", (0.02, 0.01, 0.03), 0.97),
+    ]
+    assert bench.behind(bench.Table("r", "accuracy", lines, [])) == [
+        "ours is worse than: right",
+        "ours is slower than: quick",
+    ]
+
+
+def test_a_ratio_is_turned_round_with_its_interval(bench: Any) -> None:
+    speedup = Measurement(model="x", metric="speedup", target="cpu", value=0.5, unit="x", low=0.4, high=0.8)
+    assert bench._ratio(speedup) == {"faster": 2.0, "faster_low": 1.25, "faster_high": 2.5}
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_on_a_tiny_whisper(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"splits": write_speech(tmp_path)}
+    recipe = {
+        "name": "tiny",
+        "task": TASK,
+        "model": "model",
+        "data": data,
+        "stages": ["export", {"quantize": {"part": "encoder"}}, {"quantize_weights": {"part": "decoder", "bits": 4}}],
+        "benchmark": {"threads": 1, "examples": 8},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, False, tmp_path / "out.json")
+    first = capsys.readouterr().out
+    (table,) = json.loads((tmp_path / "out.json").read_text())
+    found = {each["name"]: each for each in table["lines"]}
+    assert found["fp32"]["same"] == found["fp32 of the plain export"]["same"] == 1.0
+    assert found["ours"]["size_bytes"] < found["ONNX Runtime dynamic"]["size_bytes"] < found["fp32"]["size_bytes"]
+    failed = {note.partition(":")[0] for note in table["notes"]}
+    peers = {
+        f"{name}{of}" for name in ("ONNX Runtime dynamic", "ONNX Runtime static", "NNCF") for of in ("", bench.PLAIN)
+    }
+    assert peers <= found.keys() | failed and not found.keys() & failed
+    bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, True, None)
+    assert capsys.readouterr().out == first

@@ -28,6 +28,8 @@ SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
 PLAIN = " of the plain export"
 _POOL = 4
 """Training rows for each that calibrates: choosing among all of them would prepare them all, for every file anew."""
+_RECORDINGS = 32
+"""That calibrate, at most: each has 1,500 positions."""
 _DECODED = 4
 """Recordings whose decoder calls calibrate a decoder."""
 Maker = Callable[[], OnnxModel]
@@ -45,7 +47,7 @@ class Contest:
         """Everyone works in the same context, with the same few training rows."""
         rows = self.road.data.split("train")
         drawn = np.random.default_rng(self.road.recipe.seed).permutation(len(rows))
-        few = rows.take(np.sort(drawn[: _POOL * self.stage.calibration_examples]))
+        few = rows.take(np.sort(drawn[: _POOL * self.count]))
         data = replace(self.road.data, tables={**self.road.data.tables, "train": few})
         self.context = replace(self.road.context("benchmark"), data=data)
 
@@ -58,6 +60,12 @@ class Contest:
     def stage(self) -> Quantize | Qat:
         """The recipe's stage that makes integers of activations."""
         return next(stage for stage in self.road.recipe.stages if isinstance(stage, Quantize | Qat))
+
+    @property
+    def count(self) -> int:
+        """Examples that calibrate."""
+        examples = self.stage.calibration_examples
+        return min(examples, _RECORDINGS) if self.task == SPEECH else examples
 
     @cached_property
     def torch_model(self) -> TorchModel:
@@ -88,7 +96,7 @@ class Contest:
     @cached_property
     def feeds(self) -> Sequence[Feed]:
         """The training examples that everyone calibrates with; for speech, of the encoder."""
-        return calibration_set(self.exported, self.context, self.stage.calibration_examples).feeds
+        return calibration_set(self.exported, self.context, self.count).feeds
 
     @cached_property
     def decoder_feeds(self) -> Sequence[Feed]:
@@ -142,7 +150,7 @@ class Contest:
             **before,
             **ranges,
             "method": method,
-            "calibration_examples": self.stage.calibration_examples,
+            "calibration_examples": self.count,
             **others,
         }
         return Quantize.model_validate(fields)

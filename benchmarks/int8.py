@@ -184,9 +184,9 @@ def show(table: Table) -> None:
 def behind(table: Table) -> list[str]:
     """Which files ours is worse than beyond chance, or slower than by two in a hundred."""
     others = [line for line in table.lines if not line.name.startswith(("ours", "fp32"))]
-    worse = [line.name for line in others if line.better_high < 0]
-    slower = [line.name for line in others if line.faster is not None and line.faster < SLOWER]
-    found = {"worse than": worse, "slower than": slower}
+    found = {"worse than": [line.name for line in others if line.better_high < 0]}
+    if any(line.faster is not None for line in others):
+        found["slower than"] = [line.name for line in others if line.faster is not None and line.faster < SLOWER]
     return [f"ours is {how}: {', '.join(names) or 'none of them'}" for how, names in found.items()]
 
 

@@ -1,9 +1,8 @@
 """What other people's INT8 gives by default: ONNX Runtime's dynamic and static quantizers, and NNCF.
 
-Each is given the float graph and the calibration examples, and nothing is chosen for it, but for two things. Recorded
-shapes are dropped, which a fused graph's contradict. The static quantizer and NNCF get the plain ONNX export, since the
-first fails on a graph with operators whose types it can't infer and the second doesn't know them; NNCF is told that it
-is a transformer, as its documentation says for encoders.
+Each is given a float graph and the calibration examples, and nothing is chosen for it, but for two things. Recorded
+shapes are dropped, which a fused graph's contradict. NNCF is told what is a transformer, as its documentation says for
+encoders.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ def onnxruntime_static(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.Mo
         return onnx.load(output)
 
 
-def nncf_default(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
-    """`nncf.quantize` with the model type of transformers."""
-    return run_nncf(plain, feeds, transformer=True)
+def nncf_default(graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool) -> onnx.ModelProto:
+    """`nncf.quantize`, with the model type of transformers for one."""
+    return run_nncf(graph, feeds, transformer)
 
 
 def _without_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str,
             place.mkdir(parents=True)
             model.save(place)
             get_runtime("onnxruntime").open(place, TARGETS["cpu"], 1)
-        except (CompressError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, *FAILURES) as error:
+        except (CompressError, ValueError, RuntimeError, LookupError, *FAILURES) as error:
             notes.append(f"{name}: no file, {_first_line(error)}")
             continue
         made[name] = place

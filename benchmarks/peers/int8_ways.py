@@ -91,7 +91,8 @@ class Contest:
         else:
             examples = self.context.encode("train", self.torch_model)
             graph = export_onnx(self.torch_model, examples, None, fusions=False).graph
-        return None if graph == self.exported.graph else replace(self.exported, graph=graph)
+        found = replace(self.exported, graph=graph)
+        return None if _operators(found) == _operators(self.exported) else found
 
     @cached_property
     def feeds(self) -> Sequence[Feed]:
@@ -112,7 +113,7 @@ class Contest:
         return found
 
     def _peers(self, model: OnnxModel, suffix: str) -> dict[str, Maker]:
-        nncf = partial(nncf_default, transformer=any(node.op_type == "Softmax" for node in _nodes(self.plain or model)))
+        nncf = partial(nncf_default, transformer="Softmax" in _operators(self.plain or model))
         quantizers: dict[str, Quantizer] = {
             "ONNX Runtime dynamic": lambda graph, _: onnxruntime_dynamic(graph),
             "ONNX Runtime static": onnxruntime_static,
@@ -165,8 +166,8 @@ class Contest:
         return model
 
 
-def _nodes(model: OnnxModel) -> list[onnx.NodeProto]:
-    return list(model.graph.graph.node)
+def _operators(model: OnnxModel) -> list[str]:
+    return [node.op_type for node in model.graph.graph.node]
 
 
 def _same(model: OnnxModel) -> OnnxModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from compress.errors import ModelError
+from compress.models.companions import read_companions, write_companions
 from compress.models.model import only_file
 
 if TYPE_CHECKING:
@@ -61,18 +62,13 @@ class OnnxModel:
         (directory / GRAPH_FOLDER).mkdir()
         for name, graph in self.graphs.items():
             _write(graph, directory / GRAPH_FOLDER / name)
-        for name, content in self.companions.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+        write_companions(directory, self.companions)
 
     @classmethod
     def load(cls, directory: Path, task: str) -> OnnxModel:
         """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
         first, *others = find_graphs(directory)
-        graphs = directory / GRAPH_FOLDER
-        files = (file for file in sorted(directory.rglob("*")) if file.is_file() and file not in (first, *others))
-        beside = (file for file in files if graphs not in file.parents)
-        companions = {file.relative_to(directory).as_posix(): file.read_bytes() for file in beside}
+        companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)
         return cls(_read(first), first.name, companions, {path.name: _read(path) for path in others})
 
 
@@ -134,9 +130,7 @@ def processor_of(model: HasCompanions) -> Any:
     from compress.models.processor import load_processor
 
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in model.companions.items():
-            (Path(folder) / name).parent.mkdir(exist_ok=True)
-            (Path(folder) / name).write_bytes(content)
+        write_companions(Path(folder), model.companions)
         return load_processor(Path(folder))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from compress.errors import ModelError
+from compress.models.companions import read_companions, write_companions
 from compress.models.model import only_file
 
 IR_FILE = "openvino_model.xml"
@@ -28,17 +29,13 @@ class OpenVinoModel:
         """Open what `save` wrote. Raises `ModelError` for a folder without one IR and its weights."""
         graph = find_ir(directory)
         weights = weights_of(graph)
-        files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in (graph, weights))
-        companions = {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
-        return cls(graph.read_bytes(), weights.read_bytes(), companions)
+        return cls(graph.read_bytes(), weights.read_bytes(), read_companions(directory, (graph, weights)))
 
     def save(self, directory: Path) -> None:
         """Write every file into ``directory``."""
         (directory / IR_FILE).write_bytes(self.graph)
         (directory / IR_FILE).with_suffix(".bin").write_bytes(self.weights)
-        for name, content in self.companions.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+        write_companions(directory, self.companions)
 
 
 def find_ir(artifact: Path) -> Path:

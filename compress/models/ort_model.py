@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
+from compress.models.companions import read_companions, write_companions
 from compress.models.model import only_file
 from compress.models.onnx_model import OnnxModel
 
@@ -35,17 +36,14 @@ class OrtModel:
 
         file = find_ort(directory)
         read_ort(file)
-        files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path != file)
-        companions = {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+        companions = read_companions(directory, (file,))
         return cls(file.read_bytes(), companions.pop(OPERATORS_FILE, b"").decode(), companions)
 
     def save(self, directory: Path) -> None:
         """Write every file into ``directory``."""
         (directory / ORT_FILE).write_bytes(self.graph)
         (directory / OPERATORS_FILE).write_text(self.operators, encoding="utf-8")
-        for name, content in self.companions.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+        write_companions(directory, self.companions)
 
 
 def find_ort(artifact: Path) -> Path:

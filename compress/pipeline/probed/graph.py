@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from compress.models.onnx_model import OnnxModel, processor_of
-from compress.pipeline.probed import Encode, digest_array
+from compress.pipeline.probed import Encode
+from compress.pipeline.probed.arrays import ProbedArrays
 from compress.tasks.task import Examples
 
 
 @dataclass(frozen=True)
-class ProbedGraph:
+class ProbedGraph(ProbedArrays):
     """See `Probed`."""
 
     model: OnnxModel
-
-    def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
-        """Every floating-point tensor that is stored."""
-        return ((name, array) for name, array in self._stored() if array.dtype.kind == "f")
-
-    def digests(self) -> dict[str, str]:
-        """Of every stored tensor; names are those of the weights' modules, and so of one graph alone."""
-        return {name: digest_array(array) for name, array in self._stored()}
-
-    def why_silent(self) -> None:
-        """It answers everywhere."""
 
     def logits(self, encode: Encode) -> np.ndarray:
         """What ONNX Runtime answers."""
@@ -38,7 +28,8 @@ class ProbedGraph:
             return speech_logits(self.model, encode)
         return run_graph(self.model.graph.SerializeToString(), encode(processor_of(self.model)))
 
-    def _stored(self) -> Iterator[tuple[str, np.ndarray]]:
+    def stored(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Those of every graph."""
         from onnx import numpy_helper
 
         for graph in self.model.graphs.values():

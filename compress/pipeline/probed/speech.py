@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.models.companions import write_companions
 from compress.models.onnx_model import OnnxModel
 from compress.pipeline.probed import Encode
 
@@ -20,8 +21,7 @@ def speech_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     from compress.runtimes.speech_rules import read_rules
 
     with tempfile.TemporaryDirectory() as name:
-        for file, content in model.companions.items():
-            (Path(name) / file).write_bytes(content)
+        write_companions(Path(name), model.companions)
         processor, rules = load_processor(Path(name)), read_rules(Path(name))
     frames = processor.feature_extractor.nb_max_frames
     prompt = np.array(rules.prompt, dtype=np.int64)

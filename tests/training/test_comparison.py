@@ -54,7 +54,7 @@ def loss(method: str, teacher: TorchModel, student: TorchModel) -> float:
         teacher.processor(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
     )
     with torch.no_grad():
-        answers = comparison.ask_teacher(teacher.module.eval(), batch)
+        answers = forward(teacher.module.eval(), batch, **comparison.options)
         outputs = forward(student.module.eval(), batch, **comparison.options)
         found = comparison.loss(outputs, answers, batch["attention_mask"].float())
     comparison.close()

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from compress.errors import StageError
+from compress.models.ort_tools import ort_tools
 
 _LEFT_OUT = ["NchwcTransformer"]
 """It lays channels out for x86; a file with such operators opens nowhere else."""
@@ -28,12 +29,10 @@ def convert(source: Path, target: Path) -> None:
 
 def operators_of(file: Path) -> str:
     """`domain;opset;operators` lines with types, as ONNX Runtime's build script reads them; no places."""
-    from onnxruntime.tools.ort_format_model import create_config_from_models
-
     listed = file.with_suffix(".config")
     with warnings.catch_warnings():
         # It leaves the file to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
-        create_config_from_models([file], listed, enable_type_reduction=True)
+        ort_tools().create_config_from_models([file], listed, enable_type_reduction=True)
     lines = listed.read_text(encoding="utf-8").splitlines()
     return "".join(f"{line}\n" for line in lines if not line.startswith("#"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError
+from compress.models.ort_tools import ort_tools
 
 _IDENTIFIER = b"ORTM"
 
@@ -50,8 +51,7 @@ def read_ort(file: Path) -> OrtGraph:
     content = file.read_bytes()
     if content[4:8] != _IDENTIFIER:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
-    # The package puts its schema on the path when it is asked for.
-    import onnxruntime.tools.ort_format_model  # noqa: F401
+    ort_tools()
     from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
     try:

@@ -11,13 +11,15 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from compress.models.ort_tools import ort_tools
+
 _ALIGNMENT = 16
 _IDENTIFIER = b"ORTM"
 
 
 def in_order(content: bytes) -> bytes:
     """The same session, ``content`` of a whole file, with sorted types of kernels."""
-    import onnxruntime.tools.ort_format_model  # noqa: F401 - puts its schema on the path
+    ort_tools()
     from flatbuffers import Builder
     from ort_flatbuffers_py.fbs import InferenceSession
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +93,22 @@ def test_what_opens_no_file_of_that_kind_is_said(written: Path, tmp_path: Path) 
     (written / ORT_FILE).unlink()
     with pytest.raises(ModelError, match=r"0 \.ort files"):
         OrtModel.load(written, "text-classification")
+
+
+_QUIETLY = """
+import logging
+import sys
+from pathlib import Path
+
+from compress.models.onnx_model import OnnxModel
+from compress.models.ort_model import to_ort
+
+before = logging.getLogger().handlers[:], logging.getLogger().level
+to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))
+assert (logging.getLogger().handlers, logging.getLogger().level) == before
+"""
+
+
+def test_nothing_is_said_and_the_log_is_left_as_it_was(source: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _QUIETLY, str(source)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

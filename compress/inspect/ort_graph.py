@@ -10,7 +10,7 @@ from compress.models.ort_file import read_ort
 
 def read_ort_graph(path: Path) -> OnnxGraph:
     """Nodes and initializers; ``start`` and ``stop`` bound a tensor's values. Raises `ModelError`."""
-    graph = read_ort(path)
+    graph = read_ort(path.read_bytes(), path)
     return OnnxGraph(
         [
             Node(node.op_type, node.name, list(node.inputs), list(node.outputs), dict(node.integers))

@@ -14,6 +14,9 @@ from compress.errors import ModelError
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
 
+Content = bytes
+"""Of a whole file; a tensor's own `bytes` is a number."""
+
 
 @dataclass(frozen=True)
 class IrConstant:
@@ -29,6 +32,11 @@ class IrConstant:
     def floats(self) -> bool:
         """Whether numpy can read it as floating-point numbers."""
         return self.dtype in ("float32", "float16", "float64")
+
+    def values(self, weights: Content) -> np.ndarray:
+        """Its values in the ``weights`` of the whole file, read-only."""
+        stored = np.frombuffer(weights, np.uint8, self.bytes, self.start)
+        return stored.view(self.dtype).reshape(self.shape)
 
 
 def read_ir(content: bytes, where: Path, size: int) -> tuple[IrConstant, ...]:
@@ -52,14 +60,6 @@ def read_ir(content: bytes, where: Path, size: int) -> tuple[IrConstant, ...]:
                 mend="copy the folder again with all of its files",
             )
     return constants
-
-
-def load_constant(weights: Path, constant: IrConstant) -> np.ndarray:
-    """The values of one constant, mapped."""
-    if not constant.bytes:
-        return np.empty(constant.shape, constant.dtype)
-    stored = np.memmap(weights, np.uint8, mode="r", offset=constant.start, shape=(constant.bytes,))
-    return np.asarray(stored).view(constant.dtype).reshape(constant.shape)
 
 
 def _constants(root: ElementTree.Element) -> Iterator[IrConstant]:

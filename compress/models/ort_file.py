@@ -15,6 +15,9 @@ from compress.models.ort_tools import ort_tools
 
 _IDENTIFIER = b"ORTM"
 
+Content = bytes
+"""Of a whole file; a tensor's own `bytes` is a number."""
+
 
 @dataclass(frozen=True)
 class OrtTensor:
@@ -25,6 +28,14 @@ class OrtTensor:
     shape: tuple[int, ...]
     start: int
     bytes: int
+
+    def values(self, content: Content) -> np.ndarray:
+        """Its values in the ``content`` of the whole file, read-only."""
+        from onnx import helper
+
+        stored = np.frombuffer(content, np.uint8, self.bytes, self.start)
+        found: np.ndarray = stored.view(helper.tensor_dtype_to_np_dtype(self.data_type)).reshape(self.shape)
+        return found
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,8 @@ class OrtGraph:
     tensors: tuple[OrtTensor, ...]
 
 
-def read_ort(file: Path) -> OrtGraph:
-    """The graph of a file. Raises `ModelError` for one that isn't whole, or is another kind."""
-    content = file.read_bytes()
+def read_ort(content: bytes, file: Path) -> OrtGraph:
+    """The graph in the ``content`` of a file. Raises `ModelError` for one that isn't whole, or is another kind."""
     if content[4:8] != _IDENTIFIER:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
     ort_tools()
@@ -63,15 +73,6 @@ def read_ort(file: Path) -> OrtGraph:
         raise ModelError(
             f"{file.name} cannot be read: {error}", where=str(file), mend="write it again with the stage ort"
         ) from error
-
-
-def load_ort_tensor(file: Path, tensor: OrtTensor) -> np.ndarray:
-    """The values of one tensor."""
-    from onnx import helper
-
-    values = np.fromfile(file, np.uint8, tensor.bytes, offset=tensor.start)
-    found: np.ndarray = values.view(helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tensor.shape)
-    return found
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

@@ -35,9 +35,10 @@ class OrtModel:
         from compress.models.ort_file import read_ort
 
         file = find_ort(directory)
-        read_ort(file)
+        content = file.read_bytes()
+        read_ort(content, file)
         companions = read_companions(directory, (file,))
-        return cls(file.read_bytes(), companions.pop(OPERATORS_FILE, b"").decode(), companions)
+        return cls(content, companions.pop(OPERATORS_FILE, b"").decode(), companions)
 
     def save(self, directory: Path) -> None:
         """Write every file into ``directory``."""

@@ -103,11 +103,12 @@ def _weights_of(road: Road, label: str) -> str:
 
 
 def _writer(road: Road, label: str, form: Format) -> Stage[Any, Any]:
-    """The stage that writes an output in a format: as the recipe has it, or as it is by default."""
+    """The stage that writes an output in a format: of so many bits, or as the recipe has it, or by default."""
     kind = _WRITERS[form]
-    own = {"precision": _precision(road, label)} if form in _OWN_BITS else {}
-    default = STAGES[kind].model_validate({"kind": kind, **own})
-    return next((stage for stage in road.recipe.stages if stage.kind == kind and not own), default)
+    if form in _OWN_BITS:
+        return STAGES[kind].model_validate({"kind": kind, "precision": _precision(road, label)})
+    default = STAGES[kind].model_validate({"kind": kind})
+    return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
 
 
 def _precision(road: Road, label: str) -> str:

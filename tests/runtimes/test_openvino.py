@@ -14,7 +14,7 @@ from compress.inspect.budget import budget_of
 from compress.models.model_file import format_of, model_file
 from compress.models.onnx_model import OnnxModel
 from compress.models.openvino_conversion import Precision, to_openvino
-from compress.models.openvino_ir import load_constant, read_ir
+from compress.models.openvino_ir import read_ir
 from compress.models.openvino_model import IR_FILE, OpenVinoModel
 from compress.runtimes import get_runtime, why_unavailable
 from compress.runtimes.runtime import TensorType
@@ -59,7 +59,7 @@ def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
     weights = (folder / IR_FILE).with_suffix(".bin")
     found = {one.name: one for one in read_ir((folder / IR_FILE).read_bytes(), folder, weights.stat().st_size)}
     (table,) = (one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
-    np.testing.assert_array_equal(load_constant(weights, found["table"]), onnx.numpy_helper.to_array(table))
+    np.testing.assert_array_equal(found["table"].values(weights.read_bytes()), onnx.numpy_helper.to_array(table))
 
 
 def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,11 @@ class ProbedOpenVino:
 
     def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
         """Every floating-point constant."""
-        from compress.models.openvino_ir import load_constant, read_ir
+        from compress.models.openvino_ir import read_ir
 
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "weights.bin"
-            weights.write_bytes(self.model.weights)
-            for constant in read_ir(self.model.graph, Path(IR_FILE), len(self.model.weights)):
-                if constant.floats:
-                    yield constant.name, load_constant(weights, constant)
+        for constant in read_ir(self.model.graph, Path(IR_FILE), len(self.model.weights)):
+            if constant.floats:
+                yield constant.name, constant.values(self.model.weights)
 
     def digests(self) -> dict[str, str]:
         """Of every constant's type, shape and bytes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,10 @@ class ProbedOrt(ProbedArrays):
 
     def stored(self) -> Iterator[tuple[str, np.ndarray]]:
         """Those of the file."""
-        from compress.models.ort_file import load_ort_tensor, read_ort
+        from compress.models.ort_file import read_ort
 
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / ORT_FILE
-            file.write_bytes(self.model.graph)
-            for tensor in read_ort(file).tensors:
-                yield tensor.name, load_ort_tensor(file, tensor)
+        for tensor in read_ort(self.model.graph, Path(ORT_FILE)).tensors:
+            yield tensor.name, tensor.values(self.model.graph)
 
 
 PROBED = ProbedOrt

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES
 OPTIONS = ("--set", "benchmark.every_stage=false")
 PATIENCE_SECONDS = 300.0
+NOISE = ("site-packages", "torchao", "Failed to load", "Warning", "deprecated")
+"""What other libraries would say on the terminal."""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = tiny_run.write_all(folder)
     done = tiny_run.compress("run", recipe, "--artifacts", folder / "artifacts", *OPTIONS)
     assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if any(noise in line for noise in NOISE)]
     return folder
 
 

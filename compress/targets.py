@@ -1,34 +1,166 @@
-"""Targets as data: where an artifact is meant to run, and through which runtime it is judged."""
+"""Targets as data: where an artifact is meant to run, what judges it there, and what an app needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
 
 from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from compress.models.model_file import Format
+
+WEB_VERSION = "1.30.0"
+Example = Literal["run.py", "run.mjs", "Classifier.kt", "Classifier.swift"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One place to run. ``provider`` is the runtime's own name for the device, ``format`` what it opens."""
+    """What a session is told. ``provider`` is the runtime's own name for the device, ``format`` what it opens."""
 
     name: str
     runtime: str
     provider: str
     description: str
-    format: Literal["onnx", "gguf", "ort", "openvino"] = "onnx"
+    format: Format = "onnx"
 
 
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        Target("cpu", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime on this machine's processor"),
-        Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU"),
-        Target("ort", "onnxruntime", "CPUExecutionProvider", "ONNX Runtime's format for phones, run here", "ort"),
-        Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino"),
-        Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf"),
+@dataclass(frozen=True)
+class Profile:
+    """A row of the table: a target, what may be chosen of it, and its limits.
+
+    ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
+    limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
+    place of: answers are those of the same runtime, times and memory are not that machine's.
+    """
+
+    target: Target
+    formats: tuple[Format, ...] = ()
+    threads: int | None = None
+    max_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    instead_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return self.target.name
+
+    @property
+    def allowed(self) -> tuple[Format, ...]:
+        """The formats that may be asked for; the first is the default."""
+        return tuple(dict.fromkeys((self.target.format, *self.formats)))
+
+    def in_format(self, form: Format) -> Profile:
+        """The same with files of that format, through the runtime that opens them."""
+        if form == self.target.format:
+            return self
+        runtime, provider = next(iter(OPENED_BY[form].items()))
+        if self.target.runtime in OPENED_BY[form]:
+            runtime, provider = self.target.runtime, self.target.provider
+        return replace(self, target=replace(self.target, format=form, runtime=runtime, provider=provider))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppProfile(Profile):
+    """A row that `compress bundle` takes. ``app_runtime`` and its ``package`` are the platform's own names.
+
+    ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
+    """
+
+    app_runtime: str
+    package: str
+    examples: tuple[Example, ...]
+    bundled_formats: tuple[Format, ...] = ("onnx", "ort")
+    version: str | None = None
+
+
+_CPU = "CPUExecutionProvider"
+OPENED_BY: Mapping[Format, Mapping[str, str]] = {
+    "onnx": {"onnxruntime": _CPU, "onnxruntime-web": "wasm"},
+    "ort": {"onnxruntime": _CPU},
+    "openvino": {"openvino": "CPU"},
+    "gguf": {"llama-cpp": "cpu"},
+}
+"""The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(Target("cpu", "onnxruntime", _CPU, "ONNX Runtime on this machine's processor")),
+        Profile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU")),
+        Profile(Target("ort", "onnxruntime", _CPU, "ONNX Runtime's format for phones, run here", "ort")),
+        Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),
+        Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
+        AppProfile(
+            Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),
+            threads=1,
+            app_runtime="onnxruntime-web",
+            package="npm: onnxruntime-web",
+            examples=("run.mjs",),
+            bundled_formats=("onnx",),
+            version=WEB_VERSION,
+        ),
+        AppProfile(
+            Target("android", "onnxruntime", _CPU, "ONNX Runtime in an Android app"),
+            formats=("ort",),
+            instead_of="an Android phone",
+            app_runtime="onnxruntime-android",
+            package="Maven: com.microsoft.onnxruntime:onnxruntime-android",
+            examples=("Classifier.kt", "run.py"),
+        ),
+        AppProfile(
+            Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
+            formats=("ort",),
+            instead_of="an iPhone",
+            app_runtime="onnxruntime-swift-package-manager",
+            package="Swift: microsoft/onnxruntime-swift-package-manager",
+            examples=("Classifier.swift", "run.py"),
+        ),
+        AppProfile(
+            Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python"),
+            formats=("ort",),
+            instead_of="a 64-bit ARM board",
+            app_runtime="onnxruntime",
+            package="PyPI: onnxruntime",
+            examples=("run.py",),
+        ),
+        AppProfile(
+            Target("desktop", "onnxruntime", _CPU, "a computer with Python"),
+            formats=("ort", "openvino", "gguf"),
+            app_runtime="onnxruntime",
+            package="PyPI: onnxruntime",
+            examples=("run.py",),
+        ),
     )
 }
+"""Every target. To add one, or a format to one, is to add it here; a runtime's name is one of `compress.runtimes`."""
+TARGETS: dict[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
+
+
+def find_profile(name: str) -> Profile:
+    """The row of that name. Raises `InputError` with the known names and the nearest."""
+    if name not in PROFILES:
+        near = get_close_matches(name, PROFILES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(PROFILES)}", mend=hint)
+    return PROFILES[name]
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises what `find_profile` raises."""
+    return find_profile(name).target
+
+
+def find_app_profile(name: str) -> AppProfile:
+    """The row of that name. Raises `InputError` where there is none, or one that no app is bundled for."""
+    profile = find_profile(name)
+    if not isinstance(profile, AppProfile):
+        bundled = [other.name for other in PROFILES.values() if isinstance(other, AppProfile)]
+        raise InputError(f"There are no bundles for the target {name!r}.", expected=f"one of {', '.join(bundled)}")
+    return profile
 
 
 @dataclass(frozen=True)
@@ -44,6 +176,7 @@ class Processor:
 
 
 LINUX_ARM = "linux-arm64"
+"""As a target it is a board with that processor; as a processor, what `compress doctor --target` asks about."""
 PROCESSORS: dict[str, Processor] = {
     processor.name: processor
     for processor in (

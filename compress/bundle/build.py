@@ -23,7 +23,6 @@ from compress.bundle.manifest import (
     Runtime,
     Softmax,
 )
-from compress.bundle.profiles import Profile
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
 from compress.bundle.selftest import TEXTS, SelfTest, make_selftest
 from compress.bundle.signature import sign
@@ -41,6 +40,7 @@ from compress.models.processor import load_processor
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.runtimes import get_runtime
+from compress.targets import AppProfile
 
 TASK = "text-classification"
 
@@ -52,7 +52,7 @@ class Wanted:
     model: Path
     recipe: Recipe
     recipe_file: Path
-    profile: Profile
+    profile: AppProfile
     texts: tuple[str, ...] = ()
     licence: str | None = None
     key: Path | None = None
@@ -102,7 +102,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
 
 
 def _check(wanted: Wanted, output: Path, archive: Path) -> None:
-    form, allowed = format_of(wanted.model), wanted.profile.formats
+    form, allowed = format_of(wanted.model), wanted.profile.bundled_formats
     if wanted.recipe.task != TASK or form not in allowed:
         raise InputError(
             f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
@@ -135,10 +135,10 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         task=TASK,
         target=profile.name,
         runtime=Runtime(
-            name=profile.runtime,
+            name=profile.app_runtime,
             package=profile.package,
             minimum_version=profile.version or version,
-            execution_provider=profile.provider,
+            execution_provider=profile.target.provider,
         ),
         model=graph.relative_to(folder).as_posix(),
         opsets=contents.opsets,
@@ -153,7 +153,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     return _write(folder, manifest, profile, test, progress), contents
 
 
-def _write(folder: Path, manifest: Manifest, profile: Profile, test: SelfTest, progress: Progress) -> Manifest:
+def _write(folder: Path, manifest: Manifest, profile: AppProfile, test: SelfTest, progress: Progress) -> Manifest:
     written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, profile).encode()}
     written |= examples(manifest, profile)
     if profile.version is not None:

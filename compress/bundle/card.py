@@ -6,12 +6,12 @@ import json
 import re
 
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
-from compress.bundle.profiles import Profile
+from compress.targets import AppProfile
 
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
-def model_card(manifest: Manifest, profile: Profile) -> str:
+def model_card(manifest: Manifest, profile: AppProfile) -> str:
     """What the model is for, how it was measured, how an app runs it, and what is not known of it."""
     rule, end = manifest.preprocessing, manifest.postprocessing
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
@@ -25,7 +25,7 @@ def model_card(manifest: Manifest, profile: Profile) -> str:
         "---",
         f"# {manifest.name}",
         "",
-        f"A {manifest.task} model for {profile.description}. A text gets one of: {', '.join(end.labels)}.",
+        f"A {manifest.task} model for {profile.target.description}. A text gets one of: {', '.join(end.labels)}.",
         "",
         "## Run it",
         "",
@@ -51,7 +51,7 @@ def model_card(manifest: Manifest, profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def _steps(manifest: Manifest, profile: Profile) -> list[str]:
+def _steps(manifest: Manifest, profile: AppProfile) -> list[str]:
     runtime = f"{manifest.runtime.package} {manifest.runtime.minimum_version} or newer"
     if profile.version is not None:
         return [

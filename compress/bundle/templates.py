@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 
 from compress.bundle.manifest import Manifest
-from compress.bundle.profiles import Profile
+from compress.targets import AppProfile
 
 PAGE, STAND_INS, SCRIPTS = "index.html", "stand_ins.json", ("answer.mjs", "page.mjs", "style.css")
 EXAMPLES = "examples"
@@ -17,7 +17,7 @@ _WRITTEN = (".kt", ".swift")
 _SHOWN = 3
 
 
-def examples(manifest: Manifest, profile: Profile) -> dict[str, bytes]:
+def examples(manifest: Manifest, profile: AppProfile) -> dict[str, bytes]:
     """Path -> contents of the target's examples."""
     found = {}
     for name in profile.examples:

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from compress.bundle.manifest import Licence
-from compress.bundle.profiles import WEB_VERSION
 from compress.errors import BundleError
 from compress.progress import Progress
 from compress.samples.fetch import cache_root, fetch
 from compress.samples.sample import Package, Sample
+from compress.targets import WEB_VERSION
 
 FOLDER = "runtime"
 WASM = "ort-wasm-simd-threaded.wasm"

@@ -10,7 +10,6 @@ from compress.errors import InputError
 from compress.models.model_file import model_files
 from compress.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,10 +100,3 @@ def _model_folder(path: Path) -> Path | None:
     named = Path("artifacts") / "runs" / path / "latest"
     places = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
     return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def find_target(name: str) -> Target:
-    """The target of that name. Raises `InputError` with the known names."""
-    if name not in TARGETS:
-        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(TARGETS)}")
-    return TARGETS[name]

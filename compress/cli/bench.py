@@ -90,8 +90,9 @@ def _bench_on_data(
     artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
 ) -> Measure:
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
-    from compress.cli.artifact import find_artifact, find_target
+    from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
+    from compress.targets import find_target
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None

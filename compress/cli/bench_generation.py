@@ -39,9 +39,10 @@ def generation_bench(
     """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
     from compress.bench.generation import measure_generation
     from compress.bench.prompt_text import encode_text
-    from compress.cli.artifact import find_target, generating_artifact
+    from compress.cli.artifact import generating_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.quiet import quiet_libraries
+    from compress.targets import find_target
 
     place = find_target(target)
     quiet_libraries()

@@ -30,11 +30,11 @@ def bundle(
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
 ) -> None:
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
-    from compress.bundle.profiles import find_profile
     from compress.cli.artifact import RECIPE, find_artifact
     from compress.cli.console_progress import ConsoleProgress
+    from compress.targets import find_app_profile
 
-    profile = find_profile(target)
+    profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)
     from compress.bundle.build import Wanted, build
     from compress.pipeline.quiet import quiet_libraries

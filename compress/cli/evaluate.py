@@ -24,9 +24,10 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
-    from compress.cli.artifact import find_artifact, find_target
+    from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.rows import render_rows
+    from compress.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)

@@ -42,9 +42,10 @@ def profile(
     json_: Annotated[bool, typer.Option("--json", help="Write the profile as JSON.")] = False,
 ) -> None:
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
-    from compress.cli.artifact import find_artifact, find_target
+    from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
+    from compress.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)

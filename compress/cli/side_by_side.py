@@ -26,9 +26,10 @@ def compare_now(
 
     Times are sampled until their ratio is known within half of what the policy calls a change, or time is up.
     """
-    from compress.cli.artifact import RECIPE, find_artifact, find_target
+    from compress.cli.artifact import RECIPE, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.compare.reports import compare_reports
+    from compress.targets import find_target
 
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")

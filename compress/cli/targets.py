@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from compress.targets import Profile
 
 
 def targets(json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False) -> None:
     """List the targets, and for those that can't be had here, why."""
     import json
 
-    from compress.runtimes import why_unavailable
-    from compress.targets import TARGETS
+    from compress.targets import PROFILES
 
-    rows = [
-        {
-            "name": target.name,
-            "description": target.description,
-            "runtime": target.runtime,
-            "provider": target.provider,
-            "available": reason is None,
-            "reason": reason,
-        }
-        for target, reason in ((target, why_unavailable(target)) for target in TARGETS.values())
-    ]
+    rows = [_row(profile) for profile in PROFILES.values()]
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
-    width = max(len(name) for name in TARGETS)
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
         state = "available" if row["available"] else f"not here: {row['reason']}"
-        typer.echo(f"{row['name']:<{width}}  {row['description']}\n{'':<{width}}  {state}")
+        typer.echo(f"{row['name']:<{width}}  {row['description']}; {', '.join(row['formats'])}\n{'':<{width}}  {state}")
+        if row["measured_instead_of"]:
+            typer.echo(f"{'':<{width}}  measured on this machine instead of {row['measured_instead_of']}")
+
+
+def _row(profile: Profile) -> dict[str, Any]:
+    from compress.runtimes import why_unavailable
+    from compress.targets import AppProfile
+
+    target = profile.target
+    reason = why_unavailable(target)
+    return {
+        "name": target.name,
+        "description": target.description,
+        "runtime": target.runtime,
+        "provider": target.provider,
+        "formats": list(profile.allowed),
+        "threads": profile.threads,
+        "max_bytes": profile.max_bytes,
+        "max_memory_bytes": profile.max_memory_bytes,
+        "measured_instead_of": profile.instead_of,
+        "app_runtime": profile.package if isinstance(profile, AppProfile) else None,
+        "available": reason is None,
+        "reason": reason,
+    }

@@ -26,6 +26,8 @@ def get_runtime(name: str) -> Runtime:
 
 def why_unavailable(target: Target) -> str | None:
     """Why nothing can run on ``target`` here, or ``None`` where it can."""
+    if target.runtime not in _RUNTIMES:
+        return f"its runtime, {target.runtime}, is not one that compress runs"
     try:
         runtime = get_runtime(target.runtime)
     except ImportError as error:

@@ -18,7 +18,6 @@ from toy_bundles import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.profiles import PROFILES, find_profile
 from compress.bundle.templates import examples
 from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
@@ -27,6 +26,7 @@ from compress.errors import InputError, ModelError
 from compress.models.onnx_model import OnnxModel
 from compress.models.ort_model import to_ort
 from compress.progress import SilentProgress
+from compress.targets import find_app_profile
 
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
 
@@ -71,8 +71,8 @@ def test_the_example_answers_as_the_formula_does(made: Bundle) -> None:
 def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
     end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
     changed = made.manifest.model_copy(update={"postprocessing": end})
-    kotlin = examples(changed, PROFILES["android"])["examples/Classifier.kt"].decode()
-    swift = examples(changed, PROFILES["ios"])["examples/Classifier.swift"].decode()
+    kotlin = examples(changed, find_app_profile("android"))["examples/Classifier.kt"].decode()
+    swift = examples(changed, find_app_profile("ios"))["examples/Classifier.swift"].decode()
     assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
     assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
     for text in (kotlin, swift):
@@ -103,7 +103,7 @@ def test_a_missed_budget_says_what_would_help(run: Path, tmp_path: Path) -> None
 
 def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)no target 'browsr'.*did you mean 'browser'"):
-        find_profile("browsr")
+        find_app_profile("browsr")
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="The output is there already"):
         build(wanted_of(run), tmp_path / "there", SilentProgress())

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from compress.bundle.build import Wanted
 from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
-from compress.bundle.profiles import PROFILES
 from compress.models.model import digest_file
 from compress.models.onnx_model import OnnxModel
 from compress.recipe_source import read_recipe
+from compress.targets import find_app_profile
 
 RECIPE = """name: toy
 task: text-classification
@@ -82,7 +82,7 @@ def wanted_of(run: Path, target: str = "desktop", **more: object) -> Wanted:
     """What is asked for of such a folder."""
     recipe = run / "recipe.yaml"
     fields = {"model": run / "model", "recipe": read_recipe(recipe), "recipe_file": recipe}
-    return Wanted(**{**fields, "profile": PROFILES[target], **more})  # type: ignore[arg-type]
+    return Wanted(**{**fields, "profile": find_app_profile(target), **more})  # type: ignore[arg-type]
 
 
 def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fields: None) -> None:

@@ -30,6 +30,12 @@ def test_every_target_is_available_or_says_why_not() -> None:
         "description": TARGETS["cpu"].description,
         "runtime": "onnxruntime",
         "provider": "CPUExecutionProvider",
+        "formats": ["onnx"],
+        "threads": None,
+        "max_bytes": None,
+        "max_memory_bytes": None,
+        "measured_instead_of": None,
+        "app_runtime": None,
         "available": True,
         "reason": None,
     }
@@ -37,4 +43,13 @@ def test_every_target_is_available_or_says_why_not() -> None:
 
 def test_the_list_reads_as_text() -> None:
     text = list_targets()
-    assert "cpu        ONNX Runtime on this machine's processor\n           available\n" in text
+    assert "cpu          ONNX Runtime on this machine's processor; onnx\n             available\n" in text
+    assert "measured on this machine instead of an Android phone\n" in text
+
+
+def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
+    rows = {row["name"]: row for row in json.loads(list_targets("--json"))}
+    android = rows["android"]
+    assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort"])
+    assert android["app_runtime"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
+    assert android["measured_instead_of"] == "an Android phone" and rows["desktop"]["measured_instead_of"] is None

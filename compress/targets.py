@@ -79,8 +79,8 @@ class AppProfile(Profile):
 
 _CPU = "CPUExecutionProvider"
 OPENED_BY: Mapping[Format, Mapping[str, str]] = {
-    "onnx": {"onnxruntime": _CPU, "onnxruntime-web": "wasm"},
-    "ort": {"onnxruntime": _CPU},
+    "onnx": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
+    "ort": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
     "openvino": {"openvino": "CPU"},
     "gguf": {"llama-cpp": "cpu"},
 }
@@ -93,9 +93,13 @@ PROFILES: dict[str, Profile] = {
         Profile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU")),
         Profile(Target("ort", "onnxruntime", _CPU, "ONNX Runtime's format for phones, run here", "ort")),
         Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),
+        Profile(
+            Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node"), ("ort",), threads=1
+        ),
         Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
         AppProfile(
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),
+            formats=("ort",),
             threads=1,
             app_runtime="onnxruntime-web",
             package="npm: onnxruntime-web",

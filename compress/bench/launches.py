@@ -159,11 +159,16 @@ class Launches:
             workload.first[name],
             conditions.timeout_seconds,
         )
-        child.round([0], conditions.timeout_seconds)
+        first = child.round([0], conditions.timeout_seconds)
         record.startup_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - child.began))
         record.session_load_ms.setdefault(name, []).append(opened["session_load_ms"])
         record.runtime_bytes.setdefault(name, []).append(float(opened["before_bytes"]))
         record.settings[name] = opened["settings"]
+        told = opened["start_up"]
+        if told:
+            told = {**told, "first_call_ms": first.latencies_ms[0]}
+        for figure, value in told.items():
+            record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
 
     def _run(self, child: Child) -> Run:
         settle = SETTLE_SECONDS if self._conditions.threads > 1 and len(self._names) > 1 else 0.0

@@ -12,8 +12,9 @@ from compress.bench.launches import Launches
 from compress.bench.noise import load_average
 from compress.bench.record import Conditions, Record, Workload
 from compress.environment import environment, spread_cores
+from compress.errors import StageError
 from compress.progress import Progress
-from compress.runtimes import why_unavailable
+from compress.runtimes import make_ready, why_unavailable
 from compress.targets import Target
 
 Found = TypeVar("Found")
@@ -87,7 +88,10 @@ class Here:
         seconds_left: float | None,
         progress: Progress,
     ) -> Timed[Record]:
-        """See `Place.time`."""
+        """See `Place.time`; what the runtime is missing is fetched first."""
+        reason = make_ready(conditions.target, progress)
+        if reason is not None:
+            raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
         placed = _placed(conditions, seconds_left)
         return _timed(Launches(workload, placed, baseline), placed, progress)
 

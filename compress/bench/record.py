@@ -54,7 +54,10 @@ class Conditions:
 
 @dataclass
 class Record:
-    """Everything that the launches brought in. The lists of a model have one entry a launch."""
+    """Everything that the launches brought in. The lists of a model have one entry a launch.
+
+    ``start_up`` has what sessions that time themselves tell of their start, by names that end in their unit.
+    """
 
     single: Rounds = field(default_factory=Rounds)
     batched: Rounds = field(default_factory=Rounds)
@@ -62,6 +65,7 @@ class Record:
     startup_ms: dict[str, list[float]] = field(default_factory=dict)
     session_load_ms: dict[str, list[float]] = field(default_factory=dict)
     runtime_bytes: dict[str, list[float]] = field(default_factory=dict)
+    start_up: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     single_bytes: dict[str, list[float]] = field(default_factory=dict)
     batched_bytes: dict[str, list[float]] = field(default_factory=dict)
     warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
@@ -77,7 +81,7 @@ class Record:
         """Drop what was measured of a model that was lost."""
         per_model: list[dict[str, Any]] = [
             *(self.single.turns, self.batched.turns, self.server_ms, self.startup_ms, self.session_load_ms),
-            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings),
+            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings, self.start_up),
         ]
         for kept in per_model:
             kept.pop(model, None)

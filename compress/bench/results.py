@@ -56,6 +56,10 @@ class Writer:
             self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
             self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
             self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
+            *(
+                self.medians(name, name.rsplit("_", 1)[1], samples)
+                for name, samples in record.start_up.get(timed_as, {}).items()
+            ),
         ]
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:

@@ -177,6 +177,11 @@ def _notes(timed: Timed[Record], settings: Benchmark, conditions: Conditions) ->
     granted = timed.environment["cores_granted"]
     if settings.threads > granted:
         notes.append(f"{settings.threads} threads share the {granted} cores that are granted")
+    fewer = {name: told["intra_op_threads"] for name, told in record.settings.items() if "intra_op_threads" in told}
+    fewer = {name: count for name, count in fewer.items() if count < settings.threads}
+    if fewer:
+        threads = next(iter(fewer.values()))
+        notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(fewer)}")
     restless = [name for name, warm in record.warm_ups.items() if not _steady(warm)]
     if restless:
         notes.append(f"not steady after most warm-ups: {', '.join(restless)}")

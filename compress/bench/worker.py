@@ -13,6 +13,8 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
     {"do": "quit"}
+
+A session that `TimesItself` has its model in another process, which is given the batches and times the calls itself.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ import numpy as np
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve_standard_streams
+from compress.errors import StageError
 from compress.runtimes import get_runtime
 from compress.runtimes.generation import GreedyDecoder, open_decoder
-from compress.runtimes.runtime import Batch, Session
+from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.targets import Target
 
 
@@ -71,7 +74,12 @@ def peak_bytes() -> int:
 
 
 def timed(session: Answering, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Milliseconds of one call for each entry of ``calls``, and whether the system took the processor away in it."""
+    """Milliseconds of one call for each entry of ``calls``, and whether the system took the processor away in it.
+
+    Of a session that times itself the latter isn't known, and no call is marked.
+    """
+    if isinstance(session, TimesItself):
+        return session.time(calls), [False] * len(calls)
     clock = time.perf_counter_ns
     nanoseconds, disturbed = [], []
     for index in calls:
@@ -95,6 +103,8 @@ def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], g
     Arrivals don't wait for answers (an open system: Schroeder et al. 2006, "Open versus closed"), so that
     time spent in the queue counts.
     """
+    if isinstance(session, TimesItself):
+        return session.arrivals(calls, gaps_ms)
     clock = time.perf_counter_ns
     due = clock()
     nanoseconds = []
@@ -136,7 +146,10 @@ class Worker:
         self._kernels: ReferenceKernels | None = None
 
     def open(self, message: Reply) -> Reply:
-        """Load the artifact; ``before_bytes`` is the peak of the runtime alone, before the model came."""
+        """Load the artifact; ``before_bytes`` is the peak of the runtime alone, before the model came.
+
+        ``start_up`` is what else a session that times itself has to tell of its start.
+        """
         _pin(message["cores"])
         target = Target(**message["target"])
         runtime = get_runtime(target.runtime)
@@ -146,11 +159,21 @@ class Worker:
         self._artifact = message["artifact"]
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        return {"session_load_ms": load_ms, "before_bytes": before, "settings": self._session.settings}
+        reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}
+        if isinstance(self._session, TimesItself):
+            self._session.hold(self._batches)
+            reply = {
+                "session_load_ms": self._session.session_load_ms,
+                "before_bytes": self._session.runtime_bytes,
+                "start_up": dict(self._session.start_up),
+            }
+        return {**reply, "settings": self._session.settings}
 
     def load(self, message: Reply) -> Reply:
         """Take another set of batches, and get ready for timing."""
         self._batches = read_batches(Path(message["batches"]))
+        if isinstance(self._session, TimesItself):
+            self._session.hold(self._batches)
         meter = find_meter()
         self._meter = meter if isinstance(meter, EnergyMeter) else None
         # A collection in the middle of a timed call would be taken for the model's own time.
@@ -165,12 +188,12 @@ class Worker:
         The first ``untimed`` of them are run once before, since another process has just used the caches.
         """
         session = self._opened()
-        for index in message["calls"][: message["untimed"]]:
-            session.predict(self._batches[index])
+        if message["untimed"]:
+            timed(session, self._batches, message["calls"][: message["untimed"]])
         energy = self._meter.read() if self._meter else ()
-        processor = time.process_time_ns()
+        processor = self._processor_seconds()
         latencies, disturbed = timed(session, self._batches, message["calls"])
-        cpu_ms = (time.process_time_ns() - processor) / 1e6
+        cpu_ms = 1e3 * (self._processor_seconds() - processor)
         used = self._meter.between_mj(energy, self._meter.read()) if self._meter else None
         return {"latencies_ms": latencies, "disturbed": disturbed, "cpu_ms": cpu_ms, "energy_mj": used}
 
@@ -180,6 +203,13 @@ class Worker:
 
     def generate(self, message: Reply) -> Reply:
         """Time one generation, after as many steps that aren't timed, since another process has used the caches."""
+        if isinstance(self._opened(), TimesItself):
+            raise StageError(
+                f"Text generation isn't timed on {self._opened().settings['runtime']}.",
+                expected="a runtime in this process, since keys and values pass at each token",
+                where="benchmark",
+                mend="time it on the target cpu",
+            )
         if self._decoder is None:
             self._decoder = open_decoder(self._opened(), self._artifact)
         if message["untimed"]:
@@ -195,8 +225,16 @@ class Worker:
         return self._kernels.time()._asdict()
 
     def memory(self, message: Reply) -> Reply:
-        """Peak memory and processor time so far."""
-        return {"peak_bytes": peak_bytes(), "cpu_seconds": time.process_time()}
+        """Peak memory of the process with the model, and all processor time so far."""
+        session = self._session
+        peak = session.peak_bytes() if isinstance(session, TimesItself) else peak_bytes()
+        own = time.process_time() if isinstance(session, TimesItself) else 0.0
+        return {"peak_bytes": peak, "cpu_seconds": own + self._processor_seconds()}
+
+    def _processor_seconds(self) -> float:
+        """Of the process that the model runs in."""
+        session = self._session
+        return session.cpu_seconds() if isinstance(session, TimesItself) else time.process_time()
 
     def _opened(self) -> Session:
         assert self._session is not None, "open comes first"

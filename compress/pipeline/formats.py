@@ -32,6 +32,10 @@ _WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort", "
 _OWN_BITS: frozenset[Format] = frozenset({"openvino"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
+_ONE_BATCH_AT_A_TIME = ("onnxruntime-web", "onnxruntime-web-node")
+"""Runtimes to which a cache of keys and values would have to be sent at each token."""
+_TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
+
 
 def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
     """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
@@ -51,6 +55,8 @@ def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
 def why_not(road: Road, target: Target) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
     form, task = target.format, road.recipe.task
+    if target.runtime in _ONE_BATCH_AT_A_TIME and (road.task.generates or task in _TOKEN_BY_TOKEN):
+        return f"it answers one batch at a time, and {task} goes token by token"
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
         found = _format(road, label)
         if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:

@@ -28,7 +28,7 @@ from compress.report.schema import (
     Skipped,
     SliceRecord,
 )
-from compress.runtimes import why_unavailable
+from compress.runtimes import make_ready, why_unavailable
 from compress.targets import TARGETS
 
 
@@ -58,7 +58,7 @@ def measure(road: Road, remeasure: bool) -> Findings:
     findings = Findings(environment=environment())
     artifacts: dict[str, Path] = {}
     for target in (TARGETS[name] for name in road.recipe.targets):
-        reason = why_unavailable(target) or why_not(road, target)
+        reason = why_unavailable(target) or why_not(road, target) or make_ready(target, road.progress)
         if reason is not None:
             road.progress.note(f"target {target.name}: skipped, {reason}")
             findings.skipped.append(Skipped(target=target.name, reason=reason))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from compress.errors import SampleError, StorageError
+from compress.progress import Progress
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 _RUNTIMES = {
     "onnxruntime": "compress.runtimes.onnxruntime",
+    "onnxruntime-web": "compress.runtimes.onnxruntime_web",
+    "onnxruntime-web-node": "compress.runtimes.onnxruntime_node",
     "openvino": "compress.runtimes.openvino",
     "llama-cpp": "compress.runtimes.llama_cpp",
 }
@@ -33,3 +37,19 @@ def why_unavailable(target: Target) -> str | None:
     except ImportError as error:
         return f"the runtime {target.runtime!r} cannot be imported: {error}"
     return runtime.unavailable(target)
+
+
+def make_ready(target: Target, progress: Progress) -> str | None:
+    """Fetch what the runtime of ``target`` is missing; why nothing can run there nevertheless, or ``None``."""
+    reason = why_unavailable(target)
+    if reason is not None:
+        return reason
+    from compress.runtimes.runtime import Fetches
+
+    runtime = get_runtime(target.runtime)
+    try:
+        if isinstance(runtime, Fetches):
+            runtime.fetch(progress)
+    except (SampleError, StorageError) as error:
+        return error.what
+    return None

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,9 +29,13 @@ _SECONDS = 60.0
 
 
 class Page:
-    """One tab. ``requests`` are the addresses that it asked for, ``errors`` what went wrong in its scripts."""
+    """One tab of the process ``browser``.
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
+    ``requests`` are the addresses that it asked for, ``errors`` what went wrong in its scripts.
+    """
+
+    def __init__(self, browser: int, to_browser: int, from_browser: int) -> None:
+        self.browser = browser
         self._to, self._from = to_browser, from_browser
         self._session: str | None = None
         self._last = 0
@@ -40,6 +45,9 @@ class Page:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol. Raises `StageError` for a refusal, or no answer within a minute."""
+        return self._ask(method, parameters, _SECONDS)
+
+    def _ask(self, method: str, parameters: dict[str, Any], seconds: float) -> dict[str, Any]:
         self._last += 1
         wanted = self._last
         message: dict[str, Any] = {"id": wanted, "method": method, "params": parameters}
@@ -49,24 +57,25 @@ class Page:
             _write_all(self._to, json.dumps(message).encode() + b"\0")
         except BrokenPipeError:
             raise _gone() from None
-        for answer in self._messages(time.monotonic() + _SECONDS):
+        for answer in self._messages(time.monotonic() + seconds):
             if answer.get("id") == wanted:
                 if "error" in answer:
                     raise StageError(f"Chromium refuses {method}: {answer['error'].get('message')}")
                 found: dict[str, Any] = answer["result"]
                 return found
-        raise StageError(f"Chromium does not answer to {method} within {_SECONDS:g} s.")
+        raise StageError(f"Chromium does not answer to {method} within {seconds:g} s.")
 
     def attach(self) -> None:
         """Open the tab and listen to it."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network"):
+        for domain in ("Page", "Runtime", "Network", "Inspector"):
             self.call(f"{domain}.enable")
 
-    def evaluate(self, expression: str) -> Any:
+    def evaluate(self, expression: str, seconds: float = _SECONDS) -> Any:
         """The value of a JavaScript expression; a promise is waited for. Raises `StageError` where it throws."""
-        done = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        asked = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        done = self._ask("Runtime.evaluate", asked, seconds)
         if "exceptionDetails" in done:
             raise StageError(f"The page fails: {_words(done['exceptionDetails'])}")
         return done["result"].get("value")
@@ -102,6 +111,8 @@ class Page:
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        if method == "Inspector.targetCrashed":
+            raise StageError("The page crashed in Chromium.", mend="it may need more memory than it can have")
         if method == "Runtime.exceptionThrown":
             self.errors.append(_words(parameters["exceptionDetails"]))
 
@@ -119,15 +130,28 @@ def open_page(*options: str, program: str | None = None) -> Iterator[Page]:
         theirs_in, to_browser = os.pipe()
         from_browser, theirs_out = os.pipe()
         browser = _start(command, theirs_in, theirs_out, Path(home))
+        reaper = _reaper(browser, home)
         try:
-            page = Page(to_browser, from_browser)
+            page = Page(browser, to_browser, from_browser)
             page.attach()
             yield page
         finally:
+            # While the browser is not waited for, nobody else has its number, which the reaper would kill.
+            reaper.kill()
+            reaper.communicate()
             os.kill(browser, signal.SIGKILL)
             os.waitpid(browser, 0)
             os.close(to_browser)
             os.close(from_browser)
+
+
+def _reaper(browser: int, home: str) -> subprocess.Popen[bytes]:
+    """What ends the browser and removes its profile when this process is killed: its input ends then."""
+    script = 'cat; kill -9 "$0"; sleep 1; rm -rf -- "$1"'
+    command = ["/bin/sh", "-c", script, str(browser), home]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _start(command: list[str], read: int, write: int, home: Path) -> int:

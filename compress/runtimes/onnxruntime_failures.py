@@ -27,7 +27,7 @@ _KINDS = (
         "copy the folder again with all of its files",
     ),
     _Kind(
-        re.compile(r"INVALID_PROTOBUF|No graph was found in the protobuf"),
+        re.compile(r"INVALID_PROTOBUF|protobuf parsing failed|No graph was found in the protobuf"),
         "the file holds none, or is cut off.",
         "a whole .onnx file",
         "copy the file again, or export the model again",

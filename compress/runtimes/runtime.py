@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from compress.progress import Progress
 from compress.targets import Target
 
 Batch = Mapping[str, np.ndarray]
@@ -66,6 +67,46 @@ class SharesCache(Protocol):
 
     def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
         """The cache with these inputs and their outputs, or None for a graph whose attention doesn't write in place."""
+
+
+@runtime_checkable
+class TimesItself(Protocol):
+    """A session whose model runs in another process, so that a clock on this side would time the way there too."""
+
+    @property
+    def session_load_ms(self) -> float:
+        """What opening the model took there, once its bytes and the runtime were there."""
+
+    @property
+    def runtime_bytes(self) -> int:
+        """The peak of that process's memory before the model came."""
+
+    @property
+    def start_up(self) -> Mapping[str, float]:
+        """What else was told of the start: names that end in their unit, `_ms` or `_bytes`."""
+
+    def hold(self, batches: Sequence[Batch]) -> None:
+        """Take batches over there, in place of those before."""
+
+    def time(self, calls: Sequence[int]) -> list[float]:
+        """Milliseconds of one call for each entry, the number of a batch, by the clock over there."""
+
+    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+        """Milliseconds from arrival to answer of calls that come ``gaps_ms`` after each other and wait in turn."""
+
+    def cpu_seconds(self) -> float:
+        """Processor time of that process so far."""
+
+    def peak_bytes(self) -> int:
+        """Its peak resident memory so far."""
+
+
+@runtime_checkable
+class Fetches(Protocol):
+    """A runtime that is no package of Python's and is fetched when a target is wanted for the first time."""
+
+    def fetch(self, progress: Progress) -> None:
+        """Fetch what isn't there yet. Raises `SampleError` where it can't be had, `StorageError` without room."""
 
 
 class Runtime(Protocol):

@@ -1,0 +1,54 @@
+"""A recipe whose model is measured in a page as well as here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_run import LABELS, Notes, load, write_all, write_model
+
+from compress.models.model_file import model_file
+from compress.pipeline.run import run
+from compress.report.schema import Report
+
+BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
+TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")
+
+
+def value(report: Report, model: str, metric: str, target: str) -> float:
+    row = report.find(model, metric, target)
+    assert row is not None, (model, metric, target)
+    return row.value
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here to fetch onnxruntime-web with")
+    stages, targets = ["export", "quantize"], ["cpu", "browser"]
+    path = write_all(tmp_path, stages=stages, targets=targets, benchmark=BENCHMARK, baseline="export")
+    write_model(tmp_path / "model", LABELS)
+    recipe = load(path)
+    done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    report = done.report
+    assert not report.skipped
+    for model in ("baseline", "final"):
+        for metric in ("accuracy", "agreement", "latency_ms", "latency_ms_batch_8", "speedup", "startup_ms", "cpu_ms"):
+            assert value(report, model, metric, "browser") > 0
+        # The same integers and, but for an order of sums, the same float arithmetic.
+        assert value(report, model, "accuracy", "browser") == pytest.approx(
+            value(report, model, "accuracy", "cpu"), abs=0.02
+        )
+        assert report.find(model, "transfer_bytes", "cpu") is None
+        assert all(value(report, model, name, "browser") > 0 for name in TOLD)
+        # WebAssembly comes over the wire with the model, and lies in memory before it.
+        sent, model_sent = (value(report, model, f"{part}transfer_bytes", "browser") for part in ("", "model_"))
+        assert sent - model_sent > 14e6
+        memory = [value(report, model, name, "browser") for name in ("runtime_memory_bytes", "peak_memory_bytes")]
+        assert 14e6 < memory[0] <= memory[1]
+    shipped = model_file(done.folder / "model").stat().st_size
+    assert shipped < value(report, "final", "model_transfer_bytes", "browser") < shipped + 1000
+    told = report.environment["runtime_settings"]["quantize"]
+    assert told["runtime"] == "onnxruntime-web 1.30.0" and told["cross_origin_isolated"] is True

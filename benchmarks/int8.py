@@ -5,6 +5,9 @@
     python benchmarks/int8.py --minutes 0                           # makes and judges the files, and keeps them
     python benchmarks/int8.py --again --minutes 8                   # times the files that the last one kept
 
+Each file is kept when it is written, and each model's table when it is judged and when it is timed, below
+`ARTIFACTS/benchmarks`: the same command again goes on where a stopped one was. What came of other stages is made anew.
+
 A recipe's stages are run, or taken from the cache. ONNX Runtime (`quantize_dynamic`, `quantize_static`) and NNCF
 (`quantize`) get its float graph by their defaults, and the exporter's own one where that differs, with the calibration
 examples that the recipe has. What made no file is said with its error. Of Whisper they quantize encoder and decoder.
@@ -20,15 +23,17 @@ ImageNet: fp32's own confidence in them is 0.39 in the median, so that many answ
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from peers.int8_files import FLOAT, OURS, folder_name, write_files
+from peers.int8_table import Line, Table, clear_others, keep, kept, show
 from peers.int8_ways import PLAIN, SPEECH, Contest
 
 from compress.bench.session import measure_together
@@ -37,6 +42,7 @@ from compress.compare.effects import Pair, paired_change
 from compress.compare.policy import Margin
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
+from compress.errors import CompressError, InputError
 from compress.evaluate import encode_for, predict
 from compress.inspect.integer_kernels import read_kernels
 from compress.measurement import Measurement
@@ -62,38 +68,10 @@ RECIPES = (
 )
 OTHERS = {"efficientnet-int8": DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"})}
 """Where the test split is small: examples without labels on which answers are compared with fp32's."""
-CPU, TABLE = TARGETS["cpu"], "table.json"
+CPU = TARGETS["cpu"]
 __all__ = ["PLAIN", "main"]
-SLOWER, WEIGHT_OF_SPEECH = 0.98, 3
-"""Ours is slower than a file where it is less than `SLOWER` times as fast; recordings take longer than texts."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One file. ``better`` are the points by which ours beats it; ``faster`` is how many times as fast ours is."""
-
-    name: str
-    value: float
-    better: float
-    better_low: float
-    better_high: float
-    same: float
-    size_bytes: int
-    kernels: str
-    latency_ms: float | None = None
-    faster: float | None = None
-    faster_low: float | None = None
-    faster_high: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """One model, judged and perhaps timed."""
-
-    recipe: str
-    metric: str
-    lines: list[Line]
-    notes: list[str]
+WEIGHT_OF_SPEECH = 3
+"""Recordings take longer than texts."""
 
 
 def main(
@@ -103,29 +81,31 @@ def main(
     again: Annotated[bool, typer.Option(help="Take the files and verdicts that the last run left.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
-    """Print a table for each model, and where ours is behind."""
+    """Print a table for each model as it is done, and where ours is behind. Raises `CompressError`."""
     quiet_libraries()
     progress = ConsoleProgress()
     roads = [_road(path, artifacts, progress) for path in recipes or [FOLDER / f"{name}.yaml" for name in RECIPES]]
-    tables = {road.recipe.name: _kept(road) if again else judge(road) for road in roads}
-    if minutes:
-        shares = {road.recipe.name: WEIGHT_OF_SPEECH if road.task.name == SPEECH else 1 for road in roads}
-        rows = {road.recipe.name: _timed_rows(road) for road in roads}
-        typer.echo("Timing")
-        for road in roads:
-            name = road.recipe.name
-            seconds = 60 * minutes * shares[name] / sum(shares.values())
-            tables[name] = time(road, tables[name], rows[name], seconds)
-    for table in tables.values():
+    if again:
+        _check_judged(roads)
+    shares = {road.recipe.name: WEIGHT_OF_SPEECH if road.task.name == SPEECH else 1 for road in roads}
+    tables: list[Table] = []
+    for road in roads:
+        table = _judged(road) if again else judge(road)
+        if minutes:
+            table = time(road, table, 60 * minutes * shares[road.recipe.name] / sum(shares.values()))
+        tables.append(table)
         show(table)
-    if output is not None:
-        output.write_text(json.dumps([asdict(table) for table in tables.values()], indent=1) + "\n")
+        if output is not None:
+            output.write_text(json.dumps([asdict(table) for table in tables], indent=1) + "\n")
 
 
 def judge(road: Road) -> Table:
-    """Make every file, and compare its answers with ours and with fp32's; kept for `--again`."""
+    """Make every file, and compare its answers with ours and with fp32's; kept for later runs and for `--again`."""
     road.travel()
-    shutil.rmtree(_folder(road), ignore_errors=True)
+    clear_others(_folder(road), _made_of(road))
+    if (found := kept(_folder(road))) is not None:
+        road.progress.note(f"{road.recipe.name}: judged before")
+        return found
     made, notes = write_files(Contest(road).ways(), _folder(road), road.progress)
     rows = road.data.split("test")
     examples = encode_for(made[FLOAT], road.task, rows, road.recipe.data.max_length)
@@ -147,12 +127,14 @@ def judge(road: Road) -> Table:
         for name, place in made.items()
     ]
     table = Table(road.recipe.name, first[OURS].metric, lines, notes)
-    (_folder(road) / TABLE).write_text(json.dumps(asdict(table)))
+    keep(table, _folder(road))
     return table
 
 
-def time(road: Road, table: Table, examples: Examples, seconds: float) -> Table:
-    """The same lines with latencies, all files in one session of ``seconds``."""
+def time(road: Road, table: Table, seconds: float) -> Table:
+    """The same lines with latencies, all files in one session of ``seconds``; kept in place of the table before."""
+    road.progress.note(f"{road.recipe.name}: timing for {seconds:.0f} s")
+    examples = _timed_rows(road)
     made = {line.name: _place(road, line.name) for line in table.lines}
     settings = road.recipe.benchmark.model_copy(update={"budget_seconds": seconds, "batched": False})
     shared = dict.fromkeys(made, examples)
@@ -163,31 +145,9 @@ def time(road: Road, table: Table, examples: Examples, seconds: float) -> Table:
         if (latency := found.get((line.name, "latency_ms"))) is not None:
             line = replace(line, latency_ms=latency.value, **_ratio(found[line.name, "speedup"]))
         lines.append(line)
-    return replace(table, lines=lines, notes=[*table.notes, *timed.notes])
-
-
-def show(table: Table) -> None:
-    """Print one model's table, its notes, and what beats ours."""
-    typer.echo(f"\n{table.recipe} ({table.metric}; points and times: ours against this file)")
-    for line in table.lines:
-        better = f"{100 * line.better:+.2f} ({100 * line.better_low:+.2f} to {100 * line.better_high:+.2f})"
-        speed = "not timed"
-        if line.latency_ms is not None:
-            speed = f"{line.latency_ms:.3f} ms {line.faster:.2f}x"
-            speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})" if line.faster_low else ""
-        kept = f"{line.value:.2%}  {better:26s} same {line.same:.1%}"
-        typer.echo(f"{line.name:42s} {kept}  {line.size_bytes / 1e6:8.3f} MB  {speed:27s} {line.kernels}")
-    for note in [*table.notes, *behind(table)]:
-        typer.echo(note)
-
-
-def behind(table: Table) -> list[str]:
-    """Which files ours is worse than beyond chance, or slower than by two in a hundred."""
-    others = [line for line in table.lines if not line.name.startswith(("ours", "fp32"))]
-    found = {"worse than": [line.name for line in others if line.better_high < 0]}
-    if any(line.faster is not None for line in others):
-        found["slower than"] = [line.name for line in others if line.faster is not None and line.faster < SLOWER]
-    return [f"ours is {how}: {', '.join(names) or 'none of them'}" for how, names in found.items()]
+    table = replace(table, lines=lines, timing_notes=list(timed.notes))
+    keep(table, _folder(road))
+    return table
 
 
 def _road(path: Path, artifacts: Path, progress: Progress) -> Road:
@@ -202,9 +162,28 @@ def _place(road: Road, name: str) -> Path:
     return _folder(road) / folder_name(name)
 
 
-def _kept(road: Road) -> Table:
-    kept = json.loads((_folder(road) / TABLE).read_text())
-    return Table(**{**kept, "lines": [Line(**line) for line in kept["lines"]]})
+def _made_of(road: Road) -> str:
+    """What the files depend on: the stages, and the packages of whoever else quantizes."""
+    packages = (f"{name} {version(name)}" for name in ("onnxruntime", "nncf", "torch"))
+    return "\n".join([road.finished[road.recipe.labels()[-1]].entry.key, *packages])
+
+
+def _check_judged(roads: Sequence[Road]) -> None:
+    """Before anything is timed. Raises `InputError`."""
+    missing = [road.recipe.name for road in roads if kept(_folder(road)) is None]
+    if missing:
+        raise InputError(
+            f"--again, but these were not judged yet: {', '.join(missing)}.",
+            where=str(_folder(roads[0]).parent),
+            expected="the table that a run without --again keeps there for each recipe",
+            mend="the same command without --again and with `--minutes 0`, or name only recipes that were judged",
+        )
+
+
+def _judged(road: Road) -> Table:
+    table = kept(_folder(road))
+    assert table is not None, "checked before"
+    return table
 
 
 def _timed_rows(road: Road) -> Examples:
@@ -247,4 +226,8 @@ def _ratio(speedup: Measurement) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except CompressError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)

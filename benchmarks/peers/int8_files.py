@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,17 +19,27 @@ Ways = Mapping[str, Callable[[], OnnxModel]]
 
 
 def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
-    """A model folder below ``folder`` for each of ``ways``; one that fails or doesn't open is left out, with a note."""
+    """A model folder below ``folder`` for each of ``ways``; one that fails or doesn't open is left out, with a note.
+
+    One that is there was finished by a run before, and is taken.
+    """
     made, notes = {}, []
     for name, way in ways.items():
-        progress.note(f"-- {name}")
         place = folder / folder_name(name)
+        if place.is_dir():
+            made[name] = place
+            continue
+        progress.note(f"-- {name}")
+        partial = folder / f"{place.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             model = way()
-            place.mkdir(parents=True)
-            model.save(place)
-            get_runtime("onnxruntime").open(place, TARGETS["cpu"], 1)
+            partial.mkdir(parents=True)
+            model.save(partial)
+            get_runtime("onnxruntime").open(partial, TARGETS["cpu"], 1)
+            partial.replace(place)
         except (CompressError, ValueError, RuntimeError, LookupError, *FAILURES) as error:
+            shutil.rmtree(partial, ignore_errors=True)
             notes.append(f"{name}: no file, {_first_line(error)}")
             continue
         made[name] = place

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from onnx_graphs import write_classifier
+from peers.int8_files import write_files
+from peers.int8_table import Line, Table, behind, clear_others, keep, kept
 from tiny_speech import TASK, write_speech
 
+from compress.errors import InputError
 from compress.measurement import Measurement
+from compress.models.onnx_model import OnnxModel
+from compress.progress import SilentProgress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -37,19 +44,19 @@ def test_better_is_more_right_answers_and_fewer_errors(bench: Any, metric: str, 
     assert bench._better(other, ours)[0] == pytest.approx(-expected)
 
 
-def line(bench: Any, name: str, better: tuple[float, float, float], faster: float | None) -> Any:
-    return bench.Line(name, 0.9, *better, 1.0, 100, "", 1.0, faster)
+def line(name: str, better: tuple[float, float, float], faster: float | None) -> Line:
+    return Line(name, 0.9, *better, 1.0, 100, "", 1.0, faster)
 
 
-def test_chance_and_two_in_a_hundred_are_not_behind(bench: Any) -> None:
+def test_chance_and_two_in_a_hundred_are_not_behind() -> None:
     lines = [
-        line(bench, "fp32", (-0.1, -0.2, -0.05), 0.5),
-        line(bench, "ours, dynamic", (-0.1, -0.2, -0.05), 0.5),
-        line(bench, "worse by chance", (-0.01, -0.03, 0.01), 0.985),
-        line(bench, "right", (-0.02, -0.03, -0.01), 2.0),
-        line(bench, "quick", (0.02, 0.01, 0.03), 0.97),
+        line("fp32", (-0.1, -0.2, -0.05), 0.5),
+        line("ours, dynamic", (-0.1, -0.2, -0.05), 0.5),
+        line("worse by chance", (-0.01, -0.03, 0.01), 0.985),
+        line("right", (-0.02, -0.03, -0.01), 2.0),
+        line("quick", (0.02, 0.01, 0.03), 0.97),
     ]
-    assert bench.behind(bench.Table("r", "accuracy", lines, [])) == [
+    assert behind(Table("r", "accuracy", lines, [])) == [
         "ours is worse than: right",
         "ours is slower than: quick",
     ]
@@ -60,8 +67,62 @@ def test_a_ratio_is_turned_round_with_its_interval(bench: Any) -> None:
     assert bench._ratio(speedup) == {"faster": 2.0, "faster_low": 1.25, "faster_high": 2.5}
 
 
+def test_a_stopped_run_goes_on_with_the_file_it_was_at(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_classifier(tmp_path / "source", 8, 1), "text-classification")
+    calls: list[str] = []
+
+    def made(name: str, stopped: bool = False) -> Callable[[], OnnxModel]:
+        def way() -> OnnxModel:
+            calls.append(name)
+            if stopped:
+                raise KeyboardInterrupt
+            return model
+
+        return way
+
+    folder = tmp_path / "files"
+    with pytest.raises(KeyboardInterrupt):
+        write_files({"ours": made("ours"), "theirs": made("theirs", stopped=True)}, folder, SilentProgress())
+    found, notes = write_files({"ours": made("ours"), "theirs": made("theirs")}, folder, SilentProgress())
+    assert calls == ["ours", "theirs", "theirs"] and not notes
+    assert [path.name for path in sorted(folder.iterdir())] == ["ours", "theirs"]
+    assert found == {name: folder / name for name in ("ours", "theirs")}
+
+
+def test_a_file_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    def fails() -> OnnxModel:
+        raise ValueError("no such operator")
+
+    for _ in range(2):
+        assert write_files({"theirs": fails}, tmp_path, SilentProgress()) == (
+            {},
+            ["theirs: no file, ValueError: no such operator"],
+        )
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_table_is_kept_until_the_stages_change(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    clear_others(folder, "first")
+    assert kept(folder) is None
+    table = Table("r", "accuracy", [Line("ours", 0.9, 0.0, 0.0, 0.0, 1.0, 100, "3 of 4 kernels")], ["note"])
+    keep(table, folder)
+    clear_others(folder, "first")
+    assert kept(folder) == table
+    clear_others(folder, "second")
+    assert kept(folder) is None
+
+
+def test_again_without_tables_names_the_recipes_and_measures_nothing(bench: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="minilm-int8, whisper-int8") as caught:
+        bench.main([bench.FOLDER / f"{name}.yaml" for name in ("minilm-int8", "whisper-int8")], tmp_path, 1, True, None)
+    assert "--minutes 0" in str(caught.value) and not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
-def test_the_whole_of_it_on_a_tiny_whisper(bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_on_a_tiny_whisper(
+    bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = {"splits": write_speech(tmp_path)}
     recipe = {
         "name": "tiny",
@@ -83,5 +144,7 @@ def test_the_whole_of_it_on_a_tiny_whisper(bench: Any, tmp_path: Path, capsys: p
         f"{name}{of}" for name in ("ONNX Runtime dynamic", "ONNX Runtime static", "NNCF") for of in ("", bench.PLAIN)
     }
     assert peers <= found.keys() | failed and not found.keys() & failed
-    bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, True, None)
-    assert capsys.readouterr().out == first
+    for again in (False, True):
+        monkeypatch.setattr(bench, "write_files", None)  # The table is there: no file is made.
+        bench.main([tmp_path / "tiny.yaml"], tmp_path / "artifacts", 0, again, None)
+        assert capsys.readouterr().out == first

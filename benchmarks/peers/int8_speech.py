@@ -6,19 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 
+from compress.inspect.transcription_calls import transcription_calls
 from compress.models.int8.observe import Feed
 from compress.models.onnx_export import export_onnx
-from compress.models.onnx_model import OnnxModel, find_graphs
+from compress.models.onnx_model import OnnxModel
 from compress.models.torch_model import TorchModel
-from compress.runtimes import get_runtime
-from compress.runtimes.runtime import Batch, Session
-from compress.runtimes.transcriber import Transcriber
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 _CALLS = 6
@@ -32,32 +27,8 @@ def plain_encoder(model: TorchModel, feed: Feed) -> onnx.ModelProto:
     return export_onnx(encoder, Examples(inputs, dict.fromkeys(feed), None), None, fusions=False).graph
 
 
-def decoder_calls(model: OnnxModel, windows: Sequence[np.ndarray]) -> list[Feed]:
-    """Every input of the decoder, in its first calls for each of ``windows`` [features, frames]."""
+def decoder_calls(model: OnnxModel, recordings: Sequence[Feed]) -> list[Feed]:
+    """Every input of the decoder, in its first calls for each of ``recordings``."""
     with tempfile.TemporaryDirectory() as name:
         model.save(Path(name))
-        encoder, decoder = (
-            get_runtime("onnxruntime").open(path, TARGETS["cpu"], 2) for path in find_graphs(Path(name))
-        )
-        found: list[Feed] = []
-        for window in windows:
-            recorder = _Recorder(decoder)
-            Transcriber(encoder, recorder, Path(name)).tokens(window)
-            found += recorder.calls[:_CALLS]
-    return found
-
-
-class _Recorder:
-    """A session that keeps what it is asked."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.calls: list[Feed] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """As the session does."""
-        self.calls.append(dict(batch))
-        return self._session.predict(batch)
+        return transcription_calls(Path(name), recordings, _CALLS)[1]

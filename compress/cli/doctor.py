@@ -50,33 +50,39 @@ def doctor(
     from compress.environment import environment
 
     machine = environment()
+    differences: list[OperatorDifference] = []
     if model is None:
         _refuse_options({"--target": target, "--recipe": recipe, "--against": against})
-        findings, difference = _of_machine(machine), None
+        findings = _of_machine(machine)
     else:
-        findings, difference = _of_model(model, target, recipe, against, seconds)
+        findings, differences = _of_model(model, target, recipe, against, seconds)
     failed = any(finding.level == "problem" for finding in findings)
     if json_:
         report = {"ok": not failed, "findings": [asdict(f) for f in findings], "environment": machine}
-        if difference is not None:
-            report["difference"] = difference.model_dump(mode="json")
+        records = [each.model_dump(mode="json") for each in differences]
+        if len(records) == 1:
+            report["difference"] = records[0]
+        elif records:
+            report["differences"] = records
         typer.echo(json.dumps(report, indent=2))
     else:
         for finding in findings:
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
-        if difference is not None:
-            _show(difference)
+        for difference in differences:
+            _show(difference, named=len(differences) > 1)
     if failed:
         raise typer.Exit(1)
 
 
-def _show(difference: OperatorDifference) -> None:
+def _show(difference: OperatorDifference, named: bool) -> None:
     from rich.console import Console
 
     from compress.report.difference_console import console_difference
 
+    if named:
+        typer.echo(f"\n{Path(difference.int8_file).name} against {Path(difference.float_file).name}")
     Console().print(console_difference(difference))
     for note in difference.notes:
         typer.echo(note, err=True)
@@ -103,7 +109,7 @@ def _of_machine(machine: dict[str, Any]) -> list[Finding]:
 
 def _of_model(
     model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float
-) -> tuple[list[Finding], OperatorDifference | None]:
+) -> tuple[list[Finding], list[OperatorDifference]]:
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings
     from compress.cli.doctor_speed import speed_findings
@@ -118,9 +124,9 @@ def _of_model(
     progress = ConsoleProgress()
     findings = list(model_findings(model, target, recipe, progress))
     if not here:
-        return findings, None
-    more, difference = speed_findings(model, recipe, against, seconds, progress)
-    return [*findings, *more], difference
+        return findings, []
+    more, differences = speed_findings(model, recipe, against, seconds, progress)
+    return [*findings, *more], differences
 
 
 def _installation() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,34 @@ if TYPE_CHECKING:
     from compress.targets import Processor
 
 _EXAMPLES = 32
+_RECORDINGS, _CALLS = 4, 8
+"""Of recordings, which are long: how many, and how often each of both graphs is asked."""
 _NAMED = 3
 
 
 def model_findings(model: Path, target: str | None, recipe: Path | None, progress: Progress) -> Iterator[Finding]:
-    """What to know of the ONNX file in ``model``. Raises `InputError` and `ModelError` for what can't be read."""
+    """What to know of the graph in ``model``, or of both in turn; then each finding begins with the graph's file.
+
+    Raises `InputError` and `ModelError` for what can't be read.
+    """
+    from compress.models.onnx_model import find_graphs
+    from compress.targets import find_processor
+
+    processor = find_processor(target or "cpu")
+    folder, feeds = _real_inputs(model, recipe, progress)
+    graphs = find_graphs(folder)
+    for place, graph in enumerate(graphs):
+        for finding in _of_graph(graph, feeds[place] if feeds else None, processor, progress):
+            yield replace(finding, what=f"{graph.name}: {finding.what}") if len(graphs) > 1 else finding
+
+
+def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor, progress: Progress) -> Iterator[Finding]:
     import onnx
 
     from compress.inspect.integer_kernels import read_kernels
     from compress.inspect.saturation import find_saturation
-    from compress.models.onnx_model import find_graph
-    from compress.targets import LINUX_ARM, find_processor
+    from compress.targets import LINUX_ARM
 
-    processor = find_processor(target or "cpu")
-    place, feeds = _real_inputs(model, recipe, progress)
-    graph = find_graph(place)
     yield from _kernels(read_kernels(graph))
     if processor.name == LINUX_ARM:
         from compress.cli.doctor_arm import arm_findings
@@ -39,17 +53,19 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
     if processor.sums_in_32_bits:
         yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
         return
-    yield from _saturation(find_saturation(onnx.load(graph), feeds), processor, feeds is not None)
+    yield from _saturation(find_saturation(onnx.load(graph), feeds), processor)
 
 
-def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Feed] | None]:
-    """The model's folder or file, and a few test examples where a recipe says how to make them."""
+def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
+    """The model's folder or file, and what each graph is asked for a few test examples if a recipe says how."""
     from compress.cli.artifact import MODEL, RECIPE, find_artifact
 
     beside = any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
     if recipe is None and not beside and model.exists():
         return (model / MODEL if (model / MODEL).is_dir() else model), None
     from compress.evaluate import encode_for
+    from compress.inspect.transcription_calls import transcription_calls
+    from compress.models.onnx_model import find_graphs
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
 
@@ -58,8 +74,10 @@ def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[
     asked = found.recipe
     rows = found.dataset(progress).split("test")
     examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
-    chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, asked.seed)
-    return found.folder, [examples.batch([int(place)]) for place in chosen]
+    several = len(find_graphs(found.folder)) > 1
+    chosen = spread_sample(examples.lengths(), examples.classes, _RECORDINGS if several else _EXAMPLES, asked.seed)
+    batches = [examples.batch([int(place)]) for place in chosen]
+    return found.folder, transcription_calls(found.folder, batches, _CALLS) if several else [batches]
 
 
 def _kernels(kernels: Sequence[Kernel]) -> Iterator[Finding]:
@@ -74,7 +92,7 @@ def _kernels(kernels: Sequence[Kernel]) -> Iterator[Finding]:
         yield Finding("warning", f"{len(names)} {operator} in float ({_some(names)}): {why}", helps)
 
 
-def _saturation(found: Sequence[Saturation], processor: Processor, real: bool) -> Iterator[Finding]:
+def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[Finding]:
     if not found:
         yield Finding("ok", f"{processor.name}: no product of unsigned by signed bytes, so none saturates")
         return
@@ -85,7 +103,7 @@ def _saturation(found: Sequence[Saturation], processor: Processor, real: bool) -
     for each in bad[:_NAMED]:
         seen = (
             f"{each.cut:.2%} of its sums are cut off on real inputs, its products are off by {each.error:.1%}"
-            if real
+            if each.error is not None and each.cut is not None
             else f"{each.risk:.1%} of its weight pairs can be cut off; name a recipe to know how often they are"
         )
         yield Finding("warning", f"{processor.name}: {each.operator} {each.layer} saturates: {seen}")

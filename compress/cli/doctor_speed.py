@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,20 @@ from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference
+    from compress.bench.profiled_calls import Calls
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
     from compress.recipe import Recipe
 
 _NAMED = 3
+_RECORDINGS = 2
+"""Of a model of two graphs: each has a prompt, which its decoder reads once, and tokens."""
 
 
 def speed_findings(
     model: Path, recipe: Path | None, against: Path | None, seconds: float, progress: Progress
-) -> tuple[list[Finding], OperatorDifference | None]:
-    """What time says, and the record; nothing where there is no float file to compare with, or no integers.
+) -> tuple[list[Finding], list[OperatorDifference]]:
+    """What time says, and a record for each graph; nothing where there is no float file to compare with.
 
     Raises `InputError` for a float file that was named and can't be compared.
     """
@@ -28,21 +32,21 @@ def speed_findings(
     from compress.errors import InputError
 
     if against is None and recipe is None and not _has_recipe(model):
-        return [], None
+        return [], []
     found = find_artifact(model, recipe)
     floats = against if against is not None else _of_run(model, found.recipe)
     if floats is None:
-        return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], None
+        return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], []
     if found.task.generates or not found.task.reads_rows:
         if against is None:
-            return [], None
+            return [], []
         raise InputError(
             f"Files of {found.task.name} are not compared operator by operator.",
             where="--against",
             mend="`compress profile` of each file, and `compress compare A B --now` for their speed",
         )
-    difference = _difference(found, floats, seconds, progress)
-    return list(_findings(difference)), difference
+    differences = _differences(found, floats, seconds, progress)
+    return [finding for each in differences for finding in _named(each, len(differences) > 1)], differences
 
 
 def _has_recipe(model: Path) -> bool:
@@ -72,20 +76,52 @@ def _of_run(model: Path, recipe: Recipe) -> Path | None:
     return None if entry is None else entry.folder
 
 
-def _difference(found: Artifact, floats: Path, seconds: float, progress: Progress) -> OperatorDifference:
+def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
+    """One graph against its float graph after the other. Raises `InputError` for a model of another number of them."""
     from compress.bench.operator_difference import compare_operators
-    from compress.bench.profiled_calls import batch_calls
-    from compress.evaluate import encode_for
+    from compress.errors import InputError
+    from compress.models.onnx_model import find_graphs
     from compress.pipeline.quiet import quiet_libraries
     from compress.targets import TARGETS
 
     quiet_libraries()
+    graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)
+    if len(graphs) != len(float_graphs):
+        raise InputError(
+            f"The float model has {len(float_graphs)} graphs, and the model has {len(graphs)}.",
+            where=str(floats),
+            expected=f"float graphs of {', '.join(graph.name for graph in graphs)}",
+        )
+    asked = found.recipe
+    pairs = zip(float_graphs, graphs, _calls(found, progress), strict=True)
+    threads, share = asked.benchmark.threads, seconds / len(graphs)
+    return [
+        compare_operators(before, after, calls, TARGETS["cpu"], threads, share, progress, asked.seed)
+        for before, after, calls in pairs
+    ]
+
+
+def _calls(found: Artifact, progress: Progress) -> Sequence[Calls]:
+    """What each graph is called with, one example at a time; a decoder is asked once for the prompt, and for tokens."""
+    from compress.bench.profiled_calls import CALLS, Calls, batch_calls
+    from compress.evaluate import encode_for
+    from compress.inspect.transcription_calls import transcription_calls
+    from compress.models.onnx_model import find_graphs
+
     asked = found.recipe
     rows = found.dataset(progress).split("test")
     examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
     calls = batch_calls(examples, 1, asked.seed)
-    threads = asked.benchmark.threads
-    return compare_operators(floats, found.folder, calls, TARGETS["cpu"], threads, seconds, progress, asked.seed)
+    if len(find_graphs(found.folder)) == 1:
+        return [calls]
+    recordings = calls.batches[:_RECORDINGS]
+    return [Calls(tuple(each)) for each in transcription_calls(found.folder, recordings, CALLS // _RECORDINGS)]
+
+
+def _named(difference: OperatorDifference, several: bool) -> Iterator[Finding]:
+    for finding in _findings(difference):
+        name = Path(difference.int8_file).name
+        yield replace(finding, what=f"{name}: {finding.what}") if several else finding
 
 
 def _findings(difference: OperatorDifference) -> Iterator[Finding]:

@@ -38,10 +38,14 @@ class Kernel:
 
 
 def read_kernels(graph: Path, threads: int = 1) -> list[Kernel]:
-    """Of the graph that ONNX Runtime makes of the file ``graph``. Raises `ModelError` for one that does not open."""
+    """Of the graph that ONNX Runtime makes of the file ``graph``, and of the graphs in it: a branch has weights too.
+
+    Raises `ModelError` for one that does not open.
+    """
     with tempfile.TemporaryDirectory(prefix="compress-kernels-") as folder:
         model = ir.load(write_optimized(graph, Path(folder), threads))
-        return [kernel for node in model.graph if (kernel := kernel_of(node)) is not None]
+        nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+        return [kernel for node in nodes if (kernel := kernel_of(node)) is not None]
 
 
 def kernel_of(node: ir.Node) -> Kernel | None:

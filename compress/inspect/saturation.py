@@ -46,9 +46,12 @@ class Saturation:
         return self.risk > 0 if self.error is None else self.error > _NOTICEABLE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Product:
-    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, inner] of the activations and their zero point."""
+    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, inner] of the activations and their zero point.
+
+    ``seen`` says whether the activations can be had as an output of the whole graph.
+    """
 
     layer: str
     operator: str
@@ -56,16 +59,22 @@ class _Product:
     zero_point: str | int
     weights: np.ndarray
     unfold: Callable[[np.ndarray, int], np.ndarray]
+    seen: bool
 
 
 def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> list[Saturation]:
     """Every unsigned by signed product with stored weights, from ``feeds`` where there are any.
 
-    Products of unsigned by unsigned bytes don't use that instruction, and those of signed by signed neither.
+    Products of unsigned by unsigned bytes don't use that instruction, and those of signed by signed neither. One in a
+    branch is judged by its weights alone if its activations are made there.
     """
-    products = list(_products(ir.from_proto(graph)))
+    every = list(_products(ir.from_proto(graph)))
+    products = [each for each in every if each.seen and feeds is not None]
+    at_risk = [
+        Saturation(each.layer, each.operator, pairs_at_risk(each.weights)) for each in every if each not in products
+    ]
     if feeds is None:
-        return [Saturation(each.layer, each.operator, pairs_at_risk(each.weights)) for each in products]
+        return at_risk
     names = list(dict.fromkeys(name for each in products for name in _tapped(each)))
     seen: dict[str, list[Mapping[str, np.ndarray]]] = {each.layer: [] for each in products}
     rows = dict.fromkeys(seen, 0)
@@ -76,7 +85,7 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
                 array = _some(each.unfold(values[each.activations], zero), MOST_ROWS - rows[each.layer])
                 seen[each.layer].append({"rows": array, "zero": np.array(zero)})
                 rows[each.layer] += len(array)
-    return [_judge(each, seen[each.layer]) for each in products]
+    return [*(_judge(each, seen[each.layer]) for each in products), *at_risk]
 
 
 def _tapped(product: _Product) -> list[str]:
@@ -93,7 +102,7 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _products(model: ir.Model) -> Iterable[_Product]:
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type in _INTEGER_INPUTS:
             given, weights, zero = (
                 node.inputs[place] if place < len(node.inputs) else None for place in _INTEGER_INPUTS[node.op_type]
@@ -121,7 +130,9 @@ def _products(model: ir.Model) -> Iterable[_Product]:
             continue
         place = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
         matrix, unfold = _as_product(node, array)
-        yield _Product(str(node.name), node.op_type, str(given.name), place, matrix, unfold)
+        maker = given.producer()
+        seen = maker is None or maker.graph is model.graph
+        yield _Product(str(node.name), node.op_type, str(given.name), place, matrix, unfold, seen)
 
 
 def _as_product(node: ir.Node, array: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray, int], np.ndarray]]:

@@ -1,0 +1,68 @@
+"""What both graphs of a speech model are asked while they transcribe: real inputs, for the decoder as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.models.int8.observe import Feed
+from compress.models.onnx_model import find_graphs
+from compress.runtimes import get_runtime
+from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.runtimes.transcriber import Transcriber
+from compress.targets import TARGETS
+
+
+@dataclass
+class _Recorder:
+    """A session that keeps what it is asked."""
+
+    session: Session
+    calls: list[Feed] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.session.inputs
+
+    @property
+    def input_types(self) -> Mapping[str, TensorType]:
+        return self.session.input_types
+
+    @property
+    def output_types(self) -> Mapping[str, TensorType]:
+        return self.session.output_types
+
+    @property
+    def provider(self) -> str:
+        return self.session.provider
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.session.settings
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        self.calls.append(dict(batch))
+        return self.session.predict(batch)
+
+
+def transcription_calls(folder: Path, recordings: Iterable[Batch], most: int) -> tuple[list[Feed], list[Feed]]:
+    """What encoder and decoder of the model in ``folder`` are asked, in their first ``most`` calls for each recording.
+
+    A recording is a batch of one. The encoder is asked once for each window; the decoder reads the prompt first, and
+    then a token a call. Raises what `Transcriber` does.
+    """
+    runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
+    recorders = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
+    encoder, decoder = recorders
+    transcriber = Transcriber(encoder, decoder, folder)
+    found: tuple[list[Feed], list[Feed]] = ([], [])
+    for recording in recordings:
+        transcriber.predict(recording)
+        for recorder, kept in zip(recorders, found, strict=True):
+            kept += recorder.calls[:most]
+            recorder.calls.clear()
+    return found

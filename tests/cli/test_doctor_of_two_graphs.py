@@ -1,0 +1,82 @@
+"""`compress doctor` of a model of two graphs: a tiny Whisper in INT8, alone and against its float graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from tiny_speech import TASK, write_speech
+from typer.testing import CliRunner
+
+from compress.cli.doctor import doctor
+from compress.errors import InputError
+from compress.models.checkpoint import Checkpoint
+from compress.models.onnx_model import quantized_name
+from compress.models.onnx_quantization import quantize_products
+from compress.models.onnx_whisper import export_whisper
+
+ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`float/`, `int8/` and a recipe with recordings."""
+    folder = tmp_path_factory.mktemp("place")
+    recipe = {"name": "tiny", "task": TASK, "model": "model", "data": {"splits": write_speech(folder)}}
+    recipe |= {"stages": ["export"], "benchmark": {"threads": 1}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    floats = export_whisper(Checkpoint(folder / "model"))
+    graphs = {
+        quantized_name(name): quantize_products(graph, per_channel=True, reduce_range=False)
+        for name, graph in floats.graphs.items()
+    }
+    for name, model in {"float": floats, "int8": floats.with_graphs(graphs)}.items():
+        (folder / name).mkdir()
+        model.save(folder / name)
+    return folder
+
+
+def diagnose(*options: str) -> dict[str, Any]:
+    app = typer.Typer()
+    app.command()(doctor)
+    answer = CliRunner().invoke(app, [*options, "--json"])
+    if answer.exception and not isinstance(answer.exception, SystemExit):
+        raise answer.exception
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
+
+
+def test_products_in_branches_count(place: Path) -> None:
+    """Six products in a layer of the encoder; in one of the decoder ten, two of them in a branch; and the head."""
+    found = [each["what"] for each in diagnose(str(place / "int8"), "--target", "x86-vnni")["findings"]]
+    assert f"{ENCODER}: 12 of 14 operators with weights run as 8-bit integer kernels" in found
+    assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in found
+
+
+def test_saturation_is_looked_for_in_both_on_what_each_is_asked(place: Path) -> None:
+    """Without a recipe it is what weights could do; with one, what they did, in the decoder's branches as well."""
+    blind = diagnose(str(place / "int8"), "--target", "x86-avx2")["findings"]
+    assert [each for each in blind if "name a recipe" in each["what"]]
+    assert [each for each in blind if each["what"].startswith(f"{DECODER}: ") and "of 20 products" in each["what"]]
+    found = diagnose(str(place / "int8"), "--recipe", str(place / "tiny.yaml"), "--target", "x86-avx2")["findings"]
+    said = [each["what"] for each in found if "saturat" in each["what"]]
+    assert {each.partition(":")[0] for each in said} == {ENCODER, DECODER}
+    assert not [each for each in said if "name a recipe" in each]
+    assert [each for each in said if each.startswith(f"{DECODER}: ") and "on real inputs" in each]
+
+
+@pytest.mark.slow
+def test_each_graph_is_timed_against_its_float_graph(place: Path) -> None:
+    options = ("--recipe", str(place / "tiny.yaml"), "--against", str(place / "float"), "--seconds", "0.1")
+    found = diagnose(str(place / "int8"), *options)
+    pairs = [(Path(each["float_file"]).name, Path(each["int8_file"]).name) for each in found["differences"]]
+    assert pairs == [("encoder_model.onnx", ENCODER), ("decoder_model_merged.onnx", DECODER)]
+    assert all(each["layers"] and each["int8_ms"] > 0 for each in found["differences"])
+    verdicts = [each["what"] for each in found["findings"] if "float: " in each["what"]]
+    assert [verdict.partition(":")[0] for verdict in verdicts] == [ENCODER, DECODER]
+    with pytest.raises(InputError, match="1 graphs, and the model has 2"):
+        diagnose(str(place / "int8"), *options[:3], str(place / "float" / "onnx" / "encoder_model.onnx"))

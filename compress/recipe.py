@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from compress.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.compare.policy import Policy
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.stages import AnyStage
 from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
-from compress.targets import TARGETS
+from compress.targets import PROFILES, Profile
 from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 
@@ -104,7 +105,11 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
     baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
-    targets: tuple[str, ...] = Field(("cpu",), description="where the result runs and is measured")
+    targets: tuple[str | ChosenTarget, ...] = Field(
+        ("cpu",),
+        description="where the result runs and is measured: names, `{NAME: {...}}` with fields of the target or of the "
+        "stage that writes its format, or files that describe a target of your own",
+    )
     evaluation: Evaluation = Field(Evaluation(), description="what of the test text a language model is judged by")
     benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
     slices: tuple[Slice, ...] | None = Field(
@@ -127,12 +132,19 @@ class Recipe(Strict):
             raise ValueError(f"one of {', '.join(TASK_NAMES)}")
         return value
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        return tuple(from_entry(item) for item in value) if isinstance(value, list | tuple) else value
+
     @field_validator("targets")
     @classmethod
-    def _known_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in TARGETS]
-        if unknown:
-            raise ValueError(f"one of {', '.join(TARGETS)}")
+    def _known_targets(cls, value: tuple[str | ChosenTarget, ...]) -> tuple[str | ChosenTarget, ...]:
+        names = [entry if isinstance(entry, str) else entry.name for entry in value]
+        if any(isinstance(entry, str) and entry not in PROFILES for entry in value):
+            raise ValueError(f"one of {', '.join(PROFILES)}")
+        if len(set(names)) < len(names):
+            raise ValueError("each target once")
         return value
 
     @field_validator("slices")
@@ -154,6 +166,10 @@ class Recipe(Strict):
         if (name := read_and_drawn(self.model, self.stages)) is not None:
             raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
         return self
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """The rows that its targets stand for."""
+        return tuple(profile_of(entry) for entry in self.targets)
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""

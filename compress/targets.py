@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import InputError
 
@@ -33,7 +33,8 @@ class Profile:
 
     ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
     limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
-    place of: answers are those of the same runtime, times and memory are not that machine's.
+    place of: answers are those of the same runtime, times and memory are not that machine's. A recipe adds a ``device``
+    of the inventory to be timed on, and ``options``: fields of the stage that writes the format.
     """
 
     target: Target
@@ -42,6 +43,8 @@ class Profile:
     max_bytes: int | None = None
     max_memory_bytes: int | None = None
     instead_of: str | None = None
+    device: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -142,6 +145,12 @@ PROFILES: dict[str, Profile] = {
 }
 """Every target. To add one, or a format to one, is to add it here; a runtime's name is one of `compress.runtimes`."""
 TARGETS: dict[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
+
+
+def limit_words(profile: Profile) -> list[str]:
+    """Its limits, as a person reads them."""
+    limits = ((profile.max_bytes, "shipped"), (profile.max_memory_bytes, "of memory"))
+    return [f"at most {most / 1e6:.6g} MB {what}" for most, what in limits if most is not None]
 
 
 def find_profile(name: str) -> Profile:

@@ -14,6 +14,8 @@ from compress.models.ort_model import find_ort
 Format = Literal["onnx", "gguf", "ort", "openvino"]
 WRITTEN_FROM: dict[Format, Format | None] = {"onnx": None, "gguf": None, "ort": "onnx", "openvino": None}
 """What a format is made of: another one, or None for weights as transformers has them."""
+WRITTEN_BY: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort", "openvino": "openvino"}
+"""The stage that writes a format."""
 _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
     "gguf": (".gguf", find_gguf),
     "ort": (".ort", find_ort),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compress.errors import ModelError
 from compress.models.gguf_model import GgufModel
-from compress.models.model_file import WRITTEN_FROM, Format
+from compress.models.model_file import WRITTEN_BY, WRITTEN_FROM, Format
 from compress.models.onnx_model import OnnxModel
 from compress.models.openvino_model import OpenVinoModel
 from compress.models.ort_model import OrtModel
@@ -27,8 +29,7 @@ _FORMATS: dict[type[Any], Format] = {
     OrtModel: "ort",
     OpenVinoModel: "openvino",
 }
-_WRITERS: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort", "openvino": "openvino"}
-"""The stage that writes a format."""
+_FLOAT = "fp32"
 _OWN_BITS: frozenset[Format] = frozenset({"openvino"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
@@ -37,18 +38,23 @@ _ONE_BATCH_AT_A_TIME = ("onnxruntime-web", "onnxruntime-web-node")
 _TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
 
 
-def measurable(road: Road, form: Format = "onnx") -> dict[str, Path]:
+Options = Mapping[str, Any]
+"""Fields of the stage that writes a format, beside its defaults."""
+
+
+def measurable(road: Road, form: Format = "onnx", options: Options = MappingProxyType({})) -> dict[str, Path]:
     """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
 
-    Raises `StageError` where an output cannot be exported.
+    In a format of own bits ``options`` are for what the recipe made smaller, and for the final model: the others stay
+    what it is compared with. Raises `StageError` where an output cannot be exported.
     """
     labels = road.recipe.labels()
     wanted = [label for label in labels if _leads_to(_format(road, label), form)]
     if form in _OWN_BITS and labels[-1] not in wanted:
         wanted.append(labels[-1])
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
-    artifacts = {BASELINE: _written(road, road.recipe.baseline, form)}
-    artifacts |= {label: _written(road, label, form) for label in wanted if label != road.recipe.baseline}
+    artifacts = {BASELINE: _written(road, road.recipe.baseline, form, options)}
+    artifacts |= {label: _written(road, label, form, options) for label in wanted if label != road.recipe.baseline}
     return {**artifacts, FINAL: artifacts.get(labels[-1], artifacts[BASELINE])}
 
 
@@ -61,9 +67,9 @@ def why_not(road: Road, target: Target) -> str | None:
         found = _format(road, label)
         if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
             return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
-    tasks = STAGES[_WRITERS[form]].tasks
+    tasks = STAGES[WRITTEN_BY[form]].tasks
     if tasks is not None and task not in tasks:
-        return f"it runs {form.upper()} files, which the stage {_WRITERS[form]} does not write for {task}"
+        return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write for {task}"
     if road.task.generates:
         try:
             check_writable(road.start, form)
@@ -77,17 +83,17 @@ def check_formats(road: Road) -> None:
 
     Raises `ModelError`, rather than once the stages before them are done.
     """
-    written = {kind: form for form, kind in _WRITERS.items()}
+    written = {kind: form for form, kind in WRITTEN_BY.items()}
     for stage in road.recipe.stages if road.task.generates else ():
         if stage.kind in written:
             check_writable(road.start, written[stage.kind])
 
 
-def _written(road: Road, label: str, form: Format) -> Path:
-    return road.folder_of(_in_format(road, label, form))
+def _written(road: Road, label: str, form: Format, options: Options) -> Path:
+    return road.folder_of(_in_format(road, label, form, options))
 
 
-def _in_format(road: Road, label: str, form: Format) -> str:
+def _in_format(road: Road, label: str, form: Format, options: Options) -> str:
     """The label under which an output is to be had in a format, written now unless it was before."""
     found = _format(road, label)
     if found == form:
@@ -96,9 +102,9 @@ def _in_format(road: Road, label: str, form: Format) -> str:
     if source is None:
         before = _weights_of(road, label)
     else:
-        before = label if source == found else _in_format(road, label, source)
+        before = label if source == found else _in_format(road, label, source, {})
     written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
-    road.go_on(written, _writer(road, label, form), before)
+    road.go_on(written, _writer(road, label, form, options), before)
     return written
 
 
@@ -108,12 +114,14 @@ def _weights_of(road: Road, label: str) -> str:
     return next(one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
 
 
-def _writer(road: Road, label: str, form: Format) -> Stage[Any, Any]:
+def _writer(road: Road, label: str, form: Format, options: Options) -> Stage[Any, Any]:
     """The stage that writes an output in a format: of so many bits, or as the recipe has it, or by default."""
-    kind = _WRITERS[form]
+    kind = WRITTEN_BY[form]
     if form in _OWN_BITS:
-        return STAGES[kind].model_validate({"kind": kind, "precision": _precision(road, label)})
-    default = STAGES[kind].model_validate({"kind": kind})
+        precision = _precision(road, label)
+        chosen = options if precision != _FLOAT or label == road.recipe.labels()[-1] else {}
+        return STAGES[kind].model_validate({"kind": kind, "precision": precision, **chosen})
+    default = STAGES[kind].model_validate({"kind": kind, **options})
     return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
 
 
@@ -123,7 +131,7 @@ def _precision(road: Road, label: str) -> str:
     before = road.recipe.stages[: labels.index(label) + 1] if label != START else ()
     if any(isinstance(stage, Quantize) for stage in before):
         return "int8"
-    return "fp16" if any(isinstance(stage, Cast) for stage in before) else "fp32"
+    return "fp16" if any(isinstance(stage, Cast) for stage in before) else _FLOAT
 
 
 def _leads_to(found: Format | None, form: Format) -> bool:

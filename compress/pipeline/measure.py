@@ -29,7 +29,6 @@ from compress.report.schema import (
     SliceRecord,
 )
 from compress.runtimes import make_ready, why_unavailable
-from compress.targets import TARGETS
 
 
 @dataclass
@@ -57,14 +56,15 @@ def measure(road: Road, remeasure: bool) -> Findings:
     """
     findings = Findings(environment=environment())
     artifacts: dict[str, Path] = {}
-    for target in (TARGETS[name] for name in road.recipe.targets):
+    for profile in road.recipe.profiles():
+        target = profile.target
         reason = why_unavailable(target) or why_not(road, target) or make_ready(target, road.progress)
         if reason is not None:
             road.progress.note(f"target {target.name}: skipped, {reason}")
             findings.skipped.append(Skipped(target=target.name, reason=reason))
             continue
-        artifacts = measurable(road, target.format)
-        _measure_target(findings, TargetSession(road, target, artifacts), remeasure)
+        artifacts = measurable(road, target.format, profile.options)
+        _measure_target(findings, TargetSession(road, profile, artifacts), remeasure)
     for label in (BASELINE, FINAL) if artifacts else ():
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
@@ -99,6 +99,11 @@ def _continued(findings: Findings, session: TargetSession) -> tuple[list[Measure
 def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:
     rows, notes, machine = session.timings(remeasure)
     findings.environment |= machine
+    if elsewhere := session.profile.instead_of:
+        notes.append(
+            f"{session.target.name}: answers, times and memory are those of {session.target.runtime} on this machine; "
+            f"nothing ran on {elsewhere}"
+        )
     notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
     return rows, notes + slow_int8_notes(session, rows)
 

@@ -46,7 +46,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
         *files,
         batch_calls(session.examples(FINAL), 1, recipe.seed),
         session.target,
-        recipe.benchmark.threads,
+        session.benchmark.threads,
         _SECONDS,
         session.road.progress,
         recipe.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
 from compress.runtimes import get_runtime
 from compress.similarity import cosines, similarity_rows
-from compress.targets import Target
+from compress.targets import PROFILES, Profile, Target
 from compress.tasks.task import Examples, Task
 
 SPLIT = TEST
@@ -69,9 +70,12 @@ def answers_of(task: Task, artifact: Path, labels: Sequence[str], found: Predict
 class TargetSession:
     """The measurements of one target."""
 
-    def __init__(self, road: Road, target: Target, artifacts: Mapping[str, Path]) -> None:
+    def __init__(self, road: Road, profile: Profile, artifacts: Mapping[str, Path]) -> None:
         self.road = road
-        self.target = target
+        self.profile = profile
+        self.target = profile.target
+        changed = {} if profile.threads is None else {"threads": profile.threads}
+        self.benchmark = road.recipe.benchmark.model_copy(update=changed)
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
         self.found: dict[str, Predictions] = {}
@@ -116,6 +120,11 @@ class TargetSession:
             curves.append(CalibrationCurve(model=label, target=self.target.name, bins=tuple(kept)))
         return curves
 
+    def _told(self) -> str | dict[str, str]:
+        """What tells the target from others: its name, or all of it where the table has none such."""
+        known = PROFILES.get(self.target.name)
+        return self.target.name if known and known.target == self.target else asdict(self.target)
+
     def _key(self, kind: str, label: str, **parts: Any) -> str:
         """What an answer of a model on this target is kept under; ``parts`` are what else decides it."""
         return cache_key(
@@ -123,7 +132,7 @@ class TargetSession:
                 "kind": kind,
                 "version": _EVALUATION_VERSION,
                 "artifact": self.digests[label],
-                "target": self.target.name,
+                "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
                 **parts,
@@ -141,7 +150,7 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
-            threads = recipe.benchmark.threads
+            threads = self.benchmark.threads
             found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
             arrays: dict[str, Any] = dict(found.kept)
             arrays |= {} if found.labels is None else {_LABELS: found.labels}
@@ -183,7 +192,7 @@ class TargetSession:
         parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
 
         def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"choices of {label} on {target.name}", road.recipe.benchmark.threads
+            text, threads = f"choices of {label} on {target.name}", self.benchmark.threads
             found = choice_scores(self.artifacts[label], questions, target, threads, road.progress, text)
             (content / "scores.json").write_text(json.dumps(found))
             return {"name": f"choices of {label}"}
@@ -204,7 +213,7 @@ class TargetSession:
         texts = [[part.texts, part.pairs] for part in rated]
 
         def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"similarities by {label} on {target.name}", road.recipe.benchmark.threads
+            text, threads = f"similarities by {label} on {target.name}", self.benchmark.threads
             length = road.recipe.data.max_length
             found = cosines(self.artifacts[label], road.task, rated, length, target, threads, road.progress, text)
             (content / "cosines.json").write_text(json.dumps(found))
@@ -222,7 +231,7 @@ class TargetSession:
         prompts = prompts_of(self.examples(label), wanted)
 
         def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"continue texts with {label} on {self.target.name}", road.recipe.benchmark.threads
+            text, threads = f"continue texts with {label} on {self.target.name}", self.benchmark.threads
             found = continue_prompts(
                 self.artifacts[label], prompts, wanted.tokens, self.target, threads, road.progress, text
             )
@@ -242,9 +251,9 @@ class TargetSession:
                 "version": TIMING_VERSION,
                 "artifacts": self.digests,
                 "data": road.data.digest(SPLIT),
-                "target": self.target.name,
+                "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
-                "settings": recipe.benchmark.model_dump(),
+                "settings": self.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
                 "machine": machine,
                 "seed": recipe.seed,
@@ -255,7 +264,7 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             examples = {label: self.examples(label) for label in self.artifacts}
-            settings, place = recipe.benchmark, self.target
+            settings, place = self.benchmark, self.target
             found = time_artifacts(
                 road.task, self.artifacts, examples, place, settings, BASELINE, road.progress, recipe.seed
             )

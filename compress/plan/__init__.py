@@ -18,7 +18,7 @@ from compress.plan.sources import Sources
 from compress.recipe import Recipe
 from compress.runtimes import why_unavailable
 from compress.stages.stage import Stage
-from compress.targets import TARGETS
+from compress.targets import Profile, limit_words
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -56,7 +56,7 @@ def make_plan(
         task=recipe.task,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(name) for name in recipe.targets),
+        targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
         limits=recipe.limits,
         seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
         disk_needed_bytes=needed,
@@ -132,9 +132,12 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(name: str) -> TargetPlan:
-    reason = why_unavailable(TARGETS[name])
-    return TargetPlan(name=name, available=reason is None, reason=reason or TARGETS[name].description)
+def _target_plan(profile: Profile) -> TargetPlan:
+    reason, target = why_unavailable(profile.target), profile.target
+    about = [target.description, target.format, *limit_words(profile)]
+    about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
+    about += [f"timed on {profile.device}"] if profile.device else []
+    return TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about))
 
 
 def _missing_packages(recipe: Recipe) -> list[CompressError]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
+from compress.chosen_target import ChosenTarget
 from compress.errors import Problem, RecipeError
 from compress.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -24,14 +25,14 @@ from compress.recipe_source.document import (
 )
 from compress.recipe_source.overrides import apply_override, single_keys
 from compress.recipe_source.schema import recipe_schema
+from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.targets import TARGETS
 from compress.tasks import TASK_NAMES
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
-_Header = create_model("_Header", __base__=Recipe, stages=(Any, ()))
+_Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(Any, ()))
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -44,20 +45,25 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for option in overrides:
         apply_override(document, option)
     _check_known_names(document)
-    header = validate(_Header, {**document.values, "stages": []}, document, ())
+    header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
-    check_parts(document, parts)
+    targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
+    if "targets" in document.values:
+        targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
+    check_parts(document, parts, targets)
     if document.problems:
         raise RecipeError(sorted(document.problems, key=_reading_order))
     assert header is not None
     given = {name: getattr(header, name) for name in header.model_fields_set}
-    return Recipe(**{**given, "stages": tuple(part.stage for part in parts if part)})
+    read = {"stages": tuple(part.stage for part in parts if part)}
+    return Recipe(**{**given, **read, **({"targets": targets} if "targets" in document.values else {})})
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out; reading it gives an equal recipe."""
     values = _plain(recipe)
     values["stages"] = [{fields.pop("kind"): fields} for fields in values["stages"]]
+    values["targets"] = [entry if isinstance(entry, str) else entry.as_entry() for entry in recipe.targets]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -89,16 +95,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check_known_names(document: Document) -> None:
-    """Note an unknown task or target here, where its nearest name is known."""
+    """Note an unknown task here, where its nearest name is known."""
     task = document.values.get("task")
     if isinstance(task, str) and task not in TASK_NAMES:
         near = nearest_name(task, TASK_NAMES)
         document.problem(("task",), describe(task), f"one of {', '.join(TASK_NAMES)}", near)
-    targets = document.values.get("targets")
-    for index, name in enumerate(targets if isinstance(targets, list) else ()):
-        if isinstance(name, str) and name not in TARGETS:
-            near = nearest_name(name, list(TARGETS))
-            document.problem(("targets", index), describe(name), f"one of {', '.join(TARGETS)}", near)
 
 
 def _stage_parts(document: Document) -> list[Part | None]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from compress.chosen_target import ChosenTarget, profile_of
+from compress.chosen_target import writer as writer_of
 from compress.data.config import DataConfig, is_file_name
 from compress.models.checkpoint import Checkpoint
+from compress.models.model_file import WRITTEN_BY
 from compress.models.torch_model import TorchModel
 from compress.recipe import Benchmark, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
@@ -16,7 +20,7 @@ from compress.samples.catalog import SAMPLES
 from compress.stages import STAGES
 from compress.stages.distill import ANOTHER_STUDENT, Distill, read_and_drawn
 from compress.stages.stage import Stage
-from compress.targets import TARGETS
+from compress.targets import Profile
 from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 from compress.training.config import Training
@@ -49,14 +53,16 @@ class Part:
         return STAGES.get(self.kind)
 
 
-def check_parts(document: Document, parts: list[Part | None]) -> None:
-    """Note every problem between parts, wherever the parts it needs are valid."""
+def check_parts(document: Document, parts: list[Part | None], targets: Sequence[str | ChosenTarget] = ("cpu",)) -> None:
+    """Note every problem between parts, wherever the parts it needs are valid; ``targets`` are those that are."""
+    profiles = [profile_of(entry) for entry in targets]
     kinds = [_meant_kind(part) for part in parts]
     labels = stage_labels(kinds)
     _check_chain(document, parts)
-    _check_formats(document, [part for part in parts if part])
+    _check_formats(document, [part for part in parts if part], profiles)
     _check_references(document, parts, labels)
     _check_labels(document, parts, labels)
+    _check_limits(document, labels, [profile.name for profile in profiles])
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
     _check_students(document, [part for part in parts if part])
@@ -104,13 +110,12 @@ def _check_chain(document: Document, parts: list[Part | None]) -> None:
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
 
 
-def _check_formats(document: Document, parts: list[Part]) -> None:
+def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Profile]) -> None:
     """What a stage writes, named or brought in by a target, holds what the stages before it make."""
     writers = [(part.stage, parts[:place]) for place, part in enumerate(parts) if part.stage]
-    targets = _value(document, ("targets",), [], broken=[])
-    formats = {TARGETS[name].format for name in targets if isinstance(name, str) and name in TARGETS}
-    if "gguf" in formats and not any(part.kind == "gguf" for part in parts):
-        writers.append((STAGES["gguf"].model_validate({"kind": "gguf"}), parts))
+    for profile in profiles:
+        if WRITTEN_BY[profile.target.format] not in [part.kind for part in parts]:
+            writers.append((writer_of(profile.target.format, profile.options), parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():
             objection = writer.objects_to(part.stage) if part.whole and part.stage else None
@@ -184,8 +189,11 @@ def _check_labels(document: Document, parts: list[Part | None], labels: tuple[st
             f"the label of a stage: {_listed(labels)}",
             nearest_name(baseline, [START, *labels]),
         )
+
+
+def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence[str]) -> None:
     known = (START, "baseline", *labels)
-    targets = _value(document, ("targets",), ["cpu"])
+    whole = not any(path[:1] == ("targets",) for path in document.broken)
     limits = document.values.get("limits")
     for index in range(len(limits) if isinstance(limits, list) else 0):
         of = _value(document, ("limits", index, "of"), None)
@@ -193,7 +201,7 @@ def _check_labels(document: Document, parts: list[Part | None], labels: tuple[st
             expected = f"a model of the run: {', '.join(known)}"
             document.problem(("limits", index, "of"), describe(of), expected, nearest_name(of, list(known)))
         target = _value(document, ("limits", index, "target"), "cpu")
-        if target is not None and targets is not None and target not in targets:
+        if target is not None and whole and target not in targets:
             expected = f"one of the recipe's targets: {', '.join(targets)}"
             near = nearest_name(target, targets)
             document.problem(("limits", index, "target"), describe(target), expected, near)

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compress.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
+from compress.models.model_file import WRITTEN_BY
 from compress.recipe import Recipe
 from compress.stages import STAGES
-from compress.targets import TARGETS
+from compress.targets import PROFILES, Profile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -32,12 +34,54 @@ def recipe_schema() -> dict[str, Any]:
             {"type": "string", "enum": _bare_kinds(), "description": "a stage with all its defaults"},
         ]
     }
-    schema["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
+    schema["properties"]["targets"]["items"] = _targets(definitions)
     schema["properties"]["limits"]["items"] = {
         **schema["properties"]["limits"]["items"],
         "oneOf": [{"required": ["at_least"]}, {"required": ["at_most"]}],
     }
     return {"$schema": DIALECT, **schema}
+
+
+def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
+    """A target's name, a name with fields, a file."""
+    definitions.pop("ChosenTarget", None)
+    definitions["TargetFields"] = TargetFields.model_json_schema()
+    return {
+        "anyOf": [
+            {"type": "string", "enum": list(PROFILES), "description": "a target as `compress targets` lists it"},
+            {"type": "string", "pattern": r"\.ya?ml$", "description": "a file that describes a target of your own"},
+            {
+                "type": "object",
+                "description": "a target with fields of its own and of the stage that writes its format",
+                "properties": {profile.name: _target(profile) for profile in PROFILES.values()},
+                "additionalProperties": {
+                    "type": "object",
+                    "description": "a target of your own",
+                    "properties": {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS},
+                    "required": ["runtime"],
+                },
+                "minProperties": 1,
+                "maxProperties": 1,
+            },
+        ]
+    }
+
+
+def _target(profile: Profile) -> dict[str, Any]:
+    own = {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS if name not in DESCRIBING}
+    stages = [WRITTEN_BY[form] for form in profile.allowed]
+    options = {
+        name: _field(f"properties/stages/items/anyOf/0/properties/{kind}/properties/{name}")
+        for kind in reversed(stages)
+        for name in STAGES[kind].model_fields
+        if name != "kind"
+    }
+    fields = {**options, **own, "format": {"enum": list(profile.allowed)}}
+    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
+
+
+def _field(path: str) -> dict[str, str]:
+    return {"$ref": f"#/{path}"}
 
 
 def _stage(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:

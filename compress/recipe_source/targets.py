@@ -1,0 +1,144 @@
+"""A recipe's targets, with the lines of whatever is wrong in them or in the files that describe a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
+from compress.errors import InputError, Problem, RecipeError
+from compress.models.model_file import WRITTEN_BY
+from compress.recipe_source.document import Document, FieldPath, describe, nearest_name, read_document
+from compress.recipe_source.translate import near_or_all, salvage, validate
+from compress.stages import STAGES
+from compress.targets import OPENED_BY, PROFILES, Profile
+
+SUFFIXES = (".yaml", ".yml")
+_EXAMPLE = "name, format and runtime, such as `name: pi`, `format: onnx`, `runtime: onnxruntime`, `threads: 4`"
+
+
+def read_targets(document: Document, folder: Path, stages: Sequence[str]) -> tuple[str | ChosenTarget, ...]:
+    """The valid ones of the document's targets; of the others every problem is noted.
+
+    ``folder`` is where files are looked for, ``stages`` are the kinds of the recipe's own stages.
+    """
+    entries = document.values.get("targets")
+    if not isinstance(entries, list):
+        document.problem(("targets",), describe(entries), "a list of targets, e.g. `[cpu, browser]`")
+        return ()
+    found: dict[str, str | ChosenTarget] = {}
+    for index, entry in enumerate(entries):
+        path = ("targets", index)
+        read = _target(document, path, entry, folder, stages)
+        if read is None:
+            continue
+        name = read if isinstance(read, str) else read.name
+        if name in found:
+            document.problem(path, f"a second {name!r}", "each target once")
+        found.setdefault(name, read)
+    return tuple(found.values())
+
+
+def read_target_file(path: Path) -> Profile:
+    """The target that a file describes. Raises `InputError` with every problem: file, line, field."""
+    document = Document(str(path))
+    read = _from_file(document, (), path, ())
+    if read is None:
+        count = "1 problem" if len(document.problems) == 1 else f"{len(document.problems)} problems"
+        listed = "\n".join(f"  {problem}" for problem in document.problems)
+        raise InputError(f"The target has {count}:\n{listed}")
+    return read.profile()
+
+
+def _target(
+    document: Document, path: FieldPath, entry: Any, folder: Path, stages: Sequence[str]
+) -> str | ChosenTarget | None:
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((name, fields),) = entry.items()
+        if fields is None or isinstance(fields, dict):
+            return _chosen(document, (*path, name), name, fields or {}, stages)
+        document.problem((*path, name), describe(fields), f"the fields of {name} as a mapping")
+    elif not isinstance(entry, str):
+        document.problem(path, describe(entry), "a target's name, `{NAME: {FIELD: VALUE}}` or a file (.yaml)")
+    elif entry.endswith(SUFFIXES):
+        return _from_file(document, path, folder / entry, stages)
+    elif entry in PROFILES:
+        return entry
+    else:
+        document.problem(path, describe(entry), f"one of {', '.join(PROFILES)}", nearest_name(entry, PROFILES))
+    return None
+
+
+def _from_file(document: Document, path: FieldPath, file: Path, stages: Sequence[str]) -> ChosenTarget | None:
+    """The target of a file named at ``path``, whose problems become the document's, each with its own file and line."""
+    try:
+        own = read_document(file)
+    except RecipeError as error:
+        document.problems += [_of_a_target(problem) for problem in error.problems]
+        document.broken.add(path)
+        return None
+    fields = dict(own.values)
+    name = fields.pop("name", None)
+    read = None
+    if not isinstance(name, str) or name in PROFILES:
+        own.problem(("name",), describe(name), f"a name that is none of {', '.join(PROFILES)}")
+    elif "format" not in fields:
+        own.problem(("format",), "nothing", f"one of {', '.join(OPENED_BY)}")
+    else:
+        runtime = next((next(iter(names)) for form, names in OPENED_BY.items() if form == fields["format"]), None)
+        read = _chosen(own, (), name, {"runtime": runtime, **fields}, stages)
+    document.problems += [_of_a_target(problem) for problem in own.problems]
+    document.broken |= {path} if own.problems else set()
+    return read
+
+
+def _of_a_target(problem: Problem) -> Problem:
+    """The same, where the reader of recipes spoke of a recipe."""
+    field = "target" if problem.field == "recipe" else problem.field
+    expected = problem.expected.replace("a YAML recipe", "a YAML file that describes a target")
+    if "name, task" in expected or "name: my-model" in expected:
+        expected = f"a mapping with {_EXAMPLE}"
+    return Problem(problem.file, problem.line, field, problem.found, expected, problem.nearest)
+
+
+def _chosen(
+    document: Document, path: FieldPath, name: str, fields: dict[str, Any], stages: Sequence[str]
+) -> ChosenTarget | None:
+    """A target with changes, or of the user's own; its fields lie at ``path``."""
+    before = len(document.problems)
+    own = {field: value for field, value in fields.items() if field in OWN_FIELDS}
+    rest = {field: value for field, value in fields.items() if field not in OWN_FIELDS}
+    read = validate(TargetFields, own, document, path) or salvage(TargetFields, own) or TargetFields()
+    objection = objection_to(name, read)
+    if objection is not None:
+        field, found, expected = objection
+        near = nearest_name(name, PROFILES) if field is None else None
+        document.problem(path if field is None else (*path, field), found, expected, near)
+        return None
+    kind = WRITTEN_BY[form_of(name, read)]
+    _check_options(document, path, kind, rest, stages)
+    if len(document.problems) > before:
+        return None
+    return validate(ChosenTarget, {"name": name, **own, "options": rest}, document, path)
+
+
+def _check_options(
+    document: Document, path: FieldPath, kind: str, options: dict[str, Any], stages: Sequence[str]
+) -> None:
+    """Fields of the stage ``kind``, by its own model, where the recipe hasn't that stage itself."""
+    names = [name for name in STAGES[kind].model_fields if name != "kind"]
+    for field in _unknown(options, names):
+        near = nearest_name(field, (*OWN_FIELDS, *names))
+        expected = f"{near_or_all(None, OWN_FIELDS, 'field')}, or of the stage {kind}: {', '.join(names) or 'none'}"
+        document.problem((*path, field), "an unknown field", expected, near)
+    known = {field: value for field, value in options.items() if field in names}
+    if known and kind in stages:
+        place = f"stages.{list(stages).index(kind)}.{kind}"
+        document.problem((*path, next(iter(known))), f"a field of {kind}, a stage of this recipe", f"it at {place}")
+    elif known:
+        validate(STAGES[kind], {**known, "kind": kind}, document, path)
+
+
+def _unknown(options: Iterable[str], names: Sequence[str]) -> list[str]:
+    return [field for field in options if field not in names]

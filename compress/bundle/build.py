@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
 from compress.bundle.graph import OUTPUT, Contents, contents_of, open_graph, shape_of
+from compress.bundle.kind import Kind
+from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import (
     CARD,
     MANIFEST,
@@ -24,14 +25,12 @@ from compress.bundle.manifest import (
     Softmax,
 )
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
-from compress.bundle.selftest import TEXTS, SelfTest, make_selftest
+from compress.bundle.selftest import SelfTest, make_selftest
 from compress.bundle.signature import sign
-from compress.bundle.stand_ins import stand_ins
-from compress.bundle.templates import STAND_INS, examples, page
-from compress.bundle.text import TextRule, check_rule, find_rule, open_tokenizer
+from compress.bundle.templates import examples, page
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
-from compress.bundle.web_runtime import LICENCES, copy_web_runtime, try_in_node
+from compress.bundle.web_runtime import copy_web_runtime, try_in_node, web_licences
 from compress.errors import InputError, ModelError, StorageError
 from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
@@ -42,8 +41,6 @@ from compress.recipe import Recipe
 from compress.runtimes import get_runtime
 from compress.targets import AppProfile
 
-TASK = "text-classification"
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -53,7 +50,7 @@ class Wanted:
     recipe: Recipe
     recipe_file: Path
     profile: AppProfile
-    texts: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
     licence: str | None = None
     key: Path | None = None
     most_bytes: int | None = None
@@ -103,11 +100,11 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
 
 def _check(wanted: Wanted, output: Path, archive: Path) -> None:
     form, allowed = format_of(wanted.model), wanted.profile.bundled_formats
-    if wanted.recipe.task != TASK or form not in allowed:
+    if wanted.recipe.task not in KINDS or form not in allowed:
         raise InputError(
             f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
             where=str(wanted.model),
-            expected=f"{TASK}, {' or '.join(allowed)}",
+            expected=f"{' or '.join(KINDS)}, {' or '.join(allowed)}",
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     for place in (output, archive):
@@ -120,19 +117,19 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
     graph = model_file(folder / MODEL_FOLDER)
     contents, session = contents_of(graph), open_graph(graph)
-    shape = shape_of(session, str(graph))
+    kind = KINDS[wanted.recipe.task]
+    shape = shape_of(session, kind, str(graph))
     processor = load_processor(wanted.model)
-    rule = find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, wanted.recipe.data.max_length)
-    texts = TextRule(folder, rule)
-    cases = wanted.texts or TEXTS
-    check_rule(texts, cases, processor)
+    rule = kind.find_rule(folder, processor, wanted.recipe.data.max_length)
+    inputs = kind.make_cases(folder, rule, wanted.samples, processor)
     version = get_runtime("onnxruntime").build()
-    test = make_selftest(session, texts, cases, contents.integers, f"onnxruntime {version}")
+    made_with = f"onnxruntime {version}"
+    test = make_selftest(session, kind.open(folder, rule), inputs, OUTPUT, contents.integers, made_with)
     profile = wanted.profile
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
-        task=TASK,
+        task=kind.task,
         target=profile.name,
         runtime=Runtime(
             name=profile.app_runtime,
@@ -146,21 +143,22 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         outputs=shape.outputs,
         preprocessing=rule,
         postprocessing=Softmax(output=OUTPUT, labels=_labels(wanted.model, test)),
-        licences=(*licences, *LICENCES) if profile.version else licences,
+        licences=(*licences, *web_licences(kind.tokenizes)) if profile.version else licences,
         provenance=find_provenance(wanted.recipe, wanted.recipe_file, wanted.model.parent),
         files={},
     )
-    return _write(folder, manifest, profile, test, progress), contents
+    return _write(folder, manifest, kind, profile, test, progress), contents
 
 
-def _write(folder: Path, manifest: Manifest, profile: AppProfile, test: SelfTest, progress: Progress) -> Manifest:
-    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, profile).encode()}
-    written |= examples(manifest, profile)
+def _write(
+    folder: Path, manifest: Manifest, kind: Kind, profile: AppProfile, test: SelfTest, progress: Progress
+) -> Manifest:
+    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile).encode()}
+    written |= examples(manifest, kind, profile)
     if profile.version is not None:
-        copy_web_runtime(folder / RUNTIME_FOLDER, progress)
-        written |= page(manifest, [case.text for case in test.cases])
-        listed = stand_ins(open_tokenizer(folder / manifest.preprocessing.tokenizer))
-        written |= {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
+        copy_web_runtime(folder / RUNTIME_FOLDER, kind.tokenizes, progress)
+        written |= page(manifest, kind, test.cases)
+        written |= kind.more_for_page(folder, manifest.preprocessing)
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 
+from compress.bundle.kind import Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
 from compress.targets import AppProfile
 
+_MANY, _FEW = 20, 5
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
-def model_card(manifest: Manifest, profile: AppProfile) -> str:
+def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
     """What the model is for, how it was measured, how an app runs it, and what is not known of it."""
-    rule, end = manifest.preprocessing, manifest.postprocessing
+    labels = manifest.postprocessing.labels
+    one, too_large = kind.in_words(manifest.preprocessing)
+    some = ", ".join(labels) if len(labels) <= _MANY else f"{len(labels)} labels, e.g. {', '.join(labels[:_FEW])}"
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     short = licence.lower()
     head = [f"license: {short}"] if _IDENTIFIER.match(short) else ["license: other", f"license_name: {_yaml(licence)}"]
@@ -25,14 +29,14 @@ def model_card(manifest: Manifest, profile: AppProfile) -> str:
         "---",
         f"# {manifest.name}",
         "",
-        f"A {manifest.task} model for {profile.target.description}. A text gets one of: {', '.join(end.labels)}.",
+        f"A {manifest.task} model for {profile.target.description}. {one} gets one of: {some}.",
         "",
         "## Run it",
         "",
-        *_steps(manifest, profile),
+        *_steps(manifest, kind, profile),
         "",
-        f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has texts, their ids and their scores.",
-        f"Texts of more than {rule.max_length} tokens are cut off at the end.",
+        f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has {kind.many} as they are prepared, and scores.",
+        too_large,
         "",
         "## Measured",
         "",
@@ -40,8 +44,8 @@ def model_card(manifest: Manifest, profile: AppProfile) -> str:
         "",
         "## Limits",
         "",
-        "What it learned from decides what it is good for: ask it about texts of that kind and language. A probability",
-        "is the model's own; how well it is calibrated stands in the report of the run, where there is one.",
+        f"What it learned from decides what it is good for: ask it about {kind.many} of that kind. A probability is",
+        "the model's own; how well it is calibrated stands in the report of the run, where there is one.",
         "",
         "## Licences",
         "",
@@ -51,7 +55,7 @@ def model_card(manifest: Manifest, profile: AppProfile) -> str:
     return "\n".join(lines)
 
 
-def _steps(manifest: Manifest, profile: AppProfile) -> list[str]:
+def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
     runtime = f"{manifest.runtime.package} {manifest.runtime.minimum_version} or newer"
     if profile.version is not None:
         return [
@@ -66,8 +70,9 @@ def _steps(manifest: Manifest, profile: AppProfile) -> list[str]:
         "1. `compress bundle-verify .` finds a changed byte and runs the self-test"
         f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",
         f"2. Take the runtime ({runtime}) into your app, and the folder `model/`.",
-        f"3. Begin with {files}; texts become ids by `preprocessing` in the manifest, and nothing else.",
-        "4. Run the cases of the self-test on the device once: ids must be equal, scores within its tolerance.",
+        f"3. Begin with {files}; {kind.many} are prepared by `preprocessing` in the manifest, and nothing else.",
+        "4. Run the cases of the self-test on the device once: ids must be equal, or pixels within 0.0001, and scores",
+        "   within its tolerance.",
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.bundle.kind import Kind
 from compress.bundle.manifest import TensorRecord
 from compress.errors import ModelError
 from compress.runtimes import get_runtime
@@ -13,17 +14,12 @@ from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS
 
 _CPU = TARGETS["cpu"]
-MEANINGS = {
-    "input_ids": "token ids, one text a row",
-    "attention_mask": "1 for a token, 0 for padding",
-    "logits": "one score a class, in the order of the labels",
-}
 OUTPUT = "logits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
 
 
 class Shape(NamedTuple):
-    """Of a text classifier's graph."""
+    """Of a graph."""
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
@@ -45,28 +41,29 @@ def open_graph(path: Path) -> Session:
     return get_runtime(_CPU.runtime).open(path, _CPU, 1)
 
 
-def shape_of(session: Session, where: str) -> Shape:
-    """Its inputs and outputs. Raises `ModelError` for a graph that no text classifier has."""
+def shape_of(session: Session, kind: Kind, where: str) -> Shape:
+    """Its inputs and outputs. Raises `ModelError` for a graph that no model of that kind has."""
     inputs, outputs = session.input_types, session.output_types
-    unknown = sorted((inputs.keys() | outputs.keys()) - MEANINGS.keys())
-    missing = sorted({"input_ids", OUTPUT} - (inputs.keys() | outputs.keys()))
-    if unknown or missing:
+    names = inputs.keys() | outputs.keys()
+    if names - kind.meanings.keys() or kind.required - names:
+        optional = sorted(kind.meanings.keys() - kind.required)
+        perhaps = f", perhaps {', '.join(optional)}" if optional else ""
         raise ModelError(
             f"The graph takes {', '.join(inputs)} and gives {', '.join(outputs)}.",
             where=where,
-            expected=f"input_ids, perhaps attention_mask, and {OUTPUT}: those of a text classifier",
+            expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.task}",
             mend="write it with the stage export of `compress`",
         )
-    return Shape(_records(inputs), _records(outputs))
+    return Shape(_records(inputs, kind), _records(outputs, kind))
 
 
-def _records(types: Mapping[str, TensorType]) -> tuple[TensorRecord, ...]:
+def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord, ...]:
     return tuple(
         TensorRecord(
             name=name,
             dtype=found.dtype,
             shape=tuple("any" if axis is None else axis for axis in found.shape),
-            meaning=MEANINGS[name],
+            meaning=kind.meanings[name],
         )
         for name, found in types.items()
     )

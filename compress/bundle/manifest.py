@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import BundleError
 
@@ -55,6 +55,70 @@ class Tokenize(Entry):
     suffix_ids: tuple[int, ...]
     pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs."""
+        return (self.tokenizer,)
+
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+Channels = Literal["RGB", "BGR", "L"]
+
+
+class Resize(Entry):
+    """To ``height`` by ``width``; or until the shorter side has ``shortest_edge``, the longer one rounded down.
+
+    The filter is as wide as it takes to see every pixel (antialias), and each axis is rounded to 8 bits, the horizontal
+    one first: `PIL.Image.resize`.
+    """
+
+    filter: Literal["bilinear", "bicubic", "lanczos"]
+    height: Side | None = None
+    width: Side | None = None
+    shortest_edge: Side | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.height is None) != (self.width is None) or (self.height is None) == (self.shortest_edge is None):
+            raise ValueError("either height and width, or shortest_edge")
+        return self
+
+
+class Crop(Entry):
+    """The middle, half a pixel to the upper left where that is none; zeros where the image is smaller."""
+
+    height: Side
+    width: Side
+
+
+class PrepareImage(Entry):
+    """Image -> floats of shape [1, channels, height, width], step by step in the order of the fields.
+
+    The image is turned upright as its EXIF tag says, laid on white where it is transparent, and taken as ``channels``
+    of 8 bits, whatever its colour profile.
+    """
+
+    kind: Literal["prepare-image"] = "prepare-image"
+    input: str
+    channels: Channels = Field(description="L is 0.299 R + 0.587 G + 0.114 B")
+    layout: Literal["NCHW"] = "NCHW"
+    resize: Resize | None = None
+    center_crop: Crop | None = None
+    rescale_factor: float = Field(1.0, gt=0, description="each value is multiplied by it")
+    mean: tuple[float, ...] = Field(description="subtracted then, one a channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="each value is divided by it at last")
+
+    @model_validator(mode="after")
+    def _each_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == len(self.channels):
+            raise ValueError(f"mean and std have one value for each of {self.channels}")
+        return self
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
 
 class Softmax(Entry):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
@@ -94,24 +158,33 @@ class Provenance(Entry):
     measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
 
 
+_PREPARED = {"text-classification": "tokenize", "image-classification": "prepare-image"}
+
+
 class Manifest(Entry):
     """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
-    task: Literal["text-classification"]
+    task: Literal["text-classification", "image-classification"]
     target: str
     runtime: Runtime
     model: str = Field(description="path of the graph")
     opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
-    preprocessing: Tokenize
+    preprocessing: Annotated[Tokenize | PrepareImage, Field(discriminator="kind")]
     postprocessing: Softmax
     licences: tuple[Licence, ...]
     provenance: Provenance
     files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> Self:
+        if self.preprocessing.kind != _PREPARED[self.task]:
+            raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
+        return self
 
     def sealed(self) -> bytes:
         """The bytes of `manifest.json`: one way to write them, so that any other byte is a change."""

@@ -1,44 +1,26 @@
-"""`selftest.json`: texts with the ids and scores that they must give, for whoever runs the model elsewhere."""
+"""`selftest.json`: inputs, how they are prepared and the scores that they must give, for whoever runs the model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, ValidationError
 
+from compress.bundle.image import ImageCase
+from compress.bundle.kind import Case, Kind, Way
 from compress.bundle.manifest import SELFTEST, Entry
-from compress.bundle.text import TextRule
-from compress.errors import BundleError
-from compress.runtimes.runtime import Session
+from compress.bundle.text import TextCase
+from compress.errors import BundleError, InputError, StageError
+from compress.runtimes.runtime import Batch, Session
 
 SCHEMA = 1
-TEXTS = (
-    "A lovely, moving film with a clever plot.",
-    "Dull, noisy and far too long.",
-    "I don't know what to think of it.",
-    "",
-    "Ein schöner Film; das Ende überrascht!",
-    "Прекрасный фильм 👍🏽",
-    "这部电影非常好看。 映画は退屈だった。",
-    "فيلم رائع बढ़िया फिल्म",
-    "tabs\tand  spaces, 3.14 %, <b>tags</b> & naïve café: 👩‍👩‍👧 ok",
-    "very " * 600 + "long",
-)
-"""What nobody's data holds: plain words, other scripts, emoji, nothing at all, and more than any model reads."""
 FLOAT_SHARE, INTEGER_SHARE = 1e-3, 0.05
 """Of the span of all expected outputs: what rounding may change. Integers are summed alike everywhere but on
 processors where they saturate, yet a float that is rounded another way now and then falls on the next integer."""
-
-
-class Case(Entry):
-    """One text, the ids that it has, and the model's scores for it alone."""
-
-    text: str
-    input_ids: tuple[int, ...]
-    logits: tuple[float, ...]
+_SHOWN = 8
 
 
 class SelfTest(Entry):
@@ -47,7 +29,7 @@ class SelfTest(Entry):
     schema_version: int = Field(SCHEMA, alias="schema")
     made_with: str = Field(description="runtime and version that gave the scores")
     tolerance: float = Field(gt=0)
-    cases: tuple[Case, ...] = Field(min_length=1)
+    cases: tuple[TextCase, ...] | tuple[ImageCase, ...] = Field(min_length=1)
 
     def to_bytes(self) -> bytes:
         """The file's contents."""
@@ -57,55 +39,69 @@ class SelfTest(Entry):
         return f'{head},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
 
 
-def make_selftest(session: Session, rule: TextRule, texts: Sequence[str], integers: bool, made_with: str) -> SelfTest:
-    """Ask the model each text alone, as an app does."""
-    cases = []
-    for text in texts:
-        ids = rule.ids(text)
-        cases.append(Case(text=text, input_ids=tuple(ids), logits=tuple(answer(session, ids))))
-    scores = np.array([case.logits for case in cases])
+def make_selftest(
+    session: Session, way: Way, inputs: Sequence[Case], output: str, integers: bool, made_with: str
+) -> SelfTest:
+    """Ask the model each input alone, as an app does."""
+    cases = [
+        case.model_copy(update={"logits": tuple(answer(session, way.feed(case), output))}).model_dump()
+        for case in inputs
+    ]
+    scores = np.array([case["logits"] for case in cases])
     share = INTEGER_SHARE if integers else FLOAT_SHARE
-    tolerance = float(max(np.ptp(scores), 1e-3) * share)
-    return SelfTest(made_with=made_with, tolerance=float(f"{tolerance:.3g}"), cases=tuple(cases))
+    tolerance = float(f"{max(np.ptp(scores), 1e-3) * share:.3g}")
+    return SelfTest.model_validate({"made_with": made_with, "tolerance": tolerance, "cases": cases})
 
 
-def answer(session: Session, ids: Sequence[int]) -> list[float]:
-    """The scores of one text, to seven figures: what a float32 holds."""
-    row = np.array([ids], dtype=np.int64)
-    found = session.predict({"input_ids": row, "attention_mask": np.ones_like(row)})["logits"]
-    return [float(f"{value:.7g}") for value in found[0].tolist()]
+def answer(session: Session, feed: Batch, output: str) -> list[float]:
+    """The scores of one input, to seven figures: what a float32 holds."""
+    return [float(f"{value:.7g}") for value in session.predict(feed)[output][0].tolist()]
 
 
-def read_selftest(folder: Path) -> SelfTest:
-    """Raises `BundleError` for a file that is none."""
+def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
+    """Of that kind of input, with files that are ``listed``. Raises `BundleError` for a file that is none."""
     path = folder / SELFTEST
     try:
-        return SelfTest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        test = SelfTest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
+    if not all(isinstance(case, kind.case) for case in test.cases):
+        raise BundleError(f"The {SELFTEST} does not have {kind.many}, which {kind.task} takes.", where=str(path))
+    unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
+    if unlisted:
+        raise BundleError(f"The {SELFTEST} uses files that are not listed: {', '.join(unlisted)}.", where=str(path))
+    return test
 
 
-def run_selftest(test: SelfTest, session: Session, rule: TextRule, where: str) -> float:
-    """The largest difference of a score, in tolerances. Raises `BundleError` where ids or scores are others."""
+def run_selftest(test: SelfTest, session: Session, way: Way, output: str, where: str) -> float:
+    """The largest difference of a score, in tolerances. Raises `BundleError` where input or scores are others."""
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
-        ids = rule.ids(case.text)
-        if ids != list(case.input_ids):
-            raise _failed(where, number, case, f"ids {ids[:12]}", f"{list(case.input_ids[:12])}")
-        scores = answer(session, ids)
+        other = way.difference(case)
+        if other is not None:
+            raise _failed(where, number, case, *other)
+        try:
+            scores = answer(session, way.feed(case), output)
+        except (InputError, StageError) as error:
+            raise _failed(where, number, case, str(error), "an input that the model takes") from error
         if len(scores) != len(case.logits):
             raise _failed(where, number, case, f"{len(scores)} scores", f"{len(case.logits)}")
         apart = float(np.max(np.abs(np.array(scores) - np.array(case.logits))))
         if not apart <= test.tolerance:
-            expected = f"{list(case.logits)} within {test.tolerance:g}"
-            raise _failed(where, number, case, f"scores {scores}", expected)
+            expected = f"{_some(case.logits)} within {test.tolerance:g}"
+            raise _failed(where, number, case, f"scores {_some(scores)}", expected)
         worst = max(worst, apart / test.tolerance)
     return worst
 
 
+def _some(scores: Sequence[float]) -> str:
+    more = f" and {len(scores) - _SHOWN} more" if len(scores) > _SHOWN else ""
+    return f"{list(scores[:_SHOWN])}{more}"
+
+
 def _failed(where: str, number: int, case: Case, found: str, expected: str) -> BundleError:
     return BundleError(
-        f"The self-test fails at case {number}, {case.text[:40]!r}: {found}.",
+        f"The self-test fails at case {number}, {case.shown}: {found}.",
         where=where,
         expected=expected,
         mend="on x86 without VNNI 8-bit products saturate: `compress doctor MODEL --target x86-avx2` says whether "

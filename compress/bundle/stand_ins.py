@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+STAND_INS = "stand_ins.json"
 Class = Literal["word", "apart", "gone", "space"]
 PLANES = (range(0x20, 0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))
 """Code points that have a meaning, or may be given one."""

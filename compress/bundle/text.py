@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from compress.bundle.manifest import Tokenize
+import numpy as np
+
+from compress.bundle.kind import Case, Rule
+from compress.bundle.manifest import MODEL_FOLDER, Manifest, Tokenize
+from compress.bundle.stand_ins import STAND_INS, stand_ins
 from compress.errors import BundleError, ModelError
+from compress.runtimes.runtime import Batch
 
 _PROBE = "a"
+_SAMPLES = (
+    "A lovely, moving film with a clever plot.",
+    "Dull, noisy and far too long.",
+    "I don't know what to think of it.",
+    "",
+    "Ein schöner Film; das Ende überrascht!",
+    "Прекрасный фильм 👍🏽",
+    "这部电影非常好看。 映画は退屈だった。",
+    "فيلم رائع बढ़िया फिल्म",
+    "tabs\tand  spaces, 3.14 %, <b>tags</b> & naïve café: 👩‍👩‍👧 ok",
+    "very " * 600 + "long",
+)
+"""What nobody's data holds: plain words, other scripts, emoji, nothing at all, and more than any model reads."""
+_SHOWN, _SHOWN_LENGTH, _IDS = 3, 60, 12
+
+
+class TextCase(Case):
+    """One text and the ids that it has."""
+
+    text: str
+    input_ids: tuple[int, ...]
+
+    @property
+    def shown(self) -> str:
+        """Its beginning."""
+        return repr(self.text[:40])
 
 
 class TextRule:
@@ -17,13 +50,100 @@ class TextRule:
 
     def __init__(self, folder: Path, rule: Tokenize) -> None:
         self.rule = rule
-        self._tokenizer = open_tokenizer(folder / rule.tokenizer)
+        self.tokenizer = open_tokenizer(folder / rule.tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """The ids of one text, at most ``max_length`` of them."""
-        own = self._tokenizer.encode(text, add_special_tokens=False).ids
+        own = self.tokenizer.encode(text, add_special_tokens=False).ids
         room = self.rule.max_length - len(self.rule.prefix_ids) - len(self.rule.suffix_ids)
         return [*self.rule.prefix_ids, *own[:room], *self.rule.suffix_ids]
+
+    def feed(self, case: TextCase) -> Batch:
+        """Ids and mask of one text, [1, tokens]."""
+        row = np.array([self.ids(case.text)], dtype=np.int64)
+        return {"input_ids": row, "attention_mask": np.ones_like(row)}
+
+    def difference(self, case: TextCase) -> tuple[str, str] | None:
+        """Its ids here and in the case, where they differ."""
+        ids = self.ids(case.text)
+        if ids == list(case.input_ids):
+            return None
+        return f"ids {ids[:_IDS]}", f"{list(case.input_ids[:_IDS])}"
+
+
+class _Texts:
+    """Classifiers of texts."""
+
+    task = "text-classification"
+    many = "texts"
+    templates = "text"
+    case: type[Case] = TextCase
+    meanings: Mapping[str, str] = {
+        "input_ids": "token ids, one text a row",
+        "attention_mask": "1 for a token, 0 for padding",
+        "logits": "one score a class, in the order of the labels",
+    }
+    required = frozenset({"input_ids", "logits"})
+    tokenizes = True
+
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Rule:
+        """See `Kind`."""
+        return find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, max_length)
+
+    def open(self, folder: Path, rule: Rule) -> TextRule:
+        """See `Kind`."""
+        assert isinstance(rule, Tokenize)
+        return TextRule(folder, rule)
+
+    def make_cases(self, folder: Path, rule: Rule, samples: Sequence[str], processor: Any) -> Sequence[TextCase]:
+        """See `Kind`. A sample is a text."""
+        way, texts = self.open(folder, rule), samples or _SAMPLES
+        check_rule(way, texts, processor)
+        return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
+
+    def more_for_page(self, folder: Path, rule: Rule) -> dict[str, bytes]:
+        """Characters that a browser would class otherwise."""
+        listed = stand_ins(self.open(folder, rule).tokenizer)
+        return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
+
+    def helpers(self, examples: Sequence[str]) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def in_page(self, manifest: Manifest, cases: Sequence[TextCase]) -> dict[str, str]:
+        """The tokenizer, and short texts to try."""
+        assert isinstance(manifest.preprocessing, Tokenize)
+        shown = [case.text for case in cases if 0 < len(case.text) <= _SHOWN_LENGTH][:_SHOWN] or ["Hello"]
+        buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
+        return {
+            "tokenizer": escape(manifest.preprocessing.tokenizer),
+            "first": escape(shown[0]),
+            "examples": "\n".join(buttons),
+        }
+
+    def in_code(self, manifest: Manifest) -> dict[str, str]:
+        """The rule, and how each input is made of ids."""
+        rule = manifest.preprocessing
+        assert isinstance(rule, Tokenize)
+        names = [entry.name for entry in manifest.inputs]
+        kotlin = {"input_ids": "ids", "attention_mask": "LongArray(ids.size) { 1 }"}
+        swift = {"input_ids": "ids.map(Int64.init)", "attention_mask": "ids.map { _ in 1 }"}
+        return {
+            "prefix": ", ".join(map(str, rule.prefix_ids)),
+            "suffix": ", ".join(map(str, rule.suffix_ids)),
+            "max_length": str(rule.max_length),
+            "tokenizer": rule.tokenizer,
+            "inputs_kotlin": ", ".join(f'"{name}" to {kotlin[name]}' for name in names),
+            "inputs_swift": ", ".join(f'"{name}": {swift[name]}' for name in names),
+        }
+
+    def in_words(self, rule: Rule) -> tuple[str, str]:
+        """See `Kind`."""
+        assert isinstance(rule, Tokenize)
+        return "A text", f"Texts of more than {rule.max_length} tokens are cut off at the end."
+
+
+TEXTS = _Texts()
 
 
 def find_rule(folder: Path, file: str, processor: Any, max_length: int) -> Tokenize:
@@ -55,8 +175,8 @@ def check_rule(rule: TextRule, texts: Sequence[str], processor: Any) -> None:
         wanted = list(processor(text, truncation=True, max_length=rule.rule.max_length)["input_ids"])
         if rule.ids(text) != wanted:
             raise ModelError(
-                f"The tokenizer cannot be described to an app: of {text[:60]!r} it makes {wanted[:12]}, the rule "
-                f"{rule.ids(text)[:12]}.",
+                f"The tokenizer cannot be described to an app: of {text[:60]!r} it makes {wanted[:_IDS]}, the rule "
+                f"{rule.ids(text)[:_IDS]}.",
                 expected="special tokens before and after a text's own, as tokenizer.json alone gives them",
             )
 

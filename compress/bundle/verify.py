@@ -9,10 +9,10 @@ from typing import Any
 
 from compress.bundle.archive import unpack
 from compress.bundle.graph import contents_of, open_graph, shape_of
+from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, read_manifest
 from compress.bundle.selftest import read_selftest, run_selftest
 from compress.bundle.signature import check_signature
-from compress.bundle.text import TextRule
 from compress.errors import BundleError, InputError
 from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
@@ -23,7 +23,8 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Verified:
-    """What was proven. ``worst`` is the largest difference of a score in the self-test, in tolerances."""
+    """What was proven. ``cases`` are the self-test's, texts or pictures (``of``), ``worst`` the largest difference of
+    a score in it, in tolerances."""
 
     name: str
     target: str
@@ -31,6 +32,7 @@ class Verified:
     files: int
     size_bytes: int
     cases: int
+    of: str
     worst: float
     signer: str | None
 
@@ -61,9 +63,10 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     model = folder / manifest.model
     session = open_graph(model)
     _check_shape(manifest, folder, model, session)
-    rule = TextRule(folder, manifest.preprocessing)
-    test = read_selftest(folder)
-    worst = run_selftest(test, session, rule, str(folder))
+    kind = KINDS[manifest.task]
+    way = kind.open(folder, manifest.preprocessing)
+    test = read_selftest(folder, kind, manifest.files)
+    worst = run_selftest(test, session, way, manifest.postprocessing.output, str(folder))
     size = sum(record.size_bytes for record in manifest.files.values())
     return Verified(
         name=manifest.name,
@@ -72,13 +75,14 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
         files=len(manifest.files),
         size_bytes=size,
         cases=len(test.cases),
+        of=kind.many,
         worst=worst,
         signer=fingerprint,
     )
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    for name in (*manifest.files, manifest.model, manifest.preprocessing.tokenizer):
+    for name in (*manifest.files, manifest.model, *manifest.preprocessing.uses):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
             raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
@@ -92,7 +96,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         parts = [f"missing: {_some(listed - found)}"] if listed - found else []
         parts += [f"not listed: {_some(found - listed)}"] if found - listed else []
         raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
-    unlisted = {manifest.model, manifest.preprocessing.tokenizer} - listed
+    unlisted = {manifest.model, *manifest.preprocessing.uses} - listed
     if unlisted:
         raise BundleError(f"The {MANIFEST} uses files that it does not list: {_some(unlisted)}.", where=str(folder))
     for name, record in manifest.files.items():
@@ -107,21 +111,24 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 def _check_shape(manifest: Manifest, folder: Path, model: Path, session: Session) -> None:
     """Compare what the manifest says of the model with the model."""
-    shape = shape_of(session, str(model))
+    shape = shape_of(session, KINDS[manifest.task], str(model))
     for kind, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
         if said != true:
             raise _lie(folder, kind, _words(said), _words(true))
     opsets = contents_of(model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
+    names, end = [entry.name for entry in shape.outputs], manifest.postprocessing
+    if end.output not in names:
+        raise _lie(folder, f"that the scores are in {end.output!r}", "", ", ".join(names))
     labels = artifact_labels(folder / MODEL_FOLDER)
-    if manifest.postprocessing.labels != labels:
-        raise _lie(folder, "labels", str(manifest.postprocessing.labels), str(labels))
+    if end.labels != labels:
+        raise _lie(folder, "labels", str(end.labels), str(labels))
 
 
 def _lie(folder: Path, kind: str, said: str, true: str) -> BundleError:
     return BundleError(
-        f"The {MANIFEST} says {kind} {said}.",
+        f"The {MANIFEST} says {kind} {said}".rstrip() + ".",
         where=str(folder / MANIFEST),
         expected=f"{true}, as the model has them",
         mend="bundle the model anew; do not trust this bundle",

@@ -15,10 +15,14 @@ from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, TOKENIZERS, WASM
 
 FOLDER = "runtime"
 _SECONDS = 300
-LICENCES = tuple(
-    Licence(of=f"{FOLDER}: {package.requirement}", licence=licence)
-    for package, licence in zip(PACKAGES.packages, ("MIT, (c) Microsoft Corporation", "Apache-2.0"), strict=True)
-)
+_LICENCES = ("MIT, (c) Microsoft Corporation", "Apache-2.0")
+
+
+def web_licences(tokenizes: bool) -> tuple[Licence, ...]:
+    """Of what `copy_web_runtime` puts into a bundle."""
+    parts = zip(PACKAGES.packages, _LICENCES, strict=True)
+    found = [Licence(of=f"{FOLDER}: {package.requirement}", licence=licence) for package, licence in parts]
+    return tuple(found if tokenizes else found[:1])
 
 
 def try_in_node(folder: Path, progress: Progress) -> None:
@@ -44,15 +48,17 @@ def try_in_node(folder: Path, progress: Progress) -> None:
         )
 
 
-def copy_web_runtime(folder: Path, progress: Progress) -> None:
-    """Put the runtime and its licences into ``folder``; fetched with npm if the cache has not got it.
+def copy_web_runtime(folder: Path, tokenizes: bool, progress: Progress) -> None:
+    """Put the runtime, with tokenizers or without, and its licences into ``folder``; npm fetches what is not cached.
 
     Raises `SampleError` where npm can't, or gives another file than the pinned one.
     """
     found = fetch(PACKAGES, cache_root(), progress, verify=True)
     folder.mkdir()
-    for name in (SCRIPT, WASM, TOKENIZERS):
+    for name in (SCRIPT, WASM):
         shutil.copyfile(found / name, folder / name)
-    shutil.copyfile(found.parent / "LICENSE-tokenizers.txt", folder / "LICENSE-tokenizers.txt")
     licence = (files("compress.bundle") / "web" / "LICENSE-onnxruntime-web.txt").read_bytes()
     (folder / "LICENSE-onnxruntime-web.txt").write_bytes(licence)
+    if tokenizes:
+        shutil.copyfile(found / TOKENIZERS, folder / TOKENIZERS)
+        shutil.copyfile(found.parent / "LICENSE-tokenizers.txt", folder / "LICENSE-tokenizers.txt")

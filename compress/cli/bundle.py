@@ -18,7 +18,9 @@ def bundle(
     ] = None,
     sample: Annotated[
         list[str] | None,
-        typer.Option(help="A text for the self-test and the page, in place of the built-in ones; may be repeated."),
+        typer.Option(
+            help="A text or a picture's path, for the self-test and the page, in place of built-in ones; repeatable."
+        ),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The model's licence, e.g. apache-2.0.")] = None,
     sign: Annotated[
@@ -70,7 +72,7 @@ def bundle_verify(
     typer.echo(
         f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"
     )
-    typer.echo(f"self-test: {done.cases} texts, scores within {done.worst:.1%} of the tolerance")
+    typer.echo(f"self-test: {done.cases} {done.of}, scores within {done.worst:.1%} of the tolerance")
     typer.echo(
         f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have sealed it anew"
     )

@@ -1,4 +1,4 @@
-"""The toy classifier's run and its bundle, made once."""
+"""The toy classifiers' runs and their bundles, made once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_bundles import wanted_of, write_run
+from toy_bundles import wanted_of, write_image_run, write_run
 
 from compress.bundle.build import Bundle, build
 from compress.progress import SilentProgress
@@ -14,14 +14,22 @@ from compress.progress import SilentProgress
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's folder."""
+    """The tiny text model's folder."""
     return write_run(tmp_path_factory.mktemp("bundle") / "run")
 
 
 @pytest.fixture(scope="session")
-def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its bundle for Android, which has the most examples; not to be changed."""
-    return build(wanted_of(run, "android"), tmp_path_factory.mktemp("made") / "toy", SilentProgress())
+def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Of each kind one for Android, which has the most examples; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    runs = {"text": run, "image": write_image_run(folder / "image-run")}
+    return {kind: build(wanted_of(run, "android"), folder / kind, SilentProgress()) for kind, run in runs.items()}
+
+
+@pytest.fixture(scope="session")
+def made(bundles: dict[str, Bundle]) -> Bundle:
+    """The one of texts."""
+    return bundles["text"]
 
 
 @pytest.fixture

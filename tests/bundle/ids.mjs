@@ -6,4 +6,4 @@ const { openBundle, wasm } = await import(pathToFileURL(`${folder}/answer.mjs`))
 const read = (path) => readFile(`${folder}/${path}`);
 wasm.wasmBinary = await read("runtime/ort-wasm-simd-threaded.wasm");
 const bundle = await openBundle(read);
-process.stdout.write(JSON.stringify(JSON.parse(await readFile(lines)).map(bundle.encode)));
+process.stdout.write(JSON.stringify(JSON.parse(await readFile(lines)).map(bundle.prepare)));

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 import shutil
 import subprocess
-import threading
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.bundle.build import Bundle, build
@@ -41,7 +39,6 @@ MANY_NAMES = {
     "HIRAGANA",
 }
 EMOJI = ("👩‍👩‍👧", "👍🏽", "🏳️‍🌈", "🇩🇪", "1️⃣", "❤️", "😀", "🧑🏿‍🚀")
-OUTSIDE = "http://outside.invalid/x"
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +76,8 @@ def expected(page: Bundle, text: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def port(page: Bundle) -> Iterator[int]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(page.folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
-
-
-SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =>
-  [row.children[0].textContent, parseFloat(row.children[2].textContent)]))"""
+    with serve(page.folder) as found:
+        yield found
 
 
 @pytest.mark.browser
@@ -99,7 +86,7 @@ def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chrom
     with open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for("document.body && document.body.dataset.answer")
-        tab.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        go_offline(tab)
         for text in ("dull and far too long", "ein Film über 映画 👍🏽, " * 20):
             tab.evaluate(
                 f"document.getElementById('text').value = {json.dumps(text)}; document.body.dataset.answer = ''"
@@ -109,13 +96,7 @@ def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chrom
             right = expected(page, text)
             assert answer == max(right, key=lambda label: right[label])
             assert tab.evaluate(SHOWN) == pytest.approx(right, abs=0.06)
-        assert tab.errors == []
-        own = f"http://127.0.0.1:{port}/"
-        assert len(tab.requests) > 8
-        assert [address for address in tab.requests if not address.startswith((own, "data:"))] == []
-        # The page's policy stops what its script would ask of others, before it is sent.
-        tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
-        assert OUTSIDE not in tab.requests
+        assert_asks_nobody(tab, port)
 
 
 @pytest.mark.slow

@@ -24,13 +24,21 @@ from compress.bundle.signature import sign
 from compress.bundle.verify import verify
 from compress.errors import BundleError, InputError
 
-TRIES = 200
+TRIES = 120
+
+
+@pytest.fixture(params=["text", "image"])
+def made(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> Bundle:
+    """Each kind's."""
+    return bundles[request.param]
 
 
 def test_a_whole_bundle_passes(made: Bundle) -> None:
+    expected = {"text-classification": ("toy", 10, "texts"), "image-classification": ("toy-images", 6, "pictures")}
     for path in (made.folder, made.archive):
         found = verify(path)
-        assert (found.name, found.cases, found.signer) == ("toy", 10, None)
+        assert (found.name, found.cases, found.of) == expected[made.manifest.task]
+        assert found.signer is None
         assert found.worst < 0.01
 
 
@@ -104,15 +112,32 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("made", "change", "expected"),
     [
-        (_set("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
-        (_set("outputs.0.dtype", "float16"), "says outputs logits float16"),
-        (_set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
-        (_set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
-        (_set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
-        (_set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
+        ("text", _set("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
+        ("text", _set("outputs.0.dtype", "float16"), "says outputs logits float16"),
+        ("text", _set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
+        ("text", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("text", _set("postprocessing.output", "scores"), "says that the scores are in 'scores'"),
+        ("text", _set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
+        ("text", _set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
+        (
+            "image",
+            _set("inputs.0.shape", ["batch", 3, 16, 15]),
+            r"says inputs pixel_values float32 \['batch', 3, 16, 15\]",
+        ),
+        ("image", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("image", _set("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
+        ("image", _set("preprocessing.center_crop.height", 17), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.channels", "BGR"), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.input", "pixels"), "case 1, 'samples/1.png'"),
     ],
+    indirect=["made"],
 )
 def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     reseal(bundle, change)
@@ -228,3 +253,37 @@ def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path:
         verify(tmp_path / "again.zip")
     with pytest.raises(BundleError, match="zip is damaged"):
         verify(made.folder / MANIFEST)
+
+
+def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    change(test)
+    (bundle / "selftest.json").write_text(json.dumps(test))
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "expected"),
+    [
+        ("image", _set("cases.0.image", "../../etc/hosts"), "uses files that are not listed: ../../etc/hosts"),
+        ("image", _set("cases.0.image", "README.md"), "picture of the self-test cannot be read"),
+        ("image", _set("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
+        ("image", _set("cases.0.pixels", []), "prepared values"),
+        ("image", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
+        ("text", _set("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
+    ],
+    indirect=["made"],
+)
+def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    _edit(bundle, change)
+    reseal(bundle)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("made", ["text"], indirect=True)
+def test_preprocessing_of_another_kind_is_no_manifest(bundle: Path, bundles: dict[str, Bundle]) -> None:
+    other = bundles["image"].manifest.preprocessing.model_dump(mode="json")
+    fields = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps({**fields, "preprocessing": other}))
+    with pytest.raises(BundleError, match="prepare-image is no preprocessing for text-classification"):
+        verify(bundle)

@@ -1,4 +1,4 @@
-"""A classifier written down by hand, mean of embeddings and a matrix; and ways to bundle it."""
+"""Classifiers written down by hand, one of texts and one of images; and ways to bundle them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from compress.bundle.build import Wanted
 from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
@@ -75,6 +76,48 @@ def write_run(folder: Path) -> Path:
     OnnxModel(graph(), "model.onnx", {}).save(model)
     tokenizer().save_pretrained(model)
     (model / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": dict(enumerate(LABELS))}))
+    return folder
+
+
+IMAGE_RECIPE = """name: toy-images
+task: image-classification
+model: ./nowhere
+data: {splits: {train: ./train, test: ./test}}
+stages: [export]
+"""
+SIDE = 16
+IMAGE_MATRIX = _CHANCE.normal(size=(3 * SIDE * SIDE, len(LABELS))).astype(np.float32)
+
+
+def image_graph() -> onnx.ModelProto:
+    """Pixels, flat, times a matrix."""
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])
+    nodes = [
+        helper.make_node("Flatten", ["pixel_values"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
+    ]
+    made = helper.make_graph(nodes, "toy", [pixels], [logits], [numpy_helper.from_array(IMAGE_MATRIX, "matrix")])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_image_run(folder: Path) -> Path:
+    """The same of a classifier of images: resized, its middle cut out."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(IMAGE_RECIPE)
+    OnnxModel(image_graph(), "model.onnx", {}).save(model)
+    size, crop = {"shortest_edge": SIDE + 4}, {"height": SIDE, "width": SIDE}
+    processor = ViTImageProcessorPil(
+        size=size,
+        crop_size=crop,
+        do_center_crop=True,
+        resample=3,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    )
+    processor.save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": dict(enumerate(LABELS))}))
     return folder
 
 

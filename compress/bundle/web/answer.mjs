@@ -1,5 +1,6 @@
-// Answers texts as manifest.json says; the page and examples/run.mjs share this file.
-import { Tokenizer } from "./runtime/tokenizers.min.mjs";
+// Answers as manifest.json says; the page and examples/run.mjs share this file. What becomes of an input before the model
+// sees it is in prepare.mjs.
+import { openPreparation } from "./prepare.mjs";
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 
 ort.env.wasm.numThreads = 1; // more threads need a server that sends COOP and COEP headers
@@ -12,59 +13,45 @@ export async function openBundle(read) {
   const json = async (path) => JSON.parse(new TextDecoder().decode(await read(path)));
   const started = ort.InferenceSession.create(Uint8Array.from(atob(SMALLEST), (mark) => mark.charCodeAt(0)));
   const manifest = await json("manifest.json");
-  const { preprocessing: rule, postprocessing: end } = manifest;
-  const config = rule.tokenizer.replace("tokenizer.json", "tokenizer_config.json");
-  // Characters that this tokenizer would class by other tables than the one that the model learned with.
-  const listed = "stand_ins.json" in manifest.files ? json("stand_ins.json") : [];
-  const files = [json(rule.tokenizer), json(config), listed, read(manifest.model), started];
-  const [definition, settings, standIns, model, smallest] = await Promise.all(files);
+  const { output, labels } = manifest.postprocessing;
+  const [way, model, smallest] = await Promise.all([openPreparation(manifest, json), read(manifest.model), started]);
   await smallest.release();
-  const tokenizer = new Tokenizer({ ...definition, truncation: null, padding: null }, settings);
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
 
-  const code = (point) => `\\u{${point.toString(16)}}`;
-  const classed = standIns.map(({ ranges, by }) => [
-    new RegExp(`[${ranges.map(([first, last]) => `${code(first)}-${code(last)}`).join("")}]`, "gu"),
-    by,
-  ]);
-
-  /** The ids of a text: special ones before and after as many of its own as there is room for. */
-  function encode(text) {
-    const { prefix_ids: prefix, suffix_ids: suffix } = rule;
-    const clear = classed.reduce((known, [pattern, by]) => known.replace(pattern, by), text);
-    const own = tokenizer.encode(clear, { add_special_tokens: false }).ids;
-    return [...prefix, ...own.slice(0, rule.max_length - prefix.length - suffix.length), ...suffix];
+  /** The model's scores for a prepared input, one a label. */
+  async function score(prepared) {
+    const given = way.feed(prepared);
+    const feed = Object.fromEntries(session.inputNames.map((name) => [name, new ort.Tensor(...given[name])]));
+    return Array.from((await session.run(feed))[output].data);
   }
 
-  /** The model's scores for ids, one a label. */
-  async function score(ids) {
-    const row = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-    const given = { input_ids: row(ids), attention_mask: row(ids.map(() => 1)) };
-    const feed = Object.fromEntries(session.inputNames.map((name) => [name, given[name]]));
-    return Array.from((await session.run(feed))[end.output].data);
-  }
-
-  /** [{label, score}] of a text, likeliest first; scores sum to 1. */
-  async function classify(text) {
-    const scores = await score(encode(text));
+  /** [{label, score}] of an input, likeliest first; scores sum to 1. */
+  async function classify(input) {
+    const scores = await score(way.prepare(input));
     const highest = Math.max(...scores);
     const powers = scores.map((value) => Math.exp(value - highest));
     const sum = powers.reduce((a, b) => a + b, 0);
-    return end.labels.map((label, index) => ({ label, score: powers[index] / sum })).sort((a, b) => b.score - a.score);
+    return labels.map((label, index) => ({ label, score: powers[index] / sum })).sort((a, b) => b.score - a.score);
   }
 
-  return { manifest, encode, score, classify };
+  return { manifest, prepare: way.prepare, difference: way.difference, score, classify };
 }
 
-/** Runs every case of selftest.json; throws where ids or scores are others, else gives the largest difference. */
-export async function selftest(bundle, test) {
+/**
+ * Runs every case of selftest.json, whose input `inputOf` gives. Throws where it is prepared otherwise or scores are
+ * others, else gives the largest difference of a score.
+ */
+export async function selftest(bundle, test, inputOf) {
   let worst = 0;
-  for (const { text, input_ids: expected, logits } of test.cases) {
-    const ids = bundle.encode(text);
-    if (String(ids) !== String(expected)) throw new Error(`other ids of ${JSON.stringify(text.slice(0, 40))}: ${ids}`);
-    const found = await bundle.score(ids);
-    const apart = Math.max(...found.map((value, index) => Math.abs(value - logits[index])));
-    if (!(apart <= test.tolerance)) throw new Error(`scores ${found}, expected ${logits} within ${test.tolerance}`);
+  for (const known of test.cases) {
+    const prepared = bundle.prepare(await inputOf(known));
+    const other = bundle.difference(prepared, known);
+    if (other) throw new Error(other);
+    const found = await bundle.score(prepared);
+    const apart = Math.max(...found.map((value, index) => Math.abs(value - known.logits[index])));
+    if (!(apart <= test.tolerance)) {
+      throw new Error(`scores ${found.slice(0, 8)}, expected ${known.logits.slice(0, 8)} within ${test.tolerance}`);
+    }
     worst = Math.max(worst, apart);
   }
   return worst;

@@ -1,0 +1,46 @@
+"""A bundle's page on a port, and what holds of every page: it works offline and asks nobody."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from compress.runtimes.chromium import Page
+
+OUTSIDE = "http://outside.invalid/x"
+SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =>
+  [row.children[0].textContent, parseFloat(row.children[2].textContent)]))"""
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[int]:
+    """The port of the loopback address where the folder is served."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def go_offline(tab: Page) -> None:
+    """From here on nothing is answered over the network."""
+    tab.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+
+
+def assert_asks_nobody(tab: Page, port: int) -> None:
+    """It asked its own server alone, no script failed, and its policy stops what it would ask of others."""
+    assert tab.errors == []
+    own = (f"http://127.0.0.1:{port}/", f"blob:http://127.0.0.1:{port}/", "data:")
+    assert len(tab.requests) > 8
+    assert [address for address in tab.requests if not address.startswith(own)] == []
+    # The page's policy stops what its script would ask of others, before it is sent.
+    tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
+    assert OUTSIDE not in tab.requests

@@ -99,6 +99,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node"), ("ort",), threads=1
         ),
+        Profile(Target("browser-webgpu", "onnxruntime-web", "webgpu", "the page on a graphics card"), threads=1),
         Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
         AppProfile(
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),

@@ -49,7 +49,7 @@ def make_ready(target: Target, progress: Progress) -> str | None:
     runtime = get_runtime(target.runtime)
     try:
         if isinstance(runtime, Fetches):
-            runtime.fetch(progress)
+            runtime.fetch(target, progress)
     except (SampleError, StorageError) as error:
         return error.what
     return None

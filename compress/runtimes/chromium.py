@@ -20,10 +20,11 @@ from compress.errors import InputError, StageError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _QUIET = (
-    *("--headless", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-default-apps"),
+    *("--headless", "--no-first-run", "--disable-sync", "--disable-default-apps"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--no-pings"),
     "--disable-features=OptimizationHints,MediaRouter,DialMediaRouteProvider",
 )
+_NO_GPU, _WEBGPU = ("--disable-gpu",), ("--enable-unsafe-webgpu", "--enable-features=Vulkan")
 _CHUNK = 1 << 20
 _SECONDS = 60.0
 
@@ -118,15 +119,19 @@ class Page:
 
 
 @contextmanager
-def open_page(*options: str, program: str | None = None) -> Iterator[Page]:
-    """A blank page in a fresh profile, which nothing else shares. Raises `InputError` without a Chromium."""
+def open_page(*options: str, program: str | None = None, webgpu: bool = False) -> Iterator[Page]:
+    """A blank page in a fresh profile, which nothing else shares; ``webgpu`` lets it use the graphics card.
+
+    Raises `InputError` without a Chromium.
+    """
     found = program or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         raise InputError("There is no Chromium on PATH.", mend="install one (Debian: apt-get install chromium)")
     # Chromium refuses its sandbox to root.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        command = [found, *_QUIET, *sandbox, f"--user-data-dir={home}", "--remote-debugging-pipe", *options]
+        gpu = _WEBGPU if webgpu else _NO_GPU
+        command = [found, *_QUIET, *gpu, *sandbox, f"--user-data-dir={home}", "--remote-debugging-pipe", *options]
         theirs_in, to_browser = os.pipe()
         from_browser, theirs_out = os.pipe()
         browser = _start(command, theirs_in, theirs_out, Path(home))

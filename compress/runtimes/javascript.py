@@ -21,6 +21,7 @@ from compress.runtimes.loopback import Loopback
 _FOLDER = files("compress.runtimes") / "web"
 _SECONDS = 600.0
 _TAIL_CHARACTERS = 2000
+_GRAPHICS = ("dri/renderD*", "nvidia0", "dxg")
 
 
 class FailedError(Exception):
@@ -53,12 +54,12 @@ class Chromium:
     most_threads = 1024
     """As many as one likes."""
 
-    def __init__(self, server: Loopback) -> None:
+    def __init__(self, server: Loopback, webgpu: bool = False) -> None:
         self._server = server
         for name in ("page.html", "session.mjs"):
             server.put(name, (_FOLDER / name).read_bytes())
         with ExitStack() as stack:
-            self._page = stack.enter_context(open_page())
+            self._page = stack.enter_context(open_page(webgpu=webgpu))
             self._page.call("Page.navigate", url=f"{server.address}page.html")
             self._page.wait_for("globalThis.session !== undefined")
             self._stack = stack.pop_all()
@@ -94,7 +95,7 @@ class Node:
     most_threads = 1
     """The build for pages has its threads in Web Workers, which Node has not."""
 
-    def __init__(self, server: Loopback) -> None:
+    def __init__(self, server: Loopback, webgpu: bool = False) -> None:
         program = shutil.which("node")
         if program is None:
             raise InputError("There is no node on PATH.", mend="install Node.js (Debian: apt-get install nodejs)")
@@ -152,6 +153,19 @@ def lacking_chromium() -> str | None:
     if find_chromium() is None:
         return "there is no Chromium on PATH (Debian: apt-get install chromium)"
     return None
+
+
+@functools.cache
+def lacking_webgpu() -> str | None:
+    """Why a page has no WebGPU here, or ``None``; a device is looked for before a browser is started to ask it."""
+    if not any(any(Path("/dev").glob(pattern)) for pattern in _GRAPHICS):
+        return "there is no graphics device (/dev/dri), so that Chromium has no WebGPU adapter"
+    with Loopback() as server, open_page(webgpu=True) as page:
+        server.put("page.html", b"")
+        page.call("Page.navigate", url=f"{server.address}page.html")  # only a page of a secure origin is given one
+        page.wait_for("document.readyState === 'complete'")
+        found = page.evaluate("navigator.gpu?.requestAdapter().then((it) => it && !it.info.isFallbackAdapter)")
+    return None if found else "Chromium gives its pages no WebGPU adapter of a graphics card; its driver may be missing"
 
 
 def lacking_node() -> str | None:

@@ -23,6 +23,7 @@ from compress.runtimes.javascript import (
     find_chromium,
     lacking_chromium,
     lacking_node,
+    lacking_webgpu,
     peak_bytes,
     processor_seconds,
     version_of,
@@ -31,11 +32,14 @@ from compress.runtimes.loopback import Loopback
 from compress.runtimes.onnxruntime_failures import cannot_open
 from compress.runtimes.runtime import Batch, TensorType
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
-from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, WASM
+from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, WASM, WEBGPU_PACKAGES, WEBGPU_SCRIPT, WEBGPU_WASM
 from compress.targets import WEB_VERSION, Target
 
 WEIGHTS = ("_data", ".data")
 """What the name of a file of weights beside a graph has after the graph's, by transformers.js's and torch's custom."""
+_WEBGPU = "webgpu"
+_BUILDS = {"wasm": (PACKAGES, SCRIPT, WASM), _WEBGPU: (WEBGPU_PACKAGES, WEBGPU_SCRIPT, WEBGPU_WASM)}
+"""By provider: what is fetched, and its script and WebAssembly."""
 _BATCH = "batch"
 _INVALID_ARGUMENT = re.compile(r"ERROR_CODE: 2\b")
 _WORDS = re.compile(r".*?ERROR_MESSAGE: ")
@@ -46,9 +50,10 @@ class WebSession:
 
     def __init__(self, server: Loopback, host: Host, graph: Path, provider: str, threads: int) -> None:
         self._server, self._host, self._where = server, host, str(graph)
-        folder = fetch(PACKAGES, cache_root(), SilentProgress())
-        server.put(WASM, folder / WASM)
-        order = {"address": server.address, "script": host.module(folder / SCRIPT), "wasm": WASM}
+        packages, script, wasm = _BUILDS[provider]
+        folder = fetch(packages, cache_root(), SilentProgress())
+        server.put(wasm, folder / wasm)
+        order = {"address": server.address, "script": host.module(folder / script), "wasm": wasm}
         started = self._ask("start", {**order, "threads": threads, "device": provider})
         self.runtime_bytes = peak_bytes(host.process)
         opened = self._open(graph)
@@ -66,8 +71,8 @@ class WebSession:
             "intra_op_threads": threads,
             "execution": "sequential",
             "graph_optimization": "all",
-            "script": SCRIPT,
-            "wasm": WASM,
+            "script": script,
+            "wasm": wasm,
             "cross_origin_isolated": started["isolated"],
         }
 
@@ -179,7 +184,7 @@ class OnnxRuntimeWeb:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
         with ExitStack() as stack:
             server = stack.enter_context(Loopback())
-            host: Host = self._host(server)
+            host: Host = self._host(server, webgpu=target.provider == _WEBGPU)
             stack.callback(host.close)
             session = WebSession(server, host, graphs[0], target.provider, min(threads, self._host.most_threads))
             weakref.finalize(session, stack.pop_all().close)
@@ -189,18 +194,21 @@ class OnnxRuntimeWeb:
         """Why this machine lacks the target: no browser or no Node, or nothing to fetch onnxruntime-web with."""
         if not Path("/proc/self/status").exists():
             return "what it takes of memory and processor is read from Linux's /proc, which this system hasn't"
-        lacking = self._lacking()
+        if target.provider not in _BUILDS:
+            return f"onnxruntime-web has no {target.provider} (it has {', '.join(_BUILDS)})"
+        lacking = self._lacking() or (lacking_webgpu() if target.provider == _WEBGPU else None)
         if lacking is not None:
             return lacking
-        if damage(cache_root() / entry_name(PACKAGES)) and shutil.which("npm") is None:
+        packages, _, _ = _BUILDS[target.provider]
+        if damage(cache_root() / entry_name(packages)) and shutil.which("npm") is None:
             return (
                 f"onnxruntime-web {WEB_VERSION} is fetched with npm, which is not on PATH (Debian: apt-get install npm)"
             )
         return None
 
-    def fetch(self, progress: Progress) -> None:
+    def fetch(self, target: Target, progress: Progress) -> None:
         """See `Fetches.fetch`."""
-        fetch(PACKAGES, cache_root(), progress)
+        fetch(_BUILDS[target.provider][0], cache_root(), progress)
 
     def build(self) -> str:
         """The version of onnxruntime-web, and of what runs its WebAssembly."""

@@ -105,7 +105,7 @@ class TimesItself(Protocol):
 class Fetches(Protocol):
     """A runtime that is no package of Python's and is fetched when a target is wanted for the first time."""
 
-    def fetch(self, progress: Progress) -> None:
+    def fetch(self, target: Target, progress: Progress) -> None:
         """Fetch what isn't there yet. Raises `SampleError` where it can't be had, `StorageError` without room."""
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from compress.errors import InputError, ModelError
 from compress.models.model_file import model_file
 from compress.models.ort_conversion import convert
 from compress.progress import SilentProgress
-from compress.runtimes import get_runtime, make_ready, why_unavailable
+from compress.runtimes import get_runtime, javascript, make_ready, why_unavailable
 from compress.runtimes.runtime import TensorType, TimesItself
 from compress.samples.fetch import cache_root, fetch
 from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, WASM
@@ -143,6 +144,18 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     failing(tmp_path / "npm")
     assert why_unavailable(TARGETS["browser"]) is None
     assert "cannot be fetched: npm error the network is down" in str(make_ready(TARGETS["browser"], SilentProgress()))
+
+
+def test_webgpu_is_asked_for_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TARGETS["browser-webgpu"]
+    assert (target.provider, target.runtime) == ("webgpu", "onnxruntime-web")
+    monkeypatch.setattr("compress.runtimes.javascript._GRAPHICS", ("no-such-device",))
+    javascript.lacking_webgpu.cache_clear()
+    monkeypatch.setattr("compress.runtimes.javascript.find_chromium", lambda: "chromium")
+    assert "no graphics device" in str(make_ready(target, SilentProgress()))
+    other = replace(target, provider="cuda")
+    assert "has no cuda (it has wasm, webgpu)" in str(why_unavailable(other))
+    javascript.lacking_webgpu.cache_clear()
 
 
 def failing(program: Path) -> None:

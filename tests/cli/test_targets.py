@@ -43,7 +43,8 @@ def test_every_target_is_available_or_says_why_not() -> None:
 
 def test_the_list_reads_as_text() -> None:
     text = list_targets()
-    assert "cpu          ONNX Runtime on this machine's processor; onnx\n             available\n" in text
+    width = max(map(len, TARGETS))
+    assert f"{'cpu':<{width}}  ONNX Runtime on this machine's processor; onnx\n{'':<{width}}  available\n" in text
     assert "measured on this machine instead of an Android phone\n" in text
 
 

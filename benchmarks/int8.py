@@ -59,12 +59,13 @@ from compress.tasks.task import Examples
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = (
-    "minilm-int8",
-    "embeddings-small",
-    "efficientnet-int8",
-    "fashion-conv-qat",
-    "fashion-vit-qat",
-    "whisper-int8",
+    FOLDER / "minilm-int8.yaml",
+    Path(__file__).parent / "embeddings-int8.yaml",
+    FOLDER / "embeddings-small.yaml",
+    FOLDER / "efficientnet-int8.yaml",
+    FOLDER / "fashion-conv-qat.yaml",
+    FOLDER / "fashion-vit-qat.yaml",
+    FOLDER / "whisper-int8.yaml",
 )
 OTHERS = {"efficientnet-int8": DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"})}
 """Where the test split is small: examples without labels on which answers are compared with fp32's."""
@@ -84,7 +85,7 @@ def main(
     """Print a table for each model as it is done, and where ours is behind. Raises `CompressError`."""
     quiet_libraries()
     progress = ConsoleProgress()
-    roads = [_road(path, artifacts, progress) for path in recipes or [FOLDER / f"{name}.yaml" for name in RECIPES]]
+    roads = [_road(path, artifacts, progress) for path in recipes or RECIPES]
     if again:
         _check_judged(roads)
     shares = {road.recipe.name: WEIGHT_OF_SPEECH if road.task.name == SPEECH else 1 for road in roads}

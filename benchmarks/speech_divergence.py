@@ -90,6 +90,10 @@ def _ways(whole: OnnxModel, calibration: Windows) -> Mapping[str, OnnxModel]:
         "encoder in static INT8": made(encoder=static()),
         "decoder in 8 bits": made(decoder=few[8]),
         "decoder in 4 bits": made(decoder=few[4]),
+        "decoder in 4 bits with zero points": made(
+            decoder=quantize_matrices(second, FewBits(4, 32, symmetric=False))[0]
+        ),
+        "decoder in 4 bits, blocks of 16": made(decoder=quantize_matrices(second, FewBits(4, 16))[0]),
         "decoder in 8 bits, its table in 4": made(decoder=quantize_matrices(table[4], FewBits(8, 32))[0]),
         "decoder in 4 bits, its table in 8": made(decoder=quantize_matrices(table[8], FewBits(4, 32))[0]),
         "both as the recipe has them": made(encoder=dynamic, decoder=few[4]),

@@ -19,6 +19,7 @@ from compress.errors import InputError
 from compress.measurement import Measurement
 from compress.models.onnx_model import OnnxModel
 from compress.progress import SilentProgress
+from compress.recipe_source import read_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -117,6 +118,11 @@ def test_again_without_tables_names_the_recipes_and_measures_nothing(bench: Any,
     with pytest.raises(InputError, match="minilm-int8, whisper-int8") as caught:
         bench.main([bench.FOLDER / f"{name}.yaml" for name in ("minilm-int8", "whisper-int8")], tmp_path, 1, True, None)
     assert "--minutes 0" in str(caught.value) and not any(tmp_path.iterdir())
+
+
+def test_every_recipe_of_the_contest_makes_integers(bench: Any) -> None:
+    kinds = {path.stem: {stage.kind for stage in read_recipe(path).stages} for path in bench.RECIPES}
+    assert len(kinds) == len(bench.RECIPES) and all(found & {"quantize", "qat"} for found in kinds.values())
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def pictures() -> Sequence[bytes]:
     """
     return [
         _png(array)
-        for array in (_landscape(320, 240), _fruit(200), _tiles(480, 360), _stripes(97, 301), _noise(61, 43))
+        for array in (_landscape(400, 300), _fruit(200), _tiles(480, 360), _stripes(97, 301), _noise(61, 43))
     ] + [_png(_noise(3, 2))]
 
 
@@ -40,15 +40,15 @@ def _noise(width: int, height: int) -> np.ndarray:
 
 
 def _landscape(width: int, height: int) -> np.ndarray:
-    """A sky in steps, a sun, and hills of sines."""
-    y, x = np.mgrid[0:height, 0:width] / height
-    steps = (np.floor(y * 24) / 24)[..., None]
-    found = (1 - steps) * np.array(_SKY[0]) + steps * np.array(_SKY[1])
+    """A sky, a sun, and hills of sines; edges are means of 3 by 3 points."""
+    y, x = np.mgrid[0 : 3 * height, 0 : 3 * width] / (3 * height)
+    row = (np.floor(y * height) / height)[..., None]
+    found = (1 - row) * np.array(_SKY[0]) + row * np.array(_SKY[1])
     found[np.hypot(x - 0.95, y - 0.38) < 0.12] = _SUN
     for number, colour in enumerate(_HILLS):
         ridge = 0.55 + 0.15 * number + 0.07 * np.sin(x * (5 - number) + 2.3 * number) + 0.02 * np.sin(17 * x + number)
         found[y > ridge] = colour
-    return np.asarray(found, np.uint8)
+    return np.asarray(found.reshape(height, 3, width, 3, 3).mean(axis=(1, 3)), np.uint8)
 
 
 def _fruit(side: int) -> np.ndarray:

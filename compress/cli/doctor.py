@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +15,21 @@ from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference
+    from compress.inspect.departures import Comparison
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _LITTLE_DISK_BYTES = 5_000_000_000
 _LITTLE_MEMORY_BYTES = 4_000_000_000
 _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found, and the records behind it."""
+
+    findings: list[Finding]
+    differences: Sequence[OperatorDifference] = ()
+    answers: Comparison | None = None
 
 
 def doctor(
@@ -30,7 +40,8 @@ def doctor(
     target: Annotated[
         str | None,
         typer.Option(
-            help="With MODEL: cpu (this machine), or a kind of processor: x86-avx2, x86-vnni, arm64, linux-arm64."
+            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or a "
+            "target whose file is compared with the float one, value by value: ort, openvino, browser."
         ),
     ] = None,
     recipe: Annotated[
@@ -39,7 +50,10 @@ def doctor(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="With MODEL: its float file, to time both layer by layer; default: that of the run's cache."),
+        typer.Option(
+            help="With MODEL: its float file, to time both layer by layer or compare their values; default: that of "
+            "the run's cache."
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of that.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
@@ -50,28 +64,29 @@ def doctor(
     from compress.environment import environment
 
     machine = environment()
-    differences: list[OperatorDifference] = []
     if model is None:
         _refuse_options({"--target": target, "--recipe": recipe, "--against": against})
-        findings = _of_machine(machine)
+        seen = _Seen(_of_machine(machine))
     else:
-        findings, differences = _of_model(model, target, recipe, against, seconds)
-    failed = any(finding.level == "problem" for finding in findings)
+        seen = _of_model(model, target, recipe, against, seconds)
+    failed = any(finding.level == "problem" for finding in seen.findings)
     if json_:
-        report = {"ok": not failed, "findings": [asdict(f) for f in findings], "environment": machine}
-        records = [each.model_dump(mode="json") for each in differences]
+        report = {"ok": not failed, "findings": [asdict(f) for f in seen.findings], "environment": machine}
+        records = [each.model_dump(mode="json") for each in seen.differences]
         if len(records) == 1:
             report["difference"] = records[0]
         elif records:
             report["differences"] = records
+        if seen.answers is not None:
+            report["answers"] = asdict(seen.answers)
         typer.echo(json.dumps(report, indent=2))
     else:
-        for finding in findings:
+        for finding in seen.findings:
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
-        for difference in differences:
-            _show(difference, named=len(differences) > 1)
+        for difference in seen.differences:
+            _show(difference, named=len(seen.differences) > 1)
     if failed:
         raise typer.Exit(1)
 
@@ -107,26 +122,30 @@ def _of_machine(machine: dict[str, Any]) -> list[Finding]:
     ]
 
 
-def _of_model(
-    model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float
-) -> tuple[list[Finding], list[OperatorDifference]]:
+def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings
     from compress.cli.doctor_speed import speed_findings
     from compress.errors import InputError
+    from compress.targets import PROCESSORS, TARGETS
 
+    progress = ConsoleProgress()
     here = target in (None, "cpu")
+    if not here and target in TARGETS and target not in PROCESSORS:
+        from compress.cli.doctor_answers import answer_findings
+
+        found, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
+        return _Seen(found, answers=answers)
     if not here and against is not None:
         raise InputError(
             f"--against is timed on this machine, and --target {target} is not this one.",
             expected="--target cpu, or none, with --against",
         )
-    progress = ConsoleProgress()
     findings = list(model_findings(model, target, recipe, progress))
     if not here:
-        return findings, []
+        return _Seen(findings)
     more, differences = speed_findings(model, recipe, against, seconds, progress)
-    return [*findings, *more], differences
+    return _Seen([*findings, *more], differences)
 
 
 def _installation() -> Iterator[Finding]:

@@ -57,23 +57,14 @@ def _has_recipe(model: Path) -> bool:
 
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
     """The float file that a run's integers were made of, if its cache still has it."""
-    import json
-
-    from compress.cache import Cache
+    from compress.cli.run_outputs import outputs_of, run_of
     from compress.pipeline.slow_int8_note import INTEGERS
 
     kinds = [stage.kind for stage in recipe.stages]
     if not any(kind in INTEGERS for kind in kinds) or "export" not in kinds:
         return None
-    label = recipe.labels()[kinds.index("export")]
-    run = next((place for place in (model, model.parent, model / "latest") if (place / "report.json").is_file()), None)
-    if run is None:
-        return None
-    stages = json.loads((run / "report.json").read_text(encoding="utf-8")).get("stages", [])
-    key = next((stage["key"] for stage in stages if stage["name"] == label), None)
-    artifacts = run.resolve().parents[2]
-    entry = Cache(artifacts / "cache").peek(key) if key is not None and (artifacts / "cache").is_dir() else None
-    return None if entry is None else entry.folder
+    run = run_of(model)
+    return None if run is None else outputs_of(run).get(recipe.labels()[kinds.index("export")])
 
 
 def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:

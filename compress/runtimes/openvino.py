@@ -79,11 +79,7 @@ class OpenVinoRuntime:
         try:
             return _compiled(_core().read_model(graph), str(graph), threads)
         except RuntimeError as error:
-            raise ModelError(
-                f"OpenVINO cannot open the IR: {_reason(error)}",
-                where=str(graph),
-                mend="write it again with the stage openvino, or copy the folder again with all of its files",
-            ) from error
+            raise _cannot_open(graph, error) from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
@@ -102,6 +98,29 @@ def open_bytes(model: OpenVinoModel, threads: int) -> OpenVinoSession:
 
     weights = openvino.Tensor(np.frombuffer(model.weights, np.uint8))
     return _compiled(_core().read_model(model.graph, weights), "the stage's graph", threads)
+
+
+def read_model(artifact: Path) -> openvino.Model:
+    """The graph of the one IR of ``artifact``, a folder or the file. Raises `ModelError`."""
+    graph = find_ir(artifact)
+    weights_of(graph)
+    try:
+        return _core().read_model(graph)
+    except RuntimeError as error:
+        raise _cannot_open(graph, error) from error
+
+
+def compile_model(model: openvino.Model) -> openvino.CompiledModel:
+    """A graph that was changed, as it would run here, with one thread."""
+    return _core().compile_model(model, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": 1})
+
+
+def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
+    return ModelError(
+        f"OpenVINO cannot open the IR: {_reason(error)}",
+        where=str(graph),
+        mend="write it again with the stage openvino, or copy the folder again with all of its files",
+    )
 
 
 @functools.cache

@@ -76,6 +76,8 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path):
         diagnose("--against", "float.onnx")
     with pytest.raises(InputError, match="--against is timed on this machine"):
         diagnose(str(save(tmp_path)), "--target", "x86-avx2", "--against", str(tmp_path))
+    with pytest.raises(InputError, match="are not to be had on the target 'llama-cpp'"):
+        diagnose(str(tmp_path), "--target", "llama-cpp")
     with pytest.raises(InputError, match="no processor 'pentium'"):
         diagnose(str(tmp_path), "--target", "pentium")
     with pytest.raises(InputError, match="no model in"):

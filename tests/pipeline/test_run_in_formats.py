@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import typer
 from tiny_run import Notes, load, write_all
+from typer.testing import CliRunner
 
+from compress.cli.doctor import doctor
+from compress.cli.run_outputs import outputs_of
+from compress.errors import InputError
+from compress.models.ort_file import read_ort
 from compress.pipeline.run import run
 
+NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
+
+
+def diagnose(*options: str | Path) -> dict[str, Any]:
+    """What `compress doctor` says in JSON; it ends well, since nothing needs mending before a run."""
+    app = typer.Typer()
+    app.command()(doctor)
+    answer = CliRunner().invoke(app, [*map(str, options), "--json"])
+    if answer.exception is not None:
+        raise answer.exception
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
 
 
 def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=STAGES, targets=["cpu", "ort"]))
-    report = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
+    done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    report = done.report
     assert not report.skipped
     for model in ("baseline", "export", "final"):
         here, there = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
@@ -28,20 +51,41 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(tmp_path: Path)
     assert size["cpu"] is not None and size["ort"] is not None and size["cpu"].value != size["ort"].value
     speed = report.find("final", "speedup", "ort")
     assert speed is not None and speed.value > 0
+    found = diagnose(done.folder, "--target", "ort")
+    assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] < 16
+    assert found["findings"][0]["what"].startswith("ort: none of ") and found["findings"][0]["level"] == "ok"
 
 
 def test_a_run_that_ends_in_that_format_ships_it(tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=[*STAGES, "ort"], targets=["cpu", "ort"]))
     done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
-    assert (done.folder / "model" / "model.ort").is_file() and (done.folder / "model" / "tokenizer.json").is_file()
+    shipped = done.folder / "model" / "model.ort"
+    assert shipped.is_file() and (done.folder / "model" / "tokenizer.json").is_file()
     assert [(one.target, "ORT" in one.reason) for one in done.report.skipped] == [("cpu", True)]
     found = {one.check: one.found for one in done.report.integrity if one.stage == "ort"}
     assert found["predictions"] == "finite and not constant"
+    broken = tmp_path / "broken"
+    shutil.copytree(shipped.parent, broken)
+    content = bytearray(shipped.read_bytes())
+    (norm,) = (one for one in read_ort(bytes(content), shipped).tensors if one.name == NORM)
+    content[norm.start : norm.start + norm.bytes] = (norm.values(bytes(content)) * np.float32(2)).tobytes()
+    (broken / "model.ort").write_bytes(content)
+    recipe_file = done.folder / "recipe.yaml"
+    with pytest.raises(InputError, match="Nothing says what the file should answer"):
+        diagnose(broken, "--target", "ort", "--recipe", recipe_file)
+    said = diagnose(broken, "--target", "ort", "--recipe", recipe_file, "--against", outputs_of(done.folder)["export"])
+    assert [one["layer"] for one in said["answers"]["departures"]] == [NORM.removesuffix(".weight")]
+    assert (
+        said["findings"][0]["level"] == "warning"
+        and f"in {NORM.removesuffix('.weight')}" in said["findings"][0]["what"]
+    )
+    assert "are not the reference's" in said["findings"][0]["advice"]
 
 
 def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=STAGES, targets=[{"android": {"threads": 1}}, "openvino"], limits=[]))
-    report = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
+    done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    report = done.report
     assert not report.skipped
     assert [note for note in report.notes if "nothing ran on an Android phone" in note]
     for model in ("baseline", "final"):
@@ -54,3 +98,6 @@ def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
     parameters = [report.find(model, "parameters", "openvino") for model in ("baseline", "final")]
     assert parameters[0] is not None and parameters[1] is not None
     assert parameters[1].value == pytest.approx(parameters[0].value, rel=0.01)
+    found = diagnose(done.folder, "--target", "openvino")
+    assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] == 8
+    assert 0 < found["answers"]["answers"] < 0.3

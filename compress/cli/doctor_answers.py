@@ -1,0 +1,202 @@
+"""`compress doctor MODEL --target TARGET`: where the file that runs there departs from its float reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.cli.finding import Finding
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.cli.artifact import Artifact
+    from compress.inspect.departures import Comparison, Departure
+    from compress.inspect.parts import Values
+    from compress.progress import Progress
+    from compress.targets import Target
+    from compress.tasks.task import Examples
+
+_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A graph of floats, the layer of each of its nodes by name, and what to call it."""
+
+    graph: onnx.ModelProto
+    layers: dict[str, str]
+    name: str
+
+
+def answer_findings(
+    model: Path, target: Target, recipe: Path | None, against: Path | None, progress: Progress
+) -> tuple[list[Finding], Comparison | None]:
+    """What the values of both files say, and the record; nothing where the target is not to be had here.
+
+    Raises `InputError` where there is no file for the target, or nothing to hold it against.
+    """
+    from compress.cli.artifact import find_artifact
+    from compress.inspect.departures import compare_parts
+    from compress.inspect.open_parts import gives_values, open_parts
+    from compress.models.model_file import model_files
+    from compress.numerics.sampling import spread_sample
+    from compress.pipeline.quiet import quiet_libraries
+    from compress.runtimes import make_ready
+    from compress.targets import TARGETS
+
+    if not gives_values(target):
+        raise InputError(
+            f"The values within a file are not to be had on the target {target.name!r}.",
+            where="--target",
+            expected=f"one of {', '.join(name for name, one in TARGETS.items() if gives_values(one))}",
+        )
+    reason = make_ready(target, progress)
+    if reason is not None:
+        return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
+    quiet_libraries()
+    found = find_artifact(model, recipe)
+    if found.task.generates or not found.task.reads_rows or len(model_files(found.folder)) > 1:
+        raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
+    file = _file_for(model, found, target, progress)
+    examples = _examples(found, file, progress)
+    reference = _reference(model, found, target, against, examples, progress)
+    chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
+    batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
+    compared = compare_parts(reference.graph, reference.layers, open_parts(file, target), batches, progress)
+    if compared is None:
+        raise InputError(
+            f"{reference.name} and the file for {target.name} have no value of one name.",
+            where=str(file),
+            expected="two files of one model, written from one export",
+            mend="name the float file that it was made of with --against",
+        )
+    return list(_findings(compared, target, reference.name)), compared
+
+
+def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) -> Path:
+    """The artifact itself, or what its run gives that target."""
+    from compress.cli.run_outputs import final_for, run_of
+    from compress.models.model_file import format_of
+
+    form = format_of(found.folder)
+    if form == target.format:
+        return found.folder
+    run = run_of(model)
+    if run is None:
+        raise InputError(
+            f"This is a file in the format {form}, and {target.name} opens {target.format}.",
+            where=str(found.folder),
+            mend=f"name the file for {target.name}, or a run's folder, whose cache has it",
+        )
+    progress.note(f"taking the run's model for {target.name} from its cache")
+    return final_for(run, found.recipe, target, progress)
+
+
+def _examples(found: Artifact, file: Path, progress: Progress) -> Examples:
+    from compress.evaluate import encode_for
+
+    rows, asked = found.dataset(progress).split("test"), found.recipe
+    return encode_for(file, found.task, rows, asked.data.max_length, asked.evaluation)
+
+
+def _reference(
+    model: Path, found: Artifact, target: Target, against: Path | None, examples: Examples, progress: Progress
+) -> _Reference:
+    """The float file that was named, or the run's: its export, or for a format written from weights, those."""
+    from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
+    from compress.models.model_file import WRITTEN_FROM
+
+    run = run_of(model)
+    place = against
+    if place is None and run is not None:
+        labels, kinds = found.recipe.labels(), [stage.kind for stage in found.recipe.stages]
+        exported = outputs_of(run).get(labels[kinds.index("export")]) if "export" in kinds else None
+        from_weights = target.format != "onnx" and WRITTEN_FROM[target.format] is None
+        place = weights_of_run(run) if from_weights or exported is None else exported
+    if place is None:
+        raise InputError(
+            "Nothing says what the file should answer.",
+            where=str(model),
+            mend="name its float file, or the folder of its weights, with --against",
+        )
+    return _read_reference(place, found, examples, progress)
+
+
+def _read_reference(place: Path, found: Artifact, examples: Examples, progress: Progress) -> _Reference:
+    import tempfile
+
+    import onnx
+
+    from compress.inspect.node_layers import node_modules
+    from compress.models.model_file import format_of, model_file
+
+    weights = place.is_dir() and any(place.glob("*.safetensors"))
+    if not weights:
+        if format_of(place) != "onnx":
+            raise InputError(
+                "The reference is no ONNX file.", where=str(place), expected="an .onnx file, or a folder of weights"
+            )
+        graph = model_file(place)
+        return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
+    from compress.models.onnx_export import export_onnx
+    from compress.models.torch_model import TorchModel
+
+    progress.note("exporting the float weights, as the reference")
+    exported = export_onnx(TorchModel.load(place, found.task.name), examples, opset=None, fusions=False).graph
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        onnx.save(exported, graph)
+        return _Reference(exported, node_modules(graph), "the float weights")
+
+
+def _findings(compared: Comparison, target: Target, reference: str) -> Iterator[Finding]:
+    bad = compared.departures
+    if not bad:
+        worst = compared.worst
+        yield Finding(
+            "ok",
+            f"{target.name}: none of {compared.parts} parts departs from {reference}; given its values, {_part(worst)} "
+            f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
+        )
+    else:
+        yield _departing(bad, compared, target, reference)
+    share = f"{compared.answers:.2g} of their spread"
+    yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")
+
+
+def _departing(bad: Sequence[Departure], compared: Comparison, target: Target, reference: str) -> Finding:
+    first = bad[0]
+    others = ", ".join(dict.fromkeys(one.layer or one.name for one in bad[1:]))
+    more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
+    return Finding(
+        "warning",
+        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: given its values it errs "
+        f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
+        f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
+        f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{more}",
+        _advice(first, target),
+    )
+
+
+def _part(one: Departure) -> str:
+    return f"{one.operator} {one.name}{f' in {one.layer}' if one.layer else ''}"
+
+
+def _explained(one: Departure) -> str:
+    return f", where {one.bits} bits explain {one.explained:.2g}" if one.bits < 32 else ""
+
+
+def _advice(one: Departure, target: Target) -> str:
+    again = "write the file again; if that changes nothing, the runtime computes this operator in another way"
+    if one.bits >= 32:
+        return f"its weights or attributes are not the reference's: {again}"
+    if target.format in ("onnx", "ort") and one.weights:
+        return (
+            f"`quantize: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
+            f"calibration_method; or its integers are not the reference's: {again}"
+        )
+    return f"more bits for the weights (`precision`); or its numbers are not the reference's: {again}"

@@ -1,0 +1,83 @@
+"""What a finished run's cache still has: each stage's output, and its final model in other formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from compress.pipeline.road import Road
+    from compress.progress import Progress
+    from compress.recipe import Recipe
+    from compress.targets import Target
+
+_REPORT = "report.json"
+
+
+def run_of(model: Path) -> Path | None:
+    """The finished run's folder that ``model`` is, or lies in."""
+    found = next((place for place in (model, model.parent, model / "latest") if (place / _REPORT).is_file()), None)
+    return None if found is None else found.resolve()
+
+
+def outputs_of(run: Path) -> dict[str, Path]:
+    """Stage's label -> the folder of its output, for those that are still in the cache of a run's folder."""
+    from compress.cache import Cache
+
+    stages = json.loads((run / _REPORT).read_text(encoding="utf-8")).get("stages", [])
+    place = _artifacts(run) / "cache"
+    if not place.is_dir():
+        return {}
+    cache = Cache(place)
+    entries = {stage["name"]: cache.peek(stage["key"]) for stage in stages}
+    return {name: entry.folder for name, entry in entries.items() if entry is not None}
+
+
+def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> Path:
+    """The run's final model as ``target`` is given it, from the cache or written there now.
+
+    Raises `InputError` where the cache has lost what it is written from, or nothing leads to that format.
+    """
+    from compress.pipeline.formats import measurable, why_not
+    from compress.pipeline.road import Road
+    from compress.report.schema import FINAL
+
+    only_final = recipe.benchmark.model_copy(update={"every_stage": False})
+    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, _artifacts(run), progress)
+    reason = why_not(road, target)
+    if reason is not None:
+        raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
+    _walk(road)
+    options: Mapping[str, Any] = next((one.options for one in recipe.profiles() if one.name == target.name), {})
+    return measurable(road, target.format, options)[FINAL]
+
+
+def weights_of_run(run: Path) -> Path | None:
+    """The last output that is a folder of weights in no runtime's format yet."""
+    found = [folder for folder in outputs_of(run).values() if any(folder.glob("*.safetensors"))]
+    return found[-1] if found else None
+
+
+def _walk(road: Road) -> None:
+    """Down a road whose outputs are all in the cache; a missing one would be trained anew."""
+    from compress.pipeline.keys import START
+
+    before = START
+    for label, stage in zip(road.recipe.labels(), road.recipe.stages, strict=True):
+        key = road.keys.stage(stage, road.digest(before), [road.digest(other) for other in stage.refers_to()])
+        if road.cache.peek(key) is None:
+            raise InputError(
+                f"The output of {label} is no longer in the run's cache, or was made by other versions.",
+                where=str(road.artifacts),
+                mend="run the recipe again, or name the file itself in place of the run",
+            )
+        road.finished[label] = road.apply(label, stage, before)
+        before = label
+
+
+def _artifacts(run: Path) -> Path:
+    return run.parents[2]

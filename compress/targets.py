@@ -82,7 +82,12 @@ class AppProfile(Profile):
 
 _CPU = "CPUExecutionProvider"
 OPENED_BY: Mapping[Format, Mapping[str, str]] = {
-    "onnx": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
+    "onnx": {
+        "onnxruntime": _CPU,
+        "onnxruntime-web": "wasm",
+        "onnxruntime-web-node": "wasm",
+        "onnxruntime-genai": "cpu",
+    },
     "ort": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
     "openvino": {"openvino": "CPU"},
     "gguf": {"llama-cpp": "cpu"},
@@ -95,6 +100,7 @@ PROFILES: dict[str, Profile] = {
         Profile(Target("cpu", "onnxruntime", _CPU, "ONNX Runtime on this machine's processor")),
         Profile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU")),
         Profile(Target("ort", "onnxruntime", _CPU, "ONNX Runtime's format for phones, run here", "ort")),
+        Profile(Target("genai", "onnxruntime-genai", "cpu", "onnxruntime-genai on this machine's processor")),
         Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),
         Profile(
             Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node"), ("ort",), threads=1

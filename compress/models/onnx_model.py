@@ -24,6 +24,8 @@ Part = Literal["all", "encoder", "decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 """What the files of a model in two parts begin with: transformers.js' and optimum's names."""
+GENAI_CONFIG = "genai_config.json"
+"""Beside a decoder: where onnxruntime-genai reads the name of its graph."""
 SHARED_CACHE = "past_present_share_buffer"
 """Metadata "1" of a decoder's graph: input and output of its cache may be one buffer (onnxruntime-genai's term)."""
 
@@ -55,7 +57,7 @@ class OnnxModel:
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
         """The same model with other graphs, in the order in which they run."""
         (name, first), *others = graphs.items()
-        return OnnxModel(first, name, self.companions, dict(others))
+        return OnnxModel(first, name, _renamed(self.companions, name), dict(others))
 
     def save(self, directory: Path) -> None:
         """Write the graphs (weights inside, or in FILE_data beside one above 1.5 GB) and the companion files."""
@@ -89,6 +91,15 @@ def few_bits_name(name: str, bits: int) -> str:
     """`encoder_model.onnx` -> `encoder_model_q4.onnx`; of eight bits as `quantized_name` has it."""
     whole = quantized_name(name)
     return whole if bits == 8 else whole.replace("_quantized.onnx", f"_q{bits}.onnx")
+
+
+def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
+    """The small files of a model whose graph has another name now."""
+    if GENAI_CONFIG not in companions:
+        return companions
+    config = json.loads(companions[GENAI_CONFIG])
+    config["model"]["decoder"]["filename"] = f"{GRAPH_FOLDER}/{name}"
+    return {**companions, GENAI_CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -22,6 +22,7 @@ from compress.stages.cast import Cast
 from compress.stages.quantize import Quantize
 from compress.stages.stage import Stage
 from compress.targets import Target
+from compress.tasks import GENERATING
 
 _FORMATS: dict[type[Any], Format] = {
     OnnxModel: "onnx",
@@ -33,6 +34,7 @@ _FLOAT = "fp32"
 _OWN_BITS: frozenset[Format] = frozenset({"openvino"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
+_GENERATES_ONLY = ("onnxruntime-genai",)
 _ONE_BATCH_AT_A_TIME = ("onnxruntime-web", "onnxruntime-web-node")
 """Runtimes to which a cache of keys and values would have to be sent at each token."""
 _TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
@@ -67,6 +69,8 @@ def why_not(road: Road, target: Target) -> str | None:
         found = _format(road, label)
         if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
             return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
+    if target.runtime in _GENERATES_ONLY and not road.task.generates:
+        return f"{target.runtime} runs {', '.join(GENERATING)} only"
     tasks = STAGES[WRITTEN_BY[form]].tasks
     if tasks is not None and task not in tasks:
         return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write for {task}"

@@ -16,6 +16,7 @@ _RUNTIMES = {
     "onnxruntime": "compress.runtimes.onnxruntime",
     "onnxruntime-web": "compress.runtimes.onnxruntime_web",
     "onnxruntime-web-node": "compress.runtimes.onnxruntime_node",
+    "onnxruntime-genai": "compress.runtimes.onnxruntime_genai",
     "openvino": "compress.runtimes.openvino",
     "llama-cpp": "compress.runtimes.llama_cpp",
 }

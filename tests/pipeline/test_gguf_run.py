@@ -22,21 +22,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_one_quantized_model_is_measured_in_both_formats(folder: Path) -> None:
-    recipe = load(write_recipe(folder, stages=[GPTQ], targets=["cpu", "llama-cpp"]))
+def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    targets = ("cpu", "genai", "llama-cpp")
+    recipe = load(write_recipe(folder, stages=[GPTQ], targets=list(targets)))
     report = run(recipe, folder, folder / "artifacts", Notes()).report
-    assert report.targets[:2] == ("cpu", "llama-cpp") and not report.skipped
+    assert report.targets[:3] == targets and not report.skipped
     values = {
         (model, target): row.value
         for model in ("baseline", "final")
-        for target in ("cpu", "llama-cpp")
+        for target in targets
         if (row := report.find(model, "perplexity", target)) is not None
     }
-    assert len(values) == 4
+    assert len(values) == 6
+    # The same kernels, called by another program.
+    assert values["baseline", "genai"] == pytest.approx(values["baseline", "cpu"], rel=1e-5)
+    assert values["final", "genai"] == pytest.approx(values["final", "cpu"], rel=1e-5)
     # The same weights in two runtimes, which round activations each in its own way.
     assert values["baseline", "llama-cpp"] == pytest.approx(values["baseline", "cpu"], rel=0.02)
     assert values["final", "llama-cpp"] == pytest.approx(values["final", "cpu"], rel=0.05)
-    for target in ("cpu", "llama-cpp"):
+    for target in targets:
         speed = report.find("final", "tokens_per_second_context_16", target)
         size = report.find("final", "size_bytes", target)
         before = report.find("baseline", "size_bytes", target)

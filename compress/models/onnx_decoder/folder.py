@@ -14,11 +14,11 @@ from typing import Any
 from compress.models.checkpoint import Checkpoint
 from compress.models.checks import INDEX, read_json
 from compress.models.onnx_decoder.architecture import Architecture
-from compress.models.onnx_model import GRAPH_FOLDER
+from compress.models.onnx_model import GENAI_CONFIG, GRAPH_FOLDER
 from compress.models.torch_model import compact
 
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
-_LEFT_OUT = (INDEX, "config.json", "quantize_config.json", "genai_config.json")
+_LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
 _GENERATION = "generation_config.json"
 
 
@@ -29,7 +29,7 @@ def companions(
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
     files = {path.name: compact(path) for path in names}
     files["config.json"] = _json(_config(checkpoint, file_name, external_data))
-    files["genai_config.json"] = _json(_genai_config(checkpoint, architecture, file_name))
+    files[GENAI_CONFIG] = _json(_genai_config(checkpoint, architecture, file_name))
     return files
 
 

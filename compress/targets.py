@@ -90,6 +90,7 @@ OPENED_BY: Mapping[Format, Mapping[str, str]] = {
     },
     "ort": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
     "openvino": {"openvino": "CPU"},
+    "executorch": {"executorch": "XnnpackBackend"},
     "gguf": {"llama-cpp": "cpu"},
 }
 """The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
@@ -106,6 +107,9 @@ PROFILES: dict[str, Profile] = {
             Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node"), ("ort",), threads=1
         ),
         Profile(Target("browser-webgpu", "onnxruntime-web", "webgpu", "the page on a graphics card"), threads=1),
+        Profile(
+            Target("executorch", "executorch", "XnnpackBackend", "ExecuTorch on this machine's processor", "executorch")
+        ),
         Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
         AppProfile(
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),

@@ -16,6 +16,7 @@ from compress.inspect.tensors import SUFFIXES, read_model
 from compress.models.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
 from compress.progress import Progress, SilentProgress
 
+_GRAPHS = ("onnx", "ort", "openvino", "executorch")
 _TOKENIZER_FILES = (
     *PROCESSOR_FILES,
     "merges.txt",
@@ -158,13 +159,13 @@ def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
     overhead: Counter[str] = Counter()
     for file in contents.files:
         overhead[_kind(file, held, contents.format)] += file.stat().st_size
-    overhead["graph" if contents.format in ("onnx", "ort", "openvino") else "header"] -= tensor_bytes
+    overhead["graph" if contents.format in _GRAPHS else "header"] -= tensor_bytes
     return dict(overhead.most_common())
 
 
 def _kind(file: Path, held: set[Path], form: Format) -> str:
     if file in held:
-        return "graph" if form in ("onnx", "ort", "openvino") else "header"
+        return "graph" if form in _GRAPHS else "header"
     if file.name in _TOKENIZER_FILES or file.suffix == ".model":
         return "tokenizer"
     if file.suffix in (*SUFFIXES, *PICKLE_SUFFIXES):

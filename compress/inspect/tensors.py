@@ -1,4 +1,4 @@
-"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ORT, OpenVINO's IR), from headers alone."""
+"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ORT, IR, ExecuTorch), from headers alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from compress.inspect.onnx_names import Meaning, explain
 from compress.inspect.ort_graph import read_ort_graph
 from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
+from compress.models.executorch_file import read_pte
 from compress.models.gguf_file import read_gguf
 from compress.models.openvino_ir import IrConstant, read_ir
 from compress.models.openvino_model import weights_of
@@ -24,6 +25,7 @@ SUFFIXES: dict[str, Format] = {
     ".onnx": "onnx",
     ".ort": "ort",
     ".xml": "openvino",
+    ".pte": "executorch",
 }
 _IR_COMPANIONS = ("/zero_point", "/scale")
 _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
@@ -53,6 +55,8 @@ def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
         elif form == "openvino":
             tensors += _openvino(file, root)
             external.add(weights_of(file))
+        elif form == "executorch":
+            tensors += _executorch(file, root)
         else:
             found, used = _onnx(file, root)
             tensors += found
@@ -175,6 +179,26 @@ def _constant(one: IrConstant, weights: Path, root: Path) -> TensorInfo:
         start=one.start,
         stored_bytes=one.bytes,
     )
+
+
+def _executorch(file: Path, root: Path) -> list[TensorInfo]:
+    return [
+        TensorInfo(
+            name=one.name,
+            shape=one.shape,
+            dtype=one.dtype,
+            parameters=one.weights,
+            bytes=one.bytes,
+            origin=one.name,
+            role="quantization" if one.scale else "weight" if one.weights else "constant",
+            file=_relative(file, root),
+            path=file,
+            start=one.start,
+            stored_bytes=one.bytes,
+            packed=one.weights > math.prod(one.shape),
+        )
+        for one in read_pte(file.read_bytes(), file)
+    ]
 
 
 def _onnx(file: Path, root: Path) -> tuple[list[TensorInfo], set[Path]]:

@@ -6,20 +6,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from compress.models.executorch_model import find_pte
 from compress.models.gguf_model import find_gguf
 from compress.models.onnx_model import find_graph, find_graphs
 from compress.models.openvino_model import find_ir
 from compress.models.ort_model import find_ort
 
-Format = Literal["onnx", "gguf", "ort", "openvino"]
-WRITTEN_FROM: dict[Format, Format | None] = {"onnx": None, "gguf": None, "ort": "onnx", "openvino": None}
+Format = Literal["onnx", "gguf", "ort", "openvino", "executorch"]
+WRITTEN_FROM: dict[Format, Format | None] = {
+    "onnx": None,
+    "gguf": None,
+    "ort": "onnx",
+    "openvino": None,
+    "executorch": None,
+}
 """What a format is made of: another one, or None for weights as transformers has them."""
-WRITTEN_BY: dict[Format, str] = {"onnx": "export", "gguf": "gguf", "ort": "ort", "openvino": "openvino"}
+WRITTEN_BY: dict[Format, str] = {
+    "onnx": "export",
+    "gguf": "gguf",
+    "ort": "ort",
+    "openvino": "openvino",
+    "executorch": "executorch",
+}
 """The stage that writes a format."""
 _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
     "gguf": (".gguf", find_gguf),
     "ort": (".ort", find_ort),
     "openvino": (".xml", find_ir),
+    "executorch": (".pte", find_pte),
 }
 """Formats that a runtime is given one file of: its suffix, and who finds it."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from compress.errors import ModelError
+from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
 from compress.models.model_file import WRITTEN_BY, WRITTEN_FROM, Format
 from compress.models.onnx_model import OnnxModel
@@ -29,9 +30,10 @@ _FORMATS: dict[type[Any], Format] = {
     GgufModel: "gguf",
     OrtModel: "ort",
     OpenVinoModel: "openvino",
+    ExecuTorchModel: "executorch",
 }
 _FLOAT = "fp32"
-_OWN_BITS: frozenset[Format] = frozenset({"openvino"})
+_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
 _GENERATES_ONLY = ("onnxruntime-genai",)
@@ -69,6 +71,9 @@ def why_not(road: Road, target: Target) -> str | None:
         found = _format(road, label)
         if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
             return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
+        if form in _OWN_BITS and _precision(road, label) not in _precisions(form):
+            precision = _precision(road, label)
+            return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write in {precision}"
     if target.runtime in _GENERATES_ONLY and not road.task.generates:
         return f"{target.runtime} runs {', '.join(GENERATING)} only"
     tasks = STAGES[WRITTEN_BY[form]].tasks
@@ -136,6 +141,11 @@ def _precision(road: Road, label: str) -> str:
     if any(isinstance(stage, Quantize) for stage in before):
         return "int8"
     return "fp16" if any(isinstance(stage, Cast) for stage in before) else _FLOAT
+
+
+def _precisions(form: Format) -> tuple[str, ...]:
+    """Those that the stage can write which writes a format of own bits."""
+    return get_args(STAGES[WRITTEN_BY[form]].model_fields["precision"].annotation)
 
 
 def _leads_to(found: Format | None, form: Format) -> bool:

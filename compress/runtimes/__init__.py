@@ -18,6 +18,7 @@ _RUNTIMES = {
     "onnxruntime-web-node": "compress.runtimes.onnxruntime_node",
     "onnxruntime-genai": "compress.runtimes.onnxruntime_genai",
     "openvino": "compress.runtimes.openvino",
+    "executorch": "compress.runtimes.executorch",
     "llama-cpp": "compress.runtimes.llama_cpp",
 }
 RUNTIME_NAMES = tuple(_RUNTIMES)

@@ -11,6 +11,7 @@ from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
+from compress.stages.executorch import ExecuTorch
 from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gguf import Gguf
@@ -31,7 +32,8 @@ from compress.stages.tune_scales import TuneScales
 
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora, Gguf, Ort, OpenVino),
+    *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    *(Gguf, Ort, OpenVino, ExecuTorch),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-HEAVY = ("torch", "transformers", "onnx", "datasets", "accelerate", "nncf", "optimum")
+HEAVY = ("torch", "transformers", "onnx", "datasets", "accelerate", "nncf", "optimum", "executorch", "torchao")
 PROBE = """
 import json, sys
 from compress.cli import main

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from compress.models.checkpoint import Checkpoint
+from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
 from compress.models.onnx_model import OnnxModel
 from compress.models.openvino_model import OpenVinoModel
@@ -19,7 +20,7 @@ from compress.models.torch_model import TorchModel
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
 
@@ -33,6 +34,7 @@ _KINDS: dict[type[Any], str] = {
     OnnxModel: "graph",
     OrtModel: "ort",
     OpenVinoModel: "openvino",
+    ExecuTorchModel: "executorch",
     GgufModel: "gguf",
 }
 

@@ -40,12 +40,15 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """Export, convert and compare. Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers."""
         from compress.models.onnx_export import export_onnx
         from compress.models.openvino_conversion import to_openvino
-        from compress.models.openvino_parity import prove_near
+        from compress.models.session_parity import prove_near
+        from compress.runtimes.openvino import open_bytes
 
         examples = context.encode("train", model)
         graph = export_onnx(model, examples, opset=None, fusions=False).graph
         made = to_openvino(graph, model.companions(), self.precision)
         plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
-        found = prove_near(plain, made, model, examples, self.tolerance)
+        shipped = open_bytes(made, threads=1)
+        first = shipped if plain is made else open_bytes(plain, threads=1)
+        found = prove_near("OpenVINO", first, shipped, model, examples, self.tolerance)
         context.remark(f"openvino: {found}")
         return made

@@ -1,4 +1,4 @@
-"""Proof that an IR computes what the torch model computes, and how far one of fewer bits is from it."""
+"""Proof that a file answers through its runtime as the torch model does, and how far one of fewer bits is from it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from compress.errors import IntegrityError
 from compress.models.onnx_parity import mixed_batches
-from compress.models.openvino_model import OpenVinoModel
-from compress.runtimes.openvino import open_bytes
+from compress.runtimes.runtime import Session
 from compress.tasks.task import Examples
 from compress.training.loop import answers, tensors
 
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def prove_near(
-    plain: OpenVinoModel, made: OpenVinoModel, model: TorchModel, examples: Examples, tolerance: float
+    runtime: str, plain: Session, made: Session, model: TorchModel, examples: Examples, tolerance: float
 ) -> str:
     """What to tell of ``made``; ``plain`` is the same in fp32, and held to ``tolerance`` on padded and single batches.
 
-    Raises `IntegrityError`.
+    ``runtime`` is what both run in, in a word for people. Raises `IntegrityError`.
     """
-    sessions = [open_bytes(one, threads=1) for one in (plain, made)]
-    worst, largest = [0.0, 0.0], 0.0
+    sessions = [plain] if made is plain else [plain, made]
+    worst, largest = [0.0] * len(sessions), 0.0
     for indices in mixed_batches(examples):
         batch = examples.batch(indices)
         inputs = {name: value for name, value in tensors(examples, indices).items() if name in examples.padding}
@@ -39,7 +38,7 @@ def prove_near(
             worst[place] = float(np.maximum(worst[place], difference))
     if not worst[0] <= tolerance:
         raise IntegrityError(
-            f"In OpenVINO the {examples.answers_are} differ from torch by {worst[0]:.2e}.",
+            f"In {runtime} the {examples.answers_are} differ from torch by {worst[0]:.2e}.",
             expected=f"at most {tolerance:g} on padded batches, in fp32",
             mend="raise tolerance if the difference is acceptable",
         )

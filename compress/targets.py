@@ -91,6 +91,7 @@ OPENED_BY: Mapping[Format, Mapping[str, str]] = {
     "ort": {"onnxruntime": _CPU, "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"},
     "openvino": {"openvino": "CPU"},
     "executorch": {"executorch": "XnnpackBackend"},
+    "litert": {"litert": "CPU"},
     "gguf": {"llama-cpp": "cpu"},
 }
 """The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
@@ -110,6 +111,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             Target("executorch", "executorch", "XnnpackBackend", "ExecuTorch on this machine's processor", "executorch")
         ),
+        Profile(Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")),
         Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
         AppProfile(
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),
@@ -123,7 +125,7 @@ PROFILES: dict[str, Profile] = {
         ),
         AppProfile(
             Target("android", "onnxruntime", _CPU, "ONNX Runtime in an Android app"),
-            formats=("ort",),
+            formats=("ort", "litert"),
             instead_of="an Android phone",
             app_runtime="onnxruntime-android",
             package="Maven: com.microsoft.onnxruntime:onnxruntime-android",

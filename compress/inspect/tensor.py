@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Format = Literal["safetensors", "gguf", "onnx", "ort", "openvino", "executorch"]
+Format = Literal["safetensors", "gguf", "onnx", "ort", "openvino", "executorch", "litert"]
 Role = Literal["weight", "quantization", "constant"]
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a model folder or a file (safetensors, GGUF, ONNX, ORT, IR, ExecuTorch), from headers alone."""
+"""The tensors of a model folder or file (safetensors, GGUF, ONNX, ORT, IR, ExecuTorch, LiteRT), from headers alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
 from compress.models.executorch_file import read_pte
 from compress.models.gguf_file import read_gguf
+from compress.models.litert_file import LiteRtTensor, read_litert
 from compress.models.openvino_ir import IrConstant, read_ir
 from compress.models.openvino_model import weights_of
 from compress.models.safetensors_file import StoredTensor, read_header
@@ -26,6 +27,7 @@ SUFFIXES: dict[str, Format] = {
     ".ort": "ort",
     ".xml": "openvino",
     ".pte": "executorch",
+    ".tflite": "litert",
 }
 _IR_COMPANIONS = ("/zero_point", "/scale")
 _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
@@ -57,6 +59,8 @@ def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
             external.add(weights_of(file))
         elif form == "executorch":
             tensors += _executorch(file, root)
+        elif form == "litert":
+            tensors += [_of_litert(one, file, root) for one in read_litert(file.read_bytes(), file).tensors]
         else:
             found, used = _onnx(file, root)
             tensors += found
@@ -199,6 +203,24 @@ def _executorch(file: Path, root: Path) -> list[TensorInfo]:
         )
         for one in read_pte(file.read_bytes(), file)
     ]
+
+
+def _of_litert(one: LiteRtTensor, file: Path, root: Path) -> TensorInfo:
+    constant = not one.shape or one.dtype in ("int64", "int32", "bool")
+    return TensorInfo(
+        name=one.name,
+        shape=one.shape,
+        dtype=one.dtype,
+        parameters=0 if one.scales or constant else math.prod(one.shape),
+        bytes=one.bytes,
+        origin=one.name,
+        role="quantization" if one.scales else "constant" if constant else "weight",
+        file=_relative(file, root),
+        path=file,
+        start=one.start,
+        stored_bytes=one.bytes,
+        packed=one.dtype in ("int4", "int2"),
+    )
 
 
 def _onnx(file: Path, root: Path) -> tuple[list[TensorInfo], set[Path]]:

@@ -8,17 +8,19 @@ from typing import Literal
 
 from compress.models.executorch_model import find_pte
 from compress.models.gguf_model import find_gguf
+from compress.models.litert_model import find_litert
 from compress.models.onnx_model import find_graph, find_graphs
 from compress.models.openvino_model import find_ir
 from compress.models.ort_model import find_ort
 
-Format = Literal["onnx", "gguf", "ort", "openvino", "executorch"]
+Format = Literal["onnx", "gguf", "ort", "openvino", "executorch", "litert"]
 WRITTEN_FROM: dict[Format, Format | None] = {
     "onnx": None,
     "gguf": None,
     "ort": "onnx",
     "openvino": None,
     "executorch": None,
+    "litert": None,
 }
 """What a format is made of: another one, or None for weights as transformers has them."""
 WRITTEN_BY: dict[Format, str] = {
@@ -27,6 +29,7 @@ WRITTEN_BY: dict[Format, str] = {
     "ort": "ort",
     "openvino": "openvino",
     "executorch": "executorch",
+    "litert": "litert",
 }
 """The stage that writes a format."""
 _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
@@ -34,6 +37,7 @@ _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
     "ort": (".ort", find_ort),
     "openvino": (".xml", find_ir),
     "executorch": (".pte", find_pte),
+    "litert": (".tflite", find_litert),
 }
 """Formats that a runtime is given one file of: its suffix, and who finds it."""
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from compress.errors import ModelError
 from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
+from compress.models.litert_model import LiteRtModel
 from compress.models.model_file import WRITTEN_BY, WRITTEN_FROM, Format
 from compress.models.onnx_model import OnnxModel
 from compress.models.openvino_model import OpenVinoModel
@@ -31,9 +32,10 @@ _FORMATS: dict[type[Any], Format] = {
     OrtModel: "ort",
     OpenVinoModel: "openvino",
     ExecuTorchModel: "executorch",
+    LiteRtModel: "litert",
 }
 _FLOAT = "fp32"
-_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch"})
+_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch", "litert"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
 _GENERATES_ONLY = ("onnxruntime-genai",)
@@ -71,8 +73,8 @@ def why_not(road: Road, target: Target) -> str | None:
         found = _format(road, label)
         if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
             return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
-        if form in _OWN_BITS and _precision(road, label) not in _precisions(form):
-            precision = _precision(road, label)
+        precision = _bits(road, label, WRITTEN_BY[form])["precision"] if form in _OWN_BITS else None
+        if precision is not None and precision not in _precisions(form):
             return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write in {precision}"
     if target.runtime in _GENERATES_ONLY and not road.task.generates:
         return f"{target.runtime} runs {', '.join(GENERATING)} only"
@@ -127,20 +129,28 @@ def _writer(road: Road, label: str, form: Format, options: Options) -> Stage[Any
     """The stage that writes an output in a format: of so many bits, or as the recipe has it, or by default."""
     kind = WRITTEN_BY[form]
     if form in _OWN_BITS:
-        precision = _precision(road, label)
-        chosen = options if precision != _FLOAT or label == road.recipe.labels()[-1] else {}
-        return STAGES[kind].model_validate({"kind": kind, "precision": precision, **chosen})
+        bits = _bits(road, label, kind)
+        chosen = options if bits["precision"] != _FLOAT or label == road.recipe.labels()[-1] else {}
+        # A precision that the recipe gives is not for the bits that it gives to ONNX.
+        return STAGES[kind].model_validate({"kind": kind, **({} if "precision" in chosen else bits), **chosen})
     default = STAGES[kind].model_validate({"kind": kind, **options})
     return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
 
 
-def _precision(road: Road, label: str) -> str:
-    """What the recipe's stages for ONNX make of the weights, up to ``label``."""
+def _bits(road: Road, label: str, kind: str) -> dict[str, Any]:
+    """What the recipe's stages for ONNX make of the weights, up to ``label``, in fields of the stage that writes."""
     labels = road.recipe.labels()
     before = road.recipe.stages[: labels.index(label) + 1] if label != START else ()
-    if any(isinstance(stage, Quantize) for stage in before):
-        return "int8"
-    return "fp16" if any(isinstance(stage, Cast) for stage in before) else _FLOAT
+    quantized = next((stage for stage in reversed(before) if isinstance(stage, Quantize)), None)
+    if quantized is None:
+        return {"precision": "fp16" if any(isinstance(stage, Cast) for stage in before) else _FLOAT}
+    table: dict[str, Any] = {}
+    if quantized.embedding_bits < 8:
+        table = {"embedding_bits": quantized.embedding_bits}
+        if quantized.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+            table["embedding_block_size"] = quantized.embedding_block_size
+    known = STAGES[kind].model_fields
+    return {"precision": "int8"} | {name: value for name, value in table.items() if name in known}
 
 
 def _precisions(form: Format) -> tuple[str, ...]:

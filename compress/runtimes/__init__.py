@@ -19,6 +19,7 @@ _RUNTIMES = {
     "onnxruntime-genai": "compress.runtimes.onnxruntime_genai",
     "openvino": "compress.runtimes.openvino",
     "executorch": "compress.runtimes.executorch",
+    "litert": "compress.runtimes.litert",
     "llama-cpp": "compress.runtimes.llama_cpp",
 }
 RUNTIME_NAMES = tuple(_RUNTIMES)

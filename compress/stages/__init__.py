@@ -16,6 +16,7 @@ from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gguf import Gguf
 from compress.stages.gptq import Gptq
+from compress.stages.litert import LiteRt
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
@@ -33,7 +34,7 @@ from compress.stages.tune_scales import TuneScales
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
-    *(Gguf, Ort, OpenVino, ExecuTorch),
+    *(Gguf, Ort, OpenVino, ExecuTorch, LiteRt),
 )
 
 

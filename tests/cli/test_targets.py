@@ -51,6 +51,6 @@ def test_the_list_reads_as_text() -> None:
 def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
     rows = {row["name"]: row for row in json.loads(list_targets("--json"))}
     android = rows["android"]
-    assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort"])
+    assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert"])
     assert android["app_runtime"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
     assert android["measured_instead_of"] == "an Android phone" and rows["desktop"]["measured_instead_of"] is None

@@ -17,7 +17,11 @@ from compress.cli.doctor import doctor
 from compress.cli.run_outputs import outputs_of
 from compress.errors import InputError
 from compress.models.ort_file import read_ort
+from compress.pipeline.formats import _writer
+from compress.pipeline.road import Road
 from compress.pipeline.run import run
+from compress.stages.litert import LiteRt
+from compress.stages.openvino import OpenVino
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
@@ -105,3 +109,18 @@ def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
     found = diagnose(done.folder, "--target", "openvino")
     assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] == 8
     assert 0 < found["answers"]["answers"] < 0.3
+
+
+@pytest.mark.parametrize(("table", "taken"), [(4, 4), (8, None), (32, None)])
+def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, table: int, taken: int | None) -> None:
+    stages = [*STAGES[:2], {"quantize": {"embedding_bits": table}}]
+    recipe = load(write_all(tmp_path, stages=stages, targets=["cpu", "litert"]))
+    road = Road(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    assert _writer(road, "finetune", "litert", {}) == LiteRt(precision="fp32")
+    assert _writer(road, "quantize", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
+    blocks = [*STAGES[:2], {"quantize": {"embedding_bits": 4, "embedding_block_size": 64}}]
+    other = Road(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
+    assert _writer(other, "quantize", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
+    assert _writer(road, "quantize", "openvino", {}) == OpenVino(precision="int8")
+    told = {"precision": "fp16", "lengths": [8, 24]}
+    assert _writer(road, "quantize", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))

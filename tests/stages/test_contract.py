@@ -71,6 +71,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     ],
     "gguf": [{}, {"float_type": "f32"}],
     "ort": [{}],
+    "litert": [{"lengths": [24]}],
     "openvino": [{}, {"precision": "fp16"}, {"precision": "fp32"}],
     "executorch": [{}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],

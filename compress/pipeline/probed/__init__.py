@@ -12,6 +12,7 @@ import numpy as np
 from compress.models.checkpoint import Checkpoint
 from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
+from compress.models.litert_model import LiteRtModel
 from compress.models.onnx_model import OnnxModel
 from compress.models.openvino_model import OpenVinoModel
 from compress.models.ort_model import OrtModel
@@ -20,7 +21,7 @@ from compress.models.torch_model import TorchModel
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel
+AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel | LiteRtModel
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
 
@@ -35,6 +36,7 @@ _KINDS: dict[type[Any], str] = {
     OrtModel: "ort",
     OpenVinoModel: "openvino",
     ExecuTorchModel: "executorch",
+    LiteRtModel: "litert",
     GgufModel: "gguf",
 }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+from collections.abc import Mapping
 
 from compress.bundle.graph import Contents
 from compress.errors import InputError
@@ -12,13 +11,14 @@ _MANY = 5
 _MEGABYTE = 1e6
 
 
-def check_budget(archive: Path, most: int, model: str, contents: Contents) -> None:
-    """Raises `InputError` for a zip of more than ``most`` bytes, with its largest files and what makes them smaller."""
-    found = archive.stat().st_size
+def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Contents) -> None:
+    """Raises `InputError` for more than ``most`` bytes, with the largest files and what makes them smaller.
+
+    ``sizes`` are those of the files as they are transferred.
+    """
+    found = sum(sizes.values())
     if found <= most:
         return
-    with zipfile.ZipFile(archive) as opened:
-        sizes = {entry.filename: entry.compress_size for entry in opened.infolist()}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_MANY]
     shown = ", ".join(f"{name} {sizes[name] / _MEGABYTE:.2f} MB" for name in largest)
     raise InputError(
@@ -29,7 +29,7 @@ def check_budget(archive: Path, most: int, model: str, contents: Contents) -> No
     )
 
 
-def _advice(sizes: dict[str, int], most: int, model: str, contents: Contents) -> list[str]:
+def _advice(sizes: Mapping[str, int], most: int, model: str, contents: Contents) -> list[str]:
     advice = []
     whole = sum(size for *_, size in contents.stored.values()) or 1
     floats = sum(size for kind, _, size in contents.stored.values() if kind == "float32") / whole

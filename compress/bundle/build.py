@@ -28,6 +28,7 @@ from compress.bundle.provenance import NOT_STATED, find_licences, find_provenanc
 from compress.bundle.selftest import SelfTest, make_selftest
 from compress.bundle.signature import sign
 from compress.bundle.templates import examples, page
+from compress.bundle.transfer import transferred, zipped
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
 from compress.bundle.web_runtime import copy_web_runtime, try_in_node, web_licences
@@ -86,7 +87,8 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
                 try_in_node(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
-                check_budget(packed, wanted.most_bytes, manifest.model, contents)
+                sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
+                check_budget(sizes, wanted.most_bytes, manifest.model, contents)
             folder.rename(output)
             packed.rename(archive)
     except OSError as error:

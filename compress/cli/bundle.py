@@ -27,7 +27,10 @@ def bundle(
         Path | None, typer.Option(metavar="KEY", help="Sign with this SSH key, through ssh-keygen.")
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Fail if the zip, and so about what is transferred, is larger.")
+        int | None,
+        typer.Option(
+            min=1, help="Fail if more is transferred: the zip, or for browser what the page asks for, in brotli."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
 ) -> None:

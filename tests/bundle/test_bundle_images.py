@@ -23,6 +23,7 @@ from compress.bundle.build import Bundle, build
 from compress.bundle.image import IMAGES, ImageRule, find_rule
 from compress.bundle.pictures import noise
 from compress.bundle.templates import examples
+from compress.bundle.transfer import transferred
 from compress.errors import InputError, ModelError
 from compress.progress import SilentProgress
 from compress.targets import find_app_profile
@@ -162,3 +163,17 @@ def test_snippets_have_the_rule(bundles: dict[str, Bundle]) -> None:
             assert part in text.replace("[0.4, 0.5, 0.6]", "(0.4, 0.5, 0.6)")
     assert "SHORTEST_EDGE = 20" in kotlin
     assert "(cropWidth, cropHeight) = (16, 16)" in swift
+
+
+def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("no node here")
+    drawn = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
+    for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = transferred(tmp_path)
+    assert found.keys() == {"model/m.onnx", "a.mjs"}
+    # What is drawn does not compress: brotli stores it with a header of a few bytes.
+    assert 5000 < found["model/m.onnx"] < 5020
+    assert 0 < found["a.mjs"] < 30

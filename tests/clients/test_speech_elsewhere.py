@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from sentence_transformers_environment import run_there
+from transformers_js_page import ask_page
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import size_bytes
@@ -29,6 +30,10 @@ from compress.tasks import get_task
 from compress.tasks.audio import Remarks, features_of, read_recording
 
 pytestmark = pytest.mark.slow
+DTYPES = {
+    "whole": {"encoder_model": "fp32", "decoder_model_merged": "fp32"},
+    "integers": {"encoder_model": "q8", "decoder_model_merged": "q4"},
+}
 TASK = get_task("automatic-speech-recognition")
 
 
@@ -101,11 +106,18 @@ def test_optimum_opens_the_same_folder_and_says_the_same_words(folders: dict[str
     assert texts == heard(folders["integers"]).tolist()[-2:]
 
 
+@pytest.mark.browser
+def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, folders: dict[str, Path]):
+    samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
+    assert rate == 16_000
+    said = ask_page(
+        library, chromium, folders["integers"], "transcribe", DTYPES["integers"], ["samples.f32"],
+        files={"samples.f32": samples.tobytes()},
+    )  # fmt: skip
+    assert said == [heard(folders["integers"])[4]]
+
+
 def test_transformers_js_opens_the_same_folder(library: Path, folders: dict[str, Path], tmp_path: Path):
-    dtypes = {
-        "whole": {"encoder_model": "fp32", "decoder_model_merged": "fp32"},
-        "integers": {"encoder_model": "q8", "decoder_model_merged": "q4"},
-    }
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
     (tmp_path / "samples.f32").write_bytes(samples.tobytes())
@@ -115,7 +127,7 @@ def test_transformers_js_opens_the_same_folder(library: Path, folders: dict[str,
             str(library),
             str(place.parent),
             place.name,
-            json.dumps(dtypes[name]),
+            json.dumps(DTYPES[name]),
             str(tmp_path / "samples.f32"),
         ]
         done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)

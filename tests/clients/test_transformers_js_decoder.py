@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from quantized import quantize_tiny_llama
+from transformers_js_page import ask_page
 from written_decoders import CONFIGS, by_transformers, save_decoder
 
+from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder import GraphSettings, export_decoder
 
 TEXTS = ("Thecatsat,12times.", "onamat", "x", "42=6*7", "Zebra?", "quick")
@@ -22,16 +24,37 @@ NEW_TOKENS = 24
     ("name", "quantized"), [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False), ("qwen3", True)]
 )
 def test_greedy_tokens_are_those_of_transformers(library: Path, name: str, quantized: bool, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+    source, weights, folder = written(name, quantized, tmp_path)
+    answers = generate(library, folder, "q4" if quantized else "fp32")
+    check(answers, folder, source, weights)
 
-    source = save_decoder(tmp_path / "source", CONFIGS[name])
-    weights = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else None
-    folder = tmp_path / "out"
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("name", "quantized"), [("llama", True), ("qwen3", False)])
+def test_a_page_generates_the_same_with_webassembly(
+    library: Path, chromium: str, name: str, quantized: bool, tmp_path: Path
+) -> None:
+    source, weights, folder = written(name, quantized, tmp_path)
+    dtype = "q4" if quantized else "fp32"
+    check(ask_page(library, chromium, folder, "generate", dtype, TEXTS, NEW_TOKENS), folder, source, weights)
+
+
+def written(name: str, quantized: bool, place: Path) -> tuple[Checkpoint, Checkpoint | None, Path]:
+    """A tiny decoder, its integers if it is to have some, and its ONNX folder."""
+    source = save_decoder(place / "source", CONFIGS[name])
+    weights = quantize_tiny_llama(source, place / "quantized") if quantized else None
+    folder = place / "out"
     folder.mkdir()
     export_decoder(weights or source, GraphSettings(accuracy_level=1)).save(folder)
+    return source, weights, folder
+
+
+def check(answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint, weights: Checkpoint | None) -> None:
+    """Prompts and continuations are those of transformers."""
+    from transformers import AutoTokenizer
 
     tokenizer, module, seen = AutoTokenizer.from_pretrained(folder), by_transformers(source, weights), set()
-    answers = generate(library, folder, "q4" if quantized else "fp32")
     for text, found in zip(TEXTS, answers, strict=True):
         prompt = tokenizer(text).input_ids
         ids = torch.tensor([prompt])

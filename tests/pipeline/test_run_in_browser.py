@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.models.model_file import model_file
 from compress.pipeline.run import run
+from compress.report.predictions import read_predictions
 from compress.report.schema import Report
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
@@ -34,13 +36,14 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
     done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
     report = done.report
     assert not report.skipped
-    for model in ("baseline", "final"):
+    # Activations that lie on the edge of an 8-bit step fall to the other side where sums have another order.
+    for model, near in (("baseline", 1e-5), ("final", 6e-3)):
         for metric in ("accuracy", "agreement", "latency_ms", "latency_ms_batch_8", "speedup", "startup_ms", "cpu_ms"):
             assert value(report, model, metric, "browser") > 0
-        # The same integers and, but for an order of sums, the same float arithmetic.
-        assert value(report, model, "accuracy", "browser") == pytest.approx(
-            value(report, model, "accuracy", "cpu"), abs=0.02
-        )
+        assert value(report, model, "accuracy", "browser") == value(report, model, "accuracy", "cpu")
+        here, there = (read_predictions(done.folder, model, target).answers for target in ("cpu", "browser"))
+        assert here.probability.std() > 0.01
+        np.testing.assert_allclose(there.probability, here.probability, atol=near)
         assert report.find(model, "transfer_bytes", "cpu") is None
         assert all(value(report, model, name, "browser") > 0 for name in TOLD)
         # WebAssembly comes over the wire with the model, and lies in memory before it.

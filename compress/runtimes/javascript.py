@@ -75,9 +75,9 @@ class Chromium:
         self._server.put(path.name, path)
         return f"./{path.name}"
 
-    @property
+    @functools.cached_property
     def process(self) -> psutil.Process:
-        """See `Host.process`: of the renderers the one with the model; a spare one may wait for another page."""
+        """See `Host.process`: the largest renderer once WebAssembly runs, since spare ones wait for other pages."""
         children = psutil.Process(self._page.browser).children(recursive=True)
         renderers = [child for child in children if "--type=renderer" in child.cmdline()]
         if not renderers:
@@ -187,10 +187,11 @@ def version_of(program: str) -> str:
 
 def peak_bytes(process: psutil.Process) -> int:
     """The most memory that a process has held so far."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+    told = Path(f"/proc/{process.pid}/status").read_text() if process.is_running() else ""
+    for line in told.splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise StageError(f"The system doesn't tell the memory of process {process.pid}.")
+    raise StageError("The process with the model has ended by itself.", where=f"process {process.pid}")
 
 
 def processor_seconds(process: psutil.Process) -> float:

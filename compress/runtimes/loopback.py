@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 _SCRIPT = "text/javascript"
 _TYPES = {".html": "text/html", ".js": _SCRIPT, ".mjs": _SCRIPT, ".wasm": "application/wasm"}
@@ -73,7 +74,8 @@ def _handler(served: Loopback) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            content = served.get(self.path[len(served.root) :]) if self.path.startswith(served.root) else None
+            path = unquote(self.path)
+            content = served.get(path[len(served.root) :]) if path.startswith(served.root) else None
             self._answer(404 if content is None else 200, content or b"")
 
         def do_POST(self) -> None:

@@ -55,7 +55,7 @@ class WebSession:
         server.put(wasm, folder / wasm)
         order = {"address": server.address, "script": host.module(folder / script), "wasm": wasm}
         started = self._ask("start", {**order, "threads": threads, "device": provider})
-        self.runtime_bytes = peak_bytes(host.process)
+        self.runtime_bytes = self._peak = peak_bytes(host.process)
         opened = self._open(graph)
         self.session_load_ms = float(opened["session_create_ms"])
         self.start_up = {name: float(value) for name, value in started.items() if name.endswith("_ms")}
@@ -96,9 +96,7 @@ class WebSession:
 
     def _transfers(self) -> dict[str, float]:
         """Bytes over the wire, by the Performance API; nothing is compressed on its way."""
-        sizes = {
-            str(name).removeprefix(self._server.address): float(size) for name, size, _ in self._ask("transfers", {})
-        }
+        sizes = {str(name).removeprefix(self._server.address): float(size) for name, size in self._ask("transfers", {})}
         model = sum(size for name, size in sizes.items() if name.startswith("model/"))
         return {"transfer_bytes": sum(sizes.values()), "model_transfer_bytes": model}
 
@@ -154,7 +152,9 @@ class WebSession:
 
     def peak_bytes(self) -> int:
         """See `TimesItself.peak_bytes`."""
-        return peak_bytes(self._host.process)
+        # The system takes back pages that were freed lazily without a note in its peak, so that this may fall.
+        self._peak = max(self._peak, peak_bytes(self._host.process))
+        return self._peak
 
 
 class OnnxRuntimeWeb:

@@ -2,7 +2,7 @@
 import { createInterface } from "node:readline";
 import * as session from "./session.mjs";
 
-const [tell] = [process.stdout.write.bind(process.stdout)];
+const tell = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr); // what libraries print is no answer
 for await (const line of createInterface({ input: process.stdin })) {
   const { name, given } = JSON.parse(line);

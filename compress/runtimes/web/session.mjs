@@ -150,5 +150,5 @@ export async function arrivals({ calls, gaps }) {
 /** Bytes that came over the wire for each path, by the Performance API (headers included). */
 export async function transfers() {
   const entries = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
-  return entries.map(({ name, transferSize, responseEnd, startTime }) => [name, transferSize, responseEnd - startTime]);
+  return entries.map(({ name, transferSize }) => [name, transferSize]);
 }

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.models.model_file import model_file
+from compress.pipeline.formats import why_not
+from compress.pipeline.road import Road
 from compress.pipeline.run import run
 from compress.report.predictions import read_predictions
 from compress.report.schema import Report
+from compress.targets import TARGETS
+from compress.tasks import get_task
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
 TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")
@@ -55,3 +61,11 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
     assert shipped < value(report, "final", "model_transfer_bytes", "browser") < shipped + 1000
     told = report.environment["runtime_settings"]["quantize"]
     assert told["runtime"] == "onnxruntime-web 1.30.0" and told["cross_origin_isolated"] is True
+
+
+@pytest.mark.parametrize("task", ["text-generation", "automatic-speech-recognition"])
+def test_what_goes_token_by_token_is_skipped_there(task: str) -> None:
+    road = SimpleNamespace(recipe=SimpleNamespace(task=task), task=get_task(task))
+    for name in ("browser", "node"):
+        reason = why_not(cast(Road, road), TARGETS[name])
+        assert reason == f"it answers one batch at a time, and {task} goes token by token"

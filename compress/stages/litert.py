@@ -84,7 +84,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         examples = context.encode("train", model)
         lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
         plain = LiteRtModel(to_litert(model, examples, lengths), model.companions())
-        words = words_of(model)
+        words = words_of(model) if lengths else None
         block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
         content = quantize_litert(plain.graph, self.precision, words, self.embedding_bits, block)
         made = LiteRtModel(content, plain.companions)

@@ -19,6 +19,7 @@ from compress.models.litert_model import LITERT_FILE, LiteRtModel
 from compress.models.litert_quantization import quantize_litert
 from compress.models.model_file import format_of, model_file
 from compress.models.torch_model import TorchModel
+from compress.pipeline.probed import probed
 from compress.runtimes import get_runtime, why_unavailable
 from compress.runtimes.runtime import TensorType
 from compress.stages.litert import LiteRt
@@ -117,6 +118,13 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
     # Scales of one and shifts of zero, which these normalisations have, are folded away; nothing lies there twice.
     assert budget.parameters == pytest.approx(written.model.parameters(), rel=0.02)
+
+
+def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
+    tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
+    assert any(np.isinf(one.values(written.content)).any() for one in tensors if one.floats)
+    looked_into = dict(probed(LiteRtModel(written.content, {})).float_arrays())
+    assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
 
 def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> None:

@@ -23,11 +23,11 @@ class ProbedLiteRt:
     model: LiteRtModel
 
     def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
-        """Every stored floating-point tensor, scales among them."""
+        """Every stored floating-point tensor, scales among them; a single number, as a mask has, is no weight."""
         from compress.models.litert_file import read_litert
 
         for tensor in read_litert(self.model.graph, Path(LITERT_FILE)).tensors:
-            if tensor.floats:
+            if tensor.floats and tensor.shape:
                 yield tensor.name, tensor.values(self.model.graph)
 
     def digests(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ _QUIET = (
 _NO_GPU, _WEBGPU = ("--disable-gpu",), ("--enable-unsafe-webgpu", "--enable-features=Vulkan")
 _CHUNK = 1 << 20
 _SECONDS = 60.0
+_REMOVALS = 100
 
 
 class Page:
@@ -148,11 +149,21 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
             os.waitpid(browser, 0)
             os.close(to_browser)
             os.close(from_browser)
+            _remove(Path(home))
+
+
+def _remove(home: Path) -> None:
+    """Remove the profile; the browser's children outlive it by a moment, in which they still write there."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(home, ignore_errors=True)
+        if not home.exists():
+            return
+        time.sleep(0.05)
 
 
 def _reaper(browser: int, home: str) -> subprocess.Popen[bytes]:
     """What ends the browser and removes its profile when this process is killed: its input ends then."""
-    script = 'cat; kill -9 "$0"; sleep 1; rm -rf -- "$1"'
+    script = 'cat; kill -9 "$0"; while [ -e "$1" ]; do sleep 1; rm -rf -- "$1"; done'
     command = ["/bin/sh", "-c", script, str(browser), home]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -167,7 +178,9 @@ def _start(command: list[str], read: int, write: int, home: Path) -> int:
         (os.POSIX_SPAWN_DUP2, source, target) for source, target in zip((log, log, *high), (1, 2, 3, 4), strict=True)
     ]
     try:
-        return os.posix_spawn(command[0], command, os.environ, file_actions=places, setsid=True)
+        # What it puts beside its profile goes with it.
+        surroundings = {**os.environ, "TMPDIR": str(home)}
+        return os.posix_spawn(command[0], command, surroundings, file_actions=places, setsid=True)
     finally:
         for descriptor in (read, write, log, *high):
             os.close(descriptor)

@@ -63,7 +63,8 @@ class ChosenTarget(TargetFields):
             profile = PROFILES[self.name].in_format(form)
         else:
             about = self.description or f"{self.runtime} as the recipe describes it"
-            profile = Profile(Target(self.name, self.runtime, OPENED_BY[form][self.runtime], about, form))
+            target = Target(self.name, self.runtime, OPENED_BY[form][self.runtime], about, form)
+            profile = Profile(target, instead_of=self.name)
         given = ("threads", "max_bytes", "max_memory_bytes")
         changes = {name: getattr(self, name) for name in given if getattr(self, name) is not None}
         return replace(profile, **changes, device=self.device, options=self.options)
@@ -122,6 +123,6 @@ def objection_to(name: str, fields: TargetFields) -> tuple[str | None, str, str]
     runtimes = OPENED_BY[form_of(name, fields)]
     if fields.runtime not in runtimes:
         return "runtime", repr(fields.runtime), f"one of {', '.join(runtimes)}, which open {form_of(name, fields)}"
-    if fields.device is not None and fields.runtime != "onnxruntime":
-        return "device", repr(fields.device), "nothing: devices are measured with onnxruntime"
+    if fields.device is not None and (fields.runtime, form_of(name, fields)) != ("onnxruntime", "onnx"):
+        return "device", repr(fields.device), "nothing: devices are measured with onnxruntime, on ONNX files"
     return None

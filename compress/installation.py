@@ -34,6 +34,11 @@ def is_installed() -> bool:
     return _version(NAME) is not None
 
 
+def has_package(name: str) -> bool:
+    """Whether a distribution of that name is installed."""
+    return _version(name) is not None
+
+
 def packages() -> list[Package]:
     """Every requirement that applies here, those of the extras included, in the order of the project file."""
     found = []

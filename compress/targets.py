@@ -33,7 +33,8 @@ class Profile:
 
     ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
     limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
-    place of: answers are those of the same runtime, times and memory are not that machine's. A recipe adds a ``device``
+    place of: answers are those of the same runtime, times and memory are not that machine's. What is
+    ``downloaded`` counts compressed in ``max_bytes``. A recipe adds a ``device``
     of the inventory to be timed on, and ``options``: fields of the stage that writes the format.
     """
 
@@ -43,6 +44,7 @@ class Profile:
     max_bytes: int | None = None
     max_memory_bytes: int | None = None
     instead_of: str | None = None
+    downloaded: bool = False
     device: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,6 +119,7 @@ PROFILES: dict[str, Profile] = {
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),
             formats=("ort",),
             threads=1,
+            downloaded=True,
             app_runtime="onnxruntime-web",
             package="npm: onnxruntime-web",
             examples=("run.mjs",),
@@ -127,6 +130,7 @@ PROFILES: dict[str, Profile] = {
             Target("android", "onnxruntime", _CPU, "ONNX Runtime in an Android app"),
             formats=("ort", "litert"),
             instead_of="an Android phone",
+            downloaded=True,
             app_runtime="onnxruntime-android",
             package="Maven: com.microsoft.onnxruntime:onnxruntime-android",
             examples=("Classifier.kt", "run.py"),
@@ -135,6 +139,7 @@ PROFILES: dict[str, Profile] = {
             Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
             formats=("ort",),
             instead_of="an iPhone",
+            downloaded=True,
             app_runtime="onnxruntime-swift-package-manager",
             package="Swift: microsoft/onnxruntime-swift-package-manager",
             examples=("Classifier.swift", "run.py"),

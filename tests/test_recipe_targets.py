@@ -25,7 +25,7 @@ stages:
 targets:
 - cpu
 """
-PI = "name: pi\ndescription: a small board\nformat: ort\nthreads: 4\nmax_memory_bytes: 500000000\ndevice: pi\n"
+PI = "name: pi\ndescription: a small board\nformat: onnx\nthreads: 4\nmax_memory_bytes: 500000000\ndevice: pi\n"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
     assert (phone.target.format, phone.threads, phone.max_bytes) == ("ort", 4, 12000000)
     assert phone.instead_of == "an Android phone"
     assert (openvino.target.runtime, dict(openvino.options)) == ("openvino", {"precision": "fp16"})
-    assert (pi.target.runtime, pi.target.provider, pi.target.format) == ("onnxruntime", "CPUExecutionProvider", "ort")
+    assert (pi.target.runtime, pi.target.provider, pi.target.format) == ("onnxruntime", "CPUExecutionProvider", "onnx")
     assert (pi.threads, pi.max_memory_bytes, pi.device) == (4, 500_000_000, "pi")
     assert pi.target.description == "a small board"
 
@@ -116,7 +116,7 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
             "[{pi: {format: openvino, runtime: openvino, device: pi}}]",
             "targets.0.pi.device",
             "'pi'",
-            "nothing: devices are measured with onnxruntime",
+            "nothing: devices are measured with onnxruntime, on ONNX files",
         ),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from compress.errors import ModelError
+from compress.installation import has_package
 from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
 from compress.models.litert_model import LiteRtModel
@@ -87,6 +88,15 @@ def why_not(road: Road, target: Target) -> str | None:
         except ModelError as error:
             return f"it runs {form.upper()} files. {error.what}"
     return None
+
+
+def can_write(form: Format) -> bool:
+    """Whether the packages are installed that write a format."""
+    kinds = [WRITTEN_BY[form]]
+    if (source := WRITTEN_FROM[form]) is not None:
+        kinds.append(WRITTEN_BY[source])
+    packages = {package for kind in kinds for package in STAGES[kind].model_validate({"kind": kind}).calls()}
+    return all(has_package(package) for package in packages)
 
 
 def check_formats(road: Road) -> None:

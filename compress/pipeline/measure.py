@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compress.cache import cache_key
+from compress.compare.hosts import host_words
 from compress.data.membership import Part
 from compress.environment import environment
+from compress.errors import DeviceError, InputError
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.pipeline.formats import measurable, why_not
+from compress.pipeline.budgets import Shipped, shipped, shipped_row
+from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
 from compress.pipeline.slow_int8_note import slow_int8_notes
@@ -29,6 +33,7 @@ from compress.report.schema import (
     SliceRecord,
 )
 from compress.runtimes import make_ready, why_unavailable
+from compress.targets import Profile
 
 
 @dataclass
@@ -47,6 +52,10 @@ class Findings:
     continuations: list[ContinuationRecord] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     """The slices' rows."""
+    finals: dict[str, Path] = field(default_factory=dict)
+    """The folder of the final model, by target."""
+    shipped: dict[str, Shipped] = field(default_factory=dict)
+    """What an app ships, by target, where there is a budget for it."""
 
 
 def measure(road: Road, remeasure: bool) -> Findings:
@@ -56,19 +65,42 @@ def measure(road: Road, remeasure: bool) -> Findings:
     """
     findings = Findings(environment=environment())
     artifacts: dict[str, Path] = {}
+    lacking: list[Profile] = []
     for profile in road.recipe.profiles():
         target = profile.target
         reason = why_unavailable(target) or why_not(road, target) or make_ready(target, road.progress)
         if reason is not None:
             road.progress.note(f"target {target.name}: skipped, {reason}")
             findings.skipped.append(Skipped(target=target.name, reason=reason))
+            lacking.append(profile)
             continue
         artifacts = measurable(road, target.format, profile.options)
         _measure_target(findings, TargetSession(road, profile, artifacts), remeasure)
+        _weigh(findings, profile, artifacts)
+    for profile in lacking:
+        _only_written(findings, road, profile)
     for label in (BASELINE, FINAL) if artifacts else ():
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
     return findings
+
+
+def _only_written(findings: Findings, road: Road, profile: Profile) -> None:
+    """The sizes of what a target would get that is not to be had here, if its files can be written."""
+    target = profile.target
+    if why_not(road, target) is not None or not can_write(target.format):
+        return
+    artifacts = measurable(road, target.format, profile.options)
+    findings.measurements += TargetSession(road, profile, artifacts).sizes()
+    _weigh(findings, profile, artifacts)
+
+
+def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) -> None:
+    """What is shipped to a target that has a budget."""
+    findings.finals[profile.name] = artifacts[FINAL]
+    if profile.max_bytes is not None:
+        findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
+        findings.measurements.append(shipped_row(profile, findings.shipped[profile.name]))
 
 
 def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:
@@ -97,9 +129,20 @@ def _continued(findings: Findings, session: TargetSession) -> tuple[list[Measure
 
 
 def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:
-    rows, notes, machine = session.timings(remeasure)
-    findings.environment |= machine
-    if elsewhere := session.profile.instead_of:
+    device = session.profile.device
+    try:
+        rows, notes, machine = session.timings(remeasure)
+    except (DeviceError, InputError) as error:
+        if device is None:
+            raise
+        findings.skipped.append(Skipped(target=session.target.name, reason=f"not timed on {device}: {error.what}"))
+        return [], []
+    if device is None:
+        findings.environment |= machine
+    else:
+        notes.append(f"{session.target.name}: timed on {device}, {host_words(machine)}; answers are this machine's")
+    elsewhere = session.profile.instead_of
+    if elsewhere and device is None:
         notes.append(
             f"{session.target.name}: answers, times and memory are those of {session.target.runtime} on this machine; "
             f"nothing ran on {elsewhere}"

@@ -19,6 +19,7 @@ from compress.data.source import find
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.models.model import digest_directory
+from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
@@ -79,7 +80,9 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             )
         road.travel()
         findings = measure(road, remeasure)
-        limits = check_limits(recipe.limits, findings.measurements, recipe.baseline, findings.skipped)
+        wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
+        limits = check_limits(wanted, findings.measurements, recipe.baseline, findings.skipped)
+        limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
         last = recipe.labels()[-1]
         with storage_errors(folder):
             _copy_model(road.finished[last].entry.folder, folder)

@@ -24,6 +24,7 @@ from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
 from compress.models.model import digest_directory, size_bytes
 from compress.numerics.calibration import calibration_bins
+from compress.pipeline.on_device import place_of
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
@@ -243,7 +244,7 @@ class TargetSession:
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
         """Rows, notes and the machine of one interleaved session over all artifacts."""
-        road, recipe = self.road, self.road.recipe
+        road, recipe, place = self.road, self.road.recipe, place_of(self.profile, self.road.folder)
         machine = environment()
         key = cache_key(
             {
@@ -256,6 +257,7 @@ class TargetSession:
                 "settings": self.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
                 "machine": machine,
+                **({} if self.profile.device is None else {"device": self.profile.device}),
                 "seed": recipe.seed,
             }
         )
@@ -264,12 +266,13 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             examples = {label: self.examples(label) for label in self.artifacts}
-            settings, place = self.benchmark, self.target
             found = time_artifacts(
-                road.task, self.artifacts, examples, place, settings, BASELINE, road.progress, recipe.seed
+                *(road.task, self.artifacts, examples, self.target, self.benchmark, BASELINE),
+                *(road.progress, recipe.seed),
+                place=place,
             )
             kept = {
-                "rows": [row.model_dump() for row in found.measurements],
+                "rows": [{**row.model_dump(), "target": self.target.name} for row in found.measurements],
                 "notes": found.notes,
                 "environment": found.environment,
             }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError, InputError, MissingExtraError
+from compress.installation import has_package
 from compress.plan.contents import Estimate, Plan, StagePlan, TargetPlan
 from compress.plan.predict import Prediction, Predictor
 from compress.plan.render import render_plan
@@ -144,15 +145,7 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
     """One error for each package that a stage calls and that is not installed."""
     stages: tuple[Stage[Any, Any], ...] = recipe.stages
     users = {package: stage.kind for stage in reversed(stages) for package in stage.calls()}
-    return [_missing(package, user) for package, user in users.items() if not _installed(package)]
-
-
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    return [_missing(package, user) for package, user in users.items() if not has_package(package)]
 
 
 def _missing(package: str, stage: str) -> InputError:

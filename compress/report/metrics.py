@@ -75,6 +75,7 @@ _KNOWN = {
         Metric("embedding_cosine", "Cosine to the baseline's embedding", "percent", "higher", relative=True),
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
+        Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
         Metric("bits_per_parameter", "Bits a parameter", "plain", "lower", "fewer", "more", unit="bits"),
         _time("latency_ms", "Latency"),

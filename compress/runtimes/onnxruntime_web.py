@@ -210,6 +210,11 @@ class OnnxRuntimeWeb:
         """See `Fetches.fetch`."""
         fetch(_BUILDS[target.provider][0], cache_root(), progress)
 
+    def shipped_files(self) -> tuple[Path, ...]:
+        """See `Ships.shipped_files`."""
+        folder = fetch(PACKAGES, cache_root(), SilentProgress())
+        return folder / SCRIPT, folder / WASM
+
     def build(self) -> str:
         """The version of onnxruntime-web, and of what runs its WebAssembly."""
         program = find_chromium() if self._host is Chromium else shutil.which("node")

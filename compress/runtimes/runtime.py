@@ -109,6 +109,14 @@ class Fetches(Protocol):
         """Fetch what isn't there yet. Raises `SampleError` where it can't be had, `StorageError` without room."""
 
 
+@runtime_checkable
+class Ships(Protocol):
+    """A runtime whose files an app brings along, which are not those of its package in Python."""
+
+    def shipped_files(self) -> tuple[Path, ...]:
+        """The files, which are here."""
+
+
 class Runtime(Protocol):
     """One way of running artifacts. One file each, registered in `compress.runtimes`."""
 

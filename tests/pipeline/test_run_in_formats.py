@@ -25,6 +25,7 @@ from compress.stages.openvino import OpenVino
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
+PHONE = {"android": {"threads": 1, "max_bytes": 2000, "max_memory_bytes": 10**11}}
 
 
 def diagnose(*options: str | Path) -> dict[str, Any]:
@@ -87,15 +88,18 @@ def test_a_run_that_ends_in_that_format_ships_it(tmp_path: Path) -> None:
 
 
 def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
-    recipe = load(
-        write_all(tmp_path, stages=STAGES, targets=[{"android": {"threads": 1}}, "openvino", "genai"], limits=[])
-    )
+    recipe = load(write_all(tmp_path, stages=STAGES, targets=[PHONE, "openvino", "genai"], limits=[]))
     done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
     report = done.report
     assert [(one.target, one.reason) for one in report.skipped] == [
         ("genai", "onnxruntime-genai runs text-generation only")
     ]
     assert [note for note in report.notes if "nothing ran on an Android phone" in note]
+    size, memory = report.limits
+    assert (size.metric, size.target, size.passed, size.missed) == ("shipped_bytes", "android", False, True)
+    assert "without the runtime" in str(size.reason) and "biggest: model.onnx" in str(size.reason)
+    assert (memory.metric, memory.passed) == ("peak_memory_bytes", True) and memory.value is not None
+    assert 1e7 < memory.value < 1e11
     for model in ("baseline", "final"):
         here, there = (report.find(model, "accuracy", target) for target in ("android", "openvino"))
         assert here is not None and there is not None

@@ -1,0 +1,125 @@
+"""A target's own limits: what an app ships there, model and runtime together, and the memory that it takes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.inspect.size_advice import what_helps
+from compress.inspect.tensors import read_model
+from compress.measurement import Measurement
+from compress.recipe import Limit
+from compress.report.schema import FINAL, LimitResult
+from compress.runtimes import get_runtime
+from compress.runtimes.runtime import Ships
+from compress.targets import Profile
+
+SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
+_MEGABYTE = 1e6
+_NAMED = 3
+_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "llama-cpp": "xllamacpp"}
+"""The package whose files a runtime in Python is."""
+
+
+class Shipped(NamedTuple):
+    """Bytes of the model's files by name and of the runtime, None where that isn't the one that lies here."""
+
+    model: Mapping[str, int]
+    runtime: int | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.model.values()) + (self.runtime or 0)
+
+
+def shipped(profile: Profile, folder: Path) -> Shipped:
+    """What a target gets for the model in ``folder``; each file deflated where the target is downloaded."""
+    model = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    count = _deflated if profile.downloaded else _plain
+    runtime = _runtime_files(profile)
+    return Shipped(
+        {name: count(path) for name, path in model.items()},
+        None if runtime is None else sum(count(path) for path in runtime),
+    )
+
+
+def shipped_row(profile: Profile, found: Shipped) -> Measurement:
+    """The row of the final model."""
+    return Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
+
+
+def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> list[Limit]:
+    """The limits of the targets themselves, to be judged like the recipe's."""
+    limits = []
+    for profile in profiles:
+        if profile.max_bytes is not None:
+            limits.append(Limit(metric=SHIPPED, target=profile.name, at_most=profile.max_bytes))
+        if profile.max_memory_bytes is not None:
+            limits.append(Limit(metric=_memory(profile, rows), target=profile.name, at_most=profile.max_memory_bytes))
+    return limits
+
+
+def explained(
+    result: LimitResult, profiles: Sequence[Profile], finals: Mapping[str, Path], sizes: Mapping[str, Shipped]
+) -> LimitResult:
+    """A size budget's result with what was counted, and if it is missed, with what is biggest and what would help."""
+    profile = next((one for one in profiles if one.name == result.target), None)
+    if result.metric != SHIPPED or profile is None or result.target not in sizes:
+        return result
+    found, most = sizes[result.target], profile.max_bytes or 0
+    words = ["compressed"] if profile.downloaded else []
+    if found.runtime is None:
+        words.append("without the runtime, which is not here to be counted")
+    if not result.passed:
+        stored = {one.name: (one.dtype, one.shape, one.bytes) for one in read_model(finals[result.target]).tensors}
+        words += [_biggest(found, stored), *what_helps(stored, sum(found.model.values()), found.runtime or 0, most)]
+    return result.model_copy(update={"reason": "; ".join(words) or None})
+
+
+def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], int]]) -> str:
+    parts = {**found.model, **({"the runtime": found.runtime} if found.runtime else {})}
+    largest = sorted(parts, key=lambda name: -parts[name])[:_NAMED]
+    listed = ", ".join(f"{name} {parts[name] / _MEGABYTE:.2f} MB" for name in largest)
+    if not stored:
+        return f"biggest: {listed}"
+    tensor = max(stored, key=lambda name: stored[name][2])
+    return f"biggest: {listed}; the largest tensor, {tensor}, {stored[tensor][2] / _MEGABYTE:.2f} MB as stored"
+
+
+def _memory(profile: Profile, rows: Sequence[Measurement]) -> str:
+    """The metric of the peak at batch 1; a language model's has its prompt's length in its name."""
+    named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
+    return next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY)
+
+
+def _runtime_files(profile: Profile) -> list[Path] | None:
+    """The files of the runtime, if it is the target's own."""
+    if profile.instead_of is not None or profile.device is not None:
+        return None
+    runtime = get_runtime(profile.target.runtime)
+    if isinstance(runtime, Ships):
+        return list(runtime.shipped_files())
+    package = _PACKAGES.get(profile.target.runtime)
+    try:
+        listed = files(package) if package else None
+    except PackageNotFoundError:
+        return None
+    places = [Path(str(file.locate())) for file in listed or ()]
+    return [place for place in places if place.is_file()] or None
+
+
+def _plain(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _deflated(path: Path) -> int:
+    """Bytes of a file as a zip, or a server that sends gzip, would carry them."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    size = 0
+    with path.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            size += len(squeeze.compress(block))
+    return size + len(squeeze.flush())

@@ -1,0 +1,94 @@
+"""What counts towards a target's size budget, and what is said when it is missed."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from dataclasses import replace
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+
+from compress.measurement import Measurement
+from compress.pipeline.budgets import explained, shipped, target_limits
+from compress.report.limits import check_limits
+from compress.report.schema import LimitResult
+from compress.targets import Profile, find_profile
+
+TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A graph of one table, and a tokenizer's file that compresses well."""
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", 16])
+    nodes = [helper.make_node("Gather", ["words", "input_ids"], ["rows"])]
+    graph = helper.make_graph(nodes, "g", [ids], [rows], [numpy_helper.from_array(TABLE, "words")])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "model.onnx")
+    (tmp_path / "tokenizer.json").write_text("the same words " * 1000)
+    return tmp_path
+
+
+def with_budget(name: str, most: int) -> Profile:
+    return replace(find_profile(name), max_bytes=most)
+
+
+def judged(profile: Profile, folder: Path) -> LimitResult:
+    found = shipped(profile, folder)
+    rows = [Measurement(model="final", metric="shipped_bytes", target=profile.name, value=found.total, unit="bytes")]
+    (result,) = check_limits(target_limits([profile], rows), rows)
+    return explained(result, [profile], {profile.name: folder}, {profile.name: found})
+
+
+def test_a_download_counts_compressed_and_an_installation_as_it_lies(folder: Path) -> None:
+    plain = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert dict(shipped(find_profile("linux-arm64"), folder).model) == plain
+    # zlib's own format has a header of 2 bytes and a checksum of 4 around the same deflate stream.
+    deflated = {path.name: len(zlib.compress(path.read_bytes(), 9)) - 6 for path in folder.iterdir()}
+    assert dict(shipped(find_profile("android"), folder).model) == deflated
+    assert deflated["tokenizer.json"] < plain["tokenizer.json"] / 50
+
+
+def test_the_runtime_counts_where_it_is_the_one_that_ships(folder: Path) -> None:
+    (record,) = (file for file in files("onnxruntime") or () if file.name == "RECORD")
+    listed = {row[0]: int(row[2]) for row in csv.reader(record.read_text().splitlines()) if row[2]}
+    runtime = shipped(find_profile("desktop"), folder).runtime
+    # RECORD tells every file's size but its own; compiled files may lie beside those that it lists.
+    assert runtime is not None and sum(listed.values()) <= runtime < 1.2 * sum(listed.values())
+    assert shipped(find_profile("android"), folder).runtime is None
+
+
+def test_a_budget_that_is_kept_says_what_was_counted(folder: Path) -> None:
+    result = judged(with_budget("android", 1_000_000), folder)
+    assert result.passed
+    assert result.reason == "compressed; without the runtime, which is not here to be counted"
+
+
+def test_a_budget_that_is_missed_says_what_is_biggest_and_what_would_help(folder: Path) -> None:
+    result = judged(with_budget("android", 20_000), folder)
+    assert result.missed and result.value is not None and result.value > 20_000
+    told = str(result.reason)
+    assert "biggest: model.onnx 0.02 MB" in told and "the largest tensor, words, 0.03 MB as stored" in told
+    assert "100% of the weights are float32: the stage quantize" in told
+    assert "words [400, 16], is 100% of them: for an embedding, trim_vocabulary" in told
+
+
+def test_a_runtime_that_is_too_large_alone_is_named(folder: Path) -> None:
+    told = str(judged(with_budget("desktop", 1_000_000), folder).reason)
+    assert "biggest: the runtime " in told and "the runtime alone has " in told
+
+
+def test_memory_is_judged_where_it_is_measured() -> None:
+    profile = replace(find_profile("cpu"), max_memory_bytes=100)
+    metrics = ("peak_memory_bytes_batch_32", "peak_memory_bytes_context_128")
+    rows = [Measurement(model="final", metric=name, target="cpu", value=99, unit="bytes") for name in metrics]
+    (limit,) = target_limits([profile], rows)
+    assert (limit.metric, limit.target, limit.at_most) == ("peak_memory_bytes_context_128", "cpu", 100)
+    (result,) = check_limits([limit], rows)
+    assert result.passed
+    (missed,) = check_limits(target_limits([replace(profile, max_memory_bytes=98)], rows), rows)
+    assert missed.missed

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     import onnx
 
 Precision = Literal["fp32", "fp16", "int8"]
+_GROUP = 32
+"""Weights of a row that share a scale and a zero point in 4 bits; `quantize` has blocks as large."""
+_NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 
 
-def to_openvino(graph: onnx.ModelProto, companions: Mapping[str, bytes], precision: Precision) -> OpenVinoModel:
+def to_openvino(
+    graph: onnx.ModelProto, companions: Mapping[str, bytes], precision: Precision, table_bits: int = 8
+) -> OpenVinoModel:
     """``graph``, in ONNX's own operators, as IR; the same bytes each time. Raises `StageError`.
 
     In int8 the weights of products, convolutions and tables have a scale and a zero point for each channel; OpenVINO's
-    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does.
+    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does. With ``table_bits`` of 4
+    tables have them for each 32 weights of a row instead, where a row is a multiple of 32 long.
     """
     import onnx
     import openvino
@@ -39,13 +45,38 @@ def to_openvino(graph: onnx.ModelProto, companions: Mapping[str, bytes], precisi
                 mend="see OpenVINO's list of supported operators, or leave this target out",
             ) from error
         if precision == "int8":
-            model = _in_eight_bits(model)
+            model = _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
         for place, operator in enumerate(model.get_ordered_ops()):
             # Its own names count on through the whole process.
             if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
                 operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
         openvino.save_model(model, made, compress_to_fp16=precision == "fp16")
         return OpenVinoModel(made.read_bytes(), made.with_suffix(".bin").read_bytes(), companions)
+
+
+def _tables_in_four_bits(model: Any) -> Any:
+    if not any(_is_table(operator) for operator in model.get_ordered_ops()):
+        return model
+    with quiet_nncf() as nncf:
+        return nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_ASYM,
+            group_size=_GROUP,
+            ratio=1.0,
+            all_layers=True,
+            ignored_scope=nncf.IgnoredScope(types=list(_NOT_TABLES), validate=False),
+        )
+
+
+def _is_table(operator: Any) -> bool:
+    """Whether rows of a stored matrix are looked up, each a multiple of a group long."""
+    if operator.get_type_name() != "Gather":
+        return False
+    source = operator.input_value(0).get_node()
+    if source.get_type_name() != "Constant" or not source.get_element_type().is_real():
+        return False
+    shape = list(source.get_output_shape(0))
+    return len(shape) == 2 and shape[1] % _GROUP == 0
 
 
 def _in_eight_bits(model: Any) -> Any:

@@ -24,6 +24,9 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         "int8",
         description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call",
     )
+    embedding_bits: Literal[4, 8] = Field(
+        8, description="in int8: of embedding tables; 4 with a scale and a zero point for each 32 weights of a row"
+    )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
@@ -45,7 +48,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         examples = context.encode("train", model)
         graph = export_onnx(model, examples, opset=None, fusions=False).graph
-        made = to_openvino(graph, model.companions(), self.precision)
+        made = to_openvino(graph, model.companions(), self.precision, self.embedding_bits)
         plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
         shipped = open_bytes(made, threads=1)
         first = shipped if plain is made else open_bytes(plain, threads=1)

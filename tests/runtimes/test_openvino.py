@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,12 +26,12 @@ TARGET = TARGETS["openvino"]
 IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
 
 
-def write(tmp_path: Path, precision: Precision = "fp32") -> tuple[Path, Path]:
+def write(tmp_path: Path, precision: Precision = "fp32", table_bits: int = 8) -> tuple[Path, Path]:
     """A graph, and what OpenVINO is given in its place."""
     source, folder = tmp_path / "source", tmp_path / "written"
     graph = onnx.load(model_file(write_classifier(source, width=64, layers=2)))
     folder.mkdir()
-    to_openvino(graph, {"config.json": b"{}"}, precision).save(folder)
+    to_openvino(graph, {"config.json": b"{}"}, precision, table_bits).save(folder)
     return source, folder
 
 
@@ -52,6 +53,47 @@ def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
     weights = sum(tensor.bytes for tensor in budget.tensors if tensor.role == "weight")
     assert weights * 8 == bits * budget.parameters
+
+
+def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
+    source, folder = write(tmp_path, "int8", table_bits=4)
+    expected = answers(source, "cpu")
+    found = answers(folder, "openvino")
+    np.testing.assert_allclose(found, expected, atol=0.3 * np.abs(expected).max())
+    budget, before = budget_of(folder), budget_of(source)
+    assert budget.parameters == before.parameters
+    table = onnx.numpy_helper.to_array(
+        next(one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
+    )
+    bits = {tensor.dtype: 0 for tensor in budget.tensors}
+    for tensor in budget.tensors:
+        bits[tensor.dtype] += tensor.parameters
+    assert bits["u4"] == table.size and bits["uint8"] == before.parameters - table.size
+    # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
+    groups = table.reshape(len(table), -1, 32)
+    step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15
+    looked_up = rows_of(folder, np.arange(len(table)))
+    error = np.abs(looked_up - table).reshape(groups.shape).max(axis=-1)
+    assert (error <= step * 1.02 + 1e-6).all() and error.mean() > step.mean() / 8
+
+
+def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """What plain OpenVINO looks up in the table, by the graph cut off after it."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / IR_FILE)
+    (gather,) = (one for one in model.get_ordered_ops() if one.get_type_name() == "Gather" and is_of_ids(one))
+    cut = openvino.Model([gather.output(0)], model.get_parameters(), "cut")
+    found = openvino.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
+    return np.array(found[0])[0]
+
+
+def is_of_ids(gather: Any) -> bool:
+    """Whether token ids choose the rows, be it through a conversion."""
+    source = gather.input_value(1).get_node()
+    while source.get_type_name() == "Convert":
+        source = source.input_value(0).get_node()
+    return bool(source.get_type_name() == "Parameter")
 
 
 def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
@@ -107,5 +149,5 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:
     graph = OnnxModel.load(write(tmp_path)[0], "text-classification").graph
-    once, twice = (to_openvino(graph, {}, "int8") for _ in range(2))
+    once, twice = (to_openvino(graph, {}, "int8", 4) for _ in range(2))
     assert once == twice

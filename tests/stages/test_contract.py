@@ -72,7 +72,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "gguf": [{}, {"float_type": "f32"}],
     "ort": [{}],
     "litert": [{"lengths": [24]}],
-    "openvino": [{}, {"precision": "fp16"}, {"precision": "fp32"}],
+    "openvino": [{"embedding_bits": 4}, {"precision": "fp16"}, {"precision": "fp32"}],
     "executorch": [{}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,13 +11,24 @@ if TYPE_CHECKING:
     from compress.targets import Profile
 
 
-def targets(json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False) -> None:
+def targets(
+    file: Annotated[
+        Path | None, typer.Argument(help="A file that describes a target of your own: check and show it alone.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
+) -> None:
     """List the targets, and for those that can't be had here, why."""
     import json
 
     from compress.targets import PROFILES
 
-    rows = [_row(profile) for profile in PROFILES.values()]
+    if file is None:
+        profiles = list(PROFILES.values())
+    else:
+        from compress.recipe_source.targets import read_target_file
+
+        profiles = [read_target_file(file)]
+    rows = [_row(profile) for profile in profiles]
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -24,7 +36,9 @@ def targets(json_: Annotated[bool, typer.Option("--json", help="Write the list a
     for row in rows:
         state = "available" if row["available"] else f"not here: {row['reason']}"
         typer.echo(f"{row['name']:<{width}}  {row['description']}; {', '.join(row['formats'])}\n{'':<{width}}  {state}")
-        if row["measured_instead_of"]:
+        if row["device"]:
+            typer.echo(f"{'':<{width}}  timed on the device {row['device']}")
+        elif row["measured_instead_of"]:
             typer.echo(f"{'':<{width}}  measured on this machine instead of {row['measured_instead_of']}")
 
 
@@ -44,6 +58,8 @@ def _row(profile: Profile) -> dict[str, Any]:
         "max_bytes": profile.max_bytes,
         "max_memory_bytes": profile.max_memory_bytes,
         "measured_instead_of": profile.instead_of,
+        "device": profile.device,
+        "options": dict(profile.options),
         "app_runtime": profile.package if isinstance(profile, AppProfile) else None,
         "available": reason is None,
         "reason": reason,

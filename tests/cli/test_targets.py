@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import onnxruntime
+import pytest
 import typer
 from typer.testing import CliRunner
 
 from compress.cli.targets import targets
+from compress.errors import InputError
+from compress.recipe_source.targets import read_target_file
 from compress.targets import TARGETS
 
 
@@ -35,6 +39,8 @@ def test_every_target_is_available_or_says_why_not() -> None:
         "max_bytes": None,
         "max_memory_bytes": None,
         "measured_instead_of": None,
+        "device": None,
+        "options": {},
         "app_runtime": None,
         "available": True,
         "reason": None,
@@ -46,6 +52,17 @@ def test_the_list_reads_as_text() -> None:
     width = max(map(len, TARGETS))
     assert f"{'cpu':<{width}}  ONNX Runtime on this machine's processor; onnx\n{'':<{width}}  available\n" in text
     assert "measured on this machine instead of an Android phone\n" in text
+
+
+def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
+    file = tmp_path / "pi.yaml"
+    file.write_text("name: pi\nformat: openvino\nthreads: 4\nmax_bytes: 9000000\nembedding_bits: 4\n")
+    (row,) = json.loads(list_targets(str(file), "--json"))
+    assert (row["name"], row["runtime"], row["threads"], row["max_bytes"]) == ("pi", "openvino", 4, 9_000_000)
+    assert (row["formats"], row["options"], row["measured_instead_of"]) == (["openvino"], {"embedding_bits": 4}, "pi")
+    file.write_text("name: pi\nformat: openvino\nembedding_bits: 5\n")
+    with pytest.raises(InputError, match=r"The target has 1 problem:\n.*pi\.yaml:3: embedding_bits: found 5"):
+        read_target_file(file)
 
 
 def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:

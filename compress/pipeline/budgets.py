@@ -20,7 +20,13 @@ from compress.targets import Profile
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
 _MEGABYTE = 1e6
 _NAMED = 3
-_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "llama-cpp": "xllamacpp"}
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-genai": "onnxruntime-genai",
+    "openvino": "openvino",
+    "llama-cpp": "xllamacpp",
+    "executorch": "executorch",
+}
 """The package whose files a runtime in Python is."""
 
 

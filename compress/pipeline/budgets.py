@@ -26,6 +26,7 @@ _PACKAGES = {
     "openvino": "openvino",
     "llama-cpp": "xllamacpp",
     "executorch": "executorch",
+    "litert": "ai-edge-litert",
 }
 """The package whose files a runtime in Python is."""
 

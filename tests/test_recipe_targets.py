@@ -92,7 +92,7 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
         ("3", "targets", "3", "a list of targets, e.g. `[cpu, browser]`"),
         ("[[cpu]]", "targets.0", "a list of 1", "a target's name, `{NAME: {FIELD: VALUE}}` or a file (.yaml)"),
         ("[{cpu: 3}]", "targets.0.cpu", "3", "the fields of cpu as a mapping"),
-        ("[{android: {format: gguf}}]", "targets.0.android.format", "'gguf'", "one of onnx, ort, which android runs"),
+        ("[{gpu: {format: gguf}}]", "targets.0.gpu.format", "'gguf'", "one of onnx, which gpu runs"),
         ("[{android: {threads: 0}}]", "targets.0.android.threads", "0", "a number of at least 1"),
         (
             "[{cpu: {opset: 18}}]",

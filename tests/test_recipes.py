@@ -83,7 +83,13 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2),
     }
     changed = recipe.model_copy(update=update).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, "targets": ("cpu",)})
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
+def _here(recipe: Recipe) -> dict[str, Any]:
+    """This machine's processor in place of the recipe's targets, and its limits there."""
+    limits = [{**limit.model_dump(), "target": "cpu"} for limit in recipe.limits]
+    return {"targets": ("cpu",), "limits": limits}
 
 
 def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
@@ -121,7 +127,8 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
         "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2),
     }
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
+    shrunk_recipe = recipe.model_copy(update=changes).model_dump()
+    return Recipe.model_validate({**shrunk_recipe, "stages": stages, **_here(recipe)})
 
 
 def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:

@@ -97,7 +97,7 @@ def test_openvino_gets_eight_bits_of_its_own(tmp_path: Path) -> None:
     assert [note for note in report.notes if "nothing ran on an Android phone" in note]
     size, memory = report.limits
     assert (size.metric, size.target, size.passed, size.missed) == ("shipped_bytes", "android", False, True)
-    assert "without the runtime" in str(size.reason) and "biggest: model.onnx" in str(size.reason)
+    assert "without the runtime" in str(size.reason) and "biggest: onnx/model_quantized.onnx" in str(size.reason)
     assert (memory.metric, memory.passed) == ("peak_memory_bytes", True) and memory.value is not None
     assert 1e7 < memory.value < 1e11
     for model in ("baseline", "final"):

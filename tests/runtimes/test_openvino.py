@@ -69,6 +69,9 @@ def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
     for tensor in budget.tensors:
         bits[tensor.dtype] += tensor.parameters
     assert bits["u4"] == table.size and bits["uint8"] == before.parameters - table.size
+    ir = (folder / IR_FILE).read_bytes()
+    kept = read_ir(ir, folder, (folder / IR_FILE).with_suffix(".bin").stat().st_size)
+    assert {one.shape for one in kept if one.dtype == "u4" and one.bytes > 1000} == {(len(table), 2, 32)}
     # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
     groups = table.reshape(len(table), -1, 32)
     step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15

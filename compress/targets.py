@@ -94,6 +94,7 @@ OPENED_BY: Mapping[Format, Mapping[str, str]] = {
     "openvino": {"openvino": "CPU"},
     "executorch": {"executorch": "XnnpackBackend"},
     "litert": {"litert": "CPU"},
+    "coreml": {"coreml": "CPU_ONLY"},
     "gguf": {"llama-cpp": "cpu"},
 }
 """The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
@@ -114,6 +115,9 @@ PROFILES: dict[str, Profile] = {
             Target("executorch", "executorch", "XnnpackBackend", "ExecuTorch on this machine's processor", "executorch")
         ),
         Profile(Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")),
+        Profile(
+            Target("coreml", "coreml", "CPU_ONLY", "Core ML on this Mac; elsewhere its package is weighed", "coreml")
+        ),
         Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),
         AppProfile(
             Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly"),
@@ -137,7 +141,7 @@ PROFILES: dict[str, Profile] = {
         ),
         AppProfile(
             Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
-            formats=("ort",),
+            formats=("ort", "coreml"),
             instead_of="an iPhone",
             downloaded=True,
             app_runtime="onnxruntime-swift-package-manager",

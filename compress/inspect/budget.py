@@ -16,7 +16,7 @@ from compress.inspect.tensors import SUFFIXES, read_model
 from compress.models.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
 from compress.progress import Progress, SilentProgress
 
-_GRAPHS = ("onnx", "ort", "openvino", "executorch", "litert")
+_GRAPHS = ("onnx", "ort", "openvino", "executorch", "litert", "coreml")
 _TOKENIZER_FILES = (
     *PROCESSOR_FILES,
     "merges.txt",

@@ -49,7 +49,7 @@ def load_values(tensor: TensorInfo, form: Format) -> np.ndarray:
     data = np.memmap(tensor.path, np.uint8, mode="r", offset=tensor.start, shape=(tensor.stored_bytes,))
     if form == "gguf":
         return _dequantized(tensor, data)
-    if form in ("ort", "openvino", "executorch", "litert"):
+    if form in ("ort", "openvino", "executorch", "litert", "coreml"):
         return data.view(tensor.dtype).reshape(tensor.shape)
     import onnx
     from onnx import numpy_helper

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Format = Literal["safetensors", "gguf", "onnx", "ort", "openvino", "executorch", "litert"]
+Format = Literal["safetensors", "gguf", "onnx", "ort", "openvino", "executorch", "litert", "coreml"]
 Role = Literal["weight", "quantization", "constant"]
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a model folder or file (safetensors, GGUF, ONNX, ORT, IR, ExecuTorch, LiteRT), from headers alone."""
+"""The tensors of a model folder or file, from headers alone: safetensors, GGUF, ONNX, and others of runtimes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from compress.inspect.onnx_names import Meaning, explain
 from compress.inspect.ort_graph import read_ort_graph
 from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
+from compress.models.coreml_file import MilConstant, read_coreml
+from compress.models.coreml_model import weights_of as weights_of_coreml
 from compress.models.executorch_file import read_pte
 from compress.models.gguf_file import read_gguf
 from compress.models.litert_file import LiteRtTensor, read_litert
@@ -28,6 +30,7 @@ SUFFIXES: dict[str, Format] = {
     ".xml": "openvino",
     ".pte": "executorch",
     ".tflite": "litert",
+    ".mlmodel": "coreml",
 }
 _IR_COMPANIONS = ("/zero_point", "/scale")
 _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
@@ -61,6 +64,11 @@ def _read(path: Path, form: Format, weights: tuple[Path, ...]) -> Contents:
             tensors += _executorch(file, root)
         elif form == "litert":
             tensors += [_of_litert(one, file, root) for one in read_litert(file.read_bytes(), file).tensors]
+        elif form == "coreml":
+            weights_file = weights_of_coreml(file)
+            program = read_coreml(file.read_bytes(), weights_file.read_bytes(), file)
+            tensors += [_of_coreml(one, weights_file, root) for one in program.constants]
+            external.add(weights_file)
         else:
             found, used = _onnx(file, root)
             tensors += found
@@ -220,6 +228,24 @@ def _of_litert(one: LiteRtTensor, file: Path, root: Path) -> TensorInfo:
         start=one.start,
         stored_bytes=one.bytes,
         packed=one.dtype in ("int4", "int2"),
+    )
+
+
+def _of_coreml(one: MilConstant, weights: Path, root: Path) -> TensorInfo:
+    constant = not one.shape or one.dtype in ("int32", "int16", "uint16", "bool")
+    return TensorInfo(
+        name=one.name,
+        shape=one.shape,
+        dtype=one.dtype,
+        parameters=0 if one.scale or constant else math.prod(one.shape),
+        bytes=one.bytes,
+        origin=one.name,
+        role="quantization" if one.scale else "constant" if constant else "weight",
+        file=_relative(weights, root),
+        path=weights,
+        start=one.start,
+        stored_bytes=one.bytes,
+        packed=one.dtype == "int4",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from compress.models.coreml_model import find_package
 from compress.models.executorch_model import find_pte
 from compress.models.gguf_model import find_gguf
 from compress.models.litert_model import find_litert
@@ -13,7 +14,7 @@ from compress.models.onnx_model import find_graph, find_graphs
 from compress.models.openvino_model import find_ir
 from compress.models.ort_model import find_ort
 
-Format = Literal["onnx", "gguf", "ort", "openvino", "executorch", "litert"]
+Format = Literal["onnx", "gguf", "ort", "openvino", "executorch", "litert", "coreml"]
 WRITTEN_FROM: dict[Format, Format | None] = {
     "onnx": None,
     "gguf": None,
@@ -21,6 +22,7 @@ WRITTEN_FROM: dict[Format, Format | None] = {
     "openvino": None,
     "executorch": None,
     "litert": None,
+    "coreml": None,
 }
 """What a format is made of: another one, or None for weights as transformers has them."""
 WRITTEN_BY: dict[Format, str] = {
@@ -30,6 +32,7 @@ WRITTEN_BY: dict[Format, str] = {
     "openvino": "openvino",
     "executorch": "executorch",
     "litert": "litert",
+    "coreml": "coreml",
 }
 """The stage that writes a format."""
 _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
@@ -38,8 +41,9 @@ _ONE_FILE: dict[Format, tuple[str, Callable[[Path], Path]]] = {
     "openvino": (".xml", find_ir),
     "executorch": (".pte", find_pte),
     "litert": (".tflite", find_litert),
+    "coreml": (".mlpackage", find_package),
 }
-"""Formats that a runtime is given one file of: its suffix, and who finds it."""
+"""Formats that a runtime is given one file of, or one package: its suffix, and who finds it."""
 
 
 def format_of(artifact: Path) -> Format:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from compress.errors import ModelError
 from compress.installation import has_package
+from compress.models.coreml_model import CoreMlModel
 from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
 from compress.models.litert_model import LiteRtModel
@@ -34,9 +35,10 @@ _FORMATS: dict[type[Any], Format] = {
     OpenVinoModel: "openvino",
     ExecuTorchModel: "executorch",
     LiteRtModel: "litert",
+    CoreMlModel: "coreml",
 }
 _FLOAT = "fp32"
-_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch", "litert"})
+_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch", "litert", "coreml"})
 """Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
 
 _GENERATES_ONLY = ("onnxruntime-genai",)

@@ -20,6 +20,7 @@ _RUNTIMES = {
     "openvino": "compress.runtimes.openvino",
     "executorch": "compress.runtimes.executorch",
     "litert": "compress.runtimes.litert",
+    "coreml": "compress.runtimes.coreml",
     "llama-cpp": "compress.runtimes.llama_cpp",
 }
 RUNTIME_NAMES = tuple(_RUNTIMES)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
+from compress.stages.coreml import CoreMl
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
 from compress.stages.executorch import ExecuTorch
@@ -34,7 +35,7 @@ from compress.stages.tune_scales import TuneScales
 BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
-    *(Gguf, Ort, OpenVino, ExecuTorch, LiteRt),
+    *(Gguf, Ort, OpenVino, ExecuTorch, LiteRt, CoreMl),
 )
 
 

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-HEAVY = ("torch", "transformers", "onnx", "datasets", "accelerate", "nncf", "optimum", "executorch", "torchao")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "datasets",
+    "accelerate",
+    "nncf",
+    "optimum",
+    "executorch",
+    "torchao",
+    "coremltools",
+)
 PROBE = """
 import json, sys
 from compress.cli import main

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from compress.models.checkpoint import Checkpoint
+from compress.models.coreml_model import CoreMlModel
 from compress.models.executorch_model import ExecuTorchModel
 from compress.models.gguf_model import GgufModel
 from compress.models.litert_model import LiteRtModel
@@ -21,7 +22,8 @@ from compress.models.torch_model import TorchModel
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-AnyModel = TorchModel | Checkpoint | OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel | LiteRtModel
+_Formats = OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel | LiteRtModel | CoreMlModel
+AnyModel = TorchModel | Checkpoint | _Formats
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
 
@@ -37,6 +39,7 @@ _KINDS: dict[type[Any], str] = {
     OpenVinoModel: "openvino",
     ExecuTorchModel: "executorch",
     LiteRtModel: "litert",
+    CoreMlModel: "coreml",
     GgufModel: "gguf",
 }
 

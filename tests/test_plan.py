@@ -22,6 +22,7 @@ from quantized import save_tiny_llama
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
 
+import compress.installation
 import compress.plan
 from compress.errors import InputError
 from compress.plan import make_plan, render_plan
@@ -319,7 +320,7 @@ def test_a_column_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
 def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pickled(folder)
     (folder / "test.csv").unlink()
-    monkeypatch.setattr(compress.plan, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
     text = refusal(recipe(), folder, tmp_path)
     assert "3 reasons" in text
     for words in ("is a pickle", "test.csv does not exist", "export needs the package 'onnxscript'"):
@@ -336,7 +337,7 @@ def _without(missing: str) -> Callable[[str], str]:
 
 
 def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress.plan, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
     monkeypatch.setattr(compress.plan, "requires", lambda name: ["onnx>=1", "onnxscript>=0.7; extra == 'export'"])
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 

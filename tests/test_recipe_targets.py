@@ -46,6 +46,12 @@ def problems(recipe: Path, targets: str) -> list[tuple[str, str, str, str | None
     return [(one.field, one.found, one.expected, one.nearest) for one in caught.value.problems]
 
 
+def test_a_recipe_that_names_no_target_is_for_this_processor(recipe: Path) -> None:
+    recipe.write_text(RECIPE.partition("targets:")[0])
+    found = read_recipe(recipe)
+    assert found.targets == ("cpu",) and "targets:\n- cpu" in dump_recipe(found)
+
+
 def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
     (recipe.parent / "boards").mkdir()
     (recipe.parent / "boards" / "pi.yaml").write_text(PI)

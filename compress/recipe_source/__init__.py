@@ -54,7 +54,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if document.problems:
         raise RecipeError(sorted(document.problems, key=_reading_order))
     assert header is not None
-    given = {name: getattr(header, name) for name in header.model_fields_set}
+    given = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
     read = {"stages": tuple(part.stage for part in parts if part)}
     return Recipe(**{**given, **read, **({"targets": targets} if "targets" in document.values else {})})
 

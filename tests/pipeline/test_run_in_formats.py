@@ -125,6 +125,6 @@ def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, t
     blocks = [*STAGES[:2], {"quantize": {"embedding_bits": 4, "embedding_block_size": 64}}]
     other = Road(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
     assert _writer(other, "quantize", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
-    assert _writer(road, "quantize", "openvino", {}) == OpenVino(precision="int8")
+    assert _writer(road, "quantize", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
     told = {"precision": "fp16", "lengths": [8, 24]}
     assert _writer(road, "quantize", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))

@@ -30,7 +30,13 @@ def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     for place in artifacts.values():
         place.mkdir()
         (place / "model.onnx").touch()
-    return SimpleNamespace(road=road, artifacts=artifacts, target=TARGETS[target], examples=lambda label: label)
+    return SimpleNamespace(
+        road=road,
+        artifacts=artifacts,
+        target=TARGETS[target],
+        benchmark=asked.benchmark,
+        examples=lambda label: label,
+    )
 
 
 def speed(high: float, latency_ms: float = 4.0) -> list[Measurement]:

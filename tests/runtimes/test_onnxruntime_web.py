@@ -71,6 +71,7 @@ def test_a_batch_that_it_cannot_take_is_refused(web: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
     assert isinstance(web, TimesItself)
     web.hold([SHORT, LONG])

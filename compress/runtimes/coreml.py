@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError, StageError
+from compress.errors import ModelError, StageError
 from compress.models.coreml_model import find_package, specification_of, weights_of
 from compress.models.quiet_coreml import quiet_coreml
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
 _UNITS = "CPU_ONLY"
@@ -38,13 +38,7 @@ class CoreMlSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        absent = [name for name in self.inputs if name not in batch]
-        if absent:
-            raise InputError(
-                f"The batch lacks the model's input {', '.join(absent)}.",
-                where=self._where,
-                expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-            )
+        check_inputs(self.inputs, batch, self._where)
         given = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
         rows = len(next(iter(given.values())))
         try:

@@ -14,7 +14,7 @@ import numpy as np
 from compress.errors import InputError, ModelError, StageError
 from compress.models.executorch_model import ExecuTorchModel, Interface, find_pte, read_interface
 from compress.models.quiet_executorch import quiet_executorch
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
 METHOD = "forward"
@@ -57,6 +57,7 @@ class ExecuTorchSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
+        check_inputs(self.inputs, batch, self._where)
         arrays = [self._checked(name, place, batch) for place, name in enumerate(self.inputs)]
         rows = self._bounds[0][0]
         parts = [self._run([one[at : at + rows] for one in arrays]) for at in range(0, len(arrays[0]), rows)]
@@ -72,12 +73,6 @@ class ExecuTorchSession:
         return [output.numpy() for output in found]
 
     def _checked(self, name: str, place: int, batch: Batch) -> np.ndarray:
-        if name not in batch:
-            raise InputError(
-                f"The batch lacks the model's input {name}.",
-                where=self._where,
-                expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-            )
         array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[place]
         sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
         fits = array.ndim == len(axes) and all(

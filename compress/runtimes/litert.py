@@ -13,7 +13,7 @@ import numpy as np
 from compress.errors import InputError, ModelError, StageError
 from compress.models.litert_file import read_litert
 from compress.models.litert_model import LiteRtModel, find_litert
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
 _MASK = "attention_mask"
@@ -61,13 +61,7 @@ class LiteRtSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`; a row longer than every graph is an `InputError`."""
-        absent = [name for name in self.inputs if name not in batch]
-        if absent:
-            raise InputError(
-                f"The batch lacks the model's input {', '.join(absent)}.",
-                where=self._where,
-                expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-            )
+        check_inputs(self.inputs, batch, self._where)
         rows = [
             self._answer({name: batch[name][row] for name in self.inputs}) for row in range(len(batch[_any(batch)]))
         ]

@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from compress.errors import InputError, StageError
 from compress.models.model_file import model_files
 from compress.runtimes.onnxruntime_failures import cannot_open, reason
-from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType
+from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs
 from compress.runtimes.shared_cache import SharedCache, says_so
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import Target
@@ -64,10 +64,8 @@ class OnnxSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        try:
-            feed = {name: batch[name] for name in self.inputs}
-        except KeyError:
-            raise self._missing(batch) from None
+        check_inputs(self.inputs, batch, str(self._graph))
+        feed = {name: batch[name] for name in self.inputs}
         try:
             values = self._session.run(self._outputs, feed)
         except _BAD_INPUT as error:
@@ -85,14 +83,6 @@ class OnnxSession:
         if not says_so(self._session):
             return None
         return _Guarded(SharedCache(self._session, names, self.input_types), str(self._graph))
-
-    def _missing(self, batch: Batch) -> InputError:
-        absent = [name for name in self.inputs if name not in batch]
-        return InputError(
-            f"The batch lacks the model's input {', '.join(absent)}.",
-            where=str(self._graph),
-            expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-        )
 
 
 class _Guarded:

@@ -30,7 +30,7 @@ from compress.runtimes.javascript import (
 )
 from compress.runtimes.loopback import Loopback
 from compress.runtimes.onnxruntime_failures import cannot_open
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, WASM, WEBGPU_PACKAGES, WEBGPU_SCRIPT, WEBGPU_WASM
 from compress.targets import WEB_VERSION, Target
@@ -118,13 +118,7 @@ class WebSession:
         return found
 
     def _fed(self, batch: Batch) -> dict[str, np.ndarray]:
-        absent = [name for name in self.inputs if name not in batch]
-        if absent:
-            raise InputError(
-                f"The batch lacks the model's input {', '.join(absent)}.",
-                where=self._where,
-                expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-            )
+        check_inputs(self.inputs, batch, self._where)
         return {name: np.ascontiguousarray(batch[name]) for name in self.inputs}
 
     def hold(self, batches: Sequence[Batch]) -> None:

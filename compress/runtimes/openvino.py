@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError
 from compress.models.openvino_model import OpenVinoModel, find_ir, weights_of
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ class OpenVinoSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        absent = [name for name in self.inputs if name not in batch]
-        if absent:
-            raise InputError(
-                f"The batch lacks the model's input {', '.join(absent)}.",
-                where=self._where,
-                expected=f"inputs {', '.join(self.inputs)}; the batch has {', '.join(batch) or 'none'}",
-            )
+        check_inputs(self.inputs, batch, self._where)
         try:
             found = self._request.infer({name: batch[name] for name in self.inputs}, share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:

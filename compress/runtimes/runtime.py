@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from compress.errors import InputError
 from compress.progress import Progress
 from compress.targets import Target
 
@@ -19,6 +20,17 @@ class TensorType(NamedTuple):
 
     dtype: str
     shape: tuple[int | str | None, ...]
+
+
+def check_inputs(inputs: Sequence[str], batch: Batch, where: str) -> None:
+    """Raises `InputError` where a batch lacks any of a model's inputs; ``where`` is the model."""
+    absent = [name for name in inputs if name not in batch]
+    if absent:
+        raise InputError(
+            f"The batch lacks the model's input {', '.join(absent)}.",
+            where=where,
+            expected=f"inputs {', '.join(inputs)}; the batch has {', '.join(batch) or 'none'}",
+        )
 
 
 class Session(Protocol):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compress.models.model_file import Format
 
 WEB_VERSION = "1.30.0"
-Example = Literal["run.py", "run.mjs", "Classifier.kt", "Classifier.swift"]
+Language = Literal["python", "node", "kotlin", "swift"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AppProfile(Profile):
 
     app_runtime: str
     package: str
-    examples: tuple[Example, ...]
+    examples: tuple[Language, ...]
     bundled_formats: tuple[Format, ...] = ("onnx", "ort")
     version: str | None = None
 
@@ -126,7 +126,7 @@ PROFILES: dict[str, Profile] = {
             downloaded=True,
             app_runtime="onnxruntime-web",
             package="npm: onnxruntime-web",
-            examples=("run.mjs",),
+            examples=("node",),
             bundled_formats=("onnx",),
             version=WEB_VERSION,
         ),
@@ -137,7 +137,7 @@ PROFILES: dict[str, Profile] = {
             downloaded=True,
             app_runtime="onnxruntime-android",
             package="Maven: com.microsoft.onnxruntime:onnxruntime-android",
-            examples=("Classifier.kt", "run.py"),
+            examples=("kotlin", "python"),
         ),
         AppProfile(
             Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
@@ -146,7 +146,7 @@ PROFILES: dict[str, Profile] = {
             downloaded=True,
             app_runtime="onnxruntime-swift-package-manager",
             package="Swift: microsoft/onnxruntime-swift-package-manager",
-            examples=("Classifier.swift", "run.py"),
+            examples=("swift", "python"),
         ),
         AppProfile(
             Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python"),
@@ -154,14 +154,14 @@ PROFILES: dict[str, Profile] = {
             instead_of="a 64-bit ARM board",
             app_runtime="onnxruntime",
             package="PyPI: onnxruntime",
-            examples=("run.py",),
+            examples=("python",),
         ),
         AppProfile(
             Target("desktop", "onnxruntime", _CPU, "a computer with Python"),
             formats=("ort", "openvino", "gguf"),
             app_runtime="onnxruntime",
             package="PyPI: onnxruntime",
-            examples=("run.py",),
+            examples=("python",),
         ),
     )
 }

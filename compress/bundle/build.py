@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
-from compress.bundle.graph import OUTPUT, Contents, contents_of, open_graph, shape_of
+from compress.bundle.graph import Contents, contents_of, open_graph, shape_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import (
@@ -22,18 +21,16 @@ from compress.bundle.manifest import (
     FileRecord,
     Manifest,
     Runtime,
-    Softmax,
 )
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
-from compress.bundle.selftest import SelfTest, make_selftest
+from compress.bundle.selftest import Asked, SelfTest, make_selftest
 from compress.bundle.signature import sign
 from compress.bundle.templates import examples, page
 from compress.bundle.transfer import transferred, zipped
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
 from compress.bundle.web_runtime import copy_web_runtime, try_in_node, web_licences
-from compress.errors import InputError, ModelError, StorageError
-from compress.evaluate import artifact_labels
+from compress.errors import InputError, StorageError
 from compress.models.model import digest_file
 from compress.models.model_file import format_of, model_file
 from compress.models.processor import load_processor
@@ -122,11 +119,13 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     kind = KINDS[wanted.recipe.task]
     shape = shape_of(session, kind, str(graph))
     processor = load_processor(wanted.model)
-    rule = kind.find_rule(folder, processor, wanted.recipe.data.max_length)
-    inputs = kind.make_cases(folder, rule, wanted.samples, processor)
+    rule = kind.inputs.find_rule(folder, processor, wanted.recipe.data.max_length)
+    end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
+    cases = kind.inputs.make_cases(folder, rule, wanted.samples, processor)
     version = get_runtime("onnxruntime").build()
     made_with = f"onnxruntime {version}"
-    test = make_selftest(session, kind.open(folder, rule), inputs, OUTPUT, contents.integers, made_with)
+    asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
+    test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
@@ -144,8 +143,8 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         inputs=shape.inputs,
         outputs=shape.outputs,
         preprocessing=rule,
-        postprocessing=Softmax(output=OUTPUT, labels=_labels(wanted.model, test)),
-        licences=(*licences, *web_licences(kind.tokenizes)) if profile.version else licences,
+        postprocessing=end,
+        licences=(*licences, *web_licences(kind.inputs.tokenizes)) if profile.version else licences,
         provenance=find_provenance(wanted.recipe, wanted.recipe_file, wanted.model.parent),
         files={},
     )
@@ -158,9 +157,9 @@ def _write(
     written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile).encode()}
     written |= examples(manifest, kind, profile)
     if profile.version is not None:
-        copy_web_runtime(folder / RUNTIME_FOLDER, kind.tokenizes, progress)
+        copy_web_runtime(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)
         written |= page(manifest, kind, test.cases)
-        written |= kind.more_for_page(folder, manifest.preprocessing)
+        written |= kind.inputs.more_for_page(folder, manifest.preprocessing)
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
@@ -172,14 +171,3 @@ def _write(
     whole = manifest.model_copy(update={"files": files})
     (folder / MANIFEST).write_bytes(whole.sealed())
     return whole
-
-
-def _labels(model: Path, test: SelfTest) -> Sequence[str]:
-    labels, scores = artifact_labels(model), len(test.cases[0].logits)
-    if labels is None or len(labels) != scores:
-        raise ModelError(
-            f"The model's config names {len(labels or ())} labels, and the graph gives {scores} scores.",
-            where=str(model / "config.json"),
-            expected="an id2label with a name for each score",
-        )
-    return labels

@@ -9,15 +9,13 @@ from compress.bundle.kind import Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
 from compress.targets import AppProfile
 
-_MANY, _FEW = 20, 5
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
 def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
     """What the model is for, how it was measured, how an app runs it, and what is not known of it."""
-    labels = manifest.postprocessing.labels
-    one, too_large = kind.in_words(manifest.preprocessing)
-    some = ", ".join(labels) if len(labels) <= _MANY else f"{len(labels)} labels, e.g. {', '.join(labels[:_FEW])}"
+    one, too_large = kind.inputs.in_words(manifest.preprocessing)
+    gets, trust = kind.answers.in_words(manifest.postprocessing)
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     short = licence.lower()
     head = [f"license: {short}"] if _IDENTIFIER.match(short) else ["license: other", f"license_name: {_yaml(licence)}"]
@@ -29,13 +27,14 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
         "---",
         f"# {manifest.name}",
         "",
-        f"A {manifest.task} model for {profile.target.description}. {one} gets one of: {some}.",
+        f"A {manifest.task} model for {profile.target.description}. {one} {gets}.",
         "",
         "## Run it",
         "",
         *_steps(manifest, kind, profile),
         "",
-        f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has {kind.many} as they are prepared, and scores.",
+        f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has {kind.inputs.many} as they are prepared, and "
+        f"{kind.answers.many}.",
         too_large,
         "",
         "## Measured",
@@ -44,8 +43,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
         "",
         "## Limits",
         "",
-        f"What it learned from decides what it is good for: ask it about {kind.many} of that kind. A probability is",
-        "the model's own; how well it is calibrated stands in the report of the run, where there is one.",
+        f"What it learned from decides what it is good for: ask it about {kind.inputs.many} of that kind. {trust}",
         "",
         "## Licences",
         "",
@@ -65,14 +63,14 @@ def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
             "3. `node examples/run.mjs --selftest` runs the same in Node; an app imports `answer.mjs`.",
             "4. Have your server compress `.wasm`, `.onnx`, `.json` and `.mjs` (brotli or gzip), and cache them.",
         ]
-    files = ", ".join(f"`examples/{name}`" for name in profile.examples)
+    files = ", ".join(f"`examples/{kind.example(language)}`" for language in profile.examples)
     return [
         "1. `compress bundle-verify .` finds a changed byte and runs the self-test"
         f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",
         f"2. Take the runtime ({runtime}) into your app, and the folder `model/`.",
-        f"3. Begin with {files}; {kind.many} are prepared by `preprocessing` in the manifest, and nothing else.",
-        "4. Run the cases of the self-test on the device once: ids must be equal, or pixels within 0.0001, and scores",
-        "   within its tolerance.",
+        f"3. Begin with {files}; {kind.inputs.many} are prepared by `preprocessing` in the manifest, and nothing else.",
+        "4. Run the cases of the self-test on the device once: ids must be equal, or pixels within 0.0001, and",
+        f"   {kind.answers.many} within its tolerance.",
     ]
 
 

@@ -14,7 +14,6 @@ from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS
 
 _CPU = TARGETS["cpu"]
-OUTPUT = "logits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
 
 

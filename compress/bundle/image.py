@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.bundle.kind import Case, Rule
-from compress.bundle.manifest import Channels, Crop, Manifest, PrepareImage, Resize
+from compress.bundle.kind import Case
+from compress.bundle.manifest import Channels, Crop, PrepareImage, Preprocessing, Resize, TensorRecord
 from compress.bundle.pictures import noise, pictures
 from compress.data.images import Mode, decode
 from compress.data.media import media
 from compress.errors import BundleError, DataError, InputError, ModelError
 from compress.runtimes.runtime import Batch
+from compress.targets import Language
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -193,30 +194,28 @@ def _no_rule(reason: str) -> ModelError:
 
 
 class _Images:
-    """Classifiers of images."""
+    """One picture after the other."""
 
-    task = "image-classification"
     many = "pictures"
-    templates = "image"
+    folder = "image"
     case: type[Case] = ImageCase
-    meanings: Mapping[str, str] = {
-        INPUT: "prepared images, one a row",
-        "logits": "one score a class, in the order of the labels",
-    }
+    meanings: Mapping[str, str] = {INPUT: "prepared images, one a row"}
     required = frozenset(meanings)
     tokenizes = False
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Rule:
-        """See `Kind`."""
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
+        """See `Inputs`."""
         return find_rule(processor)
 
-    def open(self, folder: Path, rule: Rule) -> ImageRule:
-        """See `Kind`."""
+    def open(self, folder: Path, rule: Preprocessing) -> ImageRule:
+        """See `Inputs`."""
         assert isinstance(rule, PrepareImage)
         return ImageRule(folder, rule)
 
-    def make_cases(self, folder: Path, rule: Rule, samples: Sequence[str], processor: Any) -> Sequence[ImageCase]:
-        """See `Kind`. A sample is the path of a picture, which is kept as PNG, no side longer than 512."""
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[ImageCase]:
+        """See `Inputs`. A sample is the path of a picture, which is kept as PNG, no side longer than 512."""
         way = self.open(folder, rule)
         (folder / FOLDER).mkdir()
         contents = [_small(path, way.mode) for path in samples] or pictures()
@@ -228,15 +227,15 @@ class _Images:
             check_rule(way, f"noise of {size[0]} x {size[1]}", noise(*size, way.mode), processor)
         return [ImageCase(image=name, pixels=sampled(way.pixels(way.open(name)))) for name in names]
 
-    def more_for_page(self, folder: Path, rule: Rule) -> dict[str, bytes]:
+    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
         """None."""
         return {}
 
-    def helpers(self, examples: Sequence[str]) -> tuple[str, ...]:
+    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
         """Node has no decoder of pictures."""
-        return ("png.mjs",) if "run.mjs" in examples else ()
+        return ("png.mjs",) if "node" in languages else ()
 
-    def in_page(self, manifest: Manifest, cases: Sequence[ImageCase]) -> dict[str, str]:
+    def in_page(self, rule: Preprocessing, cases: Sequence[ImageCase]) -> dict[str, str]:
         """Pictures to try."""
         shown = [escape(case.image) for case in cases[:_SHOWN]]
         buttons = (
@@ -245,9 +244,8 @@ class _Images:
         )
         return {"first": shown[0], "examples": "\n".join(buttons)}
 
-    def in_code(self, manifest: Manifest) -> dict[str, str]:
+    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
         """The rule as literals that Kotlin and Swift share."""
-        rule = manifest.preprocessing
         assert isinstance(rule, PrepareImage)
         resize, crop = rule.resize, rule.center_crop
         numbers = {
@@ -267,8 +265,8 @@ class _Images:
             "std": ", ".join(map(repr, rule.std)),
         }
 
-    def in_words(self, rule: Rule) -> tuple[str, str]:
-        """See `Kind`."""
+    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
+        """See `Inputs`."""
         assert isinstance(rule, PrepareImage)
         steps = json.dumps(rule.resize.model_dump(exclude_none=True)) if rule.resize else "none"
         return "A picture", f"Pictures of any size are taken; resizing: {steps}."

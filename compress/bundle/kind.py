@@ -1,19 +1,24 @@
-"""What a bundle knows of one kind of input: the interface that `text` and `image` fulfil."""
+"""What a bundle knows of one task: how its inputs are prepared, and what becomes of its outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from compress.bundle.manifest import Entry, Manifest, PrepareImage, Tokenize
-from compress.runtimes.runtime import Batch
+import numpy as np
 
-Rule = Tokenize | PrepareImage
+from compress.bundle.manifest import Entry, Postprocessing, Preprocessing, TensorRecord
+from compress.runtimes.runtime import Batch
+from compress.targets import Language
+
+_SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
+_SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
 
 class Case(Entry):
-    """One input of the self-test, and the model's scores for it alone."""
+    """One input of the self-test, and the model's answer to it alone."""
 
     logits: tuple[float, ...] = ()
 
@@ -38,47 +43,102 @@ class Way(Protocol):
         """What is found and what the case expects, where it is prepared otherwise here. Raises `BundleError`."""
 
 
-class Kind(Protocol):
-    """One kind of input. One module each, registered in `kinds`."""
+class Inputs(Protocol):
+    """One kind of input, in a module of its own."""
 
-    task: str
     many: str
-    """What the inputs are called."""
-    templates: str
-    """The folder of its templates below `web` and `examples`."""
+    """What they are called."""
+    folder: str
+    """Of what prepares them in a page, below `web`."""
     case: type[Case]
     meanings: Mapping[str, str]
-    """Inputs and outputs that its graphs may have, in words."""
+    """Inputs that graphs may have, in words."""
     required: frozenset[str]
     tokenizes: bool
-    """Whether its page needs tokenizers."""
+    """Whether a page needs tokenizers."""
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Rule:
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
         """The rule by which an app prepares what ``processor``, of transformers, does.
 
         Raises `ModelError` where no rule holds.
         """
 
-    def open(self, folder: Path, rule: Rule) -> Way:
+    def open(self, folder: Path, rule: Preprocessing) -> Way:
         """The way of a bundle in ``folder``. Raises `BundleError`."""
 
-    def make_cases(self, folder: Path, rule: Rule, samples: Sequence[str], processor: Any) -> Sequence[Case]:
-        """The self-test's inputs, ``samples`` or built-in ones, files written below ``folder``; without scores.
+    def make_cases(self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any) -> Sequence[Case]:
+        """The self-test's inputs, ``samples`` or built-in ones, files written below ``folder``; without answers.
 
         Raises `ModelError` where ``processor`` prepares one otherwise than the rule, `InputError` for a bad sample.
         """
 
-    def more_for_page(self, folder: Path, rule: Rule) -> dict[str, bytes]:
+    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
         """Further files that the page needs: path -> contents."""
 
-    def helpers(self, examples: Sequence[str]) -> tuple[str, ...]:
-        """Files that those examples need beside them."""
+    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
+        """Files that examples in those languages need beside them."""
 
-    def in_page(self, manifest: Manifest, cases: Sequence[Any]) -> dict[str, str]:
+    def in_page(self, rule: Preprocessing, cases: Sequence[Any]) -> dict[str, str]:
         """What the page's template is filled with, as HTML."""
 
-    def in_code(self, manifest: Manifest) -> dict[str, str]:
+    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
         """What the templates in Kotlin and Swift are filled with."""
 
-    def in_words(self, rule: Rule) -> tuple[str, str]:
+    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
         """For the card: one input with its article, and what becomes of inputs that are too large."""
+
+
+class Answers(Protocol):
+    """One kind of answer, in a module of its own."""
+
+    many: str
+    """What the numbers of an answer are called."""
+    folder: str
+    """Of what finishes them in a page, below `web`."""
+    meanings: Mapping[str, str]
+    """Outputs that graphs may have, in words."""
+    required: frozenset[str]
+
+    def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Postprocessing:
+        """What becomes of those outputs, as the files of the folder ``model`` say. Raises `ModelError`."""
+
+    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The answer [values] to one input, of the graph's outputs for it alone.
+
+        Raises `ModelError` for outputs that ``end`` doesn't fit.
+        """
+
+    def in_code(self, end: Postprocessing) -> dict[str, str]:
+        """What the templates in Kotlin and Swift are filled with."""
+
+    def in_words(self, end: Postprocessing) -> tuple[str, str]:
+        """For the card: what an input gets, from the verb on, and how far an answer may be trusted."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task. Registered in `kinds`.
+
+    ``examples`` is the folder of its examples, ``app`` the class in those for phones; its page lies in the folder below
+    `web` that is called as the task is.
+    """
+
+    task: str
+    inputs: Inputs
+    answers: Answers
+    examples: str
+    app: str
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Inputs and outputs that its graphs may have, in words."""
+        return {**self.inputs.meanings, **self.answers.meanings}
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Those that they must have."""
+        return self.inputs.required | self.answers.required
+
+    def example(self, language: Language) -> str:
+        """The file's name of its example in a language."""
+        return _SCRIPTS.get(language) or f"{self.app}{_SUFFIXES[language]}"

@@ -1,9 +1,16 @@
-"""The kinds of input that a bundle may be for, by task."""
+"""The tasks that a bundle may be for."""
 
 from __future__ import annotations
 
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
+from compress.bundle.labels import LABELS
 from compress.bundle.text import TEXTS
 
-KINDS: dict[str, Kind] = {kind.task: kind for kind in (TEXTS, IMAGES)}
+KINDS: dict[str, Kind] = {
+    kind.task: kind
+    for kind in (
+        Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
+        Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
+    )
+}

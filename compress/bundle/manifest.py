@@ -158,7 +158,9 @@ class Provenance(Entry):
     measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
 
 
-_PREPARED = {"text-classification": "tokenize", "image-classification": "prepare-image"}
+Preprocessing = Tokenize | PrepareImage
+Postprocessing = Softmax
+_STEPS = {"text-classification": ("tokenize", "softmax"), "image-classification": ("prepare-image", "softmax")}
 
 
 class Manifest(Entry):
@@ -173,8 +175,8 @@ class Manifest(Entry):
     opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
-    preprocessing: Annotated[Tokenize | PrepareImage, Field(discriminator="kind")]
-    postprocessing: Softmax
+    preprocessing: Annotated[Preprocessing, Field(discriminator="kind")]
+    postprocessing: Postprocessing
     licences: tuple[Licence, ...]
     provenance: Provenance
     files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")
@@ -182,8 +184,11 @@ class Manifest(Entry):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        if self.preprocessing.kind != _PREPARED[self.task]:
+        before, after = _STEPS[self.task]
+        if self.preprocessing.kind != before:
             raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
+        if self.postprocessing.kind != after:
+            raise ValueError(f"{self.postprocessing.kind} is no postprocessing for {self.task}")
         return self
 
     def sealed(self) -> bytes:

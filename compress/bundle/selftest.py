@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from compress.bundle.image import ImageCase
-from compress.bundle.kind import Case, Kind, Way
-from compress.bundle.manifest import SELFTEST, Entry
+from compress.bundle.kind import Answers, Case, Kind, Way
+from compress.bundle.manifest import SELFTEST, Entry, Postprocessing
 from compress.bundle.text import TextCase
-from compress.errors import BundleError, InputError, StageError
-from compress.runtimes.runtime import Batch, Session
+from compress.errors import BundleError, InputError, ModelError, StageError
+from compress.runtimes.runtime import Session
 
 SCHEMA = 1
 FLOAT_SHARE, INTEGER_SHARE = 1e-3, 0.05
@@ -39,23 +40,28 @@ class SelfTest(Entry):
         return f'{head},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
 
 
-def make_selftest(
-    session: Session, way: Way, inputs: Sequence[Case], output: str, integers: bool, made_with: str
-) -> SelfTest:
-    """Ask the model each input alone, as an app does."""
-    cases = [
-        case.model_copy(update={"logits": tuple(answer(session, way.feed(case), output))}).model_dump()
-        for case in inputs
-    ]
+@dataclass(frozen=True)
+class Asked:
+    """A model that is asked each input alone, as an app does it."""
+
+    session: Session
+    way: Way
+    answers: Answers
+    end: Postprocessing
+
+    def answer(self, case: Case) -> list[float]:
+        """The answer to one case, to seven figures: what a float32 holds. Raises what preparing and running raise."""
+        found = self.answers.read(self.end, self.session.predict(self.way.feed(case)))
+        return [float(f"{value:.7g}") for value in found.tolist()]
+
+
+def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
+    """Ask the model each input."""
+    cases = [case.model_copy(update={"logits": tuple(asked.answer(case))}).model_dump() for case in inputs]
     scores = np.array([case["logits"] for case in cases])
     share = INTEGER_SHARE if integers else FLOAT_SHARE
     tolerance = float(f"{max(np.ptp(scores), 1e-3) * share:.3g}")
     return SelfTest.model_validate({"made_with": made_with, "tolerance": tolerance, "cases": cases})
-
-
-def answer(session: Session, feed: Batch, output: str) -> list[float]:
-    """The scores of one input, to seven figures: what a float32 holds."""
-    return [float(f"{value:.7g}") for value in session.predict(feed)[output][0].tolist()]
 
 
 def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
@@ -65,24 +71,24 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
         test = SelfTest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
-    if not all(isinstance(case, kind.case) for case in test.cases):
-        raise BundleError(f"The {SELFTEST} does not have {kind.many}, which {kind.task} takes.", where=str(path))
+    if not all(isinstance(case, kind.inputs.case) for case in test.cases):
+        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.task} takes.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:
         raise BundleError(f"The {SELFTEST} uses files that are not listed: {', '.join(unlisted)}.", where=str(path))
     return test
 
 
-def run_selftest(test: SelfTest, session: Session, way: Way, output: str, where: str) -> float:
+def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
     """The largest difference of a score, in tolerances. Raises `BundleError` where input or scores are others."""
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
-        other = way.difference(case)
+        other = asked.way.difference(case)
         if other is not None:
             raise _failed(where, number, case, *other)
         try:
-            scores = answer(session, way.feed(case), output)
-        except (InputError, StageError) as error:
+            scores = asked.answer(case)
+        except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
         if len(scores) != len(case.logits):
             raise _failed(where, number, case, f"{len(scores)} scores", f"{len(case.logits)}")

@@ -22,10 +22,11 @@ _WRITTEN = (".kt", ".swift")
 def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, bytes]:
     """Path -> contents of the target's examples."""
     found = {}
-    for name in (*profile.examples, *kind.helpers(profile.examples)):
-        text = (_SOURCES / "examples" / kind.templates / name).read_text(encoding="utf-8")
+    names = [kind.example(language) for language in profile.examples]
+    for name in (*names, *kind.inputs.helpers(profile.examples)):
+        text = (_SOURCES / "examples" / kind.examples / name).read_text(encoding="utf-8")
         if name.endswith(_WRITTEN):
-            text = _filled(text, {**_in_code(manifest), **kind.in_code(manifest)})
+            text = _filled(text, _in_code(manifest, kind))
         found[f"{EXAMPLES}/{name}"] = text.encode()
     return found
 
@@ -39,31 +40,25 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
         "task": escape(manifest.task.replace("-", " ").capitalize()),
         "model": escape(manifest.model),
         "facts": escape(facts),
-        **kind.in_page(manifest, cases),
+        **kind.inputs.in_page(manifest.preprocessing, cases),
     }
     web = _SOURCES / "web"
-    places = (*(web / name for name in _SHARED), *sorted((web / kind.templates).iterdir(), key=lambda at: at.name))
+    own = [place for name in (kind.inputs.folder, kind.answers.folder, kind.task) for place in (web / name).iterdir()]
+    places = (*(web / name for name in _SHARED), *sorted(own, key=lambda at: at.name))
     found = {place.name: place.read_text(encoding="utf-8") for place in places}
     found[PAGE] = _filled(found[PAGE], values)
     return {name: text.encode() for name, text in found.items()}
 
 
-def _in_code(manifest: Manifest) -> dict[str, str]:
-    labels = manifest.postprocessing.labels
+def _in_code(manifest: Manifest, kind: Kind) -> dict[str, str]:
     return {
         "name": manifest.name.replace("\n", " "),
         "version": manifest.runtime.minimum_version,
-        "labels_kotlin": ", ".join(_quoted(label, '\\"$', "\\u{:04x}") for label in labels),
-        "labels_swift": ", ".join(_quoted(label, '\\"', "\\u{{{:x}}}") for label in labels),
         "model": manifest.model,
         "output": manifest.postprocessing.output,
+        **kind.inputs.in_code(manifest.preprocessing, manifest.inputs),
+        **kind.answers.in_code(manifest.postprocessing),
     }
-
-
-def _quoted(label: str, special: str, code: str) -> str:
-    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
-    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
-    return '"' + "".join(marks) + '"'
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.bundle.kind import Case, Rule
-from compress.bundle.manifest import MODEL_FOLDER, Manifest, Tokenize
+from compress.bundle.kind import Case
+from compress.bundle.manifest import MODEL_FOLDER, Preprocessing, TensorRecord, Tokenize
 from compress.bundle.stand_ins import STAND_INS, stand_ins
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
+from compress.targets import Language
 
 _PROBE = "a"
 _SAMPLES = (
@@ -72,60 +73,59 @@ class TextRule:
 
 
 class _Texts:
-    """Classifiers of texts."""
+    """One text after the other."""
 
-    task = "text-classification"
     many = "texts"
-    templates = "text"
+    folder = "text"
     case: type[Case] = TextCase
     meanings: Mapping[str, str] = {
         "input_ids": "token ids, one text a row",
         "attention_mask": "1 for a token, 0 for padding",
-        "logits": "one score a class, in the order of the labels",
     }
-    required = frozenset({"input_ids", "logits"})
+    required = frozenset({"input_ids"})
     tokenizes = True
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Rule:
-        """See `Kind`."""
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
+        """See `Inputs`."""
         return find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, max_length)
 
-    def open(self, folder: Path, rule: Rule) -> TextRule:
-        """See `Kind`."""
+    def open(self, folder: Path, rule: Preprocessing) -> TextRule:
+        """See `Inputs`."""
         assert isinstance(rule, Tokenize)
         return TextRule(folder, rule)
 
-    def make_cases(self, folder: Path, rule: Rule, samples: Sequence[str], processor: Any) -> Sequence[TextCase]:
-        """See `Kind`. A sample is a text."""
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[TextCase]:
+        """See `Inputs`. A sample is a text."""
         way, texts = self.open(folder, rule), samples or _SAMPLES
         check_rule(way, texts, processor)
         return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
 
-    def more_for_page(self, folder: Path, rule: Rule) -> dict[str, bytes]:
+    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
         """Characters that a browser would class otherwise."""
         listed = stand_ins(self.open(folder, rule).tokenizer)
         return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
 
-    def helpers(self, examples: Sequence[str]) -> tuple[str, ...]:
+    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
         """None."""
         return ()
 
-    def in_page(self, manifest: Manifest, cases: Sequence[TextCase]) -> dict[str, str]:
+    def in_page(self, rule: Preprocessing, cases: Sequence[TextCase]) -> dict[str, str]:
         """The tokenizer, and short texts to try."""
-        assert isinstance(manifest.preprocessing, Tokenize)
+        assert isinstance(rule, Tokenize)
         shown = [case.text for case in cases if 0 < len(case.text) <= _SHOWN_LENGTH][:_SHOWN] or ["Hello"]
         buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
         return {
-            "tokenizer": escape(manifest.preprocessing.tokenizer),
+            "tokenizer": escape(rule.tokenizer),
             "first": escape(shown[0]),
             "examples": "\n".join(buttons),
         }
 
-    def in_code(self, manifest: Manifest) -> dict[str, str]:
+    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
         """The rule, and how each input is made of ids."""
-        rule = manifest.preprocessing
         assert isinstance(rule, Tokenize)
-        names = [entry.name for entry in manifest.inputs]
+        names = [entry.name for entry in inputs]
         kotlin = {"input_ids": "ids", "attention_mask": "LongArray(ids.size) { 1 }"}
         swift = {"input_ids": "ids.map(Int64.init)", "attention_mask": "ids.map { _ in 1 }"}
         return {
@@ -137,8 +137,8 @@ class _Texts:
             "inputs_swift": ", ".join(f'"{name}": {swift[name]}' for name in names),
         }
 
-    def in_words(self, rule: Rule) -> tuple[str, str]:
-        """See `Kind`."""
+    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
+        """See `Inputs`."""
         assert isinstance(rule, Tokenize)
         return "A text", f"Texts of more than {rule.max_length} tokens are cut off at the end."
 

@@ -11,10 +11,9 @@ from compress.bundle.archive import unpack
 from compress.bundle.graph import contents_of, open_graph, shape_of
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, read_manifest
-from compress.bundle.selftest import read_selftest, run_selftest
+from compress.bundle.selftest import Asked, read_selftest, run_selftest
 from compress.bundle.signature import check_signature
 from compress.errors import BundleError, InputError
-from compress.evaluate import artifact_labels
 from compress.models.model import digest_file
 from compress.runtimes.runtime import Session
 
@@ -64,9 +63,9 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     session = open_graph(model)
     _check_shape(manifest, folder, model, session)
     kind = KINDS[manifest.task]
-    way = kind.open(folder, manifest.preprocessing)
+    asked = Asked(session, kind.inputs.open(folder, manifest.preprocessing), kind.answers, manifest.postprocessing)
     test = read_selftest(folder, kind, manifest.files)
-    worst = run_selftest(test, session, way, manifest.postprocessing.output, str(folder))
+    worst = run_selftest(test, asked, str(folder))
     size = sum(record.size_bytes for record in manifest.files.values())
     return Verified(
         name=manifest.name,
@@ -75,7 +74,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
         files=len(manifest.files),
         size_bytes=size,
         cases=len(test.cases),
-        of=kind.many,
+        of=kind.inputs.many,
         worst=worst,
         signer=fingerprint,
     )
@@ -111,24 +110,23 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 def _check_shape(manifest: Manifest, folder: Path, model: Path, session: Session) -> None:
     """Compare what the manifest says of the model with the model."""
-    shape = shape_of(session, KINDS[manifest.task], str(model))
-    for kind, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
+    kind = KINDS[manifest.task]
+    shape = shape_of(session, kind, str(model))
+    for what, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
         if said != true:
-            raise _lie(folder, kind, _words(said), _words(true))
+            raise _lie(folder, what, _words(said), _words(true))
     opsets = contents_of(model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
-    names, end = [entry.name for entry in shape.outputs], manifest.postprocessing
-    if end.output not in names:
-        raise _lie(folder, f"that the scores are in {end.output!r}", "", ", ".join(names))
-    labels = artifact_labels(folder / MODEL_FOLDER)
-    if end.labels != labels:
-        raise _lie(folder, "labels", str(end.labels), str(labels))
+    end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
+    for name, value in end:
+        if getattr(manifest.postprocessing, name) != value:
+            raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
 
 
-def _lie(folder: Path, kind: str, said: str, true: str) -> BundleError:
+def _lie(folder: Path, what: str, said: str, true: str) -> BundleError:
     return BundleError(
-        f"The {MANIFEST} says {kind} {said}".rstrip() + ".",
+        f"The {MANIFEST} says {what} {said}.",
         where=str(folder / MANIFEST),
         expected=f"{true}, as the model has them",
         mend="bundle the model anew; do not trust this bundle",

@@ -18,8 +18,9 @@ from toy_bundles import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
+from compress.bundle.kinds import KINDS
 from compress.bundle.templates import examples
-from compress.bundle.text import TEXTS, TextRule
+from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
 from compress.errors import InputError, ModelError
@@ -71,8 +72,8 @@ def test_the_example_answers_as_the_formula_does(made: Bundle) -> None:
 def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
     end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
     changed = made.manifest.model_copy(update={"postprocessing": end})
-    kotlin = examples(changed, TEXTS, find_app_profile("android"))["examples/Classifier.kt"].decode()
-    swift = examples(changed, TEXTS, find_app_profile("ios"))["examples/Classifier.swift"].decode()
+    kotlin = examples(changed, KINDS[changed.task], find_app_profile("android"))["examples/Classifier.kt"].decode()
+    swift = examples(changed, KINDS[changed.task], find_app_profile("ios"))["examples/Classifier.swift"].decode()
     assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
     assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
     for text in (kotlin, swift):

@@ -21,6 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import compress.bundle
 from compress.bundle.build import Bundle, build
 from compress.bundle.image import IMAGES, ImageRule, find_rule
+from compress.bundle.kinds import KINDS
 from compress.bundle.pictures import noise
 from compress.bundle.templates import examples
 from compress.bundle.transfer import transferred
@@ -155,8 +156,8 @@ def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) ->
 
 def test_snippets_have_the_rule(bundles: dict[str, Bundle]) -> None:
     manifest = bundles["image"].manifest
-    kotlin = examples(manifest, IMAGES, find_app_profile("android"))["examples/Classifier.kt"].decode()
-    swift = examples(manifest, IMAGES, find_app_profile("ios"))["examples/Classifier.swift"].decode()
+    kotlin = examples(manifest, KINDS[manifest.task], find_app_profile("android"))["examples/Classifier.kt"].decode()
+    swift = examples(manifest, KINDS[manifest.task], find_app_profile("ios"))["examples/Classifier.swift"].decode()
     for text in (kotlin, swift):
         assert "{{" not in text
         for part in ('"bicubic"', "(0.4, 0.5, 0.6)", '"model/onnx/model.onnx"', '"pixel_values"', '"logits"'):

@@ -118,7 +118,7 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         ("text", _set("outputs.0.dtype", "float16"), "says outputs logits float16"),
         ("text", _set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
         ("text", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
-        ("text", _set("postprocessing.output", "scores"), "says that the scores are in 'scores'"),
+        ("text", _set("postprocessing.output", "scores"), "says output scores"),
         ("text", _set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
         ("text", _set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
         (

@@ -1,0 +1,74 @@
+"""Scores -> labels with probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compress.bundle.manifest import Postprocessing, Softmax, TensorRecord
+from compress.errors import ModelError
+from compress.evaluate import artifact_labels
+from compress.tasks.task import LOGITS
+
+_MANY, _FEW = 20, 5
+
+
+class _Labels:
+    """One of a model's labels."""
+
+    many = "scores"
+    folder = "labels"
+    meanings: Mapping[str, str] = {LOGITS: "one score a class, in the order of the labels"}
+    required = frozenset(meanings)
+
+    def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Softmax:
+        """See `Answers`; the labels are those of the config."""
+        labels = artifact_labels(model)
+        if not labels:
+            raise ModelError(
+                "The model's config names no labels.",
+                where=str(model / "config.json"),
+                expected="an id2label with a name for each score",
+            )
+        return Softmax(output=LOGITS, labels=labels)
+
+    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A score for each label."""
+        assert isinstance(end, Softmax)
+        scores: np.ndarray = outputs[end.output][0]
+        if len(scores) != len(end.labels):
+            raise ModelError(
+                f"The model's config names {len(end.labels)} labels, and the graph gives {len(scores)} scores.",
+                expected="an id2label in config.json with a name for each score",
+            )
+        return scores
+
+    def in_code(self, end: Postprocessing) -> dict[str, str]:
+        """The labels, as each language writes strings."""
+        assert isinstance(end, Softmax)
+        return {
+            "labels_kotlin": ", ".join(_quoted(label, '\\"$', "\\u{:04x}") for label in end.labels),
+            "labels_swift": ", ".join(_quoted(label, '\\"', "\\u{{{:x}}}") for label in end.labels),
+        }
+
+    def in_words(self, end: Postprocessing) -> tuple[str, str]:
+        """See `Answers`."""
+        assert isinstance(end, Softmax)
+        labels = end.labels
+        some = ", ".join(labels) if len(labels) <= _MANY else f"{len(labels)} labels, e.g. {', '.join(labels[:_FEW])}"
+        trust = (
+            "A probability is the model's own; how well it is calibrated stands in the report of the run, where there "
+            "is one."
+        )
+        return f"gets one of: {some}", trust
+
+
+LABELS = _Labels()
+
+
+def _quoted(label: str, special: str, code: str) -> str:
+    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
+    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
+    return '"' + "".join(marks) + '"'

@@ -68,18 +68,29 @@ class Profile:
         return replace(self, target=replace(self.target, format=form, runtime=runtime, provider=provider))
 
 
+@dataclass(frozen=True)
+class App:
+    """What runs a format in an app: ``runtime`` and its ``package`` are the platform's own names."""
+
+    runtime: str
+    package: str
+    languages: tuple[Language, ...]
+    """Of the examples that a bundle has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AppProfile(Profile):
-    """A row that `compress bundle` takes. ``app_runtime`` and its ``package`` are the platform's own names.
+    """A row that `compress bundle` takes, with what runs each format that a bundle for it may have.
 
     ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
     """
 
-    app_runtime: str
-    package: str
-    examples: tuple[Language, ...]
-    bundled_formats: tuple[Format, ...] = ("onnx", "ort")
+    apps: Mapping[Format, App]
     version: str | None = None
+
+
+def _onnx(app: App) -> Mapping[Format, App]:
+    return {"onnx": app, "ort": app}
 
 
 _CPU = "CPUExecutionProvider"
@@ -99,6 +110,7 @@ OPENED_BY: Mapping[Format, Mapping[str, str]] = {
 }
 """The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
 
+_PYTHON = App("onnxruntime", "PyPI: onnxruntime", ("python",))
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
@@ -124,10 +136,7 @@ PROFILES: dict[str, Profile] = {
             formats=("ort",),
             threads=1,
             downloaded=True,
-            app_runtime="onnxruntime-web",
-            package="npm: onnxruntime-web",
-            examples=("node",),
-            bundled_formats=("onnx",),
+            apps={"onnx": App("onnxruntime-web", "npm: onnxruntime-web", ("node",))},
             version=WEB_VERSION,
         ),
         AppProfile(
@@ -135,33 +144,37 @@ PROFILES: dict[str, Profile] = {
             formats=("ort", "litert"),
             instead_of="an Android phone",
             downloaded=True,
-            app_runtime="onnxruntime-android",
-            package="Maven: com.microsoft.onnxruntime:onnxruntime-android",
-            examples=("kotlin", "python"),
+            apps=_onnx(
+                App(
+                    "onnxruntime-android",
+                    "Maven: com.microsoft.onnxruntime:onnxruntime-android",
+                    ("kotlin", "python"),
+                )
+            ),
         ),
         AppProfile(
             Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
             formats=("ort", "coreml"),
             instead_of="an iPhone",
             downloaded=True,
-            app_runtime="onnxruntime-swift-package-manager",
-            package="Swift: microsoft/onnxruntime-swift-package-manager",
-            examples=("swift", "python"),
+            apps=_onnx(
+                App(
+                    "onnxruntime-swift-package-manager",
+                    "Swift: microsoft/onnxruntime-swift-package-manager",
+                    ("swift", "python"),
+                )
+            ),
         ),
         AppProfile(
             Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python"),
             formats=("ort",),
             instead_of="a 64-bit ARM board",
-            app_runtime="onnxruntime",
-            package="PyPI: onnxruntime",
-            examples=("python",),
+            apps=_onnx(_PYTHON),
         ),
         AppProfile(
             Target("desktop", "onnxruntime", _CPU, "a computer with Python"),
             formats=("ort", "openvino", "gguf"),
-            app_runtime="onnxruntime",
-            package="PyPI: onnxruntime",
-            examples=("python",),
+            apps=_onnx(_PYTHON),
         ),
     )
 }

@@ -28,7 +28,7 @@ def test_another_format_brings_its_runtime_and_keeps_the_rest() -> None:
     desktop = find_profile("desktop")
     openvino = desktop.in_format("openvino")
     assert (openvino.target.runtime, openvino.target.provider) == ("openvino", "CPU")
-    assert isinstance(openvino, AppProfile) and openvino.package == "PyPI: onnxruntime"
+    assert isinstance(openvino, AppProfile) and openvino.apps["onnx"].package == "PyPI: onnxruntime"
     ort = desktop.in_format("ort").target
     assert (ort.runtime, ort.provider, ort.format) == ("onnxruntime", "CPUExecutionProvider", "ort")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compress.bundle.graph import Contents
+from compress.bundle.format import Contents
 from compress.errors import InputError
 from compress.inspect.size_advice import what_helps
 

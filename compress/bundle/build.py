@@ -10,7 +10,8 @@ from pathlib import Path
 from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
-from compress.bundle.graph import Contents, contents_of, open_graph, shape_of
+from compress.bundle.format import Contents, open_model, shape_of
+from compress.bundle.formats import FORMATS
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import (
@@ -98,7 +99,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
 
 
 def _check(wanted: Wanted, output: Path, archive: Path) -> None:
-    form, allowed = format_of(wanted.model), wanted.profile.bundled_formats
+    form, allowed = format_of(wanted.model), wanted.profile.apps
     if wanted.recipe.task not in KINDS or form not in allowed:
         raise InputError(
             f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
@@ -114,31 +115,34 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    graph = model_file(folder / MODEL_FOLDER)
-    contents, session = contents_of(graph), open_graph(graph)
+    file = model_file(folder / MODEL_FOLDER)
+    written = format_of(file)
+    form = FORMATS[written]
+    contents, session = form.contents(file), open_model(form, file)
     kind = KINDS[wanted.recipe.task]
-    shape = shape_of(session, kind, str(graph))
+    shape = shape_of(form.interface(file, session), kind, str(file))
     processor = load_processor(wanted.model)
     rule = kind.inputs.find_rule(folder, processor, wanted.recipe.data.max_length)
     end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
     cases = kind.inputs.make_cases(folder, rule, wanted.samples, processor)
-    version = get_runtime("onnxruntime").build()
-    made_with = f"onnxruntime {version}"
+    version = get_runtime(form.target.runtime).build()
+    made_with = f"{form.target.runtime} {version}"
     asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
     test = make_selftest(asked, cases, contents.integers, made_with)
-    profile = wanted.profile
+    profile, app = wanted.profile, wanted.profile.apps[written]
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
         task=kind.task,
         target=profile.name,
         runtime=Runtime(
-            name=profile.app_runtime,
-            package=profile.package,
+            name=app.runtime,
+            package=app.package,
             minimum_version=profile.version or version,
-            execution_provider=profile.target.provider,
+            execution_provider=profile.in_format(written).target.provider,
         ),
-        model=graph.relative_to(folder).as_posix(),
+        format=written,
+        model=file.relative_to(folder).as_posix(),
         opsets=contents.opsets,
         inputs=shape.inputs,
         outputs=shape.outputs,

@@ -63,7 +63,7 @@ def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
             "3. `node examples/run.mjs --selftest` runs the same in Node; an app imports `answer.mjs`.",
             "4. Have your server compress `.wasm`, `.onnx`, `.json` and `.mjs` (brotli or gzip), and cache them.",
         ]
-    files = ", ".join(f"`examples/{kind.example(language)}`" for language in profile.examples)
+    files = ", ".join(f"`examples/{kind.example(language)}`" for language in profile.apps[manifest.format].languages)
     return [
         "1. `compress bundle-verify .` finds a changed byte and runs the self-test"
         f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",

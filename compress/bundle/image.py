@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.bundle.kind import Case
-from compress.bundle.manifest import Channels, Crop, PrepareImage, Preprocessing, Resize, TensorRecord
+from compress.bundle.manifest import Channels, Crop, PrepareImage, Preprocessing, Resize
 from compress.bundle.pictures import noise, pictures
 from compress.data.images import Mode, decode
 from compress.data.media import media
@@ -244,7 +244,7 @@ class _Images:
         )
         return {"first": shown[0], "examples": "\n".join(buttons)}
 
-    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
+    def in_code(self, rule: Preprocessing) -> dict[str, str]:
         """The rule as literals that Kotlin and Swift share."""
         assert isinstance(rule, PrepareImage)
         resize, crop = rule.resize, rule.center_crop

@@ -81,7 +81,7 @@ class Inputs(Protocol):
     def in_page(self, rule: Preprocessing, cases: Sequence[Any]) -> dict[str, str]:
         """What the page's template is filled with, as HTML."""
 
-    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
+    def in_code(self, rule: Preprocessing) -> dict[str, str]:
         """What the templates in Kotlin and Swift are filled with."""
 
     def in_words(self, rule: Preprocessing) -> tuple[str, str]:

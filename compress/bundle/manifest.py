@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import BundleError
+from compress.models.model_file import Format
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -171,7 +172,8 @@ class Manifest(Entry):
     task: Literal["text-classification", "image-classification"]
     target: str
     runtime: Runtime
-    model: str = Field(description="path of the graph")
+    format: Format
+    model: str = Field(description="path of the file that the runtime opens")
     opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]

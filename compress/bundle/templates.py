@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from compress.bundle.formats import FORMATS
 from compress.bundle.kind import Case, Kind
 from compress.bundle.manifest import Manifest
-from compress.targets import AppProfile
+from compress.targets import AppProfile, Language
 
 PAGE = "index.html"
 EXAMPLES = "examples"
@@ -17,14 +18,19 @@ _SOURCES = files("compress.bundle")
 _SHARED = ("answer.mjs", "shown.mjs", "style.css")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _WRITTEN = (".kt", ".swift")
+_MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "swift": "Model.swift"}
+"""The other half of an example in that language; the page's code has it in itself."""
 
 
 def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, bytes]:
-    """Path -> contents of the target's examples."""
+    """Path -> contents of the target's examples: those of the task, and the model that they ask, of the format."""
+    languages, form = profile.apps[manifest.format].languages, FORMATS[manifest.format]
+    names = [(kind.examples, kind.example(language)) for language in languages]
+    names += [(kind.examples, name) for name in kind.inputs.helpers(languages)]
+    names += [(form.templates, _MODELS[language]) for language in languages if language in _MODELS]
     found = {}
-    names = [kind.example(language) for language in profile.examples]
-    for name in (*names, *kind.inputs.helpers(profile.examples)):
-        text = (_SOURCES / "examples" / kind.examples / name).read_text(encoding="utf-8")
+    for folder, name in names:
+        text = (_SOURCES / "examples" / folder / name).read_text(encoding="utf-8")
         if name.endswith(_WRITTEN):
             text = _filled(text, _in_code(manifest, kind))
         found[f"{EXAMPLES}/{name}"] = text.encode()
@@ -55,8 +61,9 @@ def _in_code(manifest: Manifest, kind: Kind) -> dict[str, str]:
         "name": manifest.name.replace("\n", " "),
         "version": manifest.runtime.minimum_version,
         "model": manifest.model,
+        "inputs": ", ".join(f'"{entry.name}"' for entry in manifest.inputs),
         "output": manifest.postprocessing.output,
-        **kind.inputs.in_code(manifest.preprocessing, manifest.inputs),
+        **kind.inputs.in_code(manifest.preprocessing),
         **kind.answers.in_code(manifest.postprocessing),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compress.bundle.kind import Case
-from compress.bundle.manifest import MODEL_FOLDER, Preprocessing, TensorRecord, Tokenize
+from compress.bundle.manifest import MODEL_FOLDER, Preprocessing, Tokenize
 from compress.bundle.stand_ins import STAND_INS, stand_ins
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
@@ -122,19 +122,14 @@ class _Texts:
             "examples": "\n".join(buttons),
         }
 
-    def in_code(self, rule: Preprocessing, inputs: Sequence[TensorRecord]) -> dict[str, str]:
-        """The rule, and how each input is made of ids."""
+    def in_code(self, rule: Preprocessing) -> dict[str, str]:
+        """The rule."""
         assert isinstance(rule, Tokenize)
-        names = [entry.name for entry in inputs]
-        kotlin = {"input_ids": "ids", "attention_mask": "LongArray(ids.size) { 1 }"}
-        swift = {"input_ids": "ids.map(Int64.init)", "attention_mask": "ids.map { _ in 1 }"}
         return {
             "prefix": ", ".join(map(str, rule.prefix_ids)),
             "suffix": ", ".join(map(str, rule.suffix_ids)),
             "max_length": str(rule.max_length),
             "tokenizer": rule.tokenizer,
-            "inputs_kotlin": ", ".join(f'"{name}" to {kotlin[name]}' for name in names),
-            "inputs_swift": ", ".join(f'"{name}": {swift[name]}' for name in names),
         }
 
     def in_words(self, rule: Preprocessing) -> tuple[str, str]:

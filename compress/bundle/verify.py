@@ -8,13 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.bundle.archive import unpack
-from compress.bundle.graph import contents_of, open_graph, shape_of
+from compress.bundle.format import BundledFormat, open_model, shape_of
+from compress.bundle.formats import FORMATS
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, read_manifest
 from compress.bundle.selftest import Asked, read_selftest, run_selftest
 from compress.bundle.signature import check_signature
 from compress.errors import BundleError, InputError
 from compress.models.model import digest_file
+from compress.models.model_file import format_of
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5
@@ -60,8 +62,9 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     _check_files(folder, manifest)
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
-    session = open_graph(model)
-    _check_shape(manifest, folder, model, session)
+    form = _format_of(folder, manifest)
+    session = open_model(form, model)
+    _check_shape(manifest, folder, form, session)
     kind = KINDS[manifest.task]
     asked = Asked(session, kind.inputs.open(folder, manifest.preprocessing), kind.answers, manifest.postprocessing)
     test = read_selftest(folder, kind, manifest.files)
@@ -108,14 +111,23 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_shape(manifest: Manifest, folder: Path, model: Path, session: Session) -> None:
+def _format_of(folder: Path, manifest: Manifest) -> BundledFormat:
+    """Of the file that the manifest names. Raises `BundleError` where that is in another than it says."""
+    found = format_of(folder / manifest.model)
+    if found != manifest.format or found not in FORMATS:
+        raise _lie(folder, "the format", manifest.format, found)
+    return FORMATS[found]
+
+
+def _check_shape(manifest: Manifest, folder: Path, form: BundledFormat, session: Session) -> None:
     """Compare what the manifest says of the model with the model."""
     kind = KINDS[manifest.task]
-    shape = shape_of(session, kind, str(model))
+    model = folder / manifest.model
+    shape = shape_of(form.interface(model, session), kind, str(model))
     for what, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
         if said != true:
             raise _lie(folder, what, _words(said), _words(true))
-    opsets = contents_of(model).opsets
+    opsets = form.contents(model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
     end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)

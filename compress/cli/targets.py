@@ -60,7 +60,7 @@ def _row(profile: Profile) -> dict[str, Any]:
         "measured_instead_of": profile.instead_of,
         "device": profile.device,
         "options": dict(profile.options),
-        "app_runtime": profile.package if isinstance(profile, AppProfile) else None,
+        "apps": {form: app.package for form, app in profile.apps.items()} if isinstance(profile, AppProfile) else {},
         "available": reason is None,
         "reason": reason,
     }

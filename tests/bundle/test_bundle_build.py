@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from toy_bundles import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
+from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.kinds import KINDS
-from compress.bundle.templates import examples
 from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
@@ -72,8 +70,7 @@ def test_the_example_answers_as_the_formula_does(made: Bundle) -> None:
 def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
     end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
     changed = made.manifest.model_copy(update={"postprocessing": end})
-    kotlin = examples(changed, KINDS[changed.task], find_app_profile("android"))["examples/Classifier.kt"].decode()
-    swift = examples(changed, KINDS[changed.task], find_app_profile("ios"))["examples/Classifier.swift"].decode()
+    kotlin, swift = code(changed, "android"), code(changed, "ios")
     assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
     assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
     for text in (kotlin, swift):
@@ -121,7 +118,7 @@ def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None
     made = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
     assert (made.manifest.model, made.manifest.opsets) == ("model/model.ort", {})
     assert [entry.shape for entry in made.manifest.outputs] == [("batch", 2)]
-    assert 'open("model/model.ort")' in (made.folder / "examples" / "Classifier.kt").read_text()
+    assert 'open("model/model.ort")' in (made.folder / "examples" / "Model.kt").read_text()
     assert verify(made.archive).worst < 0.01
     with pytest.raises(InputError, match="for browser cannot hold a model of text-classification in the format ort"):
         build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())

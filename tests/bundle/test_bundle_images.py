@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toy_bundles import IMAGE_MATRIX, LABELS, wanted_of, write_image_run
+from toy_bundles import IMAGE_MATRIX, LABELS, code, wanted_of, write_image_run
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
@@ -21,13 +21,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import compress.bundle
 from compress.bundle.build import Bundle, build
 from compress.bundle.image import IMAGES, ImageRule, find_rule
-from compress.bundle.kinds import KINDS
 from compress.bundle.pictures import noise
-from compress.bundle.templates import examples
 from compress.bundle.transfer import transferred
 from compress.errors import InputError, ModelError
 from compress.progress import SilentProgress
-from compress.targets import find_app_profile
 
 WEB = Path(compress.bundle.__file__).parent / "web" / "image"
 SQUARE = {"height": 24, "width": 20}
@@ -156,8 +153,7 @@ def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) ->
 
 def test_snippets_have_the_rule(bundles: dict[str, Bundle]) -> None:
     manifest = bundles["image"].manifest
-    kotlin = examples(manifest, KINDS[manifest.task], find_app_profile("android"))["examples/Classifier.kt"].decode()
-    swift = examples(manifest, KINDS[manifest.task], find_app_profile("ios"))["examples/Classifier.swift"].decode()
+    kotlin, swift = code(manifest, "android"), code(manifest, "ios")
     for text in (kotlin, swift):
         assert "{{" not in text
         for part in ('"bicubic"', "(0.4, 0.5, 0.6)", '"model/onnx/model.onnx"', '"pixel_values"', '"logits"'):

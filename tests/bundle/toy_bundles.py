@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from compress.bundle.build import Wanted
+from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
+from compress.bundle.templates import examples
 from compress.models.model import digest_file
 from compress.models.onnx_model import OnnxModel
 from compress.recipe_source import read_recipe
@@ -136,3 +138,9 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
         path = folder / name
         fields["files"][name] = FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path)).model_dump()
     (folder / MANIFEST).write_bytes(Manifest.model_validate(fields).sealed())
+
+
+def code(manifest: Manifest, target: str) -> str:
+    """All that a bundle for a phone has in its language."""
+    written = examples(manifest, KINDS[manifest.task], find_app_profile(target))
+    return "".join(text.decode() for name, text in written.items() if name.endswith((".kt", ".swift")))

@@ -41,7 +41,7 @@ def test_every_target_is_available_or_says_why_not() -> None:
         "measured_instead_of": None,
         "device": None,
         "options": {},
-        "app_runtime": None,
+        "apps": {},
         "available": True,
         "reason": None,
     }
@@ -69,5 +69,5 @@ def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
     rows = {row["name"]: row for row in json.loads(list_targets("--json"))}
     android = rows["android"]
     assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert"])
-    assert android["app_runtime"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
+    assert android["apps"]["ort"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
     assert android["measured_instead_of"] == "an Android phone" and rows["desktop"]["measured_instead_of"] is None

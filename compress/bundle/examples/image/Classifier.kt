@@ -1,12 +1,8 @@
 // {{name}}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
-// Gradle: implementation("com.microsoft.onnxruntime:onnxruntime-android:{{version}}"), the version that the self-test passed
-// with. Put the folder model/ and manifest.json into src/main/assets.
-import ai.onnxruntime.OnnxTensor
-import ai.onnxruntime.OrtEnvironment
+// Gradle: what Model.kt names. Put manifest.json into src/main/assets too.
 import android.content.Context
 import android.graphics.Bitmap
 import android.graphics.Color
-import java.nio.FloatBuffer
 import kotlin.math.PI
 import kotlin.math.abs
 import kotlin.math.exp
@@ -18,8 +14,7 @@ import org.json.JSONObject
 class Classifier(context: Context) : AutoCloseable {
     private val mean = doubleArrayOf({{mean}})
     private val std = doubleArrayOf({{std}})
-    private val environment = OrtEnvironment.getEnvironment()
-    private val session = environment.createSession(context.assets.open("{{model}}").readBytes())
+    private val model = Model(context)
     private val labels = context.assets.open("manifest.json").use {
         val listed = JSONObject(it.reader().readText()).getJSONObject("postprocessing").getJSONArray("labels")
         List(listed.length(), listed::getString)
@@ -29,14 +24,9 @@ class Classifier(context: Context) : AutoCloseable {
     fun classify(bitmap: Bitmap): List<Pair<String, Double>> {
         val (values, height, width) = prepare(bitmap)
         val shape = longArrayOf(1, CHANNELS.length.toLong(), height.toLong(), width.toLong())
-        OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), shape).use { input ->
-            session.run(mapOf("{{input}}" to input), setOf("{{output}}")).use { result ->
-                @Suppress("UNCHECKED_CAST")
-                val scores = (result[0].value as Array<FloatArray>)[0]
-                val powers = scores.map { exp((it - scores.max()).toDouble()) }
-                return labels.zip(powers.map { it / powers.sum() }).sortedByDescending { it.second }
-            }
-        }
+        val scores = model.run("{{input}}", values, shape, "{{output}}")
+        val powers = scores.map { exp((it - scores.max()).toDouble()) }
+        return labels.zip(powers.map { it / powers.sum() }).sortedByDescending { it.second }
     }
 
     /** Floats by channel, row and column, and the numbers of rows and columns. */
@@ -134,7 +124,7 @@ class Classifier(context: Context) : AutoCloseable {
 
     private fun sinc(x: Double): Double = if (x == 0.0) 1.0 else sin(x * PI) / (x * PI)
 
-    override fun close() = session.close()
+    override fun close() = model.close()
 
     private class Image(val width: Int, val height: Int, val data: IntArray)
 

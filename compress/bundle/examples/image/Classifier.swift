@@ -1,9 +1,7 @@
 // {{name}}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
-// Swift package: microsoft/onnxruntime-swift-package-manager (the self-test passed with ONNX Runtime {{version}}). Add the
-// bundle's folder to the app as a folder reference.
+// Swift package: what Model.swift names.
 import CoreGraphics
 import Foundation
-import OnnxRuntimeBindings
 
 final class Classifier {
     static let channels = "{{channels}}"
@@ -18,15 +16,12 @@ final class Classifier {
         var width: Int, height: Int, data: [Int]
     }
 
-    private let environment: ORTEnv
-    private let session: ORTSession
+    private let model: Model
     private let labels: [String]
 
     /// `bundle` is the folder that holds manifest.json.
     init(bundle: URL) throws {
-        environment = try ORTEnv(loggingLevel: .warning)
-        let model = bundle.appendingPathComponent("{{model}}").path
-        session = try ORTSession(env: environment, modelPath: model, sessionOptions: ORTSessionOptions())
+        model = try Model(bundle: bundle)
         let manifest = try JSONSerialization.jsonObject(with: Data(contentsOf: bundle.appendingPathComponent("manifest.json")))
         let end = (manifest as! [String: Any])["postprocessing"] as! [String: Any]
         labels = end["labels"] as! [String]
@@ -34,13 +29,9 @@ final class Classifier {
 
     /// Labels with their probabilities, likeliest first, of an upright picture.
     func classify(_ picture: CGImage) throws -> [(label: String, score: Double)] {
-        var (values, height, width) = prepare(picture)
-        let shape = [1, Self.channels.count, height, width].map { NSNumber(value: $0) }
-        let data = NSMutableData(bytes: &values, length: values.count * MemoryLayout<Float>.size)
-        let input = try ORTValue(tensorData: data, elementType: .float, shape: shape)
-        let found = try session.run(withInputs: ["{{input}}": input], outputNames: ["{{output}}"], runOptions: nil)
-        let answer = try found["{{output}}"]!.tensorData() as Data
-        let scores = answer.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }.map(Double.init)
+        let (values, height, width) = prepare(picture)
+        let shape = [1, Self.channels.count, height, width]
+        let scores = try model.run("{{input}}", values, shape: shape, output: "{{output}}").map(Double.init)
         let powers = scores.map { exp($0 - scores.max()!) }
         let sum = powers.reduce(0, +)
         return zip(labels, powers.map { $0 / sum }).map { (label: $0, score: $1) }.sorted { $0.score > $1.score }

@@ -1,6 +1,6 @@
 """Answer a picture as manifest.json says: python examples/run.py photo.jpg (--selftest: as it was tested)
 
-Needs: pip install onnxruntime pillow numpy
+Needs: pip install pillow numpy, and what model.py names
 """
 
 import json
@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+from model import BUNDLE, MANIFEST, Model
 from PIL import Image, ImageOps
 
-BUNDLE = Path(__file__).resolve().parent.parent
-MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 RULE, END = MANIFEST["preprocessing"], MANIFEST["postprocessing"]
 PLACES, TOLERANCE, SHOWN = 10_007, 1e-4, 5
 
@@ -49,11 +47,11 @@ class Classifier:
     """The bundle's model."""
 
     def __init__(self) -> None:
-        self.session = onnxruntime.InferenceSession(BUNDLE / MANIFEST["model"], providers=["CPUExecutionProvider"])
+        self.model = Model()
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """The model's scores for a prepared picture, one a label."""
-        scores: np.ndarray = self.session.run([END["output"]], {RULE["input"]: pixels})[0][0]
+        scores: np.ndarray = self.model.run({RULE["input"]: pixels}, END["output"])
         return scores
 
     def classify(self, file: Path) -> list[tuple[str, float]]:

@@ -1,18 +1,15 @@
 """Answer a sentence as manifest.json says: python examples/run.py "A lovely film." (--selftest: as it was tested)
 
-Needs: pip install onnxruntime tokenizers numpy
+Needs: pip install tokenizers numpy, and what model.py names
 """
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
+from model import BUNDLE, MANIFEST, Model
 from tokenizers import Tokenizer
 
-BUNDLE = Path(__file__).resolve().parent.parent
-MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 RULE, END = MANIFEST["preprocessing"], MANIFEST["postprocessing"]
 
 
@@ -23,7 +20,7 @@ class Classifier:
         self.tokenizer = Tokenizer.from_file(str(BUNDLE / RULE["tokenizer"]))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.session = onnxruntime.InferenceSession(BUNDLE / MANIFEST["model"], providers=["CPUExecutionProvider"])
+        self.model = Model()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text: special ones before and after as many of its own as there is room for."""
@@ -34,9 +31,7 @@ class Classifier:
     def score(self, ids: list[int]) -> np.ndarray:
         """The model's scores for ids, one a label."""
         row = np.array([ids], dtype=np.int64)
-        given = {"input_ids": row, "attention_mask": np.ones_like(row)}
-        feed = {entry.name: given[entry.name] for entry in self.session.get_inputs()}
-        scores: np.ndarray = self.session.run([END["output"]], feed)[0][0]
+        scores: np.ndarray = self.model.run({"input_ids": row, "attention_mask": np.ones_like(row)}, END["output"])
         return scores
 
     def classify(self, text: str) -> list[tuple[str, float]]:

@@ -1,0 +1,87 @@
+"""What a bundle knows of one format of models: the interface that `onnx` and its neighbours fulfil."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from compress.bundle.kind import Kind
+from compress.bundle.manifest import TensorRecord
+from compress.errors import ModelError
+from compress.runtimes import get_runtime
+from compress.runtimes.runtime import Session, TensorType
+from compress.targets import Target
+
+
+class Interface(NamedTuple):
+    """What a model takes and gives, in its own order."""
+
+    inputs: Mapping[str, TensorType]
+    outputs: Mapping[str, TensorType]
+
+
+class Contents(NamedTuple):
+    """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
+
+    ``stored`` is name -> (numpy's type name, shape, bytes).
+    """
+
+    opsets: dict[str, int]
+    integers: bool
+    stored: dict[str, tuple[str, tuple[int, ...], int]]
+
+
+class BundledFormat(Protocol):
+    """How a bundle looks into a model of one format, and runs it. One module each, registered in `formats`."""
+
+    target: Target
+    """Through which it answers on this machine."""
+    templates: str
+    """The folder below `examples` with the code that runs it: one `Model` in each language."""
+
+    def interface(self, file: Path, session: Session) -> Interface:
+        """What ``file`` takes and gives."""
+
+    def contents(self, file: Path) -> Contents:
+        """What it holds; weights aren't loaded. Raises `ModelError` for a broken file."""
+
+
+class Shape(NamedTuple):
+    """An `Interface` with what each tensor means, as a manifest has it."""
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+
+
+def open_model(form: BundledFormat, file: Path) -> Session:
+    """The model through its runtime on this machine. Raises `ModelError` where that can't open it."""
+    return get_runtime(form.target.runtime).open(file, form.target, 1)
+
+
+def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
+    """Its inputs and outputs. Raises `ModelError` for those that no model of that kind has."""
+    inputs, outputs = interface.inputs, interface.outputs
+    names = inputs.keys() | outputs.keys()
+    if names - kind.meanings.keys() or kind.required - names:
+        optional = sorted(kind.meanings.keys() - kind.required)
+        perhaps = f", perhaps {', '.join(optional)}" if optional else ""
+        raise ModelError(
+            f"The model takes {', '.join(inputs)} and gives {', '.join(outputs)}.",
+            where=where,
+            expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.task}",
+            mend="write it with the stage of `compress` for its format",
+        )
+    return Shape(_records(inputs, kind), _records(outputs, kind))
+
+
+def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord, ...]:
+    return tuple(
+        TensorRecord(
+            name=name,
+            dtype=found.dtype,
+            shape=tuple("any" if axis is None else axis for axis in found.shape),
+            meaning=kind.meanings[name],
+        )
+        for name, found in types.items()
+    )

@@ -1,0 +1,43 @@
+"""ONNX graphs in bundles, also in ONNX Runtime's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.bundle.format import Contents, Interface
+from compress.runtimes.runtime import Session
+from compress.targets import TARGETS, Target
+
+_INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
+
+
+class _Onnx:
+    """Through ONNX Runtime on this machine's processor."""
+
+    target: Target = TARGETS["cpu"]
+    templates = "onnx"
+
+    def interface(self, file: Path, session: Session) -> Interface:
+        """As ONNX Runtime tells it."""
+        return Interface(session.input_types, session.output_types)
+
+    def contents(self, file: Path) -> Contents:
+        """See `BundledFormat`. In ONNX Runtime's own format the graph is read without its versions."""
+        if file.suffix == ".ort":
+            from compress.inspect.ort_graph import read_ort_graph
+
+            graph, opsets = read_ort_graph(file), {}
+        else:
+            import onnx
+
+            from compress.inspect.onnx_graph import read_graph
+
+            graph = read_graph(file)
+            model = onnx.load(file, load_external_data=False)
+            opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+        integers = any(node.op_type.startswith(_INTEGER) for node in graph.nodes)
+        stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
+        return Contents(dict(sorted(opsets.items())), integers, stored)
+
+
+ONNX = _Onnx()

@@ -124,6 +124,7 @@ def _calibration(examples: Examples, names: Sequence[str]) -> list[tuple[torch.T
 
 
 def _lowered(traced: Any) -> bytes:
+    from executorch.backends.xnnpack._passes.remove_noop_expand_copy_pass import RemoveNoopExpandCopyPass
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.error import ExportError
@@ -131,8 +132,12 @@ def _lowered(traced: Any) -> bytes:
 
     # Without it, quantized tables would be stored as floats.
     config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
+    # Products of more than two axes are traced with copies of their inputs for shapes that already agree. XNNPACK can't
+    # run those, and would be called once for each piece between them.
+    passes = [RemoveNoopExpandCopyPass()]
     try:
-        made = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch(config)
+        edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
+        made = edge.to_executorch(config)
     except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
         raise _refused(traced, _first_line(error), str(error)) from error
     operators = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8"]
 _GROUP = 32
 """Weights of a row that share a scale and a zero point in 4 bits; `quantize` has blocks as large."""
+_MOST_INPUTS_A_SCALE, _STEP = 256, 32
 _NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 
 
@@ -27,8 +29,9 @@ def to_openvino(
     """``graph``, in ONNX's own operators, as IR; the same bytes each time. Raises `StageError`.
 
     In int8 the weights of products, convolutions and tables have a scale and a zero point for each channel; OpenVINO's
-    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does. With ``table_bits`` of 4
-    tables have them for each 32 weights of a row instead, where a row is a multiple of 32 long.
+    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does; the IR says how many inputs
+    share a scale (`DYNAMIC_QUANTIZATION_GROUP_SIZE`). With ``table_bits`` of 4 tables have them for each 32 weights of
+    a row instead, where a row is a multiple of 32 long.
     """
     import onnx
     import openvino
@@ -46,6 +49,7 @@ def to_openvino(
             ) from error
         if precision == "int8":
             model = _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
+            _widen_groups(model)
         for place, operator in enumerate(model.get_ordered_ops()):
             # Its own names count on through the whole process.
             if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
@@ -82,3 +86,27 @@ def _is_table(operator: Any) -> bool:
 def _in_eight_bits(model: Any) -> Any:
     with quiet_nncf() as nncf:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def _widen_groups(model: Any) -> None:
+    """Let as many inputs share a scale as all products allow: of its own 32 each it adds up the pieces in float."""
+    widths = {
+        weights[-1 if operator.get_attributes()["transpose_b"] else -2]
+        for operator in model.get_ordered_ops()
+        if operator.get_type_name() == "MatMul"
+        and len(weights := _shape_of_weights(operator.input_value(1).get_node())) == 2
+    }
+    shared = math.gcd(*widths)
+    sizes = [size for size in range(_STEP, min(shared, _MOST_INPUTS_A_SCALE) + 1, _STEP) if shared % size == 0]
+    if sizes:
+        model.set_rt_info(f"{sizes[-1]}", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+
+
+def _shape_of_weights(node: Any) -> list[int]:
+    """Of a stored matrix, which may be behind its scale and zero point; empty for what is computed."""
+    shape = node.get_output_partial_shape(0)
+    while node.get_type_name() != "Constant":
+        if node.get_type_name() not in ("Convert", "Multiply", "Subtract", "Reshape"):
+            return []
+        node = node.input_value(0).get_node()
+    return list(shape.to_shape()) if shape.is_static else []

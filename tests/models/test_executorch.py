@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,22 @@ def test_in_fp32_it_answers_as_torch_does_for_any_rows_and_lengths(
     session = get_runtime("executorch").open(folder, TARGET, threads=1)
     batch = batch_of(rows, length)
     np.testing.assert_allclose(session.predict(batch)["logits"], torch_answers(model.module, batch), atol=1e-5)
+
+
+def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lowered, Path]) -> None:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    read: Any = deserialize_pte_binary(small[1].model.program)
+    (plan,) = read.program.execution_plan
+    calls = [type(one.instr_args).__name__ for chain in plan.chains for one in chain.instructions]
+    kernels = [
+        plan.operators[one.instr_args.op_index].name
+        for chain in plan.chains
+        for one in chain.instructions
+        if type(one.instr_args).__name__ == "KernelCall"
+    ]
+    # One for the mask, which is wider than what it is made of; attention's own would cut XNNPACK's share into pieces.
+    assert kernels.count("aten::expand_copy") <= 1 and calls.count("DelegateCall") > 1
 
 
 def test_executorch_alone_opens_it_and_gives_the_same(small: tuple[TorchModel, Lowered, Path]) -> None:

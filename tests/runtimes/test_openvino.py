@@ -80,6 +80,20 @@ def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
     assert (error <= step * 1.02 + 1e-6).all() and error.mean() > step.mean() / 8
 
 
+@pytest.mark.parametrize(("width", "group"), [(64, 64), (192, 192), (768, 256), (80, 32)])
+def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, width: int, group: int) -> None:
+    import openvino
+
+    source = tmp_path / "source"
+    graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
+    to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
+    # Whoever opens the file gets it, without saying so.
+    compiled = openvino.compile_model(tmp_path / IR_FILE, "CPU")
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+    expected = answers(source, "cpu")
+    np.testing.assert_allclose(answers(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
+
+
 def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
     """What plain OpenVINO looks up in the table, by the graph cut off after it."""
     import openvino

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,9 +18,10 @@ _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
 
 class Case(Entry):
-    """One input of the self-test, and the model's answer to it alone."""
+    """One input of the self-test, and the model's answer to it alone: scores, or an embedding."""
 
     logits: tuple[float, ...] = ()
+    embedding: tuple[float, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -41,6 +42,17 @@ class Way(Protocol):
 
     def difference(self, case: Any) -> tuple[str, str] | None:
         """What is found and what the case expects, where it is prepared otherwise here. Raises `BundleError`."""
+
+
+class Rounding(NamedTuple):
+    """``share`` of the span of all expected answers, and the least cosine to an expected one; None for no direction.
+
+    Integers are summed alike everywhere but on processors where they saturate, yet a float that is rounded another way
+    now and then falls on the next integer.
+    """
+
+    share: float
+    cosine: float | None = None
 
 
 class Inputs(Protocol):
@@ -92,7 +104,9 @@ class Answers(Protocol):
     """One kind of answer, in a module of its own."""
 
     many: str
-    """What the numbers of an answer are called."""
+    """What they are called."""
+    field: str
+    """Of a case: where its answer stands."""
     folder: str
     """Of what finishes them in a page, below `web`."""
     meanings: Mapping[str, str]
@@ -101,6 +115,9 @@ class Answers(Protocol):
 
     def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Postprocessing:
         """What becomes of those outputs, as the files of the folder ``model`` say. Raises `ModelError`."""
+
+    def rounding(self, integers: bool) -> Rounding:
+        """What it may change of an answer, of a graph that computes in ``integers`` or not."""
 
     def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The answer [values] to one input, of the graph's outputs for it alone.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from compress.bundle.embedding import EMBEDDINGS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
-from compress.bundle.text import TEXTS
+from compress.bundle.text import SENTENCES, TEXTS
 
 KINDS: dict[str, Kind] = {
     kind.task: kind
     for kind in (
         Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
         Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
+        Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
     )
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.bundle.kind import Rounding
 from compress.bundle.manifest import Postprocessing, Softmax, TensorRecord
 from compress.errors import ModelError
 from compress.evaluate import artifact_labels
@@ -19,6 +20,7 @@ class _Labels:
     """One of a model's labels."""
 
     many = "scores"
+    field = "logits"
     folder = "labels"
     meanings: Mapping[str, str] = {LOGITS: "one score a class, in the order of the labels"}
     required = frozenset(meanings)
@@ -33,6 +35,10 @@ class _Labels:
                 expected="an id2label with a name for each score",
             )
         return Softmax(output=LOGITS, labels=labels)
+
+    def rounding(self, integers: bool) -> Rounding:
+        """See `Answers`."""
+        return Rounding(0.05 if integers else 1e-3)
 
     def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """A score for each label."""

@@ -129,6 +129,18 @@ class Softmax(Entry):
     labels: tuple[str, ...] = Field(min_length=1)
 
 
+class Embed(Entry):
+    """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
+
+    kind: Literal["embed"] = "embed"
+    output: str
+    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
+        description="how the vectors of a text's tokens become one; null where the graph gives the finished embedding"
+    )
+    normalize: bool = Field(description="whether it is divided by its Euclidean length then")
+    dimensions: int = Field(ge=1)
+
+
 class Licence(Entry):
     """Under which terms a part of the bundle may be passed on."""
 
@@ -160,8 +172,12 @@ class Provenance(Entry):
 
 
 Preprocessing = Tokenize | PrepareImage
-Postprocessing = Softmax
-_STEPS = {"text-classification": ("tokenize", "softmax"), "image-classification": ("prepare-image", "softmax")}
+Postprocessing = Softmax | Embed
+_STEPS = {
+    "text-classification": ("tokenize", "softmax"),
+    "image-classification": ("prepare-image", "softmax"),
+    "feature-extraction": ("tokenize", "embed"),
+}
 
 
 class Manifest(Entry):
@@ -169,7 +185,7 @@ class Manifest(Entry):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
-    task: Literal["text-classification", "image-classification"]
+    task: Literal["text-classification", "image-classification", "feature-extraction"]
     target: str
     runtime: Runtime
     format: Format
@@ -178,7 +194,7 @@ class Manifest(Entry):
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     preprocessing: Annotated[Preprocessing, Field(discriminator="kind")]
-    postprocessing: Postprocessing
+    postprocessing: Annotated[Postprocessing, Field(discriminator="kind")]
     licences: tuple[Licence, ...]
     provenance: Provenance
     files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")

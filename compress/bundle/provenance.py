@@ -20,7 +20,17 @@ from compress.samples.sample import Sample
 RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
 NOT_STATED = "not stated"
 _SAMPLE = "sample:"
-_SHOWN = ("accuracy", "f1", "size_bytes", "parameters", "latency_ms", "speedup", "calibration_error")
+_SHOWN = (
+    "accuracy",
+    "f1",
+    "recall_at_10",
+    "recall_at_1",
+    "size_bytes",
+    "parameters",
+    "latency_ms",
+    "speedup",
+    "calibration_error",
+)
 
 
 def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:

@@ -18,25 +18,26 @@ from compress.errors import BundleError, InputError, ModelError, StageError
 from compress.runtimes.runtime import Session
 
 SCHEMA = 1
-FLOAT_SHARE, INTEGER_SHARE = 1e-3, 0.05
-"""Of the span of all expected outputs: what rounding may change. Integers are summed alike everywhere but on
-processors where they saturate, yet a float that is rounded another way now and then falls on the next integer."""
 _SHOWN = 8
 
 
 class SelfTest(Entry):
-    """``tolerance`` is the largest difference of a score that is rounding and not another answer."""
+    """``tolerance`` is the largest difference of a number that is rounding and not another answer.
+
+    So is ``cosine`` the smallest cosine of an embedding to the one that is expected.
+    """
 
     schema_version: int = Field(SCHEMA, alias="schema")
-    made_with: str = Field(description="runtime and version that gave the scores")
+    made_with: str = Field(description="runtime and version that gave the answers")
     tolerance: float = Field(gt=0)
+    cosine: float | None = Field(None, ge=-1, le=1)
     cases: tuple[TextCase, ...] | tuple[ImageCase, ...] = Field(min_length=1)
 
     def to_bytes(self) -> bytes:
         """The file's contents."""
-        fields = self.model_dump(mode="json")
+        fields = self.model_dump(mode="json", exclude_defaults=True)
         cases = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in fields.pop("cases"))
-        head = json.dumps(fields, ensure_ascii=False, indent=1)[:-2]
+        head = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=1)[:-2]
         return f'{head},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
 
 
@@ -57,11 +58,19 @@ class Asked:
 
 def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
     """Ask the model each input."""
-    cases = [case.model_copy(update={"logits": tuple(asked.answer(case))}).model_dump() for case in inputs]
-    scores = np.array([case["logits"] for case in cases])
-    share = INTEGER_SHARE if integers else FLOAT_SHARE
-    tolerance = float(f"{max(np.ptp(scores), 1e-3) * share:.3g}")
-    return SelfTest.model_validate({"made_with": made_with, "tolerance": tolerance, "cases": cases})
+    found = [asked.answer(case) for case in inputs]
+    rounding = asked.answers.rounding(integers)
+    return SelfTest.model_validate(
+        {
+            "made_with": made_with,
+            "tolerance": float(f"{max(np.ptp(np.array(found)), 1e-3) * rounding.share:.3g}"),
+            "cosine": rounding.cosine,
+            "cases": [
+                case.model_copy(update={asked.answers.field: tuple(numbers)}).model_dump(exclude_defaults=True)
+                for case, numbers in zip(inputs, found, strict=True)
+            ],
+        }
+    )
 
 
 def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
@@ -73,6 +82,8 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
         raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.task} takes.", where=str(path))
+    if not all(getattr(case, kind.answers.field) for case in test.cases):
+        raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.task} gives.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:
         raise BundleError(f"The {SELFTEST} uses files that are not listed: {', '.join(unlisted)}.", where=str(path))
@@ -80,24 +91,32 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
 
 
 def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
-    """The largest difference of a score, in tolerances. Raises `BundleError` where input or scores are others."""
+    """The largest difference of a number, in tolerances. Raises `BundleError` where inputs or answers are others."""
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
         other = asked.way.difference(case)
         if other is not None:
             raise _failed(where, number, case, *other)
         try:
-            scores = asked.answer(case)
+            found = asked.answer(case)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        if len(scores) != len(case.logits):
-            raise _failed(where, number, case, f"{len(scores)} scores", f"{len(case.logits)}")
-        apart = float(np.max(np.abs(np.array(scores) - np.array(case.logits))))
+        known: tuple[float, ...] = getattr(case, asked.answers.field)
+        if len(found) != len(known):
+            raise _failed(where, number, case, f"{asked.answers.many} of {len(found)} numbers", f"{len(known)}")
+        apart = float(np.max(np.abs(np.array(found) - np.array(known))))
         if not apart <= test.tolerance:
-            expected = f"{_some(case.logits)} within {test.tolerance:g}"
-            raise _failed(where, number, case, f"scores {_some(scores)}", expected)
+            expected = f"{_some(known)} within {test.tolerance:g}"
+            raise _failed(where, number, case, f"{asked.answers.many} {_some(found)}", expected)
+        if test.cosine is not None and not (cosine := _cosine(found, known)) >= test.cosine:
+            raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
         worst = max(worst, apart / test.tolerance)
     return worst
+
+
+def _cosine(found: Sequence[float], known: Sequence[float]) -> float:
+    a, b = np.array(found), np.array(known)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _some(scores: Sequence[float]) -> str:

@@ -18,10 +18,7 @@ from compress.runtimes.runtime import Batch
 from compress.targets import Language
 
 _PROBE = "a"
-_SAMPLES = (
-    "A lovely, moving film with a clever plot.",
-    "Dull, noisy and far too long.",
-    "I don't know what to think of it.",
+_FOREIGN = (
     "",
     "Ein schöner Film; das Ende überrascht!",
     "Прекрасный фильм 👍🏽",
@@ -30,8 +27,23 @@ _SAMPLES = (
     "tabs\tand  spaces, 3.14 %, <b>tags</b> & naïve café: 👩‍👩‍👧 ok",
     "very " * 600 + "long",
 )
-"""What nobody's data holds: plain words, other scripts, emoji, nothing at all, and more than any model reads."""
-_SHOWN, _SHOWN_LENGTH, _IDS = 3, 60, 12
+"""What nobody's data holds: nothing at all, other scripts, emoji, and more than any model reads."""
+_OPINIONS = (
+    "A lovely, moving film with a clever plot.",
+    "Dull, noisy and far too long.",
+    "I don't know what to think of it.",
+)
+_QUESTION = (
+    "How do I get my money back?",
+    "Refunds are paid within five days.",
+    "The parcel arrives on Friday.",
+    "Our shop is closed on Sundays.",
+    "You can change your password in the settings.",
+    "The battery lasts about ten hours.",
+    "Children under six travel free.",
+)
+"""And what may answer it."""
+_IDS = 12
 
 
 class TextCase(Case):
@@ -85,6 +97,10 @@ class _Texts:
     required = frozenset({"input_ids"})
     tokenizes = True
 
+    def __init__(self, samples: Sequence[str], shown: int, short: int) -> None:
+        """``samples`` are the built-in ones; the first ``shown`` of at most ``short`` characters are in the page."""
+        self.samples, self.shown, self.short = samples, shown, short
+
     def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
         """See `Inputs`."""
         return find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, max_length)
@@ -98,7 +114,7 @@ class _Texts:
         self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
     ) -> Sequence[TextCase]:
         """See `Inputs`. A sample is a text."""
-        way, texts = self.open(folder, rule), samples or _SAMPLES
+        way, texts = self.open(folder, rule), samples or self.samples
         check_rule(way, texts, processor)
         return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
 
@@ -114,12 +130,13 @@ class _Texts:
     def in_page(self, rule: Preprocessing, cases: Sequence[TextCase]) -> dict[str, str]:
         """The tokenizer, and short texts to try."""
         assert isinstance(rule, Tokenize)
-        shown = [case.text for case in cases if 0 < len(case.text) <= _SHOWN_LENGTH][:_SHOWN] or ["Hello"]
+        shown = [case.text for case in cases if 0 < len(case.text) <= self.short][: self.shown] or ["Hello"]
         buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
         return {
             "tokenizer": escape(rule.tokenizer),
             "first": escape(shown[0]),
             "examples": "\n".join(buttons),
+            "others": escape("\n".join(" ".join(text.split()) for text in shown[1:])),
         }
 
     def in_code(self, rule: Preprocessing) -> dict[str, str]:
@@ -138,7 +155,8 @@ class _Texts:
         return "A text", f"Texts of more than {rule.max_length} tokens are cut off at the end."
 
 
-TEXTS = _Texts()
+TEXTS = _Texts((*_OPINIONS, *_FOREIGN), shown=3, short=60)
+SENTENCES = _Texts((*_QUESTION, *_FOREIGN), shown=len(_QUESTION), short=120)
 
 
 def find_rule(folder: Path, file: str, processor: Any, max_length: int) -> Tokenize:

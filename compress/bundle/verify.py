@@ -25,7 +25,7 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class Verified:
     """What was proven. ``cases`` are the self-test's, texts or pictures (``of``), ``worst`` the largest difference of
-    a score in it, in tolerances."""
+    an answer in it (``compared``: scores or embeddings), in tolerances."""
 
     name: str
     target: str
@@ -34,6 +34,7 @@ class Verified:
     size_bytes: int
     cases: int
     of: str
+    compared: str
     worst: float
     signer: str | None
 
@@ -78,6 +79,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
         size_bytes=size,
         cases=len(test.cases),
         of=kind.inputs.many,
+        compared=kind.answers.many,
         worst=worst,
         signer=fingerprint,
     )

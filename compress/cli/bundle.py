@@ -75,7 +75,7 @@ def bundle_verify(
     typer.echo(
         f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"
     )
-    typer.echo(f"self-test: {done.cases} {done.of}, scores within {done.worst:.1%} of the tolerance")
+    typer.echo(f"self-test: {done.cases} {done.of}, {done.compared} within {done.worst:.1%} of the tolerance")
     typer.echo(
         f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have sealed it anew"
     )

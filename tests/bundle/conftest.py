@@ -1,4 +1,4 @@
-"""The toy classifiers' runs and their bundles, made once."""
+"""The toy models' runs and their bundles, made once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_bundles import wanted_of, write_image_run, write_run
+from toy_bundles import WIDTH, wanted_of, write_encoder_run, write_image_run, write_run
 
 from compress.bundle.build import Bundle, build
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.progress import SilentProgress
 
 
@@ -22,7 +23,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Of each kind one for Android, which has the most examples; not to be changed."""
     folder = tmp_path_factory.mktemp("made")
-    runs = {"text": run, "image": write_image_run(folder / "image-run")}
+    modules = SentenceModules(WIDTH, steps=(Normalize(),))
+    runs = {
+        "text": run,
+        "image": write_image_run(folder / "image-run"),
+        "sentence": write_encoder_run(folder / "sentence-run", modules),
+    }
     return {kind: build(wanted_of(run, "android"), folder / kind, SilentProgress()) for kind, run in runs.items()}
 
 

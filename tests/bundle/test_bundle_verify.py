@@ -27,17 +27,21 @@ from compress.errors import BundleError, InputError
 TRIES = 120
 
 
-@pytest.fixture(params=["text", "image"])
+@pytest.fixture(params=["text", "image", "sentence"])
 def made(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> Bundle:
     """Each kind's."""
     return bundles[request.param]
 
 
 def test_a_whole_bundle_passes(made: Bundle) -> None:
-    expected = {"text-classification": ("toy", 10, "texts"), "image-classification": ("toy-images", 6, "pictures")}
+    expected = {
+        "text-classification": ("toy", 10, "texts", "scores"),
+        "image-classification": ("toy-images", 6, "pictures", "scores"),
+        "feature-extraction": ("toy", 14, "texts", "embeddings"),
+    }
     for path in (made.folder, made.archive):
         found = verify(path)
-        assert (found.name, found.cases, found.of) == expected[made.manifest.task]
+        assert (found.name, found.cases, found.of, found.compared) == expected[made.manifest.task]
         assert found.signer is None
         assert found.worst < 0.01
 
@@ -126,6 +130,11 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
             _set("inputs.0.shape", ["batch", 3, 16, 15]),
             r"says inputs pixel_values float32 \['batch', 3, 16, 15\]",
         ),
+        ("sentence", _set("postprocessing.pooling", "max"), "says pooling max"),
+        ("sentence", _set("postprocessing.normalize", False), "says normalize False"),
+        ("sentence", _set("postprocessing.dimensions", 255), "says dimensions 255"),
+        ("sentence", _set("postprocessing.output", "logits"), "says output logits"),
+        ("sentence", _set("preprocessing.max_length", 15), "self-test fails at case 11"),
         ("image", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
         ("image", _set("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
         ("image", _set("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
@@ -147,7 +156,8 @@ def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str
 
 def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
     test = json.loads((bundle / "selftest.json").read_text())
-    test["cases"][3]["logits"][0] += 3 * test["tolerance"]
+    answer = test["cases"][3].get("logits") or test["cases"][3]["embedding"]
+    answer[0] += 3 * test["tolerance"]
     (bundle / "selftest.json").write_text(json.dumps(test))
     reseal(bundle)
     with pytest.raises(BundleError, match="self-test fails at case 4"):
@@ -261,6 +271,12 @@ def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (bundle / "selftest.json").write_text(json.dumps(test))
 
 
+def _turned(test: dict[str, Any]) -> None:
+    """Any number would be within the tolerance, and one embedding points elsewhere."""
+    test["tolerance"] = 100.0
+    test["cases"][2]["embedding"] = [-value for value in test["cases"][2]["embedding"]]
+
+
 @pytest.mark.parametrize(
     ("made", "change", "expected"),
     [
@@ -269,6 +285,9 @@ def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
         ("image", _set("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
         ("image", _set("cases.0.pixels", []), "prepared values"),
         ("image", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
+        ("sentence", _set("cases.4.embedding", [0.1]), "embeddings of 256 numbers"),
+        ("sentence", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
+        ("sentence", _turned, "case 3, .*: its cosine is -1.000000"),
         ("text", _set("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
     ],
     indirect=["made"],
@@ -281,9 +300,18 @@ def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[st
 
 
 @pytest.mark.parametrize("made", ["text"], indirect=True)
-def test_preprocessing_of_another_kind_is_no_manifest(bundle: Path, bundles: dict[str, Bundle]) -> None:
-    other = bundles["image"].manifest.preprocessing.model_dump(mode="json")
+@pytest.mark.parametrize(
+    ("kind", "field", "expected"),
+    [
+        ("image", "preprocessing", "prepare-image is no preprocessing for text-classification"),
+        ("sentence", "postprocessing", "embed is no postprocessing for text-classification"),
+    ],
+)
+def test_steps_of_another_task_are_no_manifest(
+    bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str
+) -> None:
     fields = json.loads((bundle / MANIFEST).read_text())
-    (bundle / MANIFEST).write_text(json.dumps({**fields, "preprocessing": other}))
-    with pytest.raises(BundleError, match="prepare-image is no preprocessing for text-classification"):
+    other = json.loads((bundles[kind].folder / MANIFEST).read_text())[field]
+    (bundle / MANIFEST).write_text(json.dumps({**fields, field: other}))
+    with pytest.raises(BundleError, match=expected):
         verify(bundle)

@@ -1,4 +1,4 @@
-"""Classifiers written down by hand, one of texts and one of images; and ways to bundle them."""
+"""Models written down by hand, classifiers of texts and of images and an encoder; and ways to bundle them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
 from compress.bundle.templates import examples
 from compress.models.model import digest_file
 from compress.models.onnx_model import OnnxModel
+from compress.models.sentence_modules import SentenceModules
+from compress.models.sentence_processor import SentenceProcessor
 from compress.recipe_source import read_recipe
 from compress.targets import find_app_profile
 
@@ -120,6 +122,45 @@ def write_image_run(folder: Path) -> Path:
     )
     processor.save_pretrained(model)
     (model / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": dict(enumerate(LABELS))}))
+    return folder
+
+
+def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
+    """ids -> their embeddings, one a token; ``pooled``: and the first token's as `sentence_embedding`."""
+    ids = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
+        for n in ("input_ids", "attention_mask")
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["tokens", "column"], ["last_hidden_state"]),
+        *(
+            [helper.make_node("Gather", ["last_hidden_state", "zero"], ["sentence_embedding"], axis=1)]
+            if pooled
+            else []
+        ),
+    ]
+    stored = {"table": EMBEDDINGS, "last": np.array([2]), **({"zero": np.array(0)} if pooled else {})}
+    shapes = {"last_hidden_state": ["batch", "length", WIDTH], "sentence_embedding": ["batch", WIDTH]}
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in list(shapes)[: 1 + pooled]
+    ]
+    made = helper.make_graph(
+        nodes, "toy", ids, outputs, [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:
+    """The same of a sentence encoder with these modules."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
+    OnnxModel(encoder_graph(pooled), "model.onnx", {}).save(model)
+    SentenceProcessor(tokenizer(), modules).save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
     return folder
 
 

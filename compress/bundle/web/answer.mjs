@@ -23,11 +23,17 @@ export async function openBundle(read) {
   async function answer(prepared) {
     const given = way.feed(prepared);
     const feed = Object.fromEntries(session.inputNames.map((name) => [name, new ort.Tensor(...given[name])]));
-    return end.read(await session.run(feed));
+    return end.read((await session.run(feed, [end.output]))[end.output].data);
   }
 
   const methods = end.methods((input) => answer(way.prepare(input)));
   return { manifest, prepare: way.prepare, difference: way.difference, answer, expected: end.expected, ...methods };
+}
+
+/** Of two vectors. */
+export function cosine(one, other) {
+  const product = (a, b) => a.reduce((sum, value, at) => sum + value * b[at], 0);
+  return product(one, other) / Math.sqrt(product(one, one) * product(other, other));
 }
 
 /**
@@ -42,6 +48,9 @@ export async function selftest(bundle, test, inputOf) {
     if (other) throw new Error(other);
     const [found, expected] = [await bundle.answer(prepared), bundle.expected(known)];
     const apart = Math.max(...found.map((value, index) => Math.abs(value - expected[index])));
+    if ("cosine" in test && !(cosine(found, expected) >= test.cosine)) {
+      throw new Error(`the cosine of an answer is ${cosine(found, expected)}, expected ${test.cosine} at least`);
+    }
     if (!(apart <= test.tolerance)) {
       throw new Error(`answers ${found.slice(0, 8)}, expected ${expected.slice(0, 8)} within ${test.tolerance}`);
     }

@@ -28,13 +28,18 @@ export function say(words, failed = false) {
   status.className = failed ? "failed" : "";
 }
 
-/** Asks for `answer()`, [{label, score}], and shows at most `most` of them, unless something newer was asked meanwhile. */
-export async function ask(answer, most) {
+const percent = (score) => `${(100 * score).toFixed(1)}%`;
+
+/**
+ * Asks for `answer()`, [{label, score}], and shows at most `most` of them, their scores as `words` has them, unless
+ * something newer was asked meanwhile.
+ */
+export async function ask(answer, most, words = percent) {
   const mine = ++asked;
   const start = performance.now();
   const answers = await answer();
   if (mine !== asked) return;
-  show(answers.slice(0, most));
+  show(answers.slice(0, most), words);
   say(`Answered in ${(performance.now() - start).toFixed(1)} ms on this device; nothing was sent.`);
   if (!performance.getEntriesByName("first answer").length) performance.mark("first answer");
   document.body.dataset.answer = answers[0].label;
@@ -47,7 +52,7 @@ export function clear() {
   bars.replaceChildren();
 }
 
-function show(answers) {
+function show(answers, words) {
   bars.replaceChildren(
     ...answers.map(({ label, score }, place) => {
       const row = document.createElement("div");
@@ -55,9 +60,9 @@ function show(answers) {
       const [name, track, fill, figure] = ["span", "div", "div", "span"].map((kind) => document.createElement(kind));
       name.textContent = label;
       track.className = "track";
-      fill.style.width = `${100 * score}%`;
+      fill.style.width = `${100 * Math.max(0, score)}%`;
       track.append(fill);
-      figure.textContent = `${(100 * score).toFixed(1)}%`;
+      figure.textContent = words(score);
       row.append(name, track, figure);
       return row;
     }),

@@ -1,12 +1,12 @@
 // Scores -> labels, by `postprocessing` in manifest.json.
 
-/** {expected, read, methods}. */
+/** {output, expected, read, methods}. */
 export function openEnd({ postprocessing: { output, labels } }) {
   /** The answer that a case of the self-test expects. */
   const expected = ({ logits }) => logits;
 
-  /** The model's scores, one a label, of its outputs for one input. */
-  const read = (outputs) => Array.from(outputs[output].data);
+  /** The model's scores, one a label, of its output for one input. */
+  const read = (values) => Array.from(values);
 
   /** What an app calls; `answer` gives the scores of an input. */
   function methods(answer) {
@@ -21,5 +21,5 @@ export function openEnd({ postprocessing: { output, labels } }) {
     return { classify };
   }
 
-  return { expected, read, methods };
+  return { output, expected, read, methods };
 }

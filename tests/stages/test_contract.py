@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,58 +153,6 @@ def language_context(folder: Path) -> Context:
     return Context(task, data, 24, 0, SilentProgress(), earlier, Path, folder / "scratch")
 
 
-def run(stage: Stage[Any, Any], folder: Path) -> Model:
-    """The stage's output, saved into the new ``folder``; beside it lies what it was made of."""
-    beside = folder.with_name(f"{folder.name} work")
-    output: Model = stage.run(make_input(stage, beside), make_context(stage, beside))
-    folder.mkdir()
-    output.save(folder)
-    return output
-
-
-@pytest.mark.parametrize(("kind", "parameters"), CASES)
-def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
-    kind: str, parameters: dict[str, Any], tmp_path: Path
-):
-    stage = stage_of(kind, parameters)
-    before = make_input(stage, tmp_path)
-    (tmp_path / "before").mkdir()
-    before.save(tmp_path / "before")
-    output = run(stage, tmp_path / "after")
-    assert type(output) is stage.gives() and isinstance(output, Model)
-
-    context = make_context(stage, tmp_path)
-    rows = context.data.split("test")
-    assert len(rows) == PROBES
-    probe = Probe(
-        load=lambda folder: stage.gives().load(folder, task_of(stage)),
-        encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
-    )
-    if probed(output).why_silent() is None:
-        outputs, reloaded = probe.in_memory(output), probe.from_disk(tmp_path / "after")
-        assert task_of(stage) != tiny.TASK or outputs.shape == (len(rows), 2)
-        assert np.ptp(outputs, axis=0).min() > 0
-        np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
-    else:
-        # Core ML answers on a Mac only, and nothing else may be silent here.
-        assert kind == "coreml" and stage.gives().load(tmp_path / "after", task_of(stage)) == output
-
-    contract = Contract(kind, stage.promise())
-    contract.check(output, probed(before).digests(), size_bytes(tmp_path / "before"), tmp_path / "after", probe)
-    assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
-
-
-@pytest.mark.parametrize(
-    ("kind", "parameters"), [case for case in CASES if case.values[0] not in ("export", "executorch", "coreml")]
-)
-def test_a_stage_gives_the_same_files_each_time(kind: str, parameters: dict[str, Any], tmp_path: Path):
-    # Tracing takes seconds: these bytes are compared in the formats' own tests.
-    stage = stage_of(kind, parameters)
-    for name in ("once", "twice"):
-        run(stage, tmp_path / name)
-    assert digest_directory(tmp_path / "once") == digest_directory(tmp_path / "twice")
-
-
 class Watched:
     """A dataset that remembers what was read of it."""
 
@@ -222,15 +171,89 @@ class Watched:
         return self._data.unlabeled
 
 
-@pytest.mark.parametrize(("kind", "parameters"), CASES)
-def test_what_a_stage_reads_is_what_it_declares(kind: str, parameters: dict[str, Any], tmp_path: Path):
-    # The cache key counts only the declared splits; a stage that read others would be kept when they change.
-    stage = stage_of(kind, parameters)
-    if kind == "export":
-        assert stage.needs().splits == ("train",)
-        return
-    context = make_context(stage, tmp_path)
+@dataclass(frozen=True)
+class Ran:
+    """A stage's output, where it was saved, and the splits that the stage read."""
+
+    output: Model
+    folder: Path
+    read: set[str]
+
+
+def run(stage: Stage[Any, Any], folder: Path) -> Ran:
+    """Run ``stage`` and save its output into the new ``folder``; beside it lies what it was made of."""
+    beside = folder.with_name(f"{folder.name} work")
+    context = make_context(stage, beside)
     data = Watched(context.data)
-    stage.run(make_input(stage, tmp_path), replace(context, data=data))  # type: ignore[arg-type]
-    allowed = {*stage.needs().splits, "validation", *(["unlabeled"] if stage.needs().unlabeled else [])}
-    assert set(stage.needs().splits) <= data.read <= allowed and "test" not in data.read
+    output: Model = stage.run(make_input(stage, beside), replace(context, data=data))  # type: ignore[arg-type]
+    folder.mkdir()
+    output.save(folder)
+    return Ran(output, folder, data.read)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dict[str, Any]], Ran]:
+    """Runs a stage at the first call with its parameters: that takes seconds, and three tests look at what it did."""
+    done: dict[str, Ran] = {}
+
+    def ran(kind: str, parameters: dict[str, Any]) -> Ran:
+        key = f"{kind} {parameters}"
+        if key not in done:
+            done[key] = run(stage_of(kind, parameters), tmp_path_factory.mktemp(kind) / "once")
+        return done[key]
+
+    return ran
+
+
+@pytest.mark.parametrize(("kind", "parameters"), CASES)
+def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
+    kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
+):
+    stage = stage_of(kind, parameters)
+    before = make_input(stage, tmp_path)
+    (tmp_path / "before").mkdir()
+    before.save(tmp_path / "before")
+    output, after = once(kind, parameters).output, once(kind, parameters).folder
+    assert type(output) is stage.gives() and isinstance(output, Model)
+
+    context = make_context(stage, tmp_path)
+    rows = context.data.split("test")
+    assert len(rows) == PROBES
+    probe = Probe(
+        load=lambda folder: stage.gives().load(folder, task_of(stage)),
+        encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
+    )
+    if probed(output).why_silent() is None:
+        outputs, reloaded = probe.in_memory(output), probe.from_disk(after)
+        assert task_of(stage) != tiny.TASK or outputs.shape == (len(rows), 2)
+        assert np.ptp(outputs, axis=0).min() > 0
+        np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
+    else:
+        # Core ML answers on a Mac only, and nothing else may be silent here.
+        assert kind == "coreml" and stage.gives().load(after, task_of(stage)) == output
+
+    contract = Contract(kind, stage.promise())
+    contract.check(output, probed(before).digests(), size_bytes(tmp_path / "before"), after, probe)
+    assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [case for case in CASES if case.values[0] not in ("export", "executorch", "coreml")]
+)
+def test_a_stage_gives_the_same_files_each_time(
+    kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
+):
+    # Tracing takes seconds: these bytes are compared in the formats' own tests.
+    twice = run(stage_of(kind, parameters), tmp_path / "twice")
+    assert digest_directory(once(kind, parameters).folder) == digest_directory(twice.folder)
+
+
+@pytest.mark.parametrize(("kind", "parameters"), CASES)
+def test_what_a_stage_reads_is_what_it_declares(
+    kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran]
+):
+    # The cache key counts only the declared splits; a stage that read others would be kept when they change.
+    needs = stage_of(kind, parameters).needs()
+    read = once(kind, parameters).read
+    allowed = {*needs.splits, "validation", *(["unlabeled"] if needs.unlabeled else [])}
+    assert set(needs.splits) <= read <= allowed and "test" not in read

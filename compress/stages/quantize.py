@@ -23,10 +23,13 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
     """
 
-    version = 3
+    version = 4
     packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
     kind: Literal["quantize"] = "quantize"
-    embedding_bits: Literal[4, 8, 32] = Field(8, description="bits of the embedding tables; 32 leaves them alone")
+    embedding_bits: Literal[4, 8, 32] = Field(
+        8,
+        description="bits of the embedding tables; 32 leaves them alone. Positions, which are read in order, have 8",
+    )
     embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
         None,
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
@@ -55,6 +58,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.models.int8.choose import refuse_unfit
+        from compress.models.int8.positions import quantize_rows_in_order
         from compress.models.onnx_quantization import quantize_embeddings, quantize_products
         from compress.quantization.int8_run import quantize_int8
 
@@ -64,9 +68,12 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         else:
             graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
         if self.embedding_bits < 32:
+            in_order = quantize_rows_in_order(graph)
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             if tables:
                 context.remark(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
+            if in_order:
+                context.remark(f"quantize: {len(in_order)} table whose rows are read in order at 8 bits")
         if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
             raise StageError(
                 "The graph holds nothing to quantize.",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from quantized import quantize_tiny_llama
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder import export_decoder
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("model", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
-def test_bad_input_is_told_in_words(place: Path, arguments: tuple[str, ...], said: str) -> None:
-    done = tiny_run.compress("profile", *arguments, "--json", folder=place)
+def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = here("profile", *arguments, "--json", folder=place)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -84,7 +88,7 @@ def test_a_decoder_s_time_is_told_by_operator(
         (("--context", "192"), "has 192 tokens; a prompt of 192 needs 193"),
     ],
 )
-def test_what_a_text_is_not_profiled_with(decoder: Path, options: tuple[str, ...], said: str) -> None:
-    done = tiny_run.compress("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
+def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options: tuple[str, ...], said: str) -> None:
+    done = here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and "Traceback" not in done.stderr

@@ -1,29 +1,68 @@
-"""What all tests share: fixtures of pages that are looked at in a browser, and silence while torch traces."""
+"""What all tests share: their order, fixtures of pages that are looked at in a browser, silence while torch traces."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ALONE = ("bench", "nightly")
-"""Folders whose tests time things."""
+TIMED = "bench"
+"""The folder whose tests time things."""
+MAY_BE_ALONE = (TIMED, "runtimes")
+"""Folders that `make test` looks for such tests in: to collect all others again would take half a minute."""
+LONGEST = (
+    "stages/test_contract.py",
+    "test_recipes.py",
+    "pipeline/test_interruption.py",
+    "models/test_executorch.py",
+    "samples/test_real_samples.py",
+    "nightly/test_night_run.py",
+    "models/test_fusions.py",
+    "cli/test_bad_input.py",
+    "pipeline/test_run.py",
+    "cli/test_json_output.py",
+    "pipeline/test_run_in_formats.py",
+    "inspect/test_departures.py",
+    "models/test_onnx_export.py",
+    "devices/test_device_bench.py",
+    "quantization/test_gptqmodel_opens_it.py",
+)
+"""Files that begin first, the longest before the others, so that no worker idles while another ends one of them."""
+HERE = Path(__file__).parent
+# Workers have it from the process that starts them.
+os.environ.setdefault("COMPRESS_TESTS_BEGAN", str(time.time()))
 # pytest listens to every logger, so that torch would write down each step of its tracing.
 logging.getLogger("torch.__trace").disabled = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to run beside other tests."""
-    here = Path(__file__).parent
+    """Mark what is not to run beside other tests, and put the longest files first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+
+    def place_of(item: pytest.Item) -> int:
+        return places.get(item.path.relative_to(HERE).as_posix(), len(places))
+
+    items.sort(key=place_of)
     for item in items:
-        if item.path.relative_to(here).parts[0] in ALONE:
+        folder = item.path.relative_to(HERE).parts[0]
+        if folder == TIMED:
             item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:
+            raise pytest.UsageError(f"{item.nodeid} is marked alone, and `make test` looks for such in {MAY_BE_ALONE}")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from compress.cache import Cache
 
 pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES
-OPTIONS = ("--set", "benchmark.every_stage=false")
+# The exported model as the baseline: any other would be exported once more, to be measured.
+OPTIONS = ("--set", "benchmark.every_stage=false", "--set", "baseline=export")
 PATIENCE_SECONDS = 300.0
 NOISE = ("site-packages", "torchao", "Failed to load", "Warning", "deprecated")
 """What other libraries would say on the terminal."""
@@ -69,11 +71,10 @@ def finish(place: Path, artifacts: Path) -> dict[str, bool]:
     return tiny_run.cached_stages(tiny_run.read_report(artifacts))
 
 
-def with_first(place: Path, artifacts: Path, count: int) -> None:
-    """Artifacts in which only the first ``count`` stages are done."""
-    keys = [stage["key"] for stage in tiny_run.read_report(place / "artifacts")["stages"]]
-    for key in keys[:count]:
-        shutil.copytree(place / "artifacts" / "cache" / key, artifacts / "cache" / key)
+def all_done(place: Path, artifacts: Path) -> None:
+    """Artifacts in which every stage is done and nothing is measured."""
+    for stage in tiny_run.read_report(place / "artifacts")["stages"]:
+        shutil.copytree(place / "artifacts" / "cache" / stage["key"], artifacts / "cache" / stage["key"])
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -82,30 +83,29 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("index", range(len(LABELS)))
-def test_a_run_killed_within_a_stage_goes_on_from_there(place: Path, tmp_path: Path, index: int) -> None:
-    with_first(place, tmp_path, index)
-    process = start(place, tmp_path)
-    wait_for(process, tmp_path, f"[{index + 1}/{len(LABELS)}] {LABELS[index]}\n")
-    kill(process)
-    assert not (tmp_path / "runs" / "tiny" / "latest").exists()
-    assert len(Cache(tmp_path / "cache").entries()) == index
-    assert list(finish(place, tmp_path).values()) == [number < index for number in range(len(LABELS))]
+def from_the_cache(artifacts: Path) -> list[str]:
+    """What the run that began last took from there, by its log."""
+    log = max(artifacts.glob("runs/tiny/20*/run.log")).read_text()
+    return re.findall(r"(\w+): from the cache$", log, flags=re.MULTILINE)
 
 
-def test_a_run_killed_while_it_trains_leaves_a_partial_folder_that_counts_for_nothing(
-    place: Path, tmp_path: Path
-) -> None:
-    process = start(place, tmp_path)
-    wait_for(process, tmp_path, "finetune (")
-    kill(process)
-    assert [path.name[:8] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["partial-"]
-    assert Cache(tmp_path / "cache").entries() == []
-    assert not any(finish(place, tmp_path).values())
+def test_a_run_killed_within_each_stage_goes_on_from_there(place: Path, tmp_path: Path) -> None:
+    for index, label in enumerate(LABELS):
+        process = start(place, tmp_path)
+        # The first is killed while it trains, the others at any moment.
+        wait_for(process, tmp_path, f"[{index + 1}/{len(LABELS)}] {label}\n" if index else "finetune (")
+        kill(process)
+        assert from_the_cache(tmp_path) == list(LABELS[: max(index - 1, 0)])
+        assert not (tmp_path / "runs" / "tiny" / "latest").exists()
+        # What a stage left half-done counts for nothing.
+        folders = {path.name[:8] for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+        assert index or folders == {"partial-"}
+        assert len(Cache(tmp_path / "cache").entries()) == index
+    assert list(finish(place, tmp_path).values()) == [True] * (len(LABELS) - 1) + [False]
 
 
 def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
-    with_first(place, tmp_path, len(LABELS))
+    all_done(place, tmp_path)
     process = start(place, tmp_path)
     wait_for(process, tmp_path, "evaluate quantize")
     run = psutil.Process(process.pid)
@@ -118,31 +118,30 @@ def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Pat
     assert all(finish(place, tmp_path).values())
 
 
-@pytest.mark.parametrize("moment", ["finetune (", "[5/6] export"])
-def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_path: Path, moment: str) -> None:
-    with_first(place, tmp_path, 4 if "export" in moment else 0)
+def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_path: Path) -> None:
     older = tmp_path / "runs" / "tiny" / "older"
     older.mkdir(parents=True)
     (older.parent / "latest").symlink_to("older")
-    process = start(place, tmp_path)
-    wait_for(process, tmp_path, moment)
-    os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
-    assert stdout == ""
-    assert "Traceback" not in stderr
-    assert [line for line in stderr.splitlines() if "nterrupt" in line] == [stderr.splitlines()[-1]]
-    assert (older.parent / "latest").resolve() == older
-    assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("partial-")] == []
-    (log,) = tmp_path.glob("runs/tiny/20*/run.log")
-    assert log.read_text().splitlines()[-1].endswith(" interrupted")
-    assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
-    cached = finish(place, tmp_path)
-    assert cached["finetune"] is ("export" in moment)
+    for moment in ("finetune (", "[5/6] export"):
+        process = start(place, tmp_path)
+        wait_for(process, tmp_path, moment)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 130
+        assert stdout == ""
+        assert "Traceback" not in stderr
+        assert [line for line in stderr.splitlines() if "nterrupt" in line] == [stderr.splitlines()[-1]]
+        assert (older.parent / "latest").resolve() == older
+        assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("partial-")] == []
+        log = max(tmp_path.glob("runs/tiny/20*/run.log"))
+        assert log.read_text().splitlines()[-1].endswith(" interrupted")
+        assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
+        assert from_the_cache(tmp_path) == []
+    assert list(finish(place, tmp_path).values()) == [True] * 4 + [False] * 2
 
 
 def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
-    with_first(place, tmp_path, len(LABELS))
+    all_done(place, tmp_path)
     process = start(place, tmp_path)
     wait_for(process, tmp_path, "evaluate quantize")
     run = psutil.Process(process.pid)

@@ -89,6 +89,11 @@ class AppProfile(Profile):
     version: str | None = None
 
 
+def _app(runtime: str, package: str, *languages: Language) -> App:
+    """With an example in Python too, which any computer runs."""
+    return App(runtime, package, (*languages, "python"))
+
+
 def _onnx(app: App) -> Mapping[Format, App]:
     return {"onnx": app, "ort": app}
 
@@ -110,7 +115,11 @@ OPENED_BY: Mapping[Format, Mapping[str, str]] = {
 }
 """The runtimes that open a format, each with its own name for the processor; the first where nothing else is said."""
 
-_PYTHON = App("onnxruntime", "PyPI: onnxruntime", ("python",))
+_PYTHON: Mapping[Format, App] = {
+    **_onnx(_app("onnxruntime", "PyPI: onnxruntime")),
+    "litert": _app("ai-edge-litert", "PyPI: ai-edge-litert"),
+    "executorch": _app("executorch", "PyPI: executorch"),
+}
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
@@ -141,40 +150,42 @@ PROFILES: dict[str, Profile] = {
         ),
         AppProfile(
             Target("android", "onnxruntime", _CPU, "ONNX Runtime in an Android app"),
-            formats=("ort", "litert"),
+            formats=("ort", "litert", "executorch"),
             instead_of="an Android phone",
             downloaded=True,
-            apps=_onnx(
-                App(
-                    "onnxruntime-android",
-                    "Maven: com.microsoft.onnxruntime:onnxruntime-android",
-                    ("kotlin", "python"),
-                )
-            ),
+            apps={
+                **_onnx(_app("onnxruntime-android", "Maven: com.microsoft.onnxruntime:onnxruntime-android", "kotlin")),
+                "litert": _app("litert", "Maven: com.google.ai.edge.litert:litert", "kotlin"),
+                "executorch": _app("executorch-android", "Maven: org.pytorch:executorch-android", "kotlin"),
+            },
         ),
         AppProfile(
             Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
-            formats=("ort", "coreml"),
+            formats=("ort", "executorch", "coreml"),
             instead_of="an iPhone",
             downloaded=True,
-            apps=_onnx(
-                App(
-                    "onnxruntime-swift-package-manager",
-                    "Swift: microsoft/onnxruntime-swift-package-manager",
-                    ("swift", "python"),
-                )
-            ),
+            apps={
+                **_onnx(
+                    _app(
+                        "onnxruntime-swift-package-manager",
+                        "Swift: microsoft/onnxruntime-swift-package-manager",
+                        "swift",
+                    )
+                ),
+                "executorch": _app("executorch", "Swift: pytorch/executorch", "swift"),
+                "coreml": App("Core ML", "iOS", ("swift",)),
+            },
         ),
         AppProfile(
             Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python"),
-            formats=("ort",),
+            formats=("ort", "litert", "executorch"),
             instead_of="a 64-bit ARM board",
-            apps=_onnx(_PYTHON),
+            apps=_PYTHON,
         ),
         AppProfile(
             Target("desktop", "onnxruntime", _CPU, "a computer with Python"),
-            formats=("ort", "openvino", "gguf"),
-            apps=_onnx(_PYTHON),
+            formats=("ort", "openvino", "litert", "executorch", "gguf"),
+            apps=_PYTHON,
         ),
     )
 }

@@ -22,10 +22,11 @@ def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Cont
         return
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_MANY]
     runtime = sum(size for name, size in sizes.items() if name.startswith("runtime/"))
+    weighed = sum(size for name, size in sizes.items() if name == model or name.startswith(f"{model}/"))
     shown = ", ".join(f"{name} {sizes[name] / _MEGABYTE:.2f} MB" for name in largest)
     raise InputError(
         f"The bundle has {found / _MEGABYTE:.2f} MB compressed, {(found - most) / _MEGABYTE:.2f} MB too many.",
         where=f"biggest, compressed: {shown}",
         expected=f"at most {most} bytes",
-        mend="; ".join(what_helps(contents.stored, sizes.get(model, 0), runtime, most)),
+        mend="; ".join(what_helps(contents.stored, weighed, runtime, most)),
     )

@@ -24,7 +24,7 @@ from compress.bundle.manifest import (
     Runtime,
 )
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
-from compress.bundle.selftest import Asked, SelfTest, make_selftest
+from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.bundle.signature import sign
 from compress.bundle.templates import examples, page
 from compress.bundle.transfer import transferred, zipped
@@ -37,7 +37,7 @@ from compress.models.model_file import format_of, model_file
 from compress.models.processor import load_processor
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.runtimes import get_runtime
+from compress.runtimes import get_runtime, why_unavailable
 from compress.targets import AppProfile
 
 
@@ -118,17 +118,20 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     file = model_file(folder / MODEL_FOLDER)
     written = format_of(file)
     form = FORMATS[written]
-    contents, session = form.contents(file), open_model(form, file)
+    silent = why_unavailable(form.target)
+    contents, session = form.contents(file), open_model(form, file) if silent is None else None
     kind = KINDS[wanted.recipe.task]
     shape = shape_of(form.interface(file, session), kind, str(file))
-    processor = load_processor(wanted.model)
-    rule = kind.inputs.find_rule(folder, processor, wanted.recipe.data.max_length)
+    processor, longest = load_processor(wanted.model), wanted.recipe.data.max_length
+    rule = kind.inputs.find_rule(folder, processor, min(longest, shape.longest or longest))
     end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
     cases = kind.inputs.make_cases(folder, rule, wanted.samples, processor)
-    version = get_runtime(form.target.runtime).build()
-    made_with = f"{form.target.runtime} {version}"
-    asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
-    test = make_selftest(asked, cases, contents.integers, made_with)
+    if session is None:
+        test = unmeasured_selftest(cases, silent or "")
+    else:
+        made_with = f"{form.target.runtime} {get_runtime(form.target.runtime).build()}"
+        asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
+        test = make_selftest(asked, cases, contents.integers, made_with)
     profile, app = wanted.profile, wanted.profile.apps[written]
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
@@ -138,7 +141,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         runtime=Runtime(
             name=app.runtime,
             package=app.package,
-            minimum_version=profile.version or version,
+            minimum_version=profile.version or form.minimum_version(file),
             execution_provider=profile.in_format(written).target.provider,
         ),
         format=written,
@@ -146,19 +149,27 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         opsets=contents.opsets,
         inputs=shape.inputs,
         outputs=shape.outputs,
+        axes=dict(shape.axes),
+        signatures=shape.signatures,
         preprocessing=rule,
         postprocessing=end,
         licences=(*licences, *web_licences(kind.inputs.tokenizes)) if profile.version else licences,
-        provenance=find_provenance(wanted.recipe, wanted.recipe_file, wanted.model.parent),
+        provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted)),
         files={},
     )
     return _write(folder, manifest, kind, profile, test, progress), contents
 
 
+def _run_of(wanted: Wanted) -> Path:
+    """Where its report would be: the recipe's folder, if the model lies below it."""
+    folder = wanted.recipe_file.resolve().parent
+    return folder if wanted.model.resolve().is_relative_to(folder) else wanted.model.parent
+
+
 def _write(
     folder: Path, manifest: Manifest, kind: Kind, profile: AppProfile, test: SelfTest, progress: Progress
 ) -> Manifest:
-    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile).encode()}
+    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile, test.unmeasured).encode()}
     written |= examples(manifest, kind, profile)
     if profile.version is not None:
         copy_web_runtime(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)

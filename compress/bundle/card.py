@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 from compress.bundle.kind import Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
+from compress.models.model_file import Format
 from compress.targets import AppProfile
 
+_LIBRARIES: Mapping[Format, str] = {
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+    "litert": "litert",
+    "executorch": "executorch",
+    "coreml": "coreml",
+}
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
-def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
-    """What the model is for, how it was measured, how an app runs it, and what is not known of it."""
+def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: str | None) -> str:
+    """What the model is for, how it was measured, how an app runs it, and what is not known of it.
+
+    ``unmeasured``: why the self-test has no answers, if it has none.
+    """
     one, too_large = kind.inputs.in_words(manifest.preprocessing)
     gets, trust = kind.answers.in_words(manifest.postprocessing)
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
@@ -23,7 +35,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
         "---",
         *head,
         f"pipeline_tag: {manifest.task}",
-        "library_name: onnxruntime",
+        f"library_name: {_LIBRARIES[manifest.format]}",
         "---",
         f"# {manifest.name}",
         "",
@@ -34,7 +46,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile) -> str:
         *_steps(manifest, kind, profile),
         "",
         f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has {kind.inputs.many} as they are prepared, and "
-        f"{kind.answers.many}.",
+        + (f"no {kind.answers.many}: {unmeasured}." if unmeasured else f"{kind.answers.many}."),
         too_large,
         "",
         "## Measured",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from compress.bundle.kind import Kind
-from compress.bundle.manifest import TensorRecord
+from compress.bundle.manifest import Axis, Signature, TensorRecord
 from compress.errors import ModelError
+from compress.inspect.tensors import read_model
 from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import Target
 
 
 class Interface(NamedTuple):
-    """What a model takes and gives, in its own order."""
+    """What a model takes and gives, in its own order; ``axes`` and ``signatures`` as a manifest has them."""
 
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
+    axes: Mapping[str, Axis] = MappingProxyType({})
+    signatures: tuple[Signature, ...] = ()
 
 
 class Contents(NamedTuple):
@@ -40,11 +44,17 @@ class BundledFormat(Protocol):
     templates: str
     """The folder below `examples` with the code that runs it: one `Model` in each language."""
 
-    def interface(self, file: Path, session: Session) -> Interface:
-        """What ``file`` takes and gives."""
+    def why_unread(self) -> str | None:
+        """Why files can't be looked into on this machine, or None where they can."""
+
+    def interface(self, file: Path, session: Session | None) -> Interface:
+        """What ``file`` takes and gives. A format that is read without its runtime needs no ``session``."""
 
     def contents(self, file: Path) -> Contents:
-        """What it holds; weights aren't loaded. Raises `ModelError` for a broken file."""
+        """What it holds. Raises `ModelError` for a broken file."""
+
+    def minimum_version(self, file: Path) -> str:
+        """The oldest version of the app's runtime that is known to open it."""
 
 
 class Shape(NamedTuple):
@@ -52,6 +62,20 @@ class Shape(NamedTuple):
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
+    axes: Mapping[str, Axis]
+    signatures: tuple[Signature, ...]
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that an input takes, or None where there is no bound."""
+        bounds = (
+            self.axes[axis].most
+            for entry in self.inputs
+            if len(entry.shape) == 2
+            for axis in entry.shape[1:]
+            if isinstance(axis, str) and axis in self.axes
+        )
+        return min(bounds, default=None)
 
 
 def open_model(form: BundledFormat, file: Path) -> Session:
@@ -72,7 +96,7 @@ def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
             expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.task}",
             mend="write it with the stage of `compress` for its format",
         )
-    return Shape(_records(inputs, kind), _records(outputs, kind))
+    return Shape(_records(inputs, kind), _records(outputs, kind), interface.axes, interface.signatures)
 
 
 def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord, ...]:
@@ -85,3 +109,13 @@ def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord,
         )
         for name, found in types.items()
     )
+
+
+_INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
+
+
+def contents_of(file: Path) -> Contents:
+    """Of a format that has no operator domains. Raises `ModelError`."""
+    tensors = read_model(file).tensors
+    integers = any(one.dtype in _INTEGERS and len(one.shape) > 1 for one in tensors)
+    return Contents({}, integers, {one.name: (one.dtype, one.shape, one.bytes) for one in tensors})

@@ -38,12 +38,29 @@ class Runtime(Entry):
 
 
 class TensorRecord(Entry):
-    """An input or output of the graph; an axis that is a name may have any size."""
+    """An input or output of the model, in its order; an axis that is a name may have any size, or one of its `Axis`."""
 
     name: str
     dtype: str = Field(description="numpy's name of the element type")
     shape: tuple[int | str, ...]
     meaning: str
+
+
+class Axis(Entry):
+    """What a named axis may be; ``least`` is None where the file doesn't say it."""
+
+    least: int | None = Field(ge=0)
+    most: int = Field(ge=1)
+
+
+class Signature(Entry):
+    """One of several graphs in a file, each called by its name.
+
+    It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
+    """
+
+    name: str
+    length: int | None
 
 
 class Tokenize(Entry):
@@ -193,6 +210,8 @@ class Manifest(Entry):
     opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
+    axes: dict[str, Axis] = Field(description="named axis -> its sizes, where not any will do")
+    signatures: tuple[Signature, ...] = Field(description="shortest first: the first that holds a row answers it")
     preprocessing: Annotated[Preprocessing, Field(discriminator="kind")]
     postprocessing: Annotated[Postprocessing, Field(discriminator="kind")]
     licences: tuple[Licence, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.bundle.format import Contents, Interface
+from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session
 from compress.targets import TARGETS, Target
 
@@ -17,8 +18,13 @@ class _Onnx:
     target: Target = TARGETS["cpu"]
     templates = "onnx"
 
-    def interface(self, file: Path, session: Session) -> Interface:
+    def why_unread(self) -> str | None:
+        """They always can: ONNX Runtime belongs to `compress`."""
+        return None
+
+    def interface(self, file: Path, session: Session | None) -> Interface:
         """As ONNX Runtime tells it."""
+        assert session is not None
         return Interface(session.input_types, session.output_types)
 
     def contents(self, file: Path) -> Contents:
@@ -38,6 +44,10 @@ class _Onnx:
         integers = any(node.op_type.startswith(_INTEGER) for node in graph.nodes)
         stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
         return Contents(dict(sorted(opsets.items())), integers, stored)
+
+    def minimum_version(self, file: Path) -> str:
+        """The one that is here."""
+        return get_runtime(self.target.runtime).build()
 
 
 ONNX = _Onnx()

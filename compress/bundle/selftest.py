@@ -6,9 +6,10 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answers, Case, Kind, Way
@@ -24,14 +25,22 @@ _SHOWN = 8
 class SelfTest(Entry):
     """``tolerance`` is the largest difference of a number that is rounding and not another answer.
 
-    So is ``cosine`` the smallest cosine of an embedding to the one that is expected.
+    So is ``cosine`` the smallest cosine of an embedding to the one that is expected. Where the model could not be run
+    when the bundle was made, ``unmeasured`` says why, and cases have no answers.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
-    made_with: str = Field(description="runtime and version that gave the answers")
-    tolerance: float = Field(gt=0)
+    made_with: str | None = Field(None, description="runtime and version that gave the answers")
+    tolerance: float | None = Field(None, gt=0)
     cosine: float | None = Field(None, ge=-1, le=1)
+    unmeasured: str | None = None
     cases: tuple[TextCase, ...] | tuple[ImageCase, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _measured_or_not(self) -> Self:
+        if {self.made_with is None, self.tolerance is None} != {self.unmeasured is not None}:
+            raise ValueError("either made_with and tolerance, or unmeasured")
+        return self
 
     def to_bytes(self) -> bytes:
         """The file's contents."""
@@ -73,6 +82,12 @@ def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_wit
     )
 
 
+def unmeasured_selftest(inputs: Sequence[Case], reason: str) -> SelfTest:
+    """The inputs alone, prepared, of a model that can't be asked here."""
+    cases = [case.model_dump(exclude_defaults=True) for case in inputs]
+    return SelfTest.model_validate({"unmeasured": reason, "cases": cases})
+
+
 def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest:
     """Of that kind of input, with files that are ``listed``. Raises `BundleError` for a file that is none."""
     path = folder / SELFTEST
@@ -82,7 +97,7 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
         raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.task} takes.", where=str(path))
-    if not all(getattr(case, kind.answers.field) for case in test.cases):
+    if test.unmeasured is None and not all(getattr(case, kind.answers.field) for case in test.cases):
         raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.task} gives.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:
@@ -90,13 +105,23 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
     return test
 
 
-def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
-    """The largest difference of a number, in tolerances. Raises `BundleError` where inputs or answers are others."""
-    worst = 0.0
+def check_prepared(test: SelfTest, way: Way, where: str) -> None:
+    """Raises `BundleError` where an input is prepared otherwise here."""
     for number, case in enumerate(test.cases, start=1):
-        other = asked.way.difference(case)
+        other = way.difference(case)
         if other is not None:
             raise _failed(where, number, case, *other)
+
+
+def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
+    """The largest difference of a number, in tolerances, of a test that has answers.
+
+    Raises `BundleError` where inputs or answers are others.
+    """
+    assert test.tolerance is not None
+    check_prepared(test, asked.way, where)
+    worst = 0.0
+    for number, case in enumerate(test.cases, start=1):
         try:
             found = asked.answer(case)
         except (InputError, ModelError, StageError) as error:

@@ -62,6 +62,8 @@ def _in_code(manifest: Manifest, kind: Kind) -> dict[str, str]:
         "version": manifest.runtime.minimum_version,
         "model": manifest.model,
         "inputs": ", ".join(f'"{entry.name}"' for entry in manifest.inputs),
+        "outputs": ", ".join(f'"{entry.name}"' for entry in manifest.outputs),
+        "signatures_kotlin": ", ".join(f'"{one.name}" to {one.length or 0}' for one in manifest.signatures),
         "output": manifest.postprocessing.output,
         **kind.inputs.in_code(manifest.preprocessing),
         **kind.answers.in_code(manifest.postprocessing),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,12 +12,13 @@ from compress.bundle.archive import unpack
 from compress.bundle.format import BundledFormat, open_model, shape_of
 from compress.bundle.formats import FORMATS
 from compress.bundle.kinds import KINDS
-from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, read_manifest
-from compress.bundle.selftest import Asked, read_selftest, run_selftest
+from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, TensorRecord, read_manifest
+from compress.bundle.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.bundle.signature import check_signature
 from compress.errors import BundleError, InputError
 from compress.models.model import digest_file
 from compress.models.model_file import format_of
+from compress.runtimes import why_unavailable
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5
@@ -25,7 +27,11 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class Verified:
     """What was proven. ``cases`` are the self-test's, texts or pictures (``of``), ``worst`` the largest difference of
-    an answer in it (``compared``: scores or embeddings), in tolerances."""
+    an answer in it (``compared``: scores or embeddings), in tolerances.
+
+    What couldn't be proven here has a reason: ``unread`` that the manifest tells the truth of the model, ``unanswered``
+    that the model gives those answers.
+    """
 
     name: str
     target: str
@@ -35,7 +41,9 @@ class Verified:
     cases: int
     of: str
     compared: str
-    worst: float
+    worst: float | None
+    unread: str | None
+    unanswered: str | None
     signer: str | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,12 +72,18 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
     form = _format_of(folder, manifest)
-    session = open_model(form, model)
-    _check_shape(manifest, folder, form, session)
+    unread, silent = form.why_unread(), why_unavailable(form.target)
+    session = open_model(form, model) if silent is None else None
+    outputs = manifest.outputs if unread else _check_shape(manifest, folder, form, session)
+    _check_end(manifest, folder, outputs)
     kind = KINDS[manifest.task]
-    asked = Asked(session, kind.inputs.open(folder, manifest.preprocessing), kind.answers, manifest.postprocessing)
+    way = kind.inputs.open(folder, manifest.preprocessing)
     test = read_selftest(folder, kind, manifest.files)
-    worst = run_selftest(test, asked, str(folder))
+    worst = None
+    if session is None or test.unmeasured is not None:
+        check_prepared(test, way, str(folder))
+    else:
+        worst = run_selftest(test, Asked(session, way, kind.answers, manifest.postprocessing), str(folder))
     size = sum(record.size_bytes for record in manifest.files.values())
     return Verified(
         name=manifest.name,
@@ -81,6 +95,8 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
         of=kind.inputs.many,
         compared=kind.answers.many,
         worst=worst,
+        unread=unread,
+        unanswered=silent or test.unmeasured,
         signer=fingerprint,
     )
 
@@ -101,6 +117,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         parts += [f"not listed: {_some(found - listed)}"] if found - listed else []
         raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
     unlisted = {manifest.model, *manifest.preprocessing.uses} - listed
+    if any(name.startswith(f"{manifest.model}/") for name in listed):  # a package, which is a folder
+        unlisted.discard(manifest.model)
     if unlisted:
         raise BundleError(f"The {MANIFEST} uses files that it does not list: {_some(unlisted)}.", where=str(folder))
     for name, record in manifest.files.items():
@@ -121,8 +139,10 @@ def _format_of(folder: Path, manifest: Manifest) -> BundledFormat:
     return FORMATS[found]
 
 
-def _check_shape(manifest: Manifest, folder: Path, form: BundledFormat, session: Session) -> None:
-    """Compare what the manifest says of the model with the model."""
+def _check_shape(
+    manifest: Manifest, folder: Path, form: BundledFormat, session: Session | None
+) -> Sequence[TensorRecord]:
+    """Compare what the manifest says of the model with the model; its outputs."""
     kind = KINDS[manifest.task]
     model = folder / manifest.model
     shape = shape_of(form.interface(model, session), kind, str(model))
@@ -132,7 +152,18 @@ def _check_shape(manifest: Manifest, folder: Path, form: BundledFormat, session:
     opsets = form.contents(model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
-    end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
+    for what, sizes, found in (
+        ("axes", manifest.axes, dict(shape.axes)),
+        ("signatures", manifest.signatures, shape.signatures),
+    ):
+        if sizes != found:
+            raise _lie(folder, what, str(sizes), str(found))
+    return shape.outputs
+
+
+def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]) -> None:
+    """Compare what becomes of the answers with what the model's files say."""
+    end = KINDS[manifest.task].answers.find_end(folder / MODEL_FOLDER, outputs)
     for name, value in end:
         if getattr(manifest.postprocessing, name) != value:
             raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))

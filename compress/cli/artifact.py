@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 MODEL = "model"
+TARGETS = "targets"
+"""In a run's folder: for each target what was written for it, in a format of its own."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
             f"There is no model in {str(path)!r}.",
             expected="a run's folder, a folder with config.json and one .onnx file, or the name of a recipe",
         )
-    source = recipe or place.parent / RECIPE
+    source = recipe or (place.parent.parent if place.parent.name == TARGETS else place.parent) / RECIPE
     if not source.is_file():
         raise InputError(
             "Nothing says which task and data this model is for.",
@@ -89,6 +91,12 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     read = read_recipe(source)
     model_files(place)
     return Artifact(place, read, source.parent)
+
+
+def written_for(artifact: Artifact, target: str) -> Path:
+    """What its run wrote for a target, or else the model itself."""
+    own = artifact.folder.parent / TARGETS / target
+    return own if artifact.folder.name == MODEL and own.is_dir() else artifact.folder
 
 
 def generating_artifact(path: Path) -> Path:

@@ -35,7 +35,7 @@ def bundle(
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
 ) -> None:
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
-    from compress.cli.artifact import RECIPE, find_artifact
+    from compress.cli.artifact import RECIPE, find_artifact, written_for
     from compress.cli.console_progress import ConsoleProgress
     from compress.targets import find_app_profile
 
@@ -46,7 +46,9 @@ def bundle(
 
     quiet_libraries()
     source = recipe or found.recipe_folder / RECIPE
-    wanted = Wanted(found.folder, found.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes)
+    wanted = Wanted(
+        written_for(found, target), found.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes
+    )
     done = build(wanted, output, ConsoleProgress())
     if json_:
         typer.echo(done.manifest.sealed().decode(), nl=False)
@@ -75,7 +77,13 @@ def bundle_verify(
     typer.echo(
         f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"
     )
-    typer.echo(f"self-test: {done.cases} {done.of}, {done.compared} within {done.worst:.1%} of the tolerance")
+    prepared = f"self-test: {done.cases} {done.of} are prepared as they should be"
+    if done.worst is None:
+        typer.echo(f"{prepared}; their {done.compared} could not be compared: {done.unanswered}")
+    else:
+        typer.echo(f"{prepared}, {done.compared} within {done.worst:.1%} of the tolerance")
+    if done.unread is not None:
+        typer.echo(f"the manifest could not be compared with the model: {done.unread}")
     typer.echo(
         f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have sealed it anew"
     )

@@ -22,6 +22,9 @@ _NUMPY = {
     "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
 }  # fmt: skip
 
+ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
+"""Core ML's numbers of what an array holds (`ArrayFeatureType.ArrayDataType`)."""
+
 Content = bytes
 """Of a whole file; a constant's own `bytes` is a number."""
 
@@ -58,11 +61,14 @@ class MilConstant:
 
 @dataclass(frozen=True)
 class MilProgram:
-    """Inputs and outputs by name with the lowest and highest length of each axis, operators, and stored constants."""
+    """Inputs by name with the lowest and highest length of each axis; outputs with theirs, None where it depends;
+    numpy's types of both; operators, and stored constants.
+    """
 
     version: int
     inputs: dict[str, tuple[tuple[int, int], ...]]
-    outputs: tuple[str, ...]
+    outputs: dict[str, tuple[int | None, ...]]
+    types: dict[str, str]
     operators: tuple[str, ...]
     constants: tuple[MilConstant, ...]
 
@@ -83,10 +89,15 @@ def read_coreml(specification: bytes, weights: bytes, where: Path) -> MilProgram
         raise _broken("The specification holds no program.", where)
     function = model.mlProgram.functions["main"]
     operations = [one for block in function.block_specializations.values() for one in block.operations]
+    lengths = {value.name: _lengths(value.type.tensorType) for one in operations for value in one.outputs}
     return MilProgram(
         version=model.specificationVersion,
         inputs={one.name: _axes(one.type.multiArrayType) for one in model.description.input},
-        outputs=tuple(one.name for one in model.description.output),
+        outputs={one.name: lengths.get(one.name, ()) for one in model.description.output},
+        types={
+            one.name: ARRAY_TYPES.get(one.type.multiArrayType.dataType, "other")
+            for one in (*model.description.input, *model.description.output)
+        },
         operators=tuple(one.type for one in operations if one.type != "const"),
         constants=tuple(_constants(operations, MIL_pb2.DataType.Name, weights, where)),
     )
@@ -96,6 +107,11 @@ def _axes(kind: Any) -> tuple[tuple[int, int], ...]:
     if kind.WhichOneof("ShapeFlexibility") == "shapeRange":
         return tuple((axis.lowerBound, axis.upperBound) for axis in kind.shapeRange.sizeRanges)
     return tuple((axis, axis) for axis in kind.shape)
+
+
+def _lengths(kind: Any) -> tuple[int | None, ...]:
+    known = (axis.WhichOneof("dimension") == "constant" for axis in kind.dimensions)
+    return tuple(axis.constant.size if fixed else None for axis, fixed in zip(kind.dimensions, known, strict=True))
 
 
 def _constants(operations: list[Any], type_name: Any, weights: bytes, where: Path) -> Iterator[MilConstant]:

@@ -48,7 +48,8 @@ class CoreMlModel:
         (data / "weights").mkdir(parents=True)
         (data / "model.mlmodel").write_bytes(self.specification)
         (data / "weights" / "weight.bin").write_bytes(self.weights)
-        (package / "Manifest.json").write_text(json.dumps(self._manifest(), indent=4, sort_keys=True))
+        # As Core ML's own library writes it, which does so again whenever it opens a package.
+        (package / "Manifest.json").write_text(json.dumps(self._manifest(), indent=4, sort_keys=True) + "\n")
 
     def _manifest(self) -> dict[str, object]:
         """What lies in the package, under ids of its content: coremltools' own are new each time."""

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from compress.stages.stage import Stage
 Item = TypeVar("Item")
 LOG = "run.log"
 MODEL = "model"
+TARGETS = "targets"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
         last = recipe.labels()[-1]
         with storage_errors(folder):
-            _copy_model(road.finished[last].entry.folder, folder)
+            _copy_model(road.finished[last].entry.folder, folder / MODEL)
+            _copy_targets(findings.finals, road.finished[last].entry.folder, folder / TARGETS)
         write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
@@ -152,9 +154,17 @@ def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str])
 
 
 def _copy_model(source: Path, folder: Path) -> None:
-    partial = folder / f".{MODEL}"
+    folder.parent.mkdir(exist_ok=True)
+    partial = folder.with_name(f".{folder.name}")
     shutil.copytree(source, partial)
-    partial.rename(folder / MODEL)
+    partial.rename(folder)
+
+
+def _copy_targets(finals: Mapping[str, Path], model: Path, folder: Path) -> None:
+    """What each target got that isn't the last stage's output itself."""
+    for name, source in finals.items():
+        if source != model:
+            _copy_model(source, folder / name)
 
 
 def _lock(road: Road) -> dict[str, object]:

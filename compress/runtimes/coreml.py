@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError, StageError
+from compress.models.coreml_file import ARRAY_TYPES
 from compress.models.coreml_model import find_package, specification_of, weights_of
 from compress.models.quiet_coreml import quiet_coreml
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
@@ -20,8 +21,6 @@ from compress.targets import Target
 
 _UNITS = "CPU_ONLY"
 """Core ML's name for the processor alone, which `threads` cannot be told."""
-_NUMPY = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
-"""Core ML's numbers of what an array holds (`ArrayFeatureType.ArrayDataType`)."""
 
 
 class CoreMlSession:
@@ -56,7 +55,7 @@ def _type(feature: Any) -> TensorType:
     array = feature.type.multiArrayType
     ranges = array.shapeRange.sizeRanges
     shape = [one.lowerBound if one.lowerBound == one.upperBound else None for one in ranges] or list(array.shape)
-    return TensorType(_NUMPY.get(array.dataType, str(array.dataType)), tuple(shape))
+    return TensorType(ARRAY_TYPES.get(array.dataType, str(array.dataType)), tuple(shape))
 
 
 class CoreMlRuntime:

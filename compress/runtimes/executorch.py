@@ -55,6 +55,11 @@ class ExecuTorchSession:
             "rows_at_once": self._bounds[0][0],
         }
 
+    @property
+    def bounds(self) -> Mapping[str, tuple[int, ...]]:
+        """The largest shape of each input."""
+        return dict(zip(self.inputs, self._bounds, strict=True))
+
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)

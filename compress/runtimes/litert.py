@@ -22,7 +22,8 @@ _MASK = "attention_mask"
 class _Signature:
     """One of the graphs: its runner, and the shape and type of a row of each input."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, name: str, runner: Any) -> None:
+        self.name = name
         self.runner = runner
         details = runner.get_input_details()
         self.shapes = {name: tuple(int(axis) for axis in one["shape"]) for name, one in details.items()}
@@ -41,7 +42,7 @@ class LiteRtSession:
 
     def __init__(self, interpreter: Any, where: str, threads: int) -> None:
         self._where = where
-        found = [_Signature(interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()]
+        found = [_Signature(name, interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()]
         self._signatures = sorted(found, key=lambda one: one.length or 0)
         last = self._signatures[-1]
         self.input_types: Mapping[str, TensorType] = {
@@ -58,6 +59,11 @@ class LiteRtSession:
             "delegate": "XNNPACK",
             "lengths": ", ".join(str(one.length) for one in self._signatures if one.length) or "one size",
         }
+
+    @property
+    def signatures(self) -> Mapping[str, int | None]:
+        """Names of the graphs, shortest first, with the tokens that each takes; None where inputs have one size."""
+        return {one.name: one.length for one in self._signatures}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`; a row longer than every graph is an `InputError`."""

@@ -68,6 +68,6 @@ def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
 def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
     rows = {row["name"]: row for row in json.loads(list_targets("--json"))}
     android = rows["android"]
-    assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert"])
+    assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert", "executorch"])
     assert android["apps"]["ort"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
     assert android["measured_instead_of"] == "an Android phone" and rows["desktop"]["measured_instead_of"] is None

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from compress.cli.doctor import doctor
 from compress.cli.run_outputs import outputs_of
 from compress.errors import InputError
+from compress.models.model_file import model_files
 from compress.models.ort_file import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.road import Road
@@ -56,6 +57,10 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(tmp_path: Path)
     assert size["cpu"] is not None and size["ort"] is not None and size["cpu"].value != size["ort"].value
     speed = report.find("final", "speedup", "ort")
     assert speed is not None and speed.value > 0
+    # What was written for a target alone is kept beside the model.
+    assert [place.name for place in (done.folder / "targets").iterdir()] == ["ort"]
+    assert model_files(done.folder / "targets" / "ort")[0].suffix == ".ort"
+    assert (done.folder / "targets" / "ort" / "tokenizer.json").is_file()
     found = diagnose(done.folder, "--target", "ort")
     assert found["answers"]["departures"] == [] and found["answers"]["worst"]["bits"] < 16
     assert found["findings"][0]["what"].startswith("ort: none of ") and found["findings"][0]["level"] == "ok"

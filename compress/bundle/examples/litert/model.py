@@ -1,0 +1,30 @@
+"""The bundle's model through LiteRT: pip install ai-edge-litert numpy"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+BUNDLE = Path(__file__).resolve().parent.parent
+MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+
+
+class Model:
+    """The file's graphs, which take rows of one length each."""
+
+    def __init__(self) -> None:
+        self.interpreter = Interpreter(model_path=str(BUNDLE / MANIFEST["model"]))
+        self.runners = [
+            (entry["length"], self.interpreter.get_signature_runner(entry["name"])) for entry in MANIFEST["signatures"]
+        ]
+
+    def run(self, given: dict[str, np.ndarray], output: str) -> np.ndarray:
+        """One output for one row, by the shortest graph that holds it; zeros fill what is left."""
+        feed = {entry["name"]: given[entry["name"]].astype(entry["dtype"]) for entry in MANIFEST["inputs"]}
+        size = next(iter(feed.values())).shape[-1]
+        length, runner = next(one for one in self.runners if one[0] is None or one[0] >= size)
+        if length is not None:
+            feed = {name: np.pad(row, ((0, 0), (0, length - size))) for name, row in feed.items()}
+        found: np.ndarray = runner(**feed)[output][0]
+        return found

@@ -1,7 +1,8 @@
 #!/bin/bash
-# A Python for 64-bit ARM with numpy and onnxruntime, for `compress doctor MODEL --target linux-arm64` under qemu-aarch64.
+# A Python for 64-bit ARM with numpy and onnxruntime, for `compress doctor MODEL --target linux-arm64` under qemu-aarch64;
+# with pip and venv, so that it can also stand behind an SSH server as a device (tests/devices/test_emulated_device.py).
 #
-#   usage:  bash benchmarks/arm64_runtime.sh        (Debian 13 with apt-get, dpkg-deb and pip; 38 MB are fetched)
+#   usage:  bash benchmarks/arm64_runtime.sh        (Debian 13 with apt-get, dpkg-deb and pip; 43 MB are fetched)
 #
 # Fetched with the user's own apt-get and pip, compared with the digests below, and unpacked into the user's cache;
 # nothing is installed, and the system's own lists of packages stay as they are.
@@ -17,9 +18,12 @@ cat > debian.sha256 <<'LIST'
 d9e1c50fcdad079fe16d77f1578adcc763be1bf7f2da7fa8adca7010b0c84c83  libexpat1_2.9.0-1~deb13u1_arm64.deb
 d84a783b818f2386627604e64b793eb4ac5bb9ea1ba321a194a1c9c82fe09a01  libffi8_3.4.8-2_arm64.deb
 1108bc87879833d6d9a145f22a4a15cddb34e065b4b5f4b97bee586adbac2851  libgcc-s1_14.2.0-19_arm64.deb
+18edc2b123e8e81efcc14ea5502454b4505285aa9d3325c22315e9304acb25ca  libssl3t64_3.5.9-1~deb13u1_arm64.deb
 3655ef258b19142cf6fe38ef89731d5c630b2cf3309632494a720b28c1cfcd85  libpython3.13-minimal_3.13.5-2+deb13u5_arm64.deb
 d1178d24e4d143cc6c577d9dc0f26dd982efccc2e600d25ce86361f168a22be0  libpython3.13-stdlib_3.13.5-2+deb13u5_arm64.deb
 6669b0c52a2e7c6af9adfdabce3ff6e286065cdfbc7b85280862b5f799daebee  libstdc++6_14.2.0-19_arm64.deb
+e65351935aa4af2b10ae2abb5744f5059e9abad51aea6cd0cb825702010763f7  python3-pip-whl_25.1.1+dfsg-1_all.deb
+bc37518ea1eb198d635be16ba234239263b66daf823f3a5cb02316805b88beba  python3.13-venv_3.13.5-2+deb13u5_arm64.deb
 95237a3ad99bf9366308e16f7c79449c9371c4cff9c883772fb7c254652467eb  python3.13-minimal_3.13.5-2+deb13u5_arm64.deb
 0e41b3d7ad8ad7fcd36dd4d61ca91a70018478fc4af652e044f4be770784ddff  zlib1g_1%3a1.3.dfsg+really1.3.1-1+deb13u1_arm64.deb
 LIST

@@ -85,8 +85,8 @@ def running(binary: str, folder: Path) -> Iterator[Server]:
 
 
 def _config(folder: Path, port: int) -> str:
-    # As a login would have them: where pip finds packages.
-    passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_")]
+    # As a login would have them: where pip finds packages, and ARM programs their libraries.
+    passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "QEMU_"))]
     variables = "SetEnv " + " ".join(f'"{each}"' for each in passed) if passed else ""
     return f"""
 Port {port}

@@ -20,6 +20,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     proves the program.
     """
 
+    version = 2
     packages = ("torch", "transformers", "executorch", "torchao")
     tasks = ("text-classification", "feature-extraction", "image-classification")
     kind: Literal["executorch"] = "executorch"

@@ -17,6 +17,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told.
     """
 
+    version = 2
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     tasks = ("text-classification", "feature-extraction", "image-classification")
     kind: Literal["openvino"] = "openvino"

@@ -71,9 +71,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             in_order = quantize_rows_in_order(graph)
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
             if tables:
-                context.remark(f"quantize: {len(tables)} embedding tables at {self.embedding_bits} bits")
+                context.remark(f"quantize: embedding tables at {self.embedding_bits} bits: {len(tables)}")
             if in_order:
-                context.remark(f"quantize: {len(in_order)} table whose rows are read in order at 8 bits")
+                context.remark(f"quantize: tables whose rows are read in order, at 8 bits: {len(in_order)}")
         if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
             raise StageError(
                 "The graph holds nothing to quantize.",

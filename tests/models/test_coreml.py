@@ -17,6 +17,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.inspect.budget import budget_of
+from compress.installation import has_package
 from compress.models.coreml_conversion import to_coreml
 from compress.models.coreml_file import MilProgram, read_coreml
 from compress.models.coreml_model import PACKAGE, CoreMlModel
@@ -29,7 +30,9 @@ from compress.runtimes.coreml import CoreMlSession
 from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
-pytest.importorskip("coremltools")
+# To import it takes seconds, in each process that collects tests.
+if not has_package("coremltools"):
+    pytest.skip("no coremltools here", allow_module_level=True)
 TARGET = TARGETS["coreml"]
 LENGTH = 24
 NAMES = ("input_ids", "attention_mask")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from compress.errors import InputError, ModelError, StageError
 from compress.inspect.budget import budget_of
+from compress.installation import has_package
 from compress.models.litert_file import read_litert
 from compress.models.litert_model import LITERT_FILE, LiteRtModel
 from compress.models.litert_quantization import quantize_litert
@@ -25,7 +26,9 @@ from compress.runtimes.runtime import TensorType
 from compress.stages.litert import LiteRt
 from compress.targets import TARGETS
 
-pytest.importorskip("litert_torch")
+# To import it takes seconds, in each process that collects tests.
+if not has_package("litert-torch"):
+    pytest.skip("no litert-torch here", allow_module_level=True)
 TARGET = TARGETS["litert"]
 WORDS = "bert.embeddings.word_embeddings.weight"
 

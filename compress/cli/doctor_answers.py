@@ -41,7 +41,10 @@ def answer_findings(
     """
     from compress.cli.artifact import find_artifact
     from compress.inspect.departures import compare_parts
+    from compress.inspect.matched_parts import match
+    from compress.inspect.onnx_parts import OnnxParts
     from compress.inspect.open_parts import gives_values, open_parts
+    from compress.inspect.parts import NamelessParts, longest
     from compress.models.model_file import model_files
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
@@ -66,7 +69,12 @@ def answer_findings(
     reference = _reference(model, found, target, against, examples, progress)
     chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
     batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
-    compared = compare_parts(reference.graph, reference.layers, open_parts(file, target), batches, progress)
+    parts = open_parts(file, target, longest(batches))
+    if isinstance(parts, NamelessParts):
+        progress.note("finding out which values of the file are which of the reference's")
+        batches = parts.shaped(batches)
+        parts = match(parts, OnnxParts(reference.graph), batches[0])
+    compared = compare_parts(reference.graph, reference.layers, parts, batches, progress)
     if compared is None:
         raise InputError(
             f"{reference.name} and the file for {target.name} have no value of one name.",

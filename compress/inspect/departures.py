@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from compress.inspect.onnx_parts import OnnxParts, part_nodes
-from compress.inspect.parts import Parts, Run, Values
+from compress.inspect.parts import LARGEST, Parts, Run, Values
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import Progress
 
@@ -23,15 +23,6 @@ NOISE = 1e-4
 """Error of a float part up to which only the order of its sums differs, or how it computes an exponential."""
 FACTOR = 4.0
 """How many times what the bits explain a part may err: a file's ranges are not those of the batch at hand."""
-_LARGEST = 1e8
-"""Magnitude of a value that is a mask and no number."""
-_MOVED = frozenset(
-    {
-        *("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
-        *("Transpose", "Unsqueeze"),
-    }
-)
-"""Operators that compute nothing; a fault of theirs shows where the value is read."""
 _PARAMETER = re.compile(r"\.(weight|bias)\b")
 
 
@@ -126,9 +117,7 @@ def compare_parts(
     ``layers`` has the layer of each node of ``reference`` by its name.
     """
     float_parts = OnnxParts(reference)
-    shared = [
-        name for name, one in float_parts.makers.items() if one.operator not in _MOVED and name in candidate.makers
-    ]
+    shared = [name for name in float_parts.computed if name in candidate.makers]
     if not shared:
         return None
     whole, running = float_parts.whole(shared), candidate.whole(shared)
@@ -157,7 +146,7 @@ def _cuts(names: Sequence[str], ours: Values, theirs: Values) -> dict[str, np.nd
 def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
     if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
         return False
-    return bool(np.abs(ours).max() < _LARGEST) and bool(ours.any())
+    return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
 
 
 def _sum(

@@ -24,6 +24,13 @@ _STORED_BITS = {
     onnx.TensorProto.UINT4: 4,
     onnx.TensorProto.FLOAT16: 16,
 }
+_MOVED = frozenset(
+    {
+        *("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
+        *("Transpose", "Unsqueeze"),
+    }
+)
+"""Operators that compute nothing; a fault of theirs shows where the value is read."""
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
@@ -57,6 +64,16 @@ class OnnxParts:
         return {
             out: Maker(node.op_type, own_name(node.name) or node.name) for node in nodes for out in node.output if out
         }
+
+    @cached_property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """See `NamelessParts`."""
+        return {out: list(node.input) for node in self.graph.graph.node for out in node.output if out}
+
+    @property
+    def computed(self) -> Sequence[str]:
+        """Values that are more than others in another place or shape."""
+        return [name for name, one in self.makers.items() if one.operator not in _MOVED]
 
     @property
     def outputs(self) -> Sequence[str]:

@@ -18,7 +18,13 @@ from compress.runtimes.onnxruntime_failures import cannot_open
 from compress.runtimes.onnxruntime_profile import CPU, write_optimized
 from compress.targets import Target
 
-_TAKEN_APART = {"onnxruntime": CPU, "openvino": "CPU", "onnxruntime-web": "wasm", "onnxruntime-web-node": "wasm"}
+_TAKEN_APART = {
+    "onnxruntime": CPU,
+    "openvino": "CPU",
+    "litert": "CPU",
+    "onnxruntime-web": "wasm",
+    "onnxruntime-web-node": "wasm",
+}
 """Runtimes that give the values within a file, and where."""
 
 
@@ -27,9 +33,16 @@ def gives_values(target: Target) -> bool:
     return _TAKEN_APART.get(target.runtime) == target.provider
 
 
-def open_parts(artifact: Path, target: Target) -> Parts:
-    """The one file of ``artifact``, whose parts run on ``target``. Raises `ModelError` for one that can't be opened."""
+def open_parts(artifact: Path, target: Target, length: int | None = None) -> Parts:
+    """The one file of ``artifact``, whose parts run on ``target``. Raises `ModelError` for one that can't be opened.
+
+    ``length`` tokens are the most that it will be given, which some formats have to know.
+    """
     form, file = format_of(artifact), model_file(artifact)
+    if form == "litert":
+        from compress.inspect.litert_parts import LiteRtParts
+
+        return LiteRtParts(file, length)
     if form == "openvino":
         from compress.inspect.openvino_parts import OpenVinoParts
 

@@ -6,9 +6,9 @@ one value, so that no part's error is told again by the parts behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,8 @@ Values = Mapping[str, np.ndarray]
 """Value's name -> array."""
 Run = Callable[[Values], Values]
 """What answers one batch: inputs (and values that are given), by name, become values."""
+LARGEST = 1e8
+"""Magnitude of a value that is a mask and no number."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,48 @@ class Parts(Protocol):
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """The fewest bits of a number that the part before each cut stores or computes with: 32 where all is float."""
+
+
+@runtime_checkable
+class NamelessParts(Parts, Protocol):
+    """A file whose values have names of its own, which no other file knows.
+
+    Its ``makers`` are those of floats that are more than others in another place or shape.
+    """
+
+    def shaped(self, batches: Sequence[Values]) -> list[Values]:
+        """The same batches as it takes them, all of one shape."""
+
+    @property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """Every value that an operator makes -> all that this operator reads."""
+
+
+def part_of(value: str, reads: Mapping[str, Sequence[str]], cuts: Collection[str]) -> list[str]:
+    """The values from the ``cuts`` before it up to ``value``, the last first; ``reads`` as `NamelessParts` has them."""
+    found, seen = [value], {value}
+    for one in found:
+        for read in reads[one]:
+            if read in reads and read not in cuts and read not in seen:
+                seen.add(read)
+                found.append(read)
+    return found
+
+
+def read_by(part: Collection[str], reads: Mapping[str, Sequence[str]], cuts: Collection[str]) -> frozenset[str]:
+    """The ``cuts`` that a part is given."""
+    return frozenset(read for one in part for read in reads[one] if read in cuts)
+
+
+def padded(batches: Sequence[Values], length: int) -> list[Values]:
+    """Batches of ids and masks [rows, tokens], with zeros behind them up to ``length``."""
+    return [
+        {name: np.pad(array, ((0, 0), (0, length - array.shape[1]))) for name, array in batch.items()}
+        for batch in batches
+    ]
+
+
+def longest(batches: Sequence[Values]) -> int | None:
+    """Tokens of the longest batch; None where not all inputs are ids and masks."""
+    shapes = [array.shape for batch in batches for array in batch.values()]
+    return max(shape[1] for shape in shapes) if all(len(shape) == 2 for shape in shapes) else None

@@ -2,6 +2,7 @@
 
 import html
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,7 +11,7 @@ import zipfile
 import pyarrow.parquet as pq
 import pytest
 
-from compress.samples.fetch import cached_directory, sample_directory
+from compress.samples.fetch import MANIFEST, cache_root, cached_directory, sample_directory
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,14 @@ def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
+    """A cache in which nothing is older than this session.
+
+    On a bare machine that is the user's: what is fetched and prepared here need not be so again for other tests.
+    """
+    began = float(os.environ["COMPRESS_TESTS_BEGAN"])  # by tests/conftest.py
+    if all(manifest.stat().st_mtime > began for manifest in cache_root().glob(f"*/{MANIFEST}")):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -115,13 +124,13 @@ def test_wiki_holds_each_article_in_one_split_without_markup():
     assert not re.findall(r"\{\{|\}\}|\[\[|\]\]|<ref|'''|^\{\||Category:", everything, re.MULTILINE)
 
 
-def test_smollm2_is_a_language_model_that_chats():
+def test_smollm2_is_a_language_model_that_chats(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from compress.models.source import resolve_model
 
-    folder = resolve_model("sample:smollm2", cache=sample_directory("smollm2").parent / "converted")
+    folder = resolve_model("sample:smollm2", cache=tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert tokenizer.tokenize("a\n\n1 b  2") == ["a", "ĊĊ", "1", "Ġb", "ĠĠ", "2"]

@@ -48,7 +48,7 @@ class _Embeddings:
         LAST_HIDDEN_STATE: "one vector a token",
         SENTENCE_EMBEDDING: "the finished embedding",
     }
-    required = frozenset({LAST_HIDDEN_STATE})
+    required: frozenset[str] = frozenset()
 
     def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Embed:
         """See `Answers`: pooling and normalisation are those of `modules.json`, unless the graph has them in it."""
@@ -58,8 +58,14 @@ class _Embeddings:
                 where=str(model),
                 mend="export the model with `compress`, or save it with sentence-transformers",
             )
-        modules = read_modules(model)
-        if any(entry.name == SENTENCE_EMBEDDING for entry in outputs):
+        modules, names = read_modules(model), [entry.name for entry in outputs]
+        if not {SENTENCE_EMBEDDING, LAST_HIDDEN_STATE} & set(names):
+            raise ModelError(
+                f"The model gives {', '.join(names)}.",
+                where=str(model),
+                expected=f"{SENTENCE_EMBEDDING} or {LAST_HIDDEN_STATE}",
+            )
+        if SENTENCE_EMBEDDING in names:
             return Embed(output=SENTENCE_EMBEDDING, pooling=None, normalize=False, dimensions=modules.dimensions)
         mode, normalize = _simple(modules, model)
         return Embed.model_validate(

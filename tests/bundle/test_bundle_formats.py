@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentences
 import tiny
 import tiny_images
 import torch
@@ -26,6 +27,7 @@ from compress.bundle.build import Bundle, build
 from compress.bundle.verify import verify
 from compress.cli import app
 from compress.errors import BundleError, InputError
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.models.torch_model import TorchModel
 from compress.progress import SilentProgress
 from compress.stages.coreml import CoreMl
@@ -124,6 +126,21 @@ def test_the_example_answers_as_torch_does(
         expected = shares(made.model.module(input_ids=ids).logits[0])
         assert dict(found["Classifier"]().classify(text)) == pytest.approx(expected, abs=1e-4)
     assert found["selftest"](found["Classifier"]()) < 1e-5
+
+
+def test_the_example_takes_the_shortest_graph_that_holds_a_row(
+    all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = example(all_made["litert"].folder, monkeypatch)["Classifier"]()
+    called: list[int] = []
+
+    def watched(length: int, runner: Any) -> Callable[..., Any]:
+        return lambda **feed: (called.append(length), runner(**feed))[1]
+
+    classifier.model.runners = [(length, watched(length, runner)) for length, runner in classifier.model.runners]
+    for words in (1, 4, 5, 40):  # and two special tokens
+        classifier.classify("the " * words)
+    assert called == [6, 6, LENGTH, LENGTH]
 
 
 def test_the_example_runs_as_a_program(all_made: dict[str, Made]) -> None:
@@ -339,3 +356,20 @@ def test_pictures_too(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         expected = shares(made.model.module(pixel_values=pixels).logits[0], tiny_images.LABELS)
         assert dict(found["Classifier"]().classify(file)) == pytest.approx(expected, abs=1e-4)
     assert found["selftest"](found["Classifier"]()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_has_its_pooling_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sentences.encoder(SentenceModules(tiny.WIDTH, steps=(Normalize(),)))
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    LiteRt(precision="fp32", lengths=[LENGTH]).run(model, sentences.context(max_length=LENGTH)).save(run / "model")
+    (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
+    made = build(wanted_of(run, "android"), tmp_path / "bundle", SilentProgress())
+    assert made.manifest.postprocessing.model_dump()["pooling"] is None
+    found = example(made.folder, monkeypatch)
+    tokens = model.processor(TEXT, return_tensors="pt")["input_ids"]
+    hidden = model.module(input_ids=tokens).last_hidden_state[0].mean(axis=0)
+    expected = (hidden / hidden.norm()).detach().numpy()
+    np.testing.assert_allclose(found["Encoder"]().embed(TEXT), expected, atol=1e-5)
+    assert verify(made.archive).compared == "embeddings"

@@ -30,15 +30,15 @@ from compress.bundle.templates import examples, page
 from compress.bundle.transfer import transferred, zipped
 from compress.bundle.verify import verify_folder
 from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
-from compress.bundle.web_runtime import copy_web_runtime, try_in_node, web_licences
+from compress.bundle.web_runtime import copy_web_runtime, try_in_node, try_in_page, web_licences, web_runtime
 from compress.errors import InputError, StorageError
 from compress.models.model import digest_file
-from compress.models.model_file import format_of, model_file
+from compress.models.model_file import Format, format_of, model_file, model_files
 from compress.models.processor import load_processor
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.runtimes import get_runtime, why_unavailable
-from compress.targets import AppProfile
+from compress.targets import PROFILES, AppProfile
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
                 sign(folder, wanted.key)
             verify_folder(folder, None)
             if wanted.profile.version is not None:
-                try_in_node(folder, progress)
+                (try_in_node if KINDS[manifest.task].client == "onnxruntime-web" else try_in_page)(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
                 sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
@@ -107,24 +107,43 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             expected=f"{' or '.join(KINDS)}, {' or '.join(allowed)}",
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
+    _check_examples(wanted, form)
     for place in (output, archive):
         if place.exists() or place.is_symlink():
             raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
 
 
+def _check_examples(wanted: Wanted, form: Format) -> None:
+    """Raises `InputError` for a target in whose languages there is no example of the task."""
+    kind = KINDS[wanted.recipe.task]
+
+    def has_examples(profile: AppProfile) -> bool:
+        return form in profile.apps and kind.languages.issuperset(profile.apps[form].languages)
+
+    if not has_examples(wanted.profile):
+        some = [one.name for one in PROFILES.values() if isinstance(one, AppProfile) and has_examples(one)]
+        raise InputError(
+            f"There is no example for {wanted.profile.name} of a model of {kind.task}.",
+            where=str(wanted.model),
+            expected=f"a bundle of it is for {', '.join(some)}",
+        )
+
+
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    file = model_file(folder / MODEL_FOLDER)
+    kind, model = KINDS[wanted.recipe.task], folder / MODEL_FOLDER
+    file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     written = format_of(file)
     form = FORMATS[written]
     silent = why_unavailable(form.target)
-    contents, session = form.contents(file), open_model(form, file) if silent is None else None
-    kind = KINDS[wanted.recipe.task]
+    contents, session = form.contents(file), None
+    if silent is None:
+        session = open_model(form, file if kind.graphs == 1 else model)
     shape = shape_of(form.interface(file, session), kind, str(file))
     processor, longest = load_processor(wanted.model), wanted.recipe.data.max_length
     rule = kind.inputs.find_rule(folder, processor, min(longest, shape.longest or longest))
-    end = kind.answers.find_end(folder / MODEL_FOLDER, shape.outputs)
+    end = kind.answers.find_end(model, shape.outputs)
     cases = kind.inputs.make_cases(folder, rule, wanted.samples, processor)
     if session is None:
         test = unmeasured_selftest(cases, silent or "")
@@ -132,18 +151,13 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         made_with = f"{form.target.runtime} {get_runtime(form.target.runtime).build()}"
         asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
         test = make_selftest(asked, cases, contents.integers, made_with)
-    profile, app = wanted.profile, wanted.profile.apps[written]
+    profile = wanted.profile
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
         task=kind.task,
         target=profile.name,
-        runtime=Runtime(
-            name=app.runtime,
-            package=app.package,
-            minimum_version=profile.version or form.minimum_version(file),
-            execution_provider=profile.in_format(written).target.provider,
-        ),
+        runtime=_runtime(profile, kind, written, form.minimum_version(file)),
         format=written,
         model=file.relative_to(folder).as_posix(),
         opsets=contents.opsets,
@@ -153,7 +167,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         signatures=shape.signatures,
         preprocessing=rule,
         postprocessing=end,
-        licences=(*licences, *web_licences(kind.inputs.tokenizes)) if profile.version else licences,
+        licences=(*licences, *web_licences(kind)) if profile.version else licences,
         provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted)),
         files={},
     )
@@ -166,13 +180,22 @@ def _run_of(wanted: Wanted) -> Path:
     return folder if wanted.model.resolve().is_relative_to(folder) else wanted.model.parent
 
 
+def _runtime(profile: AppProfile, kind: Kind, written: Format, minimum_version: str) -> Runtime:
+    app = profile.apps[written]
+    name, package, least = app.runtime, app.package, minimum_version
+    if profile.version is not None:
+        name, package, least = web_runtime(kind, profile)
+    provider = profile.in_format(written).target.provider
+    return Runtime(name=name, package=package, minimum_version=least, execution_provider=provider)
+
+
 def _write(
     folder: Path, manifest: Manifest, kind: Kind, profile: AppProfile, test: SelfTest, progress: Progress
 ) -> Manifest:
     written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile, test.unmeasured).encode()}
     written |= examples(manifest, kind, profile)
     if profile.version is not None:
-        copy_web_runtime(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)
+        copy_web_runtime(folder / RUNTIME_FOLDER, kind, progress)
         written |= page(manifest, kind, test.cases)
         written |= kind.inputs.more_for_page(folder, manifest.preprocessing)
     for name, content in written.items():

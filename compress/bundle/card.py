@@ -81,8 +81,8 @@ def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
         f" (`{SIGNATURE}`, where there is one: `--signer KEY.pub`).",
         f"2. Take the runtime ({runtime}) into your app, and the folder `model/`.",
         f"3. Begin with {files}; {kind.inputs.many} are prepared by `preprocessing` in the manifest, and nothing else.",
-        "4. Run the cases of the self-test on the device once: ids must be equal, or pixels within 0.0001, and",
-        f"   {kind.answers.many} within its tolerance.",
+        "4. Run the cases of the self-test on the device once: ids must be equal, pixels within 0.0001, features",
+        f"   within 0.001, and {kind.answers.many} within its tolerance.",
     ]
 
 

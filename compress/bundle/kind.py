@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,15 +13,17 @@ from compress.bundle.manifest import Entry, Postprocessing, Preprocessing, Tenso
 from compress.runtimes.runtime import Batch
 from compress.targets import Language
 
+Client = Literal["onnxruntime-web", "transformers.js"]
 _SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
 _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
 
 class Case(Entry):
-    """One input of the self-test, and the model's answer to it alone: scores, or an embedding."""
+    """One input of the self-test, and the model's answer to it alone: scores, an embedding or a transcript."""
 
     logits: tuple[float, ...] = ()
     embedding: tuple[float, ...] = ()
+    transcript: str = ""
 
     @property
     def shown(self) -> str:
@@ -45,7 +47,7 @@ class Way(Protocol):
 
 
 class Rounding(NamedTuple):
-    """``share`` of the span of all expected answers, and the least cosine to an expected one; None for no direction.
+    """``share`` of the span of all expected answers, or of a text's words, and the least cosine to an expected answer.
 
     Integers are summed alike everywhere but on processors where they saturate, yet a float that is rounded another way
     now and then falls on the next integer.
@@ -119,8 +121,8 @@ class Answers(Protocol):
     def rounding(self, integers: bool) -> Rounding:
         """What it may change of an answer, of a graph that computes in ``integers`` or not."""
 
-    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The answer [values] to one input, of the graph's outputs for it alone.
+    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray | str:
+        """The answer to one input, [values] or text, of the graph's outputs for it alone.
 
         Raises `ModelError` for outputs that ``end`` doesn't fit.
         """
@@ -137,7 +139,8 @@ class Kind:
     """A task. Registered in `kinds`.
 
     ``examples`` is the folder of its examples, ``app`` the class in those for phones; its page lies in the folder below
-    `web` that is called as the task is.
+    `web` that is called as the task is, and has ``client`` for a library. There are examples in ``languages``; a model
+    has ``graphs`` many files, first the one that reads inputs.
     """
 
     task: str
@@ -145,6 +148,9 @@ class Kind:
     answers: Answers
     examples: str
     app: str
+    languages: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
+    graphs: int = 1
+    client: Client = "onnxruntime-web"
 
     @property
     def meanings(self) -> Mapping[str, str]:

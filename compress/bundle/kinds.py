@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from compress.bundle.audio import RECORDINGS
 from compress.bundle.embedding import EMBEDDINGS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
 from compress.bundle.text import SENTENCES, TEXTS
+from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 
 KINDS: dict[str, Kind] = {
     kind.task: kind
@@ -14,5 +16,15 @@ KINDS: dict[str, Kind] = {
         Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
         Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
         Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
+        Kind(
+            "automatic-speech-recognition",
+            RECORDINGS,
+            TRANSCRIPTS_OF_SPEECH,
+            examples="audio",
+            app="Transcriber",
+            languages=frozenset({"python", "node"}),
+            graphs=2,
+            client="transformers.js",
+        ),
     )
 }

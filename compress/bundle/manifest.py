@@ -138,12 +138,64 @@ class PrepareImage(Entry):
         return ()
 
 
+class LogMel(Entry):
+    """Recording -> floats of shape [1, mel_bins, chunk_seconds * sampling_rate / hop_length], as Whisper has them.
+
+    Of samples between -1 and 1, one channel at ``sampling_rate``, the first ``chunk_seconds`` are taken, zeros after
+    their end, and mirrored for n_fft / 2 samples at both ends. Each ``hop_length`` samples ``n_fft`` of them, times a
+    periodic Hann window, give a power spectrum; the last one is left out. Triangles of area 1 on Slaney's scale, from 0
+    to 8000 Hz, sum it up. Then x = log10(max(sum, 1e-10)), and of the recording's x: (max(x, largest x - 8) + 4) / 4.
+    """
+
+    kind: Literal["log-mel"] = "log-mel"
+    input: str
+    sampling_rate: int = Field(ge=1, le=192_000, description="samples a second")
+    n_fft: int = Field(ge=2, le=8192)
+    hop_length: int = Field(ge=1, le=8192)
+    mel_bins: int = Field(ge=1, le=1024)
+    chunk_seconds: int = Field(ge=1, le=60, description="what is longer is heard in several pieces")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
+
+class Transcribe(Entry):
+    """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
+
+    ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
+    present.N.decoder.key (and value) are the inputs past_key_values.N.decoder.key of the next token; the
+    encoder's are made with the prompt and kept.
+    """
+
+    kind: Literal["transcribe"] = "transcribe"
+    output: str
+    decoder: str
+    tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    end_ids: tuple[int, ...] = Field(min_length=1)
+    never_ids: tuple[int, ...] = Field(description="are not said")
+    not_first_ids: tuple[int, ...] = Field(description="are not said at once")
+    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs."""
+        return (self.decoder, self.tokenizer)
+
+
 class Softmax(Entry):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
     kind: Literal["softmax"] = "softmax"
     output: str
     labels: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
 
 
 class Embed(Entry):
@@ -156,6 +208,11 @@ class Embed(Entry):
     )
     normalize: bool = Field(description="whether it is divided by its Euclidean length then")
     dimensions: int = Field(ge=1)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
 
 
 class Licence(Entry):
@@ -188,12 +245,13 @@ class Provenance(Entry):
     measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
 
 
-Preprocessing = Tokenize | PrepareImage
-Postprocessing = Softmax | Embed
+Preprocessing = Tokenize | PrepareImage | LogMel
+Postprocessing = Softmax | Embed | Transcribe
 _STEPS = {
     "text-classification": ("tokenize", "softmax"),
     "image-classification": ("prepare-image", "softmax"),
     "feature-extraction": ("tokenize", "embed"),
+    "automatic-speech-recognition": ("log-mel", "transcribe"),
 }
 
 
@@ -202,7 +260,7 @@ class Manifest(Entry):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
-    task: Literal["text-classification", "image-classification", "feature-extraction"]
+    task: Literal["text-classification", "image-classification", "feature-extraction", "automatic-speech-recognition"]
     target: str
     runtime: Runtime
     format: Format

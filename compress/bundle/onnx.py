@@ -7,6 +7,7 @@ from pathlib import Path
 from compress.bundle.format import Contents, Interface
 from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session
+from compress.runtimes.transcriber import Transcriber
 from compress.targets import TARGETS, Target
 
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
@@ -23,9 +24,10 @@ class _Onnx:
         return None
 
     def interface(self, file: Path, session: Session | None) -> Interface:
-        """As ONNX Runtime tells it."""
+        """As ONNX Runtime tells it; of several graphs, the one that reads inputs."""
         assert session is not None
-        return Interface(session.input_types, session.output_types)
+        first = session.encoder if isinstance(session, Transcriber) else session
+        return Interface(first.input_types, first.output_types)
 
     def contents(self, file: Path) -> Contents:
         """See `BundledFormat`. In ONNX Runtime's own format the graph is read without its versions."""

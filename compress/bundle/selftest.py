@@ -11,19 +11,25 @@ from typing import Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from compress.bundle.audio import AudioCase
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answers, Case, Kind, Way
 from compress.bundle.manifest import SELFTEST, Entry, Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
+from compress.numerics.word_errors import word_errors
 from compress.runtimes.runtime import Session
 
 SCHEMA = 1
 _SHOWN = 8
+Answer = tuple[float, ...] | str
+"""Numbers, or text."""
 
 
 class SelfTest(Entry):
     """``tolerance`` is the largest difference of a number that is rounding and not another answer.
+
+    Of a text it is the largest share of its words.
 
     So is ``cosine`` the smallest cosine of an embedding to the one that is expected. Where the model could not be run
     when the bundle was made, ``unmeasured`` says why, and cases have no answers.
@@ -34,7 +40,7 @@ class SelfTest(Entry):
     tolerance: float | None = Field(None, gt=0)
     cosine: float | None = Field(None, ge=-1, le=1)
     unmeasured: str | None = None
-    cases: tuple[TextCase, ...] | tuple[ImageCase, ...] = Field(min_length=1)
+    cases: tuple[TextCase, ...] | tuple[ImageCase, ...] | tuple[AudioCase, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> Self:
@@ -59,10 +65,10 @@ class Asked:
     answers: Answers
     end: Postprocessing
 
-    def answer(self, case: Case) -> list[float]:
+    def answer(self, case: Case) -> Answer:
         """The answer to one case, to seven figures: what a float32 holds. Raises what preparing and running raise."""
         found = self.answers.read(self.end, self.session.predict(self.way.feed(case)))
-        return [float(f"{value:.7g}") for value in found.tolist()]
+        return found if isinstance(found, str) else tuple(float(f"{value:.7g}") for value in found.tolist())
 
 
 def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
@@ -72,11 +78,11 @@ def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_wit
     return SelfTest.model_validate(
         {
             "made_with": made_with,
-            "tolerance": float(f"{max(np.ptp(np.array(found)), 1e-3) * rounding.share:.3g}"),
+            "tolerance": float(f"{_span(found) * rounding.share:.3g}"),
             "cosine": rounding.cosine,
             "cases": [
-                case.model_copy(update={asked.answers.field: tuple(numbers)}).model_dump(exclude_defaults=True)
-                for case, numbers in zip(inputs, found, strict=True)
+                case.model_copy(update={asked.answers.field: one}).model_dump(exclude_defaults=True)
+                for case, one in zip(inputs, found, strict=True)
             ],
         }
     )
@@ -126,10 +132,10 @@ def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
             found = asked.answer(case)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        known: tuple[float, ...] = getattr(case, asked.answers.field)
-        if len(found) != len(known):
+        known: Answer = getattr(case, asked.answers.field)
+        if not isinstance(known, str) and len(found) != len(known):
             raise _failed(where, number, case, f"{asked.answers.many} of {len(found)} numbers", f"{len(known)}")
-        apart = float(np.max(np.abs(np.array(found) - np.array(known))))
+        apart = _apart(found, known)
         if not apart <= test.tolerance:
             expected = f"{_some(known)} within {test.tolerance:g}"
             raise _failed(where, number, case, f"{asked.answers.many} {_some(found)}", expected)
@@ -139,12 +145,25 @@ def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
     return worst
 
 
-def _cosine(found: Sequence[float], known: Sequence[float]) -> float:
+def _span(found: Sequence[Answer]) -> float:
+    return 1.0 if isinstance(found[0], str) else max(float(np.ptp(np.array(found))), 1e-3)
+
+
+def _apart(found: Answer, known: Answer) -> float:
+    """The largest difference of a number, or the share of words that are others."""
+    if isinstance(known, str):
+        return word_errors(known.split(), str(found).split()) / max(1, len(known.split()))
+    return float(np.max(np.abs(np.array(found) - np.array(known))))
+
+
+def _cosine(found: Answer, known: Answer) -> float:
     a, b = np.array(found), np.array(known)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def _some(scores: Sequence[float]) -> str:
+def _some(scores: Answer) -> str:
+    if isinstance(scores, str):
+        return repr(scores)
     more = f" and {len(scores) - _SHOWN} more" if len(scores) > _SHOWN else ""
     return f"{list(scores[:_SHOWN])}{more}"
 

@@ -72,11 +72,13 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
     form = _format_of(folder, manifest)
+    kind = KINDS[manifest.task]
     unread, silent = form.why_unread(), why_unavailable(form.target)
-    session = open_model(form, model) if silent is None else None
+    session = None
+    if silent is None:
+        session = open_model(form, model if kind.graphs == 1 else folder / MODEL_FOLDER)
     outputs = manifest.outputs if unread else _check_shape(manifest, folder, form, session)
     _check_end(manifest, folder, outputs)
-    kind = KINDS[manifest.task]
     way = kind.inputs.open(folder, manifest.preprocessing)
     test = read_selftest(folder, kind, manifest.files)
     worst = None
@@ -102,7 +104,8 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    for name in (*manifest.files, manifest.model, *manifest.preprocessing.uses):
+    used = {manifest.model, *manifest.preprocessing.uses, *manifest.postprocessing.uses}
+    for name in (*manifest.files, *used):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
             raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
@@ -116,7 +119,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         parts = [f"missing: {_some(listed - found)}"] if listed - found else []
         parts += [f"not listed: {_some(found - listed)}"] if found - listed else []
         raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
-    unlisted = {manifest.model, *manifest.preprocessing.uses} - listed
+    unlisted = used - listed
     if any(name.startswith(f"{manifest.model}/") for name in listed):  # a package, which is a folder
         unlisted.discard(manifest.model)
     if unlisted:

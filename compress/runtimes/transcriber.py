@@ -32,7 +32,7 @@ class Transcriber:
 
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
         """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
-        self._encoder, self._decoder, self._where = encoder, decoder, str(folder)
+        self.encoder, self._decoder, self._where = encoder, decoder, str(folder)
         self._rules = read_rules(folder)
         self._tokenizer = _tokenizer(folder)
         self._shape = self._window()
@@ -75,7 +75,7 @@ class Transcriber:
 
     def encode(self, window: np.ndarray) -> np.ndarray:
         """What the encoder makes of one window [features, frames]: [1, positions, hidden]."""
-        return self._encoder.predict({FEATURES: window[np.newaxis]})[HIDDEN]
+        return self.encoder.predict({FEATURES: window[np.newaxis]})[HIDDEN]
 
     def _windows(self, row: np.ndarray) -> list[np.ndarray]:
         frames = self._shape[1]
@@ -113,10 +113,10 @@ class Transcriber:
 
     def _window(self) -> tuple[int, int]:
         """Features and frames of the encoder's window."""
-        shape = self._encoder.input_types[FEATURES].shape if FEATURES in self._encoder.input_types else ()
+        shape = self.encoder.input_types[FEATURES].shape if FEATURES in self.encoder.input_types else ()
         fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
-        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self._encoder.output_types:
-            raise self._no_speech(f"the encoder has the inputs {dict(self._encoder.input_types)}")
+        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self.encoder.output_types:
+            raise self._no_speech(f"the encoder has the inputs {dict(self.encoder.input_types)}")
         return fixed[0], fixed[1]
 
     def _empty_cache(self) -> dict[str, np.ndarray]:

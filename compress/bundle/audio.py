@@ -1,0 +1,230 @@
+"""Recordings -> floats as an app does it: by the rule of the manifest, without transformers."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bundle.image import FOLDER, sampled
+from compress.bundle.kind import Case
+from compress.bundle.manifest import LogMel, Preprocessing
+from compress.errors import BundleError, InputError, ModelError
+from compress.runtimes.runtime import Batch
+from compress.runtimes.transcriber import FEATURES
+from compress.targets import Language
+from compress.tasks.audio import Remarks, read_recording
+
+_HIGHEST_HZ = 8000.0
+_TOLERANCE = 1e-3
+"""Of a feature: what the order of float additions may change. Features lie between -1.5 and 1.5 or so."""
+_SHOWN = 3
+
+
+class AudioCase(Case):
+    """One recording, and 64 of its features: feature k is at the place 10007 k, modulo their number."""
+
+    recording: str
+    features: tuple[float, ...]
+
+    @property
+    def shown(self) -> str:
+        """Its file."""
+        return repr(self.recording)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """That file."""
+        return (self.recording,)
+
+
+class AudioRule:
+    """The rule of a manifest over the recordings of its bundle."""
+
+    def __init__(self, folder: Path, rule: LogMel) -> None:
+        self.folder, self.rule = folder, rule
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Of samples between -1 and 1, [1, mel_bins, frames]."""
+        rule, edge = self.rule, self.rule.n_fft // 2
+        whole = np.zeros(rule.chunk_seconds * rule.sampling_rate)
+        whole[: len(samples)] = samples[: len(whole)]
+        pieces = np.lib.stride_tricks.sliding_window_view(np.pad(whole, edge, mode="reflect"), rule.n_fft)
+        pieces = pieces[: len(whole) : rule.hop_length]
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(rule.n_fft) / rule.n_fft)
+        power = np.abs(np.fft.rfft(pieces * window)) ** 2
+        found = np.log10(np.maximum(self._filters @ power.T, 1e-10))
+        scaled: np.ndarray = (np.maximum(found, found.max() - 8) + 4) / 4
+        return scaled[None].astype(np.float32)
+
+    @cached_property
+    def _filters(self) -> np.ndarray:
+        """[mel_bins, n_fft / 2 + 1]"""
+        rule = self.rule
+        hertz = np.fft.rfftfreq(rule.n_fft, 1 / rule.sampling_rate)
+        edges = _hertz(np.linspace(0, _mel(_HIGHEST_HZ), rule.mel_bins + 2))[:, None]
+        rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+        found: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+        return found
+
+    def open(self, name: str) -> np.ndarray:
+        """The samples of a recording of the bundle. Raises `BundleError`."""
+        path = self.folder / name
+        try:
+            with wave.open(str(path)) as file:
+                rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+                content = file.readframes(self.rule.chunk_seconds * self.rule.sampling_rate)
+        except (OSError, EOFError, wave.Error) as error:
+            raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
+        if (rate, channels, width) != (self.rule.sampling_rate, 1, 2):
+            raise BundleError(
+                f"A recording of the self-test has {rate} Hz, {channels} channels and {8 * width} bits.",
+                where=str(path),
+                expected=f"{self.rule.sampling_rate} Hz, 1 channel and 16 bits",
+            )
+        return np.frombuffer(content, "<i2") / 32768
+
+    def feed(self, case: AudioCase) -> Batch:
+        """The recording, prepared."""
+        return {self.rule.input: self.features(self.open(case.recording))}
+
+    def difference(self, case: AudioCase) -> tuple[str, str] | None:
+        """Features here and in the case, where they differ."""
+        found, expected = np.array(sampled(self.features(self.open(case.recording)))), np.array(case.features)
+        if found.shape != expected.shape:
+            return f"{found.size} features", f"{expected.size}"
+        apart = np.abs(found - expected)
+        if apart.max() <= _TOLERANCE:
+            return None
+        worst = int(apart.argmax())
+        return f"feature {worst} is {found[worst]:.6g}", f"{expected[worst]:.6g} within {_TOLERANCE:g}"
+
+
+class _Recordings:
+    """One recording after the other."""
+
+    many = "recordings"
+    folder = "audio"
+    case: type[Case] = AudioCase
+    meanings: Mapping[str, str] = {FEATURES: "log-mel features of a recording"}
+    required = frozenset(meanings)
+    tokenizes = False
+
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
+        """See `Inputs`; whether Whisper's formula is all that it does, `make_cases` proves."""
+        said = getattr(processor, "feature_extractor", processor)
+        return LogMel(
+            input=FEATURES,
+            sampling_rate=said.sampling_rate,
+            n_fft=said.n_fft,
+            hop_length=said.hop_length,
+            mel_bins=said.feature_size,
+            chunk_seconds=said.chunk_length,
+        )
+
+    def open(self, folder: Path, rule: Preprocessing) -> AudioRule:
+        """See `Inputs`."""
+        assert isinstance(rule, LogMel)
+        return AudioRule(folder, rule)
+
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[AudioCase]:
+        """See `Inputs`. A sample is the path of a recording, which is kept as a WAV file of 16 bits."""
+        assert isinstance(rule, LogMel)
+        if not samples:
+            raise InputError(
+                "No recording is named for the self-test; what is said can't be drawn from formulas.",
+                expected="--sample FILE, one or more: WAV, FLAC or Ogg",
+                mend="name recordings that you may pass on; the page offers them to try",
+            )
+        way = self.open(folder, rule)
+        (folder / FOLDER).mkdir()
+        names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
+        for name, path in zip(names, samples, strict=True):
+            (folder / name).write_bytes(_wav(path, rule))
+            check_rule(way, name, way.open(name), processor)
+        return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
+
+    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
+        """None."""
+        return {}
+
+    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def in_page(self, rule: Preprocessing, cases: Sequence[AudioCase]) -> dict[str, str]:
+        """Recordings to try."""
+        shown = [escape(case.recording) for case in cases[:_SHOWN]]
+        buttons = (
+            f'<button type="button" class="example" data-file="{file}">Recording {number}</button>'
+            for number, file in enumerate(shown, start=1)
+        )
+        return {"examples": "\n".join(buttons)}
+
+    def in_code(self, rule: Preprocessing) -> dict[str, str]:
+        """Nothing: no snippet is written for phones."""
+        return {}
+
+    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
+        """See `Inputs`."""
+        assert isinstance(rule, LogMel)
+        return "A recording", f"Recordings of more than {rule.chunk_seconds} seconds are heard in several pieces."
+
+
+RECORDINGS = _Recordings()
+
+
+def check_rule(way: AudioRule, name: str, samples: np.ndarray, processor: Any) -> None:
+    """Raises `ModelError` where transformers' feature extractor gives other features than the rule does."""
+    extractor = getattr(processor, "feature_extractor", processor)
+    wanted = extractor(samples.astype(np.float32), sampling_rate=way.rule.sampling_rate, return_tensors="np")[FEATURES]
+    found = way.features(samples)
+    apart = float(np.abs(wanted - found).max()) if wanted.shape == found.shape else float("inf")
+    if not apart <= _TOLERANCE:
+        raise ModelError(
+            f"The feature extractor cannot be described to an app: its {list(wanted.shape)} features of {name} are "
+            f"{apart:.3g} apart from the rule's.",
+            expected="Whisper's log-mel features",
+        )
+
+
+def _mel(hertz: Any) -> np.ndarray:
+    """Slaney's scale: linear up to 1000 Hz, then a step for each 27th part of ln 6.4."""
+    found: np.ndarray = np.where(
+        hertz < 1000, 3 * hertz / 200, 15 + 27 * np.log(np.maximum(hertz, 1) / 1000) / np.log(6.4)
+    )
+    return found
+
+
+def _hertz(mel: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+    return found
+
+
+def _wav(path: str, rule: LogMel) -> bytes:
+    """A recording of the user's at the model's rate. Raises `InputError` for one that is too long or none."""
+    if not Path(path).is_file():
+        raise InputError("There is no such recording.", where=path, expected="for --sample, the path of a recording")
+    samples = read_recording(Path(path).read_bytes(), rule.sampling_rate, path, Remarks())
+    if len(samples) > rule.chunk_seconds * rule.sampling_rate:
+        raise InputError(
+            f"The recording lasts {len(samples) / rule.sampling_rate:.1f} s.",
+            where=path,
+            expected=f"at most {rule.chunk_seconds} s in a self-test",
+        )
+    file = io.BytesIO()
+    with wave.open(file, "wb") as made:
+        made.setnchannels(1)
+        made.setsampwidth(2)
+        made.setframerate(rule.sampling_rate)
+        made.writeframes(np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes())
+    return file.getvalue()

@@ -149,7 +149,7 @@ PROFILES: dict[str, Profile] = {
             version=WEB_VERSION,
         ),
         AppProfile(
-            Target("android", "onnxruntime", _CPU, "ONNX Runtime in an Android app"),
+            Target("android", "onnxruntime", _CPU, "an Android app"),
             formats=("ort", "litert", "executorch"),
             instead_of="an Android phone",
             downloaded=True,
@@ -160,7 +160,7 @@ PROFILES: dict[str, Profile] = {
             },
         ),
         AppProfile(
-            Target("ios", "onnxruntime", _CPU, "ONNX Runtime in an iOS app"),
+            Target("ios", "onnxruntime", _CPU, "an iOS app"),
             formats=("ort", "executorch", "coreml"),
             instead_of="an iPhone",
             downloaded=True,
@@ -173,7 +173,7 @@ PROFILES: dict[str, Profile] = {
                     )
                 ),
                 "executorch": _app("executorch", "Swift: pytorch/executorch", "swift"),
-                "coreml": App("Core ML", "iOS", ("swift",)),
+                "coreml": App("Core ML", "Core ML: iOS", ("swift",)),
             },
         ),
         AppProfile(

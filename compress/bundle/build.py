@@ -108,6 +108,9 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     _check_examples(wanted, form)
+    unread = FORMATS[form].why_unread()
+    if unread is not None:
+        raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
     for place in (output, archive):
         if place.exists() or place.is_symlink():
             raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
@@ -168,7 +171,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         preprocessing=rule,
         postprocessing=end,
         licences=(*licences, *web_licences(kind)) if profile.version else licences,
-        provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted)),
+        provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name),
         files={},
     )
     return _write(folder, manifest, kind, profile, test, progress), contents

@@ -39,11 +39,11 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
         "---",
         f"# {manifest.name}",
         "",
-        f"A {manifest.task} model for {profile.target.description}. {one} {gets}.",
+        f"A {manifest.task} model for {profile.target.description}, run by {manifest.runtime.name}. {one} {gets}.",
         "",
         "## Run it",
         "",
-        *_steps(manifest, kind, profile),
+        *_steps(manifest, kind, profile, unmeasured is None),
         "",
         f"`{MANIFEST}` says all of this to a program; `{SELFTEST}` has {kind.inputs.many} as they are prepared, and "
         + (f"no {kind.answers.many}: {unmeasured}." if unmeasured else f"{kind.answers.many}."),
@@ -65,7 +65,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
     return "\n".join(lines)
 
 
-def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
+def _steps(manifest: Manifest, kind: Kind, profile: AppProfile, measured: bool) -> list[str]:
     runtime = f"{manifest.runtime.package} {manifest.runtime.minimum_version} or newer"
     if profile.version is not None:
         return [
@@ -82,7 +82,7 @@ def _steps(manifest: Manifest, kind: Kind, profile: AppProfile) -> list[str]:
         f"2. Take the runtime ({runtime}) into your app, and the folder `model/`.",
         f"3. Begin with {files}; {kind.inputs.many} are prepared by `preprocessing` in the manifest, and nothing else.",
         "4. Run the cases of the self-test on the device once: ids must be equal, pixels within 0.0001, features",
-        f"   within 0.001, and {kind.answers.many} within its tolerance.",
+        "   within 0.001" + (f", and {kind.answers.many} within its tolerance." if measured else "."),
     ]
 
 

@@ -33,8 +33,10 @@ _SHOWN = (
 )
 
 
-def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:
+def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Provenance:
     """Of a model in the folder ``run``, if that is a run of this recipe; else the recipe is all that is known.
+
+    What the run measured is that of ``target``, where it measured there.
 
     Raises `InputError` for a report or lock that can't be read.
     """
@@ -50,11 +52,9 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path) -> Provenance:
     if not own or not (run / LOCK).is_file() or not (run / REPORT).is_file():
         return known
     report, lock = load_report(run / REPORT), _read_lock(run / LOCK)
-    measured = {
-        f"{row.metric} on {row.target}": row.value
-        for row in report.measurements
-        if row.model == FINAL and row.metric in _SHOWN
-    }
+    rows = [row for row in report.measurements if row.model == FINAL and row.metric in _SHOWN]
+    own_rows = [row for row in rows if row.target == target]
+    measured = {f"{row.metric} on {row.target}": row.value for row in own_rows or rows}
     found: dict[str, Any] = {
         name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
     }

@@ -128,7 +128,8 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(run, whole)
     row = {"model": "final", "metric": "accuracy", "target": "cpu", "value": 0.875, "unit": "fraction"}
-    (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": [row]}))
+    rows = [row, {**row, "target": "android", "value": 0.75}]
+    (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": rows}))
     lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"export": "c" * 64}, "packages": {}}
     (whole / "lock.json").write_text(json.dumps(lock))
     command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]
@@ -138,7 +139,9 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     assert {name: said["provenance"][name] for name in lock} == lock
     assert {len(digest) for packages in said["provenance"]["samples"].values() for digest in packages.values()} == {64}
     assert said["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
-    assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875}
+    assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875, "accuracy on android": 0.75}
+    phone = build(wanted_of(whole, "android"), tmp_path / "phone", SilentProgress())
+    assert phone.manifest.provenance.measured == {"accuracy on android": 0.75}
     for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
         assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
     assert said["licences"][0] == {"of": "model", "licence": "mit"}

@@ -108,6 +108,8 @@ def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> Non
         assert not {"made_with", "tolerance"} & test.keys()
         assert "macOS only" in test["unmeasured"]
         assert all("logits" not in case and case["input_ids"] for case in test["cases"])
+        card = (made.folder / "README.md").read_text()
+        assert "an iOS app, run by Core ML" in card and "no scores: Core ML runs on macOS only" in card
         return
     assert test["made_with"].startswith(f"{form} ") and "unmeasured" not in test
     for case in test["cases"]:
@@ -286,13 +288,16 @@ def test_a_manifest_that_lies_is_caught(
 def test_without_the_runtime_bytes_and_inputs_are_checked_and_the_rest_is_said(
     all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     folder = copy_of(all_made[form], tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["bundle-verify", str(folder)])
     assert done.exit_code == 0, done.output
     assert f"pip install 'compress[{form}]'" in done.stdout
     assert "10 texts are prepared as they should be; their scores could not be compared" in done.stdout
     assert "the manifest could not be compared with the model" in done.stdout
+    run = all_made[form].folder.parent / "run"
+    with pytest.raises(InputError, match=rf"(?s)cannot be bundled here.*compress\[{form}\]"):
+        build(wanted_of(run, PLATFORM[form]), tmp_path / "none", SilentProgress())
     test = json.loads((folder / "selftest.json").read_text())
     test["cases"][2]["input_ids"][1] += 1
     (folder / "selftest.json").write_text(json.dumps(test))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import InputError
-from compress.models.model_file import model_files
+from compress.models.model_file import format_of, model_files
 from compress.recipe import Recipe
 from compress.recipe_source import read_recipe
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compress.data.membership import Part
     from compress.data.slices import Slice, Unit
     from compress.progress import Progress
+    from compress.targets import AppProfile
     from compress.tasks.task import Examples, Task
 
 RECIPE = "recipe.yaml"
@@ -93,10 +94,11 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     return Artifact(place, read, source.parent)
 
 
-def written_for(artifact: Artifact, target: str) -> Path:
-    """What its run wrote for a target, or else the model itself."""
-    own = artifact.folder.parent / TARGETS / target
-    return own if artifact.folder.name == MODEL and own.is_dir() else artifact.folder
+def written_for(artifact: Artifact, profile: AppProfile) -> Path:
+    """What its run wrote for a target, if an app opens that, or else the model itself."""
+    own = artifact.folder.parent / TARGETS / profile.name
+    fits = artifact.folder.name == MODEL and own.is_dir() and format_of(own) in profile.apps
+    return own if fits else artifact.folder
 
 
 def generating_artifact(path: Path) -> Path:

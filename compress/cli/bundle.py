@@ -47,7 +47,7 @@ def bundle(
     quiet_libraries()
     source = recipe or found.recipe_folder / RECIPE
     wanted = Wanted(
-        written_for(found, target), found.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes
+        written_for(found, profile), found.recipe, source, profile, tuple(sample or ()), licence, sign, max_bytes
     )
     done = build(wanted, output, ConsoleProgress())
     if json_:

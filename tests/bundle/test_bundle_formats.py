@@ -333,9 +333,12 @@ def test_what_a_run_wrote_for_the_target_is_taken(all_made: dict[str, Made], tmp
     run = tmp_path / "run"
     shutil.copytree(all_made["executorch"].folder.parent / "run", run)
     shutil.copytree(all_made["litert"].folder.parent / "run" / "model", run / "targets" / "android")
+    (run / "targets" / "desktop").mkdir()
+    (run / "targets" / "desktop" / "model.xml").write_text("an OpenVINO file, which no bundle takes")
     for artifact, target, form in (
         (run, "android", "litert"),
         (run, "linux-arm64", "executorch"),
+        (run, "desktop", "executorch"),
         (run / "targets" / "android", "linux-arm64", "litert"),
     ):
         output = tmp_path / f"{artifact.name}-{target}"

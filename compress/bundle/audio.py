@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.bundle.image import FOLDER, sampled
 from compress.bundle.kind import Case
-from compress.bundle.manifest import LogMel, Preprocessing
+from compress.bundle.steps import LogMel, Preprocessing
 from compress.errors import BundleError, InputError, ModelError
 from compress.runtimes.runtime import Batch
 from compress.runtimes.transcriber import FEATURES

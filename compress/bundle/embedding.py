@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 
 from compress.bundle.kind import Rounding
-from compress.bundle.manifest import Embed, Postprocessing, TensorRecord
+from compress.bundle.manifest import TensorRecord
+from compress.bundle.steps import Embed, Postprocessing
 from compress.errors import ModelError
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.bundle.kind import Case
-from compress.bundle.manifest import Channels, Crop, PrepareImage, Preprocessing, Resize
 from compress.bundle.pictures import noise, pictures
+from compress.bundle.steps import Channels, Crop, PrepareImage, Preprocessing, Resize
 from compress.data.images import Mode, decode
 from compress.data.media import media
 from compress.errors import BundleError, DataError, InputError, ModelError

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from compress.bundle.manifest import Entry, Postprocessing, Preprocessing, TensorRecord
+from compress.bundle.manifest import TensorRecord
+from compress.bundle.steps import Entry, Postprocessing, Preprocessing
 from compress.runtimes.runtime import Batch
 from compress.targets import Language
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.bundle.kind import Rounding
-from compress.bundle.manifest import Postprocessing, Softmax, TensorRecord
+from compress.bundle.manifest import TensorRecord
+from compress.bundle.steps import Postprocessing, Softmax
 from compress.errors import ModelError
 from compress.evaluate import artifact_labels
 from compress.tasks.task import LOGITS

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from compress.bundle.steps import STEPS, Entry, Postprocessing, Preprocessing
 from compress.errors import BundleError
 from compress.models.model_file import Format
 
@@ -20,12 +21,6 @@ CARD = "README.md"
 MODEL_FOLDER = "model"
 MAX_BYTES = 16_000_000
 """No manifest is as large; what claims to be one isn't read."""
-
-
-class Entry(BaseModel):
-    """Frozen, and nothing unknown is let in."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
 
 class Runtime(Entry):
@@ -63,158 +58,6 @@ class Signature(Entry):
     length: int | None
 
 
-class Tokenize(Entry):
-    """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
-
-    kind: Literal["tokenize"] = "tokenize"
-    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens in all; what is beyond is cut off at the end")
-    prefix_ids: tuple[int, ...]
-    suffix_ids: tuple[int, ...]
-    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
-        return (self.tokenizer,)
-
-
-Side = Annotated[int, Field(ge=1, le=8192)]
-Channels = Literal["RGB", "BGR", "L"]
-
-
-class Resize(Entry):
-    """To ``height`` by ``width``; or until the shorter side has ``shortest_edge``, the longer one rounded down.
-
-    The filter is as wide as it takes to see every pixel (antialias), and each axis is rounded to 8 bits, the horizontal
-    one first: `PIL.Image.resize`.
-    """
-
-    filter: Literal["bilinear", "bicubic", "lanczos"]
-    height: Side | None = None
-    width: Side | None = None
-    shortest_edge: Side | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.height is None) != (self.width is None) or (self.height is None) == (self.shortest_edge is None):
-            raise ValueError("either height and width, or shortest_edge")
-        return self
-
-
-class Crop(Entry):
-    """The middle, half a pixel to the upper left where that is none; zeros where the image is smaller."""
-
-    height: Side
-    width: Side
-
-
-class PrepareImage(Entry):
-    """Image -> floats of shape [1, channels, height, width], step by step in the order of the fields.
-
-    The image is turned upright as its EXIF tag says, laid on white where it is transparent, and taken as ``channels``
-    of 8 bits, whatever its colour profile.
-    """
-
-    kind: Literal["prepare-image"] = "prepare-image"
-    input: str
-    channels: Channels = Field(description="L is 0.299 R + 0.587 G + 0.114 B")
-    layout: Literal["NCHW"] = "NCHW"
-    resize: Resize | None = None
-    center_crop: Crop | None = None
-    rescale_factor: float = Field(1.0, gt=0, description="each value is multiplied by it")
-    mean: tuple[float, ...] = Field(description="subtracted then, one a channel")
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="each value is divided by it at last")
-
-    @model_validator(mode="after")
-    def _each_channel(self) -> Self:
-        if not len(self.mean) == len(self.std) == len(self.channels):
-            raise ValueError(f"mean and std have one value for each of {self.channels}")
-        return self
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
-
-
-class LogMel(Entry):
-    """Recording -> floats of shape [1, mel_bins, chunk_seconds * sampling_rate / hop_length], as Whisper has them.
-
-    Of samples between -1 and 1, one channel at ``sampling_rate``, the first ``chunk_seconds`` are taken, zeros after
-    their end, and mirrored for n_fft / 2 samples at both ends. Each ``hop_length`` samples ``n_fft`` of them, times a
-    periodic Hann window, give a power spectrum; the last one is left out. Triangles of area 1 on Slaney's scale, from 0
-    to 8000 Hz, sum it up. Then x = log10(max(sum, 1e-10)), and of the recording's x: (max(x, largest x - 8) + 4) / 4.
-    """
-
-    kind: Literal["log-mel"] = "log-mel"
-    input: str
-    sampling_rate: int = Field(ge=1, le=192_000, description="samples a second")
-    n_fft: int = Field(ge=2, le=8192)
-    hop_length: int = Field(ge=1, le=8192)
-    mel_bins: int = Field(ge=1, le=1024)
-    chunk_seconds: int = Field(ge=1, le=60, description="what is longer is heard in several pieces")
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
-
-
-class Transcribe(Entry):
-    """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
-
-    ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
-    present.N.decoder.key (and value) are the inputs past_key_values.N.decoder.key of the next token; the
-    encoder's are made with the prompt and kept.
-    """
-
-    kind: Literal["transcribe"] = "transcribe"
-    output: str
-    decoder: str
-    tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
-    prompt_ids: tuple[int, ...] = Field(min_length=1)
-    end_ids: tuple[int, ...] = Field(min_length=1)
-    never_ids: tuple[int, ...] = Field(description="are not said")
-    not_first_ids: tuple[int, ...] = Field(description="are not said at once")
-    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
-        return (self.decoder, self.tokenizer)
-
-
-class Softmax(Entry):
-    """Scores -> probabilities that sum to 1, in the order of ``labels``."""
-
-    kind: Literal["softmax"] = "softmax"
-    output: str
-    labels: tuple[str, ...] = Field(min_length=1)
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
-
-
-class Embed(Entry):
-    """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
-
-    kind: Literal["embed"] = "embed"
-    output: str
-    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
-        description="how the vectors of a text's tokens become one; null where the graph gives the finished embedding"
-    )
-    normalize: bool = Field(description="whether it is divided by its Euclidean length then")
-    dimensions: int = Field(ge=1)
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
-
-
 class Licence(Entry):
     """Under which terms a part of the bundle may be passed on."""
 
@@ -245,16 +88,6 @@ class Provenance(Entry):
     measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
 
 
-Preprocessing = Tokenize | PrepareImage | LogMel
-Postprocessing = Softmax | Embed | Transcribe
-_STEPS = {
-    "text-classification": ("tokenize", "softmax"),
-    "image-classification": ("prepare-image", "softmax"),
-    "feature-extraction": ("tokenize", "embed"),
-    "automatic-speech-recognition": ("log-mel", "transcribe"),
-}
-
-
 class Manifest(Entry):
     """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
 
@@ -279,7 +112,7 @@ class Manifest(Entry):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        before, after = _STEPS[self.task]
+        before, after = STEPS[self.task]
         if self.preprocessing.kind != before:
             raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
         if self.postprocessing.kind != after:

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from compress.bundle.audio import AudioCase
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answers, Case, Kind, Way
-from compress.bundle.manifest import SELFTEST, Entry, Postprocessing
+from compress.bundle.manifest import SELFTEST
+from compress.bundle.steps import Entry, Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
 from compress.numerics.word_errors import word_errors

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from compress.bundle.kind import Case
-from compress.bundle.manifest import MODEL_FOLDER, Preprocessing, Tokenize
+from compress.bundle.manifest import MODEL_FOLDER
 from compress.bundle.stand_ins import STAND_INS, stand_ins
+from compress.bundle.steps import Preprocessing, Tokenize
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
 from compress.targets import Language

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.bundle.kind import Rounding
-from compress.bundle.manifest import MODEL_FOLDER, Postprocessing, TensorRecord, Transcribe
+from compress.bundle.manifest import MODEL_FOLDER, TensorRecord
+from compress.bundle.steps import Postprocessing, Transcribe
 from compress.models.onnx_model import find_graphs
 from compress.runtimes.speech_rules import read_rules
 from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS

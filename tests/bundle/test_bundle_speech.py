@@ -21,7 +21,7 @@ from transformers import WhisperFeatureExtractor
 import compress.bundle
 from compress.bundle.audio import RECORDINGS, AudioRule, check_rule
 from compress.bundle.build import Bundle, build
-from compress.bundle.manifest import LogMel, Transcribe
+from compress.bundle.steps import LogMel, Transcribe
 from compress.bundle.verify import verify
 from compress.errors import BundleError, InputError, ModelError
 from compress.models.checkpoint import Checkpoint

@@ -41,7 +41,8 @@ def doctor(
         str | None,
         typer.Option(
             help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or a "
-            "target whose file is compared with the float one, value by value: ort, openvino, litert, browser."
+            "target whose file is compared with the float one, value by value: ort, openvino, litert, "
+            "executorch, browser."
         ),
     ] = None,
     recipe: Annotated[

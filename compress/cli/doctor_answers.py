@@ -52,8 +52,9 @@ def answer_findings(
     from compress.targets import TARGETS
 
     if not gives_values(target):
+        why = ": a package runs on a Mac only, and gives its outputs alone" if target.format == "coreml" else ""
         raise InputError(
-            f"The values within a file are not to be had on the target {target.name!r}.",
+            f"The values within a file are not to be had on the target {target.name!r}{why}.",
             where="--target",
             expected=f"one of {', '.join(name for name, one in TARGETS.items() if gives_values(one))}",
         )

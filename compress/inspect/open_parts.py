@@ -22,6 +22,7 @@ _TAKEN_APART = {
     "onnxruntime": CPU,
     "openvino": "CPU",
     "litert": "CPU",
+    "executorch": "XnnpackBackend",
     "onnxruntime-web": "wasm",
     "onnxruntime-web-node": "wasm",
 }
@@ -43,6 +44,10 @@ def open_parts(artifact: Path, target: Target, length: int | None = None) -> Par
         from compress.inspect.litert_parts import LiteRtParts
 
         return LiteRtParts(file, length)
+    if form == "executorch":
+        from compress.inspect.executorch_parts import ExecuTorchParts
+
+        return ExecuTorchParts(file)
     if form == "openvino":
         from compress.inspect.openvino_parts import OpenVinoParts
 

@@ -78,6 +78,8 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path):
         diagnose(str(save(tmp_path)), "--target", "x86-avx2", "--against", str(tmp_path))
     with pytest.raises(InputError, match="are not to be had on the target 'llama-cpp'"):
         diagnose(str(tmp_path), "--target", "llama-cpp")
+    with pytest.raises(InputError, match="on the target 'coreml': a package runs on a Mac only"):
+        diagnose(str(tmp_path), "--target", "coreml")
     with pytest.raises(InputError, match="no processor 'pentium'"):
         diagnose(str(tmp_path), "--target", "pentium")
     with pytest.raises(InputError, match="no model in"):

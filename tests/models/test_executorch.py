@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
 
 from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.inspect.budget import budget_of
+from compress.inspect.departures import Comparison, compare_parts
+from compress.inspect.matched_parts import match
+from compress.inspect.node_layers import node_modules
+from compress.inspect.onnx_parts import OnnxParts
+from compress.inspect.open_parts import open_parts
+from compress.inspect.parts import NamelessParts
 from compress.models.executorch_export import ROWS, Lowered, to_executorch
 from compress.models.executorch_file import read_pte
 from compress.models.executorch_model import INTERFACE, PTE_FILE, ExecuTorchModel
 from compress.models.executorch_parity import prove_near
 from compress.models.model_file import format_of, model_file
+from compress.models.onnx_export import export_onnx
 from compress.models.torch_model import TorchModel
+from compress.progress import SilentProgress
 from compress.runtimes import get_runtime, why_unavailable
 from compress.runtimes.runtime import TensorType
 from compress.targets import TARGETS
@@ -224,6 +234,52 @@ def test_what_is_not_whole_is_refused(plain: tuple[TorchModel, Lowered, Path], t
     config.unlink()
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         ExecuTorchModel.load(tmp_path, "text-classification")
+
+
+FAULTY = "bert.encoder.layer.0.intermediate.dense"
+"""It lies within a part of XNNPACK, between other layers."""
+
+
+def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_healthy_program(
+    small: tuple[TorchModel, Lowered, Path], tmp_path: Path
+) -> None:
+    model, _, folder = small
+    reference = tmp_path / "model.onnx"
+    onnx.save(export_onnx(model, examples_of(model), opset=None, fusions=False).graph, reference)
+    healthy = departing(reference, folder)
+    # Six products, two of attention, its softmax, GELU, two sums and three normalisations.
+    assert healthy.departures == () and healthy.parts >= 15 and healthy.worst.bits in (4, 8)
+    assert 0.3 < healthy.worst.error / healthy.worst.explained < 2
+    shutil.copytree(folder, tmp_path / "faulty")
+    (tmp_path / "faulty" / PTE_FILE).write_bytes(with_larger_scales(model, folder / PTE_FILE))
+    (found,) = departing(reference, tmp_path / "faulty").departures
+    assert (found.layer, found.operator, found.bits) == (FAULTY, "FullyConnected", 8)
+    assert found.error > 4 * found.explained and found.before < found.after
+
+
+def departing(reference: Path, folder: Path) -> Comparison:
+    parts, graph = open_parts(folder, TARGET), onnx.load(reference)
+    assert isinstance(parts, NamelessParts)
+    batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
+    known = match(parts, OnnxParts(graph), batches[0])
+    found = compare_parts(graph, node_modules(reference), known, batches, SilentProgress())
+    assert found is not None
+    return found
+
+
+def with_larger_scales(model: TorchModel, file: Path) -> bytes:
+    """The program whose integers of the layer at fault count half as much again; all else is as it was."""
+    weight, content = model.module.get_parameter(f"{FAULTY}.weight").detach().numpy(), bytearray(file.read_bytes())
+    stored = {one.name: one for one in read_pte(bytes(content), file)}
+    for name, one in stored.items():
+        scales = stored.get(f"{name}.scale")
+        if one.dtype == "int8" and one.shape == weight.shape and scales is not None:
+            integers = np.frombuffer(bytes(content), np.int8, one.bytes, one.start).reshape(one.shape)
+            factors = np.frombuffer(bytes(content), np.float32, scales.bytes // 4, scales.start)
+            if np.corrcoef((integers * factors[:, None]).ravel(), weight.ravel())[0, 1] > 0.99:
+                content[scales.start : scales.start + scales.bytes] = (factors * np.float32(1.5)).tobytes()
+                return bytes(content)
+    raise AssertionError("the layer's integers are not there")
 
 
 def test_operators_that_it_lacks_are_named_with_their_module() -> None:

@@ -1,4 +1,4 @@
-// The bundle's model through ONNX Runtime, written from manifest.json.
+// The bundle's model through ONNX Runtime, written from manifest.json. Not compiled where it was written.
 // Gradle: implementation("com.microsoft.onnxruntime:onnxruntime-android:{{version}}"), the version that the self-test passed
 // with. Put the folder model/ into src/main/assets.
 import ai.onnxruntime.OnnxTensor

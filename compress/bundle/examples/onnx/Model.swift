@@ -1,4 +1,4 @@
-// The bundle's model through ONNX Runtime, written from manifest.json.
+// The bundle's model through ONNX Runtime, written from manifest.json. Not compiled where it was written.
 // Swift package: microsoft/onnxruntime-swift-package-manager (the self-test passed with ONNX Runtime {{version}}). Add the
 // bundle's folder to the app as a folder reference.
 import Foundation

@@ -199,10 +199,10 @@ def test_a_text_longer_than_every_signature_is_refused(files: dict[str, Path]) -
 
 
 def test_a_layout_leads_there_and_back() -> None:
-    """Attention's [1, heads, tokens, width] as a product's [tokens, heads * width]."""
+    """Attention's keys, [1, heads, width, tokens], as a product's [tokens, heads * width]."""
     array = np.arange(24.0).reshape(1, 2, 3, 4)
-    layout = Layout((1, 2, 3, 4), (1, 0, 2), (3, 8))
-    np.testing.assert_array_equal(layout.there(array), array[0].transpose(1, 0, 2).reshape(3, 8))
+    layout = Layout((1, 2, 3, 4), (2, 0, 1), (4, 6))
+    np.testing.assert_array_equal(layout.there(array), array[0].transpose(2, 0, 1).reshape(4, 6))
     np.testing.assert_array_equal(layout.back(layout.there(array)), array)
     assert orders_of((1, 3, 1, 2)) == [(0, 1), (1, 0)]
 

@@ -26,6 +26,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
 
     ``unmeasured``: why the self-test has no answers, if it has none.
     """
+    article = "An" if manifest.task[0] in "aeiou" else "A"
     one, too_large = kind.inputs.in_words(manifest.preprocessing)
     gets, trust = kind.answers.in_words(manifest.postprocessing)
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
@@ -39,7 +40,8 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
         "---",
         f"# {manifest.name}",
         "",
-        f"A {manifest.task} model for {profile.target.description}, run by {manifest.runtime.name}. {one} {gets}.",
+        f"{article} {manifest.task} model for {profile.target.description}, run by {manifest.runtime.name}. "
+        f"{one} {gets}.",
         "",
         "## Run it",
         "",

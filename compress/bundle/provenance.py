@@ -25,6 +25,7 @@ _SHOWN = (
     "f1",
     "recall_at_10",
     "recall_at_1",
+    "word_error_rate",
     "size_bytes",
     "parameters",
     "latency_ms",

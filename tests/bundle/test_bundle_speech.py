@@ -73,6 +73,7 @@ def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> 
     assert (end.prompt_ids, end.end_ids, end.not_first_ids, end.never_ids) == ((START,), (END,), (END,), ())
     assert end.uses == ("model/onnx/decoder_model_merged.onnx", "model/tokenizer.json")
     assert [(entry.name, entry.shape[1:]) for entry in made.manifest.inputs] == [("input_features", (8, 100))]
+    assert "\nAn automatic-speech-recognition model for a computer" in (made.folder / "README.md").read_text()
     found = verify(made.archive)
     assert (found.cases, found.of, found.compared, found.worst) == (2, "recordings", "transcripts", 0)
 

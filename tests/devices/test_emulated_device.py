@@ -61,7 +61,7 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
     found = bench_on_devices(Chosen(devices, arm_server.folder), measure)
 
     assert found.failures == {}
-    machines = {name: each.environment["platform"].split("-")[-1] for name, each in found.results.items()}
+    machines = {name: each.environment["platform"].split()[-1] for name, each in found.results.items()}
     assert machines == {"here": os.uname().machine, "board": "aarch64"}, found.results["board"].environment
     latency = {
         name: next(row for row in each.measurements if row.metric == "latency_ms")

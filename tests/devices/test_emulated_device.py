@@ -68,5 +68,5 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
         for name, each in found.results.items()
     }
     assert {row.target for row in latency.values()} == {"cpu@here", "cpu@board"}
-    assert latency["board"].n == len(latency["board"].raw or ()) > 20
+    assert latency["board"].n == len(latency["board"].raw or ()) > 4
     assert latency["board"].value > 2 * latency["here"].value, "an emulated processor is slower"

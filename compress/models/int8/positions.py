@@ -85,6 +85,9 @@ def _replace(graph: onnx.GraphProto, lookup: onnx.NodeProto, cut: onnx.NodeProto
     graph.node.insert(at, made)
     graph.node.insert(at, sliced)
     graph.node.remove(cut)
+    # Its recorded shape has an axis for the batch.
+    for known in [one for one in graph.value_info if one.name in (lookup.output[0], *cut.output)]:
+        graph.value_info.remove(known)
     read = {name for node in graph.node for name in node.input}
     for unused in [one for one in graph.initializer if one.name in cut.input and one.name not in read]:
         graph.initializer.remove(unused)

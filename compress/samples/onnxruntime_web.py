@@ -12,20 +12,27 @@ from compress.targets import WEB_VERSION
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 WEBGPU_SCRIPT, WEBGPU_WASM = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
 TOKENIZERS = "tokenizers.min.mjs"
-_LICENCE = "MIT (onnxruntime-web, (c) Microsoft Corporation)"
+LICENCE = "MIT (onnxruntime-web, (c) Microsoft Corporation)"
 
 
-def _runtime(*members: str) -> Package:
+def web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[str, ...]) -> Package:
+    """onnxruntime-web at ``version``, of which ``members`` are kept."""
     return Package(
         manager="npm",
         distribution="onnxruntime-web",
-        version=WEB_VERSION,
-        filename=f"onnxruntime-web-{WEB_VERSION}.tgz",
-        sha256="d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71",
-        download_bytes=33106585,
+        version=version,
+        filename=f"onnxruntime-web-{version}.tgz",
+        sha256=sha256,
+        download_bytes=download_bytes,
         licence_member="package/package.json",  # the package has no other word on it
         folder="package/dist",
         members=members,
+    )
+
+
+def _pinned(*members: str) -> Package:
+    return web_runtime(
+        WEB_VERSION, "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", 33106585, members
     )
 
 
@@ -33,16 +40,16 @@ WEBGPU_PACKAGES = Sample(
     name="onnxruntime-web-webgpu",
     kind="runtime",
     description="ONNX Runtime for web pages, with WebGPU",
-    licence=_LICENCE,
-    packages=(_runtime(WEBGPU_SCRIPT, WEBGPU_WASM),),
+    licence=LICENCE,
+    packages=(_pinned(WEBGPU_SCRIPT, WEBGPU_WASM),),
 )
 PACKAGES = Sample(
     name="onnxruntime-web",
     kind="runtime",
     description="ONNX Runtime for web pages, and the tokenizers of transformers.js",
-    licence=f"{_LICENCE}; Apache-2.0 (@huggingface/tokenizers)",
+    licence=f"{LICENCE}; Apache-2.0 (@huggingface/tokenizers)",
     packages=(
-        _runtime(SCRIPT, WASM),
+        _pinned(SCRIPT, WASM),
         Package(
             manager="npm",
             distribution="@huggingface/tokenizers",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from compress.samples.onnxruntime_web import LICENCE, WASM, web_runtime
 from compress.samples.sample import Package, Sample
 
-LIBRARY, WASM, WASM_SCRIPT = "transformers.min.js", "ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"
-_RUNTIME = "1.31.0-dev.20260914-8d85527a0"
+LIBRARY, WASM_SCRIPT = "transformers.min.js", "ort-wasm-simd-threaded.mjs"
 CLIENT = Sample(
     name="transformers-js",
     kind="runtime",
     description="transformers.js for web pages, with ONNX Runtime as WebAssembly",
-    licence="Apache-2.0 (transformers.js); MIT (onnxruntime-web, (c) Microsoft Corporation)",
+    licence=f"Apache-2.0 (transformers.js); {LICENCE}",
     packages=(
         Package(
             manager="npm",
@@ -23,16 +23,11 @@ CLIENT = Sample(
             folder="package/dist",
             members=(LIBRARY,),
         ),
-        Package(
-            manager="npm",
-            distribution="onnxruntime-web",
-            version=_RUNTIME,
-            filename=f"onnxruntime-web-{_RUNTIME}.tgz",
-            sha256="0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
-            download_bytes=33185781,
-            licence_member="package/package.json",  # the package has no other word on it
-            folder="package/dist",
-            members=(WASM, WASM_SCRIPT),
+        web_runtime(
+            "1.31.0-dev.20260914-8d85527a0",
+            "0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
+            33185781,
+            (WASM, WASM_SCRIPT),
         ),
     ),
 )

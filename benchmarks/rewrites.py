@@ -17,6 +17,7 @@ from compress.bench.session import measure_together
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.models.fusions import REWRITES
+from compress.models.int8.positions import quantize_rows_in_order
 from compress.models.onnx_export import export_onnx
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.onnx_quantization import quantize_embeddings, quantize_products
@@ -63,6 +64,7 @@ def _compare(name: str, model: TorchModel, examples: Examples, quantized: bool) 
             graph = export_onnx(model, examples, None, fusions=True, leave_out=leave_out).graph
             if quantized:
                 graph = quantize_products(graph, per_channel=True, reduce_range=False)
+                quantize_rows_in_order(graph)
                 quantize_embeddings(graph, 8)
             OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
         result = measure_together(

@@ -35,6 +35,7 @@ from compress.bench.session import measure_together
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.environment import environment
+from compress.models.int8.positions import quantize_rows_in_order
 from compress.models.onnx_export import export_onnx
 from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.models.onnx_quantization import quantize_embeddings, quantize_products
@@ -78,6 +79,7 @@ def deep_model(layers: int, folder: Path) -> tuple[Path, Examples]:
     graph = quantize_products(
         export_onnx(model, examples, None, fusions=True).graph, per_channel=True, reduce_range=False
     )
+    quantize_rows_in_order(graph)
     quantize_embeddings(graph, 8)
     folder.mkdir()
     OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)

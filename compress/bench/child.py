@@ -102,6 +102,10 @@ class Child:
         """What the reference kernels take now, on the first of ``cores``."""
         return ReferenceTimes(**self.ask({"do": "reference", "cores": list(cores[:1])}, timeout))
 
+    def pulse(self, cores: Sequence[int], timeout: float) -> float:
+        """Milliseconds that a small product takes now on the slowest of ``cores``."""
+        return float(self.ask({"do": "pulse", "cores": list(cores)}, timeout)["pulse_ms"])
+
     def memory(self) -> dict[str, Any]:
         """Peak memory and processor time so far; see `Worker.memory`."""
         return self.ask({"do": "memory"}, timeout=60.0)

@@ -17,7 +17,7 @@ from compress.bench.noise import Noise, judge
 from compress.bench.place import HERE, Place, Timed
 from compress.bench.record import Conditions
 from compress.bench.results import Writer
-from compress.bench.rounds import Rounds
+from compress.bench.rounds import Rounds, count, note_on
 from compress.bench.session import PRECISION, BenchResult
 from compress.bench.worker import write_batches
 from compress.errors import DataError, InputError, StageError
@@ -174,7 +174,7 @@ def _positions(file: Path) -> int | None:
 
 
 def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions, baseline: str) -> BenchResult:
-    record, session = timed.record, timed.record.session
+    record, session = timed.record.undisturbed(), timed.record.session
     rows: list[Measurement] = []
     for name in work.artifacts:
         if name in session.lost:
@@ -195,12 +195,14 @@ def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Co
         session.usage,
         {name: _relative_rounds(record, name) for name in work.artifacts if name not in session.lost},
         timed.load,
-        np.array([times.matmul_ms for times in session.reference]),
+        np.concatenate([rounds.pulses_ms for rounds in record.first.values()]),
         session.frequencies_mhz,
         timed.environment["cores"],
         timed.environment["cores_granted"],
     )
-    notes = [str(noise), *_notes(timed, work, conditions)]
+    whole = timed.record.first
+    left_out = [note_on(whole[context], rounds, f" of context {context}") for context, rounds in record.first.items()]
+    notes = [str(noise), *filter(None, left_out), *_notes(timed, work, conditions)]
     return BenchResult(rows, notes, _environment(timed, work, noise, conditions))
 
 
@@ -245,7 +247,7 @@ def _environment(
         "pinned_cores": list(timed.cores),
         "runtime_settings": session.settings,
         "launches": session.launches,
-        "rounds": {f"context_{context}": len(rounds.calls) for context, rounds in record.first.items()},
+        **count({f"context_{context}": rounds for context, rounds in record.first.items()}),
         "tokens": work.tokens,
         "cached": record.cached,
         "prompts": "text" if work.texts else "random",

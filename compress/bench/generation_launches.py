@@ -5,23 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compress.bench.child import Child
-from compress.bench.launches import (
-    SETTLE_SECONDS,
-    LostError,
-    Reference,
-    losing,
-    own_seconds,
-)
+from compress.bench.launches import LostError, Reference, losing, own_seconds
 from compress.bench.noise import Snapshot, frequency_mhz
 from compress.bench.record import Conditions, Record
 from compress.bench.reference import SINGLE_THREADED
-from compress.bench.rounds import Generation, Rounds, Run, Turn, in_turn, warm_up
+from compress.bench.rounds import Generation, Rounds, Run, Turn, in_turn, take_turns, warm_up
 from compress.numerics.statistics import geometric_interval
 from compress.targets import Target
 
@@ -73,16 +68,21 @@ class GenerationRecord:
         """Prompts and steps of all contexts."""
         return [*self.first.values(), *self.steps.values()]
 
-    def add(self, context: int, launch: int, found: Mapping[str, Generation]) -> None:
+    def add(self, context: int, launch: int, found: Mapping[str, Generation], pulse_ms: float) -> None:
         """Keep one round of all models."""
         for rounds, turns in (
             (self.first[context], {name: Turn([one.first_ms], one.disturbed[:1]) for name, one in found.items()}),
             (self.steps[context], {name: Turn(one.steps_ms, one.disturbed[1:]) for name, one in found.items()}),
         ):
-            for name, turn in turns.items():
-                rounds.turns.setdefault(name, []).append(turn)
-            rounds.calls.append(list(range(len(next(iter(turns.values())).latencies_ms))))
-            rounds.launches.append(launch)
+            rounds.add(range(len(next(iter(turns.values())).latencies_ms)), launch, turns, pulse_ms)
+
+    def undisturbed(self) -> GenerationRecord:
+        """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
+        return replace(
+            self,
+            first={context: rounds.undisturbed() for context, rounds in self.first.items()},
+            steps={context: rounds.undisturbed() for context, rounds in self.steps.items()},
+        )
 
     def forget(self, model: str) -> None:
         """Drop what was measured of a model that was lost."""
@@ -118,7 +118,7 @@ class GenerationLaunches:
         """
         conditions, session = self._conditions, self.record.session
         with Child("machine", variables=SINGLE_THREADED) as machine:
-            reference = Reference(machine, conditions.cores, conditions.timeout_seconds, session.reference)
+            reference = Reference(machine, conditions, session.reference)
             while not self._is_enough():
                 try:
                     self._launch(session.launches, machine, reference)
@@ -139,7 +139,7 @@ class GenerationLaunches:
         confidence = self._conditions.confidence
         samples = [
             ratios
-            for rounds in self.record.timings()
+            for rounds in self.record.undisturbed().timings()
             for ratios in (
                 [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
             )
@@ -217,20 +217,17 @@ class GenerationLaunches:
     def _round(self, children: Mapping[str, Child], number: int, count: int, reference: Reference) -> None:
         # Names as they were given, not as the processes were started; each order comes equally often.
         order = in_turn(self._names, number + count)
-        settle = SETTLE_SECONDS if self._conditions.threads > 1 and len(order) > 1 else 0.0
         for context in self._work.contexts:
-            found = {}
-            for name in order:
-                time.sleep(settle)
-                with losing(name):
-                    found[name] = self._generate(children[name], context, self._work.tokens)
-            self.record.add(context, number, found)
+            turns = {name: partial(self._generate, children[name], context, self._work.tokens) for name in order}
+            found, slowest_ms = take_turns(turns, reference.pulse)
+            self.record.add(context, number, found, slowest_ms)
             reference.now_and_then()
 
     def _generate(self, child: Child, context: int, tokens: int) -> Generation:
         vocabulary = self.record.vocabulary[child.label]
         ids = self._work.prompt(child.label, context, vocabulary, self._conditions.seed)
-        return child.generate(ids, tokens, self._conditions.timeout_seconds, _UNTIMED)
+        with losing(child.label):
+            return child.generate(ids, tokens, self._conditions.timeout_seconds, _UNTIMED)
 
     def _start(self, child: Child) -> None:
         """From the start of the process to its first token, of a prompt of one token."""

@@ -14,7 +14,7 @@ from compress.bench.child import Child
 from compress.bench.noise import Snapshot, frequency_mhz
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
-from compress.bench.rounds import Run, Turn, in_turn, interleave, warm_up
+from compress.bench.rounds import Pulse, Run, Turn, in_turn, interleave, warm_up
 from compress.bench.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
 from compress.errors import StageError
 from compress.numerics.statistics import geometric_interval
@@ -22,7 +22,7 @@ from compress.numerics.statistics import geometric_interval
 FEWEST_LAUNCHES = 6
 """With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
 SETTLE_SECONDS = 0.02
-"""Pause before a model's turn: the threads of the one before it spin for some milliseconds after their last call."""
+"""Pause after a model's turn: its threads spin for some milliseconds after their last call."""
 _UNTIMED = 2
 _WARM_UP_CALLS = 8
 _TURN_MS = 30.0
@@ -63,7 +63,7 @@ class Launches:
         """
         conditions = self._conditions
         with Child("machine", variables=SINGLE_THREADED) as machine:
-            reference = Reference(machine, conditions.cores, conditions.timeout_seconds, self.record.reference)
+            reference = Reference(machine, conditions, self.record.reference)
             while not self._is_enough():
                 try:
                     self._launch(self.record.launches, machine, reference)
@@ -80,7 +80,7 @@ class Launches:
         """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
         if self.record.launches < 2:
             return float("inf")
-        rounds = self.record.single
+        rounds = self.record.single.undisturbed()
         others = [name for name in self._names if name != self._baseline]
         samples = [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
@@ -134,11 +134,11 @@ class Launches:
             self._plan(runs)
             assert self._single_schedule is not None
             seconds = self._seconds(began)
-            for _ in interleave(runs, self._single_schedule, number, seconds, record.single):
+            for _ in interleave(runs, self._single_schedule, number, seconds, record.single, reference.pulse):
                 reference.now_and_then()
             self._keep(children, record.single_bytes, "peak_bytes")
             if self._batched_schedule is not None:
-                for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched):
+                for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched, reference.pulse):
                     reference.now_and_then()
                 self._keep(children, record.batched_bytes, "peak_bytes")
             if self._conditions.rate is not None:
@@ -171,10 +171,7 @@ class Launches:
             record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
 
     def _run(self, child: Child) -> Run:
-        settle = SETTLE_SECONDS if self._conditions.threads > 1 and len(self._names) > 1 else 0.0
-
         def run(calls: Sequence[int]) -> Turn:
-            time.sleep(settle)
             with losing(child.label):
                 return child.round(calls, self._conditions.timeout_seconds, _UNTIMED)
 
@@ -232,14 +229,22 @@ class Launches:
 
 
 class Reference:
-    """Times the reference kernels a few times a second, between the models' rounds."""
+    """Times the reference kernels a few times a second between rounds, and a small product around all turns."""
 
-    def __init__(self, child: Child, cores: Sequence[int], timeout: float, times: list[ReferenceTimes]) -> None:
+    def __init__(self, child: Child, conditions: Conditions, times: list[ReferenceTimes]) -> None:
+        cores, timeout = conditions.cores, conditions.timeout_seconds
         self._ask: Callable[[], ReferenceTimes] = lambda: child.reference(cores, timeout)
+        self._pulse: Pulse = lambda: child.pulse(cores, timeout)
+        self._settle = SETTLE_SECONDS if conditions.threads > 1 else 0.0
         self._times = times
         # The first answer comes after the kernels' arrays were made.
         self._ask()
         self._last = time.perf_counter()
+
+    def pulse(self) -> float:
+        """Milliseconds of the small product on the slowest core, once the threads of the last turn are idle."""
+        time.sleep(self._settle)
+        return self._pulse()
 
     def now(self) -> None:
         """Time them at once."""

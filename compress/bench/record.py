@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ class Record:
     no_energy: str | None = None
     usage: Usage = field(default_factory=Usage)
     launches: int = 0
+
+    def undisturbed(self) -> Record:
+        """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
+        return replace(self, single=self.single.undisturbed(), batched=self.batched.undisturbed())
 
     def forget(self, model: str) -> None:
         """Drop what was measured of a model that was lost."""

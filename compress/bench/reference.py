@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SIDE = 256
+_PULSE_SIDE = 128
 _COPY_BYTES = 32 << 20
 _REPEATS = 5
 SINGLE_THREADED = {
@@ -33,18 +34,30 @@ class ReferenceKernels:
         generator = np.random.default_rng(0)
         self._a, self._b = generator.random((2, _SIDE, _SIDE), dtype=np.float32)
         self._product = np.empty_like(self._a)
+        self._small = np.ascontiguousarray(self._a[:_PULSE_SIDE, :_PULSE_SIDE])
+        self._small_product = np.empty_like(self._small)
         self._source = np.ones(_COPY_BYTES, dtype=np.uint8)
         self._target = np.zeros_like(self._source)
         self.time()
 
     def time(self) -> ReferenceTimes:
         """The median of five passes of the product, and one copy."""
-        clock = time.perf_counter_ns
-        products = []
-        for _ in range(_REPEATS):
-            start = clock()
-            np.matmul(self._a, self._b, out=self._product)
-            products.append(clock() - start)
-        start = clock()
+        matmul_ms = _product_ms(self._a, self._b, self._product)
+        start = time.perf_counter_ns()
         np.copyto(self._target, self._source)
-        return ReferenceTimes(float(np.median(products)) / 1e6, (clock() - start) / 1e6)
+        return ReferenceTimes(matmul_ms, (time.perf_counter_ns() - start) / 1e6)
+
+    def pulse_ms(self) -> float:
+        """Milliseconds of a product of 128 x 128: short enough to be timed before and after every model's turn."""
+        return _product_ms(self._small, self._small, self._small_product)
+
+
+def _product_ms(a: np.ndarray, b: np.ndarray, product: np.ndarray) -> float:
+    """The median of five passes; the first may find the processor's caches used by somebody else."""
+    clock = time.perf_counter_ns
+    passes = []
+    for _ in range(_REPEATS):
+        start = clock()
+        np.matmul(a, b, out=product)
+        passes.append(clock() - start)
+    return float(np.median(passes)) / 1e6

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -40,11 +42,19 @@ class Generation:
 
 Run = Callable[[Sequence[int]], Turn]
 """Times one call for each numbered batch."""
+Pulse = Callable[[], float]
+"""Milliseconds that a small, fixed piece of work takes now."""
+Taken = TypeVar("Taken")
 
 _STEADY = 0.05
 _STEADY_IN_A_ROW = 2
 _WARM_UP_ROUNDS = 20
 _SHAPES_AT_ONCE = 8
+_USUAL = 0.05
+"""The quantile of all pulses that is taken for what the machine does when nothing else has it."""
+SLOWED = 1.15
+"""A machine that takes so many times as long as usual for the same work is slowed from outside."""
+_FEWEST_LEFT, _LEAST_SHARE, _FEWEST_LAUNCHES = 12, 0.1, 3
 
 
 @dataclass
@@ -52,12 +62,47 @@ class Rounds:
     """What was timed. In round r, ``calls[r]`` are the batches and ``turns[model][r]`` what they took.
 
     ``launches[r]`` numbers the set of processes that ran it: each launch has fresh ones, since where a process
-    happens to lie in memory may make it a little faster or slower for all its life.
+    happens to lie in memory may make it a little faster or slower for all its life. ``pulses_ms[r]`` is the longest of
+    the pulses that were taken before, between and after its turns.
     """
 
     calls: list[list[int]] = field(default_factory=list)
     launches: list[int] = field(default_factory=list)
     turns: dict[str, list[Turn]] = field(default_factory=dict)
+    pulses_ms: list[float] = field(default_factory=list)
+
+    def add(self, calls: Sequence[int], launch: int, turns: Mapping[str, Turn], pulse_ms: float) -> None:
+        """Keep one round of all models."""
+        for model, turn in turns.items():
+            self.turns.setdefault(model, []).append(turn)
+        self.calls.append(list(calls))
+        self.launches.append(launch)
+        self.pulses_ms.append(pulse_ms)
+
+    def undisturbed(self) -> Rounds:
+        """The rounds around which the machine was as fast as it is when nothing else has it.
+
+        On a shared machine a neighbour that comes and goes halves what a core does, and doesn't slow all models alike:
+        integer products lose more by it than float ones. Pulses alone decide which rounds count, never a model's own
+        times, so that none is favoured: those of at most 1.15 times the 5% quantile. All rounds count where fewer
+        than twelve, a tenth or three launches would be left, or the machine was never slow.
+        """
+        pulses = np.array(self.pulses_ms)
+        if not len(pulses):
+            return self
+        kept = np.flatnonzero(pulses <= SLOWED * np.quantile(pulses, _USUAL))
+        launches = min(_FEWEST_LAUNCHES, len(set(self.launches)))
+        if (
+            len(kept) < max(_FEWEST_LEFT, _LEAST_SHARE * len(pulses))
+            or len({self.launches[r] for r in kept}) < launches
+        ):
+            return self
+        return Rounds(
+            [self.calls[r] for r in kept],
+            [self.launches[r] for r in kept],
+            {model: [turns[r] for r in kept] for model, turns in self.turns.items()},
+            [self.pulses_ms[r] for r in kept],
+        )
 
     def latencies_ms(self, model: str) -> list[list[float]]:
         """[rounds][calls]"""
@@ -131,6 +176,34 @@ def in_turn(models: Sequence[str], round_number: int) -> list[str]:
     return list(models) if round_number % 2 == 0 else list(reversed(models))
 
 
+def count(rounds: Mapping[str, Rounds]) -> dict[str, dict[str, int]]:
+    """How many rounds of each kind of work count, and how many were slowed."""
+    counted = {work: len(all_of_it.undisturbed().calls) for work, all_of_it in rounds.items()}
+    slowed = {work: len(all_of_it.calls) - counted[work] for work, all_of_it in rounds.items()}
+    return {"rounds": counted, "slowed_rounds": slowed}
+
+
+def note_on(whole: Rounds, counted: Rounds, of: str = "") -> str | None:
+    """What a reader must know of the rounds that don't count; ``of`` says of which work they are."""
+    if len(counted.calls) == len(whole.calls):
+        return None
+    slowest, usual = max(whole.pulses_ms), min(counted.pulses_ms)
+    return (
+        f"{len(counted.calls)} of {len(whole.calls)} rounds{of} count: around the others a small product took "
+        f"up to {slowest / usual:.1f} times as long, so that something else had slowed the machine"
+    )
+
+
+def take_turns(turns: Mapping[str, Callable[[], Taken]], pulse: Pulse) -> tuple[dict[str, Taken], float]:
+    """What each brings, one after another with pulses around them, and the longest pulse."""
+    pulses = [pulse()]
+    taken = {}
+    for name, turn in turns.items():
+        taken[name] = turn()
+        pulses.append(pulse())
+    return taken, max(pulses)
+
+
 def warm_up(run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: float) -> WarmUp:
     """Run one batch of every shape, then ``calls`` again and again until successive medians agree within 5%.
 
@@ -160,21 +233,18 @@ def interleave(
     launch: int,
     seconds: float,
     rounds: Rounds,
+    pulse: Pulse,
 ) -> Iterator[None]:
     """Add rounds of one launch, at least one, yielding after each, until ``seconds`` are over.
 
     ``schedule`` gives the calls of the rounds and goes on from launch to launch.
     """
     models = list(runs)
-    for model in models:
-        rounds.turns.setdefault(model, [])
     began = time.perf_counter()
     for calls in schedule:
-        taken = {model: runs[model](calls) for model in in_turn(models, len(rounds.calls))}
-        for model in models:
-            rounds.turns[model].append(taken[model])
-        rounds.calls.append(list(calls))
-        rounds.launches.append(launch)
+        order = in_turn(models, len(rounds.calls))
+        taken, slowest_ms = take_turns({model: partial(runs[model], calls) for model in order}, pulse)
+        rounds.add(calls, launch, taken, slowest_ms)
         yield
         if time.perf_counter() - began >= seconds:
             return

@@ -15,7 +15,7 @@ from compress.bench.noise import Noise, judge
 from compress.bench.place import HERE, Place, Timed
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.results import Writer
-from compress.bench.rounds import WarmUp
+from compress.bench.rounds import WarmUp, count, note_on
 from compress.bench.scenarios import batches_by_length, draw_by_length, one_of_each_length
 from compress.bench.worker import write_batches
 from compress.errors import DataError, InputError, StageError
@@ -26,7 +26,7 @@ from compress.recipe import Benchmark
 from compress.targets import Target
 from compress.tasks.task import Examples
 
-TIMING_VERSION = 2
+TIMING_VERSION = 3
 """Of what is measured and how; kept timings of another version are not used."""
 PRECISION = 0.01
 """Half the width of the 95% interval of a ratio of latencies at which sampling may stop."""
@@ -150,7 +150,7 @@ def _result(
     settings: Benchmark,
     conditions: Conditions,
 ) -> BenchResult:
-    record, seed = timed.record, conditions.seed
+    record, seed = timed.record.undisturbed(), conditions.seed
     rows: list[Measurement] = []
     for label, name in timed_as.items():
         if name not in record.lost:
@@ -160,12 +160,13 @@ def _result(
         record.usage,
         {name: record.single.relative_rounds(name) for name in record.single.turns},
         timed.load,
-        np.array([times.matmul_ms for times in record.reference]),
+        np.array(record.single.pulses_ms),
         record.frequencies_mhz,
         timed.environment["cores"],
         timed.environment["cores_granted"],
     )
-    notes = [str(noise), *_notes(timed, settings, conditions)]
+    left_out = note_on(timed.record.single, record.single)
+    notes = [str(noise), *([left_out] if left_out else []), *_notes(timed, settings, conditions)]
     lost = [label for label, name in timed_as.items() if name in record.lost]
     notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
     return BenchResult(rows, notes, _environment(timed, noise, conditions))
@@ -222,7 +223,7 @@ def _environment(timed: Timed[Record], noise: Noise, conditions: Conditions) -> 
         "pinned_cores": list(timed.cores),
         "runtime_settings": record.settings,
         "launches": record.launches,
-        "rounds": {"single": len(record.single.calls), "batched": len(record.batched.calls)},
+        **count({"single": record.single, "batched": record.batched}),
         "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in record.warm_ups.items()},
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
     }

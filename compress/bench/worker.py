@@ -11,6 +11,7 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "generate", "ids": [...], "tokens": n, "untimed": m}  a prompt, then n tokens one by one
                                            -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
+    {"do": "pulse", "cores"}               -> {"pulse_ms"}                       less of it, on each of the cores
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
     {"do": "quit"}
 
@@ -219,10 +220,21 @@ class Worker:
 
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
+        _pin(message["cores"])
+        return self._reference_kernels().time()._asdict()
+
+    def pulse(self, message: Reply) -> Reply:
+        """Time the small product on each of the cores, where processes can be bound to cores; the longest counts."""
+        found = []
+        for cores in [[core] for core in message["cores"]] or [[]]:
+            _pin(cores)
+            found.append(self._reference_kernels().pulse_ms())
+        return {"pulse_ms": max(found)}
+
+    def _reference_kernels(self) -> ReferenceKernels:
         if self._kernels is None:
-            _pin(message["cores"])
             self._kernels = ReferenceKernels()
-        return self._kernels.time()._asdict()
+        return self._kernels
 
     def memory(self, message: Reply) -> Reply:
         """Peak memory of the process with the model, and all processor time so far."""
@@ -257,6 +269,7 @@ def main() -> None:
             "arrivals": worker.arrivals,
             "generate": worker.generate,
             "reference": worker.reference,
+            "pulse": worker.pulse,
             "memory": worker.memory,
         }
     )

@@ -29,6 +29,11 @@ class Clock:
         return run
 
 
+def still() -> float:
+    """The pulse of a machine that nothing slows."""
+    return 1.0
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -39,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
     rounds = Rounds()
     models = {"steady": clock.model(lambda _: 10.0), "restless": clock.model(lambda i: 10.0 * (1 + i % 5))}
-    list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds))
+    list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds, still))
     # Each round takes 10 ms and on average 30 ms: 3.99 s are over in the 100th.
     assert len(rounds.calls) == 100
 
@@ -47,7 +52,7 @@ def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
 def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
     rounds = Rounds()
     for launch in range(3):
-        list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds))
+        list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds, still))
     assert rounds.launches == [0, 1, 2]
 
 
@@ -63,7 +68,7 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
 
     rounds = Rounds()
     for launch in range(4):
-        list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds))
+        list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still))
     assert "".join(asked) == "abccba" * 2
 
 
@@ -99,6 +104,65 @@ def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
     a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
     both = Rounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
     assert both.ratios("a", "b") == pytest.approx([2.0, 9.0])
+
+
+def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> Rounds:
+    """While it is slowed, the float model takes 1.5 times as long and the integer one twice, and so do pulses."""
+    rounds = Rounds()
+    for number, slow in enumerate(slowed):
+        turns = {"float": calm(6.0 if slow else 4.0), "integer": calm(4.0 if slow else 2.0)}
+        rounds.add(
+            [number], launches[number] if launches else number % 4, turns, 2.0 if slow else 1.0 + number % 10 / 100
+        )
+    return rounds
+
+
+def test_rounds_on_a_slowed_machine_do_not_count() -> None:
+    """Two thirds are slowed: without them the ratio is 4 / 2, with them the medians' 6 / 4."""
+    rounds = shared_machine([number % 3 > 0 for number in range(60)])
+    assert rounds.ratios("float", "integer") == pytest.approx([1.5] * 4)
+    counted = rounds.undisturbed()
+    assert [calls[0] for calls in counted.calls] == list(range(0, 60, 3))
+    assert counted.launches == [number % 4 for number in range(0, 60, 3)]
+    assert counted.ratios("float", "integer") == pytest.approx([2.0] * 4)
+    assert subject.note_on(rounds, counted) == (
+        "20 of 60 rounds count: around the others a small product took up to 2.0 times as long, so that something else "
+        "had slowed the machine"
+    )
+    assert subject.count({"single": rounds}) == {"rounds": {"single": 20}, "slowed_rounds": {"single": 40}}
+
+
+def test_a_models_own_times_never_decide_which_rounds_count() -> None:
+    rounds = shared_machine([False] * 60)
+    rounds.turns["integer"][::2] = [calm(9.0)] * 30
+    assert rounds.undisturbed().turns == rounds.turns
+    assert subject.note_on(rounds, rounds.undisturbed()) is None
+
+
+@pytest.mark.parametrize(
+    ("slowed", "launches"),
+    [
+        ([number >= 11 for number in range(60)], None),  # eleven rounds would be left
+        ([number >= 14 for number in range(150)], None),  # less than a tenth
+        ([number >= 20 for number in range(60)], [number // 10 for number in range(60)]),  # two launches
+    ],
+)
+def test_all_rounds_count_where_few_would_be_left(slowed: list[bool], launches: list[int] | None) -> None:
+    rounds = shared_machine(slowed, launches)
+    assert rounds.undisturbed() is rounds
+
+
+def test_pulses_are_taken_around_every_turn() -> None:
+    told = iter([1.0, 5.0, 2.0])
+    order: list[str] = []
+
+    def pulse() -> float:
+        order.append("pulse")
+        return next(told)
+
+    taken, slowest_ms = subject.take_turns({name: lambda name=name: order.append(name) or name for name in "ab"}, pulse)
+    assert (taken, slowest_ms) == ({"a": "a", "b": "b"}, 5.0)
+    assert order == ["pulse", "a", "pulse", "b", "pulse"]
 
 
 def test_relative_rounds_take_out_what_examples_differ_by() -> None:

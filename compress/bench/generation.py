@@ -174,7 +174,8 @@ def _positions(file: Path) -> int | None:
 
 
 def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions, baseline: str) -> BenchResult:
-    record, session = timed.record.undisturbed(), timed.record.session
+    record = timed.record.undisturbed()
+    session = record.session
     rows: list[Measurement] = []
     for name in work.artifacts:
         if name in session.lost:

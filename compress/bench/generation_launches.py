@@ -14,7 +14,7 @@ import numpy as np
 from compress.bench.child import Child
 from compress.bench.launches import LostError, Reference, losing, own_seconds
 from compress.bench.noise import Snapshot, frequency_mhz
-from compress.bench.record import Conditions, Record
+from compress.bench.record import Conditions, Record, usual_reference
 from compress.bench.reference import SINGLE_THREADED
 from compress.bench.rounds import Generation, Rounds, Run, Turn, in_turn, take_turns, warm_up
 from compress.numerics.statistics import geometric_interval
@@ -78,11 +78,12 @@ class GenerationRecord:
 
     def undisturbed(self) -> GenerationRecord:
         """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
-        return replace(
-            self,
-            first={context: rounds.undisturbed() for context, rounds in self.first.items()},
-            steps={context: rounds.undisturbed() for context, rounds in self.steps.items()},
-        )
+        first = {context: rounds.undisturbed() for context, rounds in self.first.items()}
+        session = self.session
+        if any(first[context] is not rounds for context, rounds in self.first.items()):
+            session = replace(session, reference=usual_reference(session.reference))
+        steps = {context: rounds.undisturbed() for context, rounds in self.steps.items()}
+        return replace(self, session=session, first=first, steps=steps)
 
     def forget(self, model: str) -> None:
         """Drop what was measured of a model that was lost."""

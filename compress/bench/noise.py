@@ -123,7 +123,9 @@ def judge(
     throttled = usage.throttled_seconds / usage.elapsed
     spreads = {model: spread(rounds) for model, rounds in relative_rounds.items()}
     worst = max(spreads, key=spreads.__getitem__)
-    reference = None if reference_ms is None or len(reference_ms) == 0 else spread(reference_ms)
+    reference = usual_ms = None
+    if reference_ms is not None and len(reference_ms):
+        reference, usual_ms = spread(reference_ms), float(np.median(reference_ms))
     slowed = 1 - min(frequencies_mhz) / max(frequencies_mhz) if len(frequencies_mhz) else None
     findings = [
         _finding(spreads[worst], _NOISY_SPREAD, _UNUSABLE_SPREAD, f"the rounds of {worst!r} vary by {{:.0%}}"),
@@ -144,6 +146,7 @@ def judge(
         {
             "round_spread": spreads[worst],
             "reference_spread": reference,
+            "reference_ms": usual_ms,
             "frequency_drop": slowed,
             "others_share": others,
             "stolen_share": stolen,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress.bench.noise import Usage
 from compress.bench.reference import ReferenceTimes
-from compress.bench.rounds import Rounds, WarmUp
+from compress.bench.rounds import Rounds, WarmUp, are_usual
 from compress.targets import Target
 
 
@@ -79,7 +81,9 @@ class Record:
 
     def undisturbed(self) -> Record:
         """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
-        return replace(self, single=self.single.undisturbed(), batched=self.batched.undisturbed())
+        single = self.single.undisturbed()
+        reference = self.reference if single is self.single else usual_reference(self.reference)
+        return replace(self, single=single, batched=self.batched.undisturbed(), reference=reference)
 
     def forget(self, model: str) -> None:
         """Drop what was measured of a model that was lost."""
@@ -89,3 +93,9 @@ class Record:
         ]
         for kept in per_model:
             kept.pop(model, None)
+
+
+def usual_reference(times: list[ReferenceTimes]) -> list[ReferenceTimes]:
+    """Those of a machine that nothing slows, since times of other sessions are divided by them."""
+    usual = are_usual(np.array([one.matmul_ms for one in times]))
+    return [one for one, keeps in zip(times, usual, strict=True) if keeps]

@@ -52,7 +52,7 @@ _WARM_UP_ROUNDS = 20
 _SHAPES_AT_ONCE = 8
 _USUAL = 0.05
 """The quantile of all pulses that is taken for what the machine does when nothing else has it."""
-SLOWED = 1.15
+_SLOWED = 1.15
 """A machine that takes so many times as long as usual for the same work is slowed from outside."""
 _FEWEST_LEFT, _LEAST_SHARE, _FEWEST_LAUNCHES = 12, 0.1, 3
 
@@ -90,12 +90,10 @@ class Rounds:
         pulses = np.array(self.pulses_ms)
         if not len(pulses):
             return self
-        kept = np.flatnonzero(pulses <= SLOWED * np.quantile(pulses, _USUAL))
-        launches = min(_FEWEST_LAUNCHES, len(set(self.launches)))
-        if (
-            len(kept) < max(_FEWEST_LEFT, _LEAST_SHARE * len(pulses))
-            or len({self.launches[r] for r in kept}) < launches
-        ):
+        kept = np.flatnonzero(are_usual(pulses))
+        launches = len({self.launches[r] for r in kept})
+        few = launches < min(_FEWEST_LAUNCHES, len(set(self.launches)))
+        if len(kept) == len(pulses) or len(kept) < max(_FEWEST_LEFT, _LEAST_SHARE * len(pulses)) or few:
             return self
         return Rounds(
             [self.calls[r] for r in kept],
@@ -174,6 +172,11 @@ class WarmUp:
 def in_turn(models: Sequence[str], round_number: int) -> list[str]:
     """The order of a round: forwards, then backwards, so that no model always follows the same one."""
     return list(models) if round_number % 2 == 0 else list(reversed(models))
+
+
+def are_usual(times_ms: np.ndarray) -> np.ndarray:
+    """Which times of the same work, [times], are those of a machine that nothing else slows; booleans, [times]."""
+    return np.asarray(times_ms <= _SLOWED * np.quantile(times_ms, _USUAL))
 
 
 def count(rounds: Mapping[str, Rounds]) -> dict[str, dict[str, int]]:

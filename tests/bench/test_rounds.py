@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from compress.bench import rounds as subject
+from compress.bench.record import Record
+from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds, Turn, interleave, warm_up
 
 
@@ -130,6 +132,14 @@ def test_rounds_on_a_slowed_machine_do_not_count() -> None:
         "had slowed the machine"
     )
     assert subject.count({"single": rounds}) == {"rounds": {"single": 20}, "slowed_rounds": {"single": 40}}
+
+
+def test_the_reference_that_other_sessions_divide_by_is_of_the_same_machine() -> None:
+    reference = [ReferenceTimes(0.4 if number % 2 else 0.25, 6.0) for number in range(40)]
+    slowed = Record(single=shared_machine([number % 3 > 0 for number in range(60)]), reference=reference)
+    assert [times.matmul_ms for times in slowed.undisturbed().reference] == [0.25] * 20
+    quiet = Record(single=shared_machine([False] * 60), reference=reference)
+    assert quiet.undisturbed().reference == reference
 
 
 def test_a_models_own_times_never_decide_which_rounds_count() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
+from compress.bundle.client import FOLDER as RUNTIME_FOLDER
 from compress.bundle.format import Contents, open_model, shape_of
 from compress.bundle.formats import FORMATS
 from compress.bundle.kind import Kind
@@ -29,8 +30,6 @@ from compress.bundle.signature import sign
 from compress.bundle.templates import examples, page
 from compress.bundle.transfer import transferred, zipped
 from compress.bundle.verify import verify_folder
-from compress.bundle.web_runtime import FOLDER as RUNTIME_FOLDER
-from compress.bundle.web_runtime import copy_web_runtime, try_in_node, try_in_page, web_licences, web_runtime
 from compress.errors import InputError, StorageError
 from compress.models.model import digest_file
 from compress.models.model_file import Format, format_of, model_file, model_files
@@ -82,7 +81,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
                 sign(folder, wanted.key)
             verify_folder(folder, None)
             if wanted.profile.version is not None:
-                (try_in_node if KINDS[manifest.task].client == "onnxruntime-web" else try_in_page)(folder, progress)
+                KINDS[manifest.task].client.try_out(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
                 sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
@@ -170,7 +169,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         signatures=shape.signatures,
         preprocessing=rule,
         postprocessing=end,
-        licences=(*licences, *web_licences(kind)) if profile.version else licences,
+        licences=(*licences, *kind.client.licences(kind.inputs.tokenizes)) if profile.version else licences,
         provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name),
         files={},
     )
@@ -187,7 +186,7 @@ def _runtime(profile: AppProfile, kind: Kind, written: Format, minimum_version: 
     app = profile.apps[written]
     name, package, least = app.runtime, app.package, minimum_version
     if profile.version is not None:
-        name, package, least = web_runtime(kind, profile)
+        name, package, least = kind.client.runs(profile)
     provider = profile.in_format(written).target.provider
     return Runtime(name=name, package=package, minimum_version=least, execution_provider=provider)
 
@@ -198,7 +197,8 @@ def _write(
     written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile, test.unmeasured).encode()}
     written |= examples(manifest, kind, profile)
     if profile.version is not None:
-        copy_web_runtime(folder / RUNTIME_FOLDER, kind, progress)
+        (folder / RUNTIME_FOLDER).mkdir()
+        kind.client.copy(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)
         written |= page(manifest, kind, test.cases)
         written |= kind.inputs.more_for_page(folder, manifest.preprocessing)
     for name, content in written.items():

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from compress.bundle.client import Client
 from compress.bundle.manifest import TensorRecord
+from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
 from compress.bundle.steps import Entry, Postprocessing, Preprocessing
 from compress.runtimes.runtime import Batch
 from compress.targets import Language
 
-Client = Literal["onnxruntime-web", "transformers.js"]
 _SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
 _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
@@ -140,7 +141,7 @@ class Kind:
     """A task. Registered in `kinds`.
 
     ``examples`` is the folder of its examples, ``app`` the class in those for phones; its page lies in the folder below
-    `web` that is called as the task is, and has ``client`` for a library. There are examples in ``languages``; a model
+    `web` that is called as the task is, and is answered by ``client``. There are examples in ``languages``; a model
     has ``graphs`` many files, first the one that reads inputs.
     """
 
@@ -151,7 +152,7 @@ class Kind:
     app: str
     languages: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
     graphs: int = 1
-    client: Client = "onnxruntime-web"
+    client: Client = ONNXRUNTIME_WEB
 
     @property
     def meanings(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
 from compress.bundle.text import SENTENCES, TEXTS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
+from compress.bundle.transformers_js import TRANSFORMERS_JS
 
 KINDS: dict[str, Kind] = {
     kind.task: kind
@@ -24,7 +25,7 @@ KINDS: dict[str, Kind] = {
             app="Transcriber",
             languages=frozenset({"python", "node"}),
             graphs=2,
-            client="transformers.js",
+            client=TRANSFORMERS_JS,
         ),
     )
 }

@@ -8,17 +8,13 @@ from html import escape
 from importlib.resources import files
 
 from compress.bundle.formats import FORMATS
-from compress.bundle.kind import Case, Client, Kind
+from compress.bundle.kind import Case, Kind
 from compress.bundle.manifest import Manifest
 from compress.targets import AppProfile, Language
 
 PAGE = "index.html"
 EXAMPLES = "examples"
 _SOURCES = files("compress.bundle")
-_SHARED: Mapping[Client, tuple[str, ...]] = {
-    "onnxruntime-web": ("answer.mjs", "shown.mjs", "style.css"),
-    "transformers.js": ("style.css",),
-}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _WRITTEN = (".kt", ".swift")
 _MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "swift": "Model.swift"}
@@ -52,10 +48,9 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
         **kind.inputs.in_page(manifest.preprocessing, cases),
     }
     web = _SOURCES / "web"
-    # transformers.js prepares inputs and reads answers by the files in the model's folder.
-    steps = () if kind.client == "transformers.js" else (kind.inputs.folder, kind.answers.folder)
+    steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else ()
     own = [place for name in (*steps, kind.task) for place in (web / name).iterdir()]
-    places = (*(web / name for name in _SHARED[kind.client]), *sorted(own, key=lambda at: at.name))
+    places = (*(web / name for name in kind.client.shared), *sorted(own, key=lambda at: at.name))
     found = {place.name: place.read_text(encoding="utf-8") for place in places}
     found[PAGE] = _filled(found[PAGE], values)
     return {name: text.encode() for name, text in found.items()}

@@ -18,7 +18,7 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.web_runtime import try_in_node
+from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
 from compress.errors import BundleError
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
@@ -107,7 +107,7 @@ def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
     test["cases"][2]["input_ids"][1] += 1
     (folder / "selftest.json").write_text(json.dumps(test))
     with pytest.raises(BundleError, match=r"answer otherwise .* other ids of \"I don't know what"):
-        try_in_node(folder, SilentProgress())
+        ONNXRUNTIME_WEB.try_out(folder, SilentProgress())
 
 
 def lines() -> list[str]:

@@ -99,11 +99,11 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
 
 def _check(wanted: Wanted, output: Path, archive: Path) -> None:
     form, allowed = format_of(wanted.model), wanted.profile.apps
-    if wanted.recipe.task not in KINDS or form not in allowed:
+    if form not in allowed:
         raise InputError(
             f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
             where=str(wanted.model),
-            expected=f"{' or '.join(KINDS)}, {' or '.join(allowed)}",
+            expected=" or ".join(allowed),
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     _check_examples(wanted, form)

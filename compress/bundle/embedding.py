@@ -8,11 +8,14 @@ from typing import cast
 
 import numpy as np
 
+from compress.bundle import numbers
 from compress.bundle.kind import Rounding
 from compress.bundle.manifest import TensorRecord
+from compress.bundle.numbers import Numbers
 from compress.bundle.steps import Embed, Postprocessing
 from compress.errors import ModelError
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
+from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
 
 _POOLED = {
@@ -82,16 +85,28 @@ class _Embeddings:
         """See `Answers`: with integers, a text of two tokens came out with a cosine of 0.985 in a page."""
         return Rounding(0.1, 0.97) if integers else Rounding(1e-3, 0.9999)
 
-    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Numbers) -> Numbers:
         """The embedding."""
         assert isinstance(end, Embed)
-        found = _pooled(outputs[end.output][0], end)
+        found = _pooled(session.predict(feed)[end.output][0], end)
         if found.shape != (end.dimensions,):
             raise ModelError(
                 f"The graph gives an embedding of shape {list(found.shape)}.",
                 expected=f"{end.dimensions} values, as {MODULES} says",
             )
-        return cast(np.ndarray, found / np.linalg.norm(found)) if end.normalize else found
+        return numbers.seven_figures(found / np.linalg.norm(found) if end.normalize else found)
+
+    def span(self, found: Sequence[Numbers]) -> float:
+        """See `Answers`."""
+        return numbers.span(found)
+
+    def apart(self, found: Numbers, known: Numbers) -> float:
+        """See `Answers`."""
+        return numbers.apart(found, known)
+
+    def shown(self, answer: Numbers) -> str:
+        """See `Answers`."""
+        return numbers.shown(answer)
 
     def in_code(self, end: Postprocessing) -> dict[str, str]:
         """The pooling, as an expression of the graph's values, token after token."""

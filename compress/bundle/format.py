@@ -87,7 +87,7 @@ def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
     """Its inputs and outputs. Raises `ModelError` for those that no model of that kind has."""
     inputs, outputs = interface.inputs, interface.outputs
     names = inputs.keys() | outputs.keys()
-    if names - kind.meanings.keys() or kind.required - names:
+    if any(kind.meaning(name) is None for name in names) or kind.required - names:
         optional = sorted(kind.meanings.keys() - kind.required)
         perhaps = f", perhaps {', '.join(optional)}" if optional else ""
         raise ModelError(
@@ -105,7 +105,7 @@ def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord,
             name=name,
             dtype=found.dtype,
             shape=tuple("any" if axis is None else axis for axis in found.shape),
-            meaning=kind.meanings[name],
+            meaning=kind.meaning(name) or "",
         )
         for name, found in types.items()
     )

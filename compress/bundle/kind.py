@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
-import numpy as np
+from pydantic import Field
 
 from compress.bundle.client import Client
 from compress.bundle.manifest import TensorRecord
+from compress.bundle.numbers import Numbers
 from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
 from compress.bundle.steps import Entry, Postprocessing, Preprocessing
-from compress.runtimes.runtime import Batch
+from compress.runtimes.runtime import Batch, Session
 from compress.targets import Language
 
+_LAYER = re.compile(r"\.\d+\.")
 _SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
 _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
 
-class Case(Entry):
-    """One input of the self-test, and the model's answer to it alone: scores, an embedding or a transcript."""
+class Reply(Entry):
+    """The tokens of a reply, each the likeliest one, and by how much its logit exceeds the mean of all."""
 
-    logits: tuple[float, ...] = ()
-    embedding: tuple[float, ...] = ()
+    ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    logits: Numbers
+
+
+Answer = Numbers | str | Reply
+
+
+class Case(Entry):
+    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a transcript or a reply."""
+
+    logits: Numbers = ()
+    embedding: Numbers = ()
     transcript: str = ""
+    reply: Reply | None = None
 
     @property
     def shown(self) -> str:
@@ -49,7 +63,7 @@ class Way(Protocol):
 
 
 class Rounding(NamedTuple):
-    """``share`` of the span of all expected answers, or of a text's words, and the least cosine to an expected answer.
+    """``share`` of the span of all expected numbers, or of a text's words, and the least cosine to an expected answer.
 
     Integers are summed alike everywhere but on processors where they saturate, yet a float that is rounded another way
     now and then falls on the next integer.
@@ -123,11 +137,20 @@ class Answers(Protocol):
     def rounding(self, integers: bool) -> Rounding:
         """What it may change of an answer, of a graph that computes in ``integers`` or not."""
 
-    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray | str:
-        """The answer to one input, [values] or text, of the graph's outputs for it alone.
+    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Any) -> Any:
+        """The `Answer` to one input, for it alone; ``known`` is the expected one, where there is one.
 
-        Raises `ModelError` for outputs that ``end`` doesn't fit.
+        Raises `ModelError` for outputs that ``end`` doesn't fit, and what running the model raises.
         """
+
+    def span(self, found: Sequence[Any]) -> float:
+        """What `Rounding.share` is a share of."""
+
+    def apart(self, found: Any, known: Any) -> float:
+        """How far an answer is from the expected one, to be held against that share."""
+
+    def shown(self, answer: Any) -> str:
+        """For a message."""
 
     def in_code(self, end: Postprocessing) -> dict[str, str]:
         """What the templates in Kotlin and Swift are filled with."""
@@ -156,8 +179,12 @@ class Kind:
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """Inputs and outputs that its graphs may have, in words."""
+        """Inputs and outputs that its graphs may have, in words; N stands for the number of a layer."""
         return {**self.inputs.meanings, **self.answers.meanings}
+
+    def meaning(self, name: str) -> str | None:
+        """Of an input or output, in words; None for one that no graph of it has."""
+        return self.meanings.get(_LAYER.sub(".N.", name))
 
     @property
     def required(self) -> frozenset[str]:

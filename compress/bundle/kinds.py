@@ -7,6 +7,8 @@ from compress.bundle.embedding import EMBEDDINGS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
+from compress.bundle.prompt import PROMPTS
+from compress.bundle.reply import REPLIES
 from compress.bundle.text import SENTENCES, TEXTS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.transformers_js import TRANSFORMERS_JS
@@ -25,6 +27,15 @@ KINDS: dict[str, Kind] = {
             app="Transcriber",
             languages=frozenset({"python", "node"}),
             graphs=2,
+            client=TRANSFORMERS_JS,
+        ),
+        Kind(
+            "text-generation",
+            PROMPTS,
+            REPLIES,
+            examples="chat",
+            app="Chat",
+            languages=frozenset({"python", "node"}),
             client=TRANSFORMERS_JS,
         ),
     )

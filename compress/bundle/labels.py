@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.bundle import numbers
 from compress.bundle.kind import Rounding
 from compress.bundle.manifest import TensorRecord
+from compress.bundle.numbers import Numbers
 from compress.bundle.steps import Postprocessing, Softmax
 from compress.errors import ModelError
 from compress.evaluate import artifact_labels
+from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LOGITS
 
 _MANY, _FEW = 20, 5
@@ -41,16 +44,28 @@ class _Labels:
         """See `Answers`."""
         return Rounding(0.05 if integers else 1e-3)
 
-    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Numbers) -> Numbers:
         """A score for each label."""
         assert isinstance(end, Softmax)
-        scores: np.ndarray = outputs[end.output][0]
+        scores: np.ndarray = session.predict(feed)[end.output][0]
         if len(scores) != len(end.labels):
             raise ModelError(
                 f"The model's config names {len(end.labels)} labels, and the graph gives {len(scores)} scores.",
                 expected="an id2label in config.json with a name for each score",
             )
-        return scores
+        return numbers.seven_figures(scores)
+
+    def span(self, found: Sequence[Numbers]) -> float:
+        """See `Answers`."""
+        return numbers.span(found)
+
+    def apart(self, found: Numbers, known: Numbers) -> float:
+        """See `Answers`."""
+        return numbers.apart(found, known)
+
+    def shown(self, answer: Numbers) -> str:
+        """See `Answers`."""
+        return numbers.shown(answer)
 
     def in_code(self, end: Postprocessing) -> dict[str, str]:
         """The labels, as each language writes strings."""

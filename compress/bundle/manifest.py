@@ -93,7 +93,13 @@ class Manifest(Entry):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
-    task: Literal["text-classification", "image-classification", "feature-extraction", "automatic-speech-recognition"]
+    task: Literal[
+        "text-classification",
+        "image-classification",
+        "feature-extraction",
+        "automatic-speech-recognition",
+        "text-generation",
+    ]
     target: str
     runtime: Runtime
     format: Format

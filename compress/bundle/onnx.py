@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.bundle.format import Contents, Interface
+from compress.inspect.onnx_graph import Node, read_graph
 from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber
@@ -38,12 +39,10 @@ class _Onnx:
         else:
             import onnx
 
-            from compress.inspect.onnx_graph import read_graph
-
             graph = read_graph(file)
             model = onnx.load(file, load_external_data=False)
             opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-        integers = any(node.op_type.startswith(_INTEGER) for node in graph.nodes)
+        integers = any(map(_computes_in_integers, graph.nodes))
         stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
         return Contents(dict(sorted(opsets.items())), integers, stored)
 
@@ -53,3 +52,10 @@ class _Onnx:
 
 
 ONNX = _Onnx()
+
+
+def _computes_in_integers(node: Node) -> bool:
+    """Whether what it is given is rounded to integers: a product with weights in few bits does so at level 4."""
+    return node.op_type.startswith(_INTEGER) or (
+        node.op_type == "MatMulNBits" and node.integers.get("accuracy_level") == 4
+    )

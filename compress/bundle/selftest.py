@@ -13,24 +13,21 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.audio import AudioCase
 from compress.bundle.image import ImageCase
-from compress.bundle.kind import Answers, Case, Kind, Way
+from compress.bundle.kind import Answer, Answers, Case, Kind, Way
 from compress.bundle.manifest import SELFTEST
 from compress.bundle.steps import Entry, Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
-from compress.numerics.word_errors import word_errors
 from compress.runtimes.runtime import Session
 
 SCHEMA = 1
-_SHOWN = 8
-Answer = tuple[float, ...] | str
-"""Numbers, or text."""
 
 
 class SelfTest(Entry):
     """``tolerance`` is the largest difference of a number that is rounding and not another answer.
 
-    Of a text it is the largest share of its words.
+    Of a text it is the largest share of its words. Of a reply it bounds, at each of its tokens with those before it as
+    expected, by how much that token's logit exceeds the mean otherwise, and how far it is behind the largest.
 
     So is ``cosine`` the smallest cosine of an embedding to the one that is expected. Where the model could not be run
     when the bundle was made, ``unmeasured`` says why, and cases have no answers.
@@ -67,9 +64,14 @@ class Asked:
     end: Postprocessing
 
     def answer(self, case: Case) -> Answer:
-        """The answer to one case, to seven figures: what a float32 holds. Raises what preparing and running raise."""
-        found = self.answers.read(self.end, self.session.predict(self.way.feed(case)))
-        return found if isinstance(found, str) else tuple(float(f"{value:.7g}") for value in found.tolist())
+        """The answer to one case. Raises what preparing and running raise."""
+        found: Answer = self.answers.ask(self.session, self.end, self.way.feed(case), self.known(case))
+        return found
+
+    def known(self, case: Case) -> Answer:
+        """The answer that a case has."""
+        known: Answer = getattr(case, self.answers.field)
+        return known
 
 
 def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
@@ -79,7 +81,7 @@ def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_wit
     return SelfTest.model_validate(
         {
             "made_with": made_with,
-            "tolerance": float(f"{_span(found) * rounding.share:.3g}"),
+            "tolerance": float(f"{asked.answers.span(found) * rounding.share:.3g}"),
             "cosine": rounding.cosine,
             "cases": [
                 case.model_copy(update={asked.answers.field: one}).model_dump(exclude_defaults=True)
@@ -121,7 +123,7 @@ def check_prepared(test: SelfTest, way: Way, where: str) -> None:
 
 
 def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
-    """The largest difference of a number, in tolerances, of a test that has answers.
+    """The largest difference of an answer, in tolerances, of a test that has answers.
 
     Raises `BundleError` where inputs or answers are others.
     """
@@ -133,40 +135,20 @@ def run_selftest(test: SelfTest, asked: Asked, where: str) -> float:
             found = asked.answer(case)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        known: Answer = getattr(case, asked.answers.field)
-        if not isinstance(known, str) and len(found) != len(known):
-            raise _failed(where, number, case, f"{asked.answers.many} of {len(found)} numbers", f"{len(known)}")
-        apart = _apart(found, known)
+        known, answers = asked.known(case), asked.answers
+        apart = answers.apart(found, known)
         if not apart <= test.tolerance:
-            expected = f"{_some(known)} within {test.tolerance:g}"
-            raise _failed(where, number, case, f"{asked.answers.many} {_some(found)}", expected)
+            expected = f"{answers.shown(known)} within {test.tolerance:g}"
+            raise _failed(where, number, case, f"{answers.many} {answers.shown(found)}", expected)
         if test.cosine is not None and not (cosine := _cosine(found, known)) >= test.cosine:
             raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
         worst = max(worst, apart / test.tolerance)
     return worst
 
 
-def _span(found: Sequence[Answer]) -> float:
-    return 1.0 if isinstance(found[0], str) else max(float(np.ptp(np.array(found))), 1e-3)
-
-
-def _apart(found: Answer, known: Answer) -> float:
-    """The largest difference of a number, or the share of words that are others."""
-    if isinstance(known, str):
-        return word_errors(known.split(), str(found).split()) / max(1, len(known.split()))
-    return float(np.max(np.abs(np.array(found) - np.array(known))))
-
-
 def _cosine(found: Answer, known: Answer) -> float:
     a, b = np.array(found), np.array(known)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def _some(scores: Answer) -> str:
-    if isinstance(scores, str):
-        return repr(scores)
-    more = f" and {len(scores) - _SHOWN} more" if len(scores) > _SHOWN else ""
-    return f"{list(scores[:_SHOWN])}{more}"
 
 
 def _failed(where: str, number: int, case: Case, found: str, expected: str) -> BundleError:

@@ -111,6 +111,44 @@ class LogMel(Entry):
         return ()
 
 
+class Prompt(Entry):
+    """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
+
+    kind: Literal["prompt"] = "prompt"
+    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
+    before: str = Field(description="what the model's chat template puts before a message, if it has one")
+    after: str = Field(description="what it puts behind it, up to where the reply begins")
+    add_special_tokens: bool = Field(description="whether the tokenizer adds its own; without a chat template it does")
+    max_length: int = Field(ge=1, description="tokens of a prompt at most")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs."""
+        return (self.tokenizer,)
+
+
+class Generate(Entry):
+    """Prompt -> reply: token by token, always the likeliest one, up to one of ``end_ids``.
+
+    All ids of the prompt are read at once, then each token alone. ``attention_mask`` is 1 for each token so far;
+    ``position_ids``, if the model takes them, count from 0. A cache that is empty at first has the shape of its input
+    with a length of 0.
+    """
+
+    kind: Literal["generate"] = "generate"
+    output: str = Field(description="logits [batch, length, vocabulary]; the last position's say what follows")
+    cache: dict[str, str] = Field(description="input -> the output that takes its place at the next token")
+    decoding: Literal["greedy"] = "greedy"
+    end_ids: tuple[int, ...]
+    max_new_tokens: int = Field(ge=1, description="of a reply")
+    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none but the prompt's tokenizer."""
+        return ()
+
+
 class Transcribe(Entry):
     """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
 
@@ -165,12 +203,13 @@ class Embed(Entry):
         return ()
 
 
-Preprocessing = Tokenize | PrepareImage | LogMel
-Postprocessing = Softmax | Embed | Transcribe
+Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
+Postprocessing = Softmax | Embed | Transcribe | Generate
 STEPS = {
     "text-classification": ("tokenize", "softmax"),
     "image-classification": ("prepare-image", "softmax"),
     "feature-extraction": ("tokenize", "embed"),
     "automatic-speech-recognition": ("log-mel", "transcribe"),
+    "text-generation": ("prompt", "generate"),
 }
 """Task -> how its inputs are prepared, and what becomes of its outputs."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from compress.bundle.kind import Rounding
 from compress.bundle.manifest import MODEL_FOLDER, TensorRecord
 from compress.bundle.steps import Postprocessing, Transcribe
 from compress.models.onnx_model import find_graphs
+from compress.numerics.word_errors import word_errors
+from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.speech_rules import read_rules
 from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS
 
@@ -42,9 +42,21 @@ class _Transcripts:
         """See `Answers`: the share of words. With integers a token that was nearly as likely may come first."""
         return Rounding(0.2 if integers else 0.01)
 
-    def read(self, end: Postprocessing, outputs: Mapping[str, np.ndarray]) -> str:
+    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: str) -> str:
         """The transcript."""
-        return str(outputs[TRANSCRIPTS][0])
+        return str(session.predict(feed)[TRANSCRIPTS][0])
+
+    def span(self, found: Sequence[str]) -> float:
+        """All words of a text."""
+        return 1.0
+
+    def apart(self, found: str, known: str) -> float:
+        """The share of words that are others."""
+        return word_errors(known.split(), found.split()) / max(1, len(known.split()))
+
+    def shown(self, answer: str) -> str:
+        """See `Answers`."""
+        return repr(answer)
 
     def in_code(self, end: Postprocessing) -> dict[str, str]:
         """Nothing: no snippet is written for phones."""

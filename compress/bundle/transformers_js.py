@@ -17,7 +17,7 @@ from compress.samples.transformers_js import CLIENT, LIBRARY, WASM_SCRIPT
 from compress.targets import AppProfile
 
 _NAME, _PAGE, _LICENCE = "transformers.js", "index.html", "LICENSE-transformers.txt"
-_SECONDS = 300
+_SECONDS = 600
 
 
 class _TransformersJs:

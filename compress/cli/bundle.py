@@ -19,7 +19,8 @@ def bundle(
     sample: Annotated[
         list[str] | None,
         typer.Option(
-            help="A text or a picture's path, for the self-test and the page, in place of built-in ones; repeatable."
+            help="A text, or the path of a picture or recording, for the self-test and the page, in place of built-in "
+            "ones; repeatable."
         ),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The model's licence, e.g. apache-2.0.")] = None,

@@ -74,14 +74,22 @@ class Decoder:
 
     def prefill(self, ids: Sequence[int]) -> int:
         """Begin anew with ``ids``, one or more, and give the token that follows. Raises as `Session.predict` does."""
-        self._past, self._ids = self._empty, []
-        return self._answer(ids)
+        return likeliest(self.read(ids), self._where)
 
     def step(self, token: int) -> int:
         """Append ``token`` and give the one that follows."""
+        return likeliest(self.read_on(token), self._where)
+
+    def read(self, ids: Sequence[int]) -> np.ndarray:
+        """Begin anew with ``ids``, one or more: the logits [vocabulary] of what follows."""
+        self._past, self._ids = self._empty, []
+        return self._answer(ids)
+
+    def read_on(self, token: int) -> np.ndarray:
+        """Append ``token``: the logits [vocabulary] of what follows."""
         return self._answer([token])
 
-    def _answer(self, ids: Sequence[int]) -> int:
+    def _answer(self, ids: Sequence[int]) -> np.ndarray:
         seen = len(self._ids)
         self._ids += ids
         if not self._cache:
@@ -90,16 +98,17 @@ class Decoder:
         values = {_IDS: ids, "attention_mask": np.ones(total), "position_ids": np.arange(seen, total)}
         feed = {name: np.asarray(values[name], dtype)[np.newaxis] for name, dtype in self._plain.items()}
         if self._shared is not None:
-            return self._likeliest(self._shared.predict(feed, seen, total))
+            return self._last(self._shared.predict(feed, seen, total))
         outputs = self._session.predict({**feed, **self._past})
         self._past = {past: outputs[present] for past, present in self._cache.items()}
-        return self._likeliest(outputs[_LOGITS])
+        return self._last(outputs[_LOGITS])
 
-    def _likeliest(self, logits: np.ndarray) -> int:
+    def _last(self, logits: np.ndarray) -> np.ndarray:
         if logits.ndim != 3:
             raise self._no_decoder(f"logits have the shape {list(logits.shape)}")
         self.vocabulary = logits.shape[-1]
-        return likeliest(logits[0, -1], self._where)
+        last: np.ndarray = logits[0, -1]
+        return last
 
     def _plain_inputs(self) -> dict[str, str]:
         """Integer inputs and their types."""

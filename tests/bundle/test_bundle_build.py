@@ -18,6 +18,7 @@ from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
+from compress.bundle.kinds import KINDS
 from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
@@ -26,6 +27,7 @@ from compress.models.onnx_model import OnnxModel
 from compress.models.ort_model import to_ort
 from compress.progress import SilentProgress
 from compress.targets import find_app_profile
+from compress.tasks import TASK_NAMES
 
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
 
@@ -107,8 +109,12 @@ def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
         build(wanted_of(run), tmp_path / "there", SilentProgress())
     wanted = wanted_of(run)
     other = wanted.recipe.model_copy(update={"task": "text-generation"})
-    with pytest.raises(InputError, match="for desktop cannot hold a model of text-generation"):
+    with pytest.raises(ModelError, match="config has max_position_embeddings None"):
         build(replace(wanted, recipe=other), tmp_path / "none", SilentProgress())
+
+
+def test_every_task_can_be_bundled() -> None:
+    assert KINDS.keys() == set(TASK_NAMES)
 
 
 def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:

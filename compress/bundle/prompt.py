@@ -1,0 +1,181 @@
+"""A message -> the ids that a model continues: by the rule of the manifest, without transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bundle.kind import Case
+from compress.bundle.manifest import MODEL_FOLDER
+from compress.bundle.reply import longest_text
+from compress.bundle.steps import Preprocessing, Prompt
+from compress.bundle.text import TEXTS, TextCase, open_tokenizer
+from compress.errors import InputError, ModelError
+from compress.runtimes.runtime import Batch
+from compress.targets import Language
+
+_PROBE = "zq8message8qz"
+_TODAY = "strftime_now"
+_MESSAGES = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "",
+    "  Leave my spaces\tand\n\nlines alone: 3.14 %, <b>tags</b> & {{ braces }} \n",
+    "Wie heißt die Hauptstadt von Österreich?",
+    "Какая сегодня погода? 👍🏽 👩‍👩‍👧",
+    "写一句关于春天的话。 猫は何を食べますか。",
+    "ما هي العاصمة؟ भारत की राजधानी क्या है?",
+)
+"""Questions, nothing at all, what a template may not change, other scripts and emoji."""
+_SHOWN, _SHORT, _IDS = 3, 60, 12
+
+
+class PromptRule:
+    """The rule of a manifest over the tokenizer beside it."""
+
+    def __init__(self, folder: Path, rule: Prompt) -> None:
+        self.rule = rule
+        self._tokenizer = open_tokenizer(folder / rule.tokenizer)
+
+    def ids(self, message: str) -> list[int]:
+        """The ids of a message's prompt."""
+        text = f"{self.rule.before}{message}{self.rule.after}"
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self.rule.add_special_tokens).ids
+        return ids
+
+    def fits(self, ids: Sequence[int]) -> bool:
+        """Whether there is something to continue, and not too much."""
+        return 0 < len(ids) <= self.rule.max_length
+
+    def feed(self, case: TextCase) -> Batch:
+        """The ids, [1, tokens]."""
+        return {"input_ids": np.array([self.ids(case.text)], dtype=np.int64)}
+
+    def difference(self, case: TextCase) -> tuple[str, str] | None:
+        """Its ids here and in the case, where they differ or are too many."""
+        ids = self.ids(case.text)
+        if not self.fits(ids):
+            return f"{len(ids)} ids", f"1 to {self.rule.max_length}"
+        if ids == list(case.input_ids):
+            return None
+        return f"ids {ids[:_IDS]}", f"{list(case.input_ids[:_IDS])}"
+
+
+class _Prompts:
+    """One message after the other; nothing is remembered."""
+
+    many = "messages"
+    folder = "prompt"
+    case: type[Case] = TextCase
+    meanings: Mapping[str, str] = {**TEXTS.meanings, "position_ids": "the place of each token"}
+    required = TEXTS.required
+    tokenizes = True
+
+    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
+        """See `Inputs`; that the rule holds for other messages, `make_cases` proves."""
+        file = f"{MODEL_FOLDER}/tokenizer.json"
+        max_length = min(max_length, longest_text(folder / MODEL_FOLDER) - 1)
+        template = getattr(processor, "chat_template", None)
+        if not template:
+            return Prompt(tokenizer=file, before="", after="", add_special_tokens=True, max_length=max_length)
+        if _TODAY in str(template):
+            raise _no_rule("it puts today's date into a prompt")
+        before, *after = rendered(processor, _PROBE).split(_PROBE)
+        if len(after) != 1:
+            raise _no_rule(f"a message stands in it {len(after)} times")
+        return Prompt(tokenizer=file, before=before, after=after[0], add_special_tokens=False, max_length=max_length)
+
+    def open(self, folder: Path, rule: Preprocessing) -> PromptRule:
+        """See `Inputs`."""
+        assert isinstance(rule, Prompt)
+        return PromptRule(folder, rule)
+
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[TextCase]:
+        """See `Inputs`. A sample is a message; of the built-in ones those are taken that fit."""
+        way = self.open(folder, rule)
+        for message in (*_MESSAGES, *samples):
+            check_rule(way, message, processor)
+        cases = [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in samples or _MESSAGES]
+        fitting = [case for case in cases if way.fits(case.input_ids)]
+        if not fitting or (samples and len(fitting) < len(cases)):
+            case = next(case for case in cases if not way.fits(case.input_ids))
+            raise InputError(
+                f"A prompt has {len(case.input_ids)} tokens: that of {case.text[:60]!r}.",
+                expected=f"1 to {way.rule.max_length} tokens, of which {len(way.ids('x')) - 1} belong to the template",
+                mend="name shorter messages with --sample, or raise data.max_length of the recipe",
+            )
+        return fitting
+
+    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
+        """None."""
+        return {}
+
+    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def in_page(self, rule: Preprocessing, cases: Sequence[TextCase]) -> dict[str, str]:
+        """What one writes, and short messages to try."""
+        assert isinstance(rule, Prompt)
+        shown = [case.text for case in cases if 0 < len(case.text) <= _SHORT][:_SHOWN]
+        buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
+        chats = bool(rule.before or rule.after)
+        return {"label": "Your message" if chats else "A text to continue", "examples": "\n".join(buttons)}
+
+    def in_code(self, rule: Preprocessing) -> dict[str, str]:
+        """Nothing: no snippet is written for phones."""
+        return {}
+
+    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
+        """See `Inputs`."""
+        assert isinstance(rule, Prompt)
+        return (
+            "A message",
+            f"Prompts of more than {rule.max_length} tokens, the chat template's among them, are refused.",
+        )
+
+
+PROMPTS = _Prompts()
+
+
+def rendered(processor: Any, message: str) -> str:
+    """The prompt of one message, by the tokenizer's chat template. Raises `ModelError` for one that fails."""
+    from jinja2.exceptions import TemplateError
+
+    talk = [{"role": "user", "content": message}]
+    try:
+        return str(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise _no_rule(f"it fails for {message[:60]!r}: {error}") from error
+
+
+def check_rule(way: PromptRule, message: str, processor: Any) -> None:
+    """Raises `ModelError` where transformers makes another prompt of ``message`` than the rule does, or other ids."""
+    rule = way.rule
+    if not rule.add_special_tokens:
+        text = rendered(processor, message)
+        if text != f"{rule.before}{message}{rule.after}":
+            raise _no_rule(f"of {message[:60]!r} it makes {text[-200:]!r}")
+        wanted = list(processor(text, add_special_tokens=False)["input_ids"])
+    else:
+        wanted = list(processor(message)["input_ids"])
+    if way.ids(message) != wanted:
+        raise ModelError(
+            f"The tokenizer cannot be described to an app: of {message[:60]!r} it makes {wanted[:_IDS]}, its "
+            f"tokenizer.json alone {way.ids(message)[:_IDS]}.",
+            expected="ids as tokenizer.json alone gives them",
+        )
+
+
+def _no_rule(reason: str) -> ModelError:
+    return ModelError(
+        f"The chat template cannot be described to an app: {reason}.",
+        expected="a fixed text before a message and another behind it, the message itself unchanged",
+        mend="save the tokenizer with such a chat_template, or hand over the model's folder itself",
+    )

@@ -100,8 +100,8 @@ def recorded() -> GenerationRecord:
     def generation(first_ms: float, *steps_ms: float) -> Generation:
         return Generation(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)
 
-    record.add(100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)})
-    record.add(100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)})
+    record.add(100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
+    record.add(100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
     return record
 
 

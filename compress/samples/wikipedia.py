@@ -73,14 +73,11 @@ def read_pages(dump: Path) -> Iterator[tuple[str, str | None]]:
 def plain_text(markup: str) -> str:
     """The prose of an article: paragraphs and headings, without templates, tables, notes and lists of links."""
     code = _parser().parse(markup)
-    for link in code.filter_wikilinks():
-        if str(link.title).strip().lower().startswith(_MEDIA):
-            _remove(code, link)
-    for tag in code.filter_tags():
-        if str(tag.tag).strip().lower() in _INVISIBLE:
-            _remove(code, tag)
+    unread = [link for link in code.filter_wikilinks() if str(link.title).strip().lower().startswith(_MEDIA)]
+    unread += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _INVISIBLE]
     for section in code.get_sections(matches=lambda heading: heading.strip(" '").lower() in _LISTS):
-        _remove(code, section)
+        unread += section.nodes
+    _take_out(code, {id(node) for node in unread})
     # What the parser could not pair, such as a table within a table, it leaves as it stands.
     text = _UNPAIRED.sub("", code.strip_code())
     lines = (re.sub(r"\s+", " ", line).strip() for line in text.split("\n"))
@@ -108,10 +105,12 @@ def _parser() -> Any:
     return mwparserfromhell
 
 
-def _remove(code: Any, node: Any) -> None:
-    """Take a node out of the tree, unless it went with one that held it."""
-    if code.contains(node):
-        code.remove(node)
+def _take_out(code: Any, unread: set[int]) -> None:
+    """Take nodes out of the tree, named by their identity; `remove` would search the whole tree for each of them."""
+    code.nodes = [node for node in code.nodes if id(node) not in unread]
+    for node in code.nodes:
+        for child in node.__children__():
+            _take_out(child, unread)
 
 
 def _write(path: Path, articles: list[Article]) -> None:

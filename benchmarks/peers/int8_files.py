@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from onnx.shape_inference import InferenceError
+
 from compress.errors import CompressError
 from compress.models.onnx_model import OnnxModel
 from compress.progress import Progress
@@ -38,7 +40,7 @@ def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str,
             model.save(partial)
             get_runtime("onnxruntime").open(partial, TARGETS["cpu"], 1)
             partial.replace(place)
-        except (CompressError, ValueError, RuntimeError, LookupError, *FAILURES) as error:
+        except (CompressError, ValueError, RuntimeError, LookupError, InferenceError, *FAILURES) as error:
             shutil.rmtree(partial, ignore_errors=True)
             notes.append(f"{name}: no file, {_first_line(error)}")
             continue

@@ -72,6 +72,7 @@ def export_onnx(
         ) from error
     rewrites = optimize_graph(program, leave_out) if fusions else {}
     _name_axes(program)
+    _tell_shapes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites)
 
@@ -100,6 +101,17 @@ def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | st
     if isinstance(axis, int):
         return axis
     return None if axis.value is None else re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
+
+
+def _tell_shapes(model: ir.Model) -> None:
+    """Stored tensors are recorded with the shapes that they have, in place.
+
+    transformers records a scale of one element as a scalar, and shape inference refuses such a graph.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.shape = ir.Shape(value.const_value.shape)
 
 
 def _strip(model: ir.Model) -> None:

@@ -64,6 +64,10 @@ def test_inputs_and_outputs_have_the_names_that_clients_expect(made: Exported):
     onnx.checker.check_model(made.graph())
 
 
+def test_no_recorded_shape_contradicts_another(made: Exported):
+    onnx.shape_inference.infer_shapes(made.graph())
+
+
 def test_the_graph_holds_no_path_or_stack_trace(made: Exported):
     homes = [Path(compress.__file__).parents[1], Path(torch.__file__).parents[1], Path(tiny.__file__).parent]
     telling = [

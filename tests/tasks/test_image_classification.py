@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 import tiny_images
@@ -140,3 +141,5 @@ def test_export_leaves_the_batch_free_and_the_image_as_it_is() -> None:
     assert axes == ["batch_size", 3, tiny_images.SIDE, tiny_images.SIDE]
     assert [output.name for output in graph.graph.output] == ["logits"]
     assert prove_equal(graph, model, examples, 1e-3) < 1e-4
+    # Other people's tools begin with it, and stop at a shape that contradicts.
+    onnx.shape_inference.infer_shapes(graph)

@@ -25,7 +25,7 @@ from compress.tasks import EMBEDDING, GENERATING
 from compress.tasks.evaluation import Evaluation
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
-MEASURED = ("quickstart",)
+MEASURED = ("tiny",)
 """Recipes of which every stage is measured here; that exports each of them, which takes seconds."""
 HEADER = ("command:", "hardware:", "time:", "expect:")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from compress.bundle.kind import Case
 from compress.bundle.manifest import MODEL_FOLDER
+from compress.bundle.page_tokenizer import for_page
 from compress.bundle.reply import longest_text
 from compress.bundle.steps import Preprocessing, Prompt
 from compress.bundle.text import TEXTS, TextCase, open_tokenizer
@@ -113,8 +115,12 @@ class _Prompts:
         return fitting
 
     def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """None."""
-        return {}
+        """Its tokenizer, where JavaScript would read that otherwise."""
+        assert isinstance(rule, Prompt)
+        found = json.loads((folder / rule.tokenizer).read_text(encoding="utf-8"))
+        made = for_page(found)
+        same = made == found
+        return {} if same else {rule.tokenizer: json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()}
 
     def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
         """None."""

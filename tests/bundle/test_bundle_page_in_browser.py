@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import subprocess
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from many_lines import LINES, lines
 from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
@@ -24,21 +23,7 @@ from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
 
-LINES, LENGTH = 10_000, 100
-MANY_NAMES = {
-    "LATIN",
-    "GREEK",
-    "CYRILLIC",
-    "ARABIC",
-    "HEBREW",
-    "DEVANAGARI",
-    "BENGALI",
-    "THAI",
-    "HANGUL",
-    "CJK",
-    "HIRAGANA",
-}
-EMOJI = ("👩‍👩‍👧", "👍🏽", "🏳️‍🌈", "🇩🇪", "1️⃣", "❤️", "😀", "🧑🏿‍🚀")
+LENGTH = 100
 
 
 @pytest.fixture(scope="module")
@@ -108,34 +93,6 @@ def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
     (folder / "selftest.json").write_text(json.dumps(test))
     with pytest.raises(BundleError, match=r"answer otherwise .* other ids of \"I don't know what"):
         ONNXRUNTIME_WEB.try_out(folder, SilentProgress())
-
-
-def lines() -> list[str]:
-    """Real lines, then words of English among runs of letters of every script, marks, symbols and emoji."""
-    import pyarrow.parquet as pq
-
-    chance = random.Random(0)
-    found: list[str] = []
-    for name, column in (("snippets", "text"), ("verses", "text"), ("verses", "pair")):
-        folder = sample_directory(name)
-        table = pq.read_table(next(iter(sorted(folder.glob("*.parquet")))))
-        found += table[column].to_pylist()[:1500]
-    assigned = [
-        chr(code) for code in range(32, 0x1FFFF) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co", "Cc")
-    ]
-    scripts: dict[str, list[str]] = {}
-    for mark in assigned:
-        scripts.setdefault(unicodedata.name(mark, "?").split()[0], []).append(mark)
-    names, words = sorted(scripts), " ".join(found[:300]).split()
-    often = sorted(MANY_NAMES & scripts.keys())
-    while len(found) < LINES:
-        parts = []
-        for _ in range(chance.randrange(1, 7)):
-            script = scripts[chance.choice(often if chance.random() < 0.6 else names)]
-            run = "".join(chance.choices(script, k=chance.randrange(1, 9)))
-            parts += [run, chance.choice(words), *chance.choices(EMOJI, k=chance.randrange(2))]
-        found.append(chance.choice((" ", "", "\t", "  ")).join(parts))
-    return found
 
 
 @pytest.mark.slow

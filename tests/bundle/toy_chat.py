@@ -23,11 +23,13 @@ BEFORE, AFTER = "<s>user\n", "</s>\n<s>assistant\n"
 
 
 def chat_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte; `<s>` begins a text."""
+    """Byte-level, one token a byte and one for two spaces; `<s>` begins a text, and digits stand alone."""
     words = {word: place for place, word in enumerate(("<unk>", "<s>", "</s>"))}
     words |= {letter: len(words) + at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    made = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words["ĠĠ"] = len(words)
+    made = Tokenizer(models.BPE(vocab=words, merges=[("Ġ", "Ġ")], unk_token="<unk>"))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     made.decoder = decoders.ByteLevel()
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

@@ -1,0 +1,46 @@
+"""A chat bundle's prompts have the same ids in transformers.js and in transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from many_lines import LINES, lines
+
+from compress.bundle.prompt import PROMPTS
+from compress.bundle.steps import Prompt
+from compress.models.source import resolve_model
+
+
+@pytest.mark.slow
+def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(library: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    sample, model = resolve_model("sample:smollm2", cache=tmp_path / "cache"), tmp_path / "model"
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
+        if (sample / name).is_file():
+            shutil.copyfile(sample / name, model / name)
+    processor, asked = AutoTokenizer.from_pretrained(model), lines()
+    rule = PROMPTS.find_rule(tmp_path, processor, 512)
+    assert isinstance(rule, Prompt)
+    right = [
+        list(
+            processor.apply_chat_template([{"role": "user", "content": line}], add_generation_prompt=True)["input_ids"]
+        )
+        for line in asked
+    ]
+    [(name, content)] = PROMPTS.more_for_page(tmp_path, rule).items()
+    assert name == rule.tokenizer
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "lines.json").write_text(json.dumps([f"{rule.before}{line}{rule.after}" for line in asked]))
+    script = Path(__file__).with_name("prompt_ids.mjs")
+    command = ["node", str(script), str(library), str(tmp_path), "model", str(tmp_path / "lines.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    wrong = [line for line, ours, theirs in zip(asked, right, found, strict=True) if ours != theirs]
+    assert (len(found), wrong[:3]) == (LINES, [])

@@ -26,7 +26,7 @@ _MESSAGES = (
     "What is the capital of France?",
     "Write one sentence about the sea.",
     "",
-    "  Leave my spaces\tand\n\nlines alone: 3.14 %, <b>tags</b> & {{ braces }} \n",
+    "  Leave my spaces\tand\n\nlines alone: 3.14 %,  ½, <b>tags</b> & {{ braces }} \n",
     "Wie heißt die Hauptstadt von Österreich?",
     "Какая сегодня погода? 👍🏽 👩‍👩‍👧",
     "写一句关于春天的话。 猫は何を食べますか。",

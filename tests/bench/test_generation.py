@@ -157,11 +157,11 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
 
 
 def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
-    launches, rounds = result.environment["launches"], result.environment["rounds"]
+    launches, rounds, slowed = (result.environment[name] for name in ("launches", "rounds", "slowed_rounds"))
     assert launches >= FEWEST_LAUNCHES
     for context in (8, 256):
         count = rounds[f"context_{context}"]
-        assert count >= launches
+        assert count + slowed[f"context_{context}"] >= launches
         for metric, samples in (
             ("time_to_first_token_ms", count),
             ("time_per_output_token_ms", count * QUICK.tokens),
@@ -175,9 +175,9 @@ def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
             assert min(found.raw) <= found.low <= found.value <= found.high <= max(found.raw)
         speedup = row(result, "artifact", f"speedup_time_to_first_token_context_{context}")
         assert speedup.raw is not None
-        assert len(speedup.raw) == launches
+        assert 3 <= len(speedup.raw) <= launches
         logs = np.log(speedup.raw)
-        low, high = stats.t.interval(0.95, launches - 1, logs.mean(), stats.sem(logs))
+        low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
         assert (speedup.value, speedup.low, speedup.high) == pytest.approx(
             (stats.gmean(speedup.raw), np.exp(low), np.exp(high))
         )

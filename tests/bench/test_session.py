@@ -111,7 +111,8 @@ def test_speedup_is_the_geometric_mean_over_launches(result: BenchResult) -> Non
         assert found.raw is not None
         assert found.low is not None
         assert found.high is not None
-        assert len(found.raw) == result.environment["launches"]
+        # Launches of which no round counts, the machine being slowed, bring no ratio.
+        assert 3 <= len(found.raw) <= result.environment["launches"]
         assert found.value == pytest.approx(stats.gmean(found.raw))
         low, high = stats.t.interval(0.95, len(found.raw) - 1, np.log(found.raw).mean(), stats.sem(np.log(found.raw)))
         assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))

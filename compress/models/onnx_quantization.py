@@ -31,6 +31,7 @@ def quantize_products(
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     del source.graph.value_info[:]
+    _give_biases_to_products(source.graph)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -56,6 +57,25 @@ def quantize_products(
         logging.disable(before)
     quantized.producer_name, quantized.producer_version = graph.producer_name, ""
     return quantized
+
+
+def _give_biases_to_products(graph: onnx.GraphProto) -> None:
+    """Each `BiasGelu` of a product with stored weights as `Add` and `Gelu`, in place.
+
+    ONNX Runtime takes an addition into `DynamicQuantizeMatMul`, and computes `Gelu` alone in three fifths of the time.
+    """
+    stored = {tensor.name for tensor in graph.initializer}
+    products = {node.output[0] for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "BiasGelu" or node.input[0] not in products:
+            nodes.append(node)
+            continue
+        total = f"{node.output[0]}_biased"
+        nodes.append(helper.make_node("Add", list(node.input), [total], name=f"{node.name}_bias"))
+        nodes.append(helper.make_node("Gelu", [total], list(node.output), name=node.name, domain=_CONTRIB))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | None = None) -> list[str]:

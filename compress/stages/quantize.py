@@ -23,7 +23,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
     """
 
-    version = 5
+    version = 6
     packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(

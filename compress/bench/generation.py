@@ -201,10 +201,11 @@ def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Co
         timed.environment["cores"],
         timed.environment["cores_granted"],
     )
-    whole = timed.record.first
-    left_out = [note_on(whole[context], rounds, f" of context {context}") for context, rounds in record.first.items()]
+    whole = timed.record
+    left_out = [note_on(whole.first[context], kept, f" of context {context}") for context, kept in record.first.items()]
     notes = [str(noise), *filter(None, left_out), *_notes(timed, work, conditions)]
-    return BenchResult(rows, notes, _environment(timed, work, noise, conditions))
+    rounds = count(whole.rounds(), record.rounds())
+    return BenchResult(rows, notes, _environment(timed, work, rounds, noise, conditions))
 
 
 def _relative_rounds(record: GenerationRecord, model: str) -> np.ndarray:
@@ -237,7 +238,11 @@ def _notes(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Con
 
 
 def _environment(
-    timed: Timed[GenerationRecord], work: GenerationWork, noise: Noise, conditions: Conditions
+    timed: Timed[GenerationRecord],
+    work: GenerationWork,
+    rounds: Mapping[str, Any],
+    noise: Noise,
+    conditions: Conditions,
 ) -> dict[str, Any]:
     record, session = timed.record, timed.record.session
     return {
@@ -248,7 +253,7 @@ def _environment(
         "pinned_cores": list(timed.cores),
         "runtime_settings": session.settings,
         "launches": session.launches,
-        **count({f"context_{context}": rounds for context, rounds in record.first.items()}),
+        **rounds,
         "tokens": work.tokens,
         "cached": record.cached,
         "prompts": "text" if work.texts else "random",

@@ -76,6 +76,10 @@ class GenerationRecord:
         ):
             rounds.add(range(len(next(iter(turns.values())).latencies_ms)), launch, turns, pulse_ms)
 
+    def rounds(self) -> dict[str, Rounds]:
+        """Of each context; every round has a prompt and its steps."""
+        return {f"context_{context}": rounds for context, rounds in self.first.items()}
+
     def undisturbed(self) -> GenerationRecord:
         """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
         first = {context: rounds.undisturbed() for context, rounds in self.first.items()}

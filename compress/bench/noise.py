@@ -113,8 +113,8 @@ def judge(
     """The verdict on what was measured while ``usage`` went on.
 
     ``relative_rounds[model]`` says how each of its rounds went against the whole, [rounds]; ``reference_ms`` are the
-    times of the reference product, [times], which vary only because the machine does. ``cores`` and ``granted`` count
-    those of the machine and of the process that measured; default: this one's.
+    pulses around them, [rounds], which vary only because the machine does. ``cores`` and ``granted`` count those of
+    the machine and of the process that measured; default: this one's.
     """
     capacity = usage.elapsed * (cores or os.cpu_count() or 1)
     granted = granted or len(granted_cores())

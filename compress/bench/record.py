@@ -79,6 +79,10 @@ class Record:
     usage: Usage = field(default_factory=Usage)
     launches: int = 0
 
+    def rounds(self) -> dict[str, Rounds]:
+        """Of each kind of work."""
+        return {"single": self.single, "batched": self.batched}
+
     def undisturbed(self) -> Record:
         """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
         single = self.single.undisturbed()

@@ -179,11 +179,13 @@ def are_usual(times_ms: np.ndarray) -> np.ndarray:
     return np.asarray(times_ms <= _SLOWED * np.quantile(times_ms, _USUAL))
 
 
-def count(rounds: Mapping[str, Rounds]) -> dict[str, dict[str, int]]:
+def count(whole: Mapping[str, Rounds], counted: Mapping[str, Rounds]) -> dict[str, dict[str, int]]:
     """How many rounds of each kind of work count, and how many were slowed."""
-    counted = {work: len(all_of_it.undisturbed().calls) for work, all_of_it in rounds.items()}
-    slowed = {work: len(all_of_it.calls) - counted[work] for work, all_of_it in rounds.items()}
-    return {"rounds": counted, "slowed_rounds": slowed}
+    numbers = {work: len(rounds.calls) for work, rounds in counted.items()}
+    return {
+        "rounds": numbers,
+        "slowed_rounds": {work: len(rounds.calls) - numbers[work] for work, rounds in whole.items()},
+    }
 
 
 def note_on(whole: Rounds, counted: Rounds, of: str = "") -> str | None:

@@ -169,7 +169,8 @@ def _result(
     notes = [str(noise), *([left_out] if left_out else []), *_notes(timed, settings, conditions)]
     lost = [label for label, name in timed_as.items() if name in record.lost]
     notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
-    return BenchResult(rows, notes, _environment(timed, noise, conditions))
+    rounds = count(timed.record.rounds(), record.rounds())
+    return BenchResult(rows, notes, _environment(timed, rounds, noise, conditions))
 
 
 def _notes(timed: Timed[Record], settings: Benchmark, conditions: Conditions) -> list[str]:
@@ -214,7 +215,9 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
     return 2 * growing > len(launches)
 
 
-def _environment(timed: Timed[Record], noise: Noise, conditions: Conditions) -> dict[str, Any]:
+def _environment(
+    timed: Timed[Record], rounds: Mapping[str, Any], noise: Noise, conditions: Conditions
+) -> dict[str, Any]:
     record = timed.record
     return {
         **timed.environment,
@@ -223,7 +226,7 @@ def _environment(timed: Timed[Record], noise: Noise, conditions: Conditions) -> 
         "pinned_cores": list(timed.cores),
         "runtime_settings": record.settings,
         "launches": record.launches,
-        **count({"single": record.single, "batched": record.batched}),
+        **rounds,
         "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in record.warm_ups.items()},
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
     }

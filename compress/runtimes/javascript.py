@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -78,11 +78,7 @@ class Chromium:
     @functools.cached_property
     def process(self) -> psutil.Process:
         """See `Host.process`: the largest renderer once WebAssembly runs, since spare ones wait for other pages."""
-        children = psutil.Process(self._page.browser).children(recursive=True)
-        renderers = [child for child in children if "--type=renderer" in child.cmdline()]
-        if not renderers:
-            raise StageError("Chromium has no process of a page.", where="its page with the model")
-        return max(renderers, key=lambda one: one.memory_info().rss)
+        return largest_renderer(psutil.Process(self._page.browser))
 
     def close(self) -> None:
         """See `Host.close`."""
@@ -183,6 +179,21 @@ def version_of(program: str) -> str:
     """What a program says of its version."""
     done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip()
+
+
+def largest_renderer(browser: psutil.Process) -> psutil.Process:
+    """The process of a page that takes the most memory. Those that end while they are looked at are passed over.
+
+    Raises `StageError` where the browser has none.
+    """
+    resident_bytes = {}
+    for child in browser.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "--type=renderer" in child.cmdline():
+                resident_bytes[child] = child.memory_info().rss
+    if not resident_bytes:
+        raise StageError("Chromium has no process of a page.", where="its page with the model")
+    return max(resident_bytes, key=resident_bytes.__getitem__)
 
 
 def peak_bytes(process: psutil.Process) -> int:

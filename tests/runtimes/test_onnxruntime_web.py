@@ -17,7 +17,7 @@ import psutil
 import pytest
 from onnx_graphs import write_classifier
 
-from compress.errors import InputError, ModelError
+from compress.errors import InputError, ModelError, StageError
 from compress.models.model_file import model_file
 from compress.models.ort_conversion import convert
 from compress.progress import SilentProgress
@@ -188,6 +188,33 @@ def test_a_killed_process_leaves_no_browser_and_no_profile(chromium: str) -> Non
         time.sleep(0.1)
     assert not any(map(alive, family))
     assert not profile.exists()
+
+
+FAMILY = """
+import subprocess, sys, time
+ended = subprocess.Popen([sys.executable, "-c", ""])
+renderers = [
+    subprocess.Popen([sys.executable, "-c", f"held = b'x' * {size}; import time; time.sleep(600)", "--type=renderer"])
+    for size in (10**6, 10**8)
+]
+plain = subprocess.Popen([sys.executable, "-c", "held = b'x' * 2 * 10**8; import time; time.sleep(600)"])
+time.sleep(1)  # the first has ended and is not waited for
+print(ended.pid, *[one.pid for one in [*renderers, plain]], flush=True)
+sys.stdin.read()
+for one in [*renderers, plain]:
+    one.kill()
+"""
+
+
+def test_the_renderer_is_found_beside_a_process_that_has_just_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        ended, _, larger, plain = map(int, parent.stdout.readline().split())
+        assert psutil.Process(ended).status() == psutil.STATUS_ZOMBIE
+        assert javascript.largest_renderer(psutil.Process(parent.pid)).pid == larger
+        with pytest.raises(StageError, match="no process of a page"):
+            javascript.largest_renderer(psutil.Process(plain))
+        parent.communicate()
 
 
 def alive(process: psutil.Process) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import compress  # noqa: F401, before any test imports a library that would report to its makers
+
 TIMED = "bench"
 """The folder whose tests time things."""
 MAY_BE_ALONE = (TIMED, "runtimes")

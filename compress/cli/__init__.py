@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -71,9 +70,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    # Read by huggingface_hub and NNCF when they are first imported; no command sends anything that was not asked for.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("NNCF_CI", "1")
+    """What every command takes."""
 
 
 def main() -> None:

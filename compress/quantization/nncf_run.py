@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -57,8 +56,6 @@ def _compress(
     checkpoint: Checkpoint, options: NncfOptions, ids: torch.Tensor, kept: Sequence[str], progress: Progress
 ) -> Compressed:
     """Run NNCF on the model of ``checkpoint`` and read what it left. Raises `StageError` with NNCF's own words."""
-    # Read when nncf is first imported: without it, every call is told to Google Analytics.
-    os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     module = load_module(checkpoint)

@@ -170,7 +170,7 @@ def test_average_bits_count_everything(source: Checkpoint, tmp_path: Path) -> No
 
 
 ALONE = """
-import os, sys
+import sys
 from pathlib import Path
 from compress.models.checkpoint import Checkpoint
 from compress.stages.nncf_weights import NncfWeights
@@ -179,7 +179,7 @@ from decoders import Notes, context
 notes = Notes()
 stage = NncfWeights(group_size=32, samples=6, sequence_length=24)
 stage.run(Checkpoint(Path(sys.argv[1])), context(Path(sys.argv[2]), progress=notes))
-assert os.environ["NNCF_CI"] == "1" and "4 bits" in notes.said[-1], notes.said
+assert "4 bits" in notes.said[-1], notes.said
 from nncf.telemetry import telemetry
 assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__, type(telemetry)
 """

@@ -9,7 +9,6 @@ import wave
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from model import BUNDLE, MANIFEST, Model
 from tokenizers import Tokenizer
 
@@ -60,7 +59,7 @@ class Transcriber:
 
     def __init__(self) -> None:
         self.encoder = Model()
-        self.decoder = onnxruntime.InferenceSession(BUNDLE / END["decoder"], providers=["CPUExecutionProvider"])
+        self.decoder = Model(END["decoder"]).session
         self.tokenizer = Tokenizer.from_file(str(BUNDLE / END["tokenizer"]))
 
     def transcribe(self, samples: np.ndarray) -> str:

@@ -4,10 +4,15 @@
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import android.content.Context
+import android.system.Os
 import java.nio.FloatBuffer
 import java.nio.LongBuffer
 
 class Model(context: Context) : AutoCloseable {
+    init {
+        Os.setenv("ORT_DISABLE_TELEMETRY", "1", true) // read at the start; else Microsoft is told of each process
+    }
+
     private val environment = OrtEnvironment.getEnvironment()
     private val session = environment.createSession(context.assets.open("{{model}}").readBytes())
 

@@ -12,6 +12,7 @@ final class Model {
 
     /// `bundle` is the folder that holds manifest.json.
     init(bundle: URL) throws {
+        setenv("ORT_DISABLE_TELEMETRY", "1", 1) // read at the start; else Microsoft is told of each process
         environment = try ORTEnv(loggingLevel: .warning)
         let file = bundle.appendingPathComponent("{{model}}").path
         session = try ORTSession(env: environment, modelPath: file, sessionOptions: ORTSessionOptions())

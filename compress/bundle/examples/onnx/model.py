@@ -1,20 +1,23 @@
 """The bundle's model through ONNX Runtime: pip install onnxruntime numpy"""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at the import; else Microsoft is told of each process
+import onnxruntime  # isort: skip
 
 BUNDLE = Path(__file__).resolve().parent.parent
 MANIFEST = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
 
 
 class Model:
-    """The graph."""
+    """A graph."""
 
-    def __init__(self) -> None:
-        self.session = onnxruntime.InferenceSession(BUNDLE / MANIFEST["model"], providers=["CPUExecutionProvider"])
+    def __init__(self, file: str = MANIFEST["model"]) -> None:
+        self.session = onnxruntime.InferenceSession(BUNDLE / file, providers=["CPUExecutionProvider"])
 
     def run(self, given: dict[str, np.ndarray], output: str) -> np.ndarray:
         """One output for one row; what the graph doesn't take is left out."""

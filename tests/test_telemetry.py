@@ -1,0 +1,41 @@
+"""Libraries that report to their makers by default do not, keep nothing to be sent, and write down no id of the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IDENTITY = "CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
+"""A graph of one node, as base64."""
+SESSION = f"import base64, onnxruntime; onnxruntime.InferenceSession(base64.b64decode('{IDENTITY}'))"
+USES = {
+    "onnxruntime": SESSION,
+    "onnxruntime_genai": "import onnxruntime_genai; onnxruntime_genai.Config",
+    "openvino": "import openvino; openvino.Core()",
+    "nncf": "import nncf; from nncf.telemetry import telemetry; telemetry.send_event('nncf', 'test', 'test')",
+    "huggingface_hub": "from huggingface_hub import constants; assert constants.HF_HUB_DISABLE_TELEMETRY",
+}
+SWITCHES = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "NNCF_CI", "CI")
+"""What the process that tests has set, or whoever started it."""
+
+
+def written_by(home: Path, *command: str) -> list[str]:
+    """The files that a process writes below a home that was empty."""
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in SWITCHES and not name.startswith("XDG_")}
+    done = subprocess.run(command, env=kept | {"HOME": str(home)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("library", USES)
+def test_nothing_is_told_once_compress_is_imported(library: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    code = f"import compress; import sys; {USES[library]}; assert {library!r} in sys.modules"
+    assert written_by(tmp_path / "home", sys.executable, "-c", code) == []

@@ -1,4 +1,4 @@
-"""Libraries that report to their makers by default do not, keep nothing to be sent, and write down no id of the machine."""
+"""Libraries that report to their makers by default do not: nothing is sent, kept for it, or known of the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ IDENTITY = "CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIK
 SESSION = f"import base64, onnxruntime; onnxruntime.InferenceSession(base64.b64decode('{IDENTITY}'))"
 USES = {
     "onnxruntime": SESSION,
-    "onnxruntime_genai": "import onnxruntime_genai; onnxruntime_genai.Config",
     "openvino": "import openvino; openvino.Core()",
     "nncf": "import nncf; from nncf.telemetry import telemetry; telemetry.send_event('nncf', 'test', 'test')",
     "huggingface_hub": "from huggingface_hub import constants; assert constants.HF_HUB_DISABLE_TELEMETRY",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
-_WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only")
+_WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
 _SPEECH, _SPOKEN_TOKENS = 2, 32
 """Recordings that a speech model is proven on, and tokens of their texts."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
@@ -60,6 +60,11 @@ class Export(Stage[TorchModel, OnnxModel]):
     )
     last_token_only: bool = Field(
         False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
+    )
+    expand_on_load: bool = Field(
+        False,
+        description="a decoder's weights of 4 or 8 bits become float when the file is opened: as small on disk, as "
+        "large as the float model in memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
     )
 
     def wants(self, task: str) -> type[Any]:
@@ -106,7 +111,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
 
-        settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only)
+        settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
         model = export_decoder(checkpoint, settings)
         found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
         context.remark(f"export: {found}")

@@ -21,32 +21,46 @@ NEW_TOKENS = 24
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "quantized"), [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False), ("qwen3", True)]
+    ("name", "quantized", "expand_on_load"),
+    [
+        ("llama", False, False),
+        ("llama", True, False),
+        ("mistral", True, True),
+        ("qwen2", False, False),
+        ("qwen3", True, False),
+        ("qwen3", True, True),
+    ],
 )
-def test_greedy_tokens_are_those_of_transformers(library: Path, name: str, quantized: bool, tmp_path: Path) -> None:
-    source, weights, folder = written(name, quantized, tmp_path)
+def test_greedy_tokens_are_those_of_transformers(
+    library: Path, name: str, quantized: bool, expand_on_load: bool, tmp_path: Path
+) -> None:
+    source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
     answers = generate(library, folder, "q4" if quantized else "fp32")
     check(answers, folder, source, weights)
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.parametrize(("name", "quantized"), [("llama", True), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("name", "quantized", "expand_on_load"), [("llama", True, False), ("llama", True, True), ("qwen3", False, False)]
+)
 def test_a_page_generates_the_same_with_webassembly(
-    library: Path, chromium: str, name: str, quantized: bool, tmp_path: Path
+    library: Path, chromium: str, name: str, quantized: bool, expand_on_load: bool, tmp_path: Path
 ) -> None:
-    source, weights, folder = written(name, quantized, tmp_path)
+    source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
     dtype = "q4" if quantized else "fp32"
     check(ask_page(library, chromium, folder, "generate", dtype, TEXTS, NEW_TOKENS), folder, source, weights)
 
 
-def written(name: str, quantized: bool, place: Path) -> tuple[Checkpoint, Checkpoint | None, Path]:
+def written(
+    name: str, quantized: bool, place: Path, expand_on_load: bool
+) -> tuple[Checkpoint, Checkpoint | None, Path]:
     """A tiny decoder, its integers if it is to have some, and its ONNX folder."""
     source = save_decoder(place / "source", CONFIGS[name])
     weights = quantize_tiny_llama(source, place / "quantized") if quantized else None
     folder = place / "out"
     folder.mkdir()
-    export_decoder(weights or source, GraphSettings(accuracy_level=1)).save(folder)
+    export_decoder(weights or source, GraphSettings(accuracy_level=1, expand_on_load=expand_on_load)).save(folder)
     return source, weights, folder
 
 

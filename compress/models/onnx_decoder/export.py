@@ -6,6 +6,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.architecture import read_architecture
 from compress.models.onnx_decoder.folder import companions
 from compress.models.onnx_decoder.graph import GraphSettings, write_graph
+from compress.models.onnx_decoder.stored_weight import INTEGERS
 from compress.models.onnx_model import EXTERNAL_DATA_FROM_BYTES, FLOAT_GRAPH, OnnxModel
 
 FEW_BITS_GRAPH = "model_q4.onnx"
@@ -19,7 +20,7 @@ def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None
     """
     architecture = read_architecture(checkpoint)
     graph = write_graph(checkpoint, architecture, settings or GraphSettings())
-    quantized = any(node.op_type == "MatMulNBits" for node in graph.graph.node)
+    quantized = any(INTEGERS in one.name for one in graph.graph.initializer)
     file_name = FEW_BITS_GRAPH if quantized else FLOAT_GRAPH
     external = graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES
     return OnnxModel(graph, file_name, companions(checkpoint, architecture, file_name, external))

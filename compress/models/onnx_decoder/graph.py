@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from compress.errors import ModelError
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.architecture import Architecture
 from compress.models.onnx_decoder.experts import mix_experts
@@ -35,15 +36,24 @@ class GraphSettings:
 
     ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
     ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
+    ``expand_on_load``: few-bit weights become float when the graph is opened (`onnx_decoder.expanded`).
     """
 
     accuracy_level: int = 4
     exact_attention: bool = False
     last_token_only: bool = False
+    expand_on_load: bool = False
 
 
 def write_graph(checkpoint: Checkpoint, architecture: Architecture, settings: GraphSettings) -> onnx.ModelProto:
     """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
+    if settings.expand_on_load and architecture.experts:
+        raise ModelError(
+            "Experts cannot be made float when the graph is opened.",
+            where="expand_on_load",
+            expected="a dense model",
+            mend="leave expand_on_load out",
+        )
     return ir.to_proto(_Decoder(checkpoint, architecture, settings).write())
 
 
@@ -53,7 +63,7 @@ class _Decoder:
         self._settings = settings
         self._nodes = Nodes()
         exact = ("q_proj", "k_proj", "v_proj") if settings.exact_attention else ()
-        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact)
+        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load)
 
     def write(self) -> ir.Model:
         nodes, of = self._nodes, self._of
@@ -61,7 +71,7 @@ class _Decoder:
         mask = nodes.input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
         lengths = self._lengths(mask)
         rotary = self._rotary()
-        hidden = self._weights.look_up(_EMBEDDING, ids)
+        hidden = self._weights.look_up(_EMBEDDING, ids, of.tied)
         added: ir.Value | None = None
         presents: list[ir.Value] = []
         for layer in range(of.layers):

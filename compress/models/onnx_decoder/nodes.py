@@ -36,10 +36,11 @@ class Nodes:
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
         self._outputs.append(value)
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A stored tensor, stored once for each name."""
+    def constant(self, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+        """A stored tensor, stored once for each name; ``dtype`` where numpy's type doesn't say it."""
         if name not in self._constants:
-            self._constants[name] = self._stored.initializer(ir.Tensor(np.asarray(array, order="C"), name=name))
+            tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
+            self._constants[name] = self._stored.initializer(tensor)
         return self._constants[name]
 
     def integers(self, *values: int) -> ir.Value:

@@ -11,6 +11,8 @@ from compress.errors import ModelError
 from compress.models.onnx_decoder.bit_planes import KERNEL_BITS
 from compress.numerics.quantized_weight import QuantizedWeight
 
+INTEGERS = ".weight_Q"
+"""Stands before the bits in the name of what holds a weight's integers."""
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 256
 

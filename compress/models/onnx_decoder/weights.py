@@ -10,9 +10,10 @@ import onnx_ir as ir
 from compress.models.adapter import low_rank
 from compress.models.checkpoint import Checkpoint
 from compress.models.onnx_decoder.bit_planes import join, lift, pair, split
+from compress.models.onnx_decoder.expanded import expand, multiply, whole
 from compress.models.onnx_decoder.low_rank import add_low_rank
 from compress.models.onnx_decoder.nodes import MICROSOFT, Nodes
-from compress.models.onnx_decoder.stored_weight import StoredWeight, stack, store
+from compress.models.onnx_decoder.stored_weight import INTEGERS, StoredWeight, stack, store
 
 _NIBBLE = 4
 
@@ -20,13 +21,25 @@ _NIBBLE = 4
 class Weights:
     """Writes what reads a weight. A tied head and its embedding table read the same stored bytes."""
 
-    def __init__(self, checkpoint: Checkpoint, nodes: Nodes, accuracy_level: int, exact: Collection[str] = ()) -> None:
-        """``exact`` names layers whose few-bit products are in fp32 whatever ``accuracy_level`` is."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        nodes: Nodes,
+        accuracy_level: int,
+        exact: Collection[str] = (),
+        expand_on_load: bool = False,
+    ) -> None:
+        """``exact`` names layers whose few-bit products are in fp32 whatever ``accuracy_level`` is.
+
+        ``expand_on_load``: all are, by weights that become float when the graph is opened.
+        """
         self._checkpoint = checkpoint
         self._nodes = nodes
         self._accuracy_level = accuracy_level
         self._exact = frozenset(exact)
+        self._expand_on_load = expand_on_load
         self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
+        self._whole: dict[str, ir.Value] = {}
         self._low_rank = low_rank(checkpoint)
 
     def has(self, name: str) -> bool:
@@ -58,11 +71,14 @@ class Weights:
             return [self._adapted(name, modules, [len(part) for part in matrices], value, product)]
         return [product for leaf in leaves for product in self.project(scope, [leaf], value)]
 
-    def look_up(self, module: str, ids: ir.Value) -> ir.Value:
-        """The rows ``ids`` of an embedding table, [batch, length, hidden]."""
+    def look_up(self, module: str, ids: ir.Value, tied: bool = False) -> ir.Value:
+        """The rows ``ids`` of an embedding table, [batch, length, hidden]; ``tied``: a head reads it too."""
         stored = self._stored(module)
         if stored is None:
             return self._nodes.op("Gather", module, [self._table(module), ids])
+        if self._expand_on_load and tied:
+            columns = self._nodes.op("Gather", module, [self._expanded_whole(module, stored), ids], axis=1)
+            return self._nodes.op("Transpose", module, [columns], perm=[1, 2, 0])
         integers, scales, zeros = self._few_bit_operands(module, stored)
         width = stored.values.shape[1]
         flat = self._nodes.integers(stored.rows, width * stored.kernel_bits // 8)
@@ -90,6 +106,9 @@ class Weights:
                 "MatMul", "lm_head", [value, self._nodes.op("Transpose", "lm_head", [table], perm=[1, 0])]
             )
             rows = int(table.shape[0])
+        elif self._expand_on_load:
+            product = self._nodes.op("MatMul", "lm_head", [value, self._expanded_whole(module, stored)])
+            rows = stored.rows
         else:
             product = self._few_bits(module, stored, value, self._accuracy_level, None, "lm_head")
             rows = stored.rows
@@ -126,6 +145,9 @@ class Weights:
         bias: ir.Value | None,
         scope: str | None = None,
     ) -> ir.Value:
+        if self._expand_on_load:
+            product = multiply(self._nodes, name, value, expand(self._nodes, name, stored))
+            return product if bias is None else self._nodes.op("Add", name, [product, bias])
         integers, scales, zeros = self._few_bit_operands(name, stored)
         inputs = [value, integers, scales, zeros, None, bias]
         while inputs[-1] is None:
@@ -141,6 +163,12 @@ class Weights:
             block_size=stored.block_size,
             accuracy_level=level,
         )
+
+    def _expanded_whole(self, module: str, stored: StoredWeight) -> ir.Value:
+        """A table as a matrix [hidden, rows] that is float once the graph is open."""
+        if module not in self._whole:
+            self._whole[module] = whole(self._nodes, module, expand(self._nodes, module, stored))
+        return self._whole[module]
 
     def _few_bit_operands(self, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """Integers, scales in float32 and zero points. On disk scales take 16 bits; the cast is done at loading."""
@@ -158,12 +186,12 @@ class Weights:
         """As the kernels take them, or, for bits that the kernels lack, the planes and what makes them whole."""
         nodes, bits = self._nodes, stored.bits
         if bits == stored.kernel_bits:
-            return nodes.constant(f"{name}.weight_Q{bits}", stored.integers())
+            return nodes.constant(f"{name}{INTEGERS}{bits}", stored.integers())
         values = stored.values
         if stored.kernel_bits == _NIBBLE:
             values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
         planes = [
-            nodes.constant(f"{name}.weight_Q{bits}_plane{index}", plane)
+            nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane)
             for index, plane in enumerate(split(values, bits))
         ]
         whole = lift(nodes, name, join(nodes, name, planes, bits, values.shape), stored.lift)

@@ -38,6 +38,12 @@ from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.runtimes import get_runtime, why_unavailable
 from compress.targets import PROFILES, AppProfile
+from compress.tasks import GENERATING
+
+_SLOW_IN_PAGES = (
+    "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage export a chat model is "
+    "many times as fast in a page, and takes the memory of its float weights there"
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
         ) from error
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
+    if wanted.profile.version is not None and manifest.task in GENERATING and contents.few_bit_products:
+        progress.note(_SLOW_IN_PAGES)
     return Bundle(output, archive, manifest)
 
 

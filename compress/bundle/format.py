@@ -28,12 +28,13 @@ class Interface(NamedTuple):
 class Contents(NamedTuple):
     """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
 
-    ``stored`` is name -> (numpy's type name, shape, bytes).
+    ``stored`` is name -> (numpy's type name, shape, bytes); ``few_bit_products``: whether some read weights so.
     """
 
     opsets: dict[str, int]
     integers: bool
     stored: dict[str, tuple[str, tuple[int, ...], int]]
+    few_bit_products: bool = False
 
 
 class BundledFormat(Protocol):

@@ -11,6 +11,7 @@ from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import TARGETS, Target
 
+_FEW_BITS = "MatMulNBits"
 _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
 
 
@@ -44,7 +45,8 @@ class _Onnx:
             opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
         integers = any(map(_computes_in_integers, graph.nodes))
         stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
-        return Contents(dict(sorted(opsets.items())), integers, stored)
+        few_bits = any(node.op_type == _FEW_BITS for node in graph.nodes)
+        return Contents(dict(sorted(opsets.items())), integers, stored, few_bits)
 
     def minimum_version(self, file: Path) -> str:
         """The one that is here."""
@@ -56,6 +58,4 @@ ONNX = _Onnx()
 
 def _computes_in_integers(node: Node) -> bool:
     """Whether what it is given is rounded to integers: a product with weights in few bits does so at level 4."""
-    return node.op_type.startswith(_INTEGER) or (
-        node.op_type == "MatMulNBits" and node.integers.get("accuracy_level") == 4
-    )
+    return node.op_type.startswith(_INTEGER) or (node.op_type == _FEW_BITS and node.integers.get("accuracy_level") == 4)

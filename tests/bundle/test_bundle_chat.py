@@ -233,3 +233,28 @@ def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, in
     export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
     [graph] = (tmp_path / "out").rglob("*.onnx")
     assert ONNX.contents(graph).integers is integers
+
+
+@pytest.mark.parametrize(
+    ("expand_on_load", "target", "said"), [(False, "browser", 1), (False, "desktop", 0), (True, "browser", 0)]
+)
+def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str, said: int, tmp_path: Path) -> None:
+    if shutil.which("npm") is None and target == "browser":
+        pytest.skip("no npm here")
+    folder, notes = write_chat_run(tmp_path / "run"), Notes()
+    few = FewBits(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
+    shutil.rmtree(folder / "model")
+    (folder / "model").mkdir()
+    export_decoder(few, GraphSettings(expand_on_load=expand_on_load)).save(folder / "model")
+    build(wanted_of(folder, target), tmp_path / "out", notes)
+    assert sum("expand_on_load: true" in text for text in notes.said) == said
+
+
+class Notes(SilentProgress):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)

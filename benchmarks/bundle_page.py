@@ -2,6 +2,7 @@
 
 BUNDLE is a folder that `compress bundle --target browser` wrote. It is served on the loopback address, each file
 compressed as a web server would send it; every launch is a Chromium with a fresh profile, so that nothing is cached.
+A chat's page is sent ``--message``, and says itself how fast it replied.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,10 +21,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 from compress.environment import environment
 from compress.runtimes.chromium import Page, open_page
+from compress.runtimes.javascript import largest_renderer, peak_bytes
 
-TYPES = {".html": "text/html", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+TYPES = {".html": "text/html", ".css": "text/css", ".wasm": "application/wasm"}
+TYPES |= dict.fromkeys((".js", ".mjs"), "text/javascript")
 BROTLI = """
 const [zlib, fs, quality] = [require("zlib"), require("fs"), Number(process.argv[1])];
 const content = fs.readFileSync(0), c = zlib.constants;
@@ -35,6 +41,12 @@ TIMES = """(() => {
   const answer = performance.getEntriesByName("first answer")[0].startTime;
   return {from_page_ready_ms: answer - shown, from_navigation_ms: answer};
 })()"""
+SEND = """(() => {
+  document.getElementById("text").value = %s;
+  document.getElementById("send").click();
+})()"""
+REPLIED = re.compile(r"(\d+) tokens?: the first after ([\d.]+) s(?:, then ([\d.]+) a second)?")
+CHAT = {"first_token_s": "message to first token, s", "tokens_per_second": "then tokens a second"}
 FLOOR_BYTES, AIM_BYTES = 12_000_000, 6_000_000
 FLOOR_MS, AIM_MS = 3_000, 1_000
 
@@ -46,11 +58,15 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=9)
     parser.add_argument("--encoding", choices=("br", "gzip"), default="br")
     parser.add_argument("--quality", type=int, default=11, help="of brotli, 0 to 11")
+    parser.add_argument("--message", help="what a chat's page is sent")
     parser.add_argument("--picture", type=Path, help="write the page, answered, as a PNG")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with serve(options.bundle, options.encoding, options.quality) as (port, sent):
-        runs = [visit(port, sent, options.picture if launch == 0 else None) for launch in range(options.launches)]
+        runs = [
+            visit(port, sent, options.message, options.picture if launch == 0 else None)
+            for launch in range(options.launches)
+        ]
     found = figures(runs, options.encoding)
     sys.stdout.write(json.dumps(found, indent=1) + "\n" if options.json else words(found))
 
@@ -95,17 +111,34 @@ def packed(path: Path, encoding: str, quality: int) -> bytes:
     return subprocess.run(command, input=path.read_bytes(), capture_output=True, check=True).stdout
 
 
-def visit(port: int, sent: dict[str, int], picture: Path | None) -> dict[str, Any]:
+def visit(port: int, sent: dict[str, int], message: str | None, picture: Path | None) -> dict[str, Any]:
     """One cold visit."""
     sent.clear()
     with open_page() as page:
         page.call("Emulation.setDeviceMetricsOverride", width=900, height=600, deviceScaleFactor=1, mobile=False)
         page.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
+        chat = {} if message is None else chatted(page, message)
         page.wait_for("document.body && document.body.dataset.answer")
-        times = page.evaluate(TIMES)
+        times = page.evaluate(TIMES) | chat
         if picture is not None:
             look(page, picture)
     return {**times, "bytes": dict(sent)}
+
+
+def chatted(page: Page, message: str) -> dict[str, float]:
+    """What a chat's page says of its reply, and its memory."""
+    page.wait_for("document.body && document.body.dataset.ready")
+    page.evaluate(SEND % json.dumps(message))
+    page.wait_for("document.body.dataset.answer", seconds=600)
+    said = REPLIED.match(page.evaluate("document.getElementById('status').textContent"))
+    assert said is not None and said[3] is not None, "a reply of two tokens or more"
+    memory = peak_bytes(largest_renderer(psutil.Process(page.browser)))
+    return {
+        "tokens": int(said[1]),
+        "first_token_s": float(said[2]),
+        "tokens_per_second": float(said[3]),
+        "peak_memory_bytes": memory,
+    }
 
 
 def look(page: Page, picture: Path) -> None:
@@ -117,7 +150,7 @@ def figures(runs: list[dict[str, Any]], encoding: str) -> dict[str, Any]:
     """Medians with the raw samples; bytes must be the same in every visit."""
     (transfer,) = {json.dumps(run["bytes"], sort_keys=True) for run in runs}
     sizes = json.loads(transfer)
-    samples = {name: [run[name] for run in runs] for name in ("from_page_ready_ms", "from_navigation_ms")}
+    samples = {name: [run[name] for run in runs] for name in runs[0] if name != "bytes"}
     return {
         "encoding": encoding,
         "transfer_bytes": sum(sizes.values()),
@@ -138,7 +171,14 @@ def words(found: dict[str, Any]) -> str:
     ):
         values = found["samples"][name]
         span = f"{min(values):.0f}-{max(values):.0f} in {len(values)} cold launches"
-        lines.append(f"| {shown} | {found[name]:.0f} ms ({span}) | {FLOOR_MS} ms | {AIM_MS} ms |")
+        floor, aim = ("", "") if "tokens" in found else (f"{FLOOR_MS} ms", f"{AIM_MS} ms")
+        lines.append(f"| {shown} | {found[name]:.0f} ms ({span}) | {floor} | {aim} |")
+    for name, shown in CHAT.items():
+        if name in found:
+            values = found["samples"][name]
+            lines.append(f"| {shown} | {found[name]:.1f} ({min(values):.1f}-{max(values):.1f}) | | |")
+    if "peak_memory_bytes" in found:
+        lines.append(f"| peak memory of the page | {found['peak_memory_bytes'] / 1e6:.0f} MB | | |")
     lines.append("")
     sizes = sorted(found["bytes_by_file"].items(), key=lambda item: -item[1])
     lines += [f"{size:10,d}  {name}" for name, size in sizes]

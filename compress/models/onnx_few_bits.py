@@ -1,6 +1,8 @@
 """Weight-only quantization of any ONNX graph: constant matrices in few bits, for ONNX Runtime's `MatMulNBits`.
 
-A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both.
+A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights may
+become float again when the graph is opened, for runtimes whose few-bit kernels are slow: what multiplies with them is
+then left as it is (`onnx_decoder.expanded` has the reason).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from compress.models.onnx_decoder.expanded import typed
 from compress.models.onnx_decoder.nodes import MICROSOFT
 from compress.models.onnx_decoder.stored_weight import StoredWeight, store
 from compress.numerics.integer_grid import find_grid, round_columns
@@ -25,12 +28,16 @@ _HALVED = 1024
 
 @dataclass(frozen=True)
 class FewBits:
-    """How weights are stored. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not."""
+    """How weights are stored. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not.
+
+    ``expand_on_load``: they become float when the graph is opened, in place of such a kernel.
+    """
 
     bits: int
     block_size: int
     symmetric: bool = True
     accuracy_level: int = 4
+    expand_on_load: bool = False
 
     def of(self, weight: np.ndarray, name: str) -> StoredWeight:
         """``weight`` [rows, columns] in blocks along its rows, each scale the best of several."""
@@ -70,12 +77,15 @@ class _Writer:
                 continue
             if any(node.op_type != "MatMul" or node.inputs[1].producer() not in turned for node in products):
                 continue
+            done.append(str(table.name))
+            if self._how.expand_on_load:
+                self._expand(table, _array(table), turned=False)
+                continue
             self._store(table, _array(table))
             for node in lookups:
                 self._look_up(node, table)
             for node in products:
                 self._multiply(node, table)
-            done.append(str(table.name))
         return done
 
     def products(self) -> list[str]:
@@ -85,10 +95,13 @@ class _Writer:
             matrix = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
             if matrix is None or not _is_matrix(matrix):
                 continue
+            done[str(matrix.name)] = None
+            if self._how.expand_on_load:
+                self._expand(matrix, _array(matrix).T, turned=True)
+                continue
             if str(matrix.name) not in self._operands:
                 self._store(matrix, _array(matrix).T)
             self._multiply(node, matrix)
-            done[str(matrix.name)] = None
         return list(done)
 
     def finished(self, halve: bool) -> ir.Model:
@@ -130,6 +143,37 @@ class _Writer:
             ],
         )
 
+    def _expand(self, value: ir.Value, weight: np.ndarray, turned: bool) -> None:
+        """Integers that become float in the place of ``value``: of ``weight`` [rows, columns], ``turned`` or not."""
+        name, graph = str(value.name), self._model.graph
+        stored = self._how.of(weight, name)
+        blocks, kind = typed(stored, name)
+        order, of_block = ((1, 2, 0), (1, 0)) if turned else ((0, 1, 2), (0, 1))
+        beside = 1 if turned else 2
+
+        def each_block(values: np.ndarray) -> np.ndarray:
+            return np.expand_dims(values.transpose(of_block), beside)
+
+        names = (f"{name}_integers", f"{name}_scale", f"{name}_zero")
+        held = [self._constant(f"{name}_Q{stored.bits}", blocks.transpose(order), kind)]
+        held.append(self._constant(f"{name}_scales", each_block(stored.scales)))
+        if stored.zero_points is not None:
+            held.append(self._constant(f"{name}_zero_points", each_block(stored.zero_points)))
+        nodes = [
+            ir.node("Cast", [one], {"to": ir.DataType.FLOAT}, name=made, outputs=[ir.val(made)])
+            for made, one in zip(names, held, strict=False)
+        ]
+        integers, scales, *zeros = (node.outputs[0] for node in nodes)
+        for zero in zeros:
+            nodes.append(ir.node("Sub", [integers, zero], name=f"{name}_about", outputs=[ir.val(f"{name}_about")]))
+            integers = nodes[-1].outputs[0]
+        nodes.append(ir.node("Mul", [integers, scales], name=f"{name}_scaled", outputs=[ir.val(f"{name}_scaled")]))
+        shape = self._constant(f"{name}_shape", np.array(value.const_value.shape, np.int64))
+        last = ir.val(f"{name}_float32")
+        nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape], name=f"{name}_whole", outputs=[last]))
+        graph.insert_before(graph[0], nodes)
+        ir.convenience.replace_all_uses_with(value, last)
+
     def _multiply(self, node: ir.Node, matrix: ir.Value) -> None:
         stored, operands = self._operands[str(matrix.name)]
         attributes = {
@@ -156,10 +200,11 @@ class _Writer:
         assert graph is not None, "the node stands in a graph"
         ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
 
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+    def _constant(self, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
         graph = self._model.graph
         if name not in graph.initializers:
-            graph.register_initializer(ir.val(name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name)))
+            tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+            graph.register_initializer(ir.val(name, const_value=tensor))
         return graph.initializers[name]
 
     def _cast(self, half: ir.Value) -> ir.Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.errors import StageError
 from compress.models.onnx_model import OnnxModel, Part, few_bits_name
@@ -28,7 +28,18 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     accuracy_level: Literal[1, 4] = Field(
         4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"
     )
+    expand_on_load: bool = Field(
+        False,
+        description="weights become float when the file is opened: as small on disk, as large as the float model in "
+        "memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
+    )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    @model_validator(mode="after")
+    def _possible(self) -> QuantizeWeights:
+        if self.expand_on_load and self.bits == 2:
+            raise ValueError("expand_on_load takes weights of 4 or 8 bits")
+        return self
 
     def promise(self) -> Promise:
         """Smaller; by how much depends on what else the graphs hold."""
@@ -38,7 +49,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
         from compress.models.onnx_few_bits import FewBits, quantize_matrices
 
-        how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level)
+        how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
         graphs, total = {}, 0
         for name, graph in model.graphs.items():
             if not model.is_part(name, self.part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,11 @@ def restored(matrix: np.ndarray, how: FewBits) -> np.ndarray:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("which", [True, False])
-def test_a_graph_computes_with_what_its_integers_stand_for(bits: int, symmetric: bool, which: bool):
-    how = FewBits(bits, 32, symmetric, accuracy_level=1)
+@pytest.mark.parametrize("expand_on_load", [True, False])
+def test_a_graph_computes_with_what_its_integers_stand_for(
+    bits: int, symmetric: bool, which: bool, expand_on_load: bool
+):
+    how = FewBits(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
     model, names = quantize_matrices(tied_graph(), how)
     assert sorted(names) == ["else", "table", "then"]
     table = restored(weight(0, ROWS, WIDTH), how)
@@ -82,6 +86,21 @@ def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
     assert {node.op_type for node in model.graph.node} >= {"GatherBlockQuantized", "MatMulNBits"}
     assert "Transpose" not in {node.op_type for node in model.graph.node}
+
+
+def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
+    model, _ = quantize_matrices(tied_graph(), FewBits(4, 32, expand_on_load=True))
+    large = {one.name: one for one in model.graph.initializer if np.prod(one.dims) >= 1024}
+    assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
+    assert {len(one.raw_data) for one in large.values()} == {WIDTH * WIDTH // 2, ROWS * WIDTH // 2}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "opened.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    opened = onnx.load(tmp_path / "opened.onnx").graph
+    (branch,) = (node for node in opened.node if node.op_type == "If")
+    everywhere = [node for inner in branch.attribute for node in inner.g.node] + list(opened.node)
+    assert "Cast" not in {node.op_type for node in everywhere}
+    assert TensorProto.INT4 not in {one.data_type for one in opened.initializer}
 
 
 def test_only_tied_leaves_products_alone():
@@ -128,6 +147,11 @@ def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
         found = teacher_forced(model.with_graphs(graphs), features, tokens)
         error = np.abs(found - expected).std() / expected.std()
         assert error < bound, (bits, error)
+        same, how = [], FewBits(bits, 32, accuracy_level=1)
+        for one in (how, replace(how, expand_on_load=True)):
+            graphs = {name: quantize_matrices(graph, one)[0] for name, graph in model.graphs.items()}
+            same.append(teacher_forced(model.with_graphs(graphs), features, tokens))
+        np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
 
 
 def test_files_are_called_as_transformers_js_looks_for_them():

@@ -37,8 +37,11 @@ class Expanded:
     zeros: ir.Value | None
 
 
-def expand(nodes: Nodes, name: str, stored: StoredWeight) -> Expanded:
-    """A weight whose constants are stored in few bits. Raises `ModelError` for bits or blocks that don't fit."""
+def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
+    """The integers [rows, blocks, block_size] in a type of ONNX's of as many bits, about zero if they have no other.
+
+    Raises `ModelError` for bits or blocks that don't fit.
+    """
     symmetric = stored.zero_points is None
     kinds = _TYPES.get((stored.bits, symmetric))
     if kinds is None or stored.values.shape[1] != stored.columns:
@@ -51,8 +54,13 @@ def expand(nodes: Nodes, name: str, stored: StoredWeight) -> Expanded:
         )
     dtype, kind = kinds
     values = stored.values.astype(np.int16) - ((1 << (stored.bits - 1)) if symmetric else 0)
-    blocks = values.reshape(stored.rows, -1, stored.block_size).transpose(1, 2, 0)
-    integers = nodes.constant(f"{name}{INTEGERS}{stored.bits}", blocks.astype(dtype), kind)
+    return values.reshape(stored.rows, -1, stored.block_size).astype(dtype), kind
+
+
+def expand(nodes: Nodes, name: str, stored: StoredWeight) -> Expanded:
+    """A weight whose constants are stored in few bits. Raises `ModelError` for bits or blocks that don't fit."""
+    blocks, kind = typed(stored, name)
+    integers = nodes.constant(f"{name}{INTEGERS}{stored.bits}", blocks.transpose(1, 2, 0), kind)
     scales = nodes.constant(f"{name}.weight_scales", stored.scales.T[:, None])
     zeros = None
     if stored.zero_points is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import Notes
 from toy_bundles import reseal, wanted_of
 from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_tokenizer, write_chat_run
 from written_decoders import CONFIGS, FewBits, save_decoder
@@ -248,13 +249,3 @@ def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str,
     export_decoder(few, GraphSettings(expand_on_load=expand_on_load)).save(folder / "model")
     build(wanted_of(folder, target), tmp_path / "out", notes)
     assert sum("expand_on_load: true" in text for text in notes.said) == said
-
-
-class Notes(SilentProgress):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)

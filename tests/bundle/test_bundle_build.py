@@ -67,6 +67,7 @@ def test_the_example_answers_as_the_formula_does_and_tells_nobody(made: Bundle, 
     lines = subprocess.run([*command, text], env=alone, capture_output=True, text=True, check=True).stdout.split()
     # Where ONNX Runtime would keep an id of the machine, and what it would tell.
     assert list(tmp_path.rglob("*")) == []
+    verify(made.folder)
     logits = EMBEDDINGS[[2, 4, 5, 6, 9, 13, 3]].mean(axis=0) @ MATRIX
     shares = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-shares)

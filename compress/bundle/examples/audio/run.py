@@ -9,8 +9,10 @@ import wave
 from pathlib import Path
 
 import numpy as np
-from model import BUNDLE, MANIFEST, Model
 from tokenizers import Tokenizer
+
+sys.dont_write_bytecode = True  # a bundle holds what its manifest names and nothing else
+from model import BUNDLE, MANIFEST, Model  # noqa: E402 # isort: skip
 
 RULE, END = MANIFEST["preprocessing"], MANIFEST["postprocessing"]
 LENGTH = RULE["chunk_seconds"] * RULE["sampling_rate"]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from model import BUNDLE, MANIFEST, Model
 from PIL import Image, ImageOps
+
+sys.dont_write_bytecode = True  # a bundle holds what its manifest names and nothing else
+from model import BUNDLE, MANIFEST, Model  # noqa: E402 # isort: skip
 
 RULE, END = MANIFEST["preprocessing"], MANIFEST["postprocessing"]
 PLACES, TOLERANCE, SHOWN = 10_007, 1e-4, 5

@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from model import BUNDLE, MANIFEST, Model
 from tokenizers import Tokenizer
+
+sys.dont_write_bytecode = True  # a bundle holds what its manifest names and nothing else
+from model import BUNDLE, MANIFEST, Model  # noqa: E402 # isort: skip
 
 RULE, END = MANIFEST["preprocessing"], MANIFEST["postprocessing"]
 SHORT, FEW = 120, 7

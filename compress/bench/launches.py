@@ -25,6 +25,8 @@ SETTLE_SECONDS = 0.02
 """Pause after a model's turn: its threads spin for some milliseconds after their last call."""
 _UNTIMED = 2
 _WARM_UP_CALLS = 8
+_COMPILING_SECONDS = 1.5
+"""WebAssembly is compiled in haste first and well while it runs: a small encoder's best came after 175 calls, 1.2 s."""
 _TURN_MS = 30.0
 """Long against what a change of process costs, short against what else comes and goes on a machine."""
 _FEWEST_CALLS, _MOST_CALLS = 4, 64
@@ -186,7 +188,8 @@ class Launches:
         calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
         with losing(child.label):
             run = partial(child.round, timeout=conditions.timeout_seconds)
-            warmed = warm_up(run, workload.single_shapes, calls, seconds)
+            compiling = _COMPILING_SECONDS if child.label in self.record.start_up else 0.0
+            warmed = warm_up(run, workload.single_shapes, calls, seconds, compiling)
         self.record.warm_ups.setdefault(child.label, []).append(warmed)
 
     def _plan(self, runs: Mapping[str, Run]) -> None:

@@ -209,10 +209,12 @@ def take_turns(turns: Mapping[str, Callable[[], Taken]], pulse: Pulse) -> tuple[
     return taken, max(pulses)
 
 
-def warm_up(run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: float) -> WarmUp:
+def warm_up(
+    run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: float, least_seconds: float = 0.0
+) -> WarmUp:
     """Run one batch of every shape, then ``calls`` again and again until successive medians agree within 5%.
 
-    Gives up after ``seconds``, or after 20 rounds of repeating.
+    Goes on for ``least_seconds`` even so; gives up after ``seconds``, or, once those are over, after 20 rounds.
     """
     began = time.perf_counter()
     for start in range(0, len(shapes), _SHAPES_AT_ONCE):
@@ -220,16 +222,16 @@ def warm_up(run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: floa
             break
         run(shapes[start : start + _SHAPES_AT_ONCE])
     previous = float(np.median(run(calls).latencies_ms))
-    agreeing = 0
-    for repeat in range(_WARM_UP_ROUNDS):
+    agreeing, rounds = 0, 1
+    while True:
+        rounds += 1
         median = float(np.median(run(calls).latencies_ms))
         agreeing = agreeing + 1 if abs(median - previous) <= _STEADY * previous else 0
-        if agreeing == _STEADY_IN_A_ROW:
-            return WarmUp(repeat + 2, True)
-        if time.perf_counter() - began > seconds:
-            return WarmUp(repeat + 2, False)
+        taken = time.perf_counter() - began
+        steady = agreeing >= _STEADY_IN_A_ROW and taken >= least_seconds
+        if steady or taken > seconds or (rounds > _WARM_UP_ROUNDS and taken >= least_seconds):
+            return WarmUp(rounds, steady)
         previous = median
-    return WarmUp(1 + _WARM_UP_ROUNDS, False)
 
 
 def interleave(

@@ -201,6 +201,13 @@ def test_warm_up_visits_every_shape_once(clock: Clock) -> None:
     assert seen[:19] == list(range(1, 20))
 
 
+def test_warm_up_goes_on_for_its_least_seconds_though_a_plateau_comes_before(clock: Clock) -> None:
+    # Code that was compiled in haste is steady too, until the better one takes its place after a second.
+    warm = warm_up(clock.model(lambda i: 10.0 if i < 100 else 5.0), [], [0], seconds=1e9, least_seconds=1.2)
+    assert warm.steady and 100 + (1.2 - 1.0) / 0.005 <= warm.rounds <= 145
+    assert warm_up(clock.model(lambda i: 10.0), [], [0], seconds=0.5, least_seconds=1.2).rounds < 55
+
+
 def test_warm_up_gives_up_on_a_restless_model(clock: Clock) -> None:
     warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (21, False)

@@ -28,7 +28,7 @@ from compress.compare.slices import slice_changes
 from compress.errors import InputError
 from compress.measurement import Measurement
 from compress.report.metrics import Metric, context_of, describe_metric, slice_of
-from compress.report.schema import BASELINE, Report
+from compress.report.schema import BASELINE, WEIGHED, Report
 
 MACHINE = "machine"
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
@@ -37,7 +37,6 @@ MOST_FLIPS = 100
 """Of either kind; the note of a paired change gives their number."""
 _SLICED = "accuracy"
 _SLICE_MARGIN = Margin(0.02, relative=False)
-_FILES = ("size_bytes", "parameters", "bits_per_parameter")
 _SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
 _REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
 
@@ -153,7 +152,7 @@ class _Ways:
         return self._change(pair, known, (rule and rule.confidence) or by_kind)
 
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
-        if known.name in _FILES:
+        if known.name in WEIGHED:
             return exact_change(pair)
         if _is_timed(known):
             return self._time(pair, known, confidence)

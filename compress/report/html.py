@@ -88,7 +88,7 @@ def _body(report: Report) -> list[str]:
 def _header(report: Report) -> str:
     status, sentence = verdict(report)
     lead = tag("p", "lead", escape(report.description)) if report.description else ""
-    facts = [run_line(report), f"measured on {', '.join(report.targets)}" if report.targets else ""]
+    facts = [run_line(report), f"measured on {', '.join(report.ran_on)}" if report.ran_on else ""]
     quiet = tag("p", "quiet", escape(", ".join(filter(None, facts))))
     words = tag("div", "", tag("p", "eyebrow", "compress report"), tag("h1", "", escape(report.recipe)), lead, quiet)
     return tag("header", "head", words, tag("span", f"chip big {status}", escape(sentence)))

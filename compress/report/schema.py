@@ -18,6 +18,8 @@ from compress.report.stage_record import Record, StageRecord
 SCHEMA = 1
 BASELINE = "baseline"
 FINAL = "final"
+WEIGHED = frozenset({"size_bytes", "parameters", "bits_per_parameter"})
+"""Metrics of a model's files, for which nothing has to run."""
 
 
 class LimitResult(Record):
@@ -186,6 +188,11 @@ class Report(Record):
     def targets(self) -> tuple[str, ...]:
         """The targets on which something was measured, in the order of the rows."""
         return tuple(dict.fromkeys(row.target for row in self.measurements))
+
+    @property
+    def ran_on(self) -> tuple[str, ...]:
+        """Those targets of which more is known than what files weigh, as it is of one that is not to be had."""
+        return tuple(target for target in self.targets if not WEIGHED.issuperset(self.metrics(target)))
 
     @property
     def missed(self) -> tuple[LimitResult, ...]:

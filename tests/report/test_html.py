@@ -156,3 +156,12 @@ def test_json_is_readable_by_the_browsers_parser(report: Report) -> None:
     embedded = html_page(report).split('id="report-json">', 1)[1].split("</script>", 1)[0]
     assert json.loads(embedded)["schema"] == 1
     assert "<" not in embedded
+
+
+def test_a_target_that_was_only_weighed_for_is_not_said_to_be_measured_on(report: Report) -> None:
+    (size,) = (row for row in report.measurements if (row.model, row.metric) == ("final", "size_bytes"))
+    weighed = report.model_copy(
+        update={"measurements": (*report.measurements, size.model_copy(update={"target": "gpu"}))}
+    )
+    assert weighed.targets == ("cpu", "gpu")
+    assert "measured on cpu<" in html_page(weighed)

@@ -73,7 +73,7 @@ worker = Worker()
 target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="")
 worker.open(dict(artifact={str(model)!r}, target=target, threads=1, cores=[], batches={str(batches)!r}))
 worker.round(dict(calls=[0], untimed=1))
-tops = {{name.split(".")[0] for name in sys.modules if not name.startswith("_")}}
+tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
 print(*sorted(tops - set(sys.stdlib_module_names)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -86,7 +86,7 @@ target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider"
 worker.open(dict(artifact={str(LIGHT.write(tmp_path / "m"))!r}, target=target, threads=1, cores=[],
                  batches={str(tmp_path / "nothing.npz")!r}))
 worker.generate(dict(ids=[1, 2], tokens=2, untimed=1))
-tops = {{name.split(".")[0] for name in sys.modules if not name.startswith("_")}}
+tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
 print(*sorted(tops - set(sys.stdlib_module_names)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

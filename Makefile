@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 # Files whole, in the order of tests/conftest.py.
 ORDER := --dist loadfile --no-loadscope-reorder
-ALONE := tests/bench tests/runtimes
+ALONE := tests/bench tests/formats/onnx/runtimes
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lint format docs clean

@@ -43,10 +43,10 @@ from peers.environment import UnavailableError, optimum_python
 from peers.ways import Setting, time_compress, time_loop, time_optimum
 
 from compress.bench.worker import write_batches
+from compress.digests import digest_file
 from compress.environment import environment, spread_cores
 from compress.errors import CompressError, DataError, StageError
-from compress.models.model import digest_file
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel, find_graph
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.numerics.decision import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
 from compress.pipeline.quiet import quiet_libraries
@@ -78,8 +78,8 @@ def make_model(folder: Path) -> None:
     """Export the sample `minilm`, cut to three layers, into ``folder`` in Hugging Face layout."""
     import torch
 
-    from compress.models.onnx_export import export_onnx
-    from compress.models.transformer import keep_layers
+    from compress.architectures.transformer import keep_layers
+    from compress.formats.onnx.export import export_onnx
     from compress.samples.fetch import sample_directory
     from compress.tasks import get_task
 

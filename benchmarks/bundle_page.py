@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 
 from compress.environment import environment
+from compress.formats.onnx.runtimes.javascript import largest_renderer, peak_bytes
 from compress.runtimes.chromium import Page, open_page
-from compress.runtimes.javascript import largest_renderer, peak_bytes
 
 TYPES = {".html": "text/html", ".css": "text/css", ".wasm": "application/wasm"}
 TYPES |= dict.fromkeys((".js", ".mjs"), "text/javascript")

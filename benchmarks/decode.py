@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.bench.generation import GenerationSettings, measure_generation
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import size_bytes
-from compress.models.onnx_decoder import GraphSettings, export_decoder
-from compress.models.source import resolve_model
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.digests import size_bytes
+from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
+from compress.sources.source import resolve_model
 from compress.targets import TARGETS
 
 BASELINE = "fp32"

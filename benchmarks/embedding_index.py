@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
-from compress.evaluate import predict
-from compress.models.processor import load_processor
+from compress.evaluation.evaluate import predict
 from compress.numerics.retrieval import normalized
 from compress.numerics.rotation import kept_share, principal_rotation
 from compress.samples.fetch import sample_directory

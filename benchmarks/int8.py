@@ -39,21 +39,21 @@ from peers.int8_ways import PLAIN, SPEECH, Contest
 from compress.bench.session import measure_together
 from compress.cli.console_progress import ConsoleProgress
 from compress.compare.effects import Pair, paired_change
-from compress.compare.policy import Margin
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
+from compress.digests import size_bytes
 from compress.errors import CompressError, InputError
-from compress.evaluate import encode_for, predict
+from compress.evaluation.evaluate import encode_for, predict
+from compress.formats.onnx.model import find_graphs
+from compress.formats.runtimes import get_runtime
 from compress.inspect.integer_kernels import read_kernels
 from compress.measurement import Measurement
-from compress.models.model import size_bytes
-from compress.models.onnx_model import find_graphs
+from compress.metrics import describe_metric
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
+from compress.recipe.policy import Margin
 from compress.recipe_source import read_recipe
-from compress.report.metrics import describe_metric
-from compress.runtimes import get_runtime
 from compress.targets import TARGETS
 from compress.tasks.task import Examples
 

@@ -83,12 +83,12 @@ def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.checkpoint import Checkpoint
     from compress.data.dataset import Dataset
-    from compress.models.checkpoint import Checkpoint
     from compress.progress import SilentProgress
     from compress.quantization.build import build_skeleton
+    from compress.stage.stage import Context
     from compress.stages.gptq import Gptq
-    from compress.stages.stage import Context
     from compress.tasks import get_task
 
     class Talking(SilentProgress):
@@ -130,7 +130,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from compress.models.shards import write_shards
+    from compress.checkpoints.shards import write_shards
 
     config = LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1)
     config.architectures = ["LlamaForCausalLM"]

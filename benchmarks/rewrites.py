@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 
+from compress.architectures.transformer import blocks, keep_heads, keep_layers, keep_neurons
 from compress.bench.session import measure_together
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.models.fusions import REWRITES
-from compress.models.int8.positions import quantize_rows_in_order
-from compress.models.onnx_export import export_onnx
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
-from compress.models.onnx_quantization import quantize_embeddings, quantize_products
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import blocks, keep_heads, keep_layers, keep_neurons
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.fusions import REWRITES
+from compress.formats.onnx.int8.positions import quantize_rows_in_order
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.targets import TARGETS
 from compress.tasks import get_task

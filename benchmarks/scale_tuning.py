@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import load_module
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
-from compress.models.source import resolve_model
-from compress.models.torch_model import TorchModel
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
+from compress.sources.source import resolve_model
+from compress.stage.stage import Context
 from compress.stages.gptq import Gptq
-from compress.stages.stage import Context
 from compress.stages.tune_scales import TuneScales
 from compress.tasks import get_task
 from compress.training.recovery import Lesson, Windows, make_windows

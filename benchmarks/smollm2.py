@@ -31,19 +31,19 @@ from peers.llama_cpp_library import llama_cpp_library
 from compress.bench.generation import GenerationSettings, measure_generation
 from compress.bench.session import BenchResult
 from compress.cache import Cache
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.cli.console_progress import ConsoleProgress
+from compress.digests import size_bytes
 from compress.environment import environment
 from compress.errors import CompressError
-from compress.models.checkpoint import QuantizedCheckpoint
-from compress.models.gguf_export import write_companions, write_gguf
-from compress.models.model import size_bytes
+from compress.formats.gguf.export import write_companions, write_gguf
+from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.run import Run, run
 from compress.progress import Progress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.report.schema import BASELINE, FINAL
-from compress.runtimes.llama_cpp_library import VARIABLE
 from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"

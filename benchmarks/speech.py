@@ -24,21 +24,21 @@ import onnx
 import pyarrow as pa
 
 from compress.bench.session import measure_together
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
-from compress.evaluate import encode_for, predict
+from compress.digests import size_bytes
+from compress.evaluation.evaluate import encode_for, predict
+from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.model import few_bits_name, quantized_name
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.speech import export_whisper
 from compress.measurement import Measurement
-from compress.models.checkpoint import Checkpoint
-from compress.models.model import size_bytes
-from compress.models.onnx_few_bits import FewBits, quantize_matrices
-from compress.models.onnx_model import few_bits_name, quantized_name
-from compress.models.onnx_quantization import quantize_products
-from compress.models.onnx_whisper import export_whisper
 from compress.numerics.noise import add_noise, babble, white_noise
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.targets import TARGETS
 from compress.tasks import get_task

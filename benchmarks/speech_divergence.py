@@ -22,16 +22,16 @@ import pyarrow as pa
 import speech
 from scipy.special import log_softmax
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.int8.settings import StaticSettings
-from compress.models.int8.static import StaticQuantizer
-from compress.models.onnx_few_bits import FewBits, quantize_matrices
-from compress.models.onnx_model import OnnxModel, find_graphs
-from compress.models.onnx_quantization import quantize_products
-from compress.models.onnx_whisper import export_whisper
-from compress.models.processor import load_processor
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_processor
+from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.speech import export_whisper
+from compress.formats.runtimes import get_runtime
 from compress.pipeline.quiet import quiet_libraries
-from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session
 from compress.runtimes.speech_rules import read_rules
 from compress.runtimes.transcriber import Transcriber

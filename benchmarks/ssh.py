@@ -17,7 +17,7 @@ from compress.bench.session import BenchResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
 from compress.devices.place import DevicePlace
-from compress.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.timing import time_artifacts
 from compress.targets import TARGETS

@@ -31,24 +31,24 @@ import numpy as np
 import torch
 import typer
 
+from compress.architectures.transformer import blocks, keep_heads, keep_neurons
+from compress.architectures.vocabulary import trim
 from compress.bench.session import measure_together
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.environment import environment
-from compress.models.int8.positions import quantize_rows_in_order
-from compress.models.onnx_export import export_onnx
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
-from compress.models.onnx_quantization import quantize_embeddings, quantize_products
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import blocks, keep_heads, keep_neurons
-from compress.models.vocabulary import trim
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.int8.positions import quantize_rows_in_order
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
+from compress.formats.runtimes import get_runtime
 from compress.numerics.decision import decide
 from compress.numerics.paired import difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
-from compress.runtimes import get_runtime
+from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.targets import TARGETS
 from compress.tasks import get_task
@@ -332,7 +332,7 @@ def _is_worse(lost: int, won: int, n: int) -> bool:
 
 def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Whether each test row is answered rightly: by the baseline, and by each candidate of either kind."""
-    from compress.evaluate import predict
+    from compress.evaluation.evaluate import predict
     from compress.pipeline.run import run
     from compress.recipe_source import read_recipe
 

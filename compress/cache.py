@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from compress.digests import digest_file, size_bytes
 from compress.errors import StorageError
-from compress.models.model import digest_file, size_bytes
 
 MANIFEST = "manifest.json"
 CONTENT = "content"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.errors import InputError
 
 if TYPE_CHECKING:
-    from compress.models.model_file import Format
+    from compress.formats.model_file import Format
 
 WEB_VERSION = "1.30.0"
 Language = Literal["python", "node", "kotlin", "swift"]
@@ -189,7 +189,8 @@ PROFILES: dict[str, Profile] = {
         ),
     )
 }
-"""Every target. To add one, or a format to one, is to add it here; a runtime's name is one of `compress.runtimes`."""
+"""Every target. To add one, or a format to one, is to add it here; a runtime is one of those
+in `compress.formats.runtimes`."""
 TARGETS: dict[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
 
 

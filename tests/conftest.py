@@ -18,22 +18,22 @@ import compress  # noqa: F401, before any test imports a library that would repo
 
 TIMED = "bench"
 """The folder whose tests time things."""
-MAY_BE_ALONE = (TIMED, "runtimes")
+MAY_BE_ALONE = (TIMED, "formats/onnx/runtimes")
 """Folders that `make test` looks for such tests in: to collect all others again would take half a minute."""
 LONGEST = (
     "stages/test_contract.py",
-    "test_recipes.py",
+    "recipe_source/test_recipes.py",
     "pipeline/test_interruption.py",
-    "models/test_executorch.py",
+    "formats/executorch/test_executorch.py",
     "samples/test_real_samples.py",
     "nightly/test_night_run.py",
-    "models/test_fusions.py",
+    "formats/onnx/test_fusions.py",
     "cli/test_bad_input.py",
     "pipeline/test_run.py",
     "cli/test_json_output.py",
     "pipeline/test_run_in_formats.py",
     "inspect/test_departures.py",
-    "models/test_onnx_export.py",
+    "formats/onnx/test_onnx_export.py",
     "devices/test_device_bench.py",
     "quantization/test_gptqmodel_opens_it.py",
 )
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=place_of)
     for item in items:
-        folder = item.path.relative_to(HERE).parts[0]
+        folder = item.path.relative_to(HERE).parent.as_posix()
         if folder == TIMED:
             item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:

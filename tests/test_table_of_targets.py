@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from compress.errors import InputError
-from compress.models.model_file import Format
+from compress.formats.model_file import Format
 from compress.targets import OPENED_BY, PROFILES, AppProfile, find_app_profile, find_profile
 
 

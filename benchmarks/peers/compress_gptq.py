@@ -15,7 +15,7 @@ from typing import Any
 from language_setting import LanguageSetting
 from quantizing import answer
 
-from compress.models.checkpoint import Checkpoint
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.stages.gptq import Gptq

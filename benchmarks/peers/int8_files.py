@@ -9,10 +9,10 @@ from pathlib import Path
 from onnx.shape_inference import InferenceError
 
 from compress.errors import CompressError
-from compress.models.onnx_model import OnnxModel
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.formats.runtimes import get_runtime
 from compress.progress import Progress
-from compress.runtimes import get_runtime
-from compress.runtimes.onnxruntime import FAILURES
 from compress.targets import TARGETS
 
 OURS, FLOAT = "ours", "fp32"

@@ -13,16 +13,16 @@ from peers.int8_defaults import nncf_default, onnxruntime_dynamic, onnxruntime_s
 from peers.int8_files import FLOAT, OURS, Ways
 from peers.int8_speech import decoder_calls, plain_encoder
 
-from compress.models.int8.observe import Feed
-from compress.models.onnx_export import export_onnx
-from compress.models.onnx_model import OnnxModel, quantized_name
-from compress.models.torch_model import TorchModel
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.model import OnnxModel, quantized_name
+from compress.formats.onnx.stage import Export
 from compress.pipeline.road import Road
 from compress.quantization.int8_calibration import calibration_set
-from compress.stages.export import Export
+from compress.stage.stage import Context
 from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
-from compress.stages.stage import Context
 
 SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
 PLAIN = " of the plain export"

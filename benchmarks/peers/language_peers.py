@@ -16,11 +16,11 @@ from peers.environment import Packages, UnavailableError, peer_python
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.gguf_export import write_gguf
-from compress.models.model import size_bytes
-from compress.models.onnx_decoder import export_decoder
-from compress.runtimes.llama_cpp_library import VARIABLE
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.digests import size_bytes
+from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.llama_cpp_library import VARIABLE
+from compress.formats.onnx.decoder import export_decoder
 from compress.targets import TARGETS, Target
 
 OURS = "compress, quick GPTQ"

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.evaluate import predict
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.source import resolve_model
+from compress.evaluation.evaluate import predict
 from compress.progress import Progress, SilentProgress
 from compress.quantization.calibration import calibration_windows
-from compress.stages.stage import Context
+from compress.sources.source import resolve_model
+from compress.stage.stage import Context
 from compress.targets import Target
 from compress.tasks import get_task
 from compress.tasks.evaluation import Evaluation

@@ -33,7 +33,7 @@ def time_graph(graph: Path, batches: Path, threads: int, runs: int) -> dict[str,
     import onnxruntime
 
     from compress.bench.worker import read_batches
-    from compress.runtimes.onnxruntime import session_options
+    from compress.formats.onnx.runtimes.onnxruntime import session_options
 
     session = onnxruntime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
     batch = read_batches(batches)[0]

@@ -15,7 +15,7 @@ from typing import Any
 from compress.bench.session import measure_together
 from compress.errors import StageError
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import TARGETS
 from compress.tasks.task import Examples
 

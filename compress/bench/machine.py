@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.environment import granted_cores, memory_bytes, memory_limit_bytes
-from compress.runtimes.onnxruntime import session_options
+from compress.formats.onnx.runtimes.onnxruntime import session_options
 
 PRODUCTS = ((128, 512, 512), (256, 256, 1024), (512, 512, 512))
 """Rows, inner width and columns of the products that are timed."""

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from compress.bench.profile import Row, total
-from compress.models.onnx_costs import Cost, GraphCost
+from compress.formats.onnx.costs import Cost, GraphCost
+from compress.formats.onnx.runtimes.profile import CallRun, own_name
 from compress.numerics.roofline import Roof, limit
-from compress.runtimes.onnxruntime_profile import CallRun, own_name
 
 
 def node_rows(

@@ -19,12 +19,12 @@ from compress.bench.profiled_calls import Calls
 from compress.bench.profiled_child import FEWEST_PASSES, SETTLE_SECONDS, ProfiledChild
 from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import InputError, StageError
+from compress.formats.onnx.costs import GraphCost, count_graph
+from compress.formats.onnx.runtimes.profile import CPU, CallRun, shapes_of
+from compress.formats.runtimes import why_unavailable
 from compress.inspect.node_layers import node_layers
-from compress.models.onnx_costs import GraphCost, count_graph
 from compress.numerics.statistics import bootstrap_interval
 from compress.progress import Progress
-from compress.runtimes import why_unavailable
-from compress.runtimes.onnxruntime_profile import CPU, CallRun, shapes_of
 from compress.targets import Target
 
 _LIMITS_EVERY = 5

@@ -13,8 +13,8 @@ from compress.bench.noise import load_average
 from compress.bench.record import Conditions, Record, Workload
 from compress.environment import environment, spread_cores
 from compress.errors import StageError
+from compress.formats.runtimes import make_ready, why_unavailable
 from compress.progress import Progress
-from compress.runtimes import make_ready, why_unavailable
 from compress.targets import Target
 
 Found = TypeVar("Found")

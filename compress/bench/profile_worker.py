@@ -25,10 +25,10 @@ import onnx_ir as ir
 from compress.bench.machine import measure_rates
 from compress.bench.service import Reply, serve_standard_streams
 from compress.bench.worker import Answering, read_batches, timed
-from compress.models.onnx_model import find_graph
-from compress.runtimes import get_runtime
+from compress.formats.onnx.model import find_graph
+from compress.formats.onnx.runtimes.profile import ProfiledSession, write_optimized
+from compress.formats.runtimes import get_runtime
 from compress.runtimes.generation import open_decoder
-from compress.runtimes.onnxruntime_profile import ProfiledSession, write_optimized
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Target
 

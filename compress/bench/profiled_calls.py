@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compress.bench.profile import Phase
 from compress.bench.scenarios import batches_by_length, draw_by_length, evenly_spaced
 from compress.errors import DataError
-from compress.models.onnx_call import Tensor
+from compress.formats.onnx.call import Tensor
 from compress.runtimes.decoder import PAST, PRESENT
 from compress.runtimes.runtime import Batch
 from compress.tasks.task import Examples

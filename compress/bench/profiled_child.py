@@ -17,7 +17,7 @@ from compress.bench.child import Child
 from compress.bench.profiled_calls import Calls
 from compress.bench.worker import write_batches
 from compress.errors import StageError
-from compress.runtimes.onnxruntime_profile import CallRun, read_profile
+from compress.formats.onnx.runtimes.profile import CallRun, read_profile
 from compress.targets import Target
 
 _START = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress.checkpoints.checks import check_processor, read_json
+from compress.checkpoints.tokenizer import load_tokenizer
 from compress.errors import InputError, ModelError
-from compress.models.checks import check_processor, read_json
-from compress.models.model_file import model_file
-from compress.models.tokenizer import load_tokenizer
+from compress.formats.model_file import model_file
 
 _CHARACTERS_A_TOKEN = 64
 """Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""

@@ -13,7 +13,7 @@ from compress.bench.rounds import Rounds
 from compress.bench.scenarios import length_buckets
 from compress.measurement import Measurement
 from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals, t_interval
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 
 _RESAMPLES = 500
 _FEWEST_LAUNCHES = 3

@@ -18,11 +18,11 @@ from compress.bench.results import Writer
 from compress.bench.rounds import WarmUp, count, note_on
 from compress.bench.scenarios import batches_by_length, draw_by_length, one_of_each_length
 from compress.bench.worker import write_batches
+from compress.digests import digest_directory
 from compress.errors import DataError, InputError, StageError
 from compress.measurement import MACHINE, Measurement
-from compress.models.model import digest_directory
 from compress.progress import Progress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 from compress.tasks.task import Examples
 

@@ -30,13 +30,13 @@ from compress.bundle.signature import sign
 from compress.bundle.templates import examples, page
 from compress.bundle.transfer import transferred, zipped
 from compress.bundle.verify import verify_folder
+from compress.checkpoints.processor import load_processor
+from compress.digests import digest_file
 from compress.errors import InputError, StorageError
-from compress.models.model import digest_file
-from compress.models.model_file import Format, format_of, model_file, model_files
-from compress.models.processor import load_processor
+from compress.formats.model_file import Format, format_of, model_file, model_files
+from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.progress import Progress
-from compress.recipe import Recipe
-from compress.runtimes import get_runtime, why_unavailable
+from compress.recipe.recipe import Recipe
 from compress.targets import PROFILES, AppProfile
 from compress.tasks import GENERATING
 

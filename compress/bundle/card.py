@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from compress.bundle.kind import Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
-from compress.models.model_file import Format
+from compress.formats.model_file import Format
 from compress.targets import AppProfile
 
 _LIBRARIES: Mapping[Format, str] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from compress.bundle.format import Contents, Interface, contents_of
 from compress.bundle.manifest import Axis
+from compress.formats.coreml.file import MilProgram, read_coreml
+from compress.formats.coreml.model import specification_of, weights_of
 from compress.installation import has_package
-from compress.models.coreml_file import MilProgram, read_coreml
-from compress.models.coreml_model import specification_of, weights_of
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS, Target
 

@@ -13,8 +13,8 @@ from compress.bundle.kind import Rounding
 from compress.bundle.manifest import TensorRecord
 from compress.bundle.numbers import Numbers
 from compress.bundle.steps import Embed, Postprocessing
+from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.errors import ModelError
-from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
 

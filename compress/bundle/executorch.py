@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.bundle.format import Contents, Interface, contents_of
 from compress.bundle.manifest import Axis
-from compress.runtimes import get_runtime, why_unavailable
+from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS, Target
 
@@ -23,7 +23,7 @@ class _ExecuTorch:
 
     def interface(self, file: Path, session: Session | None) -> Interface:
         """Names are those of the config beside it, bounds the program's own; an output has as many rows as an input."""
-        from compress.runtimes.executorch import ExecuTorchSession
+        from compress.formats.executorch.runtime import ExecuTorchSession
 
         assert isinstance(session, ExecuTorchSession)
         axes: dict[str, Axis] = {}

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 from compress.bundle.kind import Kind
 from compress.bundle.manifest import Axis, Signature, TensorRecord
 from compress.errors import ModelError
+from compress.formats.runtimes import get_runtime
 from compress.inspect.tensors import read_model
-from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import Target
 

@@ -9,7 +9,7 @@ from compress.bundle.executorch import EXECUTORCH
 from compress.bundle.format import BundledFormat
 from compress.bundle.litert import LITERT
 from compress.bundle.onnx import ONNX
-from compress.models.model_file import Format
+from compress.formats.model_file import Format
 
 FORMATS: Mapping[Format, BundledFormat] = {
     "onnx": ONNX,

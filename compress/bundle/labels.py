@@ -13,7 +13,7 @@ from compress.bundle.manifest import TensorRecord
 from compress.bundle.numbers import Numbers
 from compress.bundle.steps import Postprocessing, Softmax
 from compress.errors import ModelError
-from compress.evaluate import artifact_labels
+from compress.evaluation.evaluate import artifact_labels
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LOGITS
 

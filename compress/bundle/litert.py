@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.bundle.format import Contents, Interface, contents_of
 from compress.bundle.manifest import Axis, Signature
-from compress.runtimes import get_runtime, why_unavailable
+from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS, Target
 
@@ -25,7 +25,7 @@ class _LiteRt:
 
     def interface(self, file: Path, session: Session | None) -> Interface:
         """One row; its length is a name where there are several."""
-        from compress.runtimes.litert import LiteRtSession
+        from compress.formats.litert.runtime import LiteRtSession
 
         assert isinstance(session, LiteRtSession)
         signatures = tuple(Signature(name=name, length=length) for name, length in session.signatures.items())

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.steps import STEPS, Entry, Postprocessing, Preprocessing
 from compress.errors import BundleError
-from compress.models.model_file import Format
+from compress.formats.model_file import Format
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

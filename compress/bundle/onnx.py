@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.bundle.format import Contents, Interface
-from compress.inspect.onnx_graph import Node, read_graph
-from compress.runtimes import get_runtime
+from compress.formats.onnx.graph import Node, read_graph
+from compress.formats.runtimes import get_runtime
 from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import TARGETS, Target
@@ -34,7 +34,7 @@ class _Onnx:
     def contents(self, file: Path) -> Contents:
         """See `BundledFormat`. In ONNX Runtime's own format the graph is read without its versions."""
         if file.suffix == ".ort":
-            from compress.inspect.ort_graph import read_ort_graph
+            from compress.formats.ort.graph import read_ort_graph
 
             graph, opsets = read_ort_graph(file), {}
         else:

@@ -9,9 +9,9 @@ from pathlib import Path
 from compress.bundle.client import APACHE, MIT, Runs, copy_licence_of_onnxruntime, licence_of
 from compress.bundle.manifest import Licence
 from compress.errors import BundleError
+from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, TOKENIZERS, WASM
 from compress.progress import Progress
 from compress.samples.fetch import cache_root, fetch
-from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, TOKENIZERS, WASM
 from compress.targets import WEB_VERSION, AppProfile
 
 _SECONDS = 300

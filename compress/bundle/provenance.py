@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from compress import __version__
 from compress.bundle.manifest import Licence, Provenance
+from compress.digests import digest_file
 from compress.errors import InputError
-from compress.models.model import digest_file
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.report.schema import FINAL, load_report
 from compress.samples.catalog import SAMPLES
 from compress.samples.sample import Sample

@@ -8,7 +8,7 @@ from pathlib import Path
 from compress.bundle.kind import Rounding
 from compress.bundle.manifest import MODEL_FOLDER, TensorRecord
 from compress.bundle.steps import Postprocessing, Transcribe
-from compress.models.onnx_model import find_graphs
+from compress.formats.onnx.model import find_graphs
 from compress.numerics.word_errors import word_errors
 from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.speech_rules import read_rules

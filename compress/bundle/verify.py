@@ -15,10 +15,10 @@ from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, TensorRecord, read_manifest
 from compress.bundle.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.bundle.signature import check_signature
+from compress.digests import digest_file
 from compress.errors import BundleError, InputError
-from compress.models.model import digest_file
-from compress.models.model_file import format_of
-from compress.runtimes import why_unavailable
+from compress.formats.model_file import format_of
+from compress.formats.runtimes import why_unavailable
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import InputError
-from compress.models.model_file import format_of, model_files
-from compress.recipe import Recipe
+from compress.formats.model_file import format_of, model_files
+from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 
 if TYPE_CHECKING:

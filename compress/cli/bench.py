@@ -97,7 +97,7 @@ def _bench_on_data(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
-    from compress.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for
     from compress.pipeline.quiet import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
@@ -138,7 +138,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
     from rich.console import Console
 
     from compress.cli.rows import render_generation, render_rows
-    from compress.report.metrics import context_of
+    from compress.metrics import context_of
 
     rows = [row for row in result.measurements if context_of(row.metric) is None]
     if len(rows) < len(result.measurements):

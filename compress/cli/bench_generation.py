@@ -66,7 +66,7 @@ def generation_bench(
 
 def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:
     """For each artifact that ``target`` cannot open, the first target that can."""
-    from compress.models.model_file import format_of
+    from compress.formats.model_file import format_of
     from compress.targets import TARGETS
 
     formats = {label: format_of(folder) for label, folder in folders.items()}

@@ -61,9 +61,9 @@ def compare(
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
     from compress.cli.compared import find_side, with_model
-    from compress.compare.policy import COMPARE
     from compress.compare.policy_file import read_policy
     from compress.compare.reports import compare_reports
+    from compress.recipe.policy import COMPARE
     from compress.report.schema import BASELINE
 
     rules = with_model(read_policy(policy) if policy else COMPARE, model)

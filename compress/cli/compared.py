@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from compress.compare.baseline import load_baseline
-from compress.compare.policy import Policy
 from compress.compare.policy_file import SECTION, read_policy
+from compress.recipe.policy import Policy
 from compress.report.locate import find_report
 from compress.report.schema import Report
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from compress.report.metrics import format_seconds
+from compress.metrics import format_seconds
 
 Item = TypeVar("Item")
 

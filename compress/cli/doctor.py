@@ -172,8 +172,8 @@ def _installation() -> Iterator[Finding]:
 
 
 def _targets() -> Iterator[Finding]:
+    from compress.formats.runtimes import why_unavailable
     from compress.installation import packages
-    from compress.runtimes import why_unavailable
     from compress.targets import TARGETS
 
     for target in TARGETS.values():

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.cli.artifact import Artifact
+    from compress.formats.parts import Values
     from compress.inspect.departures import Comparison, Departure
-    from compress.inspect.parts import Values
     from compress.progress import Progress
     from compress.targets import Target
     from compress.tasks.task import Examples
@@ -40,15 +40,15 @@ def answer_findings(
     Raises `InputError` where there is no file for the target, or nothing to hold it against.
     """
     from compress.cli.artifact import find_artifact
+    from compress.formats.model_file import model_files
+    from compress.formats.onnx.parts import OnnxParts
+    from compress.formats.parts import NamelessParts, longest
+    from compress.formats.runtimes import make_ready
     from compress.inspect.departures import compare_parts
     from compress.inspect.matched_parts import match
-    from compress.inspect.onnx_parts import OnnxParts
     from compress.inspect.open_parts import gives_values, open_parts
-    from compress.inspect.parts import NamelessParts, longest
-    from compress.models.model_file import model_files
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
-    from compress.runtimes import make_ready
     from compress.targets import TARGETS
 
     if not gives_values(target):
@@ -89,7 +89,7 @@ def answer_findings(
 def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) -> Path:
     """The artifact itself, or what its run gives that target."""
     from compress.cli.run_outputs import final_for, run_of
-    from compress.models.model_file import format_of
+    from compress.formats.model_file import format_of
 
     form = format_of(found.folder)
     if form == target.format:
@@ -106,7 +106,7 @@ def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) 
 
 
 def _examples(found: Artifact, file: Path, progress: Progress) -> Examples:
-    from compress.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for
 
     rows, asked = found.dataset(progress).split("test"), found.recipe
     return encode_for(file, found.task, rows, asked.data.max_length, asked.evaluation)
@@ -117,7 +117,7 @@ def _reference(
 ) -> _Reference:
     """The float file that was named, or the run's: its export, or for a format written from weights, those."""
     from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
-    from compress.models.model_file import WRITTEN_FROM
+    from compress.formats.model_file import WRITTEN_FROM
 
     run = run_of(model)
     place = against
@@ -140,8 +140,8 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
 
     import onnx
 
+    from compress.formats.model_file import format_of, model_file
     from compress.inspect.node_layers import node_modules
-    from compress.models.model_file import format_of, model_file
 
     weights = place.is_dir() and any(place.glob("*.safetensors"))
     if not weights:
@@ -151,8 +151,8 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
             )
         graph = model_file(place)
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
-    from compress.models.onnx_export import export_onnx
-    from compress.models.torch_model import TorchModel
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.formats.onnx.export import export_onnx
 
     progress.note("exporting the float weights, as the reference")
     exported = export_onnx(TorchModel.load(place, found.task.name), examples, opset=None, fusions=False).graph

@@ -12,9 +12,9 @@ from compress.cli.finding import Finding
 if TYPE_CHECKING:
     import onnx
 
+    from compress.formats.onnx.int8.observe import Feed
     from compress.inspect.emulated_arm import EmulatedArm
     from compress.inspect.operator_answers import Apart, Departure
-    from compress.models.int8.observe import Feed
     from compress.progress import Progress
 
 _EXAMPLES = 4
@@ -41,8 +41,8 @@ def arm_findings(graph: Path, feeds: Sequence[Feed] | None, progress: Progress) 
         return
     import onnx
 
+    from compress.formats.onnx.runtimes.profile import write_optimized
     from compress.inspect.operator_answers import answers_here, departures, take_apart
-    from compress.runtimes.onnxruntime_profile import write_optimized
 
     progress.note("running the file on an emulated ARM processor; this takes a minute or more")
     with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
@@ -61,7 +61,7 @@ def _operators(apart: Apart, found: Sequence[Departure]) -> Finding:
         rounding = f"; {len(found)} of them sum floats in another order ({rest:.1g})" if found else ""
         return Finding("ok", f"linux-arm64: each of {count} operators answers as here on the same inputs{rounding}")
     first = bad[0]
-    from compress.runtimes.onnxruntime_profile import own_name
+    from compress.formats.onnx.runtimes.profile import own_name
 
     steps = f" by up to {first.steps} steps" if first.steps is not None else ""
     kinds = ", ".join(dict.fromkeys(each.operator for each in bad))
@@ -80,8 +80,8 @@ def _whole(graph: onnx.ModelProto, feeds: Sequence[Feed], arm: EmulatedArm) -> F
     Where floats are rounded to integers, a last bit may decide a step, and steps go on through the layers; so what a
     millionth on the inputs does here is told beside it.
     """
+    from compress.formats.onnx.int8.observe import tap
     from compress.inspect.operator_answers import spread
-    from compress.models.int8.observe import tap
 
     names = [value.name for value in graph.graph.output]
     answers = [values[names[0]] for values in tap(graph, names, feeds)]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
+    from compress.formats.onnx.int8.observe import Feed
     from compress.inspect.integer_kernels import Kernel
     from compress.inspect.saturation import Saturation
-    from compress.models.int8.observe import Feed
     from compress.progress import Progress
     from compress.targets import Processor
 
@@ -27,7 +27,7 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
 
     Raises `InputError` and `ModelError` for what can't be read.
     """
-    from compress.models.onnx_model import find_graphs
+    from compress.formats.onnx.model import find_graphs
     from compress.targets import find_processor
 
     processor = find_processor(target or "cpu")
@@ -63,9 +63,9 @@ def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[
     beside = any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
     if recipe is None and not beside and model.exists():
         return (model / MODEL if (model / MODEL).is_dir() else model), None
-    from compress.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for
+    from compress.formats.onnx.model import find_graphs
     from compress.inspect.transcription_calls import transcription_calls
-    from compress.models.onnx_model import find_graphs
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compress.bench.profiled_calls import Calls
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
-    from compress.recipe import Recipe
+    from compress.recipe.recipe import Recipe
 
 _NAMED = 3
 _RECORDINGS = 2
@@ -71,7 +71,7 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     """One graph against its float graph after the other. Raises `InputError` for a model of another number of them."""
     from compress.bench.operator_difference import compare_operators
     from compress.errors import InputError
-    from compress.models.onnx_model import find_graphs
+    from compress.formats.onnx.model import find_graphs
     from compress.pipeline.quiet import quiet_libraries
     from compress.targets import TARGETS
 
@@ -95,9 +95,9 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
 def _calls(found: Artifact, progress: Progress) -> Sequence[Calls]:
     """What each graph is called with, one example at a time; a decoder is asked once for the prompt, and for tokens."""
     from compress.bench.profiled_calls import CALLS, Calls, batch_calls
-    from compress.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for
+    from compress.formats.onnx.model import find_graphs
     from compress.inspect.transcription_calls import transcription_calls
-    from compress.models.onnx_model import find_graphs
 
     asked = found.recipe
     rows = found.dataset(progress).split("test")

@@ -31,8 +31,8 @@ def evaluate(
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
-    from compress.evaluate import encode_for, predict, slice_rows
-    from compress.generate import repetition_of
+    from compress.evaluation.evaluate import encode_for, predict, slice_rows
+    from compress.evaluation.generate import repetition_of
     from compress.pipeline.quiet import quiet_libraries
 
     quiet_libraries()
@@ -47,15 +47,15 @@ def evaluate(
     if found.task.generates and wanted.prompts:
         rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
     if wanted.questions:
-        from compress.choices import choice_rows, choice_scores
         from compress.data.questions import find_questions
+        from compress.evaluation.choices import choice_rows, choice_scores
 
         questions = find_questions(wanted.questions, found.recipe_folder)
         scores = choice_scores(found.folder, questions, place, threads, progress, f"choices on {target}")
         rows += choice_rows(questions, scores, found.folder.name, target)
     if wanted.similarity:
         from compress.data.similarity import find_rated_pairs
-        from compress.similarity import cosines, similarity_rows
+        from compress.evaluation.similarity import cosines, similarity_rows
 
         rated = find_rated_pairs(wanted.similarity, found.recipe_folder, progress)
         length = found.recipe.data.max_length

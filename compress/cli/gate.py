@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from compress.cli.compared import Found
     from compress.compare.gate import GateResult
-    from compress.compare.policy import Policy
+    from compress.recipe.policy import Policy
 
 
 class GateFormat(StrEnum):

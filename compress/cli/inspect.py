@@ -22,8 +22,8 @@ def inspect(
     """Show where a model's bytes and parameters are, by module, type and share."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.inspect.budget import budget_of
-    from compress.models.source import find_model
     from compress.progress import SilentProgress
+    from compress.sources.source import find_model
 
     progress = SilentProgress() if json_ else ConsoleProgress()
     budget = budget_of(find_model(model, progress), weights=weights, progress=progress, name=model)

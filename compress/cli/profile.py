@@ -89,7 +89,7 @@ def _calls(
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
     from compress.errors import InputError
-    from compress.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for
     from compress.pipeline.timing import beginning
 
     asked, generates = found.recipe, found.task.generates

@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from compress.measurement import Measurement
-from compress.report.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
+from compress.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
 
 _TIMES = {
     "time_to_first_token_ms": "first token",

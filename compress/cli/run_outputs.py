@@ -12,7 +12,7 @@ from compress.errors import InputError
 if TYPE_CHECKING:
     from compress.pipeline.road import Road
     from compress.progress import Progress
-    from compress.recipe import Recipe
+    from compress.recipe.recipe import Recipe
     from compress.targets import Target
 
 _REPORT = "report.json"

@@ -10,7 +10,7 @@ from compress.errors import InputError
 
 if TYPE_CHECKING:
     from compress.compare.change import Comparison
-    from compress.compare.policy import Policy
+    from compress.recipe.policy import Policy
 
 
 def compare_now(
@@ -79,7 +79,7 @@ def compare_now(
 
 def _precision(policy: Policy, metric: str) -> float:
     """Half of what the policy calls a change of a time."""
-    from compress.compare.policy import default_margin
+    from compress.recipe.policy import default_margin
 
     rule = policy.rule(metric)
     margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)

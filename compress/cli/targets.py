@@ -43,7 +43,7 @@ def targets(
 
 
 def _row(profile: Profile) -> dict[str, Any]:
-    from compress.runtimes import why_unavailable
+    from compress.formats.runtimes import why_unavailable
     from compress.targets import AppProfile
 
     target = profile.target

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress.compare.hosts import fingerprint
 from compress.errors import InputError
 from compress.measurement import Measurement
-from compress.report.metrics import describe_metric
+from compress.metrics import describe_metric
 from compress.report.schema import Report, load_report, parse_report, read_text
 from compress.report.write import write_whole
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.compare.change import Change, Comparison, Record, SliceChange, Uncompared
-from compress.compare.policy import Policy, Rule
+from compress.recipe.policy import Policy, Rule
 
 Status = Literal["passed", "warned", "failed"]
 _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from compress.report.metrics import format_bytes, significant
+from compress.metrics import format_bytes, significant
 
 MACHINE = {
     "processor": "processor",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.compare.policy import Policy
 from compress.errors import InputError, Problem, RecipeError
+from compress.recipe.policy import Policy
 from compress.recipe_source.document import Document, read_document
 from compress.recipe_source.translate import validate
 

@@ -23,11 +23,11 @@ from compress.compare.effects import (
 )
 from compress.compare.flips import flips
 from compress.compare.hosts import HostDifferences, host_differences, host_words
-from compress.compare.policy import COMPARE, Margin, Policy, default_margin
 from compress.compare.slices import slice_changes
 from compress.errors import InputError
 from compress.measurement import Measurement
-from compress.report.metrics import Metric, context_of, describe_metric, slice_of
+from compress.metrics import Metric, context_of, describe_metric, slice_of
+from compress.recipe.policy import COMPARE, Margin, Policy, default_margin
 from compress.report.schema import BASELINE, WEIGHED, Report
 
 MACHINE = "machine"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from compress.compare.baseline import Origin
 from compress.compare.change import Change, Comparison
-from compress.compare.policy import Policy
-from compress.report.metrics import describe_metric
+from compress.metrics import describe_metric
+from compress.recipe.policy import Policy
 
 _GIT_SECONDS = 5.0
 

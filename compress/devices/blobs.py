@@ -11,8 +11,8 @@ from typing import Any
 
 from compress.devices.connection import Connection
 from compress.devices.login import LostError
+from compress.digests import digest_file
 from compress.errors import DeviceError
-from compress.models.model import digest_file
 from compress.progress import Progress
 
 ENVIRONMENT_BYTES = 600_000_000

@@ -18,7 +18,7 @@ from compress.errors import CompressError
 from compress.targets import Target
 
 Item = TypeVar("Item")
-IMPORTS = ("compress.devices.harness", "compress.bench.worker", "compress.runtimes.onnxruntime")
+IMPORTS = ("compress.devices.harness", "compress.bench.worker", "compress.formats.onnx.runtimes.onnxruntime")
 """What an environment must be able to import before it is used."""
 
 

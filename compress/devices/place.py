@@ -22,7 +22,7 @@ from compress.devices.harness import IMPORTS
 from compress.devices.inventory import Device
 from compress.devices.session import begun, followed
 from compress.errors import DeviceError
-from compress.models.onnx_model import find_graphs
+from compress.formats.onnx.model import find_graphs
 from compress.progress import Progress
 from compress.targets import Target
 

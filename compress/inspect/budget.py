@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
+from compress.formats.tensor import Contents, Format, TensorInfo
 from compress.inspect.layers import group_layers
 from compress.inspect.statistics import TensorStatistics, measure_weights
-from compress.inspect.tensor import Contents, Format, TensorInfo
 from compress.inspect.tensors import SUFFIXES, read_model
-from compress.models.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
 from compress.progress import Progress, SilentProgress
 
 _GRAPHS = ("onnx", "ort", "openvino", "executorch", "litert", "coreml")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from compress.inspect.onnx_parts import OnnxParts, part_nodes
-from compress.inspect.parts import LARGEST, Parts, Run, Values
+from compress.formats.onnx.parts import OnnxParts, part_nodes
+from compress.formats.parts import LARGEST, Parts, Run, Values
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import Progress
 

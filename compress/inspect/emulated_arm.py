@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from compress.errors import StageError
-from compress.models.int8.observe import Feed
+from compress.formats.onnx.int8.observe import Feed
 
 _EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 _PYTHON = "root/usr/bin/python3.13"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from compress.models.fusions.graph import constant
-from compress.runtimes.onnxruntime_profile import own_name, write_optimized
+from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.runtimes.profile import own_name, write_optimized
 
 INTEGER = frozenset(
     (

@@ -6,8 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from compress.inspect.onnx_names import COMPANION_NAME
-from compress.inspect.tensor import TensorInfo
+from compress.formats.onnx.names import COMPANION_NAME
+from compress.formats.tensor import TensorInfo
 
 _BLOCK = re.compile(r"^(?P<stack>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
 _NORM = re.compile(r"norm|^ln_?\d|(\.|^)ln", re.IGNORECASE)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compress.inspect.layouts import Layout, Likeness, alike, orders_of
-from compress.inspect.onnx_parts import OnnxParts
-from compress.inspect.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of, read_by
+from compress.formats.layouts import Layout, Likeness, alike, orders_of
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of, read_by
 
 _SAME = 0.05
 """Share of a value's spread up to which two values are one, but for what 8 bits make of it."""

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from compress.formats.onnx.graph import Node, read_graph
+from compress.formats.onnx.names import Meaning, explain
 from compress.inspect.layers import layers_of
-from compress.inspect.onnx_graph import Node, read_graph
-from compress.inspect.onnx_names import Meaning, explain
 
 UNNAMED = "(no layer)"
 _SEPARATOR = re.compile(r"[_/.:]")

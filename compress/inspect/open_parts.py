@@ -8,14 +8,14 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from compress.inspect.onnx_parts import OnnxParts
-from compress.inspect.parts import Parts, Run
-from compress.models.model_file import format_of, model_file
-from compress.models.ort_file import read_ort
-from compress.runtimes import get_runtime
-from compress.runtimes.onnxruntime import FAILURES
-from compress.runtimes.onnxruntime_failures import cannot_open
-from compress.runtimes.onnxruntime_profile import CPU, write_optimized
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.onnx.runtimes.failures import cannot_open
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.formats.onnx.runtimes.profile import CPU, write_optimized
+from compress.formats.ort.file import read_ort
+from compress.formats.parts import Parts, Run
+from compress.formats.runtimes import get_runtime
 from compress.targets import Target
 
 _TAKEN_APART = {
@@ -41,15 +41,15 @@ def open_parts(artifact: Path, target: Target, length: int | None = None) -> Par
     """
     form, file = format_of(artifact), model_file(artifact)
     if form == "litert":
-        from compress.inspect.litert_parts import LiteRtParts
+        from compress.formats.litert.parts import LiteRtParts
 
         return LiteRtParts(file, length)
     if form == "executorch":
-        from compress.inspect.executorch_parts import ExecuTorchParts
+        from compress.formats.executorch.parts import ExecuTorchParts
 
         return ExecuTorchParts(file)
     if form == "openvino":
-        from compress.inspect.openvino_parts import OpenVinoParts
+        from compress.formats.openvino.parts import OpenVinoParts
 
         return OpenVinoParts(file)
     graph = _as_onnx(file) if form == "ort" else _as_it_runs(file)

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.models.int8.observe import Feed, tap
-from compress.runtimes.onnxruntime_profile import CPU
+from compress.formats.onnx.int8.observe import Feed, tap
+from compress.formats.onnx.runtimes.profile import CPU
 
 _NOISE = 1e-4
 """Relative error of a float operator up to which only the order of its sums differs."""

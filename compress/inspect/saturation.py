@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.models.fusions.graph import constant
-from compress.models.int8.kernels import quantized
-from compress.models.int8.observe import Feed, tap
+from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.int8.kernels import quantized
+from compress.formats.onnx.int8.observe import Feed, tap
 from compress.numerics.saturation import pairs_at_risk, pairwise_saturating
 
 _INTEGER_INPUTS = {

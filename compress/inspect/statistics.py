@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.inspect.tensor import Contents, Format, TensorInfo
-from compress.models.safetensors_file import StoredTensor, load_array, numpy_type
+from compress.checkpoints.safetensors_file import StoredTensor, load_array, numpy_type
+from compress.formats.tensor import Contents, Format, TensorInfo
 from compress.progress import Progress
 
 OUTLIER_SIGMAS = 6.0

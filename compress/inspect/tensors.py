@@ -7,20 +7,20 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from compress.checkpoints.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
+from compress.checkpoints.safetensors_file import StoredTensor, read_header
 from compress.errors import ModelError
-from compress.inspect.onnx_graph import Initializer, read_graph
-from compress.inspect.onnx_names import Meaning, explain
-from compress.inspect.ort_graph import read_ort_graph
-from compress.inspect.tensor import Contents, Format, TensorInfo
-from compress.models.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, read_json, unreadable, weight_files
-from compress.models.coreml_file import MilConstant, read_coreml
-from compress.models.coreml_model import weights_of as weights_of_coreml
-from compress.models.executorch_file import read_pte
-from compress.models.gguf_file import read_gguf
-from compress.models.litert_file import LiteRtTensor, read_litert
-from compress.models.openvino_ir import IrConstant, read_ir
-from compress.models.openvino_model import weights_of
-from compress.models.safetensors_file import StoredTensor, read_header
+from compress.formats.coreml.file import MilConstant, read_coreml
+from compress.formats.coreml.model import weights_of as weights_of_coreml
+from compress.formats.executorch.file import read_pte
+from compress.formats.gguf.file import read_gguf
+from compress.formats.litert.file import LiteRtTensor, read_litert
+from compress.formats.onnx.graph import Initializer, read_graph
+from compress.formats.onnx.names import Meaning, explain
+from compress.formats.openvino.ir import IrConstant, read_ir
+from compress.formats.openvino.model import weights_of
+from compress.formats.ort.graph import read_ort_graph
+from compress.formats.tensor import Contents, Format, TensorInfo
 
 SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors",

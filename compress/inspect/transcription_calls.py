@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.int8.observe import Feed
-from compress.models.onnx_model import find_graphs
-from compress.runtimes import get_runtime
+from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.model import find_graphs
+from compress.formats.runtimes import get_runtime
 from compress.runtimes.runtime import Batch, Session, TensorType
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import TARGETS

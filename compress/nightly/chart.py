@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 
+from compress.metrics import Metric, format_interval, format_value, significant
 from compress.nightly.drift import suspects
 from compress.nightly.record import Night
 from compress.nightly.trend import Level, Point, Series
 from compress.report.markup import Attribute, element, number
-from compress.report.metrics import Metric, format_interval, format_value, significant
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, y_axis
 
 WIDTH, HEIGHT = 480.0, 214.0

@@ -8,9 +8,9 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from compress.compare.policy import Policy
 from compress.nightly.record import Finding, Night
 from compress.nightly.trend import TIMES, Level, Series
+from compress.recipe.policy import Policy
 
 MACHINE = "machine"
 REFERENCE = "reference_"

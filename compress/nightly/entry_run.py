@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.cache import storage_errors
-from compress.compare.policy import Policy
 from compress.errors import CompressError, InputError
 from compress.measurement import Measurement
 from compress.nightly.child import GRACE_SECONDS, Ended, run_process
 from compress.nightly.judge import Judged, judge_entry
 from compress.nightly.record import Finding, Outcome, Status
 from compress.nightly.suite import Entry
-from compress.recipe import Recipe
+from compress.recipe.policy import Policy
+from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
 from compress.report.schema import Report, load_report
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from compress.compare.baseline import load_baseline
 from compress.compare.change import Change
 from compress.compare.gate import GateResult, Judgement, gate
-from compress.compare.policy import Policy
 from compress.compare.reports import compare_reports
 from compress.errors import CompressError
+from compress.metrics import describe_metric, format_value, significant
 from compress.nightly.record import Finding
-from compress.report.metrics import describe_metric, format_value, significant
+from compress.recipe.policy import Policy
 from compress.report.rows import limit_bound, limit_found
 from compress.report.schema import LimitResult, Report
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 
+from compress.metrics import format_seconds, format_value, main_metrics
 from compress.nightly.chart import change_state, change_words, trend_chart
 from compress.nightly.drift import MACHINE, REFERENCE, suspects
 from compress.nightly.record import Night, first_line
 from compress.nightly.trend import Series
 from compress.report.html import whole_page
 from compress.report.markup import Attribute, element, escape, tag
-from compress.report.metrics import format_seconds, format_value, main_metrics
 from compress.report.schema import FINAL
 from compress.report.sections import cell, row_head, section, table
 

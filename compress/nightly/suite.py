@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.compare.policy import Policy
 from compress.errors import InputError, Problem, RecipeError
+from compress.recipe.policy import Policy
 from compress.recipe_source.document import Document, describe, nearest_name, read_document
 from compress.recipe_source.schema import DIALECT
 from compress.recipe_source.translate import validate

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compress.metrics import format_seconds
 from compress.nightly.page import verdict
 from compress.nightly.record import Finding, Night, Outcome, first_line
 from compress.report.junit import plain_xml
 from compress.report.markdown import escape_markdown, markdown_table
-from compress.report.metrics import format_seconds
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
 

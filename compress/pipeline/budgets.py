@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.formats.runtimes import get_runtime
 from compress.inspect.size_advice import what_helps
 from compress.inspect.tensors import read_model
 from compress.measurement import Measurement
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 from compress.report.schema import FINAL, LimitResult
-from compress.runtimes import get_runtime
 from compress.runtimes.runtime import Ships
 from compress.targets import Profile
 

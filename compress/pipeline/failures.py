@@ -13,7 +13,7 @@ def library_failures() -> tuple[type[Exception], ...]:
     from onnx.checker import ValidationError
     from safetensors import SafetensorError
 
-    from compress.runtimes.onnxruntime import FAILURES
+    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 
     own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
     return (*own, ValidationError, SafetensorError, *FAILURES)

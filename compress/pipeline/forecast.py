@@ -9,12 +9,12 @@ from pathlib import Path
 from compress.cache import Cache
 from compress.data.dataset import load_dataset
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
-from compress.models.model import digest_directory
-from compress.models.source import already_here
+from compress.digests import digest_directory
 from compress.pipeline.keys import START, Keys
 from compress.progress import SilentProgress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
+from compress.sources.source import already_here
 from compress.stages.distill import Distill
 from compress.tasks import get_task
 

@@ -8,23 +8,23 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from compress.errors import ModelError
+from compress.formats.coreml.model import CoreMlModel
+from compress.formats.executorch.model import ExecuTorchModel
+from compress.formats.gguf.model import GgufModel
+from compress.formats.litert.model import LiteRtModel
+from compress.formats.model_file import WRITTEN_BY, WRITTEN_FROM, Format
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.openvino.model import OpenVinoModel
+from compress.formats.ort.model import OrtModel
+from compress.formats.writable import check_writable
 from compress.installation import has_package
-from compress.models.coreml_model import CoreMlModel
-from compress.models.executorch_model import ExecuTorchModel
-from compress.models.gguf_model import GgufModel
-from compress.models.litert_model import LiteRtModel
-from compress.models.model_file import WRITTEN_BY, WRITTEN_FROM, Format
-from compress.models.onnx_model import OnnxModel
-from compress.models.openvino_model import OpenVinoModel
-from compress.models.ort_model import OrtModel
-from compress.models.writable import check_writable
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
 from compress.report.schema import BASELINE, FINAL
+from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.stages.cast import Cast
 from compress.stages.quantize import Quantize
-from compress.stages.stage import Stage
 from compress.targets import Target
 from compress.tasks import GENERATING
 

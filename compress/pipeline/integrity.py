@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.digests import size_bytes
 from compress.errors import IntegrityError
-from compress.models.model import size_bytes
-from compress.pipeline.probed import AnyModel, probed
-from compress.stages.stage import Promise
+from compress.formats.probed import AnyModel, probed
+from compress.stage.stage import Promise
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples

@@ -9,8 +9,8 @@ from typing import Any
 from compress.cache import cache_key
 from compress.data.dataset import Dataset
 from compress.environment import package_versions
-from compress.recipe import Recipe
-from compress.stages.stage import Stage
+from compress.recipe.recipe import Recipe
+from compress.stage.stage import Stage
 
 START = "start"
 _VALIDATION = "validation"

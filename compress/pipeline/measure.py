@@ -12,6 +12,7 @@ from compress.compare.hosts import host_words
 from compress.data.membership import Part
 from compress.environment import environment
 from compress.errors import DeviceError, InputError
+from compress.formats.runtimes import make_ready, why_unavailable
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.pipeline.budgets import Shipped, shipped, shipped_row
@@ -32,7 +33,6 @@ from compress.report.schema import (
     Skipped,
     SliceRecord,
 )
-from compress.runtimes import make_ready, why_unavailable
 from compress.targets import Profile
 
 

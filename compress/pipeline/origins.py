@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.models.origin import Origin
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
+from compress.sources.origin import Origin
 from compress.stages.distill import Distill
 
 

@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import Cache, Entry
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
 from compress.data.similarity import RatedPairs, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
+from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, StageError, StorageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.model import digest_directory, size_bytes
-from compress.models.onnx_model import OnnxModel
-from compress.models.source import check_weights_finite, find_model, resolve_model
-from compress.models.torch_model import TorchModel
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.probed import TOKENS, WINDOWS, AnyModel, probed
 from compress.pipeline.failures import library_failures, unexpected
 from compress.pipeline.integrity import PROBES, Contract, Probe
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.origins import origin_of
-from compress.pipeline.probed import TOKENS, WINDOWS, AnyModel, probed
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
-from compress.report.stage_record import StageRecord
-from compress.stages.stage import Context, Stage
+from compress.sources.source import check_weights_finite, find_model, resolve_model
+from compress.stage.record import StageRecord
+from compress.stage.stage import Context, Stage
 from compress.tasks import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.config import Training

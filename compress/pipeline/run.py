@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, TypeVar
 from compress.cache import storage_errors
 from compress.data.config import is_file_name
 from compress.data.source import find
+from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
-from compress.models.model import digest_directory
 from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
@@ -28,14 +28,14 @@ from compress.pipeline.road import Road
 from compress.pipeline.running_text import check_running_text
 from compress.pipeline.slices import check_slices
 from compress.progress import Progress, SilentProgress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.folders import new_folder, point_latest
 from compress.report.limits import check_limits
 from compress.report.predictions import write_predictions
 from compress.report.schema import Report
 from compress.report.write import write_report, write_whole
-from compress.stages.stage import Stage
+from compress.stage.stage import Stage
 
 Item = TypeVar("Item")
 LOG = "run.log"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import read_json
 from compress.errors import DataError
-from compress.evaluate import encode_for
-from compress.models.checkpoint import Checkpoint
-from compress.models.checks import read_json
+from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.training.recovery import make_windows

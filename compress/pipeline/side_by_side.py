@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from compress.bench.session import PRECISION
-from compress.choices import choice_rows, choice_scores
 from compress.data.dataset import Dataset
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.questions import Question
 from compress.data.slices import Unit
-from compress.evaluate import Predictions, encode_for, predict, slice_rows
-from compress.generate import continue_prompts, prompts_of, repetition_row
+from compress.evaluation.choices import choice_rows, choice_scores
+from compress.evaluation.evaluate import Predictions, encode_for, predict, slice_rows
+from compress.evaluation.generate import continue_prompts, prompts_of, repetition_row
 from compress.measurement import Measurement
 from compress.pipeline.target_session import SPLIT, answers_of, size_rows
 from compress.pipeline.timing import time_artifacts
 from compress.progress import Progress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.report.predictions import write_predictions
 from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.targets import Target

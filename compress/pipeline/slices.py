@@ -10,7 +10,7 @@ from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
-from compress.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compress.formats.onnx.model import find_graphs
 from compress.measurement import Measurement
-from compress.models.onnx_model import find_graphs
 from compress.pipeline.target_session import TargetSession
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
 
 INTEGERS = ("quantize", "qat", "quantize_weights")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.measurement import Measurement
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.stages.prune import Prune
 from compress.targets import Target
 
@@ -28,7 +28,7 @@ def sparse_notes(
     """
     if target.format != "onnx" or not any(isinstance(stage, Prune) and stage.zeros for stage in recipe.stages):
         return []
-    from compress.models.onnx_model import OnnxModel
+    from compress.formats.onnx.model import OnnxModel
 
     speeds = {row.model: row for row in rows if row.metric == "speedup"}
     lines = []

@@ -12,25 +12,25 @@ import numpy as np
 
 from compress.bench.session import TIMING_VERSION
 from compress.cache import cache_key
-from compress.choices import choice_rows, choice_scores
 from compress.data.dataset import TEST
 from compress.data.membership import Part
 from compress.data.questions import Question
 from compress.data.similarity import RatedPairs
+from compress.digests import digest_directory, size_bytes
 from compress.environment import environment, package_versions
-from compress.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
-from compress.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
+from compress.evaluation.choices import choice_rows, choice_scores
+from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
+from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
+from compress.evaluation.similarity import cosines, similarity_rows
+from compress.formats.runtimes import get_runtime
 from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
-from compress.models.model import digest_directory, size_bytes
 from compress.numerics.calibration import calibration_bins
 from compress.pipeline.on_device import place_of
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
-from compress.runtimes import get_runtime
-from compress.similarity import cosines, similarity_rows
 from compress.targets import PROFILES, Profile, Target
 from compress.tasks.task import Examples, Task
 

@@ -11,7 +11,7 @@ from compress.bench.generation import GenerationSettings, measure_generation
 from compress.bench.place import HERE, Place
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 from compress.tasks.task import Examples, Task
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError, InputError, MissingExtraError
+from compress.formats.runtimes import why_unavailable
 from compress.installation import has_package
 from compress.plan.contents import Estimate, Plan, StagePlan, TargetPlan
 from compress.plan.predict import Prediction, Predictor
 from compress.plan.render import render_plan
 from compress.plan.shape import Shape
 from compress.plan.sources import Sources
-from compress.recipe import Recipe
-from compress.runtimes import why_unavailable
-from compress.stages.stage import Stage
+from compress.recipe.recipe import Recipe
+from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 
 __all__ = ["Plan", "make_plan", "render_plan"]

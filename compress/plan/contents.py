@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 
 
 class Strict(BaseModel):

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.environment import cores_quota, granted_cores
+from compress.formats.onnx.stage import Export
 from compress.plan.contents import Estimate
 from compress.plan.data_size import Text
 from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes
 from compress.plan.shape import Shape, pruned_shape, student_shape
 from compress.quantization.config import Quantization
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
+from compress.stage.stage import Stage
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
 from compress.stages.distill import Distill, Student
 from compress.stages.equalize import Equalize
-from compress.stages.export import Export
 from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
 from compress.stages.lora import Lora
@@ -29,7 +30,6 @@ from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 from compress.tasks import get_task

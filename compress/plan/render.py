@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

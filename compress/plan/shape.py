@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.checks import check_model_folder, read_json, weight_files
+from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError
-from compress.models.checks import check_model_folder, read_json, weight_files
-from compress.models.gguf_file import read_gguf
-from compress.models.safetensors_file import read_header
+from compress.formats.gguf.file import read_gguf
 from compress.stages.distill import Distill, Student
 from compress.stages.prune import Prune
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from compress.checkpoints.adapter import check_adapter
+from compress.checkpoints.checks import refuse_quantized
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
@@ -15,16 +17,14 @@ from compress.data.similarity import find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
-from compress.models.adapter import check_adapter
-from compress.models.checks import refuse_quantized
-from compress.models.source import find_model
 from compress.plan.contents import SourcePlan
 from compress.plan.data_size import Text, folder_bytes, read_size
 from compress.plan.shape import Shape, read_shape
 from compress.progress import SilentProgress
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
+from compress.sources.source import find_model
 from compress.stages.distill import Student
 from compress.tasks import WRITTEN, get_task
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
 from compress.errors import StageError
-from compress.models.experts import DOWN, Rehearsal, SeparateExperts, owner_of
 
 _PANEL = 192
 """Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""

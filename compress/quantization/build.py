@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.experts_as_stored import separate_experts
 from compress.errors import ModelError, StageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.experts_as_stored import separate_experts
 from compress.quantization.skeleton import Skeleton
 
 _ROWS_AT_ONCE = 8192

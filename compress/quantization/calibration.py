@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.tokenizer import load_tokenizer
 from compress.errors import DataError, ModelError
-from compress.models.checkpoint import Checkpoint
-from compress.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 _SPLIT = "train"
 _MONOTONOUS = 0.9

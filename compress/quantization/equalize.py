@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.cache import storage_errors
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.shards import write_shards
 from compress.numerics.equalization import equalizing
 from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.folds import Fold, find_folds
@@ -20,7 +20,7 @@ from compress.quantization.skeleton import Skeleton
 from compress.quantization.write import SHARD_BYTES, write_beside_weights
 
 if TYPE_CHECKING:
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 _TOKENS = 16
 

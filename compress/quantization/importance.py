@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from compress.checkpoints.experts import owner_of
+from compress.checkpoints.experts_as_stored import experts_of
 from compress.errors import StageError
-from compress.models.experts import owner_of
-from compress.models.experts_as_stored import experts_of
 from compress.progress import Progress
 from compress.quantization.block_pass import gram
 from compress.quantization.config import Quantization

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from compress.errors import DataError
-from compress.models.int8.observe import Feed
-from compress.models.onnx_model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
 from compress.numerics.sampling import spread_sample
 
 if TYPE_CHECKING:
     import onnx
 
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
     from compress.tasks.task import Examples
 
 _SPLIT = "train"

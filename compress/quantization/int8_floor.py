@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from compress.errors import StageError
-from compress.models.int8.choose import Layer
-from compress.models.int8.observe import Feed, open_session
+from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.observe import Feed, open_session
 from compress.numerics.bisection import fewest
 from compress.progress import Progress
 

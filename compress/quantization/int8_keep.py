@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from compress.errors import StageError
-from compress.models.int8.choose import Layer
+from compress.formats.onnx.int8.choose import Layer
 from compress.quantization.int8_floor import Quantizer
 
 

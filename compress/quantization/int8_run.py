@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compress.errors import DataError
-from compress.models.int8.choose import without_kernel
-from compress.models.int8.dynamic import DynamicQuantizer
-from compress.models.int8.nncf_quantizer import NncfQuantizer
-from compress.models.int8.settings import StaticSettings
-from compress.models.int8.static import StaticQuantizer
-from compress.models.onnx_model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.int8.choose import without_kernel
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer
+from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
 from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
@@ -22,7 +22,7 @@ from compress.quantization.int8_keep import Keeping, kept_layers
 if TYPE_CHECKING:
     import onnx
 
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 _VALIDATION = "validation"
 LAYERS = "compress.int8_layers"

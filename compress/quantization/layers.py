@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from compress.checkpoints.experts_as_stored import is_fused, routers, why_not_separable
+from compress.checkpoints.gptq_layout import fits
 from compress.errors import ModelError, StageError
-from compress.models.experts_as_stored import is_fused, routers, why_not_separable
-from compress.models.gptq_layout import fits
 from compress.quantization.config import Quantization
 from compress.quantization.skeleton import Skeleton
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compress.models.checkpoint import Checkpoint
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.quantization.build import build_skeleton
 from compress.quantization.skeleton import Skeleton
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.cache import storage_errors
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.gptq_layout import pack_layer
+from compress.checkpoints.quantized_module import load_module
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.gptq_layout import pack_layer
-from compress.models.quantized_module import load_module
 from compress.progress import Progress
 from compress.quantization.allocation import FLOAT_BITS
 from compress.quantization.build import build_skeleton, check_not_quantized
@@ -29,7 +29,7 @@ from compress.quantization.tables import Tables, keep_tables, plan_tables
 from compress.quantization.write import Result
 
 if TYPE_CHECKING:
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 _SAID = ("mode", "awq", "scale_estimation", "ratio", "backup_mode", "all_layers")
 """Options that the checkpoint names."""

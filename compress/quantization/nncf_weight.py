@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint
 from compress.numerics.quantized_weight import QuantizedWeight
 
 

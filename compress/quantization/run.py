@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from compress.cache import disk_full, storage_errors
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
 from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.calibration import calibration_windows
@@ -29,7 +29,7 @@ from compress.quantization.write import Result
 from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
 
 if TYPE_CHECKING:
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 _KEPT_BYTES = 1 << 26
 """Tensors of small models' blocks are served from memory that is at hand; those of large ones are given back."""

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compress.checkpoints.experts import SeparateExperts, owner_of
+from compress.checkpoints.experts_as_stored import experts_of
 from compress.errors import StageError
-from compress.models.experts import SeparateExperts, owner_of
-from compress.models.experts_as_stored import experts_of
 from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.progress import Progress
 from compress.quantization.block_pass import BlockPass

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import weight_files
+from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError, StageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.checks import weight_files
-from compress.models.safetensors_file import read_header
 from compress.quantization.head_product import head_product
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from compress.checkpoints.gptq_layout import pack_layer
 from compress.errors import StageError
-from compress.models.gptq_layout import pack_layer
 from compress.numerics.gptq import GptqSettings, quantize_gptq, round_to_nearest
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.quantization.config import Quantization

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compress.checkpoints.experts_as_stored import experts_of
 from compress.environment import has_bf16
-from compress.models.experts_as_stored import experts_of
 from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears

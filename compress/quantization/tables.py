@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from compress.checkpoints.checkpoint import TABLES
+from compress.checkpoints.gptq_layout import PARTS, pack_layer
 from compress.errors import ModelError
-from compress.models.checkpoint import TABLES
-from compress.models.gptq_layout import PARTS, pack_layer
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.quantization.config import Quantization
 from compress.quantization.finished import layers_to_text, mapped, metadata, write_whole

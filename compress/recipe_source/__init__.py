@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.chosen_target import ChosenTarget
 from compress.errors import Problem, RecipeError
-from compress.recipe import Recipe
+from compress.recipe.chosen_target import ChosenTarget
+from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
 from compress.recipe_source.document import (
     CORE_SCHEMA,

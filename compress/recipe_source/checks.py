@@ -8,18 +8,18 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from compress.chosen_target import ChosenTarget, profile_of
-from compress.chosen_target import writer as writer_of
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig, is_file_name
-from compress.models.checkpoint import Checkpoint
-from compress.models.model_file import WRITTEN_BY
-from compress.models.torch_model import TorchModel
-from compress.recipe import Benchmark, stage_labels
+from compress.formats.model_file import WRITTEN_BY
+from compress.recipe.chosen_target import ChosenTarget, profile_of
+from compress.recipe.chosen_target import writer as writer_of
+from compress.recipe.recipe import Benchmark, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
 from compress.samples.catalog import SAMPLES
+from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.stages.distill import ANOTHER_STUDENT, Distill, read_and_drawn
-from compress.stages.stage import Stage
 from compress.targets import Profile
 from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation

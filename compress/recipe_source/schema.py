@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
-from compress.models.model_file import WRITTEN_BY
-from compress.recipe import Recipe
+from compress.formats.model_file import WRITTEN_BY
+from compress.recipe.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
+from compress.recipe.recipe import Recipe
 from compress.stages import STAGES
 from compress.targets import PROFILES, Profile
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from compress.data.config import DataConfig
-from compress.recipe import Benchmark, Limit, Recipe
+from compress.recipe.recipe import Benchmark, Limit, Recipe
 from compress.stages import STAGES
 from compress.tasks.evaluation import Evaluation
 from compress.training.config import Training

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
 from compress.errors import InputError, Problem, RecipeError
-from compress.models.model_file import WRITTEN_BY
+from compress.formats.model_file import WRITTEN_BY
+from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name, read_document
 from compress.recipe_source.translate import near_or_all, salvage, validate
 from compress.stages import STAGES

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compress.measurement import Measurement
+from compress.metrics import Metric, describe_metric, format_measurement, format_value, shortest_context, significant
 from compress.report.labels import Box, Placed, place_labels
 from compress.report.markup import element
-from compress.report.metrics import (
-    Metric,
-    describe_metric,
-    format_measurement,
-    format_value,
-    shortest_context,
-    significant,
-)
 from compress.report.schema import BASELINE, FINAL, Report
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, x_axis, y_axis
 

@@ -6,15 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compress.metrics import Metric, context_of, format_value, improvement, main_metrics, shortest_context
 from compress.report.headline import verdict
-from compress.report.metrics import (
-    Metric,
-    context_of,
-    format_value,
-    improvement,
-    main_metrics,
-    shortest_context,
-)
 from compress.report.rows import limit_bound, limit_found, limit_state, run_line
 from compress.report.schema import BASELINE, FINAL, Report
 

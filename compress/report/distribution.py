@@ -6,15 +6,9 @@ import math
 from collections.abc import Sequence
 
 from compress.measurement import Measurement
+from compress.metrics import describe_metric, format_measurement, format_value, improvement, length_bucket
 from compress.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, shape
 from compress.report.markup import element
-from compress.report.metrics import (
-    describe_metric,
-    format_measurement,
-    format_value,
-    improvement,
-    length_bucket,
-)
 from compress.report.schema import BASELINE, FINAL, Report
 from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, x_axis, y_axis
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.measurement import Measurement
-from compress.report.limits import paired_ratio_interval
-from compress.report.metrics import (
+from compress.metrics import (
     Metric,
     describe_metric,
     format_value,
@@ -17,6 +16,7 @@ from compress.report.metrics import (
     shortest_context,
     significant,
 )
+from compress.report.limits import paired_ratio_interval
 from compress.report.schema import BASELINE, FINAL, LimitResult, Report
 
 _FEW_BITS = 8.5

@@ -7,10 +7,10 @@ import hashlib
 from importlib.resources import files
 from string import Template
 
+from compress.metrics import main_metrics, other_metrics
 from compress.report.continuations import continuations_html
 from compress.report.headline import headlines, verdict
 from compress.report.markup import escape, tag
-from compress.report.metrics import main_metrics, other_metrics
 from compress.report.rows import run_line, signs
 from compress.report.schema import Report
 from compress.report.sections import (

@@ -8,12 +8,12 @@ from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
 from compress.measurement import Measurement
+from compress.metrics import describe_metric, format_bytes
 from compress.numerics.statistics import t_interval
-from compress.report.metrics import describe_metric, format_bytes
 from compress.report.schema import BASELINE, FINAL, LimitResult, Skipped
 
 if TYPE_CHECKING:
-    from compress.recipe import Limit
+    from compress.recipe.recipe import Limit
 
 
 def check_limits(

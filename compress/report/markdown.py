@@ -5,15 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from compress.metrics import Metric, format_measurement, improvement, main_metrics, other_metrics
 from compress.report.continuations import alike, written
 from compress.report.headline import headlines, verdict
-from compress.report.metrics import (
-    Metric,
-    format_measurement,
-    improvement,
-    main_metrics,
-    other_metrics,
-)
 from compress.report.rows import (
     environment_rows,
     format_cell,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from compress.bench.profile import Profile, Row
+from compress.metrics import format_bytes
 from compress.report.html import whole_page
 from compress.report.markup import element, escape, tag
-from compress.report.metrics import format_bytes
 from compress.report.profile_words import (
     binds_text,
     call_text,

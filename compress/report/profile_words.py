@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.bench.profile import MachineLimits, Profile, Row
-from compress.report.metrics import format_bytes, significant
+from compress.metrics import format_bytes, significant
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
 _SENTENCES = {

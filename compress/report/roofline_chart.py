@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compress.bench.profile import MachineLimits, Profile, Row
+from compress.metrics import significant
 from compress.report.labels import CHARACTER, LINE, Box, place_labels
 from compress.report.markup import element
-from compress.report.metrics import significant
 from compress.report.profile_words import binds_text, rate_text, share_text, time_text
 from compress.report.svg import Axis, Scale, chart, line, text, title, x_axis, y_axis
 

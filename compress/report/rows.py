@@ -6,15 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from compress.report.metrics import (
-    describe_metric,
-    format_bytes,
-    format_interval,
-    format_seconds,
-    format_value,
-)
+from compress.metrics import describe_metric, format_bytes, format_interval, format_seconds, format_value
 from compress.report.schema import LimitResult, Report
-from compress.report.stage_record import Cell, StageRecord, StageTable
+from compress.stage.record import Cell, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

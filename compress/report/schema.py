@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
-from compress.report.stage_record import Record, StageRecord
+from compress.stage.record import Record, StageRecord
 
 SCHEMA = 1
 BASELINE = "baseline"

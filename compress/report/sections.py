@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.measurement import Measurement
+from compress.metrics import Metric, format_bytes, format_interval, format_value, improvement, quality_metric
 from compress.report.charts import cost_metrics, trade_off
 from compress.report.distribution import latency_by_length, latency_curves
 from compress.report.layers import Group, group_by_module, largest, union
 from compress.report.markup import element, escape, tag
-from compress.report.metrics import (
-    Metric,
-    format_bytes,
-    format_interval,
-    format_value,
-    improvement,
-    quality_metric,
-)
 from compress.report.reliability import reliability_diagram
 from compress.report.rows import (
     environment_rows,
@@ -31,7 +24,7 @@ from compress.report.rows import (
 )
 from compress.report.schema import BASELINE, FINAL, LayerBytes, Report
 from compress.report.slices import SliceFigures, format_change, slice_figures, slice_plot
-from compress.report.stage_record import StageRecord, StageTable
+from compress.stage.record import StageRecord, StageTable
 
 SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged"}
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.measurement import Measurement
+from compress.metrics import Metric, format_measurement, quality_metric, slice_metric
 from compress.numerics.paired import paired_difference
 from compress.numerics.statistics import Estimate
 from compress.report.charts import shape
 from compress.report.labels import CHARACTER
 from compress.report.markup import element
-from compress.report.metrics import Metric, format_measurement, quality_metric, slice_metric
 from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
 from compress.report.svg import Axis, Scale, chart, line, scale_around, text, title, x_axis
 

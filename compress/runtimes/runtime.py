@@ -130,7 +130,7 @@ class Ships(Protocol):
 
 
 class Runtime(Protocol):
-    """One way of running artifacts. One file each, registered in `compress.runtimes`."""
+    """One way of running artifacts. One file each, registered in `compress.formats.runtimes`."""
 
     name: str
 

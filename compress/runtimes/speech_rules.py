@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.checks import read_json
 from compress.errors import ModelError
-from compress.models.checks import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 _POSITIONS = 448

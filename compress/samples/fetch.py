@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compress.digests import digest_file
 from compress.errors import StorageError
-from compress.models.model import digest_file
 from compress.progress import Progress, SilentProgress
 from compress.samples.apt_client import apt_download, unpacked_tar
 from compress.samples.archive import extract, matching

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
+from compress.formats.coreml.stage import CoreMl
+from compress.formats.executorch.stage import ExecuTorch
+from compress.formats.gguf.stage import Gguf
+from compress.formats.litert.stage import LiteRt
+from compress.formats.onnx.stage import Export
+from compress.formats.openvino.stage import OpenVino
+from compress.formats.ort.stage import Ort
+from compress.stage.stage import Stage
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
-from compress.stages.coreml import CoreMl
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
-from compress.stages.executorch import ExecuTorch
-from compress.stages.export import Export
 from compress.stages.finetune import Finetune
-from compress.stages.gguf import Gguf
 from compress.stages.gptq import Gptq
-from compress.stages.litert import LiteRt
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
-from compress.stages.openvino import OpenVino
-from compress.stages.ort import Ort
 from compress.stages.prune import Prune
 from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.stages.stage import Stage
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.stage.stage import Context, Promise, Stage
 from compress.stages.equalize import Equalize
-from compress.stages.stage import Context, Promise, Stage
 
 
 class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):

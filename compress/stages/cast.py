@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from compress.models.onnx_model import OnnxModel, float16_name
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.formats.onnx.model import OnnxModel, float16_name
+from compress.stage.stage import Context, Needs, Promise, Stage
 
 _EXAMPLES = 64
 
@@ -52,9 +52,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
         import onnx_ir as ir
 
-        from compress.models.int8.choose import refuse_unfit
-        from compress.models.onnx_float16 import prove_near, to_float16
-        from compress.models.onnx_model import labels_of, processor_of
+        from compress.formats.onnx.float16 import prove_near, to_float16
+        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.onnx.model import labels_of, processor_of
 
         refuse_unfit(ir.from_proto(model.graph))
         graph = to_float16(model.graph, self.keep)

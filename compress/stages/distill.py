@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.models.torch_model import TorchModel
-from compress.stages.stage import Context, Needs, Stage
+from compress.checkpoints.torch_model import TorchModel
+from compress.stage.stage import Context, Needs, Stage
 from compress.tasks import EMBEDDING, IMAGES
 from compress.training.config import Training
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import Checkpoint
-from compress.stages.stage import Context, Promise, Stage
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.stage.stage import Context, Promise, Stage
 
 
 class Equalize(Stage[Checkpoint, Checkpoint]):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from compress.models.torch_model import TorchModel
-from compress.stages.stage import Context, Needs, Stage
+from compress.checkpoints.torch_model import TorchModel
+from compress.stage.stage import Context, Needs, Stage
 from compress.training.config import Training
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import Quantization
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import Context, Needs, Promise, Stage
 
 
 class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):

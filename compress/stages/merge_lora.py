@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.models.torch_model import TorchModel
+from compress.checkpoints.torch_model import TorchModel
+from compress.stage.stage import Context, Stage
 from compress.stages.equalize import Equalize
-from compress.stages.stage import Context, Stage
 
 
 class MergeLora(Stage[TorchModel, TorchModel]):
@@ -30,7 +30,7 @@ class MergeLora(Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Merge the adapter in place. Raises `ModelError` where it does not fit."""
-        from compress.models.adapter import merge
+        from compress.checkpoints.adapter import merge
 
         model.module = merge(model.module, context.locate(self.adapter))
         return model

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from compress.models.torch_model import TorchModel
+from compress.checkpoints.torch_model import TorchModel
 from compress.numerics.sparse_pattern import Pattern
-from compress.stages.stage import Context, Needs, Stage
+from compress.stage.stage import Context, Needs, Stage
 from compress.tasks import IMAGES
 from compress.training.config import Training
 

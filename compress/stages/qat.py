@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel
-from compress.models.torch_model import TorchModel
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
+from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.training.config import Training
 
 _FOUR_BITS_FROM = 21

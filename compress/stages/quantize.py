@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from compress.errors import StageError
-from compress.models.onnx_model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
+from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import Context, Needs, Promise, Stage
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -57,9 +57,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return self._parts(model, context)
         import onnx_ir as ir
 
-        from compress.models.int8.choose import refuse_unfit
-        from compress.models.int8.positions import quantize_rows_in_order
-        from compress.models.onnx_quantization import quantize_embeddings, quantize_products
+        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.onnx.int8.positions import quantize_rows_in_order
+        from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
         from compress.quantization.int8_run import quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))
@@ -83,7 +83,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
-        from compress.models.onnx_few_bits import FewBits, quantize_matrices
+        from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
         if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.errors import StageError
-from compress.models.onnx_model import OnnxModel, Part, few_bits_name
-from compress.stages.stage import Context, Promise, Stage
+from compress.formats.onnx.model import OnnxModel, Part, few_bits_name
+from compress.stage.stage import Context, Promise, Stage
 
 
 class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
@@ -47,7 +47,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
-        from compress.models.onnx_few_bits import FewBits, quantize_matrices
+        from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 
         how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
         graphs, total = {}, 0

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import Context, Needs, Promise, Stage
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -38,7 +38,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
         import numpy as np
 
-        from compress.models.sentence_modules import Dense
+        from compress.checkpoints.sentence_modules import Dense
         from compress.numerics.rotation import kept_share, principal_rotation
         from compress.training.predict import predict
 

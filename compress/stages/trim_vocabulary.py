@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.models.torch_model import TorchModel
-from compress.stages.stage import Context, Needs, Stage
+from compress.checkpoints.torch_model import TorchModel
+from compress.stage.stage import Context, Needs, Stage
 
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
@@ -35,7 +35,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Trim ``model`` in place."""
-        from compress.models.vocabulary import trim, trim_positions
+        from compress.architectures.vocabulary import trim, trim_positions
 
         examples = [context.encode("train", model)]
         unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import QuantizedCheckpoint
-from compress.stages.stage import Context, Needs, Promise, Stage
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.training.recovery_config import Recovery
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.media import content, describe
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
-from compress.models.torch_model import TorchModel
 from compress.numerics.word_errors import rate_interval, word_errors
 from compress.tasks.agreement import agreement_row
 from compress.tasks.audio import Remarks, describe_length, features_of, read_recording
@@ -44,7 +44,7 @@ class SpeechRecognition:
         import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
-        from compress.models.processor import load_processor
+        from compress.checkpoints.processor import load_processor
 
         try:
             module = AutoModelForSpeechSeq2Seq.from_pretrained(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.checks import refuse_quantized
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.slices import Slice
 from compress.data.text_identity import normalised
 from compress.errors import DataError, ModelError, StageError
 from compress.measurement import Measurement
-from compress.models.checks import refuse_quantized
-from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import mean_interval
 from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
 from compress.numerics.retrieval import nearest, normalized, overlap, ranks
@@ -50,8 +50,8 @@ class FeatureExtraction:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        from compress.models.sentence_processor import sentence_processor
-        from compress.models.transformer import drop_pooler
+        from compress.architectures.transformer import drop_pooler
+        from compress.checkpoints.sentence_processor import sentence_processor
 
         refuse_quantized(directory)
         try:

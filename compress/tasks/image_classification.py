@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from compress.checkpoints.checks import read_json, refuse_quantized
+from compress.checkpoints.processor import load_processor
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.images import Mode, decode, in_words
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
-from compress.models.checks import read_json, refuse_quantized
-from compress.models.processor import load_processor
-from compress.models.torch_model import TorchModel
 from compress.tasks.classes import (
     class_probabilities,
     class_rows,
@@ -177,8 +177,8 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    from compress.models.cut_model import is_cut, load_cut
-    from compress.models.plain_module import MODULE_KEY, load_plain
+    from compress.architectures.cut_model import is_cut, load_cut
+    from compress.checkpoints.plain_module import MODULE_KEY, load_plain
 
     content = read_json(directory / "config.json")
     if MODULE_KEY in content:

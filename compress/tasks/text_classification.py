@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.checks import refuse_quantized
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.slices import Slice
 from compress.errors import ModelError
 from compress.measurement import Measurement
-from compress.models.checks import refuse_quantized
-from compress.models.torch_model import TorchModel
 from compress.tasks.classes import (
     class_probabilities,
     class_rows,
@@ -107,7 +107,7 @@ class TextClassification:
 def _load_module(directory: Path, config: Any, trust_remote_code: bool) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
-    from compress.models.cut_model import is_cut, load_cut
+    from compress.architectures.cut_model import is_cut, load_cut
 
     if is_cut(config):
         return load_cut(AutoModelForSequenceClassification, directory, config)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
-from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood
 from compress.tasks.evaluation import Evaluation

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from compress.models.channels import Coupling, Side
+from compress.architectures.channels import Coupling, Side
 from compress.numerics.channel_budget import Cost, Count
 
 Figure = Literal["multiplications", "parameters"]

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.errors import StageError
-from compress.models.channel_record import layer_sizes, record
-from compress.models.channels import (
+from compress.architectures.channels import (
     Coupling,
     Cut,
     channel_axis,
@@ -21,8 +19,10 @@ from compress.models.channels import (
     least_common_places,
     masked,
 )
-from compress.models.plain_module import PlainModule
-from compress.models.torch_model import TorchModel
+from compress.checkpoints.channel_record import layer_sizes, record
+from compress.checkpoints.plain_module import PlainModule
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import StageError
 from compress.numerics.channel_budget import ladder, least_loss, nearest_rung
 from compress.numerics.pruning import channel_products, most_important
 from compress.tasks.task import Examples
@@ -31,8 +31,8 @@ from compress.training.loop import forward, tensors
 from compress.training.predict import labels_or_answers
 
 if TYPE_CHECKING:
+    from compress.stage.stage import Context
     from compress.stages.prune import Prune
-    from compress.stages.stage import Context
 
 _BATCH = 16
 _PROBES = 2

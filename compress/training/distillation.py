@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from compress.architectures.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
+from compress.checkpoints.channel_record import CHANNELS_KEY
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.channel_record import CHANNELS_KEY
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
 from compress.numerics.distillation import (
     attention_mse,
     embedding_distance,
@@ -35,8 +35,8 @@ from compress.training.predict import predict
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:
+    from compress.stage.stage import Context
     from compress.stages.distill import Distill, Student
-    from compress.stages.stage import Context
 
 _NO_LABEL = -100
 _COMPARED = 16

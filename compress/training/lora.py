@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.errors import StageError
-from compress.models.adapter import (
+from compress.checkpoints.adapter import (
     ADAPTER,
     check_adapter,
     check_fits,
@@ -20,8 +19,9 @@ from compress.models.adapter import (
     refuse_second,
     write_adapter,
 )
-from compress.models.checkpoint import QuantizedCheckpoint
-from compress.models.quantized_module import empty_module, load_module
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.quantized_module import empty_module, load_module
+from compress.errors import StageError
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from compress.stage.stage import Context
     from compress.stages.lora import Lora
-    from compress.stages.stage import Context
 
 
 def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context) -> QuantizedCheckpoint:

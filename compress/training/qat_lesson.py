@@ -14,20 +14,20 @@ import onnxruntime
 import torch
 from torch import nn
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import IntegrityError, StageError
-from compress.models.int8.choose import name_nodes, refuse_unfit
-from compress.models.int8.kernels import write_products
-from compress.models.int8.places import Grids, Place, find_places, grids
-from compress.models.int8.trained import (
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
+from compress.formats.onnx.int8.kernels import write_products
+from compress.formats.onnx.int8.places import Grids, Place, find_places, grids
+from compress.formats.onnx.int8.trained import (
     FOUR_BITS_FROM,
     IntegerLayer,
     refuse_four_bits,
     store_in_four_bits,
     write_integers,
 )
-from compress.models.int8.unpack import Parts, pack_attention, unpack_attention
-from compress.models.onnx_export import export_onnx
-from compress.models.torch_model import TorchModel
+from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
 from compress.numerics.distillation import softened_kl
 from compress.tasks.task import Examples
@@ -38,8 +38,8 @@ from compress.training.quantization_aware import Quantizable, put_in, quantizabl
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:
+    from compress.stage.stage import Context
     from compress.stages.qat import Qat
-    from compress.stages.stage import Context
 
 _PROVEN_ON = 64
 _BATCH = 16

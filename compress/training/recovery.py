@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
+from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.torch_model import TorchModel
 from compress.environment import has_bf16
 from compress.errors import DataError, StageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
-from compress.models.tokenizer import load_tokenizer
-from compress.models.torch_model import TorchModel
 from compress.numerics.head_divergence import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
 from compress.training.config import Training
@@ -24,7 +24,7 @@ from compress.training.recovery_config import Recovery
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
 
 MOST_PASSES = 1000
 _PROBE_TOKENS = 16

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import grids, learn_vectors, load_module
+from compress.checkpoints.rewrite import write_changed
 from compress.errors import StageError
-from compress.models.checkpoint import TABLES, QuantizedCheckpoint
-from compress.models.quantized_module import grids, learn_vectors, load_module
-from compress.models.rewrite import write_changed
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
 if TYPE_CHECKING:
-    from compress.stages.stage import Context
+    from compress.stage.stage import Context
     from compress.stages.tune_scales import TuneScales
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.plain_module import PlainModule
+from compress.checkpoints.plain_module import PlainModule
 
 _PRUNED_FROM = 0.05
 """A layer with at least this share of exact zeros is taken for pruned; dense training leaves none."""

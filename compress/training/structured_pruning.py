@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.architectures.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
 from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.task import Examples
@@ -22,8 +22,8 @@ from compress.training.loop import forward, tensors
 from compress.training.predict import labels_or_answers, predict
 
 if TYPE_CHECKING:
+    from compress.stage.stage import Context
     from compress.stages.prune import Prune
-    from compress.stages.stage import Context
 
 _BATCH = 32
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
 from compress.training.loop import Trainee, forward, train
 from compress.training.sparsity import sparse_layers
 
 if TYPE_CHECKING:
+    from compress.stage.stage import Context
     from compress.stages.prune import Prune
-    from compress.stages.stage import Context
 
 _UPDATES = 100
 _FINAL_SPARSITY_AT = 0.7

@@ -12,8 +12,8 @@ from compress.bench.generation import GenerationSettings, measure_generation
 from compress.bench.prompt_text import encode_text
 from compress.cli.bench_generation import targets_of_other_formats
 from compress.errors import ModelError, StageError
-from compress.models.gguf_export import write_companions, write_gguf
-from compress.models.model_file import format_of, model_file
+from compress.formats.gguf.export import write_companions, write_gguf
+from compress.formats.model_file import format_of, model_file
 from compress.progress import SilentProgress
 from compress.targets import TARGETS, Target
 

@@ -15,11 +15,11 @@ from compress.bench.operators import profile_operators
 from compress.bench.profile import Profile, Row
 from compress.bench.profiled_calls import Calls, text_calls
 from compress.errors import DataError
-from compress.models.onnx_decoder import export_decoder
-from compress.models.onnx_model import find_graph
+from compress.formats.onnx.decoder import export_decoder
+from compress.formats.onnx.model import find_graph
+from compress.formats.onnx.runtimes.profile import write_optimized
+from compress.formats.onnx.runtimes.shared_cache import says_so
 from compress.progress import SilentProgress
-from compress.runtimes.onnxruntime_profile import write_optimized
-from compress.runtimes.shared_cache import says_so
 from compress.targets import TARGETS
 
 CONTEXT = 16

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from compress.bench.node_rows import busy_ms, node_rows, typical, whole_row
 from compress.bench.profile import Profile, combine, total
-from compress.models.onnx_call import Operations
-from compress.models.onnx_costs import Cost, GraphCost
+from compress.formats.onnx.call import Operations
+from compress.formats.onnx.costs import Cost, GraphCost
+from compress.formats.onnx.runtimes.profile import CallRun, NodeRun
 from compress.numerics.roofline import Roof
-from compress.runtimes.onnxruntime_profile import CallRun, NodeRun
 
 ROOF = Roof(bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
 

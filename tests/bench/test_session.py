@@ -20,7 +20,7 @@ from compress.bench.session import BenchResult, measure_together
 from compress.errors import DataError, InputError, ModelError, StageError
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import TARGETS, Target
 
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)

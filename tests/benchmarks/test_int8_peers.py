@@ -16,8 +16,8 @@ from peers.int8_table import Line, Table, behind, clear_others, keep, kept
 from tiny_speech import TASK, write_speech
 
 from compress.errors import InputError
+from compress.formats.onnx.model import OnnxModel
 from compress.measurement import Measurement
-from compress.models.onnx_model import OnnxModel
 from compress.progress import SilentProgress
 from compress.recipe_source import read_recipe
 

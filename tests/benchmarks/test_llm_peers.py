@@ -15,8 +15,8 @@ from mergeable import TEXTS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.gguf_export import write_gguf
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.gguf.export import write_gguf
 from compress.progress import SilentProgress
 from compress.targets import TARGETS
 

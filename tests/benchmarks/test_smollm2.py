@@ -14,8 +14,8 @@ from mergeable import save_mergeable_llama
 from tiny_generation import WORDS
 
 from compress.bench.session import BenchResult
+from compress.formats.gguf import llama_cpp_library
 from compress.measurement import Measurement
-from compress.runtimes import llama_cpp_library
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from compress.checkpoints.checks import read_json
 from compress.data.dataset import Dataset
-from compress.models.checks import read_json
-from compress.models.gguf_tokenizer import split_rule
+from compress.formats.gguf.tokenizer import split_rule
 from compress.progress import SilentProgress
 from compress.tasks import get_task
 

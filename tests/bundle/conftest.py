@@ -9,7 +9,7 @@ import pytest
 from toy_bundles import WIDTH, wanted_of, write_encoder_run, write_image_run, write_run
 
 from compress.bundle.build import Bundle, build
-from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.progress import SilentProgress
 
 

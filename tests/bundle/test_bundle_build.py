@@ -24,8 +24,8 @@ from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
 from compress.errors import InputError, ModelError
-from compress.models.onnx_model import OnnxModel
-from compress.models.ort_model import to_ort
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.ort.model import to_ort
 from compress.progress import SilentProgress
 from compress.targets import find_app_profile
 from compress.tasks import TASK_NAMES

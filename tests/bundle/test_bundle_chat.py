@@ -23,7 +23,7 @@ from compress.bundle.prompt import PROMPTS, check_rule
 from compress.bundle.steps import Generate, Prompt
 from compress.bundle.verify import verify
 from compress.errors import BundleError, InputError, ModelError
-from compress.models.onnx_decoder import GraphSettings, export_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.progress import SilentProgress
 
 TESTED = 16

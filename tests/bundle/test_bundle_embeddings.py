@@ -14,8 +14,8 @@ from toy_bundles import EMBEDDINGS, WIDTH, code, wanted_of, write_encoder_run
 from compress.bundle.build import Bundle, build
 from compress.bundle.steps import Embed
 from compress.bundle.verify import verify
+from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
 from compress.errors import ModelError
-from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.progress import SilentProgress
 
 QUESTION, NEAR, FAR = "the lovely film", "the film was lovely", "awful plots!"

@@ -25,14 +25,14 @@ from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
 from compress.bundle.verify import verify
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.torch_model import TorchModel
 from compress.cli import app
 from compress.errors import BundleError, InputError
-from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.models.torch_model import TorchModel
+from compress.formats.coreml.stage import CoreMl
+from compress.formats.executorch.stage import ExecuTorch
+from compress.formats.litert.stage import LiteRt
 from compress.progress import SilentProgress
-from compress.stages.coreml import CoreMl
-from compress.stages.executorch import ExecuTorch
-from compress.stages.litert import LiteRt
 
 pytest.importorskip("litert_torch")
 pytest.importorskip("executorch")
@@ -171,7 +171,7 @@ def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, 
 
 
 def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]) -> None:
-    from compress.runtimes.executorch import the_runtime
+    from compress.formats.executorch.runtime import the_runtime
 
     made = all_made["executorch"]
     manifest = made.bundle.manifest
@@ -186,7 +186,7 @@ def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]
 
 
 def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
-    from compress.models.quiet_coreml import quiet_coreml
+    from compress.formats.coreml.quiet import quiet_coreml
 
     made = all_made["coreml"]
     manifest = made.bundle.manifest

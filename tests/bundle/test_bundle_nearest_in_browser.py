@@ -15,10 +15,10 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.bundle.build import Bundle, build
+from compress.formats.onnx.stage import Export
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
-from compress.stages.export import Export
 from compress.stages.quantize import Quantize
 from compress.tasks import get_task
 

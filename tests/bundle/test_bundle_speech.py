@@ -23,9 +23,9 @@ from compress.bundle.audio import RECORDINGS, AudioRule, check_rule
 from compress.bundle.build import Bundle, build
 from compress.bundle.steps import LogMel, Transcribe
 from compress.bundle.verify import verify
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import BundleError, InputError, ModelError
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_whisper import export_whisper
+from compress.formats.onnx.speech import export_whisper
 from compress.numerics.word_errors import word_errors
 from compress.progress import SilentProgress
 

@@ -12,11 +12,11 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.bundle.build import Bundle, build
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_few_bits import FewBits, quantize_matrices
-from compress.models.onnx_model import few_bits_name, quantized_name
-from compress.models.onnx_quantization import quantize_products
-from compress.models.onnx_whisper import export_whisper
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.model import few_bits_name, quantized_name
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.speech import export_whisper
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory

@@ -17,10 +17,10 @@ from compress.bundle.build import Wanted
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
 from compress.bundle.templates import examples
-from compress.models.model import digest_file
-from compress.models.onnx_model import OnnxModel
-from compress.models.sentence_modules import SentenceModules
-from compress.models.sentence_processor import SentenceProcessor
+from compress.checkpoints.sentence_modules import SentenceModules
+from compress.checkpoints.sentence_processor import SentenceProcessor
+from compress.digests import digest_file
+from compress.formats.onnx.model import OnnxModel
 from compress.recipe_source import read_recipe
 from compress.targets import find_app_profile
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from toy_bundles import RECIPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from compress.models.onnx_decoder import GraphSettings, export_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder
 
 TASK = "text-generation"
 VOCABULARY, POSITIONS, LONGEST = 264, 256, 200

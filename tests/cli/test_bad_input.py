@@ -20,9 +20,9 @@ from disks import Filler
 from safetensors import SafetensorError
 
 from compress.cache import Cache
+from compress.checkpoints.torch_model import TorchModel
 from compress.cli import main
 from compress.errors import StorageError
-from compress.models.torch_model import TorchModel
 from compress.pipeline.road import Road
 from compress.pipeline.run import run
 

@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from compress import environment, installation, runtimes
+from compress import environment, installation
 from compress.cli.doctor import doctor
+from compress.formats import runtimes
 from compress.installation import Package
 
 Usage = namedtuple("Usage", "total used free")
@@ -110,6 +111,6 @@ def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", "compress.runtimes.no_such_module")
+    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", "compress.formats.runtimes.no_such_module")
     (what,) = findings("problem")
     assert what.startswith("target cpu: the runtime 'onnxruntime' cannot be imported")

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from compress.cli.doctor import doctor
 from compress.errors import InputError
-from compress.models.int8.settings import StaticSettings
-from compress.models.int8.static import StaticQuantizer
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
 
 INNER = 64
 

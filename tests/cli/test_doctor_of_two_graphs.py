@@ -12,12 +12,12 @@ import yaml
 from tiny_speech import TASK, write_speech
 from typer.testing import CliRunner
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.cli.doctor import doctor
 from compress.errors import InputError
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_model import quantized_name
-from compress.models.onnx_quantization import quantize_products
-from compress.models.onnx_whisper import export_whisper
+from compress.formats.onnx.model import quantized_name
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.speech import export_whisper
 
 ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"
 

@@ -10,8 +10,8 @@ import tiny_generation
 import tiny_run
 from quantized import quantize_tiny_llama
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_decoder import export_decoder
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.onnx.decoder import export_decoder
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

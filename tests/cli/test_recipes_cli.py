@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from compress.cli.check import check
 from compress.cli.recipes import recipes_app
 from compress.errors import InputError, RecipeError
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.recipe_source.starter import STARTERS, starter
 from compress.tasks import TASK_NAMES

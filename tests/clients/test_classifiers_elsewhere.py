@@ -16,11 +16,11 @@ from exports import exported
 from sentence_transformers_environment import run_there
 
 from compress.data.media import media, media_type
-from compress.evaluate import artifact_labels, encode_for
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.runtimes import get_runtime
+from compress.evaluation.evaluate import artifact_labels, encode_for
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
+from compress.formats.onnx.stage import Export
+from compress.formats.runtimes import get_runtime
 from compress.stages.cast import Cast
-from compress.stages.export import Export
 from compress.stages.quantize import Quantize
 from compress.targets import TARGETS
 from compress.tasks import get_task

@@ -13,12 +13,12 @@ import pytest
 import sentences
 from sentence_transformers_environment import run_there
 
-from compress.evaluate import encode_for
-from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH
-from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.evaluation.evaluate import encode_for
+from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH
+from compress.formats.onnx.stage import Export
+from compress.formats.runtimes import get_runtime
 from compress.numerics.embedding_precision import ranges_of, to_int8, to_ubinary
-from compress.runtimes import get_runtime
-from compress.stages.export import Export
 from compress.stages.quantize import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.targets import TARGETS

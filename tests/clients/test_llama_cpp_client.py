@@ -12,13 +12,13 @@ import torch
 from quantized import quantize_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.gguf_export import write_gguf
-from compress.models.gguf_proof import compare_gguf
-from compress.models.source import resolve_model
-from compress.runtimes import get_runtime
-from compress.runtimes.llama_cpp_library import LlamaModel
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.llama_cpp_library import LlamaModel
+from compress.formats.gguf.proof import compare_gguf
+from compress.formats.runtimes import get_runtime
 from compress.samples.fetch import sample_directory
+from compress.sources.source import resolve_model
 from compress.targets import TARGETS
 
 LENGTH = 256

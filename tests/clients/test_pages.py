@@ -15,16 +15,16 @@ import sentences
 import tiny
 from exports import exported
 
-from compress.evaluate import artifact_labels, encode_for
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.evaluation.evaluate import artifact_labels, encode_for
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
+from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
+from compress.formats.onnx.stage import Export
+from compress.formats.runtimes import get_runtime
 from compress.progress import SilentProgress
-from compress.runtimes import get_runtime
 from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
 from compress.samples.fetch import cache_root, fetch
-from compress.samples.onnxruntime_web import PACKAGES, SCRIPT, WASM
-from compress.stages.export import Export
 from compress.stages.quantize import Quantize
 from compress.targets import TARGETS
 from compress.tasks import get_task

@@ -12,7 +12,7 @@ from many_lines import LINES, lines
 
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.steps import Prompt
-from compress.models.source import resolve_model
+from compress.sources.source import resolve_model
 
 
 @pytest.mark.slow

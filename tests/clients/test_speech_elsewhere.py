@@ -16,14 +16,14 @@ import torch
 from sentence_transformers_environment import run_there
 from transformers_js_page import ask_page
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.model import size_bytes
-from compress.models.onnx_few_bits import FewBits, quantize_matrices
-from compress.models.onnx_model import few_bits_name, quantized_name
-from compress.models.onnx_quantization import quantize_products
-from compress.models.onnx_whisper import export_whisper
-from compress.models.processor import load_processor
-from compress.runtimes import get_runtime
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_processor
+from compress.digests import size_bytes
+from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.model import few_bits_name, quantized_name
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.speech import export_whisper
+from compress.formats.runtimes import get_runtime
 from compress.samples.fetch import sample_directory
 from compress.targets import TARGETS
 from compress.tasks import get_task

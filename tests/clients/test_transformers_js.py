@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import compress, latest, write_all
 
-from compress.evaluate import artifact_labels, encode_for, predict
+from compress.evaluation.evaluate import artifact_labels, encode_for, predict
 from compress.progress import SilentProgress
 from compress.targets import TARGETS
 from compress.tasks import get_task

@@ -13,9 +13,9 @@ import pytest
 from comparisons import accuracy, outcomes, report, row, time_row
 
 from compress.compare.gate import gate
-from compress.compare.policy import Policy
 from compress.compare.reports import compare_reports
 from compress.compare.views.html import html_gate
+from compress.recipe.policy import Policy
 from compress.report.schema import SliceRecord
 
 pytestmark = pytest.mark.browser

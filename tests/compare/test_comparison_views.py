@@ -13,7 +13,6 @@ from rich.console import Console
 
 from compress.compare.change import Change, Comparison, Flip
 from compress.compare.gate import GateResult, gate
-from compress.compare.policy import Policy
 from compress.compare.reports import compare_reports
 from compress.compare.views.console import console_comparison, console_gate
 from compress.compare.views.forest import axis_of, forest_row
@@ -22,6 +21,7 @@ from compress.compare.views.html import html_comparison, html_gate
 from compress.compare.views.junit import junit_gate
 from compress.compare.views.markdown import markdown_comparison, markdown_gate
 from compress.compare.words import effect_text, interval_text, margin_text, sentence, value_text
+from compress.recipe.policy import Policy
 
 EVIL = "<script>alert(1)</script>|`%0A\x1b[31m"
 FLIP = Flip(row=7, now="wrong", label="a|b", baseline_answer="good", candidate_answer="bad", example=EVIL)

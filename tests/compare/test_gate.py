@@ -11,10 +11,10 @@ from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
 from compress.compare.baseline import Origin, load_baseline, read_baseline, write_baseline
 from compress.compare.change import Comparison
 from compress.compare.gate import GateResult, Status, gate
-from compress.compare.policy import CannotTell, Policy, Rule
 from compress.compare.reports import compare_reports
 from compress.compare.update import lowered, origin
 from compress.errors import InputError
+from compress.recipe.policy import CannotTell, Policy, Rule
 from compress.report.schema import Report, SliceRecord, load_report
 
 BEFORE = report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.0))

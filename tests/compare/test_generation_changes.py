@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from comparisons import report, row, time_row
 
-from compress.compare.policy import GATE_RULES, Policy
 from compress.compare.reports import compare_reports
 from compress.measurement import Measurement
+from compress.recipe.policy import GATE_RULES, Policy
 
 
 def perplexity(losses: list[float]) -> Measurement:

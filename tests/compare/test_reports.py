@@ -11,10 +11,10 @@ from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
 from scipy.stats import binom, norm
 
 from compress.compare.change import Change
-from compress.compare.policy import Policy, Rule
 from compress.compare.reports import compare_reports
 from compress.errors import InputError
 from compress.measurement import Measurement
+from compress.recipe.policy import Policy, Rule
 from compress.report.schema import DataRecord, Report, Skipped, SliceRecord
 
 NO_SPREAD = Policy(session_spread=0.0)

@@ -17,7 +17,7 @@ from compress.devices.inventory import Device
 from compress.devices.place import DevicePlace
 from compress.errors import ModelError, StageError
 from compress.progress import SilentProgress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import TARGETS
 
 Item = TypeVar("Item")

@@ -19,7 +19,7 @@ from compress.bench.session import BenchResult, measure_together
 from compress.cli.on_devices import Chosen, bench_on_devices
 from compress.inspect.emulated_arm import arm_home
 from compress.progress import Progress
-from compress.recipe import Benchmark
+from compress.recipe.recipe import Benchmark
 from compress.targets import TARGETS
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")

@@ -6,8 +6,8 @@ from onnx_samples import classifier
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertForSequenceClassification
 
+from compress.digests import size_bytes
 from compress.inspect.budget import Module, budget_of, bytes_by_layer
-from compress.models.model import size_bytes
 
 # By hand: (hidden 32, feed-forward 64, vocabulary 100, positions 512, 2 types), four bytes a weight.
 ATTENTION = 4 * (4 * (32 * 32 + 32) + 2 * 32)

@@ -12,18 +12,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer
+from compress.formats.openvino.conversion import to_openvino
+from compress.formats.openvino.ir import read_ir
+from compress.formats.ort.conversion import convert
+from compress.formats.ort.file import read_ort
+from compress.formats.ort.tools import ort_tools
+from compress.formats.runtimes import make_ready
 from compress.inspect.departures import Comparison, Gap, compare_parts
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
-from compress.models.int8.dynamic import DynamicQuantizer
-from compress.models.openvino_conversion import to_openvino
-from compress.models.openvino_ir import read_ir
-from compress.models.ort_conversion import convert
-from compress.models.ort_file import read_ort
-from compress.models.ort_tools import ort_tools
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import SilentProgress
-from compress.runtimes import make_ready
 from compress.targets import TARGETS
 
 LAYERS, WIDTH, WORDS = 4, 64, 50

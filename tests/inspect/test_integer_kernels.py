@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.quantization import quantize_products
 from compress.inspect.integer_kernels import read_kernels
 from compress.inspect.saturation import find_saturation
-from compress.models.int8.settings import StaticSettings
-from compress.models.int8.static import StaticQuantizer
-from compress.models.onnx_quantization import quantize_products
 
 INNER, OUTER = 64, 48
 

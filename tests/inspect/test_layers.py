@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from compress.formats.tensor import TensorInfo
 from compress.inspect.layers import group_layers, model_prefix
-from compress.inspect.tensor import TensorInfo
 
 
 def made(names: list[str], size: int = 4) -> list[TensorInfo]:

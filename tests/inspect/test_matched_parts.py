@@ -11,17 +11,17 @@ import pytest
 import tiny
 import torch
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError
+from compress.formats.layouts import Layout, alike, orders_of
+from compress.formats.litert.quantization import quantize_litert
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.parts import NamelessParts, Values, longest
 from compress.inspect.departures import Comparison, compare_parts
-from compress.inspect.layouts import Layout, alike, orders_of
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
-from compress.inspect.onnx_parts import OnnxParts
 from compress.inspect.open_parts import open_parts
-from compress.inspect.parts import NamelessParts, Values, longest
-from compress.models.litert_quantization import quantize_litert
-from compress.models.onnx_export import export_onnx
-from compress.models.torch_model import TorchModel
 from compress.progress import SilentProgress
 from compress.targets import TARGETS
 
@@ -53,7 +53,7 @@ def batches() -> list[Values]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reference, and files of the same weights."""
     pytest.importorskip("litert_torch")
-    from compress.models.litert_conversion import to_litert
+    from compress.formats.litert.conversion import to_litert
 
     made, root = model(), tmp_path_factory.mktemp("matched")
     examples = tiny.context().encode("train", made)

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.runtimes.profile import own_name, write_optimized
 from compress.inspect.node_layers import UNNAMED, node_layers, node_modules, origins_in
-from compress.models.onnx_quantization import quantize_products
-from compress.runtimes.onnxruntime_profile import own_name, write_optimized
 
 
 def layers(proto: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:

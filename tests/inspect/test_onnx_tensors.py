@@ -7,9 +7,9 @@ from onnx import TensorProto, helper
 from onnx_samples import classifier, outside, save, tensor, with_external_data
 
 from compress.errors import ModelError
-from compress.inspect.onnx_graph import read_graph
+from compress.formats.onnx.graph import read_graph
+from compress.formats.tensor import TensorInfo
 from compress.inspect.statistics import load_values
-from compress.inspect.tensor import TensorInfo
 from compress.inspect.tensors import read_model
 
 

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.cli.doctor_arm import arm_findings
 from compress.errors import StageError
+from compress.formats.onnx.int8.observe import tap
 from compress.inspect import emulated_arm
 from compress.inspect.emulated_arm import NEWEST, OLD, EmulatedArm, find_emulated_arm
 from compress.inspect.operator_answers import Apart, answers_here, departures, spread, take_apart
-from compress.models.int8.observe import tap
 from compress.progress import SilentProgress
 
 ROWS, INNER, COLUMNS = 3, 70, 24

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from nights import FIRST, HOST, SUITE, fill, ignore, night, outcome, row
 
-from compress.compare.policy import Policy, Rule
 from compress.nightly.drift import Drift, find_drifts, finding
 from compress.nightly.history import History
 from compress.nightly.record import Host
+from compress.recipe.policy import Policy, Rule
 
 POLICY = Policy(rules=(Rule(metric="latency_ms", worse_by="3%"), Rule(metric="accuracy", worse_by="0.5 points")))
 Drifts = Callable[..., list[Drift]]

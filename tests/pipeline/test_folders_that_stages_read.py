@@ -8,12 +8,12 @@ import pytest
 import tiny
 
 from compress.errors import InputError
+from compress.formats.onnx.stage import Export
 from compress.pipeline.keys import Keys
 from compress.pipeline.road import Road
 from compress.pipeline.run import with_absolute_paths
 from compress.progress import SilentProgress
-from compress.recipe import Recipe
-from compress.stages.export import Export
+from compress.recipe.recipe import Recipe
 from compress.stages.merge_lora import MergeLora
 
 RECIPE = Recipe.model_validate(

@@ -18,7 +18,7 @@ from mergeable import save_mergeable_llama
 from compress.cache import Cache
 from compress.errors import StorageError
 from compress.pipeline.road import Road
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]
 RECOVERY: dict[str, Any] = {

@@ -17,14 +17,14 @@ from onnx import numpy_helper
 from quantized import quantize_tiny_llama, save_tiny_llama
 from safetensors.torch import load_file, save_file
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.digests import size_bytes
 from compress.errors import IntegrityError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import size_bytes
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
-from compress.models.torch_model import TorchModel
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.probed import probed
 from compress.pipeline.integrity import PROBES, Contract, Probe
-from compress.pipeline.probed import probed
-from compress.stages.stage import Promise
+from compress.stage.stage import Promise
 from compress.tasks import get_task
 
 AnyModel = TorchModel | OnnxModel
@@ -318,7 +318,7 @@ def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
 
 
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compress.models.checks.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("compress.checkpoints.checks.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
     pieces = [array for name, array in probed(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from compress.cache import Cache
 from compress.cli import app
+from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
-from compress.models.model import digest_directory, size_bytes
 from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run, with_absolute_paths
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
@@ -461,8 +461,8 @@ def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_
 def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
     place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from compress.stage.stage import Promise
     from compress.stages.quantize import Quantize
-    from compress.stages.stage import Promise
 
     monkeypatch.setattr(Quantize, "promise", lambda self: Promise(max_size_ratio=0.01))
     with pytest.raises(CompressError) as caught:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_run import LABELS, Notes, load, write_all, write_model
 
-from compress.models.model_file import model_file
+from compress.formats.model_file import model_file
 from compress.pipeline.formats import why_not
 from compress.pipeline.road import Road
 from compress.pipeline.run import run

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from compress.cli.doctor import doctor
 from compress.cli.run_outputs import outputs_of
 from compress.errors import InputError
-from compress.models.ort_file import read_ort
+from compress.formats.litert.stage import LiteRt
+from compress.formats.openvino.stage import OpenVino
+from compress.formats.ort.file import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.road import Road
 from compress.pipeline.run import run
-from compress.stages.litert import LiteRt
-from compress.stages.openvino import OpenVino
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]

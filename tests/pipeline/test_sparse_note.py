@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.measurement import Measurement
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
 from compress.pipeline.sparse_note import sparse_notes
-from compress.recipe import Recipe
+from compress.recipe.recipe import Recipe
 from compress.targets import TARGETS
 
 

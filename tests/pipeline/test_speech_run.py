@@ -12,7 +12,7 @@ from tiny_run import Notes, load
 from tiny_speech import write_speech
 
 from compress.errors import DataError
-from compress.models.onnx_model import find_graphs
+from compress.formats.onnx.model import find_graphs
 from compress.pipeline.run import run
 
 STAGES = (

@@ -13,10 +13,10 @@ import torch
 import transformers
 from quantized import VOCABULARY, tiny_tokenizer
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.dataset import Dataset
-from compress.models.checkpoint import Checkpoint
 from compress.progress import Progress, SilentProgress
-from compress.stages.stage import Context
+from compress.stage.stage import Context
 from compress.tasks import get_task
 
 SMALL = {

@@ -10,8 +10,8 @@ import torch
 from decoders import Notes, context, module_of, save_decoder, some_ids
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.models.checkpoint import Checkpoint
 from compress.numerics.equalization import equalizing, share
 from compress.quantization.folds import find_folds
 from compress.stages.equalize import Equalize

@@ -16,10 +16,10 @@ from quantized import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.experts_as_stored import experts_of
-from compress.models.quantized_module import load_module
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass, gram

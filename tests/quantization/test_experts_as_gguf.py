@@ -15,14 +15,14 @@ from gguf.quants import dequantize
 from mergeable import ROWS, train_tokenizer
 from transformers import AutoModelForCausalLM
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.gguf_export import write_gguf
-from compress.models.gguf_proof import compare_gguf
-from compress.models.quantized_module import load_module
+from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.proof import compare_gguf
+from compress.formats.runtimes import get_runtime
 from compress.quantization.allocation import Allocation
 from compress.quantization.layers import Layer
-from compress.runtimes import get_runtime
 from compress.stages.gptq import Gptq
 from compress.targets import TARGETS
 

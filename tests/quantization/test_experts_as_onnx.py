@@ -11,9 +11,9 @@ from decoders import context, layers_of, module_of, save_decoder
 from onnx.numpy_helper import to_array
 from written_decoders import Graph, random_ids
 
+from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
-from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
-from compress.models.quantized_module import load_module
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
 from compress.stages.gptq import Gptq
 
 FP32 = GraphSettings(accuracy_level=1)

@@ -12,7 +12,7 @@ from decoders import context, save_decoder, some_ids
 from gptqmodel_environment import run_there
 from safetensors.torch import load_file, save_file
 
-from compress.models.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.quantization.logits import logits
 from compress.stages.gptq import Gptq
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import StageError
-from compress.models.int8.choose import Layer
-from compress.models.int8.settings import StaticSettings
-from compress.models.int8.static import StaticQuantizer
+from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.progress import SilentProgress
 from compress.quantization.int8_floor import rank, search
 

@@ -7,7 +7,7 @@ import onnx
 import sentences
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.quantization.int8_calibration import calibration_set
 from compress.quantization.int8_floor import merit_of
 from compress.tasks import get_task

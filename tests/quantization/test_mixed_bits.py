@@ -14,8 +14,8 @@ from decoders import Notes, context, layers_of, module_of, save_decoder, some_id
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.progress import SilentProgress
 from compress.quantization.allocation import allocate, average_bits, stored_bits

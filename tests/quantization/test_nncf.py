@@ -19,12 +19,12 @@ from mergeable import save_mergeable_llama
 from nncf.torch.function_hook.wrapper import get_hook_storage
 from pydantic import ValidationError
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import load_module
 from compress.errors import CompressError, ModelError, StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.gguf_export import write_gguf
-from compress.models.gguf_proof import compare_gguf
-from compress.models.onnx_decoder import GraphSettings, export_decoder, prove_decoder
-from compress.models.quantized_module import load_module
+from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.proof import compare_gguf
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
 from compress.quantization.calibration import calibration_windows
 from compress.stages.nncf_weights import NncfWeights
 
@@ -187,7 +187,8 @@ assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__,
 
 def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_path: Path) -> None:
     # In a process of its own: NNCF sends nothing from within pytest, and here it is imported by the stage.
-    folders = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1, 2))
+    here = Path(__file__).parent
+    folders = os.pathsep.join(map(str, (here, here.parent / "support", here.parents[1])))
     environment = {name: value for name, value in os.environ.items() if name != "NNCF_CI"} | {"PYTHONPATH": folders}
     command = [sys.executable, "-c", ALONE, str(source.folder), str(tmp_path / "scratch")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

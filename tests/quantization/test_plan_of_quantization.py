@@ -11,7 +11,7 @@ import torch
 from decoders import context, save_decoder, some_ids
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.models.model import size_bytes
+from compress.digests import size_bytes
 from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes, survey_flops
 from compress.plan.shape import Shape, read_shape
 from compress.progress import SilentProgress

@@ -13,9 +13,9 @@ import transformers
 from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, text
 from safetensors.torch import load_file, save_file
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.digests import size_bytes
 from compress.errors import CompressError, DataError, ModelError, StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import size_bytes
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows

@@ -13,9 +13,9 @@ import pytest
 from decoders import Notes, context, save_decoder
 from safetensors import SafetensorError
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.digests import digest_directory
 from compress.errors import StorageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.model import digest_directory
 from compress.quantization.finished import Finished
 from compress.stages.gptq import Gptq
 
@@ -86,7 +86,7 @@ STAGE.run(Checkpoint(Path(sys.argv[1])), context(Path(sys.argv[2])))
 def test_a_run_killed_within_a_block(source: Checkpoint, undisturbed: str, tmp_path: Path) -> None:
     here = Path(__file__).parent
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(source.folder), str(tmp_path), str(here), str(here.parent)],
+        [sys.executable, "-c", CHILD, str(source.folder), str(tmp_path), str(here), str(here.parent / "support")],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(here.parent.parent)},

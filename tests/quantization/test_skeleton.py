@@ -12,8 +12,8 @@ from decoders import ARCHITECTURES, SMALL, module_of, save_decoder, some_ids
 from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.models.checkpoint import Checkpoint
 from compress.quantization.build import build_skeleton
 from compress.quantization.logits import logits
 

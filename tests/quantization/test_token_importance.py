@@ -8,8 +8,8 @@ import pytest
 import torch
 from decoders import context, inputs_of_layers, module_of, save_decoder, some_ids
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint
 from compress.numerics.gptq import output_error
 from compress.progress import SilentProgress
 from compress.quantization import stream

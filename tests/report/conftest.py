@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from compress.measurement import Measurement
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
 from compress.report.schema import (
     CalibrationBin,
@@ -20,7 +20,7 @@ from compress.report.schema import (
     Skipped,
     SliceRecord,
 )
-from compress.report.stage_record import StageRecord, StageTable
+from compress.stage.record import StageRecord, StageTable
 
 # model: right answers of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {

@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 import pytest
 
 from compress.measurement import Measurement
+from compress.metrics import describe_metric
 from compress.report.charts import Point, pareto, trade_off
 from compress.report.distribution import latency_by_length, latency_curves, percentile
 from compress.report.labels import Box, place_labels
 from compress.report.layers import UNNAMED, group_by_module, module_of
-from compress.report.metrics import describe_metric
 from compress.report.schema import LayerBytes, Report
 
 QUALITY, SIZE = describe_metric("accuracy", "ratio"), describe_metric("size_bytes", "bytes")

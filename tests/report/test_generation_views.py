@@ -9,6 +9,7 @@ from generation_reports import LOSSES, PROMPTS, TEXTS, generation_report, perple
 from rich.console import Console
 from scipy import stats
 
+from compress.metrics import main_metrics
 from compress.report.charts import cost_metrics
 from compress.report.console import console_table
 from compress.report.continuations import alike, continuations_html, written
@@ -16,7 +17,6 @@ from compress.report.headline import headlines
 from compress.report.html import html_page
 from compress.report.limits import paired_ratio_interval
 from compress.report.markdown import markdown_report
-from compress.report.metrics import main_metrics
 from compress.report.schema import parse_report
 
 REPORT = generation_report()

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from compress.measurement import Measurement
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits, limit_text, paired_ratio_interval
 from compress.report.schema import Skipped
 

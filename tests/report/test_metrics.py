@@ -5,7 +5,7 @@ import math
 import pytest
 
 from compress.measurement import Measurement
-from compress.report.metrics import (
+from compress.metrics import (
     describe_metric,
     format_bytes,
     format_measurement,

@@ -10,8 +10,8 @@ from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
 from compress.report.locate import find_report
 from compress.report.schema import Report, load_report
-from compress.report.stage_record import StageRecord
 from compress.report.write import write_report, write_whole
+from compress.stage.record import StageRecord
 
 
 def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:

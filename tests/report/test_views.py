@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
-from compress.recipe import Limit
+from compress.recipe.recipe import Limit
 from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report

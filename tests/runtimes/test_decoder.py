@@ -10,8 +10,8 @@ from decoder_graphs import TinyDecoder, write
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import InputError, ModelError, StageError
+from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.runtimes.decoder import Decoder
-from compress.runtimes.onnxruntime import RUNTIME
 from compress.runtimes.runtime import TensorType
 from compress.targets import TARGETS
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.runtimes.decoder import Decoder
-from compress.runtimes.onnxruntime import RUNTIME
 from compress.targets import TARGETS
 
 LAYERS = 2

@@ -11,11 +11,11 @@ import torch
 from tiny_whisper import END, FRAMES, START, write_tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import InputError, ModelError
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_model import OnnxModel, find_graphs
-from compress.models.onnx_whisper import export_whisper
-from compress.runtimes import get_runtime
+from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.onnx.speech import export_whisper
+from compress.formats.runtimes import get_runtime
 from compress.runtimes.runtime import Session
 from compress.runtimes.speech_rules import read_rules
 from compress.targets import TARGETS

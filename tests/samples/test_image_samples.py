@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from compress.checkpoints.processor import load_processor
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import content
 from compress.errors import SampleError
-from compress.models.processor import load_processor
 from compress.progress import SilentProgress
 from compress.samples import fashion
 from compress.samples.efficientnet import write_model

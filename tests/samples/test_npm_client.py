@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from compress.digests import digest_file
 from compress.errors import SampleError
-from compress.models.model import digest_file
 from compress.progress import SilentProgress
 from compress.samples.fetch import fetch
 from compress.samples.sample import Package, Sample

@@ -128,7 +128,7 @@ def test_smollm2_is_a_language_model_that_chats(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compress.models.source import resolve_model
+    from compress.sources.source import resolve_model
 
     folder = resolve_model("sample:smollm2", cache=tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -17,16 +17,17 @@ from exports import exported
 from mergeable import save_mergeable_llama
 from quantized import quantize_tiny_llama, save_tiny_llama
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.model import Model
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import Model, digest_directory, size_bytes
-from compress.models.onnx_model import FLOAT_GRAPH, OnnxModel
-from compress.models.torch_model import TorchModel
+from compress.digests import digest_directory, size_bytes
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.probed import probed
 from compress.pipeline.integrity import PROBES, Contract, Probe
-from compress.pipeline.probed import probed
 from compress.progress import SilentProgress
+from compress.stage.stage import Context, Stage
 from compress.stages import STAGES
-from compress.stages.stage import Context, Stage
 from compress.tasks import get_task
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}

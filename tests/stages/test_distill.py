@@ -15,13 +15,13 @@ import tiny
 import torch
 from pydantic import ValidationError
 
+from compress.architectures.transformer import keep_heads
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import keep_heads
 from compress.progress import SilentProgress
+from compress.stage.stage import Context
 from compress.stages.distill import Distill, Student
 from compress.stages.finetune import Finetune
-from compress.stages.stage import Context
 from compress.training.predict import predict
 from compress.training.sparsity import sparse_layers
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from quantized import quantize_tiny_llama, save_tiny_llama
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.dataset import Dataset
 from compress.errors import DataError, IntegrityError
-from compress.models.checkpoint import Checkpoint
+from compress.formats.onnx.stage import Export
 from compress.progress import SilentProgress
-from compress.stages.export import Export
-from compress.stages.stage import Context
+from compress.stage.stage import Context
 from compress.tasks import get_task
 
 TEXTS = ["a text of no meaning whatever", "another one, which is longer", "and then a third of them"] * 4

@@ -10,15 +10,15 @@ import tiny
 from mergeable import save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.data.dataset import Dataset
 from compress.errors import IntegrityError, ModelError, StageError
-from compress.models import gguf_export
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.gguf_model import GgufModel
+from compress.formats.gguf import export as gguf_export
+from compress.formats.gguf.model import GgufModel
+from compress.formats.gguf.stage import Gguf
+from compress.formats.probed import probed
 from compress.pipeline.integrity import Contract, Probe
-from compress.pipeline.probed import probed
-from compress.stages.gguf import Gguf
-from compress.stages.stage import Context
+from compress.stage.stage import Context
 from compress.tasks import get_task
 
 
@@ -115,7 +115,7 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
-    from compress.models.gguf_file import read_gguf
+    from compress.formats.gguf.file import read_gguf
 
     (tensor,) = (one for one in read_gguf(made.file).tensors if one.name == "blk.1.ffn_up.weight")
     content = bytearray(made.file.read_bytes())
@@ -129,7 +129,7 @@ def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
-    monkeypatch.setattr("compress.runtimes.llama_cpp_library.PACKAGE", "no-such-package")
+    monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
     contract = Contract("gguf", Gguf().promise())
     contract.check(made, {}, 1000, made.folder, probe(tmp_path))
     assert dict(contract.found)["predictions"].startswith("not looked at: the package no-such-package is not")

@@ -14,9 +14,9 @@ import tiny
 import torch
 from pydantic import ValidationError
 
+from compress.architectures.transformer import HEADS_KEY, blocks, layer_list
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import HEADS_KEY, blocks, layer_list
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 from compress.training.sparsity import sparse_layers

@@ -17,18 +17,18 @@ import yaml
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.architectures.transformer import HEADS_KEY, blocks
+from compress.checkpoints.channel_record import CHANNELS_KEY
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import RecipeError, StageError
-from compress.models.channel_record import CHANNELS_KEY
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import HEADS_KEY, blocks
+from compress.formats.probed import probed
 from compress.pipeline.integrity import Contract, Probe
-from compress.pipeline.probed import probed
 from compress.recipe_source import read_recipe
+from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
-from compress.stages.stage import Context
 
 DATA = tiny_images.dataset(24)
 QUICK: dict[str, Any] = {"epochs": 20, "batch_size": 24, "learning_rate": 3e-3, "precision": "fp32"}
@@ -265,8 +265,8 @@ def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str,
 
 @pytest.mark.slow
 def test_a_pruned_net_is_exported_and_quantized() -> None:
-    from compress.models.onnx_model import OnnxModel
-    from compress.stages.export import Export
+    from compress.formats.onnx.model import OnnxModel
+    from compress.formats.onnx.stage import Export
     from compress.stages.quantize import Quantize
 
     context = tiny_images.context(DATA)

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from quantized import quantize_tiny_llama, save_tiny_llama
 from torch import nn
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError, StageError
-from compress.models.onnx_model import OnnxModel
-from compress.models.torch_model import TorchModel
-from compress.runtimes.onnxruntime_profile import write_optimized
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.profile import write_optimized
+from compress.stage.stage import Context
 from compress.stages.qat import Qat
-from compress.stages.stage import Context
 from compress.tasks import get_task
 from compress.tasks.image_classification import TASK
 

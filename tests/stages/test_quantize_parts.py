@@ -14,13 +14,13 @@ import tiny
 from tiny_speech import TASK, write_recordings, write_speech
 from tiny_whisper import FRAMES, write_tiny_whisper
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import StageError
-from compress.models.checkpoint import Checkpoint
-from compress.models.onnx_model import OnnxModel, processor_of
-from compress.models.onnx_whisper import export_whisper
-from compress.models.onnx_whisper.parity import teacher_forced
+from compress.formats.onnx.model import OnnxModel, processor_of
+from compress.formats.onnx.speech import export_whisper
+from compress.formats.onnx.speech.parity import teacher_forced
 from compress.progress import SilentProgress
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import sentences
 
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.errors import StageError
-from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.training.predict import predict
 

@@ -12,15 +12,15 @@ import tiny
 import torch
 from exports import exported, run
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import IntegrityError
-from compress.models import onnx_export
-from compress.models.onnx_model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
-from compress.models.torch_model import TorchModel
+from compress.formats.onnx import export as onnx_export
+from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.formats.onnx.stage import Export
 from compress.progress import SilentProgress
-from compress.stages.export import Export
+from compress.stage.stage import Context
 from compress.stages.quantize import Quantize
-from compress.stages.stage import Context
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks import get_task
 

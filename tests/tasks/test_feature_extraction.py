@@ -4,8 +4,8 @@ import pytest
 import sentences
 from transformers import BertConfig, BertModel
 
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.errors import DataError, ModelError, StageError
-from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.tasks import get_task
 from compress.tasks.evaluation import Evaluation
 

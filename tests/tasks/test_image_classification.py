@@ -12,12 +12,12 @@ import tiny_images
 import torch
 from PIL import Image
 
+from compress.checkpoints.processor import load_processor
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.media import media, media_type
 from compress.errors import DataError, ModelError
-from compress.models.onnx_export import export_onnx
-from compress.models.onnx_parity import prove_equal
-from compress.models.processor import load_processor
-from compress.models.torch_model import TorchModel
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parity import prove_equal
 from compress.tasks import image_classification
 from compress.tasks.image_classification import TASK
 

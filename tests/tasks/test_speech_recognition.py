@@ -13,11 +13,11 @@ import pytest
 import soundfile
 from tiny_whisper import FRAMES, write_tiny_whisper
 
+from compress.checkpoints.processor import load_processor
 from compress.compare.effects import Pair, is_paired
-from compress.compare.policy import Margin
 from compress.data.media import media_type
 from compress.errors import DataError
-from compress.models.processor import load_processor
+from compress.recipe.policy import Margin
 from compress.tasks import get_task
 
 TASK = get_task("automatic-speech-recognition")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import DataError, ModelError
-from compress.evaluate import predict
+from compress.evaluation.evaluate import predict
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
 from compress.targets import TARGETS

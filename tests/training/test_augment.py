@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
 from compress.progress import SilentProgress
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune

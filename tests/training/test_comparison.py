@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from compress.models.torch_model import TorchModel
-from compress.models.transformer import keep_layers
+from compress.architectures.transformer import keep_layers
+from compress.checkpoints.torch_model import TorchModel
 from compress.training.distillation import _Comparison
 from compress.training.loop import forward
 

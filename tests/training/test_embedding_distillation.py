@@ -5,8 +5,8 @@ import pytest
 import sentences
 import torch
 
+from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
 from compress.errors import StageError
-from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.numerics.distillation import embedding_distance
 from compress.numerics.retrieval import normalized
 from compress.stages.distill import Distill

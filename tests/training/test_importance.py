@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from compress.models.transformer import Block, blocks
+from compress.architectures.transformer import Block, blocks
 from compress.stages.prune import Prune
 from compress.training.loop import forward, tensors
 from compress.training.structured_pruning import _importance

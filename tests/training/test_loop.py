@@ -13,8 +13,8 @@ import tiny
 import torch
 from torch import nn
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.models.torch_model import TorchModel
 from compress.progress import SilentProgress
 from compress.tasks.task import Examples
 from compress.training.config import Training

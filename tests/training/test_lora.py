@@ -14,13 +14,13 @@ from peft import PeftModel
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import load_module
+from compress.digests import digest_directory
 from compress.errors import InputError, ModelError, StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import digest_directory
-from compress.models.quantized_module import load_module
+from compress.stage.stage import Context
 from compress.stages.attach_lora import AttachLora
 from compress.stages.lora import Lora
-from compress.stages.stage import Context
 from compress.training.recovery import make_windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

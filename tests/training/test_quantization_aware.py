@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.errors import StageError
-from compress.inspect.onnx_graph import read_graph
-from compress.inspect.onnx_names import explain
-from compress.models.int8.kernels import write_products
-from compress.models.int8.places import find_places, grids
-from compress.models.int8.trained import IntegerLayer, store_in_four_bits, write_integers
+from compress.formats.onnx.graph import read_graph
+from compress.formats.onnx.int8.kernels import write_products
+from compress.formats.onnx.int8.places import find_places, grids
+from compress.formats.onnx.int8.trained import IntegerLayer, store_in_four_bits, write_integers
+from compress.formats.onnx.names import explain
 from compress.training.quantization_aware import QuantizedLayer, put_in, quantizable, start, take_out
 
 Conv = dict[str, int]

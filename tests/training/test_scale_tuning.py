@@ -11,11 +11,11 @@ from causal import LENGTH, Notes, context, text_data
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.quantized_module import load_module
+from compress.checkpoints.rewrite import write_changed
+from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
-from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import digest_directory, size_bytes
-from compress.models.quantized_module import load_module
-from compress.models.rewrite import write_changed
 from compress.stages.tune_scales import TuneScales
 from compress.training import recovery
 from compress.training.recovery import Lesson, make_windows

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from compress.compare.change import Change
 from compress.compare.words import confidence_text, effect_text, interval_text, margin_text
+from compress.metrics import describe_metric, significant
 from compress.report.markup import element, escape
-from compress.report.metrics import describe_metric, significant
 from compress.report.svg import nice_ticks
 
 _FACTORS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)

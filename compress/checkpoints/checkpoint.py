@@ -1,0 +1,152 @@
+"""A Hugging Face folder whose tensors are read one by one, quantized ones too: no model need fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from compress.checkpoints.links import link_or_copy
+from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from compress.numerics.quantized_weight import QuantizedWeight
+
+TABLES = "quantized_tables.safetensors"
+"""Integers of embeddings and tied heads, which the GPTQ format has no place for: `NAME.qweight` and so on as in
+`gptq_layout`, rows padded to a multiple of 32, with `bits` and `group_size` of each NAME in the file's metadata as
+JSON. The checkpoint itself keeps such a table as plain float16, with the values that the integers stand for."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in Hugging Face layout: config, safetensors shards, processor. Nothing is read before it is needed."""
+
+    kind: ClassVar[str] = "checkpoint"
+    folder: Path
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> Self:
+        """Open a folder. Raises `ModelError` for one that holds something else."""
+        from compress.sources.source import check_model_folder
+
+        check_model_folder(directory)
+        return cls(directory)
+
+    def save(self, directory: Path) -> None:
+        """Put every file into ``directory``: linked where the file system can, else copied."""
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            target = directory / path.relative_to(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, target)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The parsed `config.json`."""
+        from compress.checkpoints.checks import read_json
+
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """The file of each stored tensor, by its name."""
+        from compress.checkpoints.checks import weight_files
+        from compress.checkpoints.safetensors_file import read_header
+
+        return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}
+
+    def stored(self, name: str) -> torch.Tensor:
+        """One tensor as it is stored, mapped from its file. Raises `ModelError` for a name that isn't there."""
+        from safetensors import safe_open
+
+        if name not in self.files:
+            raise ModelError(
+                f"The checkpoint has no tensor {name!r}.",
+                where=str(self.folder),
+                expected="every weight of the architecture that config.json names",
+            )
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def weight(self, module: str) -> torch.Tensor:
+        """The weight of a module in float32, dequantized where it is quantized."""
+        quantized = self.quantized(module)
+        return self.stored(f"{module}.weight").float() if quantized is None else quantized.dequantize()
+
+    def quantized(self, module: str) -> QuantizedWeight | None:
+        """The integers of a linear layer or an embedding table, or None where it is not quantized."""
+        from compress.checkpoints.gptq_layout import PARTS, unpack_layer
+
+        if module in self.tables:
+            return self._table(module)
+        if f"{module}.qweight" not in self.files:
+            return None
+        settings = self.layer_settings(module)
+        tensors = {part: self.stored(f"{module}.{part}") for part in PARTS}
+        return unpack_layer(tensors, settings["bits"], settings["group_size"], self.stored_less_one)
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """`quantization_config` of a GPTQ checkpoint; None for a plain one."""
+        return self.config.get("quantization_config")
+
+    @property
+    def stored_less_one(self) -> bool:
+        """Whether zero points are stored less one (`checkpoint_format: gptq`)."""
+        return bool((self.quantization or {}).get("checkpoint_format", "gptq") == "gptq")
+
+    def layer_settings(self, module: str) -> dict[str, Any]:
+        """`bits` and `group_size` of a quantized layer: those of the whole, with what `dynamic` says of its name."""
+        import re
+
+        whole = self.quantization or {}
+        settings = {"bits": whole["bits"], "group_size": whole["group_size"]}
+        for pattern, changes in (whole.get("dynamic") or {}).items():
+            if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+                return settings | {key: changes[key] for key in settings if key in changes}
+        return settings
+
+    @cached_property
+    def tables(self) -> Mapping[str, Mapping[str, int]]:
+        """`bits`, `group_size` and `rows` of each table in `TABLES`, by the module's name."""
+        import json
+
+        from safetensors import safe_open
+
+        path = self.folder / TABLES
+        if not path.is_file():
+            return {}
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, dict[str, int]] = json.loads(file.metadata()["tables"])
+            return found
+
+    def _table(self, module: str) -> QuantizedWeight:
+        from dataclasses import replace
+
+        from safetensors import safe_open
+
+        from compress.checkpoints.gptq_layout import PARTS, unpack_layer
+
+        about = self.tables[module]
+        with safe_open(self.folder / TABLES, framework="pt") as file:
+            tensors = {part: file.get_tensor(f"{module}.{part}") for part in PARTS}
+        padded = unpack_layer(tensors, about["bits"], about["group_size"], stored_less_one=False)
+        rows = slice(about["rows"])
+        return replace(
+            padded,
+            integers=padded.integers[rows],
+            scales=padded.scales[rows],
+            zero_points=padded.zero_points[rows],
+        )
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint(Checkpoint):
+    """A checkpoint in GPTQ format (the AutoGPTQ layout), with its embedding tables beside it."""
+
+    kind: ClassVar[str] = "quantized checkpoint"

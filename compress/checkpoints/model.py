@@ -1,0 +1,44 @@
+"""What every kind of model can do. Importing this module, or a model class, imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, Self, runtime_checkable
+
+from compress.errors import ModelError
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model as a directory in Hugging Face layout, loadable by other people's tools."""
+
+    kind: str
+
+    def save(self, directory: Path) -> None:
+        """Write every file of the model into an existing, empty ``directory``."""
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> Self:
+        """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
+
+
+def only_file(artifact: Path, suffix: str, written_by: str) -> Path:
+    """The only file of that ``suffix`` at or below ``artifact``. Raises `ModelError` where there isn't exactly one.
+
+    ``written_by`` is the stage that makes such a file.
+    """
+    if artifact.is_file() and artifact.suffix == suffix:
+        return artifact
+    if not artifact.is_dir():
+        what = f"is no {suffix} file" if artifact.exists() else "does not exist"
+        raise ModelError(f"The artifact {what}.", where=str(artifact), expected=f"a model folder or a {suffix} file")
+    found = sorted(artifact.rglob(f"*{suffix}"))
+    if len(found) != 1:
+        names = ", ".join(file.relative_to(artifact).as_posix() for file in found) or "none"
+        raise ModelError(
+            f"The folder holds {len(found)} {suffix} files ({names}).",
+            where=str(artifact),
+            expected="exactly one",
+            mend=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
+        )
+    return found[0]

@@ -1,0 +1,52 @@
+"""What prepares a model's inputs: tokenizer, image processor or feature extractor. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.checks import TOKENIZER_FILES, read_json
+from compress.checkpoints.sentence_modules import has_modules
+from compress.checkpoints.sentence_processor import sentence_processor
+from compress.checkpoints.tokenizer import load_tokenizer
+from compress.errors import MissingExtraError, ModelError
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a folder in Hugging Face layout, by the files that it has. Raises `ModelError`.
+
+    Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
+    the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
+    a tokenizer beside it, it is the processor that joins both. Images go through Pillow whether torchvision is there
+    or not, so that every machine computes the same.
+    """
+    if not (folder / PREPROCESSOR).is_file():
+        tokenizer = load_tokenizer(folder)
+        return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
+    import transformers
+
+    options: dict[str, str] = {}
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        auto = transformers.AutoProcessor
+    elif "sampling_rate" in read_json(folder / PREPROCESSOR):
+        auto = transformers.AutoFeatureExtractor
+    else:
+        _require_pillow()
+        auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
+    try:
+        return auto.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"The processor cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=str(folder),
+            expected=f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type",
+        ) from error
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "vision", "A model of images") from error

@@ -1,0 +1,93 @@
+"""Accuracy of an artifact, through the runtime that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compress.checkpoints.checks import check_processor, read_json
+from compress.checkpoints.processor import load_processor
+from compress.data.membership import Part
+from compress.formats.runtimes import get_runtime
+from compress.measurement import Measurement
+from compress.metrics import slice_metric
+from compress.numerics.statistics import wilson_interval
+from compress.progress import Progress
+from compress.runtimes.decoder import feeder
+from compress.targets import Target
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a task keeps of an artifact's outputs for every example, and the examples' label ids [n], if any."""
+
+    kept: Kept
+    labels: np.ndarray | None
+
+
+def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
+    """Class names from the artifact's config, in the order of their ids. Raises `ModelError` for a broken config."""
+    names = read_json(artifact / "config.json").get("id2label")
+    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+
+
+def encode_for(
+    artifact: Path, task: Task, rows: pa.Table, max_length: int, evaluation: Evaluation | None = None
+) -> Examples:
+    """What the artifact is judged by of ``rows``, encoded by the processor beside it.
+
+    Raises `ModelError` where that does not load, `DataError` for rows that it can't be judged by.
+    """
+    # Without its files, transformers would make an empty tokenizer and say nothing.
+    check_processor(artifact, read_json(artifact / "config.json"))
+    return task.held_out(
+        rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+    )
+
+
+def predict(
+    artifact: Path, task: Task, examples: Examples, target: Target, threads: int, progress: Progress, description: str
+) -> Predictions:
+    """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
+    session = get_runtime(target.runtime).open(artifact, target, threads)
+    feed = feeder(session, str(artifact))
+    order = np.argsort(examples.lengths(), kind="stable")
+    starts = range(0, len(order), task.batch_size)
+    parts = []
+    for start in progress.track(starts, description, len(starts)):
+        indices = order[start : start + task.batch_size].tolist()
+        outputs = session.predict(feed(examples.batch(indices)))
+        parts.append(task.keep(outputs, examples, indices))
+    return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
+
+
+def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
+    """The rows of ``parts``, which came in ``order``, in the order of the examples."""
+    stacked = np.concatenate(parts)
+    found = np.empty_like(stacked)
+    found[order] = stacked
+    return found
+
+
+def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Measurement]:
+    """`METRIC[NAME]` for each part, with its Wilson interval, of every row that keeps outcomes of 0 and 1."""
+    rows = []
+    for row in whole:
+        if row.raw is None or set(row.raw) - {0.0, 1.0}:
+            continue
+        outcomes = np.array(row.raw)
+        for part in parts:
+            right, n = int(outcomes[part.rows].sum()), int(part.rows.sum())
+            low, high = wilson_interval(right, n)
+            changed = {"value": right / n, "low": low, "high": high, "n": n, "raw": None}
+            rows.append(row.model_copy(update={"metric": slice_metric(row.metric, part.name), **changed}))
+    return rows

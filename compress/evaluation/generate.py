@@ -1,0 +1,112 @@
+"""What a model writes after the beginnings of test texts, through the runtime that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compress.checkpoints.checks import read_json
+from compress.checkpoints.tokenizer import load_tokenizer
+from compress.formats.runtimes import get_runtime
+from compress.measurement import Measurement
+from compress.numerics.calibration import mean_interval
+from compress.numerics.next_token import repeated_share
+from compress.progress import Progress
+from compress.runtimes.generation import open_decoder
+from compress.targets import Target
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples
+from compress.tasks.windows import spread
+
+_SEED = 0
+_CONFIGS = ("generation_config.json", "config.json")
+_NOTABLE = 0.1
+"""A share of repeated tokens that is more than the baseline's by so much is worth a word."""
+
+
+def prompts_of(examples: Examples, evaluation: Evaluation) -> list[list[int]]:
+    """The beginnings of some windows, spread evenly."""
+    places = spread(len(examples), evaluation.prompts) if evaluation.prompts else []
+    return [examples.inputs[place]["input_ids"][: evaluation.prompt_tokens].tolist() for place in places]
+
+
+def continue_prompts(
+    artifact: Path,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    target: Target,
+    threads: int,
+    progress: Progress,
+    description: str,
+) -> list[list[int]]:
+    """The likeliest ``tokens`` tokens after each prompt, one by one, or fewer where the model ends the text.
+
+    Raises what opening and running raise.
+    """
+    writer = open_decoder(get_runtime(target.runtime).open(artifact, target, threads), str(artifact))
+    ends = end_tokens(artifact)
+    found = []
+    for prompt in progress.track(prompts, description, len(prompts)):
+        written = [writer.prefill(prompt)]
+        while len(written) < tokens and written[-1] not in ends:
+            written.append(writer.step(written[-1]))
+        found.append(written)
+    return found
+
+
+def end_tokens(artifact: Path) -> set[int]:
+    """The ids that end a text, as the configuration beside the model has them; none where it says nothing."""
+    for name in _CONFIGS:
+        if (artifact / name).is_file():
+            found = read_json(artifact / name).get("eos_token_id")
+            if found is not None:
+                return set(found) if isinstance(found, list) else {int(found)}
+    return set()
+
+
+def repetition_of(
+    artifact: Path, examples: Examples, evaluation: Evaluation, target: Target, threads: int, progress: Progress
+) -> Measurement:
+    """How much one artifact repeats itself after the beginnings of the windows that it is judged by."""
+    prompts = prompts_of(examples, evaluation)
+    text = f"continue texts on {target.name}"
+    written = continue_prompts(artifact, prompts, evaluation.tokens, target, threads, progress, text)
+    return repetition_row(written, artifact.name, target.name)
+
+
+def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
+    """The mean share of repeated runs of four tokens, with its interval over prompts."""
+    shares = [repeated_share(np.asarray(tokens)) for tokens in written]
+    value, low, high = mean_interval(shares, _SEED)
+    known = {"low": low, "high": high} if len(shares) > 1 else {}
+    return Measurement(
+        model=model,
+        metric="repetition",
+        target=target,
+        value=value,
+        unit="ratio",
+        n=len(shares),
+        raw=tuple(shares),
+        **known,
+    )
+
+
+def repetition_note(own: Measurement, baseline: Measurement) -> str | None:
+    """A word on a model that repeats itself more than the baseline does after the same prompts, beyond chance."""
+    if own.raw is None or baseline.raw is None:
+        return None
+    more = mean_interval(np.subtract(own.raw, baseline.raw), _SEED)
+    if more.value < _NOTABLE or more.low <= 0:
+        return None
+    return (
+        f"{own.model} repeats itself: {own.value:.0%} of its runs of four tokens stood there before, "
+        f"{baseline.value:.0%} of the baseline's"
+    )
+
+
+def as_text(artifact: Path, texts: Sequence[Sequence[int]]) -> list[str]:
+    """Tokens as text, by the tokenizer beside the model; special tokens stay visible."""
+    tokenizer = load_tokenizer(artifact)
+    return [str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)) for tokens in texts]

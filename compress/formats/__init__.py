@@ -1,0 +1,1 @@
+"""Formats that models are shipped in, one folder each."""

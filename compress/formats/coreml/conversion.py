@@ -1,0 +1,180 @@
+"""A torch model as a Core ML program: traced with a mask of floats, converted, with fewer bits if asked."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.errors import IntegrityError, StageError
+from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
+from compress.formats.coreml.quiet import quiet_coreml
+from compress.formats.onnx.parity import mixed_batches
+from compress.tasks.task import Examples
+from compress.training.loop import answers, tensors
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
+
+Precision = Literal["fp32", "fp16", "int8"]
+TableBits = Literal[4, 8]
+_GROUP = 32
+"""Weights of a row that share a scale in 4 bits."""
+_SMALL = 512
+"""Weights of a matrix that isn't worth its scales."""
+_MASKED = -1e4
+"""Added to what a masked token scores: float16 holds it, and its exponential is 0 there as in float32."""
+_SHORTEST = 2
+
+
+def to_coreml(
+    model: TorchModel,
+    examples: Examples,
+    precision: Precision,
+    table_bits: TableBits,
+    max_length: int,
+    tolerance: float,
+) -> tuple[CoreMlModel, float]:
+    """``model``, which stays as it is, for one row of 2 to ``max_length`` tokens; the same bytes each time.
+
+    Images keep the shape that they have. Integers are int32; the output is the answer of the task. In int8 weights have
+    a scale for each channel, a table of words of ``table_bits`` 4 one for each 32 weights, and arithmetic is float16.
+    Also gives by how much the traced torch model's answers are off, which is held to ``tolerance``. Raises
+    `StageError` where coremltools can't, `IntegrityError` where the trace answers otherwise.
+    """
+    row = _OneRow(model.module, examples).eval()
+    sample = _sample(examples)
+    longest = max(max_length, *(value.shape[1] for value in sample.values()))
+    with quiet_coreml() as coremltools, torch.no_grad():
+        # Positions of 1 row and any length.
+        free = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
+        shapes = tuple({} if examples.padding[name] is None else {1: free} for name in sample)
+        try:
+            traced = torch.export.export(
+                row, tuple(sample.values()), dynamic_shapes={"values": shapes}
+            ).run_decompositions({})
+            apart = _prove_same(traced.module(), model, examples, tolerance)
+            made = coremltools.convert(
+                traced,
+                convert_to="mlprogram",
+                compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
+                # The first that has weights of 4 bits in groups.
+                minimum_deployment_target=coremltools.target.iOS18,
+                skip_model_load=True,
+            )
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError) as error:
+            raise StageError(
+                f"The model cannot be converted for Core ML: {_reason(error)}",
+                expected="operators that coremltools knows",
+                mend="leave this target out, or export to another format",
+            ) from error
+        if precision == "int8":
+            made = _in_few_bits(coremltools, made, _words(model), table_bits)
+        return _packed(coremltools, made, model, [*sample, examples.answer]), apart
+
+
+class _OneRow(nn.Module):
+    """The model, from a row's inputs to its answer; coremltools can't follow the logic of whole masks."""
+
+    def __init__(self, module: Any, examples: Examples) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        # Without a mask of ours the eager one would make its own.
+        masked = "attention_mask" in examples.padding
+        if masked and hasattr(self.module, "set_attn_implementation"):
+            self.module.set_attn_implementation("eager")
+        self._examples = examples
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        """The logits or the embedding of one row."""
+        inputs = dict(zip(self._examples.padding, values, strict=True))
+        given = dict(inputs)
+        if "attention_mask" in given:
+            given["attention_mask"] = (1.0 - given["attention_mask"][:, None, None, :].to(torch.float32)) * _MASKED
+        return answers(self._examples, self.module(**given), inputs)
+
+
+def _sample(examples: Examples) -> dict[str, torch.Tensor]:
+    """The longest example."""
+    found = tensors(examples, [int(examples.lengths().argmax())])
+    return {name: found[name].contiguous() for name in examples.padding}
+
+
+def _prove_same(traced: Any, model: TorchModel, examples: Examples, tolerance: float) -> float:
+    """How far the trace's answers are from the model's, row by row, padding and all. Raises `IntegrityError`."""
+    worst = 0.0
+    for indices in mixed_batches(examples):
+        batch = tensors(examples, indices)
+        given = {name: batch[name] for name in examples.padding}
+        expected = answers(examples, model.module.eval()(**given), given)
+        rows = [traced(*(value[at : at + 1] for value in given.values())) for at in range(len(indices))]
+        # Unlike max, numpy's maximum does not lose a NaN.
+        worst = float(np.maximum(worst, (torch.cat(rows) - expected).abs().max().item()))
+    if not worst <= tolerance:
+        raise IntegrityError(
+            f"As traced for Core ML the {examples.answers_are} differ from the model's by {worst:.2e}.",
+            expected=f"at most {tolerance:g} on padded batches",
+            mend="raise tolerance if the difference is acceptable",
+        )
+    return worst
+
+
+def _words(model: TorchModel) -> nn.Embedding | None:
+    find = getattr(model.module, "get_input_embeddings", None)
+    try:
+        table = find() if find is not None else None
+    except NotImplementedError:
+        return None
+    return table if isinstance(table, nn.Embedding) else None
+
+
+def _in_few_bits(coremltools: Any, made: Any, words: nn.Embedding | None, table_bits: TableBits) -> Any:
+    from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
+
+    own = {}
+    if words is not None and table_bits == 4 and words.embedding_dim % _GROUP == 0:
+        four = OpLinearQuantizerConfig(
+            mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=_GROUP, weight_threshold=0
+        )
+        own = dict.fromkeys(_tables(made, tuple(words.weight.shape)), four)
+    eight = OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_SMALL
+    )
+    return linear_quantize_weights(made, OptimizationConfig(global_config=eight, op_name_configs=own))
+
+
+def _tables(made: Any, shape: tuple[int, ...]) -> list[str]:
+    """Names of the constants that rows are looked up in, of the words' shape."""
+    found = []
+    for operation in made._mil_program.functions["main"].operations:
+        if operation.op_type in ("gather", "gather_nd", "gather_along_axis"):
+            source = operation.inputs["x"].op
+            if source is not None and source.op_type == "const" and tuple(source.outputs[0].shape) == shape:
+                found.append(source.name)
+    return sorted(set(found))
+
+
+def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]) -> CoreMlModel:
+    """What coremltools would save, under ``names`` of inputs and outputs, and without the day that it was made on."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "model.mlpackage"
+        made.save(str(package))
+        place = specification_of(package)
+        specification = type(made.get_spec()).FromString(place.read_bytes())
+        weights = weights_of(place).read_bytes()
+    told = specification.description
+    for feature, name in zip([*told.input, *told.output], names, strict=True):
+        coremltools.utils.rename_feature(specification, feature.name, name)
+    specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    return CoreMlModel(specification.SerializeToString(deterministic=True), weights, model.companions())
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""Core ML: a package on a Mac, through coremltools. Written after its documentation; it has not run on a Mac yet."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import ModelError, StageError
+from compress.formats.coreml.file import ARRAY_TYPES
+from compress.formats.coreml.model import find_package, specification_of, weights_of
+from compress.formats.coreml.quiet import quiet_coreml
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.targets import Target
+
+_UNITS = "CPU_ONLY"
+"""Core ML's name for the processor alone, which `threads` cannot be told."""
+
+
+class CoreMlSession:
+    """An opened package, which answers row by row."""
+
+    def __init__(self, model: Any, where: str) -> None:
+        self._model, self._where = model, where
+        told = model.get_spec().description
+        self.input_types: Mapping[str, TensorType] = {one.name: _type(one) for one in told.input}
+        self.output_types: Mapping[str, TensorType] = {one.name: _type(one) for one in told.output}
+        self.inputs = tuple(self.input_types)
+        self.provider = _UNITS
+        self.settings: dict[str, Any] = {"runtime": f"coremltools {version('coremltools')}", "provider": self.provider}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        check_inputs(self.inputs, batch, self._where)
+        given = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
+        rows = len(next(iter(given.values())))
+        try:
+            found = [
+                self._model.predict({name: value[at : at + 1] for name, value in given.items()}) for at in range(rows)
+            ]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
+        return {
+            name: np.concatenate([np.asarray(row[name], np.float32) for row in found]) for name in self.output_types
+        }
+
+
+def _type(feature: Any) -> TensorType:
+    array = feature.type.multiArrayType
+    ranges = array.shapeRange.sizeRanges
+    shape = [one.lowerBound if one.lowerBound == one.upperBound else None for one in ranges] or list(array.shape)
+    return TensorType(ARRAY_TYPES.get(array.dataType, str(array.dataType)), tuple(shape))
+
+
+class CoreMlRuntime:
+    """Opens packages through coremltools, which calls the system's framework."""
+
+    name = "coreml"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> CoreMlSession:
+        """Open the one package of ``artifact``; Core ML decides by itself how many ``threads`` work."""
+        package = find_package(artifact)
+        weights_of(specification_of(package))
+        reason = self.unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        with quiet_coreml() as coremltools:
+            try:
+                units = getattr(coremltools.ComputeUnit, target.provider)
+                return CoreMlSession(coremltools.models.MLModel(str(package), compute_units=units), str(package))
+            except (RuntimeError, ValueError) as error:
+                raise ModelError(
+                    f"Core ML cannot open the package: {error}",
+                    where=str(package),
+                    mend="write it again with the stage coreml, or copy the folder again with all of its files",
+                ) from error
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: it is no Mac, or the package is not installed."""
+        if sys.platform != "darwin":
+            return "Core ML runs on macOS only"
+        if importlib.util.find_spec("coremltools") is None:
+            return "coremltools is not installed (pip install 'compress[coreml]')"
+        return None
+
+    def build(self) -> str:
+        """The package's version and the system's, which Core ML is part of."""
+        return f"{version('coremltools')}, macOS {platform.mac_ver()[0]}"
+
+
+RUNTIME = CoreMlRuntime()

@@ -1,0 +1,182 @@
+"""A torch model as an ExecuTorch program: traced, quantized if asked, and lowered to XNNPACK."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from compress.errors import StageError
+from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
+from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
+from compress.formats.executorch.quiet import quiet_executorch
+from compress.formats.executorch.runtime import the_runtime
+from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
+from compress.training.loop import tensors
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
+
+Precision = Literal["fp32", "int8"]
+ROWS = 8
+"""Rows at once that a program has room for; its memory is laid out for as many when it is loaded."""
+_CALIBRATION_EXAMPLES = 128
+_SHORTEST = 2
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program, and what it was made of: it answers in torch over the same integers."""
+
+    model: ExecuTorchModel
+    source: torch.nn.Module
+
+
+class _Answering(torch.nn.Module):
+    """A model with inputs in a fixed order and one output."""
+
+    def __init__(self, module: torch.nn.Module, names: Sequence[str], output: str) -> None:
+        super().__init__()
+        self.module = module
+        self._names, self._output = tuple(names), output
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        outputs = self.module(**dict(zip(self._names, values, strict=True)))
+        answer: torch.Tensor = outputs[self._output]
+        return answer
+
+
+def to_executorch(
+    model: TorchModel, examples: Examples, precision: Precision, embedding_bits: EmbeddingBits, max_length: int
+) -> Lowered:
+    """``model``, which stays as it is, for up to `ROWS` rows of up to ``max_length`` tokens. Raises `StageError`.
+
+    Images keep the shape that they have. ``examples`` are traced, and where there are convolutions show which ranges
+    their inputs have.
+    """
+    the_runtime()
+    sample = _sample(examples)
+    output = LOGITS if examples.head is None else LAST_HIDDEN_STATE
+    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
+    module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
+    values = tuple(sample.values())
+    with quiet_executorch(), torch.no_grad():
+        shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
+        try:
+            if precision == "int8" and has_convolutions(module):
+                graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
+                module = quantize_static(graph, _calibration(examples, tuple(sample)))
+                # A traced model's inputs have names of their own.
+                shapes = shapes["values"]
+            elif precision == "int8":
+                quantize_dynamic(module, embedding_bits)
+            traced = torch.export.export(module, values, dynamic_shapes=shapes)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise StageError(f"The model cannot be traced for ExecuTorch: {_first_line(error)}") from error
+        program = _lowered(traced)
+    return Lowered(ExecuTorchModel(program, with_interface(model.companions(), interface)), module)
+
+
+def _with_plain_attention(module: Any) -> torch.nn.Module:
+    """A copy whose attention is products and a softmax, which XNNPACK runs; torch's own operator brings more along."""
+    made: Any = copy.deepcopy(module).eval()
+    if hasattr(made, "set_attn_implementation"):
+        made.set_attn_implementation("eager")
+    return made.requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _sample(examples: Examples) -> dict[str, torch.Tensor]:
+    """Two examples as far apart in length as can be: a batch of one would freeze that axis."""
+    lengths = examples.lengths()
+    chosen = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
+    found = tensors(examples, chosen)
+    return {name: found[name].contiguous() for name in examples.padding if name in found}
+
+
+def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
+    if examples.padding[name] is None:
+        return ("batch_size", *value.shape[1:])
+    return ("batch_size", "sequence_length", *value.shape[2:])
+
+
+def _shapes(interface: Interface, longest: int) -> dict[str, Any]:
+    free = {
+        "batch_size": torch.export.Dim("batch_size", min=1, max=ROWS),
+        "sequence_length": torch.export.Dim("sequence_length", min=_SHORTEST, max=longest),
+    }
+    return {
+        "values": tuple(
+            {place: free[axis] for place, axis in enumerate(axes) if isinstance(axis, str)}
+            for axes in interface.inputs.values()
+        )
+    }
+
+
+def _calibration(examples: Examples, names: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+    chosen = np.linspace(0, len(examples) - 1, min(_CALIBRATION_EXAMPLES, len(examples))).round().astype(int).tolist()
+    batches = [tensors(examples, chosen[at : at + ROWS]) for at in range(0, len(chosen), ROWS)]
+    return [tuple(batch[name] for name in names) for batch in batches]
+
+
+def _lowered(traced: Any) -> bytes:
+    from executorch.backends.xnnpack._passes.remove_noop_expand_copy_pass import RemoveNoopExpandCopyPass
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.error import ExportError
+    from torch._export.verifier import SpecViolationError
+
+    # Without it, quantized tables would be stored as floats.
+    config = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True)
+    # Products of more than two axes are traced with copies of their inputs for shapes that already agree. XNNPACK can't
+    # run those, and would be called once for each piece between them.
+    passes = [RemoveNoopExpandCopyPass()]
+    try:
+        edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
+        made = edge.to_executorch(config)
+    except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
+        raise _refused(traced, _first_line(error), str(error)) from error
+    operators = {
+        f"{one.name}.{one.overload}" if one.overload else one.name
+        for plan in made.executorch_program.execution_plan
+        for one in plan.operators
+    }
+    absent = sorted(operators - the_runtime().operator_registry.operator_names)
+    if absent:
+        raise _refused(traced, f"it has no kernel for {', '.join(absent)}", " ".join(absent))
+    return bytes(made.buffer)
+
+
+def _refused(traced: Any, reason: str, text: str) -> StageError:
+    """An error that names the modules whose operators are named in ``text``."""
+    named = {name.replace("::", ".") for name in re.findall(r"aten(?:\.|::)\w+", text)}
+    places = sorted(
+        {f"{_operator(node)} in {_module(node)}" for node in traced.graph.nodes if _operator(node) in named}
+    )
+    shown = ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+    return StageError(
+        f"ExecuTorch cannot run the model: {reason}{f' ({shown})' if places else ''}",
+        expected="operators that XNNPACK or ExecuTorch's portable kernels have",
+        mend="replace that module, or leave this target out",
+    )
+
+
+def _operator(node: Any) -> str:
+    """`aten.sort` of a call of it, without what tells its variants apart."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else schema.name.replace("::", ".")
+
+
+def _module(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values()), ("", ""))
+    where = re.sub(r"^(L\['self'\]\.)?module\.?", "", str(path)) or "the model"
+    return f"{where} ({getattr(kind, '__name__', str(kind).rpartition('.')[2])})"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

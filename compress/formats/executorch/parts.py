@@ -1,0 +1,286 @@
+"""An ExecuTorch program taken apart at what its kernels give each other, and at the values within XNNPACK's parts.
+
+What runs are the program's own kernels, constants and XNNPACK graphs, with more inputs and outputs, and with memory in
+which no value takes another's place.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.formats.executorch.file import read_pte
+from compress.formats.executorch.model import read_interface
+from compress.formats.executorch.quiet import quiet_executorch
+from compress.formats.executorch.runtime import METHOD, the_runtime
+from compress.formats.executorch.xnnpack_rewrite import XnnGraph, read_graph, write_graph
+from compress.formats.parts import Maker, Run, Values, longest, padded, part_of
+
+_MOVED = frozenset(
+    {
+        *("_to_copy", "_to_dim_order_copy", "cat", "clone", "et_view", "expand_copy", "permute_copy", "select_copy"),
+        *("slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "transpose_copy", "unsqueeze_copy"),
+        *("view_copy", "StaticTranspose", "StaticReshape", "StaticSlice", "Copy"),
+        *("Concatenate2", "Concatenate3", "Concatenate4", "Concatenate5"),
+    }
+)
+"""Kernels and nodes that compute nothing."""
+_FEW = 16
+_BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
+_TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
+_ALIGNED = 64
+
+
+class ExecuTorchParts:
+    """One program, with its config beside it. Raises `ModelError` for one that is cut or broken."""
+
+    def __init__(self, file: Path) -> None:
+        content = file.read_bytes()
+        read_pte(content, file)
+        the_runtime()
+        with quiet_executorch():
+            from executorch.exir._serialize._program import deserialize_pte_binary
+
+            self._file = deserialize_pte_binary(content)
+        self._inputs = tuple(read_interface(file.parent).inputs)
+        self._plan = self._file.program.execution_plan[0]
+        self._graphs = {
+            at: self._graph(one) for at, one in enumerate(self._plan.delegates) if one.id == "XnnpackBackend"
+        }
+        self._reads: dict[str, list[str]] = {}
+        self._makers: dict[str, Maker] = {}
+        self._own_bits: dict[str, int] = {}
+        self._read_steps()
+
+    def _graph(self, delegate: Any) -> XnnGraph:
+        return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
+
+    def shaped(self, batches: Sequence[Values]) -> list[Values]:
+        """See `NamelessParts`."""
+        taken: list[Values] = [{name: batch[name] for name in self._inputs} for batch in batches]
+        length = longest(taken)
+        return padded(taken, length) if length is not None else taken
+
+    @property
+    def makers(self) -> Mapping[str, Maker]:
+        """See `NamelessParts`."""
+        return self._makers
+
+    @property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """See `NamelessParts`."""
+        return self._reads
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """See `Parts`."""
+        return [_outer(place) for place in self._plan.outputs]
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """See `Parts`."""
+        return self._run(values, [])
+
+    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
+        """See `Parts`."""
+        return self._run(list(cuts), list(cuts) if given is None else given)
+
+    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
+        """See `Parts`."""
+        ends = frozenset(cuts)
+        return {name: min(self._own_bits[one] for one in part_of(name, self._reads, ends)) for name in cuts}
+
+    def _read_steps(self) -> None:
+        """Who makes and reads each value; a program writes a value before it is read."""
+        seen = set(self._plan.inputs)
+        for step in _steps(self._plan):
+            places = [place for place in _tensors(self._plan, step.args) if not self._stored(place)]
+            makes = [place for place in places if place not in seen]
+            seen.update(places)
+            graph = self._graphs.get(getattr(step, "delegate_index", -1))
+            if graph is None:
+                self._read_kernel(step, makes, [place for place in places if place not in makes])
+            else:
+                self._read_graph(step, graph)
+
+    def _read_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[int]) -> None:
+        operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
+        kind = operator.rpartition("::")[2]
+        stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
+        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= _FEW]
+        for place in makes:
+            name = _outer(place)
+            self._reads[name] = [_outer(one) for one in reads]
+            self._own_bits[name] = min([_TABLES.get(kind, 32), *bits])
+            if kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT":
+                self._makers[name] = Maker(operator, name)
+
+    def _read_graph(self, step: Any, graph: XnnGraph) -> None:
+        names = self._names(step, graph)
+        for node in graph.nodes:
+            for value in node.makes:
+                name = names[value]
+                self._reads[name] = [names[one] for one in node.reads]
+                self._own_bits[name] = min(graph.bits(one) for one in (value, *node.reads))
+                if node.kind not in _MOVED and graph.is_float(value):
+                    self._makers[name] = Maker(node.kind, name)
+
+    def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
+        """Of a part's values: those that the program gives it, or is given, are the program's own."""
+        inputs, outputs = graph.externals
+        outer = dict(zip((*inputs, *outputs), map(_outer, step.args), strict=True))
+        return {value: outer.get(value, f"part_{step.delegate_index}.{value}") for value in graph.values}
+
+    def _stored(self, place: int) -> bool:
+        return bool(self._plan.values[place].val.data_buffer_idx)
+
+    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
+        with quiet_executorch():
+            from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+
+            program = copy.copy(self._file.program)
+            program.backend_delegate_data = list(program.backend_delegate_data)
+            program.execution_plan = [self._changed(program, values, given)]
+            made = PTEFile(program, self._file.mutable_data, self._file.named_data)
+            content = bytes(serialize_pte_binary(made, extract_delegate_segments=True))
+            loaded = the_runtime().load_program(content)
+            method = loaded.load_method(METHOD)
+        order = (*self._inputs, *given)
+
+        def run(batch: Values) -> Values:
+            import torch
+
+            # The program has the bytes that the method reads its weights from.
+            assert loaded
+            with quiet_executorch():
+                found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in order])
+            return {name: found[at].numpy().copy() for at, name in enumerate(values)}
+
+        return run
+
+    def _changed(self, program: Any, values: Sequence[str], given: Sequence[str]) -> Any:
+        """The plan with the inputs ``given`` behind its own, and ``values`` for outputs."""
+        plan = copy.deepcopy(self._plan)
+        led = {name: _add(plan, self._tensor(name)) for name in given}
+        places = {name: int(name.removeprefix("value_")) for name in values if name.startswith("value_")}
+        places |= {name: _add(plan, self._tensor(name)) for name in values if name not in places}
+        seen = set(plan.inputs)
+        for step in _steps(plan):
+            inner = self._graphs.get(getattr(step, "delegate_index", -1))
+            if inner is not None:
+                self._widen(program, plan, step, inner, places, led, seen)
+            else:
+                before = {place: led[_outer(place)] for place in seen if _outer(place) in led}
+                seen.update(_tensors(plan, step.args))
+                step.args = [_reading(plan, place, before) for place in step.args]
+        plan.inputs = [*plan.inputs, *led.values()]
+        plan.outputs = [places[name] for name in values]
+        _lay_out(plan)
+        return plan
+
+    def _widen(
+        self,
+        program: Any,
+        plan: Any,
+        step: Any,
+        graph: XnnGraph,
+        places: Mapping[str, int],
+        led: Mapping[str, int],
+        seen: set[int],
+    ) -> None:
+        """Give a part what it shall read, and take what it shall give."""
+        names = self._names(step, graph)
+        inputs, outputs = graph.externals
+        made = {value for node in graph.nodes for value in node.makes}
+        given = [value for value in graph.values if value in made and names[value] in led]
+        wanted = [value for value in graph.values if value not in outputs and value in made and names[value] in places]
+        args = [led.get(_outer(place), place) for place in step.args[: len(inputs)]]
+        args += step.args[len(inputs) :]
+        seen.update(step.args)
+        # The runtime takes them by their external ids, which are given in this order.
+        step.args = [*args, *(led[names[value]] for value in given), *(places[names[value]] for value in wanted)]
+        if given or wanted:
+            from executorch.exir.schema import BackendDelegateInlineData
+
+            changed = write_graph(graph.with_externals(wanted, given))
+            at = plan.delegates[step.delegate_index].processed.index
+            program.backend_delegate_data[at] = BackendDelegateInlineData(data=changed)
+
+    def _tensor(self, name: str) -> Any:
+        """A tensor of the program as another value of that name."""
+        if name.startswith("value_"):
+            return copy.deepcopy(self._plan.values[int(name.removeprefix("value_"))].val)
+        at, _, value = name.removeprefix("part_").partition(".")
+        dims = [int(size) for size in self._graphs[int(at)].values[int(value)]["dims"]]
+        made = copy.deepcopy(self._like)
+        made.sizes, made.dim_order = dims, list(range(len(dims)))
+        return made
+
+    @cached_property
+    def _like(self) -> Any:
+        """Floats whose shape is free within bounds."""
+        tensors = (
+            self._plan.values[place].val for step in _steps(self._plan) for place in _tensors(self._plan, step.args)
+        )
+        return next(
+            one
+            for one in tensors
+            if one.scalar_type.name == "FLOAT" and one.shape_dynamism.name == "DYNAMIC_BOUND" and one.allocation_info
+        )
+
+
+def _outer(place: int) -> str:
+    return f"value_{place}"
+
+
+def _steps(plan: Any) -> Iterator[Any]:
+    """The calls of kernels and of parts."""
+    for chain in plan.chains:
+        for instruction in chain.instructions:
+            if hasattr(instruction.instr_args, "args"):
+                yield instruction.instr_args
+
+
+def _tensors(plan: Any, args: Sequence[int]) -> list[int]:
+    """The tensors among the values ``args``, those in lists too."""
+    found = []
+    for place in args:
+        value = plan.values[place].val
+        if type(value).__name__ in ("TensorList", "OptionalTensorList"):
+            found += [one for one in value.items if one >= 0]
+        elif hasattr(value, "scalar_type"):
+            found.append(place)
+    return list(dict.fromkeys(found))
+
+
+def _add(plan: Any, value: Any) -> int:
+    from executorch.exir.schema import EValue
+
+    plan.values.append(EValue(val=value))
+    return len(plan.values) - 1
+
+
+def _reading(plan: Any, place: int, led: Mapping[int, int]) -> int:
+    """What to read in place of a value, which may be a list of them."""
+    value = plan.values[place].val
+    if type(value).__name__ in ("TensorList", "OptionalTensorList") and any(one in led for one in value.items):
+        return _add(plan, type(value)(items=[led.get(one, one) for one in value.items]))
+    return led.get(place, place)
+
+
+def _lay_out(plan: Any) -> None:
+    """Memory of its own for each value, in place."""
+    from executorch.exir.schema import AllocationDetails
+
+    sizes = {"BYTE": 1, "CHAR": 1, "BOOL": 1, "SHORT": 2, "HALF": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
+    end = 0
+    for value in (one.val for one in plan.values if getattr(one.val, "allocation_info", None) is not None):
+        value.allocation_info = AllocationDetails(1, end & 0xFFFFFFFF, end >> 32)
+        bytes_ = math.prod(value.sizes) * sizes[value.scalar_type.name]
+        end += -(-max(bytes_, 1) // _ALIGNED) * _ALIGNED
+    plan.non_const_buffer_sizes = [0, end]

@@ -1,0 +1,182 @@
+"""ExecuTorch: a `.pte` program on this machine's processor, by XNNPACK and ExecuTorch's portable kernels."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.executorch.model import ExecuTorchModel, Interface, find_pte, read_interface
+from compress.formats.executorch.quiet import quiet_executorch
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.targets import Target
+
+METHOD = "forward"
+_TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+"""ExecuTorch's numbers of element types, as far as models take and give them."""
+
+
+class ExecuTorchSession:
+    """A program's method. It takes as many rows at once as the program has room for, and more in turns."""
+
+    def __init__(self, program: Any, interface: Interface, where: str, threads: int) -> None:
+        # It has the bytes that the method reads its weights from.
+        self._program = program
+        self._method = program.load_method(METHOD)
+        self._where = where
+        about = self._method.metadata
+        if (about.num_inputs(), about.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
+            raise ModelError(
+                f"The program has {about.num_inputs()} inputs and {about.num_outputs()} outputs, "
+                f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
+                where=where,
+                mend="copy the folder again with all of its files",
+            )
+        self._bounds = [tuple(about.input_tensor_meta(place).sizes()) for place in range(about.num_inputs())]
+        self.inputs = tuple(interface.inputs)
+        self.input_types: Mapping[str, TensorType] = {
+            name: TensorType(_dtype(about.input_tensor_meta(place)), axes)
+            for place, (name, axes) in enumerate(interface.inputs.items())
+        }
+        self.output_types: Mapping[str, TensorType] = {
+            name: _output(about.output_tensor_meta(place)) for place, name in enumerate(interface.outputs)
+        }
+        self.provider = "XnnpackBackend"
+        self.settings: dict[str, Any] = {
+            "runtime": f"executorch {version('executorch')}",
+            "provider": self.provider,
+            "intra_op_threads": threads,
+            "rows_at_once": self._bounds[0][0],
+        }
+
+    @property
+    def bounds(self) -> Mapping[str, tuple[int, ...]]:
+        """The largest shape of each input."""
+        return dict(zip(self.inputs, self._bounds, strict=True))
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        check_inputs(self.inputs, batch, self._where)
+        arrays = [self._checked(name, place, batch) for place, name in enumerate(self.inputs)]
+        rows = self._bounds[0][0]
+        parts = [self._run([one[at : at + rows] for one in arrays]) for at in range(0, len(arrays[0]), rows)]
+        return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(self.output_types)}
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        import torch
+
+        try:
+            found = self._method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
+        except RuntimeError as error:
+            raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
+        return [output.numpy() for output in found]
+
+    def _checked(self, name: str, place: int, batch: Batch) -> np.ndarray:
+        array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[place]
+        sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
+        fits = array.ndim == len(axes) and all(
+            size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
+        )
+        if not fits or array.dtype.name != dtype:
+            shape = ", ".join(
+                f"{axis} up to {most}" if isinstance(axis, str) else str(axis)
+                for axis, most in zip(axes[1:], bound[1:], strict=True)
+            )
+            raise InputError(
+                f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
+                where=self._where,
+                expected=f"{dtype} [rows{', ' if shape else ''}{shape}]",
+                mend="for longer texts, write the program again with a larger max_length",
+            )
+        return array
+
+
+def _dtype(about: Any) -> str:
+    return _TYPES.get(about.dtype(), f"type {about.dtype()}")
+
+
+def _output(about: Any) -> TensorType:
+    return TensorType(_dtype(about), tuple(about.sizes()))
+
+
+class ExecuTorchRuntime:
+    """Opens programs through `executorch.runtime`."""
+
+    name = "executorch"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> ExecuTorchSession:
+        """Open the one program of ``artifact``, a folder or the file beside its config."""
+        program = find_pte(artifact)
+        reason = self.unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        return _opened(program.read_bytes(), read_interface(program.parent), str(program), threads)
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: the package is not installed."""
+        if importlib.util.find_spec("executorch") is None:
+            return "executorch is not installed (pip install 'compress[executorch]')"
+        return None
+
+    def build(self) -> str:
+        """The package's version."""
+        return version("executorch")
+
+
+def open_bytes(model: ExecuTorchModel, threads: int) -> ExecuTorchSession:
+    """A program that lies in memory."""
+    return _opened(model.program, model.interface(), "the stage's program", threads)
+
+
+@functools.cache
+def the_runtime() -> Any:
+    """ExecuTorch's runtime, with its kernels for quantized tables."""
+    with quiet_executorch():
+        # In this order: the other way round, XNNPACK refuses quantized programs.
+        import executorch.runtime  # isort: skip
+        import executorch.kernels.quantized  # isort: skip
+
+        return executorch.runtime.Runtime.get()
+
+
+def _opened(program: bytes, interface: Interface, where: str, threads: int) -> ExecuTorchSession:
+    from compress.formats.executorch.file import check_whole
+
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+    check_whole(program, where)
+    runtime = the_runtime()
+    _use_threads(threads)
+    with quiet_executorch() as said:
+        try:
+            return ExecuTorchSession(runtime.load_program(program), interface, where, threads)
+        except (RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"ExecuTorch cannot open the program: {_reason(error, said())}",
+                where=where,
+                mend="write it again with the stage executorch, or copy the folder again with all of its files",
+            ) from error
+
+
+def _use_threads(threads: int) -> None:
+    """For all sessions of this process: XNNPACK has one pool of them."""
+    with quiet_executorch():
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+
+
+def _reason(error: Exception, log: str) -> str:
+    """The last error that the C++ parts wrote down, which knows more than the exception."""
+    lines = [line.partition("] ")[2] for line in log.splitlines() if line.startswith("[") and "cpuinfo" not in line]
+    return next((line.strip() for line in reversed(lines) if line.strip()), str(error).strip() or type(error).__name__)
+
+
+RUNTIME = ExecuTorchRuntime()

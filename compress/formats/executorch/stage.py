@@ -1,0 +1,51 @@
+"""Write a model as an ExecuTorch program."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.executorch.model import ExecuTorchModel
+from compress.stage.stage import Context, Needs, Promise, Stage
+
+
+class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
+    """ExecuTorch's `.pte` program, for apps on phones and boards, run by XNNPACK on their processors.
+
+    Up to 8 rows at once, of any length up to the recipe's `max_length`; images keep their size. In int8, products
+    have a scale for each channel and round their inputs in each call. Models with convolutions are calibrated on
+    examples of the train split instead (PT2E), since XNNPACK needs to know their ranges. ExecuTorch's own runtime
+    proves the program.
+    """
+
+    version = 2
+    packages = ("torch", "transformers", "executorch", "torchao")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["executorch"] = "executorch"
+    precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
+    embedding_bits: Literal[4, 8] = Field(
+        4, description="bits of the largest embedding table in int8, 4 with a scale for every 32 weights"
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+    )
+
+    def needs(self) -> Needs:
+        """Real examples for tracing, for calibration and for the proof."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """Weights of fewer bits, if any."""
+        return Promise(changes_weights=self.precision != "fp32")
+
+    def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
+        """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
+        from compress.formats.executorch.export import to_executorch
+        from compress.formats.executorch.parity import prove_near
+
+        examples = context.encode("train", model)
+        made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
+        context.remark(f"executorch: {prove_near(made, model, examples, self.tolerance)}")
+        return made.model

@@ -1,0 +1,43 @@
+"""A GGUF file with its tokenizer and config beside it, as a folder. Importing this imports no gguf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from compress.checkpoints.links import link_or_copy
+from compress.checkpoints.model import only_file
+
+GGUF_FILE = "model.gguf"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A folder that llama.cpp runs; config and tokenizer files are there for evaluation, in Hugging Face layout."""
+
+    kind: ClassVar[str] = "gguf"
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The GGUF file. Raises `ModelError` where there is not exactly one."""
+        return find_gguf(self.folder)
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> Self:
+        """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
+        from compress.formats.gguf.file import read_gguf
+
+        read_gguf(find_gguf(directory))
+        return cls(directory)
+
+    def save(self, directory: Path) -> None:
+        """Put every file into ``directory``: linked where the file system can, else copied."""
+        for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
+            link_or_copy(path, directory / path.name)
+
+
+def find_gguf(artifact: Path) -> Path:
+    """The only `.gguf` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    return only_file(artifact, ".gguf", "gguf")

@@ -1,0 +1,181 @@
+"""A LiteRT file taken apart at its values, which have numbers for names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError
+from compress.formats.litert.file import read_litert
+from compress.formats.parts import Maker, Run, Values, padded, part_of
+
+_FEW = 16
+"""Elements below which a tensor holds scales or indices, and no weights."""
+_BITS = {"INT8": 8, "UINT8": 8, "INT16": 16, "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16}
+_MOVED = frozenset(
+    {
+        *("CAST", "CONCATENATION", "EXPAND_DIMS", "PACK", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDED_SLICE"),
+        *("TRANSPOSE", "UNPACK"),
+    }
+)
+"""Operators that compute nothing."""
+
+
+class LiteRtParts:
+    """One graph of a file: that of the shortest signature which holds ``length`` tokens, or the only one."""
+
+    def __init__(self, file: Path, length: int | None) -> None:
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        content = file.read_bytes()
+        read_litert(content, file)
+        self._model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        for buffer in self._model.buffers:
+            # A list would be written byte by byte.
+            buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
+        self._signature = _holding(self._model, length, file)
+        self._graph = self._model.subgraphs[self._signature.subgraphIndex]
+        self._names = [tensor.name.decode() for tensor in self._graph.tensors]
+        self._places = {name: place for place, name in enumerate(self._names)}
+
+    def shaped(self, batches: Sequence[Values]) -> list[Values]:
+        """See `NamelessParts`."""
+        length = _length(self._model, self._signature)
+        names = [_text(one.name) for one in self._signature.inputs]
+        taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
+        return padded(taken, length) if length is not None else taken
+
+    @cached_property
+    def makers(self) -> Mapping[str, Maker]:
+        """See `NamelessParts`."""
+        from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name
+
+        kinds = [opcode_to_name(self._model, operator.opcodeIndex) for operator in self._graph.operators]
+        return {
+            self._names[out]: Maker(kind, self._names[out])
+            for kind, operator in zip(kinds, self._graph.operators, strict=True)
+            for out in operator.outputs
+            if kind not in _MOVED and _type(self._graph.tensors[out]) == "FLOAT32"
+        }
+
+    @cached_property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """See `NamelessParts`."""
+        return {
+            self._names[out]: [self._names[read] for read in operator.inputs if read >= 0]
+            for operator in self._graph.operators
+            for out in operator.outputs
+        }
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """See `Parts`."""
+        return [self._names[one.tensorIndex] for one in self._signature.outputs]
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """See `Parts`."""
+        return self._run(self._graph, {}, values)
+
+    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
+        """See `Parts`."""
+        given = list(cuts) if given is None else given
+        graph = copy.copy(self._graph)
+        graph.tensors = list(graph.tensors)
+        places = {}
+        for name in given:
+            places[name] = len(graph.tensors)
+            graph.tensors.append(_empty(graph.tensors[self._places[name]], f"{name}::given"))
+        led = {self._places[name]: place for name, place in places.items()}
+        graph.operators = [_reading(operator, led) for operator in graph.operators]
+        return self._run(graph, places, list(cuts))
+
+    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
+        """See `Parts`."""
+        ends = frozenset(cuts)
+        return {name: min(self._bits[one] for one in part_of(name, self.reads, ends)) for name in cuts}
+
+    @cached_property
+    def _bits(self) -> Mapping[str, int]:
+        """By value: the fewest bits of what its operator reads and makes."""
+        found = {}
+        for name, read in self.reads.items():
+            tensors = [self._graph.tensors[self._places[one]] for one in (name, *read)]
+            found[name] = min(_BITS.get(_type(one), 32) if np.prod(one.shape or 1) >= _FEW else 32 for one in tensors)
+        return found
+
+    def _run(self, graph: Any, given: Mapping[str, int], values: Sequence[str]) -> Run:
+        """``graph`` through its signature, whose inputs are those of the file and the tensors ``given``."""
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.schema_py_generated import TensorMapT
+        from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
+
+        def named(name: str, place: int) -> Any:
+            one = TensorMapT()
+            one.name, one.tensorIndex = name, place
+            return one
+
+        signature, model = copy.copy(self._signature), copy.copy(self._model)
+        fed = {**{_text(one.name): one.tensorIndex for one in signature.inputs}, **given}
+        signature.inputs = [named(name, place) for name, place in fed.items()]
+        signature.outputs = [named(f"out_{at}", self._places[name]) for at, name in enumerate(values)]
+        graph.inputs, graph.outputs = list(fed.values()), [self._places[name] for name in values]
+        model.subgraphs = list(model.subgraphs)
+        model.subgraphs[signature.subgraphIndex] = graph
+        model.signatureDefs = [signature]
+        interpreter = Interpreter(model_content=bytes(convert_object_to_bytearray(model)), num_threads=1)
+        runner = interpreter.get_signature_runner()
+        kinds = {name: one["dtype"] for name, one in runner.get_input_details().items()}
+
+        def run(batch: Values) -> Values:
+            found = runner(**{name: np.ascontiguousarray(batch[name], kind) for name, kind in kinds.items()})
+            return {name: found[f"out_{at}"] for at, name in enumerate(values)}
+
+        return run
+
+
+def _holding(model: Any, length: int | None, file: Path) -> Any:
+    found = sorted(model.signatureDefs or [], key=lambda one: _length(model, one) or 0)
+    if length is None and len(found) == 1:
+        return found[0]
+    for one in found:
+        if (_length(model, one) or 0) >= (length or 0):
+            return one
+    raise InputError(
+        f"No signature of {file.name} holds {length} tokens.", where=str(file), mend="write it with longer lengths"
+    )
+
+
+def _length(model: Any, signature: Any) -> int | None:
+    tensors = model.subgraphs[signature.subgraphIndex].tensors
+    shapes = [tensors[one.tensorIndex].shape for one in signature.inputs]
+    return int(shapes[0][1]) if all(len(shape) == 2 for shape in shapes) else None
+
+
+def _type(tensor: Any) -> str:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    names: dict[int, str] = {number: name for name, number in vars(TensorType).items()}
+    return names[tensor.type]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _empty(tensor: Any, name: str) -> Any:
+    """A tensor like another, for values that come from outside."""
+    made = copy.copy(tensor)
+    made.name, made.buffer = name, 0
+    return made
+
+
+def _reading(operator: Any, places: Mapping[int, int]) -> Any:
+    """The operator, reading other tensors."""
+    made = copy.copy(operator)
+    made.inputs = [places.get(int(place), int(place)) for place in operator.inputs]
+    return made

@@ -1,0 +1,168 @@
+"""LiteRT: a `.tflite` file on this machine's processor, through XNNPACK."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.litert.file import read_litert
+from compress.formats.litert.model import LiteRtModel, find_litert
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.targets import Target
+
+_MASK = "attention_mask"
+
+
+class _Signature:
+    """One of the graphs: its runner, and the shape and type of a row of each input."""
+
+    def __init__(self, name: str, runner: Any) -> None:
+        self.name = name
+        self.runner = runner
+        details = runner.get_input_details()
+        self.shapes = {name: tuple(int(axis) for axis in one["shape"]) for name, one in details.items()}
+        self.types = {name: np.dtype(one["dtype"]) for name, one in details.items()}
+        self.outputs = {
+            name: TensorType(np.dtype(one["dtype"]).name, (None, *(int(axis) for axis in one["shape"][1:])))
+            for name, one in runner.get_output_details().items()
+        }
+        texts = [shape for shape in self.shapes.values() if len(shape) == 2]
+        self.length = texts[0][1] if len(texts) == len(self.shapes) else None
+        """Of a row of token ids; None where inputs have one size."""
+
+
+class LiteRtSession:
+    """An opened file. Rows run one after the other, each by the shortest graph that holds it, as an app runs them."""
+
+    def __init__(self, interpreter: Any, where: str, threads: int) -> None:
+        self._where = where
+        found = [_Signature(name, interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()]
+        self._signatures = sorted(found, key=lambda one: one.length or 0)
+        last = self._signatures[-1]
+        self.input_types: Mapping[str, TensorType] = {
+            name: TensorType(last.types[name].name, (None, None) if last.length else (None, *shape[1:]))
+            for name, shape in last.shapes.items()
+        }
+        self.output_types: Mapping[str, TensorType] = last.outputs
+        self.inputs = tuple(self.input_types)
+        self.provider = "CPU"
+        self.settings: dict[str, Any] = {
+            "runtime": f"ai-edge-litert {version('ai-edge-litert')}",
+            "provider": self.provider,
+            "intra_op_threads": threads,
+            "delegate": "XNNPACK",
+            "lengths": ", ".join(str(one.length) for one in self._signatures if one.length) or "one size",
+        }
+
+    @property
+    def signatures(self) -> Mapping[str, int | None]:
+        """Names of the graphs, shortest first, with the tokens that each takes; None where inputs have one size."""
+        return {one.name: one.length for one in self._signatures}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`; a row longer than every graph is an `InputError`."""
+        check_inputs(self.inputs, batch, self._where)
+        rows = [
+            self._answer({name: batch[name][row] for name in self.inputs}) for row in range(len(batch[_any(batch)]))
+        ]
+        return {name: np.concatenate([row[name] for row in rows]) for name in self.output_types}
+
+    def _answer(self, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        signature, length = self._signatures[-1], 0
+        if signature.length is not None:
+            length = _length(row)
+            signature = next((one for one in self._signatures if (one.length or 0) >= length), signature)
+        try:
+            feed = {name: _filled(row[name], signature, name, length) for name in self.inputs}
+        except (ValueError, TypeError) as error:
+            longest = signature.length
+            raise InputError(
+                f"A row of {length} tokens does not fit." if longest else f"A row does not fit: {error}",
+                where=self._where,
+                expected=f"at most {longest} tokens" if longest else f"rows of {signature.shapes}",
+                mend="write the model with longer lengths (stage litert), or cut the text" if longest else None,
+            ) from error
+        try:
+            answer: dict[str, np.ndarray] = signature.runner(**feed)
+        except (RuntimeError, ValueError) as error:
+            raise StageError(f"The model failed on a row: {error}", where=self._where) from error
+        return answer
+
+
+def _any(batch: Batch) -> str:
+    return next(iter(batch))
+
+
+def _length(row: Mapping[str, np.ndarray]) -> int:
+    """Tokens up to the last that counts."""
+    if _MASK not in row:
+        return int(next(iter(row.values())).shape[-1])
+    counted = np.flatnonzero(row[_MASK])
+    return int(counted[-1]) + 1 if len(counted) else 1
+
+
+def _filled(values: np.ndarray, signature: _Signature, name: str, length: int) -> np.ndarray:
+    """A row as the graph takes it: in its type, and padded at the end with zeros, which the mask leaves out."""
+    shape, kind = signature.shapes[name], signature.types[name]
+    if signature.length is None:
+        return np.ascontiguousarray(values, dtype=kind).reshape(shape)
+    filled = np.zeros(shape, dtype=kind)
+    filled[0, :length] = values[:length]
+    return filled
+
+
+class LiteRtRuntime:
+    """Opens LiteRT files through its interpreter."""
+
+    name = "litert"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> LiteRtSession:
+        """See `Runtime.open`."""
+        file = find_litert(artifact)
+        reason = self.unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        read_litert(file.read_bytes(), file)
+        try:
+            return _opened(str(file), threads, model_path=str(file))
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"LiteRT cannot open the file: {error}",
+                where=str(file),
+                mend="write it again with the stage litert, or copy it again",
+            ) from error
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: the package is not installed."""
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            return "ai-edge-litert is not installed (pip install 'compress[litert]')"
+        return None
+
+    def build(self) -> str:
+        """The package's version."""
+        return version("ai-edge-litert")
+
+
+def open_bytes(model: LiteRtModel, threads: int) -> LiteRtSession:
+    """A model that lies in memory."""
+    return _opened("the stage's graph", threads, model_content=model.graph)
+
+
+def _opened(where: str, threads: int, **source: Any) -> LiteRtSession:
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(num_threads=threads, **source)
+    if not interpreter.get_signature_list():
+        raise ModelError("The file names no signature.", where=where, mend="write it with the stage litert")
+    return LiteRtSession(interpreter, where, threads)
+
+
+RUNTIME = LiteRtRuntime()

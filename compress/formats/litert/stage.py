@@ -1,0 +1,122 @@
+"""Write a model as a LiteRT file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import StageError
+from compress.formats.litert.model import Blocks, LiteRtModel, Precision
+from compress.stage.stage import Context, Needs, Promise, Stage
+
+_IMAGES = "image-classification"
+
+
+class LiteRt(Stage[TorchModel, LiteRtModel]):
+    """LiteRT (`.tflite`), for Android's and other phones' own runtime: a signature for each fixed length of a text.
+
+    The signatures share the weights; an app pads a text to the shortest that holds it. LiteRT's own interpreter proves
+    the file: in fp32 the answers are torch's, and what fewer bits change is told.
+    """
+
+    packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["litert"] = "litert"
+    precision: Precision = Field(
+        "int8",
+        description="of the weights; in int8 products are of 8 bits too, by the ranges of each call",
+    )
+    lengths: tuple[int, ...] | int = Field(
+        4,
+        description="tokens of each signature, e.g. [16, 64, 128]; or how many to choose for the least padding of the "
+        "training texts, the last as long as a text may be",
+    )
+    embedding_bits: Literal[4, 8] | None = Field(
+        None, description="bits of the table of words; default: those of the weights"
+    )
+    embedding_block_size: Blocks | None = Field(
+        32, description="weights of a row of that table that share a scale at 4 bits; none: the whole row"
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+    )
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _fixed(cls, lengths: Any) -> Any:
+        if isinstance(lengths, str):
+            raise ValueError(
+                f"{lengths!r}: litert-torch converts transformers at fixed lengths only, e.g. [16, 64, 128]"
+            )
+        return lengths
+
+    @model_validator(mode="after")
+    def _possible(self) -> LiteRt:
+        some = (self.lengths,) if isinstance(self.lengths, int) else self.lengths
+        if not some or min(some) < 1 or list(some) != sorted(set(some)):
+            raise ValueError("lengths must be ascending and at least 1")
+        if self.embedding_bits is not None and self.precision in ("fp32", "fp16"):
+            raise ValueError("embedding_bits are for integers: set precision: int8 or int8_weights")
+        return self
+
+    def needs(self) -> Needs:
+        """Real examples for their lengths, for tracing and for the proof."""
+        return Needs(splits=("train",))
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """What is said of texts, for images."""
+        texts = ("lengths", "embedding_bits", "embedding_block_size")
+        return tuple(name for name in texts if name in self.model_fields_set) if task == _IMAGES else ()
+
+    def promise(self) -> Promise:
+        """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""
+        return Promise(changes_weights=self.precision != "fp32")
+
+    def run(self, model: TorchModel, context: Context) -> LiteRtModel:
+        """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
+        from compress.formats.litert.conversion import to_litert, words_of
+        from compress.formats.litert.quantization import quantize_litert
+        from compress.formats.litert.runtime import open_bytes
+        from compress.formats.session_parity import prove_near
+
+        examples = context.encode("train", model)
+        lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
+        plain = LiteRtModel(to_litert(model, examples, lengths), model.companions())
+        words = words_of(model) if lengths else None
+        block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
+        content = quantize_litert(plain.graph, self.precision, words, self.embedding_bits, block)
+        made = LiteRtModel(content, plain.companions)
+        shipped = open_bytes(made, threads=1)
+        first = shipped if self.precision == "fp32" else open_bytes(plain, threads=1)
+        context.remark(f"litert: {prove_near('LiteRT', first, shipped, model, examples, self.tolerance)}")
+        return made
+
+    def _block(self, width: int, context: Context) -> Blocks | None:
+        """Weights of the table's rows that share a scale: a block that divides them, or None for whole rows."""
+        block = self.embedding_block_size
+        if self.embedding_bits != 4 or block is None or width % block == 0:
+            return block
+        context.remark(f"litert: the table of words has a scale a row, since {block} does not divide its {width}")
+        return None
+
+    def _lengths(self, model: TorchModel, texts: Any, context: Context) -> tuple[int, ...]:
+        """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
+        from compress.numerics.covering_lengths import covering_lengths
+
+        positions = getattr(model.module.config, "max_position_embeddings", context.max_length)
+        longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))
+        chosen = covering_lengths(texts, self.lengths, longest) if isinstance(self.lengths, int) else self.lengths
+        if chosen[-1] > positions or chosen[-1] < texts.max():
+            raise StageError(
+                f"The longest signature has {chosen[-1]} tokens.",
+                where="lengths",
+                expected=f"{texts.max()} at least, for the training texts; {positions} at most, for the model",
+            )
+        padded = sum(min(one for one in chosen if one >= text) for text in texts.tolist())
+        waste = padded / int(texts.sum()) - 1
+        context.remark(
+            f"litert: signatures of {', '.join(map(str, chosen))} tokens; padding adds {waste:.0%} of tokens"
+        )
+        return chosen

@@ -1,0 +1,18 @@
+"""Decoders as ONNX graphs, written from a checkpoint tensor by tensor for ONNX Runtime's own kernels."""
+
+from __future__ import annotations
+
+from compress.formats.onnx.decoder.architecture import SUPPORTED, Architecture, read_architecture
+from compress.formats.onnx.decoder.export import export_decoder
+from compress.formats.onnx.decoder.graph import GraphSettings
+from compress.formats.onnx.decoder.parity import Equality, prove_decoder
+
+__all__ = [
+    "SUPPORTED",
+    "Architecture",
+    "Equality",
+    "GraphSettings",
+    "export_decoder",
+    "prove_decoder",
+    "read_architecture",
+]

@@ -1,0 +1,99 @@
+"""The small files that lie beside a decoder's graph, for whoever opens the folder.
+
+transformers.js reads `config.json`, `generation_config.json` and the tokenizer's files; onnxruntime-genai reads
+`genai_config.json`, which names the graph, and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import INDEX, read_json
+from compress.checkpoints.torch_model import compact
+from compress.formats.onnx.decoder.architecture import Architecture
+from compress.formats.onnx.model import GENAI_CONFIG, GRAPH_FOLDER
+
+_KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
+_LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
+_GENERATION = "generation_config.json"
+
+
+def companions(
+    checkpoint: Checkpoint, architecture: Architecture, file_name: str, external_data: bool
+) -> dict[str, bytes]:
+    """Name -> content of every file but the graph. ``external_data``: whether its weights lie beside it."""
+    names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
+    files = {path.name: compact(path) for path in names}
+    files["config.json"] = _json(_config(checkpoint, file_name, external_data))
+    files[GENAI_CONFIG] = _json(_genai_config(checkpoint, architecture, file_name))
+    return files
+
+
+def _config(checkpoint: Checkpoint, file_name: str, external_data: bool) -> Mapping[str, Any]:
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config["dtype"] = "float32"
+    if external_data:
+        config["transformers.js_config"] = {"use_external_data_format": {file_name: True}}
+    return config
+
+
+def _genai_config(checkpoint: Checkpoint, of: Architecture, file_name: str) -> Mapping[str, Any]:
+    tokens = _special_tokens(checkpoint)
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": f"{GRAPH_FOLDER}/{file_name}",
+        "head_size": of.head_size,
+        "hidden_size": of.hidden,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": of.heads,
+        "num_hidden_layers": of.layers,
+        "num_key_value_heads": of.key_value_heads,
+    }
+    model = {
+        "type": of.config.model_type,
+        "context_length": of.positions,
+        "vocab_size": of.vocabulary,
+        "decoder": decoder,
+        **tokens,
+    }
+    return {"model": model, "search": _search(checkpoint, of)}
+
+
+def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What generation_config.json says, else config.json. Without padding the end of the text takes its place."""
+    said = checkpoint.config | _generation(checkpoint.folder)
+    found = {name: said.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends = found["eos_token_id"]
+    if found["pad_token_id"] is None:
+        found["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _search(checkpoint: Checkpoint, of: Architecture) -> dict[str, Any]:
+    said = _generation(checkpoint.folder)
+    defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    chosen = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}
+    return {"max_length": of.positions, "past_present_share_buffer": True, **chosen}
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    said = read_json(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,158 @@
+"""Proof that a decoder's graph computes what the torch model with the same weights computes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from compress.checkpoints.adapter import load_adapted
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import IntegrityError
+from compress.formats.onnx.model import OnnxModel
+
+_FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
+
+
+@dataclass(frozen=True)
+class Equality:
+    """``difference``: the largest of a logit from torch, all arithmetic in fp32.
+
+    ``rounding`` is what activations rounded to 8 bits add in the graph that ships: the root mean square of the
+    logits' differences over that of the logits about their mean; 0 where nothing is rounded. ``agreement`` is the
+    share of positions with the same likeliest token.
+    """
+
+    difference: float
+    rounding: float
+    agreement: float
+
+    def __str__(self) -> str:
+        text = f"logits differ by at most {self.difference:.1e} from torch in fp32"
+        if self.rounding == 0:
+            return text
+        return (
+            f"{text}; activations in 8 bits move them by {self.rounding:.1%} of their spread, "
+            f"and the likeliest token of {1 - self.agreement:.1%} of the positions"
+        )
+
+
+def prove_decoder(
+    model: OnnxModel, checkpoint: Checkpoint, windows: np.ndarray, tolerance: float, rounding_limit: float
+) -> Equality:
+    """Compare graph and torch on ``windows`` [2 or more, length] of token ids.
+
+    Three ways: all windows in one go; the first half in one go and every later token by itself; and the second row
+    cut to half its length and padded on the right. Raises `IntegrityError` for a difference above ``tolerance`` in
+    fp32, or above ``rounding_limit`` as shipped.
+    """
+    module = load_adapted(checkpoint)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(windows)).logits.numpy()
+    del module
+    exact = _with_level(model, _FP32)
+    difference = max(_differences(_Session(exact), windows, expected))
+    if not difference <= tolerance:
+        raise IntegrityError(
+            f"The decoder's logits differ from torch by {difference:.2e}, all arithmetic in fp32.",
+            expected=f"at most {tolerance:g}",
+            mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
+        )
+    if exact is model:
+        return Equality(difference, 0.0, 1.0)
+    shipped = _Session(model).logits(windows)
+    return Equality(difference, *_rounding(shipped, expected[:, -shipped.shape[1] :], rounding_limit))
+
+
+def _rounding(shipped: np.ndarray, expected: np.ndarray, limit: float) -> tuple[float, float]:
+    """How far logits are off in the root mean square, and how often both have the same likeliest token."""
+    spread = expected - expected.mean(-1, keepdims=True)
+    rounding = float(np.sqrt(np.square(shipped - expected).mean() / np.square(spread).mean()))
+    if not rounding <= limit:
+        raise IntegrityError(
+            f"With activations in 8 bits the decoder's logits are off by {rounding:.1%} of their spread.",
+            expected=f"at most {limit:.1%}",
+            mend="set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit",
+        )
+    return rounding, float((shipped.argmax(-1) == expected.argmax(-1)).mean())
+
+
+def _differences(session: _Session, windows: np.ndarray, expected: np.ndarray) -> Iterator[float]:
+    """The largest difference from ``expected`` in each of the three ways. NaN counts as infinite."""
+    length = windows.shape[1]
+    half = length // 2
+    yield _largest(session.logits(windows), expected)
+    yield _largest(session.logits(windows[:, :half]), expected[:, :half])
+    for place in range(half, length):
+        yield _largest(session.more(windows[:, place : place + 1]), expected[:, place : place + 1])
+    mask = np.ones_like(windows)
+    mask[1, half:] = 0
+    padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
+    if padded.shape[1] == length:
+        yield _largest(padded[0], expected[0])
+        yield _largest(padded[1, :half], expected[1, :half])
+
+
+def _largest(found: np.ndarray, expected: np.ndarray) -> float:
+    """Of the positions that the graph gives: all of them, or the last."""
+    difference = float(np.abs(found - expected[..., -found.shape[-2] :, :]).max())
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def _with_level(model: OnnxModel, level: int) -> OnnxModel:
+    """The model itself where nothing is rounded, else a copy whose few-bit products have that accuracy level."""
+    levels = [attribute.i for attribute in _levels(model.graph)]
+    if all(found == level for found in levels):
+        return model
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model.graph)
+    for attribute in _levels(graph):
+        attribute.i = level
+    return OnnxModel(graph, model.file_name, {})
+
+
+def _levels(graph: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    for node in graph.graph.node:
+        if node.op_type == _FEW_BITS:
+            yield from (attribute for attribute in node.attribute if attribute.name == _LEVEL)
+
+
+class _Session:
+    """A graph opened from its own file, as whoever gets it will, with the cache of what it has read."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as folder:
+            OnnxModel(model.graph, model.file_name, {}).save(Path(folder))
+            path = next(Path(folder).rglob("*.onnx"))
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._cache: dict[str, Any] = {}
+        self._mask = np.ones((0, 0), np.int64)
+
+    def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """[rows, length, vocabulary] of texts from their beginning."""
+        past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past")]
+        shapes = {entry.name: (len(ids), entry.shape[1], 0, entry.shape[3]) for entry in past}
+        self._cache = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        self._mask = np.ones_like(ids) if mask is None else mask
+        return self._run(ids)
+
+    def more(self, ids: np.ndarray) -> np.ndarray:
+        """[rows, length, vocabulary] of what follows the texts so far."""
+        self._mask = np.concatenate([self._mask, np.ones_like(ids)], axis=1)
+        return self._run(ids)
+
+    def _run(self, ids: np.ndarray) -> np.ndarray:
+        names = ["logits", *(name.replace("past_key_values", "present") for name in self._cache)]
+        found = self._session.run(names, {"input_ids": ids, "attention_mask": self._mask, **self._cache})
+        self._cache = dict(zip(self._cache, found[1:], strict=True))
+        logits: np.ndarray = found[0]
+        return logits

@@ -1,0 +1,253 @@
+"""Weight-only quantization of any ONNX graph: constant matrices in few bits, for ONNX Runtime's `MatMulNBits`.
+
+A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights may
+become float again when the graph is opened, for runtimes whose few-bit kernels are slow: what multiplies with them is
+then left as it is (`onnx_decoder.expanded` has the reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from compress.formats.onnx.decoder.expanded import typed
+from compress.formats.onnx.decoder.nodes import MICROSOFT
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
+from compress.numerics.integer_grid import find_grid, round_columns
+
+_SMALLEST = 1024
+"""Elements of a matrix that is worth it."""
+_HALVED = 1024
+"""Elements of a float tensor that is worth storing in half the bytes where nothing is lost."""
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """How weights are stored. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not.
+
+    ``expand_on_load``: they become float when the graph is opened, in place of such a kernel.
+    """
+
+    bits: int
+    block_size: int
+    symmetric: bool = True
+    accuracy_level: int = 4
+    expand_on_load: bool = False
+
+    def of(self, weight: np.ndarray, name: str) -> StoredWeight:
+        """``weight`` [rows, columns] in blocks along its rows, each scale the best of several."""
+        columns = torch.from_numpy(np.array(weight.T, order="C"))
+        grid = find_grid(columns, self.bits, min(self.block_size, len(columns)), self.symmetric, None, search=True)
+        return store(grid.weight(round_columns(columns, grid)), name)
+
+
+def quantize_matrices(
+    model: onnx.ModelProto, how: FewBits, only_tied: bool = False
+) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy of ``model`` whose constant matrices are stored in few bits, and their names; branches of `If` included.
+
+    ``only_tied`` leaves alone what is not both looked up and multiplied with.
+    """
+    writer = _Writer(ir.from_proto(model), how)
+    names = writer.tables(only_tied)
+    if not only_tied:
+        names += writer.products()
+    return ir.to_proto(writer.finished(halve=not only_tied)), names
+
+
+class _Writer:
+    def __init__(self, model: ir.Model, how: FewBits) -> None:
+        self._model, self._how = model, how
+        self._operands: dict[str, tuple[StoredWeight, list[ir.Value | None]]] = {}
+
+    def tables(self, only_tied: bool) -> list[str]:
+        """Tables that are looked up and, turned, multiplied with; or looked up alone."""
+        done = []
+        for table in [value for value in self._model.graph.initializers.values() if _is_matrix(value)]:
+            readers = [use.node for use in table.uses()]
+            lookups = [node for node in readers if node.op_type == "Gather" and _axis(node) == 0]
+            turned = [node for node in readers if _turns(node)]
+            products = [use.node for node in turned for use in node.outputs[0].uses()]
+            if not lookups or (only_tied and not products) or len(lookups) + len(turned) < len(readers):
+                continue
+            if any(node.op_type != "MatMul" or node.inputs[1].producer() not in turned for node in products):
+                continue
+            done.append(str(table.name))
+            if self._how.expand_on_load:
+                self._expand(table, _array(table), turned=False)
+                continue
+            self._store(table, _array(table))
+            for node in lookups:
+                self._look_up(node, table)
+            for node in products:
+                self._multiply(node, table)
+        return done
+
+    def products(self) -> list[str]:
+        """Matrices that something is multiplied with, and nothing else reads."""
+        done: dict[str, None] = {}
+        for node in list(_nodes(self._model.graph)):
+            matrix = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
+            if matrix is None or not _is_matrix(matrix):
+                continue
+            done[str(matrix.name)] = None
+            if self._how.expand_on_load:
+                self._expand(matrix, _array(matrix).T, turned=True)
+                continue
+            if str(matrix.name) not in self._operands:
+                self._store(matrix, _array(matrix).T)
+            self._multiply(node, matrix)
+        return list(done)
+
+    def finished(self, halve: bool) -> ir.Model:
+        """The model without what nothing reads any more."""
+        graph = self._model.graph
+        for node in reversed(list(graph)):
+            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+                graph.remove(node, safe=True)
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del graph.initializers[name]
+        if halve:
+            self._halve()
+        self._model.opset_imports.setdefault(MICROSOFT, 1)
+        return self._model
+
+    def _halve(self) -> None:
+        """Store float tensors as float16 where every value of theirs is one; ONNX Runtime casts them at loading."""
+        for name, value in list(self._model.graph.initializers.items()):
+            if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.const_value.size < _HALVED:
+                continue
+            with np.errstate(over="ignore"):
+                half = _array(value).astype(np.float16)
+            if (half.astype(np.float32) == _array(value)).all():
+                cast = self._cast(self._constant(f"{name}_float16", half))
+                ir.convenience.replace_all_uses_with(value, cast)
+                del self._model.graph.initializers[name]
+
+    def _store(self, value: ir.Value, weight: np.ndarray) -> None:
+        name = str(value.name)
+        stored = self._how.of(weight, name)
+        zeros = stored.packed_zero_points()
+        self._operands[name] = (
+            stored,
+            [
+                self._constant(f"{name}_Q{stored.bits}", stored.integers()),
+                self._cast(self._constant(f"{name}_scales", stored.scales)),
+                None if zeros is None else self._constant(f"{name}_zero_points", zeros),
+            ],
+        )
+
+    def _expand(self, value: ir.Value, weight: np.ndarray, turned: bool) -> None:
+        """Integers that become float in the place of ``value``: of ``weight`` [rows, columns], ``turned`` or not."""
+        name, graph = str(value.name), self._model.graph
+        stored = self._how.of(weight, name)
+        blocks, kind = typed(stored, name)
+        order, of_block = ((1, 2, 0), (1, 0)) if turned else ((0, 1, 2), (0, 1))
+        beside = 1 if turned else 2
+
+        def each_block(values: np.ndarray) -> np.ndarray:
+            return np.expand_dims(values.transpose(of_block), beside)
+
+        names = (f"{name}_integers", f"{name}_scale", f"{name}_zero")
+        held = [self._constant(f"{name}_Q{stored.bits}", blocks.transpose(order), kind)]
+        held.append(self._constant(f"{name}_scales", each_block(stored.scales)))
+        if stored.zero_points is not None:
+            held.append(self._constant(f"{name}_zero_points", each_block(stored.zero_points)))
+        nodes = [
+            ir.node("Cast", [one], {"to": ir.DataType.FLOAT}, name=made, outputs=[ir.val(made)])
+            for made, one in zip(names, held, strict=False)
+        ]
+        integers, scales, *zeros = (node.outputs[0] for node in nodes)
+        for zero in zeros:
+            nodes.append(ir.node("Sub", [integers, zero], name=f"{name}_about", outputs=[ir.val(f"{name}_about")]))
+            integers = nodes[-1].outputs[0]
+        nodes.append(ir.node("Mul", [integers, scales], name=f"{name}_scaled", outputs=[ir.val(f"{name}_scaled")]))
+        shape = self._constant(f"{name}_shape", np.array(value.const_value.shape, np.int64))
+        last = ir.val(f"{name}_float32")
+        nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape], name=f"{name}_whole", outputs=[last]))
+        graph.insert_before(graph[0], nodes)
+        ir.convenience.replace_all_uses_with(value, last)
+
+    def _multiply(self, node: ir.Node, matrix: ir.Value) -> None:
+        stored, operands = self._operands[str(matrix.name)]
+        attributes = {
+            "K": stored.columns,
+            "N": stored.rows,
+            "bits": stored.kernel_bits,
+            "block_size": stored.block_size,
+            "accuracy_level": self._how.accuracy_level,
+        }
+        self._replace(node, "MatMulNBits", [node.inputs[0], *_without_end(operands)], attributes)
+
+    def _look_up(self, node: ir.Node, table: ir.Value) -> None:
+        stored, (integers, scales, zeros) = self._operands[str(table.name)]
+        flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
+        shape = self._constant(f"{table.name}_flat_shape", flat)
+        reshaped = self._first("Reshape", [integers, shape], f"{table.name}_flat")
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": stored.block_size, "bits": stored.kernel_bits}
+        inputs = [reshaped, node.inputs[1], scales, zeros]
+        self._replace(node, "GatherBlockQuantized", _without_end(inputs), attributes)
+
+    def _replace(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:
+        new = ir.node(kind, inputs, attributes, domain=MICROSOFT, name=old.name)
+        graph = old.graph
+        assert graph is not None, "the node stands in a graph"
+        ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
+
+    def _constant(self, name: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+        graph = self._model.graph
+        if name not in graph.initializers:
+            tensor = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+            graph.register_initializer(ir.val(name, const_value=tensor))
+        return graph.initializers[name]
+
+    def _cast(self, half: ir.Value) -> ir.Value:
+        return self._first("Cast", [half], f"{half.name}_float32", to=ir.DataType.FLOAT)
+
+    def _first(self, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Value:
+        """A node before all others, since branches may read it too."""
+        node = ir.node(kind, inputs, attributes, name=name, outputs=[ir.val(name)])
+        self._model.graph.insert_before(self._model.graph[0], node)
+        return node.outputs[0]
+
+
+def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    if value is None or not value.is_initializer() or value.const_value is None or value.dtype != ir.DataType.FLOAT:
+        return False
+    return len(value.const_value.shape) == 2 and value.const_value.size >= _SMALLEST
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None, "initializers have values"
+    array: np.ndarray = value.const_value.numpy()
+    return array
+
+
+def _axis(node: ir.Node) -> int:
+    found = node.attributes.get("axis")
+    return 0 if found is None else found.as_int()
+
+
+def _turns(node: ir.Node) -> bool:
+    if node.op_type != "Transpose":
+        return False
+    found = node.attributes.get("perm")
+    return found is None or list(found.as_ints()) == [1, 0]
+
+
+def _without_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """``values`` without inputs at the end that are left out."""
+    kept = list(values)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return kept

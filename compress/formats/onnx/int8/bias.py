@@ -1,0 +1,124 @@
+"""Bias correction: what rounding shifts a layer's mean output by is taken off its bias.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with means
+from the calibration data (their appendix D): the shift of output k is sum_j E[Q(x_j)] Q(w_jk) - E[x_j] w_jk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress.formats.onnx.fusions.graph import constant, only_consumer
+from compress.formats.onnx.int8.choose import WEIGHTED, Layer
+from compress.formats.onnx.int8.kernels import Quantized, quantized
+from compress.formats.onnx.int8.observe import Feed, Observed, tap
+from compress.formats.onnx.int8.useless import restored
+
+
+def mean_errors(
+    graph: onnx.ModelProto,
+    coarse: onnx.ModelProto,
+    layers: Sequence[Layer],
+    observed: Mapping[str, Observed],
+    feeds: Iterable[Feed],
+) -> dict[str, np.ndarray]:
+    """Layer -> the shift of each output's mean, [outputs], for layers that have a bias.
+
+    ``coarse`` is ``graph`` with `QuantizeLinear` and `DequantizeLinear` around the layers; what they are given is the
+    float graph's own, so that each layer answers for itself.
+    """
+    exact = {str(node.name): node for node in ir.from_proto(graph).graph}
+    rounded = {str(node.name): node for node in ir.from_proto(coarse).graph}
+    scales, found = {}, {}
+    for layer in layers:
+        value = exact[layer.name].inputs[0]
+        stored = quantized(rounded[layer.name].inputs[0])
+        if value is not None and stored is not None and bias_of(exact[layer.name]) is not None:
+            scales[str(value.name)] = (stored, layer.channel_axis)
+    means = _rounded_means(graph, scales, feeds)
+    for layer in layers:
+        node = exact[layer.name]
+        name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+        weight, coarse_weight = constant(node.inputs[WEIGHTED[layer.operator]]), _restored(rounded[layer.name])
+        if name in means and weight is not None and coarse_weight is not None and bias_of(node) is not None:
+            before = _means_out(node, weight, observed[name].mean)
+            found[layer.name] = _means_out(node, coarse_weight, means[name]) - before
+    return found
+
+
+def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
+    """Take the shifts off the layers' biases, in place."""
+    names = {}
+    for node in ir.from_proto(graph).graph:
+        if str(node.name) in errors:
+            bias = bias_of(node)
+            assert bias is not None, "only layers with a bias have a shift"
+            names[str(bias.name)] = errors[str(node.name)]
+    for tensor in graph.graph.initializer:
+        if tensor.name in names:
+            array = onnx.numpy_helper.to_array(tensor) - names[tensor.name].astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The stored bias that no other node reads: an input of the node, or of the addition after it."""
+    if node.op_type == "MatMul":
+        end = only_consumer(node.outputs[0], "Add", "BiasGelu")
+        candidates = [] if end is None else [value for value in end.inputs if value is not node.outputs[0]]
+    else:
+        candidates = list(node.inputs[2:3])
+    bias = next((value for value in candidates if value is not None), None)
+    array = constant(bias)
+    return bias if bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1 else None
+
+
+def _rounded_means(
+    graph: onnx.ModelProto, scales: Mapping[str, tuple[Quantized, int]], feeds: Iterable[Feed]
+) -> dict[str, np.ndarray]:
+    """E[Q(x)] by channel."""
+    totals: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    for values in tap(graph, list(scales), feeds):
+        for name, array in values.items():
+            stored, axis = scales[name]
+            rows = np.moveaxis(round_with(stored, array), axis, -1).reshape(-1, array.shape[axis])
+            totals[name] = totals.get(name, 0.0) + rows.sum(axis=0, dtype=np.float64)
+            counts[name] = counts.get(name, 0) + len(rows)
+    return {name: total / counts[name] for name, total in totals.items()}
+
+
+def round_with(stored: Quantized, values: np.ndarray) -> np.ndarray:
+    """What `QuantizeLinear` and `DequantizeLinear` with one scale make of ``values``."""
+    scale, zero = constant(stored.scale), constant(stored.zero_point)
+    assert scale is not None and zero is not None, "scales are stored"
+    limits = np.iinfo(zero.dtype)
+    shift = np.float32(zero)
+    rounded: np.ndarray = (np.clip(np.rint(values / scale) + shift, limits.min, limits.max) - shift) * scale
+    return rounded
+
+
+def _restored(node: ir.Node) -> np.ndarray | None:
+    """The weights that a node's integers stand for."""
+    weight = node.inputs[WEIGHTED[node.op_type]]
+    maker = weight.producer() if weight is not None else None
+    return restored(maker) if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+
+def _means_out(node: ir.Node, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Mean output without bias, of mean inputs [channels]; at the rim of an image padding makes this inexact."""
+    result: np.ndarray
+    if node.op_type == "MatMul":
+        result = means @ weight
+        return result
+    if node.op_type == "Gemm":
+        result = means @ (weight.T if node.attributes.get_int("transB", 0) else weight)
+        return result
+    groups = node.attributes.get_int("group", 1)
+    kernel = weight.reshape(*weight.shape[:2], -1).sum(axis=-1)
+    grouped = kernel.reshape(groups, -1, kernel.shape[1])
+    result = np.einsum("goi,gi->go", grouped, means.reshape(groups, -1)).reshape(-1)
+    return result

@@ -1,0 +1,270 @@
+"""Cross-layer equalization: channels of very different size are made alike, where that costs nothing at run time.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1: what a
+convolution writes into a channel is multiplied by s > 0, and what the next layer reads from it divided by s. ReLU,
+leaky ReLU, PReLU, pooling and residual additions in between pass a factor on, so that the float graph stays the same
+function. One range serves all channels of an activation, and a small channel has few of its levels; that is what this
+mends.
+
+A `Clip` passes a factor on only where its bound is not reached. Channels that reached it on the calibration data keep
+their factor 1; others may grow up to it, so that values beyond all that was seen are cut off, as a calibrated range
+cuts them off too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.formats.onnx.fusions.graph import add_initializer, constant
+from compress.formats.onnx.int8.observe import Observed
+from compress.formats.onnx.int8.settings import Equalization
+
+_PASSING = frozenset(
+    (
+        *("Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
+        *("Flatten", "Identity", "Add"),
+    )
+)
+_ACTIVATIONS = frozenset(("Relu", "LeakyRelu", "PRelu", "Clip"))
+_REACHED = 0.999
+_MARGIN = 0.95
+"""How near to a `Clip`'s bound a channel may be raised: other examples are a little larger than those seen."""
+_SMALLEST = 1e-3
+_FEWEST = 1e-6
+_SWEEPS = 20
+_STILL = 1e-3
+
+
+@dataclass
+class Group:
+    """Values of the same channels, whose factors must be the same.
+
+    ``writers`` are the convolutions that make them, ``readers`` [(node, weight's place)] the layers that take them;
+    ``bound`` is the lowest upper end of a `Clip` among what passes them on; ``raised`` what `scale` has put in so far.
+    """
+
+    writers: list[ir.Node] = field(default_factory=list)
+    readers: list[ir.Node] = field(default_factory=list)
+    values: list[ir.Value] = field(default_factory=list)
+    bound: float = np.inf
+    raised: np.ndarray | float = 1.0
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(_weight(self.writers[0]))
+
+
+def equalize(model: ir.Model, observed: Mapping[str, Observed], method: Equalization) -> list[str]:
+    """Even out all groups in place; returns the names of the layers whose inputs became more alike.
+
+    ``weights`` is the paper's: ranges r1 of the weights that write a channel and r2 of those that read it become
+    sqrt(r1 r2) both, again and again until nothing changes. ``activations`` has the channel's own range for r1, since
+    that is what a shared range costs where weights have scales for each output; what depthwise convolutions read, whose
+    every channel has a scale, is raised to the largest whatever their weights are.
+    """
+    groups = find_groups(model)
+    for _ in range(_SWEEPS if method == "weights" else 1):
+        moved = 0.0
+        for group in groups:
+            factors = _activation_factors(group, observed) if method == "activations" else _weight_factors(group)
+            factors = _within_bound(group, observed, factors)
+            scale(model, group, factors)
+            moved = max(moved, float(np.abs(np.log(factors)).max()))
+        if moved < _STILL:
+            break
+    return [str(node.name) for group in groups for node in group.readers]
+
+
+def _weight_factors(group: Group) -> np.ndarray:
+    """Equation 11 of the paper, as what a writer is multiplied with: sqrt(r2 / r1)."""
+    written = [np.abs(_weight(node)).reshape(group.channels, -1).max(axis=1) for node in group.writers]
+    return _balanced(np.maximum.reduce(written), _read_ranges(group))
+
+
+def _activation_factors(group: Group, observed: Mapping[str, Observed]) -> np.ndarray:
+    sizes = magnitudes(group, observed)
+    largest = group.bound if np.isfinite(group.bound) else float(sizes.max())
+    # A channel that is nearly nothing stays so: what it is worth is not known from so few values.
+    live = sizes > _SMALLEST * largest
+    if all(is_depthwise(node) for node in group.readers):
+        return np.where(live, largest / np.where(live, sizes, 1.0), 1.0)
+    factors = np.where(live, _balanced(sizes, _read_ranges(group)), 1.0)
+    # Those that a bound holds fast are what the others are compared with.
+    still = sizes >= _REACHED * group.bound
+    return factors / np.exp(np.log(factors[still]).mean()) if still.any() else factors
+
+
+def _read_ranges(group: Group) -> np.ndarray:
+    ranges: np.ndarray = np.maximum.reduce([np.abs(_columns(node)).max(axis=1) for node in group.readers])
+    return ranges
+
+
+def _balanced(written: np.ndarray, read: np.ndarray) -> np.ndarray:
+    live = (written > _FEWEST) & (read > _FEWEST)
+    return np.where(live, np.sqrt(np.where(live, read, 1.0) / np.where(live, written, 1.0)), 1.0)
+
+
+def _within_bound(group: Group, observed: Mapping[str, Observed], factors: np.ndarray) -> np.ndarray:
+    """``factors`` that a `Clip` among the group's values lets through."""
+    if not np.isfinite(group.bound):
+        return factors
+    sizes = magnitudes(group, observed)
+    room = _MARGIN * group.bound / np.maximum(sizes * group.raised, _FEWEST)
+    return np.where(sizes >= _REACHED * group.bound, 1.0, np.minimum(factors, room))
+
+
+def find_groups(model: ir.Model) -> list[Group]:
+    """All that a factor for each channel can be put into and taken out of again."""
+    seen: set[ir.Value] = set()
+    found = []
+    for node in model.graph:
+        if node.op_type == "Conv" and node.outputs[0] not in seen:
+            group = _collect(node.outputs[0])
+            seen.update(group.values if group is not None else ())
+            if group is not None and group.readers:
+                found.append(group)
+    return found
+
+
+def _collect(start: ir.Value) -> Group | None:
+    """The group of ``start``, or None where something in it passes no factor on."""
+    group, waiting = Group(), [start]
+    while waiting:
+        value = waiting.pop()
+        if value in group.values:
+            continue
+        group.values.append(value)
+        maker = value.producer()
+        if maker is None or value.is_graph_output():
+            return None
+        neighbours = _writes(group, maker)
+        if neighbours is None:
+            return None
+        waiting += neighbours
+        for use in value.uses():
+            further = _reads(group, use.node, use.idx)
+            if further is None:
+                return None
+            waiting += further
+    sizes = {len(_weight(node)) for node in group.writers}
+    fits = len(sizes) == 1 and all(_inputs_of(node) == group.channels for node in group.readers)
+    return group if fits else None
+
+
+def _writes(group: Group, maker: ir.Node) -> list[ir.Value] | None:
+    """What else belongs to the group of a value that ``maker`` makes; None where it can't be scaled there."""
+    if maker.op_type == "Conv":
+        if not _own(maker.inputs[1]) or (
+            len(maker.inputs) > 2 and maker.inputs[2] is not None and not _own(maker.inputs[2])
+        ):
+            return None
+        group.writers.append(maker)
+        return []
+    return _passed(group, maker)
+
+
+def _reads(group: Group, reader: ir.Node, place: int) -> list[ir.Value] | None:
+    if reader.op_type in ("Conv", "Gemm", "MatMul") and place == 0:
+        if not _own(reader.inputs[1]) or reader.attributes.get_int("transA", 0):
+            return None
+        group.readers.append(reader)
+        return []
+    return _passed(group, reader)
+
+
+def _passed(group: Group, node: ir.Node) -> list[ir.Value] | None:
+    """Values on both sides of a node that passes factors on."""
+    if node.op_type not in _PASSING:
+        return None
+    computed = [value for value in node.inputs if value is not None and constant(value) is None]
+    if node.op_type == "Add" and len(computed) < 2:
+        return None
+    if node.op_type == "Clip":
+        low, high = (constant(value) for value in (*node.inputs[1:3], None, None)[:2])
+        if low is None or high is None or float(low) != 0:
+            return None
+        group.bound = min(group.bound, float(high))
+    if node.op_type == "Flatten":
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if before is None or before.op_type != "GlobalAveragePool":
+            return None
+    return [*computed, *node.outputs[:1]]
+
+
+def _own(value: ir.Value | None) -> bool:
+    """Whether stored float values are read by one node only."""
+    array = constant(value)
+    return value is not None and array is not None and array.dtype == np.float32 and len(list(value.uses())) == 1
+
+
+def _weight(node: ir.Node) -> np.ndarray:
+    array = constant(node.inputs[1])
+    assert array is not None, "writers and readers have stored weights"
+    return array
+
+
+def _inputs_of(node: ir.Node) -> int:
+    """Channels that a reader takes."""
+    weight = _weight(node)
+    if node.op_type == "Conv":
+        return int(weight.shape[1]) * int(node.attributes.get_int("group", 1))
+    return int(weight.shape[1] if node.attributes.get_int("transB", 0) else weight.shape[0])
+
+
+def _columns(node: ir.Node) -> np.ndarray:
+    """A reader's weights as [channels, rest]; what is computed from a channel lies in its row."""
+    weight = _weight(node)
+    if node.op_type != "Conv":
+        return weight.T if node.attributes.get_int("transB", 0) else weight
+    groups = node.attributes.get_int("group", 1)
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return np.swapaxes(split, 1, 2).reshape(groups * weight.shape[1], -1)
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """Whether each output is computed from one channel, so that scales for each output take a factor up whole."""
+    return bool(node.op_type == "Conv" and _weight(node).shape[1] == 1)
+
+
+def magnitudes(group: Group, observed: Mapping[str, Observed]) -> np.ndarray:
+    """The greatest value of each channel, [channels], of the values that are quantized: not before an activation."""
+    quantized = [value for value in group.values if any(use.node.op_type not in _ACTIVATIONS for use in value.uses())]
+    seen = [observed[str(value.name)].largest for value in quantized if str(value.name) in observed]
+    found = [each for each in seen if each is not None and len(each) == group.channels]
+    largest: np.ndarray = np.maximum.reduce(found)
+    return largest
+
+
+def scale(model: ir.Model, group: Group, factors: np.ndarray) -> None:
+    """Multiply what the writers write by ``factors`` [channels] and divide what the readers read, in place."""
+    graph = model.graph
+    group.raised = group.raised * factors
+    for node in group.writers:
+        shape = (-1, *[1] * (_weight(node).ndim - 1))
+        _replace(graph, node, 1, _weight(node) * factors.reshape(shape))
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None:
+            _replace(graph, node, 2, bias * factors)
+    for node in group.readers:
+        weight = _weight(node)
+        if node.op_type != "Conv":
+            by = factors[None, :] if node.attributes.get_int("transB", 0) else factors[:, None]
+            _replace(graph, node, 1, weight / by)
+            continue
+        groups = node.attributes.get_int("group", 1)
+        by = np.repeat(factors.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1)
+        _replace(graph, node, 1, weight / by.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
+
+
+def _replace(graph: ir.Graph, node: ir.Node, place: int, array: np.ndarray) -> None:
+    """Give a node other stored values under the same name."""
+    old = node.inputs[place]
+    assert old is not None, "what is replaced is stored"
+    name = str(old.name)
+    graph.initializers.pop(name, None)
+    node.replace_input_with(place, add_initializer(graph, name, array.astype(np.float32)))

@@ -1,0 +1,131 @@
+"""Static INT8 of a graph, all of it or all but some layers, from one calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.int8.bias import correct_biases, mean_errors
+from compress.formats.onnx.int8.choose import Layer, between, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.cross_layer import equalize
+from compress.formats.onnx.int8.kernels import make_unsigned, write_products
+from compress.formats.onnx.int8.observe import Feed, Observed, observe
+from compress.formats.onnx.int8.qdq import Range, insert_qdq
+from compress.formats.onnx.int8.rounding import input_products, round_weights
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.smooth import smooth
+from compress.formats.onnx.int8.stay_float import protect_float_layers
+from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
+from compress.formats.onnx.int8.useless import drop_useless
+from compress.numerics.activation_range import find_range
+
+
+@dataclass
+class StaticQuantizer:
+    """A graph that was looked at on real inputs, ready to be quantized again and again.
+
+    ``layers`` are what can be 8-bit; ``smoothed`` and ``equalized`` those whose inputs SmoothQuant and
+    cross-layer equalization evened; ``constant`` the activations
+    that were the same everywhere on the calibration data.
+    """
+
+    graph: onnx.ModelProto
+    feeds: Sequence[Feed]
+    settings: StaticSettings
+    layers: list[Layer] = field(init=False)
+    smoothed: list[str] = field(init=False, default_factory=list)
+    equalized: list[str] = field(init=False, default_factory=list)
+    constant: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Unpack, smooth and observe. Raises `StageError` and `DataError` as those do."""
+        model = ir.from_proto(self.graph)
+        refuse_unfit(model)
+        name_nodes(model)
+        self._attentions = unpack_attention(model)
+        self.layers = find_layers(model)
+        self._passing = between(model, [layer.name for layer in self.layers])
+        if self.settings.smooth is not None:
+            inputs = self._inputs(model)
+            seen = observe(ir.to_proto(model), inputs, self.feeds)
+            self.smoothed = smooth(model, self.layers, seen, self.settings.smooth)
+        if self.settings.equalization != "none":
+            seen = observe(ir.to_proto(model), self._tensors(model), self.feeds)
+            self.equalized = equalize(model, seen, self.settings.equalization)
+        self._model = model
+        observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
+        self._ranges = self._find_ranges(observed)
+        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if self._feeds_back else {}
+        self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
+        self._errors = self._bias_errors(observed) if self.settings.bias_correction else {}
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``kept`` left in float. Inputs and outputs stay."""
+        chosen = [layer.name for layer in self.layers if layer.name not in kept]
+        float_graph = ir.to_proto(self._model)
+        correct_biases(float_graph, {name: self._errors[name] for name in chosen if name in self._errors})
+        model = ir.from_proto(float_graph)
+        nodes = [*chosen, *between(model, chosen)]
+        made = ir.from_proto(self._rounded(float_graph, nodes))
+        # The quantizer leads every reader of a quantized value past it, residuals in float too.
+        drop_useless(made)
+        protect_float_layers(made)
+        if self.settings.format == "qoperator":
+            make_unsigned(made, [parts.product for parts in self._attentions])
+            write_products(made)
+        products = {str(node.name): node.op_type for node in made.graph}
+        packed = ("MatMulIntegerToFloat",) if self.settings.format == "qoperator" else ()
+        again = [
+            parts
+            for parts in self._attentions
+            if products[parts.product] in packed or parts.product in kept or parts.product not in chosen
+        ]
+        pack_attention(made, again)
+        graph = ir.to_proto(made)
+        # What was recorded of values in between is no longer so; the runtime infers it.
+        del graph.graph.value_info[:]
+        return graph
+
+    @property
+    def _feeds_back(self) -> bool:
+        return self.settings.rounding == "feedback"
+
+    def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+        """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
+        made = insert_qdq(graph, nodes, self._ranges, self.settings)
+        if self._feeds_back:
+            chosen = [layer for layer in self.layers if layer.name in set(nodes)]
+            round_weights(made, self._model, chosen, self._products)
+        return made
+
+    def _inputs(self, model: ir.Model) -> dict[str, int]:
+        nodes = {str(node.name): node for node in model.graph}
+        return {str(nodes[layer.name].inputs[0].name): layer.channel_axis for layer in self.layers}
+
+    def _tensors(self, model: ir.Model) -> dict[str, int]:
+        """All that needs a range -> the axis of its channels."""
+        found = self._inputs(model)
+        nodes = {str(node.name): node for node in model.graph}
+        writers = [layer.name for layer in self.layers if layer.operator.startswith("Conv")] + self._passing
+        for name in writers:
+            for value in (*nodes[name].inputs, *nodes[name].outputs):
+                if value is not None and constant(value) is None and value.dtype in (None, ir.DataType.FLOAT):
+                    found.setdefault(str(value.name), 1)
+        return found
+
+    def _find_ranges(self, observed: Mapping[str, Observed]) -> dict[str, Range]:
+        settings = self.settings
+        return {
+            name: find_range(seen.histogram, settings.method, settings.percentile) for name, seen in observed.items()
+        }
+
+    def _bias_errors(self, observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
+        graph = ir.to_proto(self._model)
+        nodes = [*(layer.name for layer in self.layers), *self._passing]
+        coarse = self._rounded(graph, nodes)
+        return mean_errors(graph, coarse, self.layers, observed, self.feeds)

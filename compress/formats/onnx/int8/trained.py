@@ -1,0 +1,211 @@
+"""Integers that training found, written into the exported graph with `QuantizeLinear` and `DequantizeLinear`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import StageError
+from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
+from compress.formats.onnx.int8.kernels import quantized
+from compress.formats.onnx.int8.places import Place, end_of, limits_of
+
+FOUR_BITS_FROM = 21
+"""The operator set that knows 4-bit integers."""
+_LEVELS = 255
+_FOUR_BITS, _WIDE = ".weight_Q4", "_wide"
+"""As `compress.inspect` reads the names of packed integers; until they are packed they are wide."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Activations in uint8: ``(integer - zero_point) * scale``."""
+
+    scale: np.float32
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A layer in whole numbers.
+
+    ``integers`` [outputs, inputs, ...] int8 of ``bits`` with ``scales`` [outputs] float32, ``bias`` [outputs] float32.
+    Inputs are on the grid ``given``, a convolution's outputs on ``made``.
+    """
+
+    name: str
+    bits: int
+    integers: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray | None
+    given: Grid
+    made: Grid | None = None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The floats that the integers stand for, [outputs, inputs, ...]."""
+        product: np.ndarray = self.integers.astype(np.float32) * _along(self.scales, self.integers.ndim)
+        return product
+
+    @property
+    def integer_bias(self) -> np.ndarray | None:
+        """[outputs] int32, in steps of the sums."""
+        return None if self.bias is None else np.rint(self.bias / self.steps).astype(np.int32)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """What 1 in a sum of integers stands for, [outputs] float32."""
+        steps: np.ndarray = self.given.scale * self.scales
+        return steps
+
+
+def write_integers(model: ir.Model, places: Sequence[Place], layers: Mapping[str, IntegerLayer]) -> None:
+    """Put the integers of ``layers``, which stand in ``places``, in place of their float weights; in place.
+
+    Raises `StageError` where layers whose weights lie side by side read different grids.
+    """
+    nodes = {str(node.name): node for node in model.graph}
+    writer = _Writer(model.graph)
+    for place in places:
+        writer.write(nodes[place.node], [layers[name] for name in place.layers])
+    clean(model)
+
+
+def store_in_four_bits(model: onnx.ModelProto) -> None:
+    """Store the weights that fit in 4 bits as such, in place; they are cast to 8, once, when the graph is loaded.
+
+    Raises `StageError` for an operator set that has no such integers.
+    """
+    found = [tensor for tensor in model.graph.initializer if tensor.name.endswith(_FOUR_BITS + _WIDE)]
+    if found:
+        refuse_four_bits(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+    casts = []
+    for tensor in found:
+        values = numpy_helper.to_array(tensor).reshape(-1).view(np.uint8)
+        values = np.append(values, np.zeros(len(values) % 2, np.uint8)) & 15
+        packed, name = (values[::2] | values[1::2] << 4).tobytes(), tensor.name.removesuffix(_WIDE)
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT4, tensor.dims, packed, raw=True))
+        casts.append(helper.make_node("Cast", [name], [tensor.name], f"{name}_widen", to=TensorProto.INT8))
+        model.graph.initializer.remove(tensor)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def refuse_four_bits(opset: int) -> None:
+    """Raises `StageError` for an operator set that has no 4-bit integers."""
+    if opset < FOUR_BITS_FROM:
+        raise StageError(
+            f"ONNX operator set {opset} has no 4-bit integers.",
+            expected=f"{FOUR_BITS_FROM} or newer",
+            mend="leave opset out, or set bits: 8",
+        )
+
+
+@dataclass
+class _Writer:
+    graph: ir.Graph
+    made: dict[tuple[int, float, int], ir.Value] = field(default_factory=dict)
+
+    def write(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
+        """``layers`` stand side by side in ``node``."""
+        first = layers[0]
+        if any(layer.given != first.given for layer in layers):
+            raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
+        node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.given))
+        self._weights(node, layers)
+        if node.op_type == "Conv":
+            self._bias(node, first)
+            assert first.made is not None, "a convolution's outputs have a grid"
+            self._output(node, first.made)
+
+    def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: Grid) -> ir.Value:
+        """``value`` through the grid, before ``node``; itself if it comes from there."""
+        assert value is not None, "a layer has an input"
+        if (known := quantized(value)) is not None and _grid(known.scale, known.zero_point) == grid:
+            return value
+        key = (id(value), float(grid.scale), grid.zero_point)
+        if key not in self.made:
+            pair = self._pair(value, grid)
+            self.graph.insert_before(node, pair)
+            self.made[key] = pair[1].outputs[0]
+        return self.made[key]
+
+    def _pair(self, value: ir.Value, grid: Grid) -> list[ir.Node]:
+        name = f"{value.name}_grid_{len(self.made)}"
+        scale = add_initializer(self.graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
+        zero = add_initializer(self.graph, f"{name}_zero_point", np.asarray(grid.zero_point, np.uint8))
+        down = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}_quantize")
+        up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], name=f"{name}_dequantize")
+        down.outputs[0].name, up.outputs[0].name = f"{name}_integers", f"{name}_values"
+        down.outputs[0].type, up.outputs[0].type = (ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.FLOAT))
+        down.outputs[0].shape = up.outputs[0].shape = value.shape
+        return [down, up]
+
+    def _weights(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
+        integers = np.concatenate([layer.integers for layer in layers])
+        scales = np.concatenate([layer.scales for layer in layers])
+        product = node.op_type != "Conv"
+        suffix = _FOUR_BITS + _WIDE if all(layer.bits == 4 for layer in layers) else ".weight_quantized"
+        name = layers[0].name if len(layers) == 1 else f"{layers[0].name}+{len(layers) - 1}"
+        stored = self._initializer(f"{name}{suffix}", integers.T if product else integers)
+        scale = self._initializer(f"{name}.weight_scale", scales)
+        node.attributes.pop("transB", None)
+        self._dequantized(node, 1, stored, scale, 1 if product else 0)
+
+    def _bias(self, node: ir.Node, layer: IntegerLayer) -> None:
+        if layer.integer_bias is None or (len(node.inputs) < 3 and not layer.integer_bias.any()):
+            return
+        if len(node.inputs) < 3:
+            raise StageError(f"The bias of {layer.name} is not that of its convolution in the exported graph.")
+        stored = self._initializer(f"{layer.name}.bias_quantized", layer.integer_bias)
+        scale = self._initializer(f"{layer.name}.bias_scale", layer.steps)
+        self._dequantized(node, 2, stored, scale, 0)
+
+    def _dequantized(self, node: ir.Node, place: int, stored: ir.Value, scale: ir.Value, axis: int) -> None:
+        """What ``stored`` stands for as the input ``place`` of ``node``."""
+        name = f"{node.name}_input_{place}"
+        up = ir.node("DequantizeLinear", [stored, scale], attributes={"axis": axis}, name=f"{name}_dequantize")
+        up.outputs[0].name = name
+        up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), stored.shape
+        self.graph.insert_before(node, up)
+        node.replace_input_with(place, up.outputs[0])
+
+    def _output(self, node: ir.Node, grid: Grid) -> None:
+        """All that read the convolution read it through the grid, and past a `Relu` or `Clip` that cuts nothing there.
+
+        ONNX Runtime has an integer kernel only where the convolution itself is what is quantized.
+        """
+        low, high = limits_of(node)
+        within = grid.zero_point == 0 == low and grid.scale * np.float32(_LEVELS) <= high
+        end = end_of(node) if within else node.outputs[0]
+        uses, is_output = list(end.uses()), end.is_graph_output()
+        down, up = self._pair(node.outputs[0], grid)
+        self.graph.insert_after(node, [down, up])
+        for use in uses:
+            use.node.replace_input_with(use.idx, up.outputs[0])
+        if is_output:
+            place = list(self.graph.outputs).index(end)
+            self.graph.outputs[place] = up.outputs[0]
+            end.name, up.outputs[0].name, up.outputs[0].shape = up.outputs[0].name, end.name, end.shape
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        """That of a layer which stands in several places is stored once."""
+        known = self.graph.initializers.get(name)
+        return known if known is not None else add_initializer(self.graph, name, array)
+
+
+def _grid(scale: ir.Value, zero_point: ir.Value | None) -> Grid | None:
+    step, zero = constant(scale), constant(zero_point)
+    if step is None or zero is None or step.size != 1:
+        return None
+    return Grid(np.float32(step.reshape(())), int(zero.reshape(())))
+
+
+def _along(scales: np.ndarray, axes: int) -> np.ndarray:
+    return scales.reshape(-1, *[1] * (axes - 1))

@@ -1,0 +1,87 @@
+"""Take out `QuantizeLinear` and `DequantizeLinear` that no integer kernel of ONNX Runtime's processor takes up.
+
+Other people's quantizers put them where their own runtime gains by it: around additions, look-ups, products of two
+activations. ONNX Runtime computes those in float, so there such a pair costs time twice, and accuracy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
+from compress.formats.onnx.int8.choose import BRIDGES
+from compress.formats.onnx.int8.kernels import quantized
+
+
+def drop_useless(model: ir.Model) -> int:
+    """Lead readers that stay in float past the pairs, in place; returns how many readers.
+
+    Stored integers that only such a reader uses become float again.
+    """
+    count = 0
+    while changed := sum(_lead_past(model.graph, node) for node in list(model.graph) if _is_restored(node)):
+        count += changed
+    clean(model)
+    return count
+
+
+def _is_restored(node: ir.Node) -> bool:
+    return bool(node.op_type == "DequantizeLinear")
+
+
+def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
+    """Readers of one dequantized value that now read what was quantized."""
+    idle = [use for use in list(node.outputs[0].uses()) if not _useful(use.node)]
+    if not idle:
+        return 0
+    source = node.inputs[0]
+    maker = source.producer() if source is not None else None
+    if maker is not None and _ends_convolution(maker):
+        return 0
+    if maker is not None and maker.op_type == "QuantizeLinear":
+        before = maker.inputs[0]
+    elif source is not None and constant(source) is not None:
+        before = add_initializer(graph, f"{source.name}_float", restored(node))
+    else:
+        return 0
+    for use in idle:
+        use.node.replace_input_with(use.idx, before)
+    return len(idle)
+
+
+def _ends_convolution(node: ir.Node) -> bool:
+    """Whether a quantization is what makes an integer kernel of the convolution before it."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is not None and before.op_type in ("Relu", "Clip") and before.inputs[0] is not None:
+        before = before.inputs[0].producer()
+    return before is not None and before.op_type == "Conv" and _useful(before)
+
+
+def _useful(node: ir.Node) -> bool:
+    """Whether a reader of dequantized values becomes an integer kernel."""
+    if node.op_type in ("MatMul", "Gemm"):
+        weight = quantized(node.inputs[1])
+        return quantized(node.inputs[0]) is not None and weight is not None and constant(weight.integers) is not None
+    if node.op_type == "Conv":
+        return all(quantized(value) is not None for value in node.inputs[:2])
+    if node.op_type in BRIDGES:
+        computed = [value for value in node.inputs if value is not None and constant(value) is None]
+        readers = [use.node for output in node.outputs for use in output.uses()]
+        return all(quantized(value) is not None for value in computed) and all(
+            reader.op_type == "QuantizeLinear" for reader in readers
+        )
+    return False
+
+
+def restored(node: ir.Node) -> np.ndarray:
+    """The float32 array that a `DequantizeLinear` of stored integers makes."""
+    integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    assert integers is not None and scale is not None, "stored integers have stored scales"
+    shape = [1] * integers.ndim
+    if scale.ndim and scale.size > 1:
+        shape[node.attributes.get_int("axis", 1)] = scale.size
+    shift = 0.0 if zero is None else zero.astype(np.float32).reshape(shape if zero.size > 1 else ())
+    array: np.ndarray = (integers.astype(np.float32) - shift) * scale.reshape(shape if scale.size > 1 else ())
+    return array.astype(np.float32)

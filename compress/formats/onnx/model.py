@@ -1,0 +1,180 @@
+"""An ONNX model as a directory: its graphs, the config and the processor's files. Importing this imports no onnx."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from compress.checkpoints.companions import read_companions, write_companions
+from compress.checkpoints.model import only_file
+from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+GRAPH_FOLDER = "onnx"
+FLOAT_GRAPH = "model.onnx"
+QUANTIZED_GRAPH = "model_quantized.onnx"
+_SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
+Part = Literal["all", "encoder", "decoder"]
+EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
+ENCODER, DECODER = "encoder_model", "decoder_model_merged"
+"""What the files of a model in two parts begin with: transformers.js' and optimum's names."""
+GENAI_CONFIG = "genai_config.json"
+"""Beside a decoder: where onnxruntime-genai reads the name of its graph."""
+SHARED_CACHE = "past_present_share_buffer"
+"""Metadata "1" of a decoder's graph: input and output of its cache may be one buffer (onnxruntime-genai's term)."""
+
+
+@dataclass
+class OnnxModel:
+    """A graph, the name of its file, and the small files that belong to it (path below the folder -> content).
+
+    ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
+    sentence-transformers look for. A model that runs in several parts has the others in ``others``, by the names of
+    their files: for an encoder, which is ``graph``, its decoder.
+    """
+
+    kind: ClassVar[str] = "onnx"
+    graph: onnx.ModelProto
+    file_name: str
+    companions: Mapping[str, bytes] = field(repr=False)
+    others: Mapping[str, onnx.ModelProto] = field(default_factory=dict, repr=False)
+
+    @property
+    def graphs(self) -> Mapping[str, onnx.ModelProto]:
+        """Every graph by the name of its file, in the order in which they run."""
+        return {self.file_name: self.graph, **self.others}
+
+    def is_part(self, name: str, part: Part) -> bool:
+        """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
+        return part == "all" or name.startswith(ENCODER if part == "encoder" else DECODER)
+
+    def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+        """The same model with other graphs, in the order in which they run."""
+        (name, first), *others = graphs.items()
+        return OnnxModel(first, name, _renamed(self.companions, name), dict(others))
+
+    def save(self, directory: Path) -> None:
+        """Write the graphs (weights inside, or in FILE_data beside one above 1.5 GB) and the companion files."""
+        (directory / GRAPH_FOLDER).mkdir()
+        for name, graph in self.graphs.items():
+            _write(graph, directory / GRAPH_FOLDER / name)
+        write_companions(directory, self.companions)
+
+    @classmethod
+    def load(cls, directory: Path, task: str) -> OnnxModel:
+        """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
+        first, *others = find_graphs(directory)
+        companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)
+        return cls(_read(first), first.name, companions, {path.name: _read(path) for path in others})
+
+
+def quantized_name(name: str) -> str:
+    """`encoder_model.onnx` -> `encoder_model_quantized.onnx`, which transformers.js opens for `dtype: "q8"`."""
+    stem = name.removesuffix(".onnx")
+    for suffix in _SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return f"{stem}_quantized.onnx"
+
+
+def float16_name(name: str) -> str:
+    """`model.onnx` -> `model_fp16.onnx`, which transformers.js opens for `dtype: "fp16"`."""
+    return quantized_name(name).replace("_quantized.onnx", "_fp16.onnx")
+
+
+def few_bits_name(name: str, bits: int) -> str:
+    """`encoder_model.onnx` -> `encoder_model_q4.onnx`; of eight bits as `quantized_name` has it."""
+    whole = quantized_name(name)
+    return whole if bits == 8 else whole.replace("_quantized.onnx", f"_q{bits}.onnx")
+
+
+def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
+    """The small files of a model whose graph has another name now."""
+    if GENAI_CONFIG not in companions:
+        return companions
+    config = json.loads(companions[GENAI_CONFIG])
+    config["model"]["decoder"]["filename"] = f"{GRAPH_FOLDER}/{name}"
+    return {**companions, GENAI_CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        raise ModelError(
+            f"The graph cannot be read: {' '.join(str(error).split())}",
+            where=str(path),
+            expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
+            mend="copy the folder again with all of its files, or write the model anew with the stage export",
+        ) from error
+
+
+def _write(graph: onnx.ModelProto, target: Path) -> None:
+    import onnx
+
+    if graph.ByteSize() <= EXTERNAL_DATA_FROM_BYTES:
+        onnx.save_model(graph, target)
+        return
+    onnx.save_model(graph, target, save_as_external_data=True, location=f"{target.name}_data")
+    # Saving so takes the weights out of the graph in memory.
+    onnx.load_external_data_for_model(graph, str(target.parent))
+
+
+class HasCompanions(Protocol):
+    """A model with small files beside it, by their paths below its folder."""
+
+    @property
+    def companions(self) -> Mapping[str, bytes]:
+        """Path below the folder -> content."""
+
+
+def processor_of(model: HasCompanions) -> Any:
+    """The processor among a model's companion files."""
+    from compress.checkpoints.processor import load_processor
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_companions(Path(folder), model.companions)
+        return load_processor(Path(folder))
+
+
+def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
+    """Class names in the order of their ids, as the config among the companion files has them."""
+    names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
+    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+
+
+def find_graph(artifact: Path) -> Path:
+    """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    return only_file(artifact, ".onnx", "export")
+
+
+def find_graphs(artifact: Path) -> tuple[Path, ...]:
+    """The files of a model's graphs in the order in which they run: one, or an encoder and its decoder.
+
+    Raises `ModelError` for any other number of them.
+    """
+    parts = tuple(_part(artifact, part) for part in (ENCODER, DECODER)) if artifact.is_dir() else ()
+    found = tuple(files[0] for files in parts if files)
+    if not found:
+        return (find_graph(artifact),)
+    if any(len(files) != 1 for files in parts):
+        names = ", ".join(file.name for files in parts for file in files)
+        raise ModelError(
+            f"The folder holds {names}.",
+            where=str(artifact),
+            expected=f"one {ENCODER}*.onnx and one {DECODER}*.onnx",
+            mend="leave one file of each in the folder, or write the model anew with the stage export",
+        )
+    return found
+
+
+def _part(artifact: Path, part: str) -> list[Path]:
+    return sorted(artifact.rglob(f"{part}*.onnx"))

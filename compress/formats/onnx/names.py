@@ -1,0 +1,243 @@
+"""What an ONNX initializer is for: the module it belongs to, its role, and how many weights it holds.
+
+Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module is found from, in this
+order: the bias that is added to the weight's product, the exporter's scopes on the node, the node's name, and
+the scopes of its neighbours.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+from compress.formats.onnx.graph import Initializer, Node, OnnxGraph
+from compress.formats.tensor import Role
+
+_GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+|arg\d+_\d+)$")
+_QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")
+COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax|Q\d_plane[1-9])$")
+_FEW_BITS = re.compile(r"_Q(?P<bits>[2-8])(?P<plane>_plane0)?$")
+"""As `compress.formats.onnx.decoder` names packed integers; those of odd bits lie in planes of 4, 2 and 1 bits."""
+_CARRIES_ON = frozenset(
+    {
+        *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+        *("BiasGelu", "FastGelu", "QuickGelu", "DequantizeLinear", "SkipLayerNormalization"),
+    }
+)
+_COMPANIONS: dict[str, dict[int, tuple[int, ...]]] = {
+    "DequantizeLinear": {0: (1, 2)},
+    "QuantizeLinear": {0: (1, 2)},
+    "MatMulNBits": {1: (2, 3, 4)},
+    "GatherBlockQuantized": {0: (2, 3)},
+    "MatMulInteger": {1: (3,)},
+    "ConvInteger": {1: (3,)},
+    "DynamicQuantizeMatMul": {1: (2, 3)},
+    "MatMulIntegerToFloat": {1: (3, 5)},
+    "QLinearMatMul": {3: (4, 5)},
+    "QLinearConv": {3: (4, 5)},
+    "QGemm": {3: (4, 5)},
+    "QAttention": {1: (4, 7)},
+}
+"""Operator -> its weight's input -> the inputs with that weight's scale, zero point and order."""
+_BIAS_INPUT = {"SkipLayerNormalization": 4}
+_MAX_HOPS = 6
+_INTEGERS = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What one initializer is."""
+
+    name: str
+    role: Role
+    parameters: int
+    dtype: str
+    packed: bool = False
+
+
+def explain(graph: OnnxGraph) -> list[Meaning]:
+    """The meaning of each initializer, in their order."""
+    return _Names(graph).all()
+
+
+class _Names:
+    def __init__(self, graph: OnnxGraph) -> None:
+        self.stored = {item.name: item for item in graph.initializers}
+        self.order = graph.initializers
+        self.users: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+        for node in graph.nodes:
+            for index, name in enumerate(node.inputs):
+                self.users[name].append((node, index))
+        self.makers = {name: node for node in graph.nodes for name in node.outputs}
+        self.taken: set[str] = set()
+
+    def all(self) -> list[Meaning]:
+        weight_of = self.companions()
+        names = {item.name: self.weight_name(item) for item in self.order if item.name not in weight_of}
+        return [self.meaning(item, weight_of, names) for item in self.order]
+
+    def meaning(self, item: Initializer, weight_of: dict[str, str], names: dict[str, str]) -> Meaning:
+        if item.name in weight_of:
+            weight = names.get(weight_of[item.name])
+            suffix = COMPANION_NAME.match(item.name)
+            own = item.name[suffix.end("weight") + 1 :] if suffix else item.name
+            base = weight if weight else "" if "." in item.name else "quantization."
+            return Meaning(f"{weight}_{own}" if weight else base + item.name, "quantization", 0, item.dtype)
+        count = math.prod(item.shape)
+        if self.is_constant(item, count):
+            name = item.name if "." in item.name else f"constants.{item.name}"
+            return Meaning(name, "constant", 0, item.dtype)
+        parameters, dtype = self.unpacked(item, count)
+        return Meaning(names[item.name], "weight", parameters, dtype, packed=dtype != item.dtype)
+
+    def companions(self) -> dict[str, str]:
+        """Scale, zero point or order -> the weight it belongs to, or "" where that is an activation."""
+        weight_of: dict[str, str] = {}
+        for users in self.users.values():
+            for node, _ in users:
+                for at, others in _COMPANIONS.get(node.op_type, {}).items():
+                    weight = node.inputs[at] if at < len(node.inputs) else ""
+                    for other in (node.inputs[i] for i in others if i < len(node.inputs)):
+                        if other in self.stored and (weight in self.stored or other not in weight_of):
+                            weight_of[other] = weight if weight in self.stored else ""
+        for name in self.stored:
+            match = COMPANION_NAME.match(name)
+            if match and not weight_of.get(name):
+                base = match["weight"]
+                for candidate in (f"{base}_quantized", base, *_few_bit_names(base)):
+                    if candidate in self.stored:
+                        weight_of[name] = candidate
+                        break
+        return weight_of
+
+    def is_constant(self, item: Initializer, count: int) -> bool:
+        if item.name.startswith("constants."):
+            return True
+        if item.dtype in _INTEGERS:
+            return not self.quantized_use(item) and not _QUANTIZED_NAME.search(item.name)
+        if item.dtype == "int32":
+            return not self.quantized_use(item)
+        if "float" in item.dtype or "complex" in item.dtype:
+            return count <= 1 and "." not in item.name
+        return True
+
+    def quantized_use(self, item: Initializer) -> bool:
+        """Whether an operator that knows quantized weights reads it as a weight or as a bias."""
+        return any(
+            index in _COMPANIONS[node.op_type] or (node.op_type, index) in (("QLinearConv", 8), ("QGemm", 6))
+            for node, index in self.users[item.name]
+            if node.op_type in _COMPANIONS
+        )
+
+    def unpacked(self, item: Initializer, count: int) -> tuple[int, str]:
+        """Weights in a tensor and their type, where contrib operators pack several into a byte."""
+        for node, index in self.users[item.name]:
+            numbers = node.integers
+            bits = numbers.get("bits", 4) or 4
+            if node.op_type == "MatMulNBits" and index == 1 and {"K", "N"} <= numbers.keys():
+                return numbers["K"] * numbers["N"], f"int{bits}"
+            if node.op_type == "GatherBlockQuantized" and index == 0 and item.dtype == "uint8":
+                return count * 8 // bits, f"uint{bits}"
+        packed = _FEW_BITS.search(item.name)
+        if packed and item.dtype == "uint8":
+            bits = int(packed["bits"])
+            width = next(width for width in (4, 2, 1) if bits & width) if packed["plane"] else bits
+            return count * 8 // width, f"uint{bits}"
+        return count, item.dtype
+
+    def weight_name(self, item: Initializer) -> str:
+        name = _QUANTIZED_NAME.sub("", item.name)
+        if "." in name and not name.startswith("onnx::"):
+            return name
+        module = self.module_by_bias(item) or self.module_by_scope(item)
+        if module and math.prod(item.shape) > 1:
+            full = f"{module}.weight"
+            full = full if full not in self.taken and full not in self.stored else f"{module}.{name}"
+            self.taken.add(full)
+            return full
+        around = self.module_around(item)
+        if around:
+            return f"{around}.{name}"
+        return f"unnamed.{name}" if _GENERATED.match(name) else name
+
+    def module_by_bias(self, item: Initializer) -> str:
+        for node, _ in self.users[item.name]:
+            biases = self.biases_after(node)
+            size = sum(math.prod(self.stored[bias].shape) for bias in biases)
+            if biases and size in (*item.shape, node.integers.get("N")):
+                return _joined([bias.removesuffix(".bias") for bias in biases])
+        return ""
+
+    def biases_after(self, node: Node) -> list[str]:
+        """The nearest biases downstream of a node, through operators that only move or scale values."""
+        found: dict[str, None] = {}
+        front = {id(node): node}
+        for hop in range(_MAX_HOPS):
+            following: dict[int, Node] = {}
+            for current in front.values():
+                biases = self.biases_of(current)
+                found.update(dict.fromkeys(biases))
+                if not biases and (hop == 0 or current.op_type in _CARRIES_ON):
+                    following |= {id(user): user for out in current.outputs for user, _ in self.users[out]}
+            front = following
+        return list(found)
+
+    def biases_of(self, node: Node) -> list[str]:
+        if node.op_type.endswith("LayerNormalization") and node.op_type not in _BIAS_INPUT:
+            return []
+        only = _BIAS_INPUT.get(node.op_type)
+        return [
+            name
+            for index, name in enumerate(node.inputs)
+            if name.endswith(".bias") and name in self.stored and only in (None, index)
+        ]
+
+    def module_by_scope(self, item: Initializer) -> str:
+        for node, _ in self.users[item.name]:
+            scopes = _scopes(node)
+            if scopes:
+                return scopes
+            if "/" in node.name.strip("/"):
+                return node.name.strip("/").rpartition("/")[0].replace("/", ".")
+        return ""
+
+    def module_around(self, item: Initializer) -> str:
+        """The deepest scope noted just before or behind an operator that an optimizer put in."""
+        scopes: list[str] = []
+        for node, _ in self.users[item.name]:
+            scopes += [_scopes(self.makers[name]) for name in node.inputs if name in self.makers]
+            behind = [node]
+            for _ in range(_MAX_HOPS // 2):
+                behind = [user for item in behind for out in item.outputs for user, _ in self.users[out]]
+                found = [scope for scope in map(_scopes, behind) if scope]
+                scopes += found
+                if found:
+                    break
+        inner = [scope for scope in scopes if scope and "norm" not in scope.rpartition(".")[2]]
+        return max(inner, key=lambda scope: scope.count("."), default="")
+
+
+def _few_bit_names(base: str) -> list[str]:
+    return [f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]
+
+
+def _scopes(node: Node) -> str:
+    """The module that the exporter noted on a node; the last scope is the node's own name."""
+    try:
+        scopes = ast.literal_eval(node.metadata.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+
+
+def _joined(modules: list[str]) -> str:
+    """`[a.query, a.key]` -> `a.query+key`."""
+    parents = {module.rpartition(".")[0] for module in modules}
+    if len(modules) == 1 or len(parents) > 1:
+        return modules[0]
+    leaves = "+".join(module.rpartition(".")[2] for module in modules)
+    parent = parents.pop()
+    return f"{parent}.{leaves}" if parent else leaves

@@ -1,0 +1,148 @@
+"""An ONNX graph taken apart at its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from compress.formats.onnx.int8.observe import with_outputs
+from compress.formats.onnx.runtimes.profile import CPU, own_name
+from compress.formats.parts import Maker, Run, Values
+
+_GIVEN = "{}::given"
+_FEW = 16
+"""Elements below which a tensor holds scales or indices, and no weights."""
+_STORED_BITS = {
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.UINT8: 8,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.UINT4: 4,
+    onnx.TensorProto.FLOAT16: 16,
+}
+_MOVED = frozenset(
+    {
+        *("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
+        *("Transpose", "Unsqueeze"),
+    }
+)
+"""Operators that compute nothing; a fault of theirs shows where the value is read."""
+_INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+
+
+def run_here(graph: onnx.ModelProto) -> Run:
+    """On this machine, every node as it stands."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[CPU])
+    inputs = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+
+    def run(batch: Values) -> Values:
+        found = session.run(outputs, {name: batch[name] for name in inputs})
+        return dict(zip(outputs, found, strict=True))
+
+    return run
+
+
+@dataclass(frozen=True)
+class OnnxParts:
+    """``graph`` as it runs (`write_optimized` gives such a one); ``start`` opens a graph where it is to run."""
+
+    graph: onnx.ModelProto
+    start: Callable[[onnx.ModelProto], Run] = run_here
+
+    @cached_property
+    def makers(self) -> Mapping[str, Maker]:
+        """See `Parts`; values within branches and loops are part of the node around them."""
+        nodes = self.graph.graph.node
+        return {
+            out: Maker(node.op_type, own_name(node.name) or node.name) for node in nodes for out in node.output if out
+        }
+
+    @cached_property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """See `NamelessParts`."""
+        return {out: list(node.input) for node in self.graph.graph.node for out in node.output if out}
+
+    @property
+    def computed(self) -> Sequence[str]:
+        """Values that are more than others in another place or shape."""
+        return [name for name, one in self.makers.items() if one.operator not in _MOVED]
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """See `Parts`."""
+        return [value.name for value in self.graph.graph.output]
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """See `Parts`."""
+        return self.start(with_outputs(self.graph, values))
+
+    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
+        """See `Parts`."""
+        given = list(cuts) if given is None else given
+        changed = onnx.ModelProto()
+        changed.CopyFrom(self.graph)
+        graph = changed.graph
+        _lead(graph, {name: _GIVEN.format(name) for name in given})
+        del graph.output[:], graph.value_info[:]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in cuts)
+        for name in given:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(cuts[name].dtype)
+            axes = [None] * cuts[name].ndim
+            graph.input.append(onnx.helper.make_tensor_value_info(_GIVEN.format(name), kind, axes))
+        run = self.start(changed)
+        types = {name: cuts[name].dtype for name in given}
+        return lambda batch: run(
+            {**batch, **{_GIVEN.format(name): batch[name].astype(kind, copy=False) for name, kind in types.items()}}
+        )
+
+    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
+        """See `Parts`."""
+        stored = {one.name: one for one in self.graph.graph.initializer}
+        return {
+            name: min((_bits(node, stored) for node in nodes), default=32)
+            for name, nodes in part_nodes(self.graph, cuts).items()
+        }
+
+
+def part_nodes(graph: onnx.ModelProto, cuts: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
+    """Cut -> the nodes from the cuts before it up to it, the one that makes it first."""
+    makers = {out: node for node in graph.graph.node for out in node.output if out}
+    return {name: _part(name, makers, frozenset(cuts)) for name in cuts}
+
+
+def _part(name: str, makers: Mapping[str, onnx.NodeProto], cuts: Collection[str]) -> list[onnx.NodeProto]:
+    found, front, seen = [], [makers[name]], {name}
+    while front:
+        node = front.pop(0)
+        found.append(node)
+        for before in node.input:
+            if before in makers and before not in cuts and before not in seen:
+                seen.update(makers[before].output)
+                front.append(makers[before])
+    return found
+
+
+def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Have every node read other values, in place, those of branches and loops too."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _lead(attribute.g, names)
+
+
+def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:
+    own = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 32)
+    weights = [stored[name] for name in node.input if name in stored and np.prod(stored[name].dims) >= _FEW]
+    found = [_STORED_BITS.get(weight.data_type, 32) for weight in weights]
+    if node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
+        found.append(8)
+    return min([own, *found])

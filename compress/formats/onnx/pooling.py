@@ -1,0 +1,85 @@
+"""Pooling, dense layers and normalisation as the last nodes of an encoder's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import helper, numpy_helper
+
+from compress.checkpoints.sentence_modules import Dense, SentenceModules
+from compress.errors import StageError
+from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
+
+_MASK = "attention_mask"
+_SHORTEST = 1e-12
+"""As torch's `normalize` has it."""
+_POOLED = ("mean", "cls")
+
+
+class _Tail:
+    """Nodes and constants that are added to a graph, each under a name of its own."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self._names: Iterator[str] = (f"sentence_embedding_{number}" for number in range(1 << 16))
+
+    def node(self, operator: str, *inputs: str, **attributes: object) -> str:
+        name = next(self._names)
+        self.graph.node.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: ArrayLike, kind: type[np.generic] = np.float32) -> str:
+        name = next(self._names)
+        array = np.array(value, dtype=kind, order="C")
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> None:
+    """Give ``model`` the output `sentence_embedding` [batch, dimensions] beside `last_hidden_state`, in place.
+
+    Raises `StageError` for a pooling that no graph here computes: those are left to the consumer.
+    """
+    if len(modules.modes) != 1 or modules.modes[0] not in _POOLED:
+        raise StageError(
+            f"Pooling by {', '.join(modules.modes)} isn't written into a graph.",
+            expected=f"one of {', '.join(_POOLED)}",
+            mend="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
+        )
+    tail = _Tail(model.graph)
+    value = _mean(tail) if modules.modes == ("mean",) else _first(tail)
+    for step in modules.steps:
+        value = _dense(tail, value, step) if isinstance(step, Dense) else _normalized(tail, value)
+    model.graph.node[-1].output[0] = SENTENCE_EMBEDDING
+    shape = [model.graph.output[0].type.tensor_type.shape.dim[0].dim_param or None, modules.dimensions]
+    model.graph.output.append(helper.make_tensor_value_info(SENTENCE_EMBEDDING, onnx.TensorProto.FLOAT, shape))
+
+
+def _mean(tail: _Tail) -> str:
+    """The mask as a row times the hidden states, by the number of tokens."""
+    mask = tail.node("Cast", _MASK, to=onnx.TensorProto.FLOAT)
+    row = tail.node("Unsqueeze", mask, tail.constant([1], np.int64))
+    total = tail.node("Squeeze", tail.node("MatMul", row, LAST_HIDDEN_STATE), tail.constant([1], np.int64))
+    count = tail.node("ReduceSum", mask, tail.constant([1], np.int64), keepdims=1)
+    return tail.node("Div", total, tail.node("Max", count, tail.constant(1)))
+
+
+def _first(tail: _Tail) -> str:
+    """The first token, where texts are padded at the end."""
+    return tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
+
+
+def _dense(tail: _Tail, value: str, step: Dense) -> str:
+    value = tail.node("MatMul", value, tail.constant(step.weight.T))
+    if step.bias is not None:
+        value = tail.node("Add", value, tail.constant(step.bias))
+    return tail.node("Tanh", value) if step.activation else value
+
+
+def _normalized(tail: _Tail, value: str) -> str:
+    squares = tail.node("ReduceSum", tail.node("Mul", value, value), tail.constant([1], np.int64), keepdims=1)
+    length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
+    return tail.node("Div", value, length)

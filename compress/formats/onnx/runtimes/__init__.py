@@ -1,0 +1,1 @@
+"""The runtimes that open ONNX files, and what they need."""

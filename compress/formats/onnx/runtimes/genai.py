@@ -1,0 +1,229 @@
+"""onnxruntime-genai: a decoder's folder on the processor, with the cache that it keeps itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError, MissingExtraError, ModelError, StageError
+from compress.formats.onnx.runtimes.genai_config import read_genai_config
+from compress.runtimes.decoder import likeliest
+from compress.runtimes.runtime import Batch, TensorType
+from compress.targets import Target
+
+_IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
+PROVIDER = "cpu"
+_FIRST_LENGTH = 512
+"""Tokens that a generation has room for at first; it doubles when more are asked for."""
+_FATAL = 4
+"""ONNX Runtime's level of severity below which nothing is written to standard error: messages come as errors."""
+
+
+class GenaiSession:
+    """A decoder that was opened; every call of `predict` begins a text anew."""
+
+    inputs = (_IDS,)
+    provider = PROVIDER
+
+    def __init__(self, model: Any, folder: Path, threads: int, vocabulary: int, positions: int) -> None:
+        self._model, self._folder = model, folder
+        self._vocabulary, self._positions = vocabulary, positions
+        self.input_types = {_IDS: TensorType("int64", (None, None))}
+        self.output_types = {_LOGITS: TensorType("float32", (None, None, vocabulary))}
+        self.settings: dict[str, Any] = {
+            "runtime": f"onnxruntime-genai {version('onnxruntime-genai')}, onnxruntime {version('onnxruntime')}",
+            "provider": PROVIDER,
+            "intra_op_threads": threads,
+            "inter_op_threads": 1,
+        }
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
+        ids = self._checked(batch)
+        generator = self._generator(*ids.shape)
+        try:
+            generator.append_tokens(ids.astype(np.int32))
+            return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def decoder(self) -> GenaiDecoder:
+        """Greedy generation with onnxruntime-genai's own cache."""
+        return GenaiDecoder(self)
+
+    def room(self, wanted: int) -> int:
+        """Tokens to have room for where ``wanted`` are. Raises `InputError` for more than the model can place."""
+        if wanted > self._positions:
+            raise InputError(
+                f"A text of {wanted} tokens is longer than the model can place.",
+                where=str(self._folder),
+                expected=f"at most {self._positions} tokens, its context_length",
+            )
+        length = _FIRST_LENGTH
+        while length < wanted:
+            length *= 2
+        return min(length, self._positions)
+
+    def begin(self, ids: Sequence[int], room: int) -> Any:
+        """A generation that has read ``ids``, with room for so many tokens."""
+        generator = self._generator(1, room)
+        self.append(generator, ids)
+        return generator
+
+    def append(self, generator: Any, ids: Sequence[int]) -> None:
+        """Let a generation read on."""
+        fed = np.array([ids], dtype=np.int64)
+        self._check_ids(fed)
+        try:
+            generator.append_tokens(fed.astype(np.int32))
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def likeliest(self, generator: Any) -> int:
+        """The token that follows. Raises `StageError` where logits are not finite."""
+        return likeliest(generator.get_logits()[0, -1], str(self._folder))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self._vocabulary
+
+    def _generator(self, rows: int, length: int) -> Any:
+        genai = _library()
+        self.room(length)
+        try:
+            parameters = genai.GeneratorParams(self._model)
+            parameters.set_search_options(batch_size=rows, max_length=length, do_sample=False)
+            return genai.Generator(self._model, parameters)
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: RuntimeError) -> StageError:
+        return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=str(self._folder))
+
+    def _checked(self, batch: Batch) -> np.ndarray:
+        if _IDS not in batch:
+            raise InputError(f"The batch lacks the model's input {_IDS}.", where=str(self._folder))
+        ids = np.asarray(batch[_IDS])
+        if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise InputError(
+                f"{_IDS} has the type {ids.dtype} and the shape {list(ids.shape)}.",
+                where=str(self._folder),
+                expected="integers [n, length]",
+            )
+        if not np.asarray(batch.get(_MASK, 1)).all():
+            raise InputError(
+                "onnxruntime-genai pads on the left, where the graph takes no padding, and the batch has some.",
+                where=str(self._folder),
+                expected="texts of one length in a batch",
+            )
+        self._check_ids(ids)
+        return ids
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        outside = ids[(ids < 0) | (ids >= self._vocabulary)]
+        if outside.size:
+            raise InputError(
+                f"A token has the id {int(outside[0])}.",
+                where=str(self._folder),
+                expected=f"0 to {self._vocabulary - 1}",
+            )
+
+
+class GenaiDecoder:
+    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token, whichever ends a text."""
+
+    cached = True
+
+    def __init__(self, session: GenaiSession) -> None:
+        self._session = session
+        self._generator: Any = None
+        self._room = 0
+        self._ids: list[int] = []
+        self.vocabulary = session.vocabulary
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        self._ids = []
+        if self._generator is not None:
+            self._generator.rewind_to(0)
+        return self._answer(ids)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+        return self._answer([token])
+
+    def _answer(self, ids: Sequence[int]) -> int:
+        self._ids += ids
+        if len(self._ids) > self._room:
+            # The old one's cache goes before the new one's comes.
+            self._generator = None
+            self._room = self._session.room(len(self._ids))
+            self._generator = self._session.begin(self._ids, self._room)
+        else:
+            self._session.append(self._generator, ids)
+        return self._session.likeliest(self._generator)
+
+
+class GenaiRuntime:
+    """Opens decoders' folders through onnxruntime-genai."""
+
+    name = "onnxruntime-genai"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> GenaiSession:
+        """Open the folder ``artifact``, which has a genai_config.json; ``threads`` work within an operator."""
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        config = read_genai_config(artifact)["model"]
+        genai = _library()
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "log_severity_level": _FATAL}
+        try:
+            settings = genai.Config(str(artifact))
+            settings.clear_providers()
+            settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            model = genai.Model(settings)
+        except RuntimeError as error:
+            raise ModelError(
+                f"onnxruntime-genai cannot open the model: {_reason(error)}",
+                where=str(artifact),
+                mend="write the model anew with the stage export, or copy the folder again with all of its files",
+            ) from error
+        return GenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: the package is not installed."""
+        return None if _installed() else "onnxruntime-genai is not installed (pip install 'compress[genai]')"
+
+    def build(self) -> str:
+        """Its version, and that of the ONNX Runtime within which it computes."""
+        return f"{version('onnxruntime-genai')}, onnxruntime {version('onnxruntime')}"
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("onnxruntime_genai") is not None
+
+
+@functools.cache
+def _library() -> ModuleType:
+    if not _installed():
+        raise MissingExtraError("onnxruntime-genai", "genai", "The target genai")
+    import onnxruntime_genai
+
+    onnxruntime_genai.disable_telemetry_events()
+    found: ModuleType = onnxruntime_genai
+    return found
+
+
+def _reason(error: RuntimeError) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+RUNTIME = GenaiRuntime()

@@ -1,0 +1,195 @@
+"""ONNX Runtime: an ONNX graph on one execution provider, and on that one only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from compress.errors import InputError, StageError
+from compress.formats.model_file import model_files
+from compress.formats.onnx.runtimes.failures import cannot_open, reason
+from compress.formats.onnx.runtimes.shared_cache import SharedCache, says_so
+from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs
+from compress.runtimes.transcriber import Transcriber
+from compress.targets import Target
+
+onnxruntime.disable_telemetry_events()
+
+_BAD_INPUT = (native.InvalidArgument,)
+FAILURES = (
+    native.EPFail,
+    native.EngineError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelRequiresCompilation,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotFound,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+_ERRORS_ONLY = 3
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+_SPINNING = "session.intra_op.allow_spinning"
+
+
+class OnnxSession:
+    """An ONNX graph that was opened on exactly the provider that was asked for."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int) -> None:
+        self._session = session
+        self._graph = graph
+        self._outputs = [output.name for output in session.get_outputs()]
+        self.inputs = tuple(entry.name for entry in session.get_inputs())
+        self.input_types = {entry.name: _type(entry) for entry in session.get_inputs()}
+        self.output_types = {entry.name: _type(entry) for entry in session.get_outputs()}
+        self.provider = provider
+        self.settings: dict[str, Any] = {
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "provider": provider,
+            "intra_op_threads": threads,
+            "inter_op_threads": 1,
+            "execution": "sequential",
+            "graph_optimization": "all",
+            "intra_op_spinning": True,
+        }
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        check_inputs(self.inputs, batch, str(self._graph))
+        feed = {name: batch[name] for name in self.inputs}
+        try:
+            values = self._session.run(self._outputs, feed)
+        except _BAD_INPUT as error:
+            raise InputError(
+                f"The model refuses the batch: {reason(error)}",
+                where=str(self._graph),
+                expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
+            ) from error
+        except FAILURES as error:
+            raise StageError(f"The model failed on a batch: {reason(error)}", where=str(self._graph)) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
+        """See `SharesCache.shared_cache`."""
+        if not says_so(self._session):
+            return None
+        return _Guarded(SharedCache(self._session, names, self.input_types), str(self._graph))
+
+
+class _Guarded:
+    """A shared cache whose failures are the session's own."""
+
+    def __init__(self, cache: SharedCache, where: str) -> None:
+        self._cache, self._where = cache, where
+
+    def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
+        """See `CacheInPlace.predict`."""
+        try:
+            return self._cache.predict(feed, seen, total)
+        except (*FAILURES, RuntimeError) as error:
+            raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
+
+
+def _type(entry: onnxruntime.NodeArg) -> TensorType:
+    kind = entry.type.removeprefix("tensor(").removesuffix(")")
+    return TensorType(_NUMPY_NAMES.get(kind, kind), tuple(entry.shape))
+
+
+class OnnxRuntime:
+    """Opens ONNX graphs through ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
+        """Open the one graph of ``artifact``, a folder or the file, in either format, or the two of a transcriber.
+
+        ``threads`` work within an operator.
+        """
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        graphs = model_files(artifact)
+        lacking = self.unavailable(target)
+        if lacking is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {lacking}")
+        sessions = [self._open(graph, target, threads) for graph in graphs]
+        return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
+
+    def _open(self, graph: Path, target: Target, threads: int) -> OnnxSession:
+        try:
+            session = onnxruntime.InferenceSession(
+                graph, sess_options=session_options(threads), providers=_providers(target.provider)
+            )
+        except FAILURES as error:
+            raise cannot_open(graph, error) from error
+        # Otherwise a failing provider is replaced during a later call, without a word.
+        session.disable_fallback()
+        taken = session.get_providers()
+        if taken[0] != target.provider:
+            raise StageError(
+                f"ONNX Runtime took {taken[0]} in place of {target.provider}.",
+                where=f"target {target.name!r}",
+                mend="see `compress doctor`; the provider's libraries or its device are missing",
+            )
+        return OnnxSession(session, graph, taken[0], threads)
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: no such provider in the package, or it can't open a graph."""
+        return _why_not(target.provider)
+
+    def build(self) -> str:
+        """The package's version."""
+        return str(onnxruntime.__version__)
+
+
+@functools.cache
+def _why_not(provider: str) -> str | None:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        return f"the installed onnxruntime has no {provider} (it has {', '.join(available)})"
+    if provider == "CPUExecutionProvider":
+        return None
+    try:
+        session = onnxruntime.InferenceSession(_identity_graph(), session_options(1), providers=_providers(provider))
+    except FAILURES as error:
+        return f"{provider} does not start: {reason(error)}"
+    if session.get_providers()[0] != provider:
+        return f"{provider} does not start here; its driver, libraries or device are missing"
+    return None
+
+
+def _providers(provider: str) -> list[str]:
+    # Every provider leaves some operators (shapes, say) to the processor.
+    return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How every graph is opened: all optimizations, ``threads`` within an operator, one operator at a time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(_SPINNING, "1")
+    return options
+
+
+def _identity_graph() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+RUNTIME = OnnxRuntime()

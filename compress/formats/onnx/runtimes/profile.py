@@ -1,0 +1,123 @@
+"""What ONNX Runtime makes of a graph when it loads it, and what each node of that takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+
+from compress.formats.onnx.call import Tensor
+from compress.formats.onnx.runtimes.failures import cannot_open
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_options
+
+CPU = "CPUExecutionProvider"
+_OPTIMIZED = "optimized.onnx"
+_EXTERNAL = "optimized.data"
+_EXTERNAL_FROM_BYTES = 1024
+_NODE_EVENT = "_kernel_time"
+_NUMBERED = "#"
+_TYPES = {"float": "FLOAT", "double": "DOUBLE"}
+
+
+def own_name(name: str) -> str:
+    """The node's name without the number that `write_optimized` gave it."""
+    return name.rpartition(_NUMBERED)[0]
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """One node in one call: how long its kernel took, and its outputs, those that were left out skipped."""
+
+    microseconds: int
+    outputs: tuple[Tensor, ...]
+
+
+CallRun = dict[str, NodeRun]
+"""Node's name -> its run, of one call."""
+
+
+def write_optimized(graph: Path, folder: Path, threads: int, portable: bool = False) -> Path:
+    """Write the graph that ONNX Runtime really runs in place of ``graph``, each node with a name of its own.
+
+    ``portable`` leaves out layouts that only this kind of processor has. Weights go into a file beside it. Raises
+    `ModelError` for a graph that cannot be opened.
+    """
+    options = session_options(threads)
+    if portable:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    path = folder / _OPTIMIZED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _EXTERNAL)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_FROM_BYTES)
+    )
+    try:
+        onnxruntime.InferenceSession(graph, options, providers=[CPU])
+    except FAILURES as error:
+        raise cannot_open(graph, error) from error
+    model = ir.load(path)
+    for place, node in enumerate(model.graph):
+        node.name = f"{node.name or node.op_type}{_NUMBERED}{place}"
+    ir.save(model, path)
+    return path
+
+
+class ProfiledSession:
+    """An optimized graph, opened as it is, that notes the time of every node. For one thread of one process."""
+
+    def __init__(self, optimized: Path, threads: int) -> None:
+        """Open what `write_optimized` wrote."""
+        options = session_options(threads)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(optimized.with_name("profile"))
+        self._session = onnxruntime.InferenceSession(optimized, options, providers=[CPU])
+        self.session = OnnxSession(self._session, optimized, CPU, threads)
+
+    def end(self) -> Path:
+        """Stop noting and say where the notes are."""
+        return Path(self._session.end_profiling())
+
+
+def read_profile(path: Path) -> list[CallRun]:
+    """Every call since the session was opened, in order. Nodes within subgraphs are part of the node around them."""
+    calls: list[CallRun] = []
+    current: CallRun = {}
+    for event in json.loads(path.read_text()):
+        name = event["name"].removesuffix(_NODE_EVENT)
+        if event["cat"] == "Node" and name != event["name"] and _NUMBERED in name:
+            current[name] = NodeRun(int(event["dur"]), _outputs(event["args"]))
+        elif name == "model_run":
+            calls.append(current)
+            current = {}
+    return calls
+
+
+def _outputs(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The outputs; none at all where one is of a type that is not known, so that the node counts as unknown too."""
+    found = []
+    for entry in arguments.get("output_type_shape", []):
+        ((kind, shape),) = entry.items()
+        name = _TYPES.get(kind, kind.upper())
+        if name not in ir.DataType.__members__:
+            return ()
+        found.append(Tensor(ir.DataType[name], tuple(shape)))
+    return tuple(found)
+
+
+def shapes_of(graph: ir.Graph, call: CallRun, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of one call by name: the model's ``inputs`` and what the nodes made of them.
+
+    A node whose outputs are not all tensors of known types, or that did not run, contributes nothing.
+    """
+    shapes = dict(inputs)
+    for node in graph:
+        made = [str(value.name) for value in node.outputs if value.name]
+        run = call.get(str(node.name))
+        if run is not None and len(run.outputs) == len(made):
+            shapes.update(zip(made, run.outputs, strict=True))
+    return shapes

@@ -1,0 +1,235 @@
+"""ONNX Runtime as WebAssembly: a graph in a page of headless Chromium, or in Node, and timed there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.model_file import model_files
+from compress.formats.onnx.runtimes.failures import cannot_open
+from compress.formats.onnx.runtimes.javascript import (
+    Chromium,
+    FailedError,
+    Host,
+    Node,
+    find_chromium,
+    lacking_chromium,
+    lacking_node,
+    lacking_webgpu,
+    peak_bytes,
+    processor_seconds,
+    version_of,
+)
+from compress.formats.onnx.runtimes.web_package import (
+    PACKAGES,
+    SCRIPT,
+    WASM,
+    WEBGPU_PACKAGES,
+    WEBGPU_SCRIPT,
+    WEBGPU_WASM,
+)
+from compress.progress import Progress, SilentProgress
+from compress.runtimes.loopback import Loopback
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.samples.fetch import cache_root, damage, entry_name, fetch
+from compress.targets import WEB_VERSION, Target
+
+WEIGHTS = ("_data", ".data")
+"""What the name of a file of weights beside a graph has after the graph's, by transformers.js's and torch's custom."""
+_WEBGPU = "webgpu"
+_BUILDS = {"wasm": (PACKAGES, SCRIPT, WASM), _WEBGPU: (WEBGPU_PACKAGES, WEBGPU_SCRIPT, WEBGPU_WASM)}
+"""By provider: what is fetched, and its script and WebAssembly."""
+_BATCH = "batch"
+_INVALID_ARGUMENT = re.compile(r"ERROR_CODE: 2\b")
+_WORDS = re.compile(r".*?ERROR_MESSAGE: ")
+
+
+class WebSession:
+    """A graph that was opened where JavaScript runs; see `TimesItself`."""
+
+    def __init__(self, server: Loopback, host: Host, graph: Path, provider: str, threads: int) -> None:
+        self._server, self._host, self._where = server, host, str(graph)
+        packages, script, wasm = _BUILDS[provider]
+        folder = fetch(packages, cache_root(), SilentProgress())
+        server.put(wasm, folder / wasm)
+        order = {"address": server.address, "script": host.module(folder / script), "wasm": wasm}
+        started = self._ask("start", {**order, "threads": threads, "device": provider})
+        self.runtime_bytes = self._peak = peak_bytes(host.process)
+        opened = self._open(graph)
+        self.session_load_ms = float(opened["session_create_ms"])
+        self.start_up = {name: float(value) for name, value in started.items() if name.endswith("_ms")}
+        self.start_up["model_download_ms"] = float(opened["model_download_ms"])
+        self.start_up |= self._transfers()
+        self.input_types: Mapping[str, TensorType] = {one["name"]: _type(one) for one in opened["inputs"]}
+        self.output_types: Mapping[str, TensorType] = {one["name"]: _type(one) for one in opened["outputs"]}
+        self.inputs = tuple(self.input_types)
+        self.provider = provider
+        self.settings: dict[str, Any] = {
+            "runtime": f"onnxruntime-web {started['version']}",
+            "provider": provider,
+            "intra_op_threads": threads,
+            "execution": "sequential",
+            "graph_optimization": "all",
+            "script": script,
+            "wasm": wasm,
+            "cross_origin_isolated": started["isolated"],
+        }
+
+    def _ask(self, name: str, given: dict[str, Any]) -> Any:
+        try:
+            return self._host.call(name, given)
+        except FailedError as error:
+            raise StageError(f"onnxruntime-web fails: {_reason(error)}", where=self._where) from error
+
+    def _open(self, graph: Path) -> dict[str, Any]:
+        others = [graph.with_name(graph.name + suffix) for suffix in WEIGHTS]
+        files = [graph, *(path for path in others if path.is_file())]
+        for file in files:
+            self._server.put(f"model/{file.name}", file)
+        model, *weights = [f"model/{file.name}" for file in files]
+        try:
+            opened: dict[str, Any] = self._host.call("open", {"model": model, "others": weights})
+        except FailedError as error:
+            raise cannot_open(graph, ModelError(_reason(error))) from error
+        return opened
+
+    def _transfers(self) -> dict[str, float]:
+        """Bytes over the wire, by the Performance API; nothing is compressed on its way."""
+        sizes = {str(name).removeprefix(self._server.address): float(size) for name, size in self._ask("transfers", {})}
+        model = sum(size for name, size in sizes.items() if name.startswith("model/"))
+        return {"transfer_bytes": sum(sizes.values()), "model_transfer_bytes": model}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        from safetensors.numpy import load, save
+
+        self._server.put(_BATCH, save(self._fed(batch)))
+        try:
+            self._host.call("predict", {"path": _BATCH})
+        except FailedError as error:
+            kind = InputError if _INVALID_ARGUMENT.search(str(error)) else StageError
+            raise kind(
+                f"The model fails on the batch: {_reason(error)}",
+                where=self._where,
+                expected=", ".join(f"{name} {one.dtype} {list(one.shape)}" for name, one in self.input_types.items()),
+            ) from error
+        found: dict[str, np.ndarray] = load(self._server.taken(_BATCH))
+        return found
+
+    def _fed(self, batch: Batch) -> dict[str, np.ndarray]:
+        check_inputs(self.inputs, batch, self._where)
+        return {name: np.ascontiguousarray(batch[name]) for name in self.inputs}
+
+    def hold(self, batches: Sequence[Batch]) -> None:
+        """See `TimesItself.hold`."""
+        from safetensors.numpy import save
+
+        fed = [self._fed(batch) for batch in batches]
+        named = {f"{place}/{name}": array for place, one in enumerate(fed) for name, array in one.items()}
+        self._server.put(_BATCH, save(named))
+        self._ask("hold", {"path": _BATCH})
+
+    def time(self, calls: Sequence[int]) -> list[float]:
+        """See `TimesItself.time`."""
+        latencies: list[float] = self._ask("time", {"calls": list(calls)})
+        return latencies
+
+    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+        """See `TimesItself.arrivals`."""
+        latencies: list[float] = self._ask("arrivals", {"calls": list(calls), "gaps": list(gaps_ms)})
+        return latencies
+
+    def cpu_seconds(self) -> float:
+        """See `TimesItself.cpu_seconds`."""
+        return processor_seconds(self._host.process)
+
+    def peak_bytes(self) -> int:
+        """See `TimesItself.peak_bytes`."""
+        # The system takes back pages that were freed lazily without a note in its peak, so that this may fall.
+        self._peak = max(self._peak, peak_bytes(self._host.process))
+        return self._peak
+
+
+class OnnxRuntimeWeb:
+    """Opens graphs in a page or in Node."""
+
+    def __init__(self, name: str, host: type[Chromium] | type[Node], lacking: Callable[[], str | None]) -> None:
+        """``lacking`` says why the program that ``host`` starts isn't here."""
+        self.name = name
+        self._host, self._lacking = host, lacking
+
+    def open(self, artifact: Path, target: Target, threads: int) -> WebSession:
+        """Open the one graph of ``artifact``, a folder or the file, in either of ONNX Runtime's formats.
+
+        It lives until the session is no longer used, at most as long as this process.
+        """
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        graphs = model_files(artifact)
+        if len(graphs) > 1:
+            raise ModelError(
+                f"The model has {len(graphs)} graphs.",
+                where=str(artifact),
+                expected=f"one, on the target {target.name}",
+            )
+        reason = self.unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        with ExitStack() as stack:
+            server = stack.enter_context(Loopback())
+            host: Host = self._host(server, webgpu=target.provider == _WEBGPU)
+            stack.callback(host.close)
+            session = WebSession(server, host, graphs[0], target.provider, min(threads, self._host.most_threads))
+            weakref.finalize(session, stack.pop_all().close)
+        return session
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: no browser or no Node, or nothing to fetch onnxruntime-web with."""
+        if not Path("/proc/self/status").exists():
+            return "what it takes of memory and processor is read from Linux's /proc, which this system hasn't"
+        if target.provider not in _BUILDS:
+            return f"onnxruntime-web has no {target.provider} (it has {', '.join(_BUILDS)})"
+        lacking = self._lacking() or (lacking_webgpu() if target.provider == _WEBGPU else None)
+        if lacking is not None:
+            return lacking
+        packages, _, _ = _BUILDS[target.provider]
+        if damage(cache_root() / entry_name(packages)) and shutil.which("npm") is None:
+            return (
+                f"onnxruntime-web {WEB_VERSION} is fetched with npm, which is not on PATH (Debian: apt-get install npm)"
+            )
+        return None
+
+    def fetch(self, target: Target, progress: Progress) -> None:
+        """See `Fetches.fetch`."""
+        fetch(_BUILDS[target.provider][0], cache_root(), progress)
+
+    def shipped_files(self) -> tuple[Path, ...]:
+        """See `Ships.shipped_files`."""
+        folder = fetch(PACKAGES, cache_root(), SilentProgress())
+        return folder / SCRIPT, folder / WASM
+
+    def build(self) -> str:
+        """The version of onnxruntime-web, and of what runs its WebAssembly."""
+        program = find_chromium() if self._host is Chromium else shutil.which("node")
+        return f"{WEB_VERSION}, {version_of(program) if program else 'nothing to run it'}"
+
+
+def _type(entry: Mapping[str, Any]) -> TensorType:
+    return TensorType(entry["dtype"], tuple(entry["shape"]))
+
+
+def _reason(error: FailedError) -> str:
+    """ONNX Runtime's own words on one line."""
+    return _WORDS.sub("", " ".join(str(error).split()), count=1)
+
+
+RUNTIME = OnnxRuntimeWeb("onnxruntime-web", Chromium, lacking_chromium)
+IN_NODE = OnnxRuntimeWeb("onnxruntime-web-node", Node, lacking_node)

@@ -1,0 +1,162 @@
+"""Write the model as ONNX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import DataError
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks import EMBEDDING, GENERATING, WRITTEN
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+_TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
+_WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
+_SPEECH, _SPOKEN_TOKENS = 2, 32
+"""Recordings that a speech model is proven on, and tokens of their texts."""
+_WINDOWS, _WINDOW_LENGTH = 2, 64
+
+
+class Export(Stage[TorchModel, OnnxModel]):
+    """ONNX with dynamic batch and length, proven equal to torch on real examples.
+
+    Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
+    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So is Whisper,
+    as an encoder and a decoder under the names of transformers.js and optimum.
+    """
+
+    version = 3
+    packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    kind: Literal["export"] = "export"
+    opset: int | None = Field(
+        None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
+    )
+    fusions: bool = Field(True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators")
+    tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="largest accepted difference of a logit, or of an embedding's entry, from torch, in fp32",
+    )
+    sentence_embedding: bool = Field(
+        False,
+        description="feature extraction: pooling and what follows it inside the graph too, as a second output "
+        "`sentence_embedding`; without it the consumer pools, as the folder's `modules.json` says",
+    )
+    accuracy_level: Literal[1, 4] = Field(
+        4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
+    )
+    exact_attention: bool = Field(
+        False, description="queries, keys and values in fp32 even so: nearer to the exact model, and a little slower"
+    )
+    rounding_limit: float = Field(
+        0.2, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
+    )
+    last_token_only: bool = Field(
+        False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
+    )
+    expand_on_load: bool = Field(
+        False,
+        description="a decoder's weights of 4 or 8 bits become float when the file is opened: as small on disk, as "
+        "large as the float model in memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
+    )
+
+    def wants(self, task: str) -> type[Any]:
+        """A module or a folder, as the task's export reads it."""
+        return Checkpoint if task in WRITTEN else TorchModel
+
+    def needs(self) -> Needs:
+        """Real examples for tracing and for the proof of equality."""
+        return Needs(splits=("train",))
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
+        others = [*(_TRACED_ONLY if task in GENERATING else _WRITTEN_ONLY)]
+        others += _TRACED_ONLY if task in WRITTEN and task not in GENERATING else ()
+        others += [] if task in (*GENERATING, *EMBEDDING) else ["sentence_embedding"]
+        return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
+
+    def promise(self) -> Promise:
+        """Same weights, same predictions."""
+        return Promise(changes_weights=False)
+
+    def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
+        """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
+        if not isinstance(model, Checkpoint):
+            return self._trace(model, context)
+        return self._write(model, context) if context.task.generates else self._write_speech(model, context)
+
+    def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
+        from compress.formats.onnx.export import export_onnx
+        from compress.formats.onnx.parity import prove_equal
+        from compress.formats.onnx.pooling import add_sentence_embedding
+
+        examples = context.encode("train", model)
+        exported = export_onnx(model, examples, self.opset, self.fusions)
+        if self.sentence_embedding:
+            add_sentence_embedding(exported.graph, model.processor.modules)
+        difference = prove_equal(exported.graph, model, examples, self.tolerance)
+        matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
+        context.remark(
+            f"export: {examples.answers_are} differ by at most {difference:.1e} from torch; rewrites: {matched}"
+        )
+        return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
+
+    def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+
+        settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
+        model = export_decoder(checkpoint, settings)
+        found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
+        context.remark(f"export: {found}")
+        return model
+
+    def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.formats.onnx.speech import export_whisper, prove_whisper
+
+        model = export_whisper(checkpoint)
+        difference = prove_whisper(model, checkpoint, *_spoken(checkpoint, context), self.tolerance)
+        context.remark(f"export: encoder and decoder; logits differ by at most {difference:.1e} from torch")
+        return model
+
+
+def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first windows of some recordings, [features, frames], and the beginnings of their texts in token ids."""
+    import numpy as np
+
+    from compress.checkpoints.processor import load_processor
+    from compress.runtimes.speech_rules import read_rules
+
+    rows = context.data.split("train").slice(0, _SPEECH)
+    processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
+    examples = context.task.encode(rows, processor, None, context.max_length)
+    frames = processor.feature_extractor.nb_max_frames
+    features = [np.ascontiguousarray(example["input_features"][:, :frames]) for example in examples.inputs]
+    texts = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows["text"].to_pylist()]
+    return features, [np.array([*prompt, *ids[:_SPOKEN_TOKENS]], dtype=np.int64) for ids in texts]
+
+
+def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
+    """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
+    import numpy as np
+
+    from compress.checkpoints.tokenizer import load_tokenizer
+
+    rows = context.data.split("train").slice(0, 64)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    examples = context.task.encode(rows, tokenizer, None, context.max_length)
+    longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
+    length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])
+    if len(longest) < _WINDOWS or length < 4:
+        raise DataError(
+            "The training text is too short to prove the export on.",
+            where="data, split train",
+            expected=f"{_WINDOWS} examples of 4 tokens or more",
+        )
+    return np.stack([examples.inputs[index]["input_ids"][:length] for index in longest])

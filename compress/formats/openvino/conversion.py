@@ -1,0 +1,112 @@
+"""A graph in OpenVINO's IR, its weights as they are, in 16-bit floats, or in 8 bits by NNCF."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import StageError
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.quiet_nncf import quiet_nncf
+
+if TYPE_CHECKING:
+    import onnx
+
+Precision = Literal["fp32", "fp16", "int8"]
+_GROUP = 32
+"""Weights of a row that share a scale and a zero point in 4 bits; `quantize` has blocks as large."""
+_MOST_INPUTS_A_SCALE, _STEP = 256, 32
+_NOT_TABLES = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+
+
+def to_openvino(
+    graph: onnx.ModelProto, companions: Mapping[str, bytes], precision: Precision, table_bits: int = 8
+) -> OpenVinoModel:
+    """``graph``, in ONNX's own operators, as IR; the same bytes each time. Raises `StageError`.
+
+    In int8 the weights of products, convolutions and tables have a scale and a zero point for each channel; OpenVINO's
+    processor plugin rounds their inputs in each call, as ONNX Runtime's dynamic INT8 does; the IR says how many inputs
+    share a scale (`DYNAMIC_QUANTIZATION_GROUP_SIZE`). With ``table_bits`` of 4 tables have them for each 32 weights of
+    a row instead, where a row is a multiple of 32 long.
+    """
+    import onnx
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "model.onnx", Path(folder) / IR_FILE
+        onnx.save_model(graph, source)
+        try:
+            model = openvino.Core().read_model(source)
+        except RuntimeError as error:
+            raise StageError(
+                f"OpenVINO cannot read the graph: {str(error).strip().splitlines()[-1]}",
+                expected="operators of ONNX itself",
+                mend="see OpenVINO's list of supported operators, or leave this target out",
+            ) from error
+        if precision == "int8":
+            model = _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
+            _widen_groups(model)
+        for place, operator in enumerate(model.get_ordered_ops()):
+            # Its own names count on through the whole process.
+            if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
+                operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
+        openvino.save_model(model, made, compress_to_fp16=precision == "fp16")
+        return OpenVinoModel(made.read_bytes(), made.with_suffix(".bin").read_bytes(), companions)
+
+
+def _tables_in_four_bits(model: Any) -> Any:
+    if not any(_is_table(operator) for operator in model.get_ordered_ops()):
+        return model
+    with quiet_nncf() as nncf:
+        return nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_ASYM,
+            group_size=_GROUP,
+            ratio=1.0,
+            all_layers=True,
+            ignored_scope=nncf.IgnoredScope(types=list(_NOT_TABLES), validate=False),
+        )
+
+
+def _is_table(operator: Any) -> bool:
+    """Whether rows of a stored matrix are looked up, each a multiple of a group long."""
+    if operator.get_type_name() != "Gather":
+        return False
+    source = operator.input_value(0).get_node()
+    if source.get_type_name() != "Constant" or not source.get_element_type().is_real():
+        return False
+    shape = list(source.get_output_shape(0))
+    return len(shape) == 2 and shape[1] % _GROUP == 0
+
+
+def _in_eight_bits(model: Any) -> Any:
+    with quiet_nncf() as nncf:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def _widen_groups(model: Any) -> None:
+    """Let as many inputs share a scale as all products allow: of its own 32 each it adds up the pieces in float."""
+    widths = {
+        weights[-1 if operator.get_attributes()["transpose_b"] else -2]
+        for operator in model.get_ordered_ops()
+        if operator.get_type_name() == "MatMul"
+        and len(weights := _shape_of_weights(operator.input_value(1).get_node())) == 2
+    }
+    shared = math.gcd(*widths)
+    sizes = [size for size in range(_STEP, min(shared, _MOST_INPUTS_A_SCALE) + 1, _STEP) if shared % size == 0]
+    if sizes:
+        model.set_rt_info(f"{sizes[-1]}", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+
+
+def _shape_of_weights(node: Any) -> list[int]:
+    """Of a stored matrix, which may be behind its scale and zero point; empty for what is computed."""
+    shape = node.get_output_partial_shape(0)
+    while node.get_type_name() != "Constant":
+        if node.get_type_name() not in ("Convert", "Multiply", "Subtract", "Reshape"):
+            return []
+        node = node.input_value(0).get_node()
+    return list(shape.to_shape()) if shape.is_static else []

@@ -1,0 +1,123 @@
+"""OpenVINO's IR taken apart at its values, which have the names that they had in the ONNX graph it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.formats.openvino.runtime import compile_model, read_model
+from compress.formats.parts import Maker, Run, Values
+
+_FEW = 16
+_BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
+_NO_OPERATORS = ("Constant", "Parameter", "Result")
+
+
+class OpenVinoParts:
+    """The one IR of a folder, or the file."""
+
+    def __init__(self, artifact: Path) -> None:
+        self._artifact = artifact
+        self._model = read_model(artifact)
+
+    @cached_property
+    def makers(self) -> Mapping[str, Maker]:
+        """See `Parts`."""
+        return {
+            name: Maker(operator.get_type_name(), operator.get_friendly_name())
+            for name, operator in _named(self._model).items()
+        }
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """See `Parts`."""
+        return [output.any_name for output in self._model.outputs]
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """See `Parts`."""
+        import openvino
+
+        model = self._model.clone()
+        named = _named(model)
+        results = [openvino.opset13.result(_port(named[name], name)) for name in values]
+        return _run(openvino.Model(results, model.get_parameters()), values, {})
+
+    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
+        """See `Parts`."""
+        import openvino
+
+        given = list(cuts) if given is None else given
+        model = self._model.clone()
+        named = _named(model)
+        ports = {name: _port(named[name], name) for name in cuts}
+        parameters = {}
+        for name in given:
+            port = ports[name]
+            parameters[name] = openvino.opset13.parameter(port.get_partial_shape(), port.get_element_type())
+            for reader in port.get_target_inputs():
+                reader.replace_source_output(parameters[name].output(0))
+        results = [openvino.opset13.result(port) for port in ports.values()]
+        cut = openvino.Model(results, [*model.get_parameters(), *parameters.values()])
+        order = {name: len(model.get_parameters()) + place for place, name in enumerate(given)}
+        return _run(cut, list(cuts), order)
+
+    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
+        """See `Parts`."""
+        named = _named(self._model)
+        ends = frozenset(named[name].get_friendly_name() for name in cuts)
+        return {name: _fewest_bits(named[name], ends) for name in cuts}
+
+
+def _named(model: Any) -> dict[str, Any]:
+    """Value's name -> the operator that makes it."""
+    return {
+        name: operator
+        for operator in model.get_ordered_ops()
+        if operator.get_type_name() not in _NO_OPERATORS
+        for output in operator.outputs()
+        for name in output.get_names()
+    }
+
+
+def _port(operator: Any, name: str) -> Any:
+    return next(output for output in operator.outputs() if name in output.get_names())
+
+
+def _run(model: Any, values: Sequence[str], given: Mapping[str, int]) -> Run:
+    """``given``: the places, among the inputs, of values that have no input's name."""
+    request = compile_model(model).create_infer_request()
+    places = set(given.values())
+    inputs = {port.any_name: place for place, port in enumerate(model.inputs) if place not in places}
+    inputs |= given
+    kinds = [port.get_element_type().to_dtype() for port in model.inputs]
+
+    def run(batch: Values) -> Values:
+        fed = {place: batch[name].astype(kinds[place], copy=False) for name, place in inputs.items()}
+        found = request.infer(fed)
+        return {name: np.array(found[place]) for place, name in enumerate(values)}
+
+    return run
+
+
+def _fewest_bits(end: Any, ends: frozenset[str]) -> int:
+    """Over the operators from the cuts ``ends`` before it up to ``end``."""
+    fewest, front, seen = 32, [end], {end.get_friendly_name()}
+    while front:
+        operator = front.pop()
+        for port in operator.inputs():
+            before = port.get_source_output().get_node()
+            name = before.get_friendly_name()
+            if before.get_type_name() == "Constant":
+                kind = before.get_element_type().get_type_name()
+                if np.prod(list(before.shape)) >= _FEW:
+                    fewest = min(fewest, _BITS.get(kind, 32))
+            elif name not in ends and name not in seen:
+                seen.add(name)
+                front.append(before)
+        if operator.get_type_name() == "FakeQuantize":
+            fewest = min(fewest, 8)
+    return fewest

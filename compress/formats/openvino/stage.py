@@ -1,0 +1,58 @@
+"""Write a model as OpenVINO's IR."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.openvino.model import OpenVinoModel
+from compress.stage.stage import Context, Needs, Promise, Stage
+
+
+class OpenVino(Stage[TorchModel, OpenVinoModel]):
+    """OpenVINO's IR, for Intel's processors and graphics, under the names that optimum-intel opens.
+
+    Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told.
+    """
+
+    version = 2
+    packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["openvino"] = "openvino"
+    precision: Literal["fp32", "fp16", "int8"] = Field(
+        "int8",
+        description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call",
+    )
+    embedding_bits: Literal[4, 8] = Field(
+        8, description="in int8: of embedding tables; 4 with a scale and a zero point for each 32 weights of a row"
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+    )
+
+    def needs(self) -> Needs:
+        """Real examples for tracing and for the proof."""
+        return Needs(splits=("train",))
+
+    def promise(self) -> Promise:
+        """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
+        return Promise(changes_weights=self.precision != "fp32")
+
+    def run(self, model: TorchModel, context: Context) -> OpenVinoModel:
+        """Export, convert and compare. Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers."""
+        from compress.formats.onnx.export import export_onnx
+        from compress.formats.openvino.conversion import to_openvino
+        from compress.formats.openvino.runtime import open_bytes
+        from compress.formats.session_parity import prove_near
+
+        examples = context.encode("train", model)
+        graph = export_onnx(model, examples, opset=None, fusions=False).graph
+        made = to_openvino(graph, model.companions(), self.precision, self.embedding_bits)
+        plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
+        shipped = open_bytes(made, threads=1)
+        first = shipped if plain is made else open_bytes(plain, threads=1)
+        found = prove_near("OpenVINO", first, shipped, model, examples, self.tolerance)
+        context.remark(f"openvino: {found}")
+        return made

@@ -1,0 +1,33 @@
+"""Write a graph in ONNX Runtime's own format."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.ort.model import OrtModel
+from compress.stage.stage import Context, Promise, Stage
+
+
+class Ort(Stage[OnnxModel, OrtModel]):
+    """ONNX Runtime's own format (`.ort`) for phones and small boards, the only one that a minimal build opens.
+
+    Optimized once, here, for any processor. Beside it lies the list of operators and types for such a build's
+    `--include_ops_by_config`.
+    """
+
+    packages = ("onnx", "onnxruntime")
+    tasks = ("text-classification", "feature-extraction", "image-classification")
+    kind: Literal["ort"] = "ort"
+
+    def promise(self) -> Promise:
+        """The weights are those of the graph, in another file."""
+        return Promise(changes_weights=False)
+
+    def run(self, model: OnnxModel, context: Context) -> OrtModel:
+        """Convert. Raises `StageError` for a graph that ONNX Runtime refuses."""
+        from compress.formats.ort.model import to_ort
+
+        made = to_ort(model)
+        context.remark(f"ort: {sum(line.count(',') + 1 for line in made.operators.splitlines())} operators")
+        return made

@@ -1,1 +1,0 @@
-"""Models: what a stage takes and gives."""

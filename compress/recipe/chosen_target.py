@@ -1,0 +1,128 @@
+"""An entry of a recipe's targets that is more than a name: one of the table with changes, or one of the user's own.
+
+In YAML it is `{NAME: {FIELD: VALUE}}`. Fields that are none of the target's go to the stage that writes its format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compress.formats.model_file import WRITTEN_BY, Format
+from compress.stage.stage import Stage
+from compress.stages import STAGES
+from compress.targets import OPENED_BY, PROFILES, Profile, Target
+
+
+class TargetFields(BaseModel):
+    """What a recipe, or a file of its own, may say of a target."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str | None = Field(None, description="one line on the machine, for a target of one's own")
+    format: Format | None = Field(None, description="of the files: one that the target allows; default: its first")
+    runtime: str | None = Field(
+        None, description="of a target of one's own: what judges it here, as `compress targets` names runtimes"
+    )
+    threads: int | None = Field(None, ge=1, description="of the runtime; default: the target's, or `benchmark.threads`")
+    max_bytes: int | None = Field(
+        None, ge=1, description="size budget: model and runtime together, compressed where the target is downloaded"
+    )
+    max_memory_bytes: int | None = Field(None, ge=1, description="limit on the measured peak memory at batch 1")
+    device: str | None = Field(
+        None, description="of a target of one's own: the device in devices.yaml whose latency is measured, over SSH"
+    )
+
+
+class ChosenTarget(TargetFields):
+    """`TargetFields` of the target ``name``; ``options`` are fields of the stage that writes its format."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the target")
+    options: dict[str, Any] = Field({}, description="fields of the stage that writes the format")
+
+    @model_validator(mode="after")
+    def _known(self) -> ChosenTarget:
+        objection = objection_to(self.name, self)
+        if objection is not None:
+            field, _, expected = objection
+            raise ValueError(f"{field or 'name'}: {expected}")
+        try:
+            writer(form_of(self.name, self), self.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return self
+
+    def profile(self) -> Profile:
+        """The row of the table with these changes, or a row of the user's own."""
+        form = form_of(self.name, self)
+        if self.runtime is None:
+            profile = PROFILES[self.name].in_format(form)
+        else:
+            about = self.description or f"{self.runtime} as the recipe describes it"
+            target = Target(self.name, self.runtime, OPENED_BY[form][self.runtime], about, form)
+            profile = Profile(target, instead_of=self.name)
+        given = ("threads", "max_bytes", "max_memory_bytes")
+        changes = {name: getattr(self, name) for name in given if getattr(self, name) is not None}
+        return replace(profile, **changes, device=self.device, options=self.options)
+
+    def as_entry(self) -> dict[str, dict[str, Any]]:
+        """As a recipe writes it."""
+        fields = self.model_dump(exclude={"name", "options"}, exclude_none=True)
+        return {self.name: {**fields, **self.options}}
+
+
+OWN_FIELDS = tuple(TargetFields.model_fields)
+DESCRIBING = ("description", "runtime", "device")
+"""Fields of a target of one's own alone."""
+
+
+def from_entry(entry: Any) -> Any:
+    """`{NAME: {...}}` as the fields of a `ChosenTarget`; anything else as it is."""
+    if not isinstance(entry, dict) or len(entry) != 1:
+        return entry
+    ((name, fields),) = entry.items()
+    if not isinstance(fields, dict):
+        return entry
+    own = {field: value for field, value in fields.items() if field in OWN_FIELDS}
+    return {"name": name, **own, "options": {key: value for key, value in fields.items() if key not in own}}
+
+
+def profile_of(entry: str | ChosenTarget) -> Profile:
+    """The row that an entry of a recipe's targets stands for."""
+    return PROFILES[entry] if isinstance(entry, str) else entry.profile()
+
+
+def form_of(name: str, fields: TargetFields) -> Format:
+    """The format of a target's files."""
+    return fields.format or (PROFILES[name].target.format if name in PROFILES else "onnx")
+
+
+def writer(form: Format, options: Mapping[str, Any]) -> Stage[Any, Any]:
+    """The stage that writes a format, with these of its fields. Raises `ValidationError`."""
+    kind = WRITTEN_BY[form]
+    return STAGES[kind].model_validate({"kind": kind, **options})
+
+
+def objection_to(name: str, fields: TargetFields) -> tuple[str | None, str, str] | None:
+    """What can't be said of a target: the field, or None for its name; what was found; what was expected."""
+    if name not in PROFILES and fields.runtime is None:
+        expected = f"one of {', '.join(PROFILES)}; or a target of your own, with a format and a runtime"
+        return None, repr(name), expected
+    if name in PROFILES:
+        allowed = PROFILES[name].allowed
+        if fields.format not in (None, *allowed):
+            return "format", repr(fields.format), f"one of {', '.join(allowed)}, which {name} runs"
+        for field in DESCRIBING:
+            if (value := getattr(fields, field)) is not None:
+                return field, repr(value), f"nothing: {name} has its own; a target of your own needs another name"
+        return None
+    runtimes = OPENED_BY[form_of(name, fields)]
+    if fields.runtime not in runtimes:
+        return "runtime", repr(fields.runtime), f"one of {', '.join(runtimes)}, which open {form_of(name, fields)}"
+    if fields.device is not None and (fields.runtime, form_of(name, fields)) != ("onnxruntime", "onnx"):
+        return "device", repr(fields.device), "nothing: devices are measured with onnxruntime, on ONNX files"
+    return None

@@ -1,0 +1,186 @@
+"""The recipe: the whole truth of a run, as frozen, strict pydantic models. Read by `recipe_source`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from compress.data.config import DataConfig
+from compress.data.slices import Slice, check_names
+from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
+from compress.recipe.policy import Policy
+from compress.stages import AnyStage
+from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
+from compress.targets import PROFILES, Profile
+from compress.tasks import TASK_NAMES
+from compress.tasks.evaluation import Evaluation
+
+
+class Strict(BaseModel):
+    """Frozen, with unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limit(Strict):
+    """A bound on a metric of the final model, absolute or relative to another model of the run."""
+
+    metric: str = Field(description="a measured quantity, e.g. `accuracy`, `size_bytes` or `latency_ms`")
+    target: str = Field("cpu", description="where it is measured: one of the recipe's targets")
+    at_least: float | None = Field(None, description="the smallest value that passes")
+    at_most: float | None = Field(None, description="the largest value that passes")
+    of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Limit:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("exactly one of at_least and at_most")
+        return self
+
+
+class Benchmark(Strict):
+    """How the measured models are timed."""
+
+    threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
+    batched: bool = Field(True, description="also time batches: throughput, and memory with them")
+    batch_size: int = Field(32, ge=1, description="batch of the throughput measurement")
+    seconds: float = Field(3.0, gt=0, description="time budget for each model and scenario")
+    launches: int = Field(
+        6,
+        ge=2,
+        description="sets of fresh processes, at least; up to twice as many where the ratios are not yet known well",
+    )
+    budget_seconds: float | None = Field(
+        None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
+    )
+    rate: float | None = Field(
+        None, gt=0, description="requests per second of the server scenario (Poisson arrivals); left out without one"
+    )
+    contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (128,), min_length=1, description="text generation: tokens of the prompts, each timed on its own"
+    )
+    tokens: int = Field(32, ge=1, description="text generation: tokens that are timed after the first")
+    examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
+    every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
+
+
+def _single_key(value: Any) -> Any:
+    """`{distill: {...}}` or `distill` -> the stage's fields with its `kind` added."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, dict) and len(value) == 1 and "kind" not in value:
+        ((kind, fields),) = value.items()
+        if fields is None or isinstance(fields, dict):
+            return {**(fields or {}), "kind": kind}
+    return value
+
+
+_MODULES = "image-classification"
+
+
+class Recipe(Strict):
+    """A compression run from a starting model to a measured artifact."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the run")
+    description: str = Field("", description="one line on what the recipe is for")
+    task: Annotated[
+        str,
+        Field(description="Hugging Face name of the task", json_schema_extra={"enum": list(TASK_NAMES)}),
+    ]
+    model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
+    module: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z_][\w.]*|[\w-]+\.py):[A-Za-z_][\w.]*$",
+        description="for a plain torch module: `package.module:function`, or `file.py:function` beside the recipe, "
+        "that makes it. The recipe runs that code; `model` then holds the weights",
+    )
+    module_arguments: dict[str, Any] = Field({}, description="what `module` is called with")
+    random_weights: bool = Field(
+        False,
+        description="start from weights drawn from the seed: of `model` only config.json and the processor are read",
+    )
+    trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
+    data: DataConfig = Field(description="the examples to learn from and to be judged by")
+    seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
+    baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
+    targets: tuple[str | ChosenTarget, ...] = Field(
+        ("cpu",),
+        description="where the result runs and is measured: names, `{NAME: {...}}` with fields of the target or of the "
+        "stage that writes its format, or files that describe a target of your own",
+    )
+    evaluation: Evaluation = Field(Evaluation(), description="what of the test text a language model is judged by")
+    benchmark: Benchmark = Field(Benchmark(), description="how the measured models are timed")
+    slices: tuple[Slice, ...] | None = Field(
+        None, description="parts of the test data that are looked at on their own; left out: those of the task"
+    )
+    limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
+    gate: Policy | None = Field(
+        None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        return tuple(_single_key(item) for item in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in TASK_NAMES:
+            raise ValueError(f"one of {', '.join(TASK_NAMES)}")
+        return value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        return tuple(from_entry(item) for item in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, value: tuple[str | ChosenTarget, ...]) -> tuple[str | ChosenTarget, ...]:
+        names = [entry if isinstance(entry, str) else entry.name for entry in value]
+        if any(isinstance(entry, str) and entry not in PROFILES for entry in value):
+            raise ValueError(f"one of {', '.join(PROFILES)}")
+        if len(set(names)) < len(names):
+            raise ValueError("each target once")
+        return value
+
+    @field_validator("slices")
+    @classmethod
+    def _distinct_slices(cls, value: tuple[Slice, ...] | None) -> tuple[Slice, ...] | None:
+        check_names(value or ())
+        return value
+
+    @model_validator(mode="after")
+    def _module_fits(self) -> Recipe:
+        if self.module is None and self.module_arguments:
+            raise ValueError("a `module` that `module_arguments` are for")
+        if self.module is not None and self.task != _MODULES:
+            raise ValueError(f"no `module`: plain torch modules are for {_MODULES}")
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_or_read(self) -> Recipe:
+        if (name := read_and_drawn(self.model, self.stages)) is not None:
+            raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
+        return self
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """The rows that its targets stand for."""
+        return tuple(profile_of(entry) for entry in self.targets)
+
+    def labels(self) -> tuple[str, ...]:
+        """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
+        return stage_labels([stage.kind for stage in self.stages])
+
+
+def stage_labels(kinds: list[str]) -> tuple[str, ...]:
+    """`[distill, prune, distill]` -> `(distill, prune, distill-2)`."""
+    seen: dict[str, int] = {}
+    labels = []
+    for kind in kinds:
+        seen[kind] = seen.get(kind, 0) + 1
+        labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
+    return tuple(labels)

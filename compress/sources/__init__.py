@@ -1,0 +1,1 @@
+"""Starting models: found, converted or made."""

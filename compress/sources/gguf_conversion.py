@@ -1,0 +1,139 @@
+"""A GGUF file as a Hugging Face folder, dequantized to fp32."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compress.digests import digest_file
+from compress.errors import ModelError, StorageError
+from compress.formats.gguf.file import read_gguf
+from compress.progress import Progress, SilentProgress
+
+_REVISION = 2
+"""Raised when the same file would be turned into another folder."""
+_DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+"""Values of `tokenizer.ggml.pre` with which llama.cpp parts digits from all else before it looks at words."""
+_TOLERANCE = 0.001
+"""Share of weights that may differ, such as buffers that only one of the two formats stores."""
+
+
+def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> Path:
+    """The folder below ``cache`` that holds the file's model and tokenizer, converted at the first call.
+
+    The weights of a quantized file become fp32 with the values that quantization left. Raises `ModelError`.
+    """
+    stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
+    target = converted_folder(file, cache)
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as scratch:
+            made = Path(scratch) / "model"
+            with _shown_by(progress or SilentProgress()):
+                _write(file, made, stored)
+            _move(made, target)
+    except OSError as error:
+        raise StorageError(
+            f"The converted model cannot be written: {error.strerror or error}.",
+            where=str(cache),
+            mend="Free some space or name another folder; fp32 takes 4 bytes a parameter.",
+        ) from error
+    return target
+
+
+def converted_folder(file: Path, cache: Path) -> Path:
+    """Where `convert_gguf` puts the model of ``file``, whether it is there yet or not."""
+    return cache / f"gguf-{digest_file(file)[:32]}-{_REVISION}"
+
+
+@contextlib.contextmanager
+def _shown_by(progress: Progress) -> Iterator[None]:
+    """Let ``progress`` show what transformers, with a bar of its own that it has no switch for, would write over it."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, desc: progress.track(tensors, "dequantizing tensors", len(tensors))
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+def _move(made: Path, target: Path) -> None:
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(made)
+
+
+def _write(file: Path, folder: Path, stored: int) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        _check_complete(file, auto, config, stored)
+        model = auto.from_pretrained(**place, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"transformers cannot convert this GGUF file: {error}",
+            where=str(file),
+            expected="an architecture that transformers reads from GGUF, such as llama, qwen2 or t5",
+            mend="Name the model's original Hugging Face checkpoint.",
+        ) from error
+    if read_gguf(file).metadata.get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT:
+        _part_digits(tokenizer)
+    folder.mkdir()
+    _plain(auto, model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _part_digits(tokenizer: Any) -> None:
+    """Put back what transformers drops: without it, spaces before a digit become other tokens, in place."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+
+
+def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
+    """transformers takes defaults for missing metadata and random numbers for missing tensors."""
+    import torch
+
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if needed > stored * (1 + _TOLERANCE):
+        raise ModelError(
+            f"The GGUF file is not a whole model: it holds {stored} weights, its architecture has {needed}.",
+            where=str(file),
+            expected=f"a file with the metadata and all tensors of {config.model_type}",
+            mend="Join split files first (llama-gguf-split --merge), or take another file.",
+        )
+
+
+def _plain(auto: Any, model: Any) -> Any:
+    """The same weights in a model that save_pretrained takes: it refuses one that was loaded from GGUF."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = auto.from_config(config)
+    plain.load_state_dict(model.state_dict(), strict=True, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain

@@ -1,0 +1,182 @@
+"""Where a model comes from: a local folder, a GGUF file, `sample:NAME` or a Hugging Face id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, check_weights_finite, pickle_refusal
+from compress.errors import ModelError
+from compress.progress import Progress, SilentProgress
+
+__all__ = ["already_here", "check_model_folder", "check_weights_finite", "find_model", "resolve_model"]
+
+DEFAULT_CACHE = Path("artifacts/cache/models")
+_HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_UNWANTED = ["original/*", "consolidated*", "*.fp16.safetensors", "onnx/*", "openvino/*"]
+
+
+def resolve_model(
+    reference: str,
+    *,
+    trust_remote_code: bool = False,
+    cache: Path = DEFAULT_CACHE,
+    progress: Progress | None = None,
+) -> Path:
+    """A local folder in Hugging Face layout with safetensors weights, config and processor files, checked.
+
+    ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
+    Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
+    Raises `ModelError` or `SampleError`.
+    """
+    found = _local(reference, progress or SilentProgress())
+    if found is None:
+        found = _download(reference, local_only=False, python_files=trust_remote_code)
+    if found.is_file():
+        if found.suffix.lower() != ".gguf":
+            raise _not_a_model(found)
+        found = _converted(found, cache, progress or SilentProgress())
+    elif not (found / "config.json").is_file() and (only := _only_gguf(found)):
+        found = _converted(only, cache, progress or SilentProgress())
+    check_model_folder(found)
+    return found
+
+
+def find_model(reference: str, progress: Progress | None = None) -> Path:
+    """The file or folder that a reference names, without any download from the Hub. Raises `ModelError`."""
+    found = _local(reference, progress or SilentProgress())
+    return found if found is not None else _download(reference, local_only=True, python_files=False)
+
+
+def already_here(reference: str, cache: Path = DEFAULT_CACHE) -> Path | None:
+    """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first."""
+    if reference.startswith("sample:"):
+        from compress.samples.fetch import cached_directory
+
+        found = cached_directory(reference.removeprefix("sample:"))
+    else:
+        try:
+            found = find_model(reference)
+        except ModelError:
+            return None
+    if found is None or (found / "config.json").is_file():
+        return found
+    file = found if found.is_file() else _only_gguf(found)
+    if file is None or file.suffix.lower() != ".gguf":
+        return None
+    from compress.sources.gguf_conversion import converted_folder
+
+    converted = converted_folder(file, cache)
+    return converted if converted.is_dir() else None
+
+
+def _local(reference: str, progress: Progress) -> Path | None:
+    """The path of a local reference or a sample; None for what can only be a Hugging Face id."""
+    if reference.startswith("sample:"):
+        from compress.samples.fetch import sample_directory
+
+        return Path(sample_directory(reference.removeprefix("sample:"), progress))
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_ID.match(reference) or path.suffix.lower() in (
+        ".gguf",
+        ".onnx",
+        ".safetensors",
+        *PICKLE_SUFFIXES,
+    ):
+        raise ModelError(
+            f"There is no model {reference!r}.",
+            where=reference,
+            expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
+            mend="Check the path; `compress samples` lists the samples.",
+        )
+    return None
+
+
+def _converted(file: Path, cache: Path, progress: Progress) -> Path:
+    from compress.sources.gguf_conversion import convert_gguf
+
+    progress.note(f"converting {file.name} to safetensors in {cache}")
+    return convert_gguf(file, cache, progress)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(
+            f"The folder holds {len(files)} GGUF files and no config.json.",
+            where=str(folder),
+            expected="one model",
+            mend=f"Name one of the files: {', '.join(file.name for file in files[:5])}.",
+        )
+    return files[0] if files else None
+
+
+def _not_a_model(file: Path) -> ModelError:
+    if file.suffix.lower() in PICKLE_SUFFIXES:
+        return pickle_refusal(file)
+    return ModelError(
+        f"{file.name} is not something a recipe can start from.",
+        where=str(file),
+        expected="a model folder, a GGUF file, sample:NAME or a Hugging Face id",
+        mend="Name the folder that holds config.json, the weights and the tokenizer.",
+    )
+
+
+def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match = _HUB_ID.match(reference)
+    assert match is not None, "_local lets only Hugging Face ids through"
+    try:
+        folder = snapshot_download(
+            match["name"],
+            revision=match["revision"],
+            allow_patterns=[*_WANTED, "*.py"] if python_files else _WANTED,
+            ignore_patterns=_UNWANTED,
+            local_files_only=local_only,
+        )
+    except HFValidationError as error:
+        raise _unavailable(reference, "it is neither a path here nor a valid Hugging Face id") from error
+    except GatedRepoError as error:
+        raise _unavailable(reference, "its owner asks for consent: accept it there, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise _unavailable(reference, "neither a path here nor a public repository has that name") from error
+    except RevisionNotFoundError as error:
+        raise _unavailable(reference, f"it has no revision {match['revision']!r}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise _offline(reference, local_only) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _unavailable(reference, f"the download failed ({error})") from error
+    return Path(folder)
+
+
+def _unavailable(reference: str, reason: str) -> ModelError:
+    return ModelError(
+        f"The model {reference!r} cannot be had: {reason}.",
+        where=reference,
+        expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
+        mend="Check the name, or download the model elsewhere and name its folder.",
+    )
+
+
+def _offline(reference: str, local_only: bool) -> ModelError:
+    why = "no copy is here" if local_only else "the Hugging Face Hub can't be reached and no copy is here"
+    return ModelError(
+        f"The model {reference!r} is not a path here, and {why}.",
+        where=reference,
+        expected="a local folder, or a Hugging Face id that was downloaded before",
+        mend=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
+        "and copy the folder here; unset HF_HUB_OFFLINE if it is set.",
+    )

@@ -1,0 +1,193 @@
+"""Plain torch modules: made by code that the recipe names and nothing else, kept as safetensors, exported to ONNX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_images
+import torch
+from torch import nn
+
+from compress.checkpoints import plain_module
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import ModelError
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parity import prove_equal
+from compress.progress import SilentProgress
+from compress.sources.origin import Origin
+from compress.tasks.image_classification import TASK
+
+CODE = """
+from torch import nn
+
+def build(classes=2, width=4):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plain_module, "_allowed", {})
+    yield
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """What `CODE` makes, with statistics of its own."""
+    torch.manual_seed(1)
+    space: dict[str, Any] = {}
+    exec(CODE, space)
+    made: nn.Module = space["build"](width=6)
+    with torch.no_grad():
+        made(torch.randn(8, 3, 16, 16))
+    return made.eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: nn.Module) -> Path:
+    """A recipe's folder: `net.py`, and in `weights` a state dict and a processor."""
+    (tmp_path / "net.py").write_text(CODE)
+    (tmp_path / "weights").mkdir()
+    torch.save(network.state_dict(), tmp_path / "weights/net.pth")
+    tiny_images.processor().save_pretrained(tmp_path / "weights")
+    return tmp_path
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    given = {"module": "net.py:build", "random_weights": False, "seed": 0, "arguments": {"width": 6}, **changes}
+    return Origin(recipe_folder=folder, **given).make(folder / "weights", folder / "cache", SilentProgress())
+
+
+def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, network: nn.Module, tmp_path: Path) -> None:
+    made = make(folder)
+    assert make(folder) == made, "made once"
+    config = json.loads((made / "config.json").read_text())
+    assert config["compress_module"]["module"] == "net.py:build"
+    stored = safetensors.torch.load_file(made / "model.safetensors")
+    assert stored.keys() == network.state_dict().keys(), "the module's own names"
+    model = TASK.load(made, tiny_images.LABELS, trust_remote_code=False)
+    assert model.labels() == tiny_images.LABELS
+    pixels = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model.module(pixel_values=pixels).logits, network(pixels), rtol=0, atol=0)
+
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    again = TorchModel.load(tmp_path / "saved", tiny_images.TASK)
+    assert again.labels() == tiny_images.LABELS
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(pixel_values=pixels).logits, network(pixels), rtol=0, atol=0)
+
+
+def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
+    model = TASK.load(make(folder), tiny_images.LABELS, trust_remote_code=False)
+    examples = TASK.encode(tiny_images.table(10), model.processor, None, 128)
+    graph = export_onnx(model, examples, None, fusions=True).graph
+    assert [entry.name for entry in graph.graph.input] == ["pixel_values"]
+    assert [entry.name for entry in graph.graph.output] == ["logits"]
+    assert prove_equal(graph, model, examples, 1e-3) < 1e-5
+    assert {"config.json", "preprocessor_config.json"} <= model.companions().keys()
+
+
+def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
+    made = make(folder)
+    plain_module._allowed.clear()
+    with pytest.raises(ModelError, match=r"made by the code 'net\.py:build', which this recipe doesn't name"):
+        TASK.load(made, None, trust_remote_code=False)
+    # A folder from elsewhere can't have other code run by naming it.
+    make(folder)
+    config = json.loads((made / "config.json").read_text())
+    config["compress_module"] = {"module": "os:mkdir", "arguments": {"path": str(folder / "broken in")}}
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="'os:mkdir', which this recipe doesn't name"):
+        TASK.load(made, None, trust_remote_code=False)
+    assert not (folder / "broken in").exists()
+
+
+def test_weights_that_would_run_code_are_refused(folder: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (folder / "broken in",))
+
+    torch.save({"0.weight": Harm()}, folder / "weights/net.pth")
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        make(folder)
+    assert not (folder / "broken in").exists()
+    assert not list((folder / "cache").glob("made-*")), "nothing half-written"
+
+
+def test_other_code_arguments_or_weights_are_another_model(folder: Path) -> None:
+    made = {make(folder)}
+    (folder / "net.py").write_text(CODE + "\n")
+    made.add(make(folder))
+    made.add(make(folder, random_weights=True))
+    made.add(make(folder, random_weights=True, seed=1))
+    state = torch.load(folder / "weights/net.pth", weights_only=True)
+    torch.save({name: value + 1 for name, value in state.items()}, folder / "weights/net.pth")
+    made.add(make(folder))
+    assert len(made) == 5
+
+
+def test_random_weights_follow_the_seed(folder: Path) -> None:
+    def weights(place: Path) -> np.ndarray:
+        return safetensors.torch.load_file(place / "model.safetensors")["0.weight"].numpy()
+
+    first, second = make(folder, random_weights=True), make(folder, random_weights=True, seed=1)
+    again = Origin("net.py:build", True, 0, folder, {"width": 6}).make(
+        folder / "weights", folder / "elsewhere", SilentProgress()
+    )
+    np.testing.assert_array_equal(weights(first), weights(again))
+    assert np.abs(weights(first) - weights(second)).max() > 0
+
+
+def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
+    model = tiny_images.vit()
+    model.module.config.save_pretrained(tmp_path / "vit")
+    model.processor.save_pretrained(tmp_path / "vit")
+    made = Origin(None, True, 0, tmp_path).make(tmp_path / "vit", tmp_path / "cache", SilentProgress())
+    loaded = TASK.load(made, ("a", "b", "c"), trust_remote_code=False)
+    assert loaded.labels() == ("a", "b", "c")
+    assert loaded.module.config.hidden_size == model.module.config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"module": "gone.py:build"}, "There is no file 'gone.py' beside the recipe"),
+        ({"module": "net.py:bild"}, "net.py:bild cannot be imported"),
+        ({"module": "no_such_package.net:build"}, "no_such_package.net:build cannot be imported"),
+        ({"module": "net.py:number"}, "fails: 'int' object is not callable"),
+        ({"module": "collections:OrderedDict", "arguments": {}}, "gives OrderedDict"),
+        ({"arguments": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+        ({"arguments": {"width": 5}}, "The weights are not those of the module"),
+    ],
+)
+def test_what_goes_wrong_is_named(folder: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        make(folder, **changes)
+    assert not list((folder / "cache").glob("made-*"))
+
+
+def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
+    (folder / "weights/more.pt").write_bytes((folder / "weights/net.pth").read_bytes())
+    with pytest.raises(ModelError, match="holds 2 files of weights"):
+        make(folder)
+    one = Origin("net.py:build", False, 0, folder, {"width": 6})
+    assert one.make(folder / "weights/net.pth", folder / "cache", SilentProgress()).is_dir(), "the file may be named"
+
+
+def test_a_folder_without_a_processor_says_what_is_missing(folder: Path) -> None:
+    (folder / "weights/preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match="Nothing says how the model's inputs are prepared"):
+        make(folder)

@@ -1,0 +1,80 @@
+"""Continuations through ONNX Runtime against the same mathematics in numpy, and who is said to repeat themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from decoder_graphs import TinyDecoder
+
+from compress.evaluation.generate import continue_prompts, end_tokens, prompts_of, repetition_note, repetition_row
+from compress.progress import SilentProgress
+from compress.targets import TARGETS
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples
+
+PROMPTS = [[1, 2, 3], [40, 7]]
+
+
+def written(folder: Path, tokens: int) -> list[list[int]]:
+    return continue_prompts(folder, PROMPTS, tokens, TARGETS["cpu"], 1, SilentProgress(), "")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_likeliest_tokens_follow(tmp_path: Path, cache: bool) -> None:
+    decoder = TinyDecoder()
+    expected = [decoder.continuation(prompt, 9) for prompt in PROMPTS]
+    assert written(decoder.write(tmp_path, cache=cache), 9) == expected
+
+
+def test_a_text_ends_where_the_model_ends_it(tmp_path: Path) -> None:
+    decoder = TinyDecoder()
+    folder = decoder.write(tmp_path)
+    first, other = (decoder.continuation(prompt, 9) for prompt in PROMPTS)
+    end = first[3]
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": end}))
+    assert written(folder, 9) == [text[: text.index(end) + 1] if end in text else text for text in (first, other)]
+    assert len(written(folder, 9)[0]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, set()),
+        ({"config.json": {"eos_token_id": 2}}, {2}),
+        ({"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": [3, 4]}}, {3, 4}),
+        ({"config.json": {"eos_token_id": 2}, "generation_config.json": {}}, {2}),
+        ({"config.json": {"eos_token_id": None}}, set()),
+    ],
+)
+def test_end_tokens(tmp_path: Path, files: dict[str, dict[str, object]], expected: set[int]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert end_tokens(tmp_path) == expected
+
+
+def test_prompts_are_the_beginnings_of_windows_spread_over_the_text() -> None:
+    windows = [{"input_ids": np.arange(start, start + 8)} for start in range(0, 90, 10)]
+    examples = Examples(windows, {"input_ids": 0})
+    assert prompts_of(examples, Evaluation(prompts=3, prompt_tokens=2)) == [[0, 1], [40, 41], [80, 81]]
+    assert prompts_of(examples, Evaluation(prompts=0)) == []
+    assert len(prompts_of(examples, Evaluation(prompts=99))) == 9
+
+
+def test_repetition_is_the_mean_over_prompts() -> None:
+    row = repetition_row([[1, 2, 3, 4, 1, 2, 3, 4], [5] * 8, [1, 2]], "final", "cpu")
+    assert row.value == pytest.approx((1 / 5 + 4 / 5 + 0) / 3)
+    assert row.raw == pytest.approx((1 / 5, 4 / 5, 0.0))
+
+
+def test_only_who_repeats_more_than_the_baseline_is_named() -> None:
+    varied, circling = [list(range(start, start + 20)) for start in range(8)], [[1, 2] * 10] * 8
+    fine, bad = repetition_row(varied, "baseline", "cpu"), repetition_row(circling, "final", "cpu")
+    note = repetition_note(bad, fine)
+    assert note is not None and note.startswith("final repeats itself: 88% of its runs") and "0% of the" in note
+    assert repetition_note(bad, bad) is None
+    assert repetition_note(fine, bad) is None
+    once = repetition_row([*varied[:7], circling[0]], "final", "cpu")
+    assert repetition_note(once, fine) is None, "one text of eight may be chance"

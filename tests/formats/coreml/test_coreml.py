@@ -1,0 +1,232 @@
+"""Core ML: packages that coremltools opens, with the model's weights; no Mac is here to run them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_images
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError, IntegrityError, ModelError, StageError
+from compress.formats.coreml.conversion import to_coreml
+from compress.formats.coreml.file import MilProgram, read_coreml
+from compress.formats.coreml.model import PACKAGE, CoreMlModel
+from compress.formats.coreml.proof import prove_stored, stored_values
+from compress.formats.coreml.quiet import quiet_coreml
+from compress.formats.coreml.runtime import CoreMlSession
+from compress.formats.model_file import format_of, model_file
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.inspect.budget import budget_of
+from compress.installation import has_package
+from compress.targets import TARGETS
+from compress.tasks.task import Examples
+
+# To import it takes seconds, in each process that collects tests.
+if not has_package("coremltools"):
+    pytest.skip("no coremltools here", allow_module_level=True)
+TARGET = TARGETS["coreml"]
+LENGTH = 24
+NAMES = ("input_ids", "attention_mask")
+WORDS = "p_module_bert_embeddings_word_embeddings_weight"
+QUERY = "p_module_bert_encoder_layer_0_attention_self_query_weight"
+
+
+def tiny_encoder() -> TorchModel:
+    return tiny.encoder(num_hidden_layers=1)
+
+
+def examples_of(model: TorchModel) -> Examples:
+    return tiny.context(max_length=LENGTH).encode("train", model)
+
+
+def converted(precision: str, model: TorchModel | None = None) -> CoreMlModel:
+    model = model or tiny_encoder()
+    return to_coreml(model, examples_of(model), precision, 4, LENGTH, 1e-3)[0]  # type: ignore[arg-type]
+
+
+def program_of(model: CoreMlModel) -> MilProgram:
+    return read_coreml(model.specification, model.weights, Path(PACKAGE))
+
+
+@pytest.fixture(scope="module")
+def plain() -> CoreMlModel:
+    """A model in fp32. Conversion takes seconds."""
+    return converted("fp32")
+
+
+@pytest.fixture(scope="module")
+def small() -> CoreMlModel:
+    """The same in 8 bits, its words in 4."""
+    return converted("int8")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[TorchModel, CoreMlModel]:
+    """A network of convolutions in float16."""
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **tiny_images.names()
+    )
+    torch.manual_seed(0)
+    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor(), tiny_images.TASK)
+    examples = tiny_images.context().encode("train", model)
+    return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
+
+
+def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_output(
+    plain: CoreMlModel, tmp_path: Path
+) -> None:
+    plain.save(tmp_path)
+    assert format_of(tmp_path) == "coreml" and model_file(tmp_path) == tmp_path / PACKAGE
+    with quiet_coreml() as coremltools:
+        opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)
+        specification = opened.get_spec()
+        stored = coremltools.optimize.coreml.get_weights_metadata(opened, weight_threshold=0)
+    assert specification.specificationVersion == 9  # iOS 18
+    assert [one.name for one in specification.description.output] == ["logits"]
+    lengths = {
+        one.name: [(axis.lowerBound, axis.upperBound) for axis in one.type.multiArrayType.shapeRange.sizeRanges]
+        for one in specification.description.input
+    }
+    assert lengths == {name: [(1, 1), (2, LENGTH)] for name in NAMES}
+    expected = tiny_encoder().module.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(stored[WORDS].val, expected)
+
+
+def test_the_program_is_the_models_one_layer(plain: CoreMlModel) -> None:
+    found = Counter(program_of(plain).operators)
+    # Query, key, value, two of attention's and the feed-forward's, pooler and classifier.
+    assert (found["linear"], found["layer_norm"], found["softmax"], found["matmul"]) == (8, 3, 1, 2)
+    assert found["gelu"] == found["tanh"] == 1
+
+
+def test_every_float_is_stored_as_it_is_and_in_eight_bits_within_half_a_step(
+    plain: CoreMlModel, small: CoreMlModel
+) -> None:
+    weights = {name.replace(".", "_").lower(): value for name, value in tiny_encoder().tensors().items()}
+    for made, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
+        stored = {one.name: one for one in program_of(made).constants}
+        for name in (WORDS, QUERY):
+            expected = weights[name.removeprefix("p_module_")].numpy()
+            values, _ = stored_values(stored[name + suffix], made.weights)
+            groups = np.abs(expected).max(axis=-1, keepdims=True)  # a row of 32 is one group
+            step = groups / (7 if name == WORDS else 127)
+            bound = 1e-7 if made is plain else 0.51 * step + 1e-3 * groups
+            assert np.all(np.abs(values - expected) < bound), name
+
+
+def test_words_have_four_bits_the_rest_eight_and_sizes_add_up(
+    plain: CoreMlModel, small: CoreMlModel, tmp_path: Path
+) -> None:
+    places = tmp_path / "plain", tmp_path / "small"
+    for place, made in zip(places, (plain, small), strict=True):
+        place.mkdir()
+        made.save(place)
+    before, budget = (budget_of(place) for place in places)
+    assert budget.format == "coreml" and budget.parameters <= before.parameters
+    assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
+    words = tiny_encoder().module.get_input_embeddings().weight
+    (table,) = [one for one in budget.tensors if one.dtype == "int4"]
+    assert (table.parameters, table.bytes) == (words.numel(), words.numel() // 2)
+    matrices = {one.name: one.dtype for one in budget.tensors if one.name.endswith("_dense_weight_to_fp16_quantized")}
+    assert len(matrices) == 4 and set(matrices.values()) == {"int8"}
+
+
+def test_convolutions_keep_their_picture_and_their_weights(pictures: tuple[TorchModel, CoreMlModel]) -> None:
+    model, made = pictures
+    program = program_of(made)
+    side = tiny_images.SIDE
+    assert program.inputs == {"pixel_values": ((1, 1), (3, 3), (side, side), (side, side))}
+    convolutions = sum(isinstance(one, torch.nn.Conv2d) for one in model.module.modules())
+    assert Counter(program.operators)["conv"] == convolutions
+    # Convolutions are stored with the normalisation after them, so that only the classifier is what it was.
+    assert prove_stored(made, model).startswith("1 of")
+
+
+def test_the_same_weights_give_the_same_bytes(small: CoreMlModel) -> None:
+    again = converted("int8")
+    assert again.specification == small.specification and again == small
+
+
+def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlModel, small: CoreMlModel) -> None:
+    assert "11 of 11 matrices" in prove_stored(small, tiny_encoder())
+    with pytest.raises(IntegrityError, match="differs from the model's"):
+        prove_stored(small, tiny.encoder(num_hidden_layers=1, seed=7))
+    (query,) = [one for one in program_of(plain).constants if one.name == QUERY]
+    damaged = bytearray(plain.weights)
+    damaged[query.start + 3] ^= 0x40
+    with pytest.raises(IntegrityError, match=QUERY):
+        prove_stored(CoreMlModel(plain.specification, bytes(damaged), plain.companions), tiny_encoder())
+
+
+def test_a_trace_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.formats.coreml.conversion._MASKED", 0.0)
+    with pytest.raises(IntegrityError, match="As traced for Core ML the logits differ"):
+        converted("fp32")
+
+
+def test_what_is_not_whole_is_refused(plain: CoreMlModel, tmp_path: Path) -> None:
+    plain.save(tmp_path)
+    data = tmp_path / PACKAGE / "Data" / "com.apple.CoreML"
+    weights = data / "weights" / "weight.bin"
+    weights.write_bytes(plain.weights[:-2000])
+    with pytest.raises(ModelError, match="is not whole in the"):
+        budget_of(tmp_path)
+    (data / "model.mlmodel").write_bytes(b"\x80\x04")
+    with pytest.raises(ModelError, match="cannot be read"):
+        budget_of(tmp_path)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"lacks weight\.bin"):
+        CoreMlModel.load(tmp_path, "text-classification")
+    with pytest.raises(ModelError, match=r"There are 0 \.mlpackage"):
+        CoreMlModel.load(data, "text-classification")
+
+
+def test_here_the_target_is_not_to_be_had(plain: CoreMlModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    plain.save(tmp_path)
+    assert why_unavailable(TARGET) == "Core ML runs on macOS only"
+    with pytest.raises(StageError, match="runs on macOS only"):
+        get_runtime("coreml").open(tmp_path, TARGET, threads=1)
+
+
+def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlModel, tmp_path: Path) -> None:
+    # Core ML itself is not here; what is tested is the way there: types, rows, names.
+    plain.save(tmp_path)
+    with quiet_coreml() as coremltools:
+        opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)
+
+    class Asked:
+        calls: list[dict[str, Any]] = []
+
+        def get_spec(self) -> Any:
+            return copy.deepcopy(opened.get_spec())
+
+        def predict(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+            self.calls.append(row)
+            return {"logits": row["input_ids"].sum(axis=1, keepdims=True)}
+
+    session = CoreMlSession(Asked(), "here")
+    ids = np.arange(6, dtype=np.int64).reshape(2, 3)
+    found = session.predict(dict(zip(NAMES, (ids, np.ones_like(ids)), strict=True)))
+    assert found["logits"].tolist() == [[3.0], [12.0]] and found["logits"].dtype == np.float32
+    assert [(call["input_ids"].shape, call["input_ids"].dtype) for call in Asked.calls] == [((1, 3), np.int32)] * 2
+    assert session.input_types["input_ids"] == ("int32", (1, None))
+    with pytest.raises(InputError, match="lacks the model's input attention_mask"):
+        session.predict({"input_ids": ids})
+
+
+def test_the_manifest_names_both_files(plain: CoreMlModel, tmp_path: Path) -> None:
+    plain.save(tmp_path)
+    told = json.loads((tmp_path / PACKAGE / "Manifest.json").read_text())
+    places = {item["path"] for item in told["itemInfoEntries"].values()}
+    assert all((tmp_path / PACKAGE / "Data" / place).exists() for place in places) and len(places) == 2
+    assert told["itemInfoEntries"][told["rootModelIdentifier"]]["name"] == "model.mlmodel"

@@ -1,0 +1,305 @@
+"""ExecuTorch: programs that its own runtime opens and that answer as torch does; what can't be is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError, IntegrityError, ModelError, StageError
+from compress.formats.executorch.export import ROWS, Lowered, to_executorch
+from compress.formats.executorch.file import read_pte
+from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
+from compress.formats.executorch.parity import prove_near
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.parts import NamelessParts
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.inspect.budget import budget_of
+from compress.inspect.departures import Comparison, compare_parts
+from compress.inspect.matched_parts import match
+from compress.inspect.node_layers import node_modules
+from compress.inspect.open_parts import open_parts
+from compress.progress import SilentProgress
+from compress.runtimes.runtime import TensorType
+from compress.targets import TARGETS
+from compress.tasks.task import Examples
+
+pytest.importorskip("executorch")
+TARGET = TARGETS["executorch"]
+LENGTH = 24
+NAMES = ("input_ids", "attention_mask")
+FOREIGN = """
+import json, sys
+from pathlib import Path
+import torch
+from executorch.runtime import Runtime
+import executorch.kernels.quantized
+method = Runtime.get().load_program(Path(sys.argv[1])).load_method("forward")
+inputs = [torch.tensor(values) for values in json.load(sys.stdin)]
+print(json.dumps(method.execute(inputs)[0].tolist()))
+"""
+"""What an app's developer would try first, with nothing of `compress`."""
+
+
+def tiny_encoder() -> TorchModel:
+    return tiny.encoder(num_hidden_layers=1)
+
+
+def examples_of(model: TorchModel) -> Examples:
+    return tiny.context(max_length=LENGTH).encode("train", model)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchModel, Lowered, Path]:
+    """A model, its program in fp32, and the folder of that. Lowering takes seconds."""
+    return lowered("fp32", tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchModel, Lowered, Path]:
+    """The same in 8 bits, its words in 4."""
+    return lowered("int8", tmp_path_factory.mktemp("small"))
+
+
+def lowered(precision: str, folder: Path) -> tuple[TorchModel, Lowered, Path]:
+    model = tiny_encoder()
+    made = to_executorch(model, examples_of(model), precision, 4, LENGTH)  # type: ignore[arg-type]
+    made.model.save(folder)
+    return model, made, folder
+
+
+def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Padded texts: the last row's second half counts for nothing."""
+    ids = np.random.default_rng(seed).integers(5, 30, (rows, length))
+    mask = np.ones_like(ids)
+    mask[-1, length // 2 + 1 :] = 0
+    return dict(zip(NAMES, (ids, mask), strict=True))
+
+
+def torch_answers(module: torch.nn.Module, batch: dict[str, np.ndarray]) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(module(**{name: torch.from_numpy(value) for name, value in batch.items()}).logits)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 2), (1, 7), (3, 5), (ROWS, LENGTH), (2 * ROWS + 3, 11)])
+def test_in_fp32_it_answers_as_torch_does_for_any_rows_and_lengths(
+    plain: tuple[TorchModel, Lowered, Path], rows: int, length: int
+) -> None:
+    model, _, folder = plain
+    session = get_runtime("executorch").open(folder, TARGET, threads=1)
+    batch = batch_of(rows, length)
+    np.testing.assert_allclose(session.predict(batch)["logits"], torch_answers(model.module, batch), atol=1e-5)
+
+
+def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lowered, Path]) -> None:
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    read: Any = deserialize_pte_binary(small[1].model.program)
+    (plan,) = read.program.execution_plan
+    calls = [type(one.instr_args).__name__ for chain in plan.chains for one in chain.instructions]
+    kernels = [
+        plan.operators[one.instr_args.op_index].name
+        for chain in plan.chains
+        for one in chain.instructions
+        if type(one.instr_args).__name__ == "KernelCall"
+    ]
+    # One for the mask, which is wider than what it is made of; attention's own would cut XNNPACK's share into pieces.
+    assert kernels.count("aten::expand_copy") <= 1 and calls.count("DelegateCall") > 1
+
+
+def test_executorch_alone_opens_it_and_gives_the_same(small: tuple[TorchModel, Lowered, Path]) -> None:
+    _, _, folder = small
+    batch = batch_of(2, 9)
+    given = json.dumps([batch[name].tolist() for name in NAMES])
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, folder / PTE_FILE], input=given, capture_output=True, text=True, check=True
+    )
+    here = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), here, atol=1e-6)
+
+
+def test_in_eight_bits_every_weight_of_a_product_is_an_integer_near_the_float(
+    small: tuple[TorchModel, Lowered, Path],
+) -> None:
+    model, _, folder = small
+    content = (folder / PTE_FILE).read_bytes()
+    found = read_pte(content, folder)
+    scales = {one.name.removesuffix(".scale"): one for one in found if one.name.endswith(".scale")}
+    stored = []
+    for one in found:
+        if one.dtype == "int8" and one.name in scales:
+            integers = np.frombuffer(content, np.int8, one.bytes, one.start).reshape(one.shape)
+            factors = scales[one.name]
+            stored.append((integers, np.frombuffer(content, np.float32, factors.bytes // 4, factors.start)))
+    products = [layer.weight.detach().numpy() for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(stored) == len(products)
+    for weight in products:
+        distances = [
+            np.abs(integers * factors[:, None] - weight).max() / factors.max()
+            for integers, factors in stored
+            if integers.shape == weight.shape
+        ]
+        assert min(distances) <= 0.51, "no stored product is this one within half a step"
+
+
+def test_words_have_four_bits_and_sizes_add_up(
+    plain: tuple[TorchModel, Lowered, Path], small: tuple[TorchModel, Lowered, Path]
+) -> None:
+    model, _, folder = small
+    assert format_of(folder) == "executorch" and model_file(folder) == folder / PTE_FILE
+    budget, before = budget_of(folder), budget_of(plain[2])
+    assert budget.format == "executorch"
+    assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
+    words = model.module.get_input_embeddings().weight
+    (table,) = [one for one in budget.tensors if one.parameters == words.numel()]
+    assert (table.dtype, table.bytes) == ("uint8", words.numel() // 2)
+    # Equal tensors, such as those of two new normalisations, are stored once.
+    distinct = {value.detach().numpy().tobytes(): value.numel() for value in model.module.parameters()}
+    assert budget.parameters == before.parameters == sum(distinct.values())
+
+
+def test_it_is_near_the_float_model_and_tells_how_near(small: tuple[TorchModel, Lowered, Path]) -> None:
+    model, made, folder = small
+    batch = batch_of(ROWS, 12)
+    found = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
+    expected = torch_answers(model.module, batch)
+    assert 1e-4 < np.abs(found - expected).max() < 0.25 * np.ptp(expected)
+    assert "from torch over the same integers" in prove_near(made, model, examples_of(model), 1e-3)
+
+
+def test_a_program_of_another_model_is_not_taken_for_this_one(plain: tuple[TorchModel, Lowered, Path]) -> None:
+    _, made, _ = plain
+    other = tiny.encoder(num_hidden_layers=1, seed=7)
+    same = Lowered(made.model, to_answers(other))
+    with pytest.raises(IntegrityError, match="In ExecuTorch the logits differ from torch by"):
+        prove_near(same, other, examples_of(other), 1e-3)
+
+
+def to_answers(model: TorchModel) -> torch.nn.Module:
+    class Answers(torch.nn.Module):
+        def forward(self, *values: torch.Tensor) -> torch.Tensor:
+            return model.module(**dict(zip(NAMES, values, strict=True))).logits
+
+    return Answers()
+
+
+def test_the_session_tells_its_inputs_and_refuses_others(plain: tuple[TorchModel, Lowered, Path]) -> None:
+    session = get_runtime("executorch").open(plain[2], TARGET, threads=2)
+    assert session.input_types == {name: TensorType("int64", ("batch_size", "sequence_length")) for name in NAMES}
+    assert session.settings["intra_op_threads"] == 2 and session.settings["rows_at_once"] == ROWS
+    with pytest.raises(InputError, match="lacks the model's input attention_mask"):
+        session.predict({"input_ids": batch_of(1, 4)["input_ids"]})
+    with pytest.raises(InputError, match=r"(?s)cannot be int64 \[1, 25\].*up to 24"):
+        session.predict(batch_of(1, LENGTH + 1))
+    with pytest.raises(InputError, match="cannot be int32"):
+        session.predict({name: value.astype(np.int32) for name, value in batch_of(1, 4).items()})
+
+
+def test_what_is_not_whole_is_refused(plain: tuple[TorchModel, Lowered, Path], tmp_path: Path) -> None:
+    _, made, _ = plain
+    made.model.save(tmp_path)
+    program, config = tmp_path / PTE_FILE, tmp_path / "config.json"
+    whole = program.read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(ModelError, match=match):
+            get_runtime("executorch").open(tmp_path, TARGET, threads=1)
+
+    program.write_bytes(whole[:-100])
+    refused(r"ends at byte \d+ of \d+")
+    with pytest.raises(ModelError, match=r"ends at byte \d+ of \d+"):
+        budget_of(tmp_path)
+    program.write_bytes(b"\x80\x04" + whole[2:])
+    refused("cannot open the program")
+    program.write_bytes(b"PK" * 500)
+    refused("no ExecuTorch program")
+    program.write_bytes(whole)
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, INTERFACE: {**told[INTERFACE], "outputs": ["logits", "more"]}}))
+    refused(r"2 inputs and 1 outputs, its config names 2 and 2")
+    config.write_text(json.dumps({name: value for name, value in told.items() if name != INTERFACE}))
+    refused("does not name the program's inputs")
+    config.unlink()
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        ExecuTorchModel.load(tmp_path, "text-classification")
+
+
+FAULTY = "bert.encoder.layer.0.intermediate.dense"
+"""It lies within a part of XNNPACK, between other layers."""
+
+
+def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_healthy_program(
+    small: tuple[TorchModel, Lowered, Path], tmp_path: Path
+) -> None:
+    model, _, folder = small
+    reference = tmp_path / "model.onnx"
+    onnx.save(export_onnx(model, examples_of(model), opset=None, fusions=False).graph, reference)
+    healthy = departing(reference, folder)
+    # Six products, two of attention, its softmax, GELU, two sums and three normalisations.
+    assert healthy.departures == () and healthy.parts >= 15 and healthy.worst.bits in (4, 8)
+    assert 0.3 < healthy.worst.error / healthy.worst.explained < 2
+    shutil.copytree(folder, tmp_path / "faulty")
+    (tmp_path / "faulty" / PTE_FILE).write_bytes(with_larger_scales(model, folder / PTE_FILE))
+    (found,) = departing(reference, tmp_path / "faulty").departures
+    assert (found.layer, found.operator, found.bits) == (FAULTY, "FullyConnected", 8)
+    assert found.error > 4 * found.explained and found.before < found.after
+
+
+def departing(reference: Path, folder: Path) -> Comparison:
+    parts, graph = open_parts(folder, TARGET), onnx.load(reference)
+    assert isinstance(parts, NamelessParts)
+    batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
+    known = match(parts, OnnxParts(graph), batches[0])
+    found = compare_parts(graph, node_modules(reference), known, batches, SilentProgress())
+    assert found is not None
+    return found
+
+
+def with_larger_scales(model: TorchModel, file: Path) -> bytes:
+    """The program whose integers of the layer at fault count half as much again; all else is as it was."""
+    weight, content = model.module.get_parameter(f"{FAULTY}.weight").detach().numpy(), bytearray(file.read_bytes())
+    stored = {one.name: one for one in read_pte(bytes(content), file)}
+    for name, one in stored.items():
+        scales = stored.get(f"{name}.scale")
+        if one.dtype == "int8" and one.shape == weight.shape and scales is not None:
+            integers = np.frombuffer(bytes(content), np.int8, one.bytes, one.start).reshape(one.shape)
+            factors = np.frombuffer(bytes(content), np.float32, scales.bytes // 4, scales.start)
+            if np.corrcoef((integers * factors[:, None]).ravel(), weight.ravel())[0, 1] > 0.99:
+                content[scales.start : scales.start + scales.bytes] = (factors * np.float32(1.5)).tobytes()
+                return bytes(content)
+    raise AssertionError("the layer's integers are not there")
+
+
+def test_operators_that_it_lacks_are_named_with_their_module() -> None:
+    class Strange(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(hidden)
+
+    model = tiny_encoder()
+    model.module.dropout = Strange()
+    with pytest.raises(
+        StageError, match=r"ExecuTorch cannot run the model: .*special_bessel_j0 in dropout \(Strange\)"
+    ):
+        to_executorch(model, examples_of(model), "fp32", 4, LENGTH)
+
+
+def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "compress[executorch]" in str(why_unavailable(TARGET))
+
+
+@pytest.mark.slow
+def test_the_same_weights_give_the_same_bytes(small: tuple[TorchModel, Lowered, Path], tmp_path: Path) -> None:
+    assert lowered("int8", tmp_path)[1].model == small[1].model

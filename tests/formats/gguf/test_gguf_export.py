@@ -1,0 +1,213 @@
+"""GGUF files written from checkpoints, read back by transformers and by llama.cpp's Python package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from mergeable import LLAMA3_ROPE, ROWS, save_mergeable_llama, save_qwen, train_tokenizer
+from quantized import quantize_tiny_llama
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.errors import ModelError
+from compress.formats.gguf.architecture import Architecture
+from compress.formats.gguf.export import FloatType, plan_gguf, write_companions, write_gguf
+from compress.formats.gguf.file import read_gguf
+from compress.formats.gguf.proof import compare_gguf
+from compress.sources.gguf_conversion import convert_gguf
+
+
+def quantized_llama(folder: Path, **how: Any) -> QuantizedCheckpoint:
+    """The tiny llama in GPTQ format, with a tokenizer that has merges."""
+    made = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized", **how)
+    train_tokenizer().save_pretrained(made.folder)
+    return made
+
+
+def read_by_transformers(
+    checkpoint: Checkpoint, folder: Path, float_type: FloatType = "f32"
+) -> dict[str, torch.Tensor]:
+    """The weights that transformers finds in the GGUF file of ``checkpoint``."""
+    write_gguf(checkpoint, folder / "tiny.gguf", float_type)
+    state: dict[str, torch.Tensor] = load_file(
+        convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors"
+    )
+    return state
+
+
+def test_float_weights_come_back_in_transformers_order(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    state = read_by_transformers(source, tmp_path)
+    expected = load_file(source.folder / "model.safetensors")
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_biases_head_norms_and_an_output_layer_of_its_own_come_back(kind: str, tmp_path: Path) -> None:
+    source = save_qwen(tmp_path / "source", kind)
+    state = read_by_transformers(source, tmp_path)
+    expected = load_file(source.folder / "model.safetensors")
+    assert ("lm_head.weight" in expected) is (kind == "qwen2")
+    assert any(name.endswith("q_proj.bias" if kind == "qwen2" else "q_norm.weight") for name in expected)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "kinds"),
+    [
+        ({"bits": 4, "group_size": 32}, {"Q4_0"}),
+        ({"bits": 4, "group_size": 64, "table_bits": 8}, {"Q4_0", "Q8_0"}),
+        ({"bits": 8, "group_size": 32}, {"Q8_0", "Q4_0"}),
+        ({"bits": 3, "group_size": 64}, {"Q4_0"}),
+        ({"bits": 4, "group_size": 32, "table_bits": None}, {"Q4_0", "F32"}),
+    ],
+)
+def test_quantized_weights_come_back_to_the_bit(how: dict[str, Any], kinds: set[str], tmp_path: Path) -> None:
+    checkpoint = quantized_llama(tmp_path, **how)
+    state = read_by_transformers(checkpoint, tmp_path)
+    modules = [name.removesuffix(".weight") for name in state]
+    assert len(modules) == 1 + 2 * 9 + 1
+    for module in modules:
+        assert torch.equal(state[f"{module}.weight"], checkpoint.weight(module)), module
+    header = read_gguf(tmp_path / "tiny.gguf")
+    assert {tensor.dtype for tensor in header.tensors if len(tensor.shape) == 2} == kinds
+    assert all(tensor.dtype == "F32" for tensor in header.tensors if len(tensor.shape) == 1)
+
+
+def test_the_table_that_is_the_head_too_is_stored_once(tmp_path: Path) -> None:
+    checkpoint = quantized_llama(tmp_path)
+    write_gguf(checkpoint, tmp_path / "tiny.gguf")
+    tensors = {tensor.name: tensor for tensor in read_gguf(tmp_path / "tiny.gguf").tensors}
+    assert tensors["token_embd.weight"].bytes == ROWS * 64 // 32 * 18
+    assert "output.weight" not in tensors
+
+
+def test_half_precision_halves_plain_matrices_and_says_what_it_rounds(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    write_gguf(source, tmp_path / "half.gguf", "f16")
+    found = {one.name: one for one in compare_gguf(tmp_path / "half.gguf", source, "f16")}
+    assert found["blk.0.attn_q.weight"].kind == "F16" and 0 < found["blk.0.attn_q.weight"].largest <= 2**-11
+    assert found["output_norm.weight"].kind == "F32" and found["output_norm.weight"].largest == 0
+    state = read_by_transformers(source, tmp_path, "f16")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    assert torch.equal(state[name], source.stored(name).half().float())
+
+
+def test_a_change_in_the_file_is_found(tmp_path: Path) -> None:
+    checkpoint = quantized_llama(tmp_path)
+    file = tmp_path / "tiny.gguf"
+    write_gguf(checkpoint, file)
+    assert all(one.largest == 0 for one in compare_gguf(file, checkpoint))
+    (tensor,) = (one for one in read_gguf(file).tensors if one.name == "blk.1.ffn_up.weight")
+    content = bytearray(file.read_bytes())
+    content[tensor.start + 2] ^= 0x10
+    file.write_bytes(content)
+    changed = [one for one in compare_gguf(file, checkpoint) if one.largest > one.allowed]
+    assert [one.name for one in changed] == ["blk.1.ffn_up.weight"]
+
+
+def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    write_gguf(source, tmp_path / "tiny.gguf")
+    fields = GGUFReader(tmp_path / "tiny.gguf").fields
+    found = {key: fields[key].contents() for key in fields}
+    expected = {
+        "general.architecture": "llama",
+        "llama.context_length": 256,
+        "llama.embedding_length": 64,
+        "llama.block_count": 2,
+        "llama.feed_forward_length": 128,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": 16,
+        "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10000.0,
+        "llama.vocab_size": ROWS,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "general.file_type": 1,
+    }
+    assert {key: found[key] for key in expected} == expected
+    assert found["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    tokenizer = train_tokenizer()
+    assert found["tokenizer.chat_template"] == tokenizer.chat_template
+    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    mark = tokenizer.convert_tokens_to_ids("<mark>")
+    assert (types[1], types[100], types[mark], types[ROWS - 1]) == (3, 1, 4, 5)
+
+
+def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source", rope_parameters=LLAMA3_ROPE, head_dim=32)
+    config = AutoModelForCausalLM.from_pretrained(source.folder).config
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500.0 ** (-np.arange(0, 32, 2) / 32)
+    factors = Architecture.of(source).rotary_factors()
+    assert factors is not None and len(set(factors.tolist())) > 3
+    np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-6)
+    (planned,) = (one for one in plan_gguf(source) if one.name == "rope_freqs.weight")
+    assert planned.shape == (16,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt_neox"}, "'gpt_neox' cannot be written"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window: 16"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type: 'dynamic'"),
+        ({"num_hidden_layers": 3}, "lacks model.layers.2"),
+        ({"num_hidden_layers": 1}, "has model.layers.1"),
+    ],
+)
+def test_what_gguf_cannot_say_is_refused_before_anything_is_written(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    config = json.loads((source.folder / "config.json").read_text())
+    (source.folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError, match=words):
+        write_gguf(Checkpoint(source.folder), tmp_path / "tiny.gguf")
+    assert not (tmp_path / "tiny.gguf").exists()
+
+
+def test_groups_that_fill_no_block_are_refused_by_the_layers_name(tmp_path: Path) -> None:
+    checkpoint = quantized_llama(tmp_path, group_size=16)
+    with pytest.raises(ModelError, match="Groups of 16") as caught:
+        write_gguf(checkpoint, tmp_path / "tiny.gguf")
+    assert caught.value.where is not None and caught.value.where.startswith("model.embed_tokens")
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    tensors = load_file(source.folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(tensors, source.folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"up_proj.weight' holds values beyond float16") as caught:
+        write_gguf(source, tmp_path / "tiny.gguf")
+    assert "float_type: f32" in str(caught.value)
+
+
+def test_companions_load_in_transformers_and_speak_of_no_quantization(tmp_path: Path) -> None:
+    checkpoint = quantized_llama(tmp_path)
+    (tmp_path / "beside").mkdir()
+    write_companions(checkpoint, tmp_path / "beside")
+    assert "quantization_config" not in json.loads((tmp_path / "beside" / "config.json").read_text())
+    from transformers import AutoTokenizer
+
+    beside = AutoTokenizer.from_pretrained(tmp_path / "beside")
+    assert beside("the cat's 12")["input_ids"] == train_tokenizer()("the cat's 12")["input_ids"]
+    assert beside.chat_template == train_tokenizer().chat_template

@@ -1,0 +1,186 @@
+"""llama.cpp as a runtime, against transformers on the same weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mergeable import LLAMA3_ROPE, ROWS, save_mergeable_llama, save_qwen, train_tokenizer
+from quantized import quantize_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import InputError, MissingExtraError, ModelError
+from compress.formats.gguf import llama_cpp_library
+from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.runtime import LlamaCppSession
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.sources.gguf_conversion import convert_gguf
+from compress.targets import TARGETS
+
+TARGET = TARGETS["llama-cpp"]
+
+
+def session(checkpoint: Checkpoint, folder: Path, threads: int = 1) -> LlamaCppSession:
+    write_gguf(checkpoint, folder / "tiny.gguf", "f32")
+    opened = get_runtime("llama-cpp").open(folder / "tiny.gguf", TARGET, threads)
+    assert isinstance(opened, LlamaCppSession)
+    return opened
+
+
+def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, ROWS, (rows, length))
+
+
+def torch_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    with torch.no_grad():
+        logits: np.ndarray = model(torch.from_numpy(tokens)).logits.numpy()
+    return logits
+
+
+def test_float_logits_of_every_place_are_those_of_transformers(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    tokens = ids(3, 70)
+    found = session(source, tmp_path).predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
+    expected = torch_logits(source.folder, tokens)
+    assert found.shape == (3, 70, ROWS) and found.dtype == np.float32
+    # llama.cpp keeps keys and values in float16.
+    assert np.abs(found - expected).max() < 5e-3 * expected.std()
+
+
+def test_qwen_s_biases_and_norms_and_llama_3_s_rotation_reach_llama_cpp(tmp_path: Path) -> None:
+    sources = [save_qwen(tmp_path / kind, kind, head_size=32) for kind in ("qwen2", "qwen3")]
+    sources.append(save_mergeable_llama(tmp_path / "llama", rule="llama-bpe", rope_parameters=LLAMA3_ROPE, head_dim=32))
+    tokens = ids(1, 100)
+    for source in sources:
+        found = session(source, tmp_path).predict({"input_ids": tokens})["logits"]
+        expected = torch_logits(source.folder, tokens)
+        assert np.abs(found - expected).max() < 1e-2 * expected.std(), source.folder.name
+
+
+def test_quantized_logits_are_near_those_of_the_dequantized_weights(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    quantized = quantize_tiny_llama(source, tmp_path / "quantized", group_size=64)
+    train_tokenizer().save_pretrained(quantized.folder)
+    tokens = ids(2, 60)
+    found = session(quantized, tmp_path).predict({"input_ids": tokens})["logits"]
+    dequantized = torch_logits(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache"), tokens)
+    original = torch_logits(source.folder, tokens)
+    # llama.cpp rounds activations to 8 bits, which is a small error beside that of 4-bit weights.
+    assert np.abs(found - dequantized).std() < 0.2 * np.abs(original - dequantized).std()
+
+
+def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source", max_position_embeddings=1024)
+    decoder = session(source, tmp_path).decoder()
+    prompt = ids(1, 500)[0].tolist()
+    model = AutoModelForCausalLM.from_pretrained(source.folder).float().eval()
+    for start in (prompt[:7], prompt):
+        expected = model.generate(
+            torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
+        )[0, len(start) :].tolist()
+        found = [decoder.prefill(start)]
+        while len(found) < 24:
+            found.append(decoder.step(found[-1]))
+        assert found == expected
+    assert decoder.cached and decoder.vocabulary == ROWS
+
+
+def test_logits_are_worked_out_for_the_last_token_alone_unless_all_are_wanted(tmp_path: Path) -> None:
+    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", "f32")
+    model, tokens = llama_cpp_library.LlamaModel(tmp_path / "tiny.gguf"), ids(1, 9)[0]
+    every = llama_cpp_library.LlamaContext(model, 16, 1, every=True).append(tokens)
+    last = llama_cpp_library.LlamaContext(model, 16, 1, every=False).append(tokens)
+    assert every.shape == (9, ROWS) and last.shape == (1, ROWS)
+    np.testing.assert_allclose(last[0], every[-1], atol=1e-4)
+
+
+def test_a_text_does_not_remember_the_one_before(tmp_path: Path) -> None:
+    opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
+    tokens = ids(2, 40)
+    alone = opened.predict({"input_ids": tokens[1:]})["logits"]
+    assert np.array_equal(opened.predict({"input_ids": tokens})["logits"][1:], alone)
+
+
+def test_batches_that_llama_cpp_cannot_take_are_refused(tmp_path: Path) -> None:
+    opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
+    tokens = ids(2, 8)
+    mask = np.ones_like(tokens)
+    mask[0, -1] = 0
+    with pytest.raises(InputError, match="no padding"):
+        opened.predict({"input_ids": tokens, "attention_mask": mask})
+    with pytest.raises(InputError, match=f"id {ROWS}"):
+        opened.predict({"input_ids": np.full((1, 3), ROWS)})
+    with pytest.raises(InputError, match="id -1"):
+        opened.decoder().prefill([3, -1])
+    with pytest.raises(InputError, match="lacks the model's input input_ids"):
+        opened.predict({"tokens": tokens})
+    with pytest.raises(InputError, match=r"shape \[3\]"):
+        opened.predict({"input_ids": tokens[0, :3]})
+    with pytest.raises(InputError, match="0 threads"):
+        get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 0)
+
+
+def test_what_is_no_gguf_model_is_refused(tmp_path: Path) -> None:
+    runtime = get_runtime("llama-cpp")
+    with pytest.raises(ModelError, match="does not exist"):
+        runtime.open(tmp_path / "none", TARGET, 1)
+    with pytest.raises(ModelError, match=r"holds 0 \.gguf files"):
+        runtime.open(tmp_path, TARGET, 1)
+    opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
+    assert opened.settings["intra_op_threads"] == 1
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match="truncated"):
+        runtime.open(tmp_path / "cut.gguf", TARGET, 1)
+    (tmp_path / "odd.gguf").write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_op.weight"))
+    with pytest.raises(ModelError, match=r"llama.cpp cannot open the model: .*ffn_up"):
+        runtime.open(tmp_path / "odd.gguf", TARGET, 1)
+
+
+def test_without_the_package_or_with_another_build_the_target_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert why_unavailable(TARGET) is None
+    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf")
+    monkeypatch.setattr(llama_cpp_library, "VERSION", "1.0")
+    llama_cpp_library.library.cache_clear()
+    assert "is installed, whose C interface" in str(why_unavailable(TARGET))
+    monkeypatch.setattr(llama_cpp_library, "PACKAGE", "no-such-package")
+    assert "pip install 'compress[llama-cpp]'" in str(why_unavailable(TARGET))
+    with pytest.raises(MissingExtraError, match="llama-cpp"):
+        get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 1)
+
+
+def test_a_library_of_one_s_own_is_taken_and_counts_as_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import xllamacpp
+
+    runtime = get_runtime("llama-cpp")
+    packaged = runtime.build()
+    own = tmp_path / "libllama.so"
+    own.symlink_to(xllamacpp.xllamacpp.__file__)
+    monkeypatch.setenv(llama_cpp_library.VARIABLE, str(own))
+    llama_cpp_library.library.cache_clear()
+    try:
+        opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
+        assert opened.settings["runtime"] == "llama.cpp in libllama.so"
+        assert opened.predict({"input_ids": ids(1, 4)})["logits"].shape == (1, 4, ROWS)
+        alone = runtime.build()
+        (tmp_path / "libggml-cpu-some.so").write_bytes(b"a backend")
+        assert len({packaged, alone, runtime.build()}) == 3
+        for name, words in (("none.so", "names .*none.so, which is no file"), ("text.so", None)):
+            (tmp_path / "text.so").write_text("no library")
+            monkeypatch.setenv(llama_cpp_library.VARIABLE, str(tmp_path / name))
+            llama_cpp_library.library.cache_clear()
+            if words is not None:
+                assert re.search(words, str(why_unavailable(TARGET)))
+            with pytest.raises(InputError, match=r"COMPRESS_LLAMA_CPP names no llama\.cpp"):
+                runtime.open(tmp_path / "tiny.gguf", TARGET, 1)
+    finally:
+        llama_cpp_library.library.cache_clear()

@@ -1,0 +1,209 @@
+"""LiteRT: what the stage writes opens in its plain interpreter, answers as torch does, and what can't is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.litert.file import read_litert
+from compress.formats.litert.model import LITERT_FILE, LiteRtModel
+from compress.formats.litert.quantization import quantize_litert
+from compress.formats.litert.stage import LiteRt
+from compress.formats.model_file import format_of, model_file
+from compress.formats.probed import probed
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.inspect.budget import budget_of
+from compress.installation import has_package
+from compress.runtimes.runtime import TensorType
+from compress.targets import TARGETS
+
+# To import it takes seconds, in each process that collects tests.
+if not has_package("litert-torch"):
+    pytest.skip("no litert-torch here", allow_module_level=True)
+TARGET = TARGETS["litert"]
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tiny classifier, the folder that the stage wrote of it in fp32, and what it told."""
+
+    model: TorchModel
+    folder: Path
+    remarks: tuple[str, ...]
+
+    @property
+    def content(self) -> bytes:
+        return (self.folder / LITERT_FILE).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    model, context = tiny.encoder(), tiny.context()
+    folder = tmp_path_factory.mktemp("litert") / "fp32"
+    folder.mkdir()
+    LiteRt(precision="fp32", lengths=2).run(model, context).save(folder)
+    return Written(model, folder, tuple(context.remarks))
+
+
+@pytest.fixture(scope="module")
+def small(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in 8 bits, its table of words in 4."""
+    folder = tmp_path_factory.mktemp("litert") / "int8"
+    folder.mkdir()
+    LiteRtModel(quantize_litert(written.content, "int8", WORDS, 4, 32), {}).save(folder)
+    return folder
+
+
+def batch(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Random token ids, their mask, and what no graph takes."""
+    generator = np.random.default_rng(3)
+    mask = (np.arange(max(lengths))[None] < np.array(lengths)[:, None]).astype(np.int64)
+    return {"input_ids": generator.integers(5, 100, mask.shape) * mask, "attention_mask": mask, "labels": mask[:, 0]}
+
+
+def expected(model: TorchModel, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    with torch.inference_mode():
+        ids, mask = (torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask"))
+        logits: np.ndarray = model.module(input_ids=ids, attention_mask=mask).logits.numpy()
+    return logits
+
+
+def answers(folder: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    return get_runtime("litert").open(folder, TARGET, threads=1).predict(inputs)["logits"]
+
+
+def test_its_own_interpreter_opens_the_file_and_answers_as_torch_does(written: Written) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(written.folder / LITERT_FILE))
+    longest = int(tiny.context().encode("train", written.model).lengths().max())
+    names = sorted(interpreter.get_signature_list(), key=lambda name: int(name.removeprefix("length_")))
+    assert len(names) == 2 and longest <= 24 and names[1] == "length_24"
+    for name in names:
+        length = int(name.removeprefix("length_"))
+        inputs = batch((length - 2, length))
+        runner = interpreter.get_signature_runner(name)
+        assert {one["dtype"] for one in runner.get_input_details().values()} == {np.int32}
+        for row, logits in enumerate(expected(written.model, inputs)):
+            feed = {key: inputs[key][row : row + 1].astype(np.int32) for key in ("input_ids", "attention_mask")}
+            np.testing.assert_allclose(runner(**feed)["logits"][0], logits, atol=1e-5)
+
+
+def test_rows_of_any_length_in_batches_of_any_size(written: Written) -> None:
+    for lengths in ((1,), (3, 24, 9), (24,) * 5, (2, 2)):
+        inputs = batch(lengths)
+        np.testing.assert_allclose(answers(written.folder, inputs), expected(written.model, inputs), atol=1e-5)
+
+
+def test_the_stage_tells_lengths_and_difference(written: Written) -> None:
+    lengths, proof = written.remarks
+    assert lengths.startswith("litert: signatures of ") and "24 tokens; padding adds" in lengths
+    assert "from torch in fp32" in proof
+
+
+def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
+    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE).tensors}
+    for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
+        np.testing.assert_array_equal(found[name].values(written.content), written.model.tensors()[name].numpy())
+    budget = budget_of(written.folder)
+    assert budget.format == "litert" and format_of(written.folder) == "litert"
+    assert model_file(written.folder) == written.folder / LITERT_FILE
+    assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
+    # Scales of one and shifts of zero, which these normalisations have, are folded away; nothing lies there twice.
+    assert budget.parameters == pytest.approx(written.model.parameters(), rel=0.02)
+
+
+def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
+    tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
+    assert any(np.isinf(one.values(written.content)).any() for one in tensors if one.floats)
+    looked_into = dict(probed(LiteRtModel(written.content, {})).float_arrays())
+    assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
+
+
+def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> None:
+    inputs = batch((4, 9, 24, 17))
+    logits = expected(written.model, inputs)
+    near = 0.1 * np.abs(logits).max()
+    np.testing.assert_allclose(answers(small, inputs), logits, atol=near)
+    assert np.abs(answers(small, inputs) - logits).max() > 1e-4
+    eight = quantize_litert(written.content, "int8_weights", WORDS, None, 32)
+    (folder := small.parent / "weights").mkdir()
+    LiteRtModel(eight, {}).save(folder)
+    np.testing.assert_allclose(answers(folder, inputs), logits, atol=near / 2)
+
+
+def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(written: Written, small: Path) -> None:
+    content = (small / LITERT_FILE).read_bytes()
+    found = {one.name: one for one in read_litert(content, small / LITERT_FILE).tensors}
+    table, rows = found[WORDS], written.model.tensors()[WORDS].numpy()
+    assert (table.dtype, table.shape, table.bytes) == ("int4", rows.shape, rows.size // 2)
+    packed = np.frombuffer(content, np.uint8, table.bytes, table.start)
+    integers = np.stack([packed & 15, packed >> 4], axis=1).reshape(rows.shape).astype(np.int8)
+    integers = np.where(integers > 7, integers - 16, integers)
+    (scales,) = (one for one in found.values() if one.scales and one.shape == (len(rows), 1))
+    steps = scales.values(content).astype(np.float32)
+    assert (np.abs(integers * steps - rows) <= 0.51 * steps).all()
+    assert found["bert.embeddings.position_embeddings.weight"].dtype == "int8"
+    budget = budget_of(small)
+    assert budget.parameters == budget_of(written.folder).parameters
+
+
+def test_the_same_bytes_each_time(written: Written, small: Path) -> None:
+    once = (small / LITERT_FILE).read_bytes()
+    assert quantize_litert(written.content, "int8", WORDS, 4, 32) == once
+
+
+def test_the_session_tells_its_inputs_and_settings(written: Written) -> None:
+    session = get_runtime("litert").open(written.folder, TARGET, threads=2)
+    assert session.input_types["input_ids"] == TensorType("int32", (None, None))
+    assert session.output_types == {"logits": TensorType("float32", (None, 2))}
+    assert session.settings["intra_op_threads"] == 2 and session.settings["lengths"].endswith(", 24")
+    with pytest.raises(InputError, match="lacks the model's input attention_mask"):
+        session.predict({"input_ids": batch((3,))["input_ids"]})
+    with pytest.raises(InputError, match=r"(?s)A row of 25 tokens does not fit.*at most 24"):
+        session.predict(batch((3, 25)))
+
+
+def test_what_is_not_whole_is_refused(written: Written, tmp_path: Path) -> None:
+    file = tmp_path / LITERT_FILE
+    for end in (6, 1000, len(written.content) // 2, len(written.content) - 100):
+        file.write_bytes(written.content[:end])
+        for opens in (
+            lambda: budget_of(file),
+            lambda: LiteRtModel.load(tmp_path, tiny.TASK),
+            lambda: get_runtime("litert").open(tmp_path, TARGET, threads=1),
+        ):
+            with pytest.raises(ModelError, match=r"cut or broken|not in LiteRT's format") as raised:
+                opens()
+            assert raised.value.where == str(file)
+    file.write_bytes(b"another format" * 9)
+    with pytest.raises(ModelError, match="not in LiteRT's format"):
+        budget_of(file)
+
+
+def test_what_it_cannot_do_is_said_before_it_is_tried() -> None:
+    with pytest.raises(ValidationError, match="fixed lengths only"):
+        LiteRt.model_validate({"kind": "litert", "lengths": "dynamic"})
+    with pytest.raises(ValidationError, match="ascending"):
+        LiteRt(lengths=(16, 8))
+    with pytest.raises(ValidationError, match="set precision: int8"):
+        LiteRt(precision="fp32", embedding_bits=4)
+    with pytest.raises(StageError, match="longest signature has 4 tokens"):
+        LiteRt(lengths=(2, 4)).run(tiny.encoder(), tiny.context())
+    with pytest.raises(StageError, match="longest signature has 64 tokens"):
+        LiteRt(lengths=(64,)).run(tiny.encoder(), replace(tiny.context(), max_length=64))
+
+
+def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "compress[litert]" in str(why_unavailable(TARGET))

@@ -1,0 +1,239 @@
+"""Static INT8 graphs: right numbers, integer kernels, and what must be refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+from exports import exported, run
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import DataError, StageError
+from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.runtimes.profile import write_optimized
+
+PLAIN = StaticSettings(bias_correction=False)
+
+
+def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
+    examples = exported().examples
+    return [examples.batch([index]) for index in range(count)]
+
+
+def encoder(settings: StaticSettings = PLAIN) -> StaticQuantizer:
+    return StaticQuantizer(exported().graph(), feeds(), settings)
+
+
+def kernels(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime really runs."""
+    onnx.save(graph, folder / "model.onnx")
+    return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)
+
+
+def error(graph: onnx.ModelProto) -> float:
+    """Root mean square of the difference of logits on 40 examples, over their spread."""
+    examples = exported().examples
+    batch = examples.batch(list(range(24, 64)))
+    expected = run(exported().graph(), **batch)
+    return float(np.sqrt(np.square(run(graph, **batch) - expected).mean()) / expected.std())
+
+
+def product(weight: np.ndarray, *, opset: int = 20, bias: np.ndarray | None = None) -> onnx.ModelProto:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y" if bias is None else "product"], name="layer")]
+    arrays = [numpy_helper.from_array(weight, "w")]
+    if bias is not None:
+        nodes.append(helper.make_node("Add", ["product", "b"], ["y"], name="add"))
+        arrays.append(numpy_helper.from_array(bias, "b"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", weight.shape[0]])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    graph = helper.make_graph(nodes, "product", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, weights and a bias."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(0.5, 1, (rows, 64)).astype(np.float32)
+    return x, generator.normal(size=(64, 96)).astype(np.float32), generator.normal(size=96).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["qoperator", "qdq"])
+@pytest.mark.parametrize(("types", "per_channel"), [("u8s8", True), ("u8s8", False), ("u8u8", False), ("s8s8", True)])
+def test_a_product_is_what_its_integers_say(layout: str, types: str, per_channel: bool):
+    x, weight, bias = matrices()
+    settings = StaticSettings(types=types, per_channel=per_channel, format=layout, bias_correction=False)  # type: ignore[arg-type]
+    graph = StaticQuantizer(product(weight, bias=bias), [{"x": x}], settings).quantize()
+    # By hand, as ONNX defines QuantizeLinear: 255 steps over the range with zero in it.
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = (high - low) / 255
+    least = -128 if types[0] == "s" else 0
+    most, zero = least + 255, np.rint(least - low / scale)
+    rounded = (np.clip(np.rint(x / np.float32(scale)) + zero, least, most) - zero) * scale
+    axis = 0 if per_channel else None
+    if types == "u8u8":
+        step = (weight.max() - weight.min()) / 255
+        shift = np.rint(-weight.min() / step)
+        coarse = (np.clip(np.rint(weight / step) + shift, 0, 255) - shift) * step
+    else:
+        steps = np.abs(weight).max(axis=axis, keepdims=True) / 127
+        coarse = np.clip(np.rint(weight / steps), -127, 127) * steps
+    np.testing.assert_allclose(run(graph, x=x), rounded @ coarse + bias, atol=2e-3)
+
+
+def test_seven_bit_weights_where_the_processor_needs_them():
+    x, weight, _ = matrices()
+    graph = StaticQuantizer(product(weight), [{"x": x}], replace(PLAIN, reduce_range=True)).quantize()
+    (integers,) = (
+        a for t in graph.graph.initializer if (a := numpy_helper.to_array(t)).dtype == np.int8 and a.ndim == 2
+    )
+    assert np.abs(integers.astype(int)).max() <= 64
+
+
+def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
+    graph = encoder().quantize()
+    found = kernels(graph, tmp_path)
+    # Per layer packed attention, its output and the two of the feed-forward; then the pooler. The head is too small.
+    assert found["QAttention"] == tiny.LAYERS
+    weights = sum(
+        constant(node.inputs[1]) is not None for node in ir.from_proto(graph).graph if "Integer" in node.op_type
+    )
+    assert found["MatMulIntegerToFloat"] == weights >= 2
+    assert not found["DequantizeLinear"] and not found["Attention"] and not found["DynamicQuantizeLinear"]
+    assert 0 < error(graph) < 0.2
+
+
+def test_signed_activations_become_unsigned_where_attention_needs_them():
+    signed, unsigned = encoder(replace(PLAIN, types="s8s8")).quantize(), encoder().quantize()
+    batch = exported().examples.batch([0, 3, 5])
+    np.testing.assert_allclose(run(signed, **batch), run(unsigned, **batch), atol=1e-5)
+    zeros = {t.name: numpy_helper.to_array(t).dtype for t in signed.graph.initializer}
+    kinds = {node.op_type: zeros[node.input[6 if node.op_type == "QAttention" else 4]] for node in signed.graph.node
+             if node.op_type in ("QAttention", "MatMulIntegerToFloat")}  # fmt: skip
+    assert kinds == {"QAttention": np.uint8, "MatMulIntegerToFloat": np.int8}
+
+
+def test_both_formats_answer_alike():
+    first, second = encoder().quantize(), encoder(replace(PLAIN, format="qdq")).quantize()
+    batch = exported().examples.batch([0, 3, 5])
+    np.testing.assert_allclose(run(first, **batch), run(second, **batch), atol=2e-3)
+    assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} <= {node.op_type for node in second.graph.node}
+
+
+def test_an_answer_does_not_depend_on_its_neighbours():
+    examples = exported().examples
+    batch = examples.batch(list(range(12)))
+    alone = np.concatenate(
+        [run(encoder().quantize(), **{name: a[i : i + 1] for name, a in batch.items()}) for i in range(12)]
+    )
+    np.testing.assert_allclose(run(encoder().quantize(), **batch), alone, atol=1e-5)
+    # Dynamic ranges are those of the whole batch.
+    dynamic = quantize_products(exported().graph(), True, False)
+    alone = np.concatenate([run(dynamic, **{name: a[i : i + 1] for name, a in batch.items()}) for i in range(12)])
+    assert np.abs(run(dynamic, **batch) - alone).max() > 1e-4
+
+
+def test_layers_that_are_kept_are_as_they_were():
+    quantizer = encoder()
+    names = [layer.name for layer in quantizer.layers]
+    batch = exported().examples.batch([0, 3, 5])
+    whole = quantizer.quantize(kept=names)
+    np.testing.assert_allclose(run(whole, **batch), run(exported().graph(), **batch), atol=1e-5)
+    operators = Counter(node.op_type for node in whole.graph.node)
+    assert operators["Attention"] == tiny.LAYERS and not operators["QuantizeLinear"]
+    one = quantizer.quantize(kept=names[1:])
+    assert sum("Integer" in node.op_type or node.op_type == "QAttention" for node in one.graph.node) == 1
+    assert error(one) < error(quantizer.quantize())
+
+
+def test_attention_taken_apart_and_put_together_is_the_same():
+    model = ir.from_proto(exported().graph())
+    parts = unpack_attention(model)
+    assert len(parts) == tiny.LAYERS
+    batch = exported().examples.batch([0, 3, 5])
+    expected = run(exported().graph(), **batch)
+    np.testing.assert_allclose(run(model, **batch), expected, atol=1e-5)
+    pack_attention(model, parts)
+    assert Counter(node.op_type for node in model.graph)["Attention"] == tiny.LAYERS
+    np.testing.assert_allclose(run(model, **batch), expected, atol=1e-6)
+
+
+def test_bias_correction_takes_the_mean_error_away():
+    x, weight, bias = matrices(rows=400)
+    x = np.abs(x) ** 3  # badly covered by even steps, so that rounding has a mean
+    model = product(weight, bias=bias)
+    means = {}
+    for corrected in (False, True):
+        settings = StaticSettings(per_channel=False, bias_correction=corrected)
+        graph = StaticQuantizer(model, [{"x": part} for part in np.split(x, 4)], settings).quantize()
+        means[corrected] = np.abs((run(graph, x=x) - run(model, x=x)).mean(axis=0)).max()
+    assert means[True] < 0.02 * means[False]
+
+
+def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
+    generator = np.random.default_rng(0)
+    gain = np.ones(64, np.float32)
+    gain[5] = 60
+    _, weight, _ = matrices()
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "gain", "shift"], ["normal"], name="norm"),
+        helper.make_node("MatMul", ["normal", "w"], ["y"], name="layer"),
+    ]
+    arrays = [("gain", gain), ("shift", generator.normal(size=64).astype(np.float32)), ("w", weight)]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", 64), ("y", 96))
+    ]
+    graph = helper.make_graph(nodes, "n", values[:1], values[1:], [numpy_helper.from_array(a, n) for n, a in arrays])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = generator.normal(size=(200, 64)).astype(np.float32)
+    expected, errors = run(model, x=x), {}
+    for alpha in (None, 0.5):
+        quantizer = StaticQuantizer(model, [{"x": x}], replace(PLAIN, smooth=alpha))
+        assert quantizer.smoothed == ([] if alpha is None else ["layer"])
+        np.testing.assert_allclose(run(quantizer.quantize(kept=["layer"]), x=x), expected, atol=1e-3)
+        errors[alpha] = np.square(run(quantizer.quantize(), x=x) - expected).mean()
+    assert errors[0.5] < 0.3 * errors[None]
+
+
+def test_an_encoders_attention_is_smoothed_before_its_last_product():
+    quantizer = encoder(replace(PLAIN, smooth=0.5))
+    assert len(quantizer.smoothed) >= tiny.LAYERS - 1
+    batch = exported().examples.batch([0, 3, 5])
+    whole = quantizer.quantize(kept=[layer.name for layer in quantizer.layers])
+    np.testing.assert_allclose(run(whole, **batch), run(exported().graph(), **batch), atol=1e-4)
+
+
+def test_what_cannot_be_quantized_is_refused():
+    x, weight, _ = matrices()
+    with pytest.raises(StageError, match="operator set 12"):
+        StaticQuantizer(product(weight, opset=12), [{"x": x}], PLAIN)
+    once = StaticQuantizer(product(weight), [{"x": x}], PLAIN).quantize()
+    with pytest.raises(StageError, match="quantized already"):
+        StaticQuantizer(once, [{"x": x}], PLAIN)
+    with pytest.raises(StageError, match="holds nothing to quantize"):
+        StaticQuantizer(product(weight[:, :2]), [{"x": x}], PLAIN)
+    with pytest.raises(DataError, match="nothing to calibrate"):
+        StaticQuantizer(product(weight), [], PLAIN)
+    with pytest.raises(DataError, match="lacks the input 'x'"):
+        StaticQuantizer(product(weight), [{"z": x}], PLAIN)
+    x[3, 4] = np.inf
+    with pytest.raises(StageError, match="'x' holds NaN or infinite"):
+        StaticQuantizer(product(weight), [{"x": x}], PLAIN)
+
+
+def test_a_constant_activation_is_said_and_computed():
+    _, weight, bias = matrices()
+    for value in (0.0, 3.0):
+        x = np.full((4, 64), value, np.float32)
+        quantizer = StaticQuantizer(product(weight, bias=bias), [{"x": x}], PLAIN)
+        assert quantizer.constant == ["x"]
+        np.testing.assert_allclose(run(quantizer.quantize(), x=x), x @ weight + bias, atol=0.5)

@@ -1,0 +1,174 @@
+"""onnxruntime-genai as a runtime, against transformers and ONNX Runtime on the same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama
+from written_decoders import by_transformers, logits_of
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import InputError, MissingExtraError, ModelError
+from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.formats.onnx.model import GENAI_CONFIG, OnnxModel
+from compress.formats.onnx.runtimes import genai as onnxruntime_genai
+from compress.formats.onnx.runtimes.genai import GenaiSession
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.runtimes.decoder import feeder
+from compress.runtimes.generation import open_decoder
+from compress.targets import TARGETS
+
+pytest.importorskip("onnxruntime_genai")
+TARGET, POSITIONS = TARGETS["genai"], 1024
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A decoder in fp32, with more positions than a generation has room for at first."""
+    return save_tiny_llama(tmp_path_factory.mktemp("source"), max_position_embeddings=POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def exact(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder."""
+    folder = tmp_path_factory.mktemp("exact")
+    export_decoder(source, GraphSettings(accuracy_level=1)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(exact: Path) -> GenaiSession:
+    return opened(exact)
+
+
+def opened(folder: Path) -> GenaiSession:
+    found = get_runtime("onnxruntime-genai").open(folder, TARGET, 1)
+    assert isinstance(found, GenaiSession)
+    return found
+
+
+def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
+
+
+def test_logits_of_every_place_are_those_of_transformers(session: GenaiSession, source: Checkpoint) -> None:
+    tokens = ids(3, 70)
+    found = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
+    assert found.shape == (3, 70, VOCABULARY) and found.dtype == np.float32
+    np.testing.assert_allclose(found, logits_of(by_transformers(source), tokens), atol=1e-4)
+    # A text knows nothing of the one before.
+    np.testing.assert_array_equal(session.predict({"input_ids": tokens[1:2]})["logits"][0], found[1])
+
+
+def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp_path: Path) -> None:
+    export_decoder(quantize_tiny_llama(source, tmp_path / "quantized")).save(tmp_path)
+    tokens = ids(2, 40)
+    plain = get_runtime("onnxruntime").open(tmp_path, TARGETS["cpu"], 1)
+    batch = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    expected = plain.predict(feeder(plain, "")(batch))["logits"]
+    np.testing.assert_allclose(opened(tmp_path).predict(batch)["logits"], expected, atol=1e-5)
+
+
+def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyond_an_end(
+    session: GenaiSession, source: Checkpoint
+) -> None:
+    decoder, module = open_decoder(session, "here"), by_transformers(source)
+    prompt = ids(1, 500)[0].tolist()
+    for start in (prompt[:7], prompt):
+        expected = module.generate(
+            torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
+        )[0, len(start) :].tolist()
+        found = [decoder.prefill(start)]
+        while len(found) < 24:
+            found.append(decoder.step(found[-1]))
+        assert found == expected
+    assert decoder.cached and decoder.vocabulary == VOCABULARY
+    # The token that ends a text is read like any other.
+    whole = torch.tensor([[*prompt[:7], 2, 9]])
+    decoder.prefill(prompt[:7])
+    decoder.step(2)
+    assert decoder.step(9) == int(module(whole).logits[0, -1].argmax())
+
+
+def test_batches_that_it_cannot_take_are_refused(session: GenaiSession) -> None:
+    tokens = ids(2, 8)
+    mask = np.ones_like(tokens)
+    mask[0, -1] = 0
+    with pytest.raises(InputError, match="takes no padding"):
+        session.predict({"input_ids": tokens, "attention_mask": mask})
+    with pytest.raises(InputError, match=f"id {VOCABULARY}"):
+        session.predict({"input_ids": np.full((1, 3), VOCABULARY)})
+    with pytest.raises(InputError, match="id -1"):
+        session.decoder().prefill([3, -1])
+    with pytest.raises(InputError, match="lacks the model's input input_ids"):
+        session.predict({"tokens": tokens})
+    with pytest.raises(InputError, match=r"shape \[8\]"):
+        session.predict({"input_ids": tokens[0]})
+    with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens is longer than the model can place"):
+        session.decoder().prefill([5] * (POSITIONS + 1))
+    # The longest that can be placed is read.
+    assert session.predict({"input_ids": ids(1, POSITIONS)})["logits"].shape[1] == POSITIONS
+
+
+def changed(folder: Path, to: Path, **model: Any) -> Path:
+    """A copy of a folder with other entries in its genai_config.json."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / GENAI_CONFIG).read_text())
+    config["model"] |= model
+    (to / GENAI_CONFIG).write_text(json.dumps(config))
+    return to
+
+
+def test_what_is_no_such_folder_is_refused(exact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    decoder = json.loads((exact / GENAI_CONFIG).read_text())["model"]["decoder"]
+    with pytest.raises(InputError, match="0 threads"):
+        get_runtime("onnxruntime-genai").open(exact, TARGET, 0)
+    with pytest.raises(ModelError, match=r"has no genai_config\.json"):
+        opened(tmp_path)
+    for number, (entries, words) in enumerate(
+        (
+            ({"decoder": {**decoder, "filename": "../other.onnx"}}, r"names the graph \.\./other\.onnx"),
+            ({"decoder": {}}, "describes no decoder"),
+            ({"vocab_size": "many"}, "describes no decoder"),
+            ({"type": "nonsense"}, "cannot open the model: Unsupported model_type"),
+        )
+    ):
+        with pytest.raises(ModelError, match=words):
+            opened(changed(exact, tmp_path / str(number), **entries))
+    graph = changed(exact, tmp_path / "cut") / "onnx" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-5000])
+    with pytest.raises(ModelError, match=r"cannot open the model: .*arsing failed"):
+        opened(tmp_path / "cut")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_that_names_a_library_runs_nothing_of_it(exact: Path, tmp_path: Path) -> None:
+    decoder = json.loads((exact / GENAI_CONFIG).read_text())["model"]["decoder"]
+    options = {**decoder["session_options"], "custom_ops_library": str(tmp_path / "any.so")}
+    folder = changed(exact, tmp_path / "copy", decoder={**decoder, "session_options": options})
+    with pytest.raises(ModelError, match="names a library to be loaded"):
+        opened(folder)
+
+
+def test_the_config_follows_a_graph_that_gets_another_name(exact: Path, tmp_path: Path) -> None:
+    model = OnnxModel.load(exact, "text-generation")
+    model.with_graphs({"model_q4.onnx": model.graph}).save(tmp_path)
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["model_q4.onnx"]
+    assert opened(tmp_path).decoder().prefill([5, 6]) == opened(exact).decoder().prefill([5, 6])
+
+
+def test_without_the_package_the_target_is_not_to_be_had(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_unavailable(TARGET) is None
+    monkeypatch.setattr(onnxruntime_genai, "_installed", lambda: False)
+    onnxruntime_genai._library.cache_clear()
+    assert "pip install 'compress[genai]'" in str(why_unavailable(TARGET))
+    with pytest.raises(MissingExtraError, match="genai"):
+        opened(exact)
+    monkeypatch.undo()
+    assert opened(exact).settings["intra_op_threads"] == 1

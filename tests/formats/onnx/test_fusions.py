@@ -1,0 +1,347 @@
+"""Graph rewrites: they match where they should and nowhere else, and what they leave computes the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny
+from exports import batch, exported, run
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.formats.onnx.fusions import (
+    REWRITES,
+    fold_constant_embeddings,
+    fuse_encoder_attention,
+    optimize_graph,
+    pool_globally,
+    select_first_token_early,
+    split_skip_normalization,
+)
+
+ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
+ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]
+
+
+def operators(model: ir.Model | onnx.ModelProto) -> Counter[str]:
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    return Counter(node.op_type for node in proto.graph.node)
+
+
+def inputs_for(architecture: str, size: int = 4, length: int = 13) -> dict[str, np.ndarray]:
+    made = exported(architecture)
+    return batch(size, length, made.model.module.config.vocab_size, made.model.processor.pad_token_id)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_encoder_is_rewritten_as_a_whole(architecture: str):
+    made = exported(architecture)
+    after = operators(made.graph())
+    assert made.rewrites["attention"] == after["Attention"] == tiny.LAYERS
+    assert after["Softmax"] == after["SkipLayerNormalization"] == 0
+    # One normalisation of the embeddings and two a layer.
+    assert after["LayerNormalization"] == 1 + 2 * tiny.LAYERS
+    assert made.rewrites["first_token"] >= 6
+    # BERT and ELECTRA look up token type 0 for every token; DistilBERT has no types, RoBERTa's exporter no pattern.
+    assert made.rewrites["constant_embeddings"] == (1 if architecture in ("bert", "electra") else 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ENCODER_REWRITES)
+def test_each_rewrite_alone_is_exact(architecture: str, name: str):
+    made, inputs = exported(architecture), inputs_for(architecture)
+    model = made.unfused()
+    expected = run(made.unfused(), **inputs)
+    count = REWRITES[name](model)
+    assert count > 0 or (name, architecture) in {
+        ("constant_embeddings", "distilbert"),
+        ("constant_embeddings", "roberta"),
+    }
+    onnx.checker.check_model(ir.to_proto(model))
+    np.testing.assert_allclose(run(model, **inputs), expected, atol=5e-6)
+    assert REWRITES[name](model) == 0
+
+
+@pytest.mark.parametrize("left_out", ENCODER_REWRITES)
+def test_rewrites_work_without_each_other(left_out: str):
+    model, inputs = exported().unfused(), inputs_for("bert")
+    expected = run(exported().unfused(), **inputs)
+    counts = optimize_graph(model, {left_out})
+    # Encoders have no images to pool.
+    assert counts.pop("average_pool") == 0
+    assert set(counts) == set(ENCODER_REWRITES) - {left_out} and all(counts.values())
+    np.testing.assert_allclose(run(model, **inputs), expected, atol=5e-6)
+
+
+def test_rewrites_give_the_same_bytes_each_time():
+    first, second = exported().unfused(), exported().unfused()
+    occupied = [bytearray(size) for size in range(3000)]
+    assert optimize_graph(first) == optimize_graph(second) and occupied
+    assert ir.to_proto(first).SerializeToString() == ir.to_proto(second).SerializeToString()
+
+
+# Attention
+
+
+def with_other_mask(change: Callable[[onnx.ModelProto], None]) -> ir.Model:
+    proto = ir.to_proto(exported().unfused())
+    change(proto)
+    return ir.from_proto(proto)
+
+
+def _rename_mask(proto: onnx.ModelProto) -> None:
+    next(entry for entry in proto.graph.input if entry.name == "attention_mask").name = "token_mask"
+    for node in proto.graph.node:
+        node.input[:] = ["token_mask" if name == "attention_mask" else name for name in node.input]
+
+
+def _scores_masks(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+    """The additions of a mask that a softmax reads, with the mask's position among their inputs."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    adds = [makers[node.input[0]] for node in proto.graph.node if node.op_type == "Softmax"]
+    assert len(adds) == tiny.LAYERS and {node.op_type for node in adds} == {"Add"}
+    return [(node, 1) for node in adds]
+
+
+def _add_another_mask(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, [1, 1, 1, 1]))
+    for index, (node, place) in enumerate(_scores_masks(proto)):
+        both = helper.make_node("Add", [node.input[place], "bias"], [f"both_{index}"])
+        node.input[place] = f"both_{index}"
+        proto.graph.node.insert(list(proto.graph.node).index(node), both)
+
+
+def _mask_from_weights(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "constant_mask"))
+    for node, place in _scores_masks(proto):
+        node.input[place] = "constant_mask"
+
+
+def _mask_from_hidden_states(proto: onnx.ModelProto) -> None:
+    hidden = next(node for node in proto.graph.node if node.op_type == "LayerNormalization").output[0]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 2], np.int64), "last_axes"))
+    for index, (node, place) in enumerate(_scores_masks(proto)):
+        mean = helper.make_node("ReduceMean", [hidden, "last_axes"], [f"mean_{index}"], keepdims=1)
+        four = helper.make_node("Reshape", [f"mean_{index}", "four_axes"], [f"four_{index}"])
+        both = helper.make_node("Add", [node.input[place], f"four_{index}"], [f"both_{index}"])
+        node.input[place] = f"both_{index}"
+        at = list(proto.graph.node).index(node)
+        for new in (both, four, mean):
+            proto.graph.node.insert(at, new)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 1, 1], np.int64), "four_axes"))
+
+
+@pytest.mark.parametrize("change", [_rename_mask, _add_another_mask, _mask_from_weights, _mask_from_hidden_states])
+def test_attention_under_another_mask_is_left_alone(change: Callable[[onnx.ModelProto], None]):
+    model = with_other_mask(change)
+    before = ir.to_proto(model).SerializeToString()
+    inputs = inputs_for("bert")
+    more = {"token_mask": inputs["attention_mask"], "bias": np.zeros((1, 1, 1, 1), np.float32)}
+    expected = run(before, **inputs, **more)
+    assert fuse_encoder_attention(model) == 0
+    assert operators(model)["Softmax"] == tiny.LAYERS and operators(model)["Attention"] == 0
+    counts = optimize_graph(model)
+    assert counts["attention"] == 0 and counts["skip_normalization"] > 0
+    np.testing.assert_allclose(run(model, **inputs, **more), expected, atol=5e-6)
+
+
+def test_scores_that_something_else_reads_are_left_alone():
+    proto = ir.to_proto(exported().unfused())
+    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    proto.graph.output.append(helper.make_tensor_value_info(softmax.output[0], TensorProto.FLOAT, None))
+    model, inputs = ir.from_proto(proto), inputs_for("bert")
+    expected = run(proto, **inputs)
+    assert fuse_encoder_attention(model) == tiny.LAYERS - 1
+    np.testing.assert_allclose(run(model, **inputs), expected, atol=5e-6)
+
+
+def test_heads_and_scale_are_those_of_the_model():
+    node = next(node for node in exported().graph().graph.node if node.op_type == "Attention")
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert attributes["num_heads"] == tiny.HEADS
+    assert attributes["scale"] == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
+
+
+# The rewrites below on graphs small enough to work by hand; whole numbers make every sum exact.
+
+
+def whole(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-4, 5, shape).astype(np.float32)
+
+
+def graph_of(
+    nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: dict[str, np.ndarray]
+) -> ir.Model:
+    def infos(values: dict[str, Any]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
+
+    arrays = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "small", infos(inputs), infos(outputs), arrays)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+HIDDEN = {"x": (TensorProto.FLOAT, ["batch", "length", 4])}
+CHOSEN = {"y": (TensorProto.FLOAT, None)}
+
+
+def chooser(
+    weights: dict[str, np.ndarray] | None = None, axis: int = 1, outputs: dict[str, Any] | None = None
+) -> ir.Model:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["biased"]),
+        helper.make_node("Relu", ["biased"], ["active"]),
+        helper.make_node("Sum", ["active", "x"], ["both"]),
+        helper.make_node("Gather", ["both", "index"], ["chosen"], axis=axis),
+        helper.make_node("MatMul", ["chosen", "head"], ["y"]),
+    ]
+    arrays = {"w": whole(4, 4), "b": whole(4, seed=1), "head": whole(4, 2, seed=2), "index": np.array(0, np.int64)}
+    return graph_of(nodes, HIDDEN, outputs or CHOSEN, arrays | (weights or {}))
+
+
+@pytest.mark.parametrize("index", [0, 2, -1])
+def test_choosing_first_is_exact(index: int):
+    model = chooser({"index": np.array(index, np.int64)})
+    x = whole(3, 5, 4, seed=5)
+    expected = run(model, x=x)
+    weights = [whole(4, 4), whole(4, seed=1), whole(4, 2, seed=2)]
+    by_hand = (np.maximum(x[:, index] @ weights[0] + weights[1], 0) + x[:, index]) @ weights[2]
+    assert (expected == by_hand).all()
+    assert select_first_token_early(model) == 4
+    assert (run(model, x=x) == by_hand).all()
+    # One choice serves both the product and the residual.
+    order = [node.op_type for node in model.graph]
+    assert order[0] == "Gather" and order.count("Gather") == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: chooser(axis=0),
+        lambda: chooser({"index": np.array([0], np.int64)}),
+        lambda: chooser(outputs=CHOSEN | {"both": (TensorProto.FLOAT, None)}),
+    ],
+    ids=["another axis", "several tokens", "hidden states wanted too"],
+)
+def test_a_choice_that_must_stay_stays(model: Callable[[], ir.Model]):
+    before, x = model(), whole(3, 5, 4, seed=5)
+    after = model()
+    assert select_first_token_early(after) == 0
+    assert ir.to_proto(after).SerializeToString() == ir.to_proto(before).SerializeToString()
+    assert (run(after, x=x) == run(before, x=x)).all()
+
+
+def test_a_constant_with_a_length_axis_stops_the_move():
+    # The bias differs from token to token, so it must be added before the choice.
+    model, x = chooser({"b": whole(5, 4, seed=3)}), whole(3, 5, 4, seed=5)
+    expected = run(model, x=x)
+    select_first_token_early(model)
+    assert (run(model, x=x) == expected).all()
+
+
+def test_a_choice_that_is_itself_wanted_is_left_alone():
+    proto = ir.to_proto(chooser())
+    del proto.graph.node[-1]
+    proto.graph.output[0].name = "chosen"
+    model, x = ir.from_proto(proto), whole(3, 5, 4, seed=5)
+    expected = run(proto, x=x)
+    assert select_first_token_early(model) == 0
+    assert [value.name for value in model.graph.outputs] == ["chosen"] and (run(model, x=x) == expected).all()
+
+
+def embeddings(types: np.ndarray, **changes: Any) -> ir.Model:
+    nodes = [
+        helper.make_node("Gather", ["words", "ids"], ["word"]),
+        helper.make_node("Gather", ["types", "type_ids"], ["type"]),
+        helper.make_node("Gather", ["places", "positions"], ["place"]),
+        helper.make_node("Add", ["word", "type"], ["inner"]),
+        helper.make_node("Add", ["inner", "place"], ["y"]),
+    ]
+    arrays = {"words": whole(9, 4), "types": types, "places": whole(6, 4, seed=1)}
+    arrays |= {"type_ids": np.zeros((1, 6), np.int64), "positions": np.arange(6)[None]} | changes
+    return graph_of(nodes, {"ids": (TensorProto.INT64, ["batch", 6])}, CHOSEN, arrays)
+
+
+def test_token_type_zero_is_folded_into_the_positions():
+    ids, types = np.random.default_rng(0).integers(0, 9, (2, 6)), whole(2, 4, seed=2)
+    model = embeddings(types)
+    assert fold_constant_embeddings(model) == 1
+    assert operators(model)["Gather"] == 2 and operators(model)["Add"] == 1
+    expected = whole(9, 4)[ids] + types[0] + whole(6, 4, seed=1)[None]
+    assert (run(model, ids=ids) == expected).all()
+
+
+def test_other_token_types_are_looked_up():
+    ids, types = np.random.default_rng(0).integers(0, 9, (2, 6)), whole(2, 4, seed=2)
+    model = embeddings(types, type_ids=np.array([[0, 0, 0, 1, 1, 1]]))
+    assert fold_constant_embeddings(model) == 0
+    expected = whole(9, 4)[ids] + types[[0, 0, 0, 1, 1, 1]] + whole(6, 4, seed=1)[None]
+    assert (run(model, ids=ids) == expected).all()
+
+
+def skip(bias: bool, outputs: list[str]) -> ir.Model:
+    inputs = ["x", "residual", "gamma", "beta", *(["bias"] if bias else [])]
+    node = helper.make_node("SkipLayerNormalization", inputs, outputs, domain="com.microsoft", epsilon=1e-3)
+    nodes = [node, helper.make_node("Identity", [outputs[0]], ["y"])]
+    if len(outputs) > 1:
+        nodes.append(helper.make_node("Identity", [outputs[-1]], ["z"]))
+    weights = {"gamma": whole(4), "beta": whole(4, seed=1), "bias": whole(4, seed=2)}
+    used = {name: array for name, array in weights.items() if bias or name != "bias"}
+    given = HIDDEN | {"residual": HIDDEN["x"]}
+    return graph_of(nodes, given, CHOSEN | ({"z": (TensorProto.FLOAT, None)} if len(outputs) > 1 else {}), used)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_skip_normalisation_is_split(bias: bool):
+    model, x, residual = skip(bias, ["out"]), whole(2, 3, 4, seed=5), whole(2, 3, 4, seed=6)
+    assert split_skip_normalization(model) == 1
+    assert operators(model)["SkipLayerNormalization"] == 0 and operators(model)["LayerNormalization"] == 1
+    added = x + residual + (whole(4, seed=2) if bias else 0)
+    scaled = (added - added.mean(-1, keepdims=True)) / np.sqrt(added.var(-1, keepdims=True) + 1e-3)
+    expected = scaled * whole(4) + whole(4, seed=1)
+    np.testing.assert_allclose(run(model, x=x, residual=residual), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_skip_normalisation_whose_sum_is_read_is_left_alone():
+    model = skip(True, ["out", "", "", "sum"])
+    assert split_skip_normalization(model) == 0
+    assert operators(model)["SkipLayerNormalization"] == 1
+
+
+def pooling(axes: list[int], shape: tuple[int, ...] = (2, 3, 4, 5), keepdims: int = 1, opset: int = 20) -> ir.Model:
+    older = opset < 18
+    node = helper.make_node(
+        "ReduceMean", ["x"] if older else ["x", "axes"], ["y"], keepdims=keepdims, **({"axes": axes} if older else {})
+    )
+    weights = {} if older else {"axes": np.array(axes)}
+    model = graph_of([node], {"x": (TensorProto.FLOAT, shape)}, CHOSEN, weights)
+    model.opset_imports[""] = opset
+    return model
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
+    model, x = pooling(axes, opset=opset), whole(2, 3, 4, 5)
+    assert pool_globally(model) == 1 and operators(model) == {"GlobalAveragePool": 1}
+    np.testing.assert_allclose(run(model, x=x), x.mean((2, 3), keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pooling([1, 2]),
+        pooling([3]),
+        pooling([2, 3], keepdims=0),
+        pooling([1, 2], shape=(3, 4, 5)),
+    ],
+    ids=["other axes", "one axis", "axes dropped", "no image"],
+)
+def test_other_means_are_left_alone(model: ir.Model):
+    assert pool_globally(model) == 0 and operators(model) == {"ReduceMean": 1}

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import exports
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from graph_shapes import shapes_by_running
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.formats.onnx.call import Operations, Tensor
+from compress.formats.onnx.costs import Cost, GraphCost, count_graph
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.runtimes.profile import write_optimized
+
+MICROSOFT = "com.microsoft"
+FLOAT, UINT8, INT8, INT64 = (ir.DataType[name] for name in ("FLOAT", "UINT8", "INT8", "INT64"))
+F32 = np.float32
+
+
+def ones(*shape: int, dtype: Any = F32) -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+def one_node(
+    operator: str,
+    inputs: Mapping[str, np.ndarray | tuple[ir.DataType, tuple[int, ...]] | None],
+    outputs: Sequence[tuple[ir.DataType, tuple[int, ...]]],
+    domain: str = "",
+    **attributes: Any,
+) -> Cost | None:
+    """The cost of a graph of one node: arrays are stored in it, (type, shape) comes from outside, None is left out."""
+    names = [name if value is not None else "" for name, value in inputs.items()]
+    node = helper.make_node(
+        operator, names, [f"y{i}" for i in range(len(outputs))], "node", domain=domain, **attributes
+    )
+    stored = [numpy_helper.from_array(value, name) for name, value in inputs.items() if isinstance(value, np.ndarray)]
+    given = {name: value for name, value in inputs.items() if isinstance(value, tuple)}
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info(name, int(kind), shape) for name, (kind, shape) in given.items()],
+        [helper.make_tensor_value_info(f"y{i}", int(kind), shape) for i, (kind, shape) in enumerate(outputs)],
+        stored,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)])
+    shapes = {name: Tensor(kind, shape) for name, (kind, shape) in given.items()}
+    shapes |= {f"y{i}": Tensor(kind, shape) for i, (kind, shape) in enumerate(outputs)}
+    return count_graph(ir.from_proto(model).graph, shapes).nodes["node"]
+
+
+def counted(*arguments: Any, **keywords: Any) -> Cost:
+    found = one_node(*arguments, **keywords)
+    assert found is not None
+    return found
+
+
+def test_a_product_with_stored_weights() -> None:
+    """[2, 5, 8] @ [8, 3]: 2·5·3 sums of 8 products."""
+    cost = counted("MatMul", {"a": (FLOAT, (2, 5, 8)), "w": ones(8, 3)}, [(FLOAT, (2, 5, 3))])
+    assert cost == Cost(Operations(fp32=2 * 8 * 30), weight_bytes=8 * 3 * 4, read_bytes=80 * 4, written_bytes=30 * 4)
+
+
+def test_a_product_of_two_activations_reads_no_weights() -> None:
+    inputs = {"a": (FLOAT, (2, 4, 5, 8)), "b": (FLOAT, (2, 4, 8, 6))}
+    cost = counted("MatMul", inputs, [(FLOAT, (2, 4, 5, 6))])
+    assert (cost.operations.fp32, cost.weight_bytes) == (2 * 8 * 2 * 4 * 5 * 6, 0)
+    assert cost.read_bytes == 4 * (2 * 4 * 5 * 8 + 2 * 4 * 8 * 6)
+
+
+@pytest.mark.parametrize(("transposed", "shape"), [(0, (5, 8)), (1, (8, 5))])
+def test_gemm_adds_its_bias(transposed: int, shape: tuple[int, ...]) -> None:
+    inputs = {"a": (FLOAT, shape), "w": ones(8, 3), "c": ones(3)}
+    cost = counted("Gemm", inputs, [(FLOAT, (5, 3))], transA=transposed)
+    assert cost.operations == Operations(fp32=2 * 8 * 15 + 15)
+    without = counted("Gemm", {"a": (FLOAT, shape), "w": ones(8, 3)}, [(FLOAT, (5, 3))], transA=transposed)
+    assert without.operations == Operations(fp32=2 * 8 * 15)
+
+
+def test_integer_products_are_told_from_float() -> None:
+    """MatMulInteger counts products only; its int8 weights are a quarter of the float ones."""
+    inputs = {"a": (UINT8, (5, 8)), "w": ones(8, 3, dtype=np.int8)}
+    cost = counted("MatMulInteger", inputs, [(ir.DataType.INT32, (5, 3))])
+    assert cost == Cost(Operations(int8=2 * 8 * 15), weight_bytes=24, read_bytes=40, written_bytes=60)
+
+
+def test_a_dynamically_quantized_product() -> None:
+    """6 steps to quantize each of 40 inputs; 240 integer operations; scale and bias for each of 15 outputs."""
+    inputs = {"a": (FLOAT, (5, 8)), "w": ones(8, 3, dtype=np.int8), "s": ones(3), "z": ones(3, dtype=np.int8)}
+    cost = counted("DynamicQuantizeMatMul", {**inputs, "b": ones(3)}, [(FLOAT, (5, 3))], MICROSOFT)
+    assert cost.operations == Operations(fp32=6 * 40 + 2 * 15, int8=2 * 8 * 15)
+    assert cost.weight_bytes == 24 + 12 + 3 + 12
+    bare = counted("DynamicQuantizeMatMul", inputs, [(FLOAT, (5, 3))], MICROSOFT)
+    assert bare.operations == Operations(fp32=6 * 40 + 15, int8=2 * 8 * 15)
+
+
+@pytest.mark.parametrize(("level", "operations"), [(0, Operations(2 * 32 * 15)), (4, Operations(975, 2 * 32 * 15))])
+def test_products_of_few_bits(level: int, operations: Operations) -> None:
+    """At level 4 the 160 inputs are quantized (6 steps) and the 15 outputs scaled: 975 float steps."""
+    inputs = {"a": (FLOAT, (5, 32)), "w": ones(3, 1, 16, dtype=np.uint8), "s": ones(3)}
+    shape = {"K": 32, "N": 3, "bits": 4, "block_size": 32}
+    cost = counted("MatMulNBits", inputs, [(FLOAT, (5, 3))], MICROSOFT, accuracy_level=level, **shape)
+    assert (cost.operations, cost.weight_bytes) == (operations, 3 * 16 + 3 * 4)
+
+
+def test_attention_in_float() -> None:
+    """B = 2, S = 5, D = 8, 2 heads: projections 2·10·8·24 + bias 240; Q Kᵀ and its product with V 2·2·25·16;
+    scale, mask and softmax 7 for each of 2·2·25 scores.
+    """
+    inputs = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 24), "b": ones(24), "m": (ir.DataType.INT32, (2, 5))}
+    cost = counted("Attention", inputs, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
+    assert cost.operations == Operations(fp32=3840 + 240 + 1600 + 700)
+    assert cost.weight_bytes == (8 * 24 + 24) * 4
+    no_mask = counted("Attention", {**inputs, "m": None}, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
+    assert no_mask.operations == Operations(fp32=3840 + 240 + 1600 + 600)
+
+
+def test_attention_whose_heads_were_cut() -> None:
+    """Q and K of 6, V of 4 wide: 2·10·8·16 + 160; 2·2·25·(6 + 4); 6 for each score."""
+    inputs = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 16), "b": ones(16)}
+    keywords = {"num_heads": 2, "qkv_hidden_sizes": [6, 6, 4]}
+    cost = counted("Attention", inputs, [(FLOAT, (2, 5, 4))], MICROSOFT, **keywords)
+    assert cost.operations == Operations(fp32=2560 + 160 + 1000 + 600)
+
+
+@pytest.mark.parametrize(("window", "seen"), [(-1, 4 + 5), (3, 3 + 3)])
+def test_grouped_attention(window: int, seen: int) -> None:
+    """B = 2, two new tokens after three, 4 heads and 2 groups of 8: the first sees 4 keys, the second 5.
+
+    2·2·seen·(32 + 32) for both products, 6 for each of the 2·4·seen scores, 3 for each of 2·2·(32 + 16) rotated.
+    Two of the hundred rows of cosines and of sines are read. Of keys and values, two tokens' are written.
+    """
+    half = np.ones((100, 4), F32)
+    past, present = (FLOAT, (2, 2, 3, 8)), (FLOAT, (2, 2, 5, 8))
+    inputs = {"qkv": (FLOAT, (2, 2, 64)), "k": None, "v": None, "pk": past, "pv": past}
+    inputs |= {"last": (ir.DataType.INT32, (2,)), "total": (ir.DataType.INT32, ()), "cos": half, "sin": half}
+    outputs = [(FLOAT, (2, 2, 32)), present, present]
+    attributes = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "local_window_size": window}
+    cost = counted("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)
+    assert cost.operations == Operations(2 * 2 * seen * 64 + 6 * 2 * 4 * seen + 3 * 2 * 2 * 48)
+    assert cost.weight_bytes == 2 * 2 * 4 * 4
+    assert cost.written_bytes == 2 * 2 * 32 * 4 + 2 * (2 * 2 * 2 * 8 * 4)
+
+
+def test_attention_over_what_came_before() -> None:
+    """3 positions of the past lengthen the keys from 5 to 8."""
+    past = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 24), "b": ones(24), "m": None, "p": (FLOAT, (2, 2, 2, 3, 4))}
+    cost = counted("Attention", past, [(FLOAT, (2, 5, 8)), (FLOAT, (2, 2, 2, 8, 4))], MICROSOFT, num_heads=2)
+    assert cost.operations == Operations(fp32=3840 + 240 + 2 * 2 * 40 * 16 + 6 * 2 * 2 * 40)
+
+
+def test_attention_in_integers() -> None:
+    """Only the projections are integer; their 240 results are scaled and get a bias."""
+    inputs = {
+        "x": (UINT8, (2, 5, 8)), "w": ones(8, 24, dtype=np.int8), "b": ones(24), "xs": (FLOAT, ()), "ws": ones(24),
+        "m": (ir.DataType.INT32, (2, 5)), "xz": (UINT8, ()), "wz": ones(24, dtype=np.int8),
+    }  # fmt: skip
+    cost = counted("QAttention", inputs, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
+    assert cost.operations == Operations(fp32=480 + 1600 + 700, int8=3840)
+    assert cost.weight_bytes == 8 * 24 + 24 * 4 + 24 * 4 + 24
+
+
+def test_multi_head_attention_of_other_keys() -> None:
+    """3 queries, 7 keys: 2·2·21·(8 + 4) and 6 for each of 2·2·21 scores; a packed form is not counted."""
+    inputs = {"q": (FLOAT, (2, 3, 8)), "k": (FLOAT, (2, 7, 8)), "v": (FLOAT, (2, 7, 4))}
+    cost = counted("MultiHeadAttention", inputs, [(FLOAT, (2, 3, 4))], MICROSOFT, num_heads=2)
+    assert cost.operations == Operations(fp32=1008 + 504)
+    packed = {"q": (FLOAT, (2, 3, 2, 3, 4))}
+    assert one_node("MultiHeadAttention", packed, [(FLOAT, (2, 3, 8))], MICROSOFT, num_heads=2) is None
+
+
+def test_a_lookup_reads_the_rows_that_it_picks() -> None:
+    table = ones(1000, 16)
+    cost = counted("Gather", {"t": table, "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])
+    assert cost == Cost(Operations(), weight_bytes=10 * 64, read_bytes=80, written_bytes=640)
+    whole = counted("Gather", {"t": ones(4, 16), "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])
+    assert whole.weight_bytes == 4 * 64, "no more than there is"
+
+
+def test_a_quantized_lookup_reads_half_bytes_with_scales() -> None:
+    """Rows of 32 in 4 bits: 16 bytes, one scale of 4 and a packed zero point of 1 each."""
+    inputs = {
+        "t": ones(1000, 16, dtype=np.uint8), "i": (INT64, (2, 5)), "s": ones(1000, 1),
+        "z": ones(1000, 1, dtype=np.uint8),
+    }  # fmt: skip
+    keywords = {"gather_axis": 0, "quantize_axis": 1, "block_size": 32, "bits": 4}
+    cost = counted("GatherBlockQuantized", inputs, [(FLOAT, (2, 5, 32))], MICROSOFT, **keywords)
+    assert cost == Cost(Operations(fp32=2 * 320), weight_bytes=10 * 21, read_bytes=80, written_bytes=320 * 4)
+
+
+def test_packed_types_take_half_a_byte() -> None:
+    assert Tensor(ir.DataType.INT4, (3, 5)).bytes == 8
+    assert Tensor(ir.DataType.FLOAT16, (3, 5)).bytes == 30
+    assert Tensor(FLOAT, ()).bytes == 4
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "steps", "more"),
+    [
+        ("Tanh", "", 1, {}),
+        ("Softmax", "", 5, {}),
+        ("LayerNormalization", "", 6, {"g": ones(8)}),
+        ("LayerNormalization", "", 7, {"g": ones(8), "b": ones(8)}),
+        ("SkipLayerNormalization", MICROSOFT, 7, {"r": (FLOAT, (2, 5, 8)), "g": ones(8)}),
+        ("SkipLayerNormalization", MICROSOFT, 9, {"r": (FLOAT, (2, 5, 8)), "g": ones(8), "b": ones(8), "c": ones(8)}),
+        ("BiasGelu", MICROSOFT, 6, {"b": ones(8)}),
+        ("FastGelu", MICROSOFT, 9, {"b": ones(8)}),
+        ("Gelu", MICROSOFT, 5, {}),
+        ("QuickGelu", MICROSOFT, 3, {}),
+        ("Sum", "", 2, {"r": (FLOAT, (2, 5, 8)), "s": (FLOAT, (2, 5, 8))}),
+        ("Cast", "", 0, {}),
+    ],
+)
+def test_steps_for_each_element(operator: str, domain: str, steps: int, more: dict[str, Any]) -> None:
+    attributes = {"to": 1} if operator == "Cast" else {}
+    cost = counted(operator, {"x": (FLOAT, (2, 5, 8)), **more}, [(FLOAT, (2, 5, 8))], domain, **attributes)
+    assert cost.operations == Operations(fp32=steps * 80)
+    assert cost.written_bytes == 320
+
+
+def test_gelu_by_its_approximation() -> None:
+    given, made = {"x": (FLOAT, (80,))}, [(FLOAT, (80,))]
+    assert counted("Gelu", given, made).operations.fp32 == 5 * 80
+    assert counted("Gelu", given, made, approximate="tanh").operations.fp32 == 8 * 80
+
+
+def test_views_move_nothing_and_slices_what_they_keep() -> None:
+    assert counted("Reshape", {"x": (FLOAT, (4, 6)), "s": ones(2, dtype=np.int64)}, [(FLOAT, (6, 4))]).moved_bytes == 0
+    ends = {name: ones(1, dtype=np.int64) for name in ("b", "e")}
+    cost = counted("Slice", {"x": (FLOAT, (100, 6)), **ends}, [(FLOAT, (3, 6))])
+    assert (cost.read_bytes, cost.weight_bytes, cost.written_bytes) == (72, 16, 72)
+
+
+def test_what_is_not_known_is_not_counted() -> None:
+    made = [(FLOAT, (4, 6))]
+    assert one_node("Einsum", {"x": (FLOAT, (6, 4))}, made, equation="ij->ji") is None
+    assert one_node("MatMul", {"x": (FLOAT, (4, 6))}, made, "of.somebody") is None
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "node")
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", value[:1], value[1:], [numpy_helper.from_array(ones(6, 6), "w")])
+    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"x": Tensor(FLOAT, (4, 6))})
+    assert found.nodes == {"node": None}, "the shape of y is missing"
+    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"y": Tensor(FLOAT, (4, 6))})
+    assert found.nodes == {"node": None}, "the shape of x is missing"
+    assert found.working_set_bytes == 0
+
+
+def test_the_working_set_counts_shared_weights_once() -> None:
+    nodes = [helper.make_node("MatMul", [a, "w"], [b], b) for a, b in (("x", "h"), ("h", "y"))]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [numpy_helper.from_array(ones(8, 8), "w")])
+    shapes = {name: Tensor(FLOAT, (5, 8)) for name in ("x", "h", "y")}
+    found = count_graph(ir.from_proto(helper.make_model(graph)).graph, shapes)
+    assert found.working_set_bytes == 8 * 8 * 4 + 2 * 5 * 8 * 4
+    assert sum(cost.weight_bytes for cost in found.nodes.values() if cost) == 2 * 8 * 8 * 4
+    assert found.operations == Operations(fp32=2 * 2 * 8 * 40)
+
+
+def optimized(proto: onnx.ModelProto, folder: Path, inputs: Mapping[str, np.ndarray]) -> tuple[ir.Graph, GraphCost]:
+    """The graph that ONNX Runtime makes of ``proto``, and what one call costs."""
+    source = folder / "source.onnx"
+    onnx.save(proto, source)
+    path = write_optimized(source, folder, threads=1)
+    graph = ir.load(path).graph
+    return graph, count_graph(graph, shapes_by_running(path, inputs))
+
+
+def by_type(graph: ir.Graph, found: GraphCost) -> dict[str, list[Cost]]:
+    grouped: dict[str, list[Cost]] = {}
+    for node in graph:
+        cost = found.nodes[str(node.name)]
+        assert cost is not None, f"{node.domain} {node.op_type} is not counted"
+        grouped.setdefault(node.op_type, []).append(cost)
+    return grouped
+
+
+def torch_flops(model: torch.nn.Module, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """aten operator -> operations, as PyTorch counts its own products."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    return {str(kind).removeprefix("aten."): count for kind, count in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, np.ndarray]:
+    return exports.batch(3, 7, vocabulary=30, pad=0)
+
+
+def test_a_whole_encoder_in_float_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    export = exports.exported(fusions=False)
+    graph, found = optimized(export.graph(), tmp_path, inputs)
+    grouped = by_type(graph, found)
+    products = [cost for kind in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") for cost in grouped.get(kind, [])]
+    # A Gemm adds its bias, a fused one applies an activation too, one step each for each float that it writes.
+    extra = sum(cost.written_bytes // 4 for cost in grouped.get("Gemm", []))
+    extra += sum(2 * cost.written_bytes // 4 for cost in grouped.get("FusedGemm", []))
+    model = export.model.module
+    model.set_attn_implementation("eager")
+    expected = torch_flops(model, inputs)
+    assert sum(cost.operations.fp32 for cost in products) - extra == sum(expected.values())
+    assert found.operations.int8 == 0
+
+
+def test_a_whole_encoder_in_int8_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    """Linear layers become integer products; Q Kᵀ and its product with V stay float."""
+    export = exports.exported(fusions=False)
+    _, found = optimized(quantize_products(export.graph(), True, False), tmp_path, inputs)
+    model = export.model.module
+    model.set_attn_implementation("eager")
+    expected = torch_flops(model, inputs)
+    linear = sum(count for kind, count in expected.items() if kind in ("addmm", "mm"))
+    assert linear > 0
+    assert found.operations.int8 == linear
+
+
+def test_every_node_of_our_exports_is_counted(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    proto = exports.exported().graph()
+    graph, found = optimized(proto, tmp_path, inputs)
+    assert "Attention" in by_type(graph, found)
+    graph, found = optimized(quantize_products(proto, True, False), tmp_path, inputs)
+    assert "QAttention" in by_type(graph, found)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool) -> None:
+    """A file of three products holds their weights and a graph of some hundred bytes."""
+    generator = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"], f"product{i}") for i in range(3)]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, 128]) for name in ("h0", "h3")]
+    stored = [numpy_helper.from_array(generator.normal(size=(128, 128)).astype(F32), f"w{i}") for i in range(3)]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    proto = quantize_products(proto, True, False) if quantized else proto
+    _, found = optimized(proto, tmp_path, {"h0": ones(5, 128)})
+    read = sum(cost.weight_bytes for cost in found.nodes.values() if cost is not None)
+    size = (tmp_path / "source.onnx").stat().st_size
+    assert 3 * 128 * 128 * (1 if quantized else 4) <= read
+    # What was quantized has a node for each step, and each has names.
+    assert 0 < size - read < (4000 if quantized else 600)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        torch.nn.Conv2d(8, 8, 3, groups=4, bias=False),
+        torch.nn.Conv1d(6, 10, 5),
+        torch.nn.ConvTranspose2d(6, 8, 3, stride=2),
+    ],
+)
+def test_convolutions_against_pytorch(layer: torch.nn.Module) -> None:
+    image = torch.ones((2, layer.in_channels, *((9,) * (layer.weight.dim() - 2))))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        answer = layer(image)
+    transposed = isinstance(layer, torch.nn.ConvTranspose2d)
+    given = {"x": (FLOAT, tuple(image.shape)), "w": layer.weight.detach().numpy()}
+    if layer.bias is not None:
+        given["b"] = layer.bias.detach().numpy()
+    cost = counted("ConvTranspose" if transposed else "Conv", given, [(FLOAT, tuple(answer.shape))], group=layer.groups)
+    bias = answer.numel() if layer.bias is not None else 0
+    assert cost.operations == Operations(fp32=counter.get_total_flops() + bias)
+
+
+def test_a_blocked_convolution_counts_as_the_plain_one(tmp_path: Path) -> None:
+    """ONNX Runtime turns this convolution into one of its own layout; the work is the same."""
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 9, 9]) for n, c in (("x", 16), ("y", 32))]
+    stored = [numpy_helper.from_array(ones(32, 16, 3, 3), "w"), numpy_helper.from_array(ones(32), "b")]
+    proto = helper.make_model(
+        helper.make_graph([node], "g", value[:1], value[1:], stored),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    graph, found = optimized(proto, tmp_path, {"x": ones(1, 16, 9, 9)})
+    domains = {node.domain for node in graph if node.op_type == "Conv"}
+    assert found.operations == Operations(fp32=(2 * 16 * 9 + 1) * 32 * 81), domains

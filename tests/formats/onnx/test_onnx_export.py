@@ -1,0 +1,181 @@
+"""Exported graphs against torch on padded batches of many shapes; their bytes repeat and name no path."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from exports import Exported, batch, export, exported, run
+from onnx import numpy_helper
+
+import compress
+from compress.errors import IntegrityError
+from compress.formats.onnx.parity import prove_equal
+from compress.tasks.task import Examples
+
+QUICK = [("bert", True), ("bert", False), ("distilbert", True), ("roberta", True)]
+SLOW = [("electra", True), ("electra", False), ("distilbert", False), ("roberta", False)]
+
+
+@pytest.fixture(
+    params=[*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=lambda case: f"{case[0]}-{'fused' if case[1] else 'plain'}",
+)
+def made(request: pytest.FixtureRequest) -> Exported:
+    architecture, fusions = request.param
+    return exported(architecture, fusions)
+
+
+def test_the_graph_computes_what_torch_computes_at_every_shape(made: Exported):
+    pad = made.model.processor.pad_token_id
+    for size, length in [(1, 2), (1, 7), (2, 2), (2, 24), (3, 5), (4, 11), (5, 3), (5, 38)]:
+        inputs = batch(size, length, made.model.module.config.vocab_size, pad)
+        with torch.no_grad():
+            expected = made.model.module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
+        np.testing.assert_allclose(run(made.content, **inputs), expected.numpy(), atol=2e-5, err_msg=f"{size, length}")
+    assert expected.std(dim=0).min() > 0.01
+
+
+def test_padding_changes_nothing(made: Exported):
+    pad, size = made.model.processor.pad_token_id, made.model.module.config.vocab_size
+    alone = batch(1, 6, size, pad)
+    wide = {"input_ids": np.full((2, 20), pad), "attention_mask": np.zeros((2, 20), np.int64)}
+    for name in wide:
+        wide[name][0, :6] = alone[name][0]
+    wide["input_ids"][1], wide["attention_mask"][1] = 9, 1
+    np.testing.assert_allclose(run(made.content, **wide)[0], run(made.content, **alone)[0], atol=2e-5)
+
+
+def test_inputs_and_outputs_have_the_names_that_clients_expect(made: Exported):
+    graph = made.graph().graph
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    shape = ["batch_size", "sequence_length"]
+    assert axes == {"input_ids": shape, "attention_mask": shape, "logits": ["batch_size", 2]}
+    onnx.checker.check_model(made.graph())
+
+
+def test_no_recorded_shape_contradicts_another(made: Exported):
+    graph = made.graph()
+    inferred = onnx.shape_inference.infer_shapes(graph)
+    known, recorded = ({value.name for value in model.graph.value_info} for model in (inferred, graph))
+    assert recorded and known >= recorded
+
+
+def test_the_graph_holds_no_path_or_stack_trace(made: Exported):
+    homes = [Path(compress.__file__).parents[1], Path(torch.__file__).parents[1], Path(tiny.__file__).parent]
+    telling = [
+        rb"site-packages",
+        rb"Traceback",
+        rb'File "',
+        rb"\w\.py\b",
+        *(re.escape(str(home).encode()) for home in homes),
+    ]
+    assert [pattern for pattern in telling if re.search(pattern, made.content)] == []
+    proto = made.graph()
+    assert proto.producer_name == "compress" and not proto.producer_version and not proto.doc_string
+    assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+
+
+def test_the_same_weights_give_the_same_bytes():
+    first = exported("bert")
+    model = tiny.encoder("bert")
+    again = export(model, tiny.context().encode("train", model))
+    assert sha256(again.content).hexdigest() == sha256(first.content).hexdigest()
+
+
+def test_without_fusions_only_standard_operators_are_used():
+    assert {node.domain for node in exported("bert", False).graph().graph.node} == {""}
+    assert exported("bert", False).rewrites == {}
+
+
+def test_matrices_are_stored_once():
+    made = exported("bert")
+    arrays = [numpy_helper.to_array(tensor) for tensor in made.graph().graph.initializer]
+    stored = sum(array.size for array in arrays if array.ndim == 2 and array.dtype == np.float32)
+    # Folding leaves out the table of two token types.
+    matrices = [parameter for parameter in made.model.module.parameters() if parameter.ndim == 2]
+    assert stored == sum(matrix.numel() for matrix in matrices) - 2 * tiny.WIDTH
+
+
+def test_parity_says_how_far_apart_the_logits_are():
+    made = exported("bert")
+    graph = made.graph()
+    bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("classifier.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
+    assert prove_equal(graph, made.model, made.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
+    assert prove_equal(made.graph(), made.model, made.examples, 1e-3) < 2e-5
+
+
+def tampered(made: Exported, name: str, change: float) -> onnx.ModelProto:
+    graph = made.graph()
+    tensor = next(tensor for tensor in graph.graph.initializer if name in tensor.name and len(tensor.dims) == 2)
+    array = numpy_helper.to_array(tensor).copy()
+    array[:, 0] += np.float32(change)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return graph
+
+
+@pytest.mark.parametrize("name", ["word_embeddings", "classifier"])
+@pytest.mark.parametrize("change", [0.5, float("nan"), float("inf")])
+def test_a_tampered_weight_breaks_parity(name: str, change: float):
+    made = exported("bert")
+    with pytest.raises(IntegrityError, match="logits differ from torch by") as caught:
+        prove_equal(tampered(made, name, change), made.model, made.examples, 1e-3)
+    assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.mend)
+
+
+def test_parity_looks_at_padded_rows():
+    # A graph that ignores its mask is right for examples of one length, and for the longest; only padding shows it.
+    made = exported("bert", False)
+    graph = made.graph()
+    ones = onnx.helper.make_node("Sign", ["ids_plus_one"], ["mask_of_ones"])
+    one = numpy_helper.from_array(np.array(1, np.int64), "one")
+    plus = onnx.helper.make_node("Add", ["input_ids", "one"], ["ids_plus_one"])
+    for node in graph.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "attention_mask":
+                node.input[index] = "mask_of_ones"
+    graph.graph.initializer.append(one)
+    graph.graph.node.insert(0, ones)
+    graph.graph.node.insert(0, plus)
+    lengths = made.examples.lengths()
+    longest = [made.examples.inputs[i] for i in np.flatnonzero(lengths == lengths.max())]
+    same_length = Examples(longest * 4, made.examples.padding)
+    assert prove_equal(graph, made.model, same_length, 1e-3) < 2e-5
+    with pytest.raises(IntegrityError):
+        prove_equal(graph, made.model, made.examples, 1e-3)
+
+
+def test_parity_of_a_single_example():
+    made = exported("bert")
+    assert prove_equal(made.graph(), made.model, Examples(made.examples.inputs[:1], made.examples.padding), 1e-3) < 2e-5
+
+
+@pytest.mark.slow
+def test_another_operator_set_can_be_asked_for():
+    from compress.formats.onnx.export import export_onnx
+
+    made = exported("bert")
+    graph = export_onnx(made.model, made.examples, 20, fusions=False).graph
+    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 20
+    assert prove_equal(graph, made.model, made.examples, 1e-3) < 2e-5
+
+
+@pytest.mark.slow
+def test_a_single_row_can_be_traced():
+    # Two equal rows are traced then; neither axis may freeze.
+    model = tiny.encoder("bert", num_hidden_layers=1)
+    examples = tiny.context().encode("train", model)
+    made = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)
+    assert prove_equal(made.graph(), model, examples, 1e-3) < 2e-5
+    assert Counter(node.op_type for node in made.graph().graph.node)["Softmax"] == 1

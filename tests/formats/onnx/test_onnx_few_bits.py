@@ -1,0 +1,161 @@
+"""Weights in few bits: a graph computes with exactly what its integers stand for, in branches and tied tables too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_whisper import FRAMES, write_tiny_whisper
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.model import few_bits_name, quantized_name
+from compress.formats.onnx.speech import export_whisper
+from compress.formats.onnx.speech.parity import teacher_forced
+
+ROWS, WIDTH = 80, 64
+
+
+def weight(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def tied_graph() -> onnx.ModelProto:
+    """Looks rows up, adds a product with one of two matrices, and multiplies with the same table."""
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        node = helper.make_node("MatMul", ["x", name[:4]], [f"{name}_out"])
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph([node], name, [], [output])
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"], axis=0),
+        helper.make_node("If", ["which"], ["y"], **branches),
+        helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["y", "turned"], ["logits"]),
+    ]
+    arrays = {"table": weight(0, ROWS, WIDTH), "then": weight(1, WIDTH, WIDTH), "else": weight(2, WIDTH, WIDTH)}
+    inputs = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"]),
+        helper.make_tensor_value_info("which", TensorProto.BOOL, [1]),
+    ]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", ROWS])]
+    stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "tied", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
+    return found
+
+
+def restored(matrix: np.ndarray, how: FewBits) -> np.ndarray:
+    """What the integers of ``matrix`` [rows, columns] stand for, worked out here."""
+    stored = how.of(matrix, "matrix")
+    zeros = stored.zero_points if stored.zero_points is not None else np.full(stored.scales.shape, 1 << (how.bits - 1))
+    blocks = stored.values.reshape(len(matrix), -1, stored.block_size).astype(np.float32)
+    found = (blocks - zeros[..., None].astype(np.float32)) * stored.scales[..., None].astype(np.float32)
+    return found.reshape(len(matrix), -1)[:, : matrix.shape[1]]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("which", [True, False])
+@pytest.mark.parametrize("expand_on_load", [True, False])
+def test_a_graph_computes_with_what_its_integers_stand_for(
+    bits: int, symmetric: bool, which: bool, expand_on_load: bool
+):
+    how = FewBits(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
+    model, names = quantize_matrices(tied_graph(), how)
+    assert sorted(names) == ["else", "table", "then"]
+    table = restored(weight(0, ROWS, WIDTH), how)
+    chosen = restored(weight(1 if which else 2, WIDTH, WIDTH).T, how).T
+    expected = table[[0, 7, ROWS - 1]] @ chosen @ table.T
+    assert np.abs(run(model, which)[0] - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
+    model, _ = quantize_matrices(tied_graph(), FewBits(4, 32))
+    large = [tensor.name for tensor in model.graph.initializer if np.prod(tensor.dims) >= 1024]
+    assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
+    assert {node.op_type for node in model.graph.node} >= {"GatherBlockQuantized", "MatMulNBits"}
+    assert "Transpose" not in {node.op_type for node in model.graph.node}
+
+
+def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
+    model, _ = quantize_matrices(tied_graph(), FewBits(4, 32, expand_on_load=True))
+    large = {one.name: one for one in model.graph.initializer if np.prod(one.dims) >= 1024}
+    assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
+    assert {len(one.raw_data) for one in large.values()} == {WIDTH * WIDTH // 2, ROWS * WIDTH // 2}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "opened.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    opened = onnx.load(tmp_path / "opened.onnx").graph
+    (branch,) = (node for node in opened.node if node.op_type == "If")
+    everywhere = [node for inner in branch.attribute for node in inner.g.node] + list(opened.node)
+    assert "Cast" not in {node.op_type for node in everywhere}
+    assert TensorProto.INT4 not in {one.data_type for one in opened.initializer}
+
+
+def test_only_tied_leaves_products_alone():
+    model, names = quantize_matrices(tied_graph(), FewBits(8, 32), only_tied=True)
+    assert names == ["table"]
+    assert {"then", "else"} <= {tensor.name for tensor in model.graph.initializer}
+
+
+def test_eight_bits_are_nearer_than_four_and_four_near_enough():
+    plain = run(tied_graph(), True)
+    errors = {
+        bits: float(
+            np.abs(run(quantize_matrices(tied_graph(), FewBits(bits, 32))[0], True) - plain).std() / plain.std()
+        )
+        for bits in (4, 8)
+    }
+    assert errors[8] < 0.02 < errors[4] < 0.25, errors
+
+
+def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not():
+    exact = weight(3, 40, 32).astype(np.float16).astype(np.float32)
+    graph = tied_graph()
+    for name, array in (("exact", exact), ("inexact", exact + np.float32(1e-5))):
+        graph.graph.initializer.append(numpy_helper.from_array(array, name))
+        graph.graph.node.append(helper.make_node("ReduceMean", [name], [f"{name}_mean"], keepdims=0))
+        graph.graph.output.append(helper.make_tensor_value_info(f"{name}_mean", TensorProto.FLOAT, []))
+    model, _ = quantize_matrices(graph, FewBits(4, 32))
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types["exact_float16"] == TensorProto.FLOAT16
+    assert "exact" not in types
+    assert types["inexact"] == TensorProto.FLOAT
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(["exact_mean"], {"ids": np.array([[0]]), "which": np.array([True])})[0]
+    assert found == pytest.approx(exact.mean(), abs=1e-6)
+
+
+def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
+    model = export_whisper(Checkpoint(write_tiny_whisper(tmp_path)))
+    features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
+    tokens = np.array([256, 5, 99, 17])
+    expected = teacher_forced(model, features, tokens)
+    for bits, bound in ((8, 0.05), (4, 0.5)):
+        graphs = {name: quantize_matrices(graph, FewBits(bits, 32))[0] for name, graph in model.graphs.items()}
+        found = teacher_forced(model.with_graphs(graphs), features, tokens)
+        error = np.abs(found - expected).std() / expected.std()
+        assert error < bound, (bits, error)
+        same, how = [], FewBits(bits, 32, accuracy_level=1)
+        for one in (how, replace(how, expand_on_load=True)):
+            graphs = {name: quantize_matrices(graph, one)[0] for name, graph in model.graphs.items()}
+            same.append(teacher_forced(model.with_graphs(graphs), features, tokens))
+        np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
+
+
+def test_files_are_called_as_transformers_js_looks_for_them():
+    assert quantized_name("encoder_model.onnx") == "encoder_model_quantized.onnx"
+    assert quantized_name("encoder_model_q4.onnx") == "encoder_model_quantized.onnx"
+    assert few_bits_name("decoder_model_merged.onnx", 4) == "decoder_model_merged_q4.onnx"
+    assert few_bits_name("decoder_model_merged_quantized.onnx", 8) == "decoder_model_merged_quantized.onnx"

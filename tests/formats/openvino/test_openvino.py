@@ -1,0 +1,170 @@
+"""OpenVINO: what the stage writes opens there, and what can't is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_graphs import write_classifier
+
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.openvino.conversion import Precision, to_openvino
+from compress.formats.openvino.ir import read_ir
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.inspect.budget import budget_of
+from compress.runtimes.runtime import TensorType
+from compress.targets import TARGETS
+
+pytest.importorskip("openvino")
+TARGET = TARGETS["openvino"]
+IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
+
+
+def write(tmp_path: Path, precision: Precision = "fp32", table_bits: int = 8) -> tuple[Path, Path]:
+    """A graph, and what OpenVINO is given in its place."""
+    source, folder = tmp_path / "source", tmp_path / "written"
+    graph = onnx.load(model_file(write_classifier(source, width=64, layers=2)))
+    folder.mkdir()
+    to_openvino(graph, {"config.json": b"{}"}, precision, table_bits).save(folder)
+    return source, folder
+
+
+def answers(folder: Path, target: str) -> np.ndarray:
+    place = TARGETS[target]
+    return get_runtime(place.runtime).open(folder, place, threads=1).predict(IDS)["logits"]
+
+
+@pytest.mark.parametrize(("precision", "bits", "near"), [("fp32", 32, 1e-5), ("fp16", 16, 0.02), ("int8", 8, 0.1)])
+def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
+    tmp_path: Path, precision: Precision, bits: int, near: float
+) -> None:
+    source, folder = write(tmp_path, precision)
+    assert format_of(folder) == "openvino" and model_file(folder) == folder / IR_FILE
+    expected = answers(source, "cpu")
+    np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=near * np.abs(expected).max())
+    budget, before = budget_of(folder), budget_of(source)
+    assert budget.format == "openvino" and budget.parameters == before.parameters
+    assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
+    weights = sum(tensor.bytes for tensor in budget.tensors if tensor.role == "weight")
+    assert weights * 8 == bits * budget.parameters
+
+
+def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
+    source, folder = write(tmp_path, "int8", table_bits=4)
+    expected = answers(source, "cpu")
+    found = answers(folder, "openvino")
+    np.testing.assert_allclose(found, expected, atol=0.3 * np.abs(expected).max())
+    budget, before = budget_of(folder), budget_of(source)
+    assert budget.parameters == before.parameters
+    table = onnx.numpy_helper.to_array(
+        next(one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
+    )
+    bits = {tensor.dtype: 0 for tensor in budget.tensors}
+    for tensor in budget.tensors:
+        bits[tensor.dtype] += tensor.parameters
+    assert bits["u4"] == table.size and bits["uint8"] == before.parameters - table.size
+    ir = (folder / IR_FILE).read_bytes()
+    kept = read_ir(ir, folder, (folder / IR_FILE).with_suffix(".bin").stat().st_size)
+    assert {one.shape for one in kept if one.dtype == "u4" and one.bytes > 1000} == {(len(table), 2, 32)}
+    # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
+    groups = table.reshape(len(table), -1, 32)
+    step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15
+    looked_up = rows_of(folder, np.arange(len(table)))
+    error = np.abs(looked_up - table).reshape(groups.shape).max(axis=-1)
+    assert (error <= step * 1.02 + 1e-6).all() and error.mean() > step.mean() / 8
+
+
+@pytest.mark.parametrize(("width", "group"), [(64, 64), (192, 192), (768, 256), (80, 32)])
+def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, width: int, group: int) -> None:
+    import openvino
+
+    source = tmp_path / "source"
+    graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
+    to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
+    # Whoever opens the file gets it, without saying so.
+    compiled = openvino.compile_model(tmp_path / IR_FILE, "CPU")
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+    expected = answers(source, "cpu")
+    np.testing.assert_allclose(answers(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
+
+
+def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """What plain OpenVINO looks up in the table, by the graph cut off after it."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / IR_FILE)
+    (gather,) = (one for one in model.get_ordered_ops() if one.get_type_name() == "Gather" and is_of_ids(one))
+    cut = openvino.Model([gather.output(0)], model.get_parameters(), "cut")
+    found = openvino.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
+    return np.array(found[0])[0]
+
+
+def is_of_ids(gather: Any) -> bool:
+    """Whether token ids choose the rows, be it through a conversion."""
+    source = gather.input_value(1).get_node()
+    while source.get_type_name() == "Convert":
+        source = source.input_value(0).get_node()
+    return bool(source.get_type_name() == "Parameter")
+
+
+def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
+    source, folder = write(tmp_path)
+    weights = (folder / IR_FILE).with_suffix(".bin")
+    found = {one.name: one for one in read_ir((folder / IR_FILE).read_bytes(), folder, weights.stat().st_size)}
+    (table,) = (one for one in onnx.load(model_file(source)).graph.initializer if one.name == "table")
+    np.testing.assert_array_equal(found["table"].values(weights.read_bytes()), onnx.numpy_helper.to_array(table))
+
+
+def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:
+    _, folder = write(tmp_path)
+    session = get_runtime("openvino").open(folder, TARGET, threads=2)
+    assert session.input_types == {"input_ids": TensorType("int64", (None, None))}
+    assert session.settings["intra_op_threads"] == 2 and session.settings["inference_precision_hint"] == "f32"
+    with pytest.raises(InputError, match="lacks the model's input input_ids"):
+        session.predict({"other": IDS["input_ids"]})
+    with pytest.raises(StageError, match="failed on a batch"):
+        session.predict({"input_ids": np.full((1, 3), "word")})
+
+
+def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
+    _, folder = write(tmp_path)
+    weights = (folder / IR_FILE).with_suffix(".bin")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match=r"ends at byte \d+ of"):
+        budget_of(folder)
+    with pytest.raises(ModelError, match="cannot open the IR"):
+        get_runtime("openvino").open(folder, TARGET, threads=1)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"weights of openvino_model\.xml are missing"):
+        OpenVinoModel.load(folder, "text-classification")
+    (folder / IR_FILE).write_text('<!DOCTYPE x [<!ENTITY a "b">]><net/>')
+    weights.write_bytes(whole)
+    with pytest.raises(ModelError, match="document type"):
+        budget_of(folder)
+
+
+def test_operators_that_it_lacks_are_named() -> None:
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    node = onnx.helper.make_node("QuickGelu", ["x"], ["y"], domain="nowhere")
+    graph = onnx.helper.make_graph([node], "strange", value[:1], value[1:])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+    with pytest.raises(StageError, match=r"OpenVINO cannot read the graph.*QuickGelu"):
+        to_openvino(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), {}, "fp32")
+
+
+def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "compress[openvino]" in str(why_unavailable(TARGET))
+
+
+def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:
+    graph = OnnxModel.load(write(tmp_path)[0], "text-classification").graph
+    once, twice = (to_openvino(graph, {}, "int8", 4) for _ in range(2))
+    assert once == twice

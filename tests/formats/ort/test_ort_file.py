@@ -1,0 +1,118 @@
+"""ONNX Runtime's own format: what is written opens, answers as the graph does, and is read back as it lies there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx_graphs import write_classifier
+
+from compress.errors import ModelError
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.quantization import quantize_products
+from compress.formats.ort.file import OrtGraph, read_ort
+from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel, to_ort
+from compress.formats.runtimes import get_runtime
+from compress.inspect.budget import budget_of
+from compress.inspect.statistics import load_values
+from compress.inspect.tensors import read_model
+from compress.targets import TARGETS
+
+IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
+
+
+@pytest.fixture(params=["float", "int8"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    file = model_file(write_classifier(folder, width=16, layers=2))
+    if request.param == "int8":
+        onnx.save(quantize_products(onnx.load(file), per_channel=True, reduce_range=False), file)
+    return folder
+
+
+@pytest.fixture
+def written(source: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "written"
+    folder.mkdir()
+    to_ort(OnnxModel.load(source, "text-classification")).save(folder)
+    return folder
+
+
+def graph_of(folder: Path) -> OrtGraph:
+    return read_ort((folder / ORT_FILE).read_bytes(), folder / ORT_FILE)
+
+
+def answers(folder: Path, target: str) -> np.ndarray:
+    return get_runtime("onnxruntime").open(folder, TARGETS[target], threads=1).predict(IDS)["logits"]
+
+
+def test_it_answers_as_the_graph_does(source: Path, written: Path) -> None:
+    assert format_of(written) == "ort" and model_file(written) == written / ORT_FILE
+    np.testing.assert_allclose(answers(written, "ort"), answers(source, "cpu"), atol=1e-5)
+
+
+def test_its_tensors_are_those_of_the_graph(source: Path, written: Path) -> None:
+    graph = onnx.load(model_file(source)).graph
+    expected = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    found = {one.name: one.values((written / ORT_FILE).read_bytes()) for one in graph_of(written).tensors}
+    shared = expected.keys() & found.keys()
+    assert {"table", "head"} <= shared or len(shared) > 3
+    for name in shared:
+        assert found[name].dtype == expected[name].dtype
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_parameters_are_counted_as_in_the_graph(source: Path, written: Path) -> None:
+    before, after = budget_of(source), budget_of(written)
+    assert after.format == "ort" and after.parameters == before.parameters
+    assert {name: share.parameters for name, share in after.dtypes.items() if share.parameters} == {
+        name: share.parameters for name, share in before.dtypes.items() if share.parameters
+    }
+    assert after.total_bytes == after.tensor_bytes + sum(after.overhead.values())
+    for tensor in read_model(written).tensors:
+        assert load_values(tensor, "ort").shape == tensor.shape
+
+
+def test_the_operators_are_those_that_are_called(source: Path, written: Path) -> None:
+    text = (written / OPERATORS_FILE).read_text()
+    called = {node.op_type for node in graph_of(written).nodes}
+    assert all(f"{operator}" in text for operator in called) and "#" not in text
+    assert text.startswith("ai.onnx;")
+
+
+def test_what_opens_no_file_of_that_kind_is_said(written: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.ort"
+    other.write_bytes(b"0000ONNXrest")
+    with pytest.raises(ModelError, match="not in ONNX Runtime's format"):
+        read_ort(other.read_bytes(), other)
+    (written / ORT_FILE).write_bytes((written / ORT_FILE).read_bytes()[:600])
+    with pytest.raises(ModelError, match="cannot be read"):
+        OrtModel.load(written, "text-classification")
+    (written / ORT_FILE).unlink()
+    with pytest.raises(ModelError, match=r"0 \.ort files"):
+        OrtModel.load(written, "text-classification")
+
+
+_QUIETLY = """
+import logging
+import sys
+from pathlib import Path
+
+from compress.models.onnx_model import OnnxModel
+from compress.models.ort_model import to_ort
+
+before = logging.getLogger().handlers[:], logging.getLogger().level
+to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))
+assert (logging.getLogger().handlers, logging.getLogger().level) == before
+"""
+
+
+def test_nothing_is_said_and_the_log_is_left_as_it_was(source: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _QUIETLY, str(source)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,198 @@
+"""Every recipe in the tree: its header, its validity, and a whole run at tiny scale."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_images
+import tiny_speech
+import torch
+from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
+from tiny_generation import write_texts
+from tiny_pairs import write_pairs
+from tiny_run import LABELS, tokenizer, write_rows
+from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
+
+from compress.pipeline.run import run
+from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark, Recipe
+from compress.recipe_source import dump_recipe, read_recipe
+from compress.tasks import EMBEDDING, GENERATING
+from compress.tasks.evaluation import Evaluation
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+MEASURED = ("tiny",)
+"""Recipes of which every stage is measured here; that exports each of them, which takes seconds."""
+HEADER = ("command:", "hardware:", "time:", "expect:")
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "tiny", "narrow"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_says_command_hardware_time_and_figures(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(comments)
+    assert all(word in text for word in HEADER)
+    assert f"compress run recipes/{path.name}" in text
+    assert re.search(r"expect:.*\d", text), "figures to expect"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_runs_at_tiny_scale(path: Path, tmp_path: Path) -> None:
+    recipe = shrunk(read_recipe(path), tmp_path)
+    done = run(recipe, tmp_path, tmp_path / "artifacts", SilentProgress())
+    assert [stage.name for stage in done.report.stages] == list(recipe.labels())
+    rows = {(row.model, row.metric): row.value for row in done.report.measurements}
+    assert rows["final", "size_bytes"] < rows["baseline", "size_bytes"]
+    assert recipe.name not in MEASURED or {model for model, _ in rows} >= {*recipe.labels()} - {recipe.baseline}
+    generates = recipe.task in GENERATING
+    assert rows["final", "time_per_output_token_ms_context_128" if generates else "latency_ms"] > 0
+    assert len(done.report.limits) == len(recipe.limits)
+
+
+def shrunk(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
+    if recipe.task in GENERATING:
+        return _shrunk_generation(recipe, folder)
+    if recipe.task == tiny_images.TASK:
+        return _shrunk_images(recipe, folder)
+    if recipe.task == tiny_speech.TASK:
+        return _shrunk_speech(recipe, folder)
+    write_model(folder / "model")
+    (write_pairs if recipe.task in EMBEDDING else write_rows)(folder)
+    with (folder / "unlabeled.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
+    data = recipe.data.model_copy(
+        update={
+            "source": None,
+            "splits": {split: f"{split}.csv" for split in ("train", "validation", "test")},
+            "unlabeled": ("unlabeled.csv",) if recipe.data.unlabeled else (),
+            "labels": None,
+            "max_length": 16,
+        }
+    )
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    evaluation = Evaluation(similarity="rated.csv") if recipe.evaluation.similarity else recipe.evaluation
+    update = {
+        "model": "model",
+        "data": data,
+        "evaluation": evaluation,
+        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=recipe.name in MEASURED),
+    }
+    changed = recipe.model_copy(update=update).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
+def _here(recipe: Recipe) -> dict[str, Any]:
+    """This machine's processor in place of the recipe's targets, and its limits there."""
+    limits = [{**limit.model_dump(), "target": "cpu"} for limit in recipe.limits]
+    return {"targets": ("cpu",), "limits": limits}
+
+
+def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
+    """Two layers of Llama or Mixtral; the prompts stay as long as the recipe's limits speak of."""
+    (save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama)(folder / "model")
+    write_texts(folder)
+    splits = {split: f"{split}.jsonl" for split in ("train", "test")}
+    changes = {
+        "model": "model",
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "max_length": 32}),
+        "evaluation": Evaluation(windows=4, prompts=2, prompt_tokens=8, tokens=8),
+        "benchmark": recipe.benchmark.model_copy(update={"seconds": 0.1, "tokens": 4, "launches": 2, "threads": 1}),
+    }
+    stages = [_shrunk_generation_stage(stage.model_dump(exclude_unset=True)) for stage in recipe.stages]
+    return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
+
+
+def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny ViT or MobileNet, by its config alone where the recipe starts so, on squares in class folders."""
+    model = tiny_images.vit() if "vit" in recipe.description.lower() else tiny_images.mobile_net()
+    (folder / "model").mkdir()
+    model.save(folder / "model")
+    if recipe.random_weights:
+        (folder / "model/model.safetensors").unlink()
+    (folder / "student").mkdir()
+    tiny_images.vit(hidden_size=24).save(folder / "student")
+    (folder / "student/model.safetensors").unlink()
+    tiny_images.write_class_folders(folder / "images")
+    splits = {split: f"images/{split}" for split in ("train", "validation", "test")}
+    changes = {
+        "model": "model",
+        "module": None,
+        "module_arguments": {},
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "without_labels": ()}),
+        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False),
+    }
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    shrunk_recipe = recipe.model_copy(update=changes).model_dump()
+    return Recipe.model_validate({**shrunk_recipe, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny Whisper on a few recordings."""
+    splits = tiny_speech.write_speech(folder)
+    changes = {
+        "model": "model",
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits}),
+        "benchmark": Benchmark(seconds=0.1, examples=8, batched=False, launches=2, threads=1, every_stage=False),
+    }
+    return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def save_tiny_mixture(folder: Path) -> None:
+    """A Mixtral of the same sizes, with four experts a block."""
+    torch.manual_seed(0)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {name: getattr(tiny_llama_config(), name) for name in (*names, "num_key_value_heads")}
+    MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4, sliding_window=None)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    small = {"samples": 4, "sequence_length": 16, "steps": 2, "epochs": 0.2, "embedding_group_size": 32}
+    fields |= {name: value for name, value in small.items() if name in fields}
+    # Random weights have no structure that few bits could keep.
+    return fields | ({"rounding_limit": 10.0} if fields["kind"] == "export" else {})
+
+
+def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
+    small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
+    fields |= {name: value for name, value in small.items() if name in fields}
+    if (student := fields.get("student")) and student.get("config"):
+        fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}
+    elif student and student.get("model"):
+        fields["student"] = {"model": "student", "random_weights": True}
+    return fields
+
+
+def write_model(folder: Path) -> None:
+    """Six layers of twelve heads like the sample's, with a width that has a block size."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+    )
+    BertModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+
+
+def test_dumped_recipe_is_the_recipe(tmp_path: Path) -> None:
+    for path in RECIPES:
+        recipe = read_recipe(path)
+        copy = tmp_path / path.name
+        copy.write_text(dump_recipe(recipe))
+        assert read_recipe(copy) == recipe

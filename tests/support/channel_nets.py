@@ -1,0 +1,100 @@
+"""Networks whose channels hang together in every way that cutting must follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny_images
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
+
+from compress.checkpoints import plain_module
+from compress.checkpoints.plain_module import MODULE_KEY, PlainModule
+from compress.checkpoints.torch_model import TorchModel
+
+
+class Knot(nn.Module):
+    """A residual sum over a grouped convolution, a depthwise one, squeeze-excite, a concatenation, a flattened map."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.expand = nn.Conv2d(16, 24, 1)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(24)
+        self.squeeze = nn.Conv2d(24, 8, 1)
+        self.excite = nn.Conv2d(8, 24, 1)
+        self.project = nn.Conv2d(24, 12, 1)
+        self.slope = nn.PReLU(12)
+        self.joined_norm = nn.BatchNorm2d(12 + 16)
+        self.hidden = nn.Linear((12 + 16) * 16, 20)
+        self.classifier = nn.Linear(20, classes)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        stem = self.stem_norm(self.stem(pixels)).relu()
+        summed = (stem + self.grouped(stem)).relu()
+        wide = self.depthwise_norm(self.depthwise(self.expand(summed).relu())).relu()
+        gate = self.excite(self.squeeze(wide.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        narrow = self.slope(self.project(wide * gate))
+        both = nn.functional.adaptive_avg_pool2d(self.joined_norm(torch.cat([narrow, summed], 1)), 4)
+        found: torch.Tensor = self.classifier(self.hidden(both.flatten(1)).relu())
+        return found
+
+
+class Stubborn(nn.Module):
+    """Channels that can't be cut: normalised over, used twice, scaled by a free parameter; and one set that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.before = nn.Conv2d(8, 6, 1)
+        self.again = nn.Conv2d(6, 6, 1)
+        self.wide = nn.Conv2d(6, 10, 1)
+        self.scale = nn.Parameter(torch.ones(10, 1, 1))
+        self.middle = nn.Conv2d(10, 6, 1)
+        self.classifier = nn.Linear(6, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = self.before(self.norm(self.stem(pixels)).relu())
+        found = self.again(self.again(found).relu())
+        found = self.middle(self.wide(found) * self.scale).relu()
+        logits: torch.Tensor = self.classifier(found.mean((2, 3)))
+        return logits
+
+
+def lively(network: nn.Module, seed: int = 0) -> Any:
+    """Random weights, and statistics of batch normalisation that aren't those of an untrained net; in eval mode."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+            if isinstance(layer, nn.PReLU):
+                nn.init.uniform_(layer.weight, 0.1, 0.4)
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.3)
+                nn.init.normal_(layer.running_mean, std=0.3)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return network.eval()
+
+
+def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
+    """The network as a plain module that a recipe named, so that it loads again."""
+    torch.manual_seed(seed)
+    reference = f"{network.__module__}:{network.__name__}"
+    plain_module.allow(reference, tiny_images.Path())
+    config = PreTrainedConfig(**tiny_images.names(), **{MODULE_KEY: {"module": reference, "arguments": {}}})
+    return TorchModel(PlainModule(lively(network(), seed), config), tiny_images.processor(), tiny_images.TASK)
+
+
+def reg_net(seed: int = 0) -> TorchModel:
+    """A RegNet-Y: grouped convolutions, squeeze-excite and residual sums as transformers has them."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "groups_width": 8}
+    config = RegNetConfig(layer_type="y", **sizes, **tiny_images.names())
+    return TorchModel(lively(RegNetForImageClassification(config), seed), tiny_images.processor(), tiny_images.TASK)

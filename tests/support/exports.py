@@ -1,0 +1,85 @@
+"""ONNX exports of tiny encoders. Tracing takes seconds, so each is made once for the whole session of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from unittest import mock
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import tiny
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.onnx import export as onnx_export
+from compress.tasks.task import Examples
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model, its graph, how often each rewrite matched, and the graph before the rewrites."""
+
+    model: TorchModel
+    examples: Examples
+    content: bytes
+    before_rewrites: bytes
+    rewrites: Mapping[str, int]
+
+    def graph(self) -> onnx.ModelProto:
+        """A copy of the graph that may be changed."""
+        return onnx.load_from_string(self.content)
+
+    def unfused(self) -> ir.Model:
+        """A copy of the graph as the exporter gives it, before the rewrites."""
+        return ir.from_proto(onnx.load_from_string(self.before_rewrites))
+
+
+def exported(architecture: str = "bert", fusions: bool = True) -> Exported:
+    """The export of a tiny encoder, made at the first call."""
+    return _exported(architecture, fusions)
+
+
+@cache
+def _exported(architecture: str, fusions: bool) -> Exported:
+    model = tiny.encoder(architecture, processor=tiny.byte_level() if architecture == "roberta" else None)
+    examples = tiny.context().encode("train", model)
+    return export(model, examples, fusions)
+
+
+def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Exported:
+    """Export ``model`` and keep the graph from before the rewrites too."""
+    before = []
+
+    def keep(program: ir.Model, *leave_out: Collection[str]) -> dict[str, int]:
+        before.append(ir.to_proto(program).SerializeToString())
+        return rewrite(program, *leave_out)
+
+    rewrite = onnx_export.optimize_graph
+    with mock.patch.object(onnx_export, "optimize_graph", keep):
+        found = onnx_export.export_onnx(model, examples, None, fusions)
+    content = found.graph.SerializeToString()
+    return Exported(model, examples, content, before[0] if before else content, found.rewrites)
+
+
+def run(graph: onnx.ModelProto | ir.Model | bytes, **inputs: np.ndarray) -> np.ndarray:
+    """The first output of a graph on the processor, with ONNX Runtime's own optimizations."""
+    proto = ir.to_proto(graph) if isinstance(graph, ir.Model) else graph
+    content = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = {entry.name for entry in session.get_inputs()}
+    outputs: np.ndarray = session.run(None, {name: value for name, value in inputs.items() if name in names})[0]
+    return outputs
+
+
+def batch(size: int, length: int, vocabulary: int, pad: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random token ids [size, length], the rows padded on the right to different lengths, and their mask."""
+    generator = np.random.default_rng([seed, size, length])
+    ids = generator.integers(5, vocabulary, (size, length))
+    lengths = np.array([length, *generator.integers(1, length + 1, size - 1)])
+    mask = (np.arange(length)[None] < lengths[:, None]).astype(np.int64)
+    return {"input_ids": np.where(mask == 1, ids, pad), "attention_mask": mask}

@@ -1,0 +1,28 @@
+"""The real shape of every tensor of a graph: each is made an output, and the graph is run once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from compress.formats.onnx.call import Tensor
+
+
+def shapes_by_running(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Name -> type and shape of the inputs and of whatever the nodes make of them."""
+    model = onnx.load(path)
+    known = {value.name for value in model.graph.output}
+    made = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    wanted = {entry.name for entry in session.get_inputs()}
+    feed = {name: array for name, array in inputs.items() if name in wanted}
+    values = dict(zip(made, session.run(made, feed), strict=True)) | feed
+    return {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in values.items()}

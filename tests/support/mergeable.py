@@ -1,0 +1,97 @@
+"""Byte-level BPE tokenizers with merges, trained here on a few sentences, for clients that want some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from quantized import save_tiny_llama
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from compress.checkpoints.checkpoint import Checkpoint
+
+ROWS = 352
+"""Embedding rows; a few more than the tokenizer has tokens."""
+SPECIAL = ("<unk>", "<s>", "</s>")
+TEXTS = (
+    "The cat sat on the mat, and the cat's hat sat on the cat.",
+    "In 1984 there were 12345 cats; they'd eaten 67 mats.\n\nThat's what they'll say!",
+    "  Two spaces, a\ttab and 3.14 --- naïve café, 東京, Ωmega.",
+    "def cat(x):\n    return x + 1  # the mat",
+)
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
+    """How the models that llama.cpp names by ``rule`` split text, as their tokenizer.json says it."""
+    if rule == "gpt-2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if rule == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pattern = {"llama-bpe": LLAMA3, "qwen2": QWEN2}[rule]
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def train_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
+    """At most 340 tokens, of which <s> and </s> are special and <mark> is an ordinary added one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitter(rule)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.add_tokens(["<mark>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+    return fast
+
+
+def save_mergeable_llama(folder: Path, seed: int = 0, rule: str = "smollm", **changes: Any) -> Checkpoint:
+    """`quantized.save_tiny_llama` with such a tokenizer and a row for each of its tokens."""
+    made = save_tiny_llama(folder, seed, vocab_size=ROWS, **changes)
+    train_tokenizer(rule).save_pretrained(folder)
+    return made
+
+
+def save_qwen(folder: Path, kind: str, head_size: int = 128) -> Checkpoint:
+    """A Qwen2 with biases and an output layer of its own, or a tied Qwen3 with norms of the heads."""
+    sizes = {
+        "vocab_size": ROWS,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    torch.manual_seed(3)
+    if kind == "qwen2":
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=head_size, tie_word_embeddings=True))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(mean=float("norm" in name), std=0.2)
+    model.save_pretrained(folder)
+    train_tokenizer("qwen2").save_pretrained(folder)
+    return Checkpoint(folder)

@@ -1,0 +1,116 @@
+"""A tiny quantized causal model on disk, rounded to nearest, for tests of what reads such folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.gptq_layout import pack_layer
+from compress.checkpoints.shards import write_shards
+from compress.numerics.quantized_weight import QuantizedWeight
+
+VOCABULARY = 160
+
+
+def tiny_llama_config(**changes: Any) -> LlamaConfig:
+    """Two layers, grouped-query attention, tied embeddings."""
+    fields: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**fields | changes)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, one token a byte of ASCII, with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    for letter in alphabet[: VOCABULARY - 3]:
+        words[letter] = len(words)
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+    return fast
+
+
+def save_tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Checkpoint:
+    """A model with weights drawn large enough that its answers differ, saved in fp32."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(tiny_llama_config(**changes)).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def rounded(weight: torch.Tensor, bits: int, group_size: int) -> QuantizedWeight:
+    """Symmetric round to nearest, groups of ``group_size`` that divide the columns."""
+    rows, columns = weight.shape
+    middle = 1 << (bits - 1)
+    groups = weight.float().reshape(rows, columns // group_size, group_size)
+    scales = (groups.abs().amax(-1) / (middle - 1)).clamp(min=1e-6).half().float()
+    integers = (groups / scales[..., None]).round().clamp(-middle, middle - 1) + middle
+    zeros = torch.full_like(scales, middle).to(torch.uint8)
+    return QuantizedWeight(integers.reshape(rows, columns).to(torch.uint8), scales, zeros, bits, group_size)
+
+
+def quantize_tiny_llama(
+    source: Checkpoint, folder: Path, bits: int = 4, group_size: int = 32, table_bits: int | None = 4
+) -> QuantizedCheckpoint:
+    """Every linear layer of the blocks, and the embedding unless ``table_bits`` is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: list[tuple[str, torch.Tensor]] = []
+    tables: dict[str, torch.Tensor] = {}
+    about: dict[str, dict[str, int]] = {}
+    for name in sorted(source.files):
+        module, tensor = name.removesuffix(".weight"), source.stored(name)
+        if module.endswith("_proj"):
+            packed = pack_layer(rounded(tensor, bits, group_size), stored_less_one=True)
+            tensors += [(f"{module}.{part}", value) for part, value in packed.items()]
+        elif module.endswith("embed_tokens") and table_bits is not None:
+            table = rounded(tensor, table_bits, group_size)
+            tensors.append((name, table.dequantize().half()))
+            tables |= {f"{module}.{part}": value for part, value in pack_layer(table, False).items()}
+            about[module] = {"bits": table_bits, "group_size": group_size, "rows": len(tensor)}
+        else:
+            tensors.append((name, tensor.half()))
+    write_shards(folder, tensors)
+    if tables:
+        save_file(tables, folder / TABLES, metadata={"tables": json.dumps(about)})
+    config = source.config | {"dtype": "float16", "quantization_config": _quantization(bits, group_size)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tiny_tokenizer().save_pretrained(folder)
+    return QuantizedCheckpoint(folder)
+
+
+def _quantization(bits: int, group_size: int) -> dict[str, Any]:
+    return {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": group_size,
+        "sym": True,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+    }

@@ -1,0 +1,88 @@
+"""A tiny sentence encoder, and pairs of texts that it could learn to match: the same words, some put otherwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tiny import BAD, GOOD, HEADS, LAYERS, NEURONS, NEUTRAL, POSITIONS, WIDTH, word_piece
+from transformers import BertConfig, BertModel
+
+from compress.checkpoints.sentence_modules import SentenceModules
+from compress.checkpoints.sentence_processor import SentenceProcessor
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import Dataset
+from compress.progress import SilentProgress
+from compress.stage.stage import Context
+from compress.tasks import get_task
+
+TASK = "feature-extraction"
+OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))
+"""One word of a text -> the word of its pair."""
+
+
+def pairs(count: int, seed: int = 0) -> pa.Table:
+    """``count`` rows of text and pair, no text twice: the pair has other words of the same kind, in another order."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, str] = {}
+    while len(found) < count:
+        length = int(generator.integers(3, 9))
+        words = [*generator.choice(NEUTRAL, length, replace=False), *generator.choice([*OTHERWISE], 2, replace=False)]
+        other = [OTHERWISE.get(str(word), str(word)) for word in words]
+        found[" ".join(generator.permutation(words))] = " ".join(generator.permutation(other))
+    return pa.table({"text": [*found], "pair": [*found.values()]})
+
+
+def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
+    """Splits of pairs."""
+    tables = {"train": pairs(train, seed=1), "test": pairs(test, seed=2)}
+    if validation:
+        tables["validation"] = pairs(validation, seed=3)
+    return Dataset(get_task(TASK).columns, tables, ())
+
+
+def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: Any) -> TorchModel:
+    """A BERT without a pooler, with random weights that are large enough for its answers to differ."""
+    tokenizer = word_piece()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=NEURONS,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+        **changes,
+    )
+    torch.manual_seed(seed)
+    module = BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return TorchModel(module, SentenceProcessor(tokenizer, modules or SentenceModules(WIDTH)), TASK)
+
+
+def context(data: Dataset | None = None, max_length: int = 24) -> Context:
+    """What a stage gets beside its model."""
+
+    def none(label: str) -> TorchModel:
+        raise AssertionError(f"no earlier stage {label!r}")
+
+    return Context(get_task(TASK), data or dataset(), max_length, 0, SilentProgress(), none, Path, Path("no scratch"))
+
+
+def write_folder(folder: Path, kinds: Sequence[str], **files: dict[str, Any]) -> None:
+    """The module files of sentence-transformers, written down: `write_folder(f, ["Pooling"], Pooling={...})`."""
+    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for place, kind in enumerate(kinds, start=1):
+        path = f"{place}_{kind}"
+        entries.append({"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"})
+        (folder / path).mkdir(parents=True)
+        (folder / path / "config.json").write_text(json.dumps(files.get(kind, {})))
+    (folder / "modules.json").write_text(json.dumps(entries))

@@ -1,0 +1,235 @@
+"""Tiny models, tokenizers and data, built anew for each test: a toy sentiment task that a tiny encoder can learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertTokenizer,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import Dataset
+from compress.progress import SilentProgress
+from compress.stage.stage import Context
+from compress.tasks import get_task
+
+TASK = "text-classification"
+LABELS = ("bad", "good")
+GOOD = ("great", "lovely", "superb", "moving", "funny", "clever")
+BAD = ("awful", "boring", "clumsy", "dreadful", "stale", "noisy")
+NEUTRAL = ("the", "film", "was", "a", "plot", "and", "its", "cast", "music", "scene", "very", "quite")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WIDTH, HEADS, LAYERS, NEURONS, POSITIONS = 32, 4, 2, 48, 40
+
+
+def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
+    """``count`` rows of text and label; each text has two more words of its label's kind than of the other."""
+    generator = np.random.default_rng(seed)
+    texts, labels = [], []
+    for row in range(count):
+        label = row % 2
+        length = int(generator.integers(0, longest - 3))
+        words = [*generator.choice(NEUTRAL, length), *generator.choice((BAD, GOOD)[label], 2)]
+        if length > 2:
+            words[0] = str(generator.choice((GOOD, BAD)[label]))
+            words.append(str(generator.choice((BAD, GOOD)[label])))
+        texts.append(" ".join(generator.permutation(words)))
+        labels.append(LABELS[label])
+    return pa.table({"text": texts, "label": labels})
+
+
+def texts(count: int = 64, seed: int = 0) -> list[str]:
+    """The texts of `table`."""
+    found: list[str] = table(count, seed)["text"].to_pylist()
+    return found
+
+
+def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset:
+    """Splits of the toy task; no text stands in two of them but by chance."""
+    tables = {"train": table(train, seed=1), "test": table(32, seed=2)}
+    if validation:
+        tables["validation"] = table(validation, seed=3)
+    more = table(unlabeled, seed=4).select(["text"]) if unlabeled else None
+    return Dataset(get_task(TASK).columns, tables, LABELS, more)
+
+
+def context(
+    data: Dataset | None = None,
+    earlier: Callable[[str], TorchModel] | None = None,
+    resolve: Callable[[str], Path] = Path,
+    max_length: int = 24,
+    seed: int = 0,
+    scratch: Path = Path("no scratch"),
+) -> Context:
+    """What a stage gets beside its model."""
+
+    def none(label: str) -> TorchModel:
+        raise AssertionError(f"no earlier stage {label!r}")
+
+    return Context(
+        get_task(TASK), data or dataset(), max_length, seed, SilentProgress(), earlier or none, resolve, scratch
+    )
+
+
+def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **changes: Any) -> TorchModel:
+    """A sequence classifier with random weights that are large enough for its answers to differ."""
+    processor = word_piece() if processor is None else processor
+    shape = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": NEURONS,
+        "max_position_embeddings": POSITIONS,
+    }
+    if architecture == "distilbert":
+        names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        shape = {names.get(name, name): value for name, value in shape.items()}
+        shape["hidden_dim"] = shape.pop("intermediate_size")
+    if architecture == "electra":
+        shape["embedding_size"] = WIDTH // 2
+    configs = {"bert": BertConfig, "distilbert": DistilBertConfig, "electra": ElectraConfig, "roberta": RobertaConfig}
+    config = configs[architecture](
+        vocab_size=len(processor),
+        pad_token_id=processor.pad_token_id,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: index for index, label in enumerate(LABELS)},
+        **{**shape, **changes},
+    )
+    torch.manual_seed(seed)
+    module = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "LayerNorm" not in name and "layer_norm" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return TorchModel(module, processor, TASK)
+
+
+@torch.no_grad()
+def logits(model: TorchModel, some_texts: list[str]) -> torch.Tensor:
+    """Logits of one padded batch, [n, classes]."""
+    batch = model.processor(some_texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    found: torch.Tensor = model.module.eval()(**batch).logits
+    return found
+
+
+def word_piece() -> BertTokenizer:
+    """A WordPiece tokenizer as BERT has it, written down: the trainer's ties fall anew in each process."""
+    words = (*GOOD, *BAD, *NEUTRAL)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?ß"
+    halves = sorted({f"##{word[3:]}" for word in words if len(word) > 4})
+    tokens = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words, *halves]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=POSITIONS)
+
+
+def trained_word_piece() -> BertTokenizer:
+    """A WordPiece tokenizer from the trainer, other in each process."""
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=180, special_tokens=list(SPECIAL), show_progress=False)
+    trained.train_from_iterator([*texts(), "zebra quartz ß 3.14"], trainer)
+    return BertTokenizer(vocab=trained.get_vocab(), model_max_length=POSITIONS)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as RoBERTa has it, with ``<pad>`` at 1."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts(), trainer)
+    ends = [(token, trained.token_to_id(token)) for token in ("</s>", "<s>")]
+    trained.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
+    return _fast(trained, mask_token="<mask>", cls_token="<s>", sep_token="</s>")
+
+
+def roberta() -> RobertaTokenizer:
+    """The same tokenizer as RoBERTa's own class makes it."""
+    model = json.loads(byte_level().backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=POSITIONS)
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """A BPE tokenizer as Llama has it: ``▁`` for spaces, and bytes for characters outside the vocabulary."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    trained.train_from_iterator((word for text in texts() for word in text.split()), trainer)
+    trained = _with_byte_tokens(trained, first=len(special))
+    trained.post_processor = _bracketed(trained)
+    return _fast(trained)
+
+
+def _with_byte_tokens(trained: Tokenizer, first: int) -> Tokenizer:
+    """The same tokenizer with ``<0x00>`` to ``<0xFF>`` as ordinary tokens from id ``first`` on."""
+    definition = json.loads(trained.to_str())
+    vocabulary = definition["model"]["vocab"]
+    for token, index in vocabulary.items():
+        vocabulary[token] = index + 256 if index >= first else index
+    vocabulary.update({f"<0x{value:02X}>": first + value for value in range(256)})
+    return Tokenizer.from_str(json.dumps(definition))
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer as XLM-RoBERTa has it. Too few words for the trainer: their halves are written down."""
+    words = [f"▁{word}" for word in (*GOOD, *BAD, *NEUTRAL)]
+    pieces = [(word, -4.0 - index / 16) for index, word in enumerate(words)]
+    pieces += [(half, -7.0) for half in sorted({word[3:] for word in words if len(word) > 4})]
+    pieces += [(letter, -10.0) for letter in "▁abcdefghijklmnopqrstuvwxyzéß"]
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    trained = Tokenizer(models.Unigram(special + pieces, unk_id=3, byte_fallback=False))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.decoder = decoders.Metaspace()
+    trained.post_processor = _bracketed(trained)
+    return _fast(trained)
+
+
+def xlm_roberta() -> XLMRobertaTokenizer:
+    """The same tokenizer as XLM-RoBERTa's own class makes it."""
+    vocabulary = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"]
+    pieces = [(token, score) for token, score in [*vocabulary, ("<mask>", 0.0)]]
+    return XLMRobertaTokenizer(vocab=pieces, model_max_length=POSITIONS)
+
+
+def _bracketed(trained: Tokenizer) -> processors.TemplateProcessing:
+    ends = [(token, trained.token_to_id(token)) for token in ("<s>", "</s>")]
+    return processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+
+
+def _fast(trained: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained,
+        model_max_length=POSITIONS,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        **special,
+    )

@@ -1,0 +1,112 @@
+"""A toy task of images: squares that are bright above or below, and tiny models of random weights for them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import Dataset
+from compress.data.media import media, media_type
+from compress.progress import SilentProgress
+from compress.stage.stage import Context
+from compress.tasks import get_task
+
+TASK = "image-classification"
+LABELS = ("above", "below")
+SIDE = 16
+
+
+def pixels(label: int, generator: np.random.Generator, side: int = SIDE) -> np.ndarray:
+    """Noise [side, side, 3] uint8, brighter in one half."""
+    image = generator.integers(0, 120, (side, side, 3))
+    half = slice(0, side // 2) if label == 0 else slice(side // 2, side)
+    image[half] += 90
+    return image.astype(np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(count: int, seed: int = 0, side: int = SIDE) -> pa.Table:
+    """``count`` rows of image and label."""
+    generator = np.random.default_rng(seed)
+    images = [media(png(pixels(row % 2, generator, side)), None) for row in range(count)]
+    labels = [LABELS[row % 2] for row in range(count)]
+    return pa.table({"image": pa.array(images, media_type()), "label": labels})
+
+
+def write_class_folders(folder: Path) -> None:
+    """PNG files of three splits, a folder for each class."""
+    for seed, (split, count) in enumerate({"train": 40, "validation": 16, "test": 16}.items()):
+        generator = np.random.default_rng(seed)
+        for row in range(count):
+            place = folder / split / LABELS[row % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{row}.png").write_bytes(png(pixels(row % 2, generator)))
+
+
+def dataset(train: int = 64) -> Dataset:
+    """Splits of the toy task."""
+    return Dataset(get_task(TASK).columns, {"train": table(train, 1), "test": table(32, 2)}, LABELS)
+
+
+def context(data: Dataset | None = None) -> Context:
+    """What a stage gets beside its model."""
+
+    def none(label: str) -> TorchModel:
+        raise AssertionError(f"no earlier stage {label!r}")
+
+    return Context(get_task(TASK), data or dataset(), 24, 0, SilentProgress(), none, Path, Path("no scratch"))
+
+
+def processor(side: int = SIDE, **changes: Any) -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(size={"height": side, "width": side}, **changes)
+
+
+def vit(seed: int = 0, **changes: Any) -> TorchModel:
+    """A ViT of two layers whose random weights are large enough for its answers to differ."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = ViTConfig(image_size=SIDE, patch_size=8, **{**shape, **names(), **changes})
+    torch.manual_seed(seed)
+    return TorchModel(shaken(ViTForImageClassification(config)), processor(), TASK)
+
+
+def mobile_net(seed: int = 0) -> TorchModel:
+    """A MobileNetV2 of narrow layers, with batch normalisation that has seen some images."""
+    config = MobileNetV2Config(image_size=SIDE, depth_multiplier=0.1, min_depth=8, **names())
+    torch.manual_seed(seed)
+    module = shaken(MobileNetV2ForImageClassification(config))
+    module.train()
+    with torch.no_grad():
+        for _ in range(4):
+            module(pixel_values=torch.randn(16, 3, 32, 32))
+    return TorchModel(module.eval(), processor(), TASK)
+
+
+def names() -> dict[str, Any]:
+    """The class names as a config has them."""
+    return {
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: index for index, label in enumerate(LABELS)},
+    }
+
+
+@torch.no_grad()
+def shaken(module: Any) -> Any:
+    """The module with noise on its matrices, in eval mode."""
+    for name, parameter in module.named_parameters():
+        if "norm" not in name.lower():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module.eval()

@@ -1,0 +1,58 @@
+"""A whole recipe of embeddings at tiny scale: a sentence encoder in a folder, CSV files of pairs, and the recipe."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sentences import encoder, pairs
+
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+
+ROWS = {"train": 64, "validation": 16, "test": 40}
+
+
+def write_pairs(folder: Path) -> None:
+    """``train.csv``, ``validation.csv`` and ``test.csv`` of different texts, and ``rated.csv`` with scores."""
+    table = pairs(sum(ROWS.values())).to_pylist()
+    start = 0
+    for split, count in ROWS.items():
+        _write(folder / f"{split}.csv", table[start : start + count])
+        start += count
+    _write(folder / "rated.csv", [row | {"score": len(row["text"])} for row in table[:12]])
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """Model, data and recipe in ``folder``; ``changes`` replace the recipe's top-level fields."""
+    (folder / "model").mkdir(parents=True)
+    encoder(SentenceModules(32, steps=(Normalize(),))).save(folder / "model")
+    write_pairs(folder)
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3}
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "task": "feature-extraction",
+        "model": "model",
+        "data": {"splits": {split: f"{split}.csv" for split in ROWS}, "max_length": 16},
+        "stages": [
+            {"trim_vocabulary": {}},
+            {"distill": {"teacher": "start", "student": {"layers": [1]}, **training}},
+            {"reduce_dimensions": {"dimensions": 16}},
+            {"export": {"sentence_embedding": True}},
+            {"quantize": {"embedding_bits": 4}},
+        ],
+        "evaluation": {"similarity": "rated.csv"},
+        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8, "launches": 2},
+        "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return path

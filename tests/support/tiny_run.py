@@ -1,0 +1,182 @@
+"""A whole recipe at tiny scale: a two-layer BERT in a folder, CSV files of a toy task, and ways to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
+
+from compress.progress import SilentProgress
+from compress.recipe.recipe import Recipe
+
+LABELS = ("bad", "good")
+POLAR = {
+    "good": ("great", "lovely", "superb", "moving"),
+    "bad": ("awful", "boring", "clumsy", "dreadful"),
+}
+PLAIN = ("the", "film", "plot", "cast", "music", "scene", "story", "end", "was", "felt", "seemed", "very", "quite")
+UNUSED = ("zebra", "quartz", "violin", "harbour", "lantern", "walnut")
+"""Words that the tokenizer knows and no row has, for `trim_vocabulary` to drop."""
+ROWS = {"train": 120, "validation": 40, "test": 60}
+STAGES: tuple[dict[str, Any], ...] = (
+    {"finetune": {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}},
+    {"distill": {"student": {"layers": [0]}, "epochs": 1, "batch_size": 4, "learning_rate": 2e-3}},
+    {"prune": {"feed_forward": 0.5, "importance_examples": 32}},
+    {"trim_vocabulary": {}},
+    {"export": {}},
+    {"quantize": {}},
+)
+LABELS_OF_STAGES = ("finetune", "distill", "prune", "trim_vocabulary", "export", "quantize")
+
+
+def write_rows(folder: Path, seed: int = 0) -> None:
+    """``train.csv``, ``validation.csv`` and ``test.csv``, without a text that stands twice."""
+    chance = random.Random(seed)
+    seen: set[str] = set()
+    for split, count in ROWS.items():
+        lines = ["text,label"]
+        while len(lines) <= count:
+            label = LABELS[len(lines) % 2]
+            words = chance.sample(PLAIN, chance.randrange(2, 7)) + chance.sample(POLAR[label], 2)
+            chance.shuffle(words)
+            text = " ".join(words)
+            if text not in seen:
+                seen.add(text)
+                lines.append(f"{text},{label}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def tokenizer() -> BertTokenizer:
+    """WordPiece over letters, all words of the task and some more."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = (
+        *special,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *PLAIN,
+        *POLAR["good"],
+        *POLAR["bad"],
+        *UNUSED,
+    )
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=32)
+
+
+def write_model(folder: Path, labels: Sequence[str] | None = None) -> None:
+    """A BERT of two layers; with ``labels`` it has a classification head that knows them."""
+    made = tokenizer()
+    config = BertConfig(
+        vocab_size=len(made),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+    )
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    torch.manual_seed(0)
+    (BertForSequenceClassification if labels else BertModel)(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+
+
+def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """A recipe over ``model/`` and the CSV files beside it; ``changes`` replace its top-level fields."""
+    values: dict[str, Any] = {
+        "name": name,
+        "task": "text-classification",
+        "model": "model",
+        "data": {"splits": {split: f"{split}.csv" for split in ROWS}, "max_length": 16},
+        "stages": list(STAGES),
+        "baseline": "finetune",
+        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8, "launches": 2},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return path
+
+
+def write_all(folder: Path, **changes: Any) -> Path:
+    """Model, data and recipe in ``folder``; the recipe's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model")
+    write_rows(folder)
+    return write_recipe(folder, **changes)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """The command line as a user starts it."""
+    return [sys.executable, "-m", "compress", *map(str, arguments)]
+
+
+def surroundings(**changes: str) -> dict[str, str]:
+    """The environment of a command: one thread, no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **changes}
+
+
+def compress(
+    *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, in ``folder``, and wait for it."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=surroundings(**changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def latest(artifacts: Path, name: str = "tiny") -> Path:
+    """The folder of the recipe's latest run."""
+    return (artifacts / "runs" / name / "latest").resolve()
+
+
+def stage_digests(artifacts: Path, name: str = "tiny") -> dict[str, str]:
+    """Label -> digest of each stage's files, as the latest run locked them."""
+    lock = json.loads((latest(artifacts, name) / "lock.json").read_text())
+    digests: dict[str, str] = lock["stages"]
+    return digests
+
+
+def cached_stages(report: dict[str, Any]) -> dict[str, bool]:
+    """Label -> whether the run took the stage from the cache, of a `report.json`."""
+    return {stage["name"]: stage["cached"] for stage in report["stages"]}
+
+
+def read_report(artifacts: Path, name: str = "tiny") -> dict[str, Any]:
+    """`report.json` of the latest run."""
+    found: dict[str, Any] = json.loads((latest(artifacts, name) / "report.json").read_text())
+    return found
+
+
+class Notes(SilentProgress):
+    """Progress that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Keep the line."""
+        self.said.append(message)
+
+
+def load(path: Path, *overrides: str) -> Recipe:
+    """The recipe at ``path``."""
+    from compress.recipe_source import read_recipe
+
+    return read_recipe(path, overrides)

@@ -1,0 +1,122 @@
+"""Tiny checkpoints of each decoder that we write as ONNX, and what transformers and ONNX Runtime make of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from quantized import VOCABULARY, rounded, tiny_llama_config, tiny_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.numerics.quantized_weight import QuantizedWeight
+
+_FIELDS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+_LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": tiny_llama_config(),
+    "llama with biases": tiny_llama_config(tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    "llama 3": tiny_llama_config(rope_parameters=_LLAMA3, num_key_value_heads=4, head_dim=32),
+    "mistral": MistralConfig(**_FIELDS, sliding_window=8, tie_word_embeddings=False),
+    "qwen2": Qwen2Config(**_FIELDS, tie_word_embeddings=True),
+    "qwen2 with windows": Qwen2Config(**_FIELDS, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "qwen3": Qwen3Config(**_FIELDS, head_dim=32, tie_word_embeddings=True),
+}
+
+
+def save_decoder(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Checkpoint:
+    """A model with weights drawn so large that positions, masks and windows matter, biases and norms among them."""
+    torch.manual_seed(seed)
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter * 4 if parameter.ndim == 2 else parameter + 0.3 * torch.randn_like(parameter))
+    folder.mkdir(parents=True, exist_ok=True)
+    module.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+@dataclass(frozen=True)
+class FewBits(Checkpoint):
+    """A float checkpoint that gives the modules whose names end so in so many bits, rounded in groups of 32.
+
+    No file is needed for bits that the GPTQ format doesn't know.
+    """
+
+    bits: tuple[tuple[str, int], ...] = ()
+
+    def quantized(self, module: str) -> QuantizedWeight | None:
+        """Rounded to nearest, or None."""
+        found = [bits for ending, bits in self.bits if module.endswith(ending)]
+        return rounded(self.stored(f"{module}.weight").float(), found[0], 32) if found else None
+
+
+def by_transformers(source: Checkpoint, weights: Checkpoint | None = None) -> PreTrainedModel:
+    """The float model of ``source``, by transformers; with the weights that ``weights`` stands for, if given."""
+    module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    if weights is not None:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                owner, _, kind = name.rpartition(".")
+                parameter.copy_(weights.weight(owner) if kind == "weight" else weights.stored(name).float())
+    return module
+
+
+def logits_of(module: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
+    """[rows, length, vocabulary]."""
+    with torch.inference_mode():
+        logits: np.ndarray = module(torch.from_numpy(ids)).logits.numpy()
+    return logits
+
+
+def random_ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
+    """Token ids [rows, length] that are no special tokens."""
+    return np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
+
+
+class Graph:
+    """An opened decoder with the names and shapes that clients rely on."""
+
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(graph.SerializeToString(), options, ["CPUExecutionProvider"])
+        self.inputs = {entry.name: entry.shape for entry in self.session.get_inputs()}
+        self.outputs = [entry.name for entry in self.session.get_outputs()]
+
+    def run(
+        self, ids: np.ndarray, mask: np.ndarray | None = None, past: dict[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits, and the cache as the inputs of the next call."""
+        names = [name for name in self.inputs if name.startswith("past_key_values.")]
+        if past is None:
+            past = {name: np.zeros((len(ids), self.inputs[name][1], 0, self.inputs[name][3]), "f4") for name in names}
+        seen = next(iter(past.values())).shape[2]
+        mask = np.ones((len(ids), seen + ids.shape[1]), np.int64) if mask is None else mask
+        found = self.session.run(None, {"input_ids": ids, "attention_mask": mask, **past})
+        values = dict(zip(self.outputs, found, strict=True))
+        return values["logits"], {name: values[f"present.{name.removeprefix('past_key_values.')}"] for name in names}

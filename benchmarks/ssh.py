@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from loopback_sshd import find_binary, running
 
-from compress.bench.place import HERE, Place
+from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
@@ -56,7 +56,7 @@ def main() -> None:
     encoded = encode_for(found.folder, found.task, rows, found.recipe.data.max_length, found.recipe.evaluation)
     settings = found.recipe.benchmark.model_copy(update={"seconds": options.seconds})
 
-    def measured(place: Place, seconds: float) -> BenchResult:
+    def measured(place: LaunchHost, seconds: float) -> BenchResult:
         wanted = settings.model_copy(update={"seconds": seconds})
         return time_artifacts(
             found.task,
@@ -72,7 +72,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch, running(binary, Path(scratch)) as server:
         cache = (options.cache or Path(scratch) / "cache").absolute()
-        places: dict[str, Place] = {
+        places: dict[str, LaunchHost] = {
             "here": HERE,
             "ssh": DevicePlace("loopback", server.device(cache), server.folder),
         }

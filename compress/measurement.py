@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compress.frozen import Frozen
 
 MACHINE = "machine"
 """In place of a model: fixed work that was timed beside the models, to relate sessions by."""
 
 
-class Measurement(BaseModel):
+class Measurement(Frozen):
     """One measured quantity of one model on one target.
 
     ``low`` and ``high`` bound the 95% confidence interval; both are ``None`` for exact quantities such as bytes.
     ``raw`` keeps the samples behind a statistic (latencies in ms; per-example outcomes as 0 or 1).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="`baseline`, a stage's label, `final`, or `machine`")
     metric: str

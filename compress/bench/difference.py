@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.bench.profile import SCHEMA, Record
+from compress.bench.profile import SCHEMA
+from compress.frozen import FrozenAliased
 
 _NOTABLE = 0.02
 
 
-class LayerDifference(Record):
+class LayerDifference(FrozenAliased):
     """One layer. ``more_ms`` is what the 8-bit file takes beyond the float one, paired pass by pass, at 95%."""
 
     layer: str
@@ -25,7 +26,7 @@ class LayerDifference(Record):
     help: str = ""
 
 
-class CauseDifference(Record):
+class CauseDifference(FrozenAliased):
     """One reason over all layers; negative where time is gained."""
 
     why: str
@@ -35,7 +36,7 @@ class CauseDifference(Record):
     operators: tuple[str, ...]
 
 
-class OperatorDifference(Record):
+class OperatorDifference(FrozenAliased):
     """Everything that was found. ``faster`` is how many times as fast as the float file the 8-bit file is, at 95%.
 
     It and the times of a whole call were taken without profiling, those of layers and causes with it.

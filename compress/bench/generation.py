@@ -14,7 +14,7 @@ import numpy as np
 from compress.bench.generation_launches import GenerationRecord, GenerationWork
 from compress.bench.launches import FEWEST_LAUNCHES
 from compress.bench.noise import Noise, judge
-from compress.bench.place import HERE, Place, Timed
+from compress.bench.place import HERE, LaunchHost, Timed
 from compress.bench.record import Conditions
 from compress.bench.results import Writer
 from compress.bench.rounds import Rounds, count, note_on
@@ -60,7 +60,7 @@ def measure_generation(
     precision: float = PRECISION,
     confidence: float = 0.95,
     elsewhere: Mapping[str, Target] | None = None,
-    place: Place = HERE,
+    place: LaunchHost = HERE,
 ) -> BenchResult:
     """Time greedy generation of every artifact at ``place``, and compare each with ``artifacts[baseline]``.
 

@@ -36,7 +36,7 @@ class Timed(Generic[Found]):
     environment: dict[str, Any]
 
 
-class Place(Protocol):
+class LaunchHost(Protocol):
     """A machine that makes launches. ``conditions`` come without cores and deadline, which are the machine's own.
 
     ``seconds_left`` is all the time that may be taken from the call on, starts included, or None.
@@ -73,11 +73,11 @@ class Here:
     """This machine."""
 
     def target(self, target: Target) -> Target:
-        """See `Place.target`: as it stands."""
+        """See `LaunchHost.target`: as it stands."""
         return target
 
     def why_unavailable(self, target: Target) -> str | None:
-        """See `Place.why_unavailable`."""
+        """See `LaunchHost.why_unavailable`."""
         return why_unavailable(target)
 
     def time(
@@ -88,7 +88,7 @@ class Here:
         seconds_left: float | None,
         progress: Progress,
     ) -> Timed[Record]:
-        """See `Place.time`; what the runtime is missing is fetched first."""
+        """See `LaunchHost.time`; what the runtime is missing is fetched first."""
         reason = make_ready(conditions.target, progress)
         if reason is not None:
             raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
@@ -103,7 +103,7 @@ class Here:
         seconds_left: float | None,
         progress: Progress,
     ) -> Timed[GenerationRecord]:
-        """See `Place.generate`."""
+        """See `LaunchHost.generate`."""
         placed = _placed(conditions, seconds_left)
         return _timed(GenerationLaunches(work, placed, baseline), placed, progress)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from compress.frozen import FrozenAliased
 from compress.numerics.roofline import Binds, Roof, binds
 
 SCHEMA = 1
@@ -14,13 +15,7 @@ Phase = Literal["batch", "prompt", "token"]
 """What a call is: a batch of examples, a decoder's prompt, or a token after one."""
 
 
-class Record(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
-
-
-class MachineLimits(Record):
+class MachineLimits(FrozenAliased):
     """What the machine reached while the artifact was profiled: the best of all samples."""
 
     fp32_per_s: float = Field(gt=0, description="float operations a second, of matrix products in ONNX Runtime")
@@ -44,7 +39,7 @@ class MachineLimits(Record):
         return Roof(self.working_set_bytes_per_s, self.fp32_per_s, self.int8_per_s)
 
 
-class Row(Record):
+class Row(FrozenAliased):
     """A node, several nodes, or the whole model, in one call: the mean over the calls that were profiled.
 
     ``compute_bound_ms`` and ``memory_bound_ms`` are the least times of the nodes that arithmetic bounds and of those
@@ -126,7 +121,7 @@ class Row(Record):
         return {**self.model_dump(mode="json"), **derived}
 
 
-class Profile(Record):
+class Profile(FrozenAliased):
     """Everything that was found. ``whole.time_ms`` is measured without profiling, ``rows`` with it."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

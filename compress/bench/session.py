@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.bench.noise import Noise, judge
-from compress.bench.place import HERE, Place, Timed
+from compress.bench.place import HERE, LaunchHost, Timed
 from compress.bench.record import Conditions, Record, Workload
 from compress.bench.results import Writer
 from compress.bench.rounds import WarmUp, count, note_on
@@ -54,7 +54,7 @@ def measure_together(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    place: Place = HERE,
+    place: LaunchHost = HERE,
 ) -> BenchResult:
     """Time every artifact at ``place``, on the same rows, and compare each with ``artifacts[baseline]``.
 

@@ -14,7 +14,8 @@ from compress.bundle.client import Client
 from compress.bundle.manifest import TensorRecord
 from compress.bundle.numbers import Numbers
 from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
-from compress.bundle.steps import Entry, Postprocessing, Preprocessing
+from compress.bundle.steps import Postprocessing, Preprocessing
+from compress.frozen import FrozenAliased
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Language
 
@@ -23,7 +24,7 @@ _SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
 _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 
 
-class Reply(Entry):
+class Reply(FrozenAliased):
     """The tokens of a reply, each the likeliest one, and by how much its logit exceeds the mean of all."""
 
     ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
@@ -33,7 +34,7 @@ class Reply(Entry):
 Answer = Numbers | str | Reply
 
 
-class Case(Entry):
+class Case(FrozenAliased):
     """One input of the self-test, and the model's answer to it alone: scores, an embedding, a transcript or a reply."""
 
     logits: Numbers = ()
@@ -52,7 +53,7 @@ class Case(Entry):
         return ()
 
 
-class Way(Protocol):
+class Preparation(Protocol):
     """How an app makes a model's input by the rule of a manifest, without transformers."""
 
     def feed(self, case: Any) -> Batch:
@@ -93,7 +94,7 @@ class Inputs(Protocol):
         Raises `ModelError` where no rule holds.
         """
 
-    def open(self, folder: Path, rule: Preprocessing) -> Way:
+    def open(self, folder: Path, rule: Preprocessing) -> Preparation:
         """The way of a bundle in ``folder``. Raises `BundleError`."""
 
     def make_cases(self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any) -> Sequence[Case]:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.bundle.steps import STEPS, Entry, Postprocessing, Preprocessing
+from compress.bundle.steps import STEPS, Postprocessing, Preprocessing
 from compress.errors import BundleError
 from compress.formats.model_file import Format
+from compress.frozen import FrozenAliased
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -23,7 +24,7 @@ MAX_BYTES = 16_000_000
 """No manifest is as large; what claims to be one isn't read."""
 
 
-class Runtime(Entry):
+class Runtime(FrozenAliased):
     """What runs the model. ``minimum_version`` is the one that the self-test passed with; older ones were not tried."""
 
     name: str
@@ -32,7 +33,7 @@ class Runtime(Entry):
     execution_provider: str
 
 
-class TensorRecord(Entry):
+class TensorRecord(FrozenAliased):
     """An input or output of the model, in its order; an axis that is a name may have any size, or one of its `Axis`."""
 
     name: str
@@ -41,14 +42,14 @@ class TensorRecord(Entry):
     meaning: str
 
 
-class Axis(Entry):
+class Axis(FrozenAliased):
     """What a named axis may be; ``least`` is None where the file doesn't say it."""
 
     least: int | None = Field(ge=0)
     most: int = Field(ge=1)
 
 
-class Signature(Entry):
+class Signature(FrozenAliased):
     """One of several graphs in a file, each called by its name.
 
     It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
@@ -58,21 +59,21 @@ class Signature(Entry):
     length: int | None
 
 
-class Licence(Entry):
+class Licence(FrozenAliased):
     """Under which terms a part of the bundle may be passed on."""
 
     of: str
     licence: str
 
 
-class FileRecord(Entry):
+class FileRecord(FrozenAliased):
     """A file's size and the SHA-256 of its contents."""
 
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Provenance(Entry):
+class Provenance(FrozenAliased):
     """Where the model came from, as the run's own files say; what is left empty needs a run."""
 
     compress: str = Field(description="version that made the bundle")
@@ -88,7 +89,7 @@ class Provenance(Entry):
     measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
 
 
-class Manifest(Entry):
+class Manifest(FrozenAliased):
     """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

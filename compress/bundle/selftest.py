@@ -13,17 +13,18 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.audio import AudioCase
 from compress.bundle.image import ImageCase
-from compress.bundle.kind import Answer, Answers, Case, Kind, Way
+from compress.bundle.kind import Answer, Answers, Case, Kind, Preparation
 from compress.bundle.manifest import SELFTEST
-from compress.bundle.steps import Entry, Postprocessing
+from compress.bundle.steps import Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
+from compress.frozen import FrozenAliased
 from compress.runtimes.runtime import Session
 
 SCHEMA = 1
 
 
-class SelfTest(Entry):
+class SelfTest(FrozenAliased):
     """``tolerance`` is the largest difference of a number that is rounding and not another answer.
 
     Of a text it is the largest share of its words. Of a reply it bounds, at each of its tokens with those before it as
@@ -59,7 +60,7 @@ class Asked:
     """A model that is asked each input alone, as an app does it."""
 
     session: Session
-    way: Way
+    way: Preparation
     answers: Answers
     end: Postprocessing
 
@@ -114,7 +115,7 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
     return test
 
 
-def check_prepared(test: SelfTest, way: Way, where: str) -> None:
+def check_prepared(test: SelfTest, way: Preparation, where: str) -> None:
     """Raises `BundleError` where an input is prepared otherwise here."""
     for number, case in enumerate(test.cases, start=1):
         other = way.difference(case)

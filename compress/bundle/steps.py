@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from compress.frozen import FrozenAliased
 
 
-class Entry(BaseModel):
-    """Frozen, and nothing unknown is let in."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
-
-
-class Tokenize(Entry):
+class Tokenize(FrozenAliased):
     """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
 
     kind: Literal["tokenize"] = "tokenize"
@@ -33,7 +29,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = Literal["RGB", "BGR", "L"]
 
 
-class Resize(Entry):
+class Resize(FrozenAliased):
     """To ``height`` by ``width``; or until the shorter side has ``shortest_edge``, the longer one rounded down.
 
     The filter is as wide as it takes to see every pixel (antialias), and each axis is rounded to 8 bits, the horizontal
@@ -52,14 +48,14 @@ class Resize(Entry):
         return self
 
 
-class Crop(Entry):
+class Crop(FrozenAliased):
     """The middle, half a pixel to the upper left where that is none; zeros where the image is smaller."""
 
     height: Side
     width: Side
 
 
-class PrepareImage(Entry):
+class PrepareImage(FrozenAliased):
     """Image -> floats of shape [1, channels, height, width], step by step in the order of the fields.
 
     The image is turned upright as its EXIF tag says, laid on white where it is transparent, and taken as ``channels``
@@ -88,7 +84,7 @@ class PrepareImage(Entry):
         return ()
 
 
-class LogMel(Entry):
+class LogMel(FrozenAliased):
     """Recording -> floats of shape [1, mel_bins, chunk_seconds * sampling_rate / hop_length], as Whisper has them.
 
     Of samples between -1 and 1, one channel at ``sampling_rate``, the first ``chunk_seconds`` are taken, zeros after
@@ -111,7 +107,7 @@ class LogMel(Entry):
         return ()
 
 
-class Prompt(Entry):
+class Prompt(FrozenAliased):
     """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
 
     kind: Literal["prompt"] = "prompt"
@@ -127,7 +123,7 @@ class Prompt(Entry):
         return (self.tokenizer,)
 
 
-class Generate(Entry):
+class Generate(FrozenAliased):
     """Prompt -> reply: token by token, always the likeliest one, up to one of ``end_ids``.
 
     All ids of the prompt are read at once, then each token alone. ``attention_mask`` is 1 for each token so far;
@@ -149,7 +145,7 @@ class Generate(Entry):
         return ()
 
 
-class Transcribe(Entry):
+class Transcribe(FrozenAliased):
     """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
 
     ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
@@ -173,7 +169,7 @@ class Transcribe(Entry):
         return (self.decoder, self.tokenizer)
 
 
-class Softmax(Entry):
+class Softmax(FrozenAliased):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
     kind: Literal["softmax"] = "softmax"
@@ -186,7 +182,7 @@ class Softmax(Entry):
         return ()
 
 
-class Embed(Entry):
+class Embed(FrozenAliased):
     """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
 
     kind: Literal["embed"] = "embed"

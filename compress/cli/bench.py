@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.bench.place import Place
+    from compress.bench.place import LaunchHost
     from compress.bench.session import BenchResult
     from compress.cli.on_devices import Chosen, Measure
     from compress.progress import Progress
@@ -112,7 +112,7 @@ def _bench_on_data(
         for label, folder in folders.items()
     }
 
-    def measure(where: Place, shown: Progress) -> BenchResult:
+    def measure(where: LaunchHost, shown: Progress) -> BenchResult:
         return time_artifacts(
             task, folders, examples, place, settings, next(iter(folders)), shown, asked.seed, place=where
         )

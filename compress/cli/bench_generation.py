@@ -10,7 +10,7 @@ from compress.errors import InputError
 
 if TYPE_CHECKING:
     from compress.bench.generation import GenerationSettings
-    from compress.bench.place import Place
+    from compress.bench.place import LaunchHost
     from compress.bench.session import BenchResult
     from compress.cli.on_devices import Measure
     from compress.progress import Progress
@@ -56,7 +56,7 @@ def generation_bench(
         progress.note(f"{label} is {other.format.upper()}, which {place.name} does not open; it runs on {other.name}")
     reference = next(iter(folders))
 
-    def measure(where: Place, shown: Progress) -> BenchResult:
+    def measure(where: LaunchHost, shown: Progress) -> BenchResult:
         return measure_generation(
             folders, texts, place, settings, reference, shown, seed=0, elsewhere=elsewhere, place=where
         )

@@ -15,7 +15,7 @@ from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference
-    from compress.inspect.departures import Comparison
+    from compress.inspect.departures import FormatComparison
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _LITTLE_DISK_BYTES = 5_000_000_000
@@ -29,7 +29,7 @@ class _Seen:
 
     findings: list[Finding]
     differences: Sequence[OperatorDifference] = ()
-    answers: Comparison | None = None
+    answers: FormatComparison | None = None
 
 
 def doctor(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from compress.cli.artifact import Artifact
     from compress.formats.parts import Values
-    from compress.inspect.departures import Comparison, Departure
+    from compress.inspect.departures import Departure, FormatComparison
     from compress.progress import Progress
     from compress.targets import Target
     from compress.tasks.task import Examples
@@ -34,7 +34,7 @@ class _Reference:
 
 def answer_findings(
     model: Path, target: Target, recipe: Path | None, against: Path | None, progress: Progress
-) -> tuple[list[Finding], Comparison | None]:
+) -> tuple[list[Finding], FormatComparison | None]:
     """What the values of both files say, and the record; nothing where the target is not to be had here.
 
     Raises `InputError` where there is no file for the target, or nothing to hold it against.
@@ -162,7 +162,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
         return _Reference(exported, node_modules(graph), "the float weights")
 
 
-def _findings(compared: Comparison, target: Target, reference: str) -> Iterator[Finding]:
+def _findings(compared: FormatComparison, target: Target, reference: str) -> Iterator[Finding]:
     bad = compared.departures
     if not bad:
         worst = compared.worst
@@ -177,7 +177,7 @@ def _findings(compared: Comparison, target: Target, reference: str) -> Iterator[
     yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")
 
 
-def _departing(bad: Sequence[Departure], compared: Comparison, target: Target, reference: str) -> Finding:
+def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Target, reference: str) -> Finding:
     first = bad[0]
     others = ", ".join(dict.fromkeys(one.layer or one.name for one in bad[1:]))
     more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from compress.errors import CompressError, InputError
 
 if TYPE_CHECKING:
-    from compress.bench.place import Place
+    from compress.bench.place import LaunchHost
     from compress.bench.session import BenchResult
     from compress.devices.inventory import Device
     from compress.progress import Progress
 
 Item = TypeVar("Item")
-Measure = Callable[["Place", "Progress"], "BenchResult"]
+Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]
 
 
 @dataclass

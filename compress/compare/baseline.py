@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from compress.compare.hosts import fingerprint
 from compress.errors import InputError
+from compress.frozen import Frozen
 from compress.measurement import Measurement
 from compress.metrics import describe_metric
 from compress.report.schema import Report, load_report, parse_report, read_text
@@ -33,12 +34,10 @@ class Origin(BaseModel):
     why: str
 
 
-class Outcomes(BaseModel):
+class Outcomes(Frozen):
     """Per-example outcomes of a row. Example i is right if bit i of ``bits`` is 1, counted from the highest bit of
     the first byte; the last byte is filled up with 0.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str
     model: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from compress.frozen import FrozenAliased
 from compress.numerics.decision import Verdict
 
 SCHEMA = 1
@@ -13,13 +14,7 @@ SCHEMA = 1
 How = Literal["side by side", "from reports"]
 
 
-class Record(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
-
-
-class Change(Record):
+class Change(FrozenAliased):
     """One metric of a candidate against that of a baseline.
 
     ``effect`` is the candidate's value over the baseline's less 1 where ``scale`` is `relative` (latency, size), and
@@ -45,7 +40,7 @@ class Change(Record):
     note: str | None = Field(None, description="why the verdict is what it is, where figures alone don't say")
 
 
-class SliceChange(Record):
+class SliceChange(FrozenAliased):
     """The same for a part of the evaluation data."""
 
     name: str = Field(description="as the recipe's `slices` name it")
@@ -53,7 +48,7 @@ class SliceChange(Record):
     change: Change
 
 
-class Flip(Record):
+class Flip(FrozenAliased):
     """An example that one of the two gets right and the other wrong."""
 
     row: int = Field(ge=0, description="position in the test split")
@@ -64,7 +59,7 @@ class Flip(Record):
     example: str = Field(description="the example as text, or where it is to be found")
 
 
-class Uncompared(Record):
+class Uncompared(FrozenAliased):
     """A metric of which nothing can be said: it is missing on one side, or no number."""
 
     metric: str
@@ -73,7 +68,7 @@ class Uncompared(Record):
     candidate_lacks: bool = Field(False, description="the candidate is at fault, so that a gate on it must not pass")
 
 
-class Side(Record):
+class Side(FrozenAliased):
     """One of the two that are compared."""
 
     name: str = Field(description="the folder or file, as it was given")
@@ -82,7 +77,7 @@ class Side(Record):
     host: str = Field("", description="the machine in a few words")
 
 
-class Comparison(Record):
+class Comparison(FrozenAliased):
     """Everything that was found of one candidate against one baseline."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

@@ -8,14 +8,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.compare.change import Change, Comparison, Record, SliceChange, Uncompared
+from compress.compare.change import Change, Comparison, SliceChange, Uncompared
+from compress.frozen import FrozenAliased
 from compress.recipe.policy import Policy, Rule
 
 Status = Literal["passed", "warned", "failed"]
 _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}
 
 
-class Judgement(Record):
+class Judgement(FrozenAliased):
     """What one rule makes of one metric on one target."""
 
     metric: str
@@ -27,7 +28,7 @@ class Judgement(Record):
     reason: str = Field("", description="why, where the change itself does not say it")
 
 
-class GateResult(Record):
+class GateResult(FrozenAliased):
     """Every judgement, and the comparison behind them."""
 
     comparison: Comparison

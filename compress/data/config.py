@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from compress.frozen import Frozen
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
@@ -26,10 +28,8 @@ def sample_split(value: str) -> tuple[str, str] | None:
     return (sample, split) if is_sample(sample) and split else None
 
 
-class DataConfig(BaseModel):
+class DataConfig(Frozen):
     """Where examples come from, and which of them each split holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str | None = Field(
         None,

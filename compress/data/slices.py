@@ -8,8 +8,6 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -18,21 +16,21 @@ from pydantic import (
     model_validator,
 )
 
+from compress.frozen import Frozen
+
 Unit = Literal["characters", "tokens"]
 
 _PREDICATES = ("matches", "contains", "equals", "at_least", "at_most")
 _LENGTHS = "`quartiles`, or lengths at which slices begin, rising from at least 1, e.g. [16, 32]"
 
 
-class Slice(BaseModel):
+class Slice(Frozen):
     """One way to cut the evaluation data: by a column's values, by the length of the text, or by a predicate.
 
     ``column: source`` makes a slice for each value, named `source=imdb`. ``length: quartiles`` makes four, named
     `characters=Q1` to `characters=Q4`; ``length: [16, 32]`` makes `characters<16`, `characters=16-31` and
     `characters>=32`. A ``name`` with a ``column`` and a predicate makes the one slice of the rows that satisfy it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = Field(
         None, pattern=r"^[^\[\]\s][^\[\]\n]{0,59}$", description="of a predicate's slice, e.g. `negated`"

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from compress.errors import InputError, Problem, RecipeError
+from compress.frozen import Frozen
 from compress.recipe_source.document import Document, describe, nearest_name, read_document
 from compress.recipe_source.translate import validate
 
@@ -25,10 +26,8 @@ _EXAMPLE = (
 )
 
 
-class Device(BaseModel):
+class Device(Frozen):
     """How one machine is reached. ``host_key`` is the only key that it may answer with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9._:%-]*$", description="Name or address.")
     port: int = Field(22, ge=1, le=65535, description="Port of its SSH server.")

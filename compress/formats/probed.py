@@ -53,7 +53,7 @@ class Probed(Protocol):
     def digests(self) -> dict[str, str]:
         """SHA-256 of each weight's shape and bytes, by name."""
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why it cannot answer here, or ``None``: its runtime may be an optional package."""
 
     def logits(self, encode: Encode) -> np.ndarray:

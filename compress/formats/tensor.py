@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compress.frozen import Frozen
 
 Format = Literal["safetensors", "gguf", "onnx", "ort", "openvino", "executorch", "litert", "coreml"]
 Role = Literal["weight", "quantization", "constant"]
 
 
-class TensorInfo(BaseModel):
+class TensorInfo(Frozen):
     """One stored tensor.
 
     ``name`` is its module path, ``origin`` the name in its file. ``role``: a `weight` has parameters;
@@ -20,8 +22,6 @@ class TensorInfo(BaseModel):
     mask or a shape.
     ``bytes`` is 0 for a tensor that shares the bytes of ``tied_to``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     shape: tuple[int, ...]

@@ -15,8 +15,8 @@ def check_writable(folder: Path, form: Format) -> None:
 
         read_architecture(Checkpoint(folder))
         return
-    from compress.formats.gguf.architecture import Architecture
+    from compress.formats.gguf.architecture import GgufArchitecture
     from compress.formats.gguf.tokenizer import check_tokenizer
 
-    Architecture.of(Checkpoint(folder))
+    GgufArchitecture.of(Checkpoint(folder))
     check_tokenizer(folder)

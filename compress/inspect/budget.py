@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
 from compress.formats.tensor import Contents, Format, TensorInfo
+from compress.frozen import Frozen
 from compress.inspect.layers import group_layers
 from compress.inspect.statistics import TensorStatistics, measure_weights
 from compress.inspect.tensors import SUFFIXES, read_model
@@ -26,12 +27,6 @@ _TOKENIZER_FILES = (
 )
 
 
-class Frozen(BaseModel):
-    """Immutable, with unknown fields forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Module(Frozen):
     """A module or tensor with everything below it. ``dtypes``: bytes; ``share``: of all tensors."""
 
@@ -43,7 +38,7 @@ class Module(Frozen):
     children: tuple[Module, ...] = ()
 
 
-class Layer(Frozen):
+class LayerBytes(Frozen):
     """A readable group of tensors. ``dtype`` is the one that takes most of its bytes."""
 
     name: str
@@ -70,7 +65,7 @@ class Budget(Frozen):
     parameters: int = Field(description="weights; scales, zero points and constants are none")
     dtypes: dict[str, TypeShare]
     notes: tuple[str, ...] = ()
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerBytes, ...]
     modules: Module
     tensors: tuple[TensorInfo, ...]
     statistics: dict[str, TensorStatistics] | None = None
@@ -128,14 +123,14 @@ def _module(name: str, below: list[tuple[list[str], TensorInfo]], total: int) ->
     )
 
 
-def _layers(tensors: Sequence[TensorInfo]) -> tuple[Layer, ...]:
+def _layers(tensors: Sequence[TensorInfo]) -> tuple[LayerBytes, ...]:
     layers = []
     for name, members in group_layers(tensors).items():
         dtypes: Counter[str] = Counter()
         for tensor in members:
             dtypes[tensor.dtype] += tensor.bytes
         layers.append(
-            Layer(
+            LayerBytes(
                 name=name,
                 bytes=dtypes.total(),
                 parameters=sum(tensor.parameters for tensor in members),

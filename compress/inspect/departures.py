@@ -77,7 +77,7 @@ class Departure:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FormatComparison:
     """A file beside its reference. ``answers`` is the error of the answers, ``worst`` the least excusable part."""
 
     parts: int
@@ -111,7 +111,7 @@ def compare_parts(
     candidate: Parts,
     batches: Sequence[Values],
     progress: Progress,
-) -> Comparison | None:
+) -> FormatComparison | None:
     """``candidate`` beside ``reference``, a graph of floats, on ``batches``; None where they share no value by name.
 
     ``layers`` has the layer of each node of ``reference`` by its name.
@@ -135,7 +135,7 @@ def compare_parts(
     bad = [one for one in judged if one.error > max(NOISE, FACTOR * one.explained)]
     told = [_alone(one, answer, float_parts, runs, cuts, batches) for one in bad]
     worst = max(told or judged, key=lambda one: one.error / max(NOISE, one.explained))
-    return Comparison(len(names), len(batches), sums.running[answer].error, worst, tuple(told))
+    return FormatComparison(len(names), len(batches), sums.running[answer].error, worst, tuple(told))
 
 
 def _cuts(names: Sequence[str], ours: Values, theirs: Values) -> dict[str, np.ndarray]:

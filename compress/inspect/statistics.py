@@ -7,20 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compress.checkpoints.safetensors_file import StoredTensor, load_array, numpy_type
 from compress.formats.tensor import Contents, Format, TensorInfo
+from compress.frozen import Frozen
 from compress.progress import Progress
 
 OUTLIER_SIGMAS = 6.0
 CHUNK_ELEMENTS = 1 << 20
 
 
-class TensorStatistics(BaseModel):
+class TensorStatistics(Frozen):
     """Of a tensor's finite values: stored integers of a quantized ONNX weight, dequantized values in GGUF."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sparsity: float = Field(description="share of values that are exactly zero")
     minimum: float

@@ -12,20 +12,20 @@ Status = Literal["passed", "missed", "failed", "not run"]
 Kind = Literal["stage", "gate", "limit", "drift", "budget"]
 
 
-class Record(BaseModel):
+class NightRecord(BaseModel):
     """Frozen, with unknown keys forbidden."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Host(Record):
+class Host(NightRecord):
     """The machine, as far as it bears on a measurement. Nights on different hosts are never one series."""
 
     digest: str
     words: str = Field(description="for people: processor, cores, memory")
 
 
-class Finding(Record):
+class Finding(NightRecord):
     """One thing that is wrong, and who did it."""
 
     entry: str
@@ -53,7 +53,7 @@ class Finding(Record):
         return f"{self.culprit}: {self.what}" + (f", since {self.since}" if self.since else "")
 
 
-class Outcome(Record):
+class Outcome(NightRecord):
     """What became of one entry of the suite."""
 
     entry: str
@@ -70,7 +70,7 @@ class Outcome(Record):
     notes: tuple[str, ...] = ()
 
 
-class Night(Record):
+class Night(NightRecord):
     """One night of a suite, without its measurements."""
 
     suite: str

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compress.errors import InputError, Problem, RecipeError
+from compress.frozen import Frozen
 from compress.recipe.policy import Policy
 from compress.recipe_source.document import Document, describe, nearest_name, read_document
 from compress.recipe_source.schema import DIALECT
@@ -19,13 +20,7 @@ from compress.targets import TARGETS
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-class Strict(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Entry(Strict):
+class Entry(Frozen):
     """One recipe of the suite. Paths count from the suite's folder."""
 
     recipe: str = Field(min_length=1, description="path of the recipe")
@@ -46,7 +41,7 @@ class Entry(Strict):
         return (*self.set, f"targets=[{', '.join(self.targets)}]") if self.targets else self.set
 
 
-class Suite(Strict):
+class Suite(Frozen):
     """What a night runs, in this order; an entry that a night had no time for goes first the next night."""
 
     name: str = Field(pattern=_NAME, description="names the folder of the nights, and the nights in the history")

@@ -127,7 +127,7 @@ def _in_format(road: Road, label: str, form: Format, options: Options) -> str:
     else:
         before = label if source == found else _in_format(road, label, source, {})
     written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
-    road.go_on(written, _writer(road, label, form, options), before)
+    road.apply_extra(written, _writer(road, label, form, options), before)
     return written
 
 

@@ -44,7 +44,7 @@ class Contract:
         self._finite(model)
         self._changed(before, probed(model).digests())
         self._size(before_bytes, size_bytes(folder))
-        reason = probed(model).why_silent()
+        reason = probed(model).unavailable_reason()
         if reason is not None:
             self.found.append(("predictions", f"not looked at: {reason}"))
             return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.bench.place import HERE, Place
+from compress.bench.place import HERE, LaunchHost
 from compress.targets import Profile
 
 
-def place_of(profile: Profile, recipe_folder: Path) -> Place:
+def place_of(profile: Profile, recipe_folder: Path) -> LaunchHost:
     """This machine, or the device, by the `devices.yaml` beside the recipe or in the current folder.
 
     Raises `InputError` for a device that no inventory has. Nothing is connected yet.

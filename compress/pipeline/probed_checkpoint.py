@@ -37,7 +37,7 @@ class ProbedCheckpoint:
             digests[name] = digest.hexdigest()
         return digests
 
-    def why_silent(self) -> None:
+    def unavailable_reason(self) -> None:
         """It answers everywhere."""
 
     def logits(self, encode: Encode) -> np.ndarray:

@@ -26,7 +26,7 @@ class ProbedModule:
         """Of every weight."""
         return {name: digest_array(tensor.numpy()) for name, tensor in self.model.tensors().items()}
 
-    def why_silent(self) -> None:
+    def unavailable_reason(self) -> None:
         """It answers everywhere."""
 
     def logits(self, encode: Encode) -> np.ndarray:

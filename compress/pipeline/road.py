@@ -59,7 +59,7 @@ class Road:
     finished: dict[str, Finished] = field(default_factory=dict)
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
-    """What outputs were taken through beside the recipe's own stages, by label (`go_on`)."""
+    """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
 
     @cached_property
     def cache(self) -> Cache:
@@ -135,7 +135,7 @@ class Road:
             apply = self._apply_together if several() else self.apply
             self.finished[label] = apply(label, stage, before)
 
-    def go_on(self, label: str, stage: Stage[Any, Any], before: str) -> None:
+    def apply_extra(self, label: str, stage: Stage[Any, Any], before: str) -> None:
         """Take the output of ``before`` through a stage that is none of the recipe's; it is ``label`` from then on."""
         self.further[label] = stage, self.apply(label, stage, before)
 

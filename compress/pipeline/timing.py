@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.bench.generation import GenerationSettings, measure_generation
-from compress.bench.place import HERE, Place
+from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
@@ -27,7 +27,7 @@ def time_artifacts(
     seed: int,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    place: Place = HERE,
+    place: LaunchHost = HERE,
 ) -> BenchResult:
     """One interleaved session at ``place`` over all artifacts, each fed with its own encoding of the same text.
 

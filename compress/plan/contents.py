@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from compress.frozen import Frozen
 from compress.recipe.recipe import Limit
 
 
-class Strict(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(Strict):
+class Estimate(Frozen):
     """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not."""
 
     value: float | None
     note: str
 
 
-class StagePlan(Strict):
+class StagePlan(Frozen):
     """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
 
     label: str
@@ -37,7 +32,7 @@ class StagePlan(Strict):
     disk_bytes: Estimate
 
 
-class SourcePlan(Strict):
+class SourcePlan(Frozen):
     """The starting model, a split or unlabeled text."""
 
     role: str
@@ -50,7 +45,7 @@ class SourcePlan(Strict):
     note: str = ""
 
 
-class TargetPlan(Strict):
+class TargetPlan(Frozen):
     """Whether a target can be had here, or why it will be skipped."""
 
     name: str
@@ -58,7 +53,7 @@ class TargetPlan(Strict):
     reason: str
 
 
-class Plan(Strict):
+class Plan(Frozen):
     """Everything that can be said of a run before a model is loaded."""
 
     recipe: str

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from compress.frozen import Frozen
 
 Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
 
 
-class Quantization(BaseModel):
+class Quantization(Frozen):
     """What is rounded, how finely, and on which text; names as in transformers' `GPTQConfig` where it has them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
     bits: Bits = Field(4, description="bits of a weight of the blocks' linear layers")

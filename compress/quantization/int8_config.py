@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compress.frozen import Frozen
 
 STATIC_ONLY = (
     *(
@@ -23,10 +25,8 @@ NEEDS_EXAMPLES = ("calibration_examples",)
 FLOOR_ONLY = ("damage_examples", "search_seconds")
 
 
-class Int8Options(BaseModel):
+class Int8Options(Frozen):
     """What the stage `quantize` and its mathematics share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["dynamic", "static"] = Field("dynamic", description="how ranges of activations are found")
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")

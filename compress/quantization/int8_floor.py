@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
 from compress.numerics.bisection import fewest
 from compress.progress import Progress
@@ -33,7 +33,7 @@ _FLOAT, _INT8 = "kept in float", "int8"
 class Quantizer(Protocol):
     """What makes 8-bit graphs of one float graph."""
 
-    layers: list[Layer]
+    layers: list[QuantizableLayer]
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """All layers but those named."""
@@ -43,7 +43,7 @@ class Quantizer(Protocol):
 class Damage:
     """What one layer's 8 bits do: ``error`` is the squared change of the outputs over their variance."""
 
-    layer: Layer
+    layer: QuantizableLayer
     error: float
 
     @property

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.quantization.int8_floor import Quantizer
 
 
@@ -18,14 +18,14 @@ class Keeping:
 
     def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
         self._quantizer, self._names = quantizer, tuple(names)
-        self.layers: list[Layer] = [layer for layer in quantizer.layers if layer.name not in self._names]
+        self.layers: list[QuantizableLayer] = [layer for layer in quantizer.layers if layer.name not in self._names]
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """See `Quantizer.quantize`."""
         return self._quantizer.quantize([*self._names, *kept])
 
 
-def kept_layers(layers: Sequence[Layer], patterns: Sequence[str]) -> list[str]:
+def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:
     """Names of the layers whose own name or whose weight's fits one of ``patterns``.
 
     Raises `StageError` for a pattern that fits none, and where no layer is left.

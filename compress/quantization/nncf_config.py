@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from compress.frozen import Frozen
 from compress.quantization.config import GroupSize, Quantization
 
 
-class NncfOptions(BaseModel):
+class NncfOptions(Frozen):
     """What NNCF's torch backend can do to the weights of a decoder, and that a checkpoint can hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["int4_sym", "int4_asym"] = Field("int4_sym", description="4 bits, without or with zero points")
     group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")

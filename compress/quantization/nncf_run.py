@@ -151,7 +151,7 @@ class _Chosen:
         if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
             keep_tables(coarse, tables, work.folder)
         made_by = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
-        skipped = self.skeleton.said_twice
+        skipped = self.skeleton.tied_tensors
         result = Result(
             self.skeleton.checkpoint, config, found, tables, self._average(), finished, work, skipped, made_by
         )

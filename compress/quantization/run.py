@@ -84,7 +84,7 @@ class _Work:
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(found, tables, self.skeleton.count_parameters(), self.config.sym)
         result = Result(
-            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.said_twice
+            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.tied_tensors
         )
         self.context.remark(_summary(result.layers, average))
         if starved := about_starved(result.layers, self.config.expert_tokens):

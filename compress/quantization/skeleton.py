@@ -71,14 +71,14 @@ class Skeleton:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
-    def said_twice(self) -> frozenset[str]:
+    def tied_tensors(self) -> frozenset[str]:
         """Tensors that say again what another says: a tied head."""
         head = self.name(self.model.get_output_embeddings())
         return frozenset({f"{head}.weight"} if self.tied else ())
 
     def count_parameters(self) -> int:
         """All parameters of the model's files, a tied head not counted again."""
-        files, skipped = weight_files(self.checkpoint.folder), self.said_twice
+        files, skipped = weight_files(self.checkpoint.folder), self.tied_tensors
         return sum(tensor.elements for file in files for tensor in read_header(file) if tensor.name not in skipped)
 
     def name(self, module: nn.Module) -> str:

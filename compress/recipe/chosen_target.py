@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.model_file import WRITTEN_BY, Format
+from compress.frozen import Frozen
 from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.targets import OPENED_BY, PROFILES, Profile, Target
 
 
-class TargetFields(BaseModel):
+class TargetFields(Frozen):
     """What a recipe, or a file of its own, may say of a target."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: str | None = Field(None, description="one line on the machine, for a target of one's own")
     format: Format | None = Field(None, description="of the files: one that the target allows; default: its first")

@@ -6,18 +6,14 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from compress.frozen import Frozen
 
 CannotTell = Literal["pass", "warn", "fail"]
 
 _MARGIN = r"^\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(%|points?)\s*$"
 _EXPECTED = "a margin: `5%` of the baseline, `0.5 points` of a share, or a number of at least 0 in the metric's unit"
-
-
-class Strict(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Margin(NamedTuple):
@@ -47,7 +43,7 @@ def parse_margin(written: str | float) -> Margin:
     return Margin(float(written), relative=False)
 
 
-class Rule(Strict):
+class Rule(Frozen):
     """How much worse a metric may get, or its worst slice."""
 
     metric: str = Field(min_length=1, description="a metric's name, or a pattern such as `latency_ms*`")
@@ -129,7 +125,7 @@ COMPARE_RULES = _rules(
 """What a comparison calls the same."""
 
 
-class Policy(Strict):
+class Policy(Frozen):
     """The rules of a gate or a comparison."""
 
     rules: tuple[Rule, ...] = Field(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
+from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.recipe.policy import Policy
 from compress.stages import AnyStage
@@ -17,13 +18,7 @@ from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 
 
-class Strict(BaseModel):
-    """Frozen, with unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Limit(Strict):
+class Limit(Frozen):
     """A bound on a metric of the final model, absolute or relative to another model of the run."""
 
     metric: str = Field(description="a measured quantity, e.g. `accuracy`, `size_bytes` or `latency_ms`")
@@ -39,7 +34,7 @@ class Limit(Strict):
         return self
 
 
-class Benchmark(Strict):
+class Benchmark(Frozen):
     """How the measured models are timed."""
 
     threads: int = Field(2, ge=1, description="intra-operator threads of the runtime")
@@ -79,7 +74,7 @@ def _single_key(value: Any) -> Any:
 _MODULES = "image-classification"
 
 
-class Recipe(Strict):
+class Recipe(Frozen):
     """A compression run from a starting model to a measured artifact."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the run")

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
-from compress.stage.record import Record, StageRecord
+from compress.stage.record import FrozenRecord, StageRecord
 
 SCHEMA = 1
 BASELINE = "baseline"
@@ -22,7 +22,7 @@ WEIGHED = frozenset({"size_bytes", "parameters", "bits_per_parameter"})
 """Metrics of a model's files, for which nothing has to run."""
 
 
-class LimitResult(Record):
+class LimitResult(FrozenRecord):
     """A limit of the recipe, and what the final model made of it.
 
     ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds
@@ -51,14 +51,14 @@ class LimitResult(Record):
         return not self.passed and not self.skipped
 
 
-class Skipped(Record):
+class Skipped(FrozenRecord):
     """A target that could not be had here."""
 
     target: str
     reason: str
 
 
-class LayerBytes(Record):
+class LayerBytes(FrozenRecord):
     """Bytes of one stored tensor, by the name it has in the file."""
 
     name: str
@@ -66,7 +66,7 @@ class LayerBytes(Record):
     dtype: str
 
 
-class IntegrityRecord(Record):
+class IntegrityRecord(FrozenRecord):
     """One check of a stage's output: what was asked, and what was found."""
 
     stage: str
@@ -75,7 +75,7 @@ class IntegrityRecord(Record):
     passed: bool = True
 
 
-class DataRecord(Record):
+class DataRecord(FrozenRecord):
     """The rows that accuracy was measured on."""
 
     split: str = "test"
@@ -84,7 +84,7 @@ class DataRecord(Record):
     labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
 
 
-class SliceRecord(Record):
+class SliceRecord(FrozenRecord):
     """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, counted from the first byte's highest."""
 
     about: str = Field("", description="what it holds, in words")
@@ -121,7 +121,7 @@ class SliceRecord(Record):
         return tuple(index for index, bit in enumerate(bits) if bit == "1")
 
 
-class CalibrationBin(Record):
+class CalibrationBin(FrozenRecord):
     """A model's answers of nearly one confidence: how many, their mean confidence, and the share that is right."""
 
     rows: int = Field(ge=1)
@@ -129,7 +129,7 @@ class CalibrationBin(Record):
     accuracy: float
 
 
-class CalibrationCurve(Record):
+class CalibrationCurve(FrozenRecord):
     """The reliability diagram of one model on one target."""
 
     model: str
@@ -137,7 +137,7 @@ class CalibrationCurve(Record):
     bins: tuple[CalibrationBin, ...]
 
 
-class ContinuationRecord(Record):
+class ContinuationRecord(FrozenRecord):
     """What one model wrote after the beginning of a test text. ``repeated``: the share of its runs of four tokens."""
 
     model: str
@@ -147,7 +147,7 @@ class ContinuationRecord(Record):
     repeated: float = Field(ge=0, le=1)
 
 
-class Report(Record):
+class Report(FrozenRecord):
     """Everything that a run measured and decided."""
 
     schema_version: int = Field(SCHEMA, alias="schema")

@@ -8,13 +8,13 @@ Cell = str | int | float
 """A word, a count, or a measured number."""
 
 
-class Record(BaseModel):
+class FrozenRecord(BaseModel):
     """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
 
-class StageTable(Record):
+class StageTable(FrozenRecord):
     """What a stage found, in rows that belong together: each layer's damage, say."""
 
     title: str
@@ -28,7 +28,7 @@ class StageTable(Record):
         return self
 
 
-class StageRecord(Record):
+class StageRecord(FrozenRecord):
     """One stage of the run, and its cost in this run: next to nothing when ``cached``.
 
     ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.frozen import Frozen
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks import EMBEDDING, IMAGES
 from compress.training.config import Training
 
 
-class Student(BaseModel):
+class Student(Frozen):
     """Where the student comes from: layers, config or model. Without any, the stage's input is the student."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="indices of the input's layers to keep, counted from 0"

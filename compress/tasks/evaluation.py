@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compress.frozen import Frozen
 
 
-class Evaluation(BaseModel):
+class Evaluation(Frozen):
     """What of the test split a language model is judged by, and what models are judged by beside the test split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     windows: int | None = Field(
         None,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from compress.frozen import Frozen
 from compress.tasks import IMAGES
 
 
-class Augment(BaseModel):
+class Augment(Frozen):
     """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_padding: int = Field(
         0, ge=0, description="pixels of black put around each image, of which a window of its own size is cut at random"
@@ -31,10 +30,8 @@ class Augment(BaseModel):
         return self
 
 
-class Training(BaseModel):
+class Training(Frozen):
     """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")

@@ -19,7 +19,7 @@ from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
 from compress.formats.onnx.int8.kernels import write_products
-from compress.formats.onnx.int8.places import Grids, Place, find_places, grids
+from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
 from compress.formats.onnx.int8.trained import (
     FOUR_BITS_FROM,
     IntegerLayer,
@@ -188,11 +188,11 @@ def _refuse_quantized(model: TorchModel) -> None:
         )
 
 
-def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Place], list[Parts]]:
+def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[Parts]]:
     """Where layers stand in ``graph``, whose nodes are named and whose attention is taken apart; in place."""
     name_nodes(graph)
     attentions = unpack_attention(graph)
-    return find_places(graph, weights), attentions
+    return match_layers(graph, weights), attentions
 
 
 def _pack(graph: ir.Model, attentions: list[Parts]) -> None:

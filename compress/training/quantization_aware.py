@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.places import UNLIMITED, Grids
+from compress.formats.onnx.int8.layer_matching import UNLIMITED, Grids
 from compress.formats.onnx.int8.trained import Grid, IntegerLayer
 from compress.numerics.activation_range import Histogram, find_range
 from compress.numerics.fake_quantization import (

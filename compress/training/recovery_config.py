@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compress.frozen import Frozen
 
 
-class Recovery(BaseModel):
+class Recovery(Frozen):
     """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")

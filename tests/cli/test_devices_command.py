@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compress.bench.place import Place
+from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli import app
 from compress.cli.on_devices import bench_on_devices, chosen_devices, show_outcome
@@ -58,7 +58,7 @@ def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_resu
     assert chosen is not None
     together = threading.Barrier(2, timeout=10)
 
-    def measure(place: Place, progress: Progress) -> BenchResult:
+    def measure(place: LaunchHost, progress: Progress) -> BenchResult:
         together.wait()
         name = place.target(TARGETS["cpu"]).name
         if name == "cpu@one":

@@ -14,7 +14,7 @@ import pytest
 from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
 
-from compress.bench.place import Place
+from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult, measure_together
 from compress.cli.on_devices import Chosen, bench_on_devices
 from compress.inspect.emulated_arm import arm_home
@@ -52,7 +52,7 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
         "board": arm_server.device(tmp_path / "there", python=str(PYTHON)),
     }
 
-    def measure(place: Place, progress: Progress) -> BenchResult:
+    def measure(place: LaunchHost, progress: Progress) -> BenchResult:
         examples = {"final": make_examples(20)}
         return measure_together(
             {"final": model}, examples, TARGETS["cpu"], QUICK, "final", progress, seed=0, place=place

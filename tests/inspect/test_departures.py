@@ -19,7 +19,7 @@ from compress.formats.ort.conversion import convert
 from compress.formats.ort.file import read_ort
 from compress.formats.ort.tools import ort_tools
 from compress.formats.runtimes import make_ready
-from compress.inspect.departures import Comparison, Gap, compare_parts
+from compress.inspect.departures import FormatComparison, Gap, compare_parts
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
 from compress.numerics.coarse_rounding import on_coarse_grid
@@ -91,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def compare(reference: Path, file: Path, target: str | None = None) -> Comparison:
+def compare(reference: Path, file: Path, target: str | None = None) -> FormatComparison:
     target = target or {".ort": "ort", ".xml": "openvino"}.get(file.suffix, "cpu")
     parts = open_parts(file, TARGETS[target])
     found = compare_parts(onnx.load(reference), node_modules(reference), parts, BATCHES, SilentProgress())

@@ -18,7 +18,7 @@ from compress.formats.litert.quantization import quantize_litert
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import NamelessParts, Values, longest
-from compress.inspect.departures import Comparison, compare_parts
+from compress.inspect.departures import FormatComparison, compare_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
@@ -65,7 +65,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def compare(reference: Path, file: Path) -> Comparison:
+def compare(reference: Path, file: Path) -> FormatComparison:
     given = batches()
     parts = open_parts(file, TARGETS["litert"], longest(given))
     assert isinstance(parts, NamelessParts)

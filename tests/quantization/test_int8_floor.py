@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.progress import SilentProgress
@@ -109,7 +109,7 @@ class Spoiling:
     """A quantizer whose every layer spoils everything."""
 
     def __init__(self) -> None:
-        self.layers = [Layer(name, "MatMul", name, 1, -1) for name in ("layer_0", "layer_1")]
+        self.layers = [QuantizableLayer(name, "MatMul", name, 1, -1) for name in ("layer_0", "layer_1")]
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         graph = network()

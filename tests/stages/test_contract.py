@@ -224,7 +224,7 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
         load=lambda folder: stage.gives().load(folder, task_of(stage)),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
-    if probed(output).why_silent() is None:
+    if probed(output).unavailable_reason() is None:
         outputs, reloaded = probe.in_memory(output), probe.from_disk(after)
         assert task_of(stage) != tiny.TASK or outputs.shape == (len(rows), 2)
         assert np.ptp(outputs, axis=0).min() > 0

@@ -16,7 +16,7 @@ from torch import nn
 from compress.errors import StageError
 from compress.formats.onnx.graph import read_graph
 from compress.formats.onnx.int8.kernels import write_products
-from compress.formats.onnx.int8.places import find_places, grids
+from compress.formats.onnx.int8.layer_matching import grids, match_layers
 from compress.formats.onnx.int8.trained import IntegerLayer, store_in_four_bits, write_integers
 from compress.formats.onnx.names import explain
 from compress.training.quantization_aware import QuantizedLayer, put_in, quantizable, start, take_out
@@ -67,7 +67,7 @@ def learned(
 ) -> tuple[QuantizedLayer, nn.Module]:
     """The layer as if it had learned: its grids are not those that it began with."""
     holder = nn.ModuleDict({"only": layer})
-    places = find_places(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
+    places = match_layers(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
     layers = put_in(holder, quantizable(holder)[0], bits, grids(places))
     only = layers["only"]
     only(values)
@@ -84,7 +84,7 @@ def learned(
 def written(holder: nn.Module, only: QuantizedLayer, relu: bool) -> tuple[onnx.ModelProto, IntegerLayer]:
     shipped = take_out(holder, {"only": only})
     model = ir.from_proto(graph_of(holder.get_submodule("only"), relu))
-    write_integers(model, find_places(model, {"only": shipped["only"].weight}), shipped)
+    write_integers(model, match_layers(model, {"only": shipped["only"].weight}), shipped)
     return ir.to_proto(model), shipped["only"]
 
 
@@ -166,7 +166,7 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
         return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
 
     weights = {name: layer.weight.detach().numpy() for name, layer in quantizable(net)[0].items()}
-    places = find_places(graph(), weights)
+    places = match_layers(graph(), weights)
     assert [(place.layers, place.follows, place.limits) for place in places] == [
         (("0",), None, (0.0, 6.0)),
         (("3",), "0", (0.0, np.inf)),
@@ -182,7 +182,7 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
         expected = net(values).numpy()
         shipped = take_out(net, layers)
     model = graph()
-    write_integers(model, find_places(model, {name: layer.weight for name, layer in shipped.items()}), shipped)
+    write_integers(model, match_layers(model, {name: layer.weight for name, layer in shipped.items()}), shipped)
     write_products(model)
     np.testing.assert_array_equal(run(ir.to_proto(model), values, tmp_path), expected)
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
@@ -227,7 +227,7 @@ def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(40, 30)
     holder = nn.ModuleDict({"only": linear})
-    places = find_places(ir.from_proto(graph_of(linear, False)), {"only": linear.weight.detach().numpy()})
+    places = match_layers(ir.from_proto(graph_of(linear, False)), {"only": linear.weight.detach().numpy()})
     only = put_in(holder, {"only": linear}, 8, grids(places))["only"]
     values = torch.randn(8, 40)
     torch.testing.assert_close(only(values), linear(values), rtol=0, atol=1e-6)
@@ -241,7 +241,7 @@ def test_inputs_that_are_always_the_same_are_named_and_kept(tmp_path: Path) -> N
     for constant in (0.0, 3.5):
         layer = nn.Linear(40, 30)
         holder = nn.ModuleDict({"only": layer})
-        places = find_places(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
+        places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
         layers = put_in(holder, {"only": layer}, 8, grids(places))
         values = torch.full((3, 40), constant)
         before = layers["only"](values)
@@ -257,7 +257,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
     values = torch.randn(2, 2, 8, 8)
     expected = layer(values).detach()
     holder = nn.ModuleDict({"only": layer})
-    places = find_places(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
+    places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
     layers = put_in(holder, {"only": layer}, 8, grids(places))
     layers["only"](values)
     start(layers)

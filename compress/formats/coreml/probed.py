@@ -40,7 +40,7 @@ class ProbedCoreMl:
             for one in read_coreml(self.model.specification, weights, Path(PACKAGE)).constants
         }
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why Core ML is not to be had."""
         return why_unavailable(TARGETS["coreml"])
 

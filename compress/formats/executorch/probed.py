@@ -39,7 +39,7 @@ class ProbedExecuTorch:
             for one in read_pte(self.model.program, Path(PTE_FILE))
         }
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why ExecuTorch is not to be had."""
         return why_unavailable(TARGETS["executorch"])
 

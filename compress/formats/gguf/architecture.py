@@ -29,7 +29,7 @@ _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 @dataclass(frozen=True)
-class Architecture:
+class GgufArchitecture:
     """A decoder as its `config.json` describes it, with transformers' defaults. ``where`` names that file."""
 
     config: Mapping[str, Any]

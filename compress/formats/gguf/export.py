@@ -21,7 +21,7 @@ from compress.checkpoints.adapter import ADAPTER
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import PROCESSOR_FILES
 from compress.errors import ModelError
-from compress.formats.gguf.architecture import Architecture
+from compress.formats.gguf.architecture import GgufArchitecture
 from compress.formats.gguf.blocks import BLOCK, block_type, check_blocks, pack_blocks, row_bytes
 from compress.formats.gguf.tokenizer import add_tokenizer
 
@@ -72,7 +72,7 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
             expected="a checkpoint without an adapter",
             mend="leave out the stage that adds it, or merge the adapter before quantization with merge_lora",
         )
-    architecture = Architecture.of(checkpoint)
+    architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
     names = architecture.names()
     planned = []
@@ -103,7 +103,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16"
     import gguf
 
     planned = plan_gguf(checkpoint, float_type)
-    architecture = Architecture.of(checkpoint)
+    architecture = GgufArchitecture.of(checkpoint)
     writer = gguf.GGUFWriter(file, architecture.name)
     writer.add_type("model")
     architecture.add_metadata(writer)
@@ -136,7 +136,7 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _stacked(
-    checkpoint: Checkpoint, architecture: Architecture, modules: list[str], name: str, float_type: FloatType
+    checkpoint: Checkpoint, architecture: GgufArchitecture, modules: list[str], name: str, float_type: FloatType
 ) -> PlannedTensor:
     """The weights of several modules as one tensor [modules, rows, columns], of one type that holds them all."""
     parts = [_weight(checkpoint, architecture, module, name, float_type) for module in modules]
@@ -156,7 +156,7 @@ def _stacked(
 
 def _weight(
     checkpoint: Checkpoint,
-    architecture: Architecture,
+    architecture: GgufArchitecture,
     module: str,
     name: str,
     float_type: FloatType,
@@ -233,7 +233,7 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
     )
 
 
-def _check_all_known(checkpoint: Checkpoint, architecture: Architecture) -> None:
+def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> None:
     """Raise `ModelError` for a module that is missing, and for one that would be left out."""
     known = {part for module in architecture.modules() for part in architecture.parts(module)}
     found = {name.rpartition(".")[0] for name in checkpoint.files}

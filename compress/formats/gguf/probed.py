@@ -42,7 +42,7 @@ class ProbedGguf:
             digests[str(tensor.name)] = digest.hexdigest()
         return digests
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why llama.cpp is not to be had."""
         return why_unavailable(_TARGET)
 

@@ -41,7 +41,7 @@ class ProbedLiteRt:
             for one in read_litert(self.model.graph, Path(LITERT_FILE)).tensors
         }
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why LiteRT is not to be had."""
         return why_unavailable(TARGETS["litert"])
 

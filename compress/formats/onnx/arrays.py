@@ -25,6 +25,6 @@ class ProbedArrays(ABC):
         """Of every stored tensor; names are those of the weights' modules, and so of one graph alone."""
         return {name: digest_array(array) for name, array in self.stored()}
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """It answers everywhere."""
         return None

@@ -43,7 +43,7 @@ class ProbedOpenVino:
             digest.update(self.model.weights[one.start : one.start + one.bytes])
             yield one.name, digest.hexdigest()
 
-    def why_silent(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why OpenVINO is not to be had."""
         return why_unavailable(TARGETS["openvino"])
 

@@ -27,7 +27,7 @@ from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import NamelessParts
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.inspect.budget import budget_of
-from compress.inspect.departures import Comparison, compare_parts
+from compress.inspect.departures import FormatComparison, compare_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
@@ -257,7 +257,7 @@ def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_health
     assert found.error > 4 * found.explained and found.before < found.after
 
 
-def departing(reference: Path, folder: Path) -> Comparison:
+def departing(reference: Path, folder: Path) -> FormatComparison:
     parts, graph = open_parts(folder, TARGET), onnx.load(reference)
     assert isinstance(parts, NamelessParts)
     batches = parts.shaped([batch_of(1, length) for length in (9, 14)])

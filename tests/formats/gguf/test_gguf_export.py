@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.errors import ModelError
-from compress.formats.gguf.architecture import Architecture
+from compress.formats.gguf.architecture import GgufArchitecture
 from compress.formats.gguf.export import FloatType, plan_gguf, write_companions, write_gguf
 from compress.formats.gguf.file import read_gguf
 from compress.formats.gguf.proof import compare_gguf
@@ -155,7 +155,7 @@ def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None
     config = AutoModelForCausalLM.from_pretrained(source.folder).config
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500.0 ** (-np.arange(0, 32, 2) / 32)
-    factors = Architecture.of(source).rotary_factors()
+    factors = GgufArchitecture.of(source).rotary_factors()
     assert factors is not None and len(set(factors.tolist())) > 3
     np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-6)
     (planned,) = (one for one in plan_gguf(source) if one.name == "rope_freqs.weight")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from compress.formats.onnx.decoder.architecture import SUPPORTED, Architecture, read_architecture
+from compress.formats.onnx.decoder.architecture import SUPPORTED, DecoderArchitecture, read_architecture
 from compress.formats.onnx.decoder.export import export_decoder
 from compress.formats.onnx.decoder.graph import GraphSettings
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
 
 __all__ = [
     "SUPPORTED",
-    "Architecture",
+    "DecoderArchitecture",
     "Equality",
     "GraphSettings",
     "export_decoder",

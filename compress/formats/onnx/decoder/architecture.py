@@ -22,7 +22,7 @@ _HEAD_UNIT = 16
 
 
 @dataclass(frozen=True)
-class Architecture:
+class DecoderArchitecture:
     """A decoder's shape. ``windows`` has for each layer how many tokens it looks back, or -1 for all.
 
     ``experts`` of a block, of which each token passes ``experts_per_token``; 0 where blocks are dense.
@@ -55,7 +55,7 @@ class Architecture:
         return frequencies.float().numpy(), float(factor)
 
 
-def read_architecture(checkpoint: Checkpoint) -> Architecture:
+def read_architecture(checkpoint: Checkpoint) -> DecoderArchitecture:
     """The architecture of a checkpoint. Raises `ModelError` for one that this writer doesn't know."""
     from transformers import AutoConfig
 
@@ -78,7 +78,7 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_size % _HEAD_UNIT:
         raise _refusal(checkpoint, f"Heads of {head_size} cannot be written", f"a multiple of {_HEAD_UNIT}")
-    return Architecture(
+    return DecoderArchitecture(
         name=name,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,

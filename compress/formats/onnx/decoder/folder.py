@@ -14,7 +14,7 @@ from typing import Any
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import INDEX, read_json
 from compress.checkpoints.torch_model import compact
-from compress.formats.onnx.decoder.architecture import Architecture
+from compress.formats.onnx.decoder.architecture import DecoderArchitecture
 from compress.formats.onnx.model import GENAI_CONFIG, GRAPH_FOLDER
 
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -23,7 +23,7 @@ _GENERATION = "generation_config.json"
 
 
 def companions(
-    checkpoint: Checkpoint, architecture: Architecture, file_name: str, external_data: bool
+    checkpoint: Checkpoint, architecture: DecoderArchitecture, file_name: str, external_data: bool
 ) -> dict[str, bytes]:
     """Name -> content of every file but the graph. ``external_data``: whether its weights lie beside it."""
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
@@ -41,7 +41,7 @@ def _config(checkpoint: Checkpoint, file_name: str, external_data: bool) -> Mapp
     return config
 
 
-def _genai_config(checkpoint: Checkpoint, of: Architecture, file_name: str) -> Mapping[str, Any]:
+def _genai_config(checkpoint: Checkpoint, of: DecoderArchitecture, file_name: str) -> Mapping[str, Any]:
     tokens = _special_tokens(checkpoint)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -83,7 +83,7 @@ def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _search(checkpoint: Checkpoint, of: Architecture) -> dict[str, Any]:
+def _search(checkpoint: Checkpoint, of: DecoderArchitecture) -> dict[str, Any]:
     said = _generation(checkpoint.folder)
     defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
     chosen = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
-from compress.formats.onnx.decoder.architecture import Architecture
+from compress.formats.onnx.decoder.architecture import DecoderArchitecture
 from compress.formats.onnx.decoder.experts import mix_experts
 from compress.formats.onnx.decoder.nodes import MICROSOFT, Nodes
 from compress.formats.onnx.decoder.weights import Weights
@@ -45,7 +45,7 @@ class GraphSettings:
     expand_on_load: bool = False
 
 
-def write_graph(checkpoint: Checkpoint, architecture: Architecture, settings: GraphSettings) -> onnx.ModelProto:
+def write_graph(checkpoint: Checkpoint, architecture: DecoderArchitecture, settings: GraphSettings) -> onnx.ModelProto:
     """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
     if settings.expand_on_load and architecture.experts:
         raise ModelError(
@@ -58,7 +58,7 @@ def write_graph(checkpoint: Checkpoint, architecture: Architecture, settings: Gr
 
 
 class _Decoder:
-    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, settings: GraphSettings) -> None:
+    def __init__(self, checkpoint: Checkpoint, architecture: DecoderArchitecture, settings: GraphSettings) -> None:
         self._of = architecture
         self._settings = settings
         self._nodes = Nodes()

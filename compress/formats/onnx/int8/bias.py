@@ -13,16 +13,16 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import constant, only_consumer
-from compress.formats.onnx.int8.choose import WEIGHTED, Layer
+from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer
 from compress.formats.onnx.int8.kernels import Quantized, quantized
 from compress.formats.onnx.int8.observe import Feed, Observed, tap
-from compress.formats.onnx.int8.useless import restored
+from compress.formats.onnx.int8.redundant_qdq import restored
 
 
 def mean_errors(
     graph: onnx.ModelProto,
     coarse: onnx.ModelProto,
-    layers: Sequence[Layer],
+    layers: Sequence[QuantizableLayer],
     observed: Mapping[str, Observed],
     feeds: Iterable[Feed],
 ) -> dict[str, np.ndarray]:

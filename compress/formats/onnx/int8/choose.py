@@ -35,7 +35,7 @@ INTEGER = frozenset(
 
 
 @dataclass(frozen=True)
-class Layer:
+class QuantizableLayer:
     """A node with weights that can be 8-bit. ``channel_axis`` is that of its input's channels."""
 
     name: str
@@ -64,7 +64,7 @@ def refuse_unfit(model: ir.Model) -> None:
         )
 
 
-def find_layers(model: ir.Model) -> list[Layer]:
+def find_layers(model: ir.Model) -> list[QuantizableLayer]:
     """Every node with enough stored float weights, in the graph's order. Raises `StageError` where there is none."""
     found = [layer for node in model.graph if (layer := _layer(node)) is not None]
     if not found:
@@ -85,7 +85,7 @@ def without_kernel(model: ir.Model) -> dict[str, int]:
     return {name: found.count(name) for name in dict.fromkeys(found)}
 
 
-def _layer(node: ir.Node) -> Layer | None:
+def _layer(node: ir.Node) -> QuantizableLayer | None:
     place = WEIGHTED.get(node.op_type)
     if place is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -96,7 +96,7 @@ def _layer(node: ir.Node) -> Layer | None:
     convolution = node.op_type.startswith("Conv")
     if (array.size < SMALLEST_WEIGHT and not convolution) or (array.ndim > 2 and not convolution):
         return None
-    return Layer(str(node.name), node.op_type, str(weight.name), int(array.size), 1 if convolution else -1)
+    return QuantizableLayer(str(node.name), node.op_type, str(weight.name), int(array.size), 1 if convolution else -1)
 
 
 def between(model: ir.Model, layers: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from compress.formats.onnx.int8.choose import WEIGHTED, Layer, find_layers, refuse_unfit
+from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
 from compress.formats.onnx.int8.unpack import unpack_attention
 from compress.formats.onnx.quantization import quantize_products
 
@@ -20,7 +20,7 @@ class DynamicQuantizer:
     graph: onnx.ModelProto
     per_channel: bool = True
     reduce_range: bool = False
-    layers: list[Layer] = field(init=False)
+    layers: list[QuantizableLayer] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises `StageError` for a graph that is quantized already or holds nothing to quantize."""

@@ -14,13 +14,13 @@ import onnx
 import onnx_ir as ir
 
 from compress.errors import DataError, StageError
-from compress.formats.onnx.int8.choose import Layer, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.choose import QuantizableLayer, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.kernels import make_unsigned, write_products
 from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
 from compress.formats.onnx.int8.settings import Format
 from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
-from compress.formats.onnx.int8.useless import drop_useless
 from compress.formats.quiet_nncf import quiet_nncf
 
 
@@ -35,7 +35,7 @@ class NncfQuantizer:
     feeds: Sequence[Feed]
     format: Format = "qoperator"
     constant: list[str] = field(init=False, default_factory=list)
-    layers: list[Layer] = field(init=False)
+    layers: list[QuantizableLayer] = field(init=False)
     readable: onnx.ModelProto = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class NncfQuantizer:
         """The 8-bit graph, the layers named in ``kept`` left in float."""
         attention = len(self._attentions) > 0
         made = ir.from_proto(run_nncf(self.readable, self.feeds, transformer=attention, kept=kept))
-        drop_useless(made)
+        drop_redundant_qdq(made)
         protect_float_layers(made)
         make_unsigned(made)
         if self.format == "qoperator":

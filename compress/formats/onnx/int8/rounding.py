@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.choose import WEIGHTED, Layer
+from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, tap
 from compress.numerics.error_feedback import round_with_feedback
 
@@ -23,7 +23,9 @@ _FEEDS = 48
 """Examples whose every position counts: enough for the few inputs that a convolution has."""
 
 
-def input_products(graph: onnx.ModelProto, layers: Sequence[Layer], feeds: Iterable[Feed]) -> dict[str, torch.Tensor]:
+def input_products(
+    graph: onnx.ModelProto, layers: Sequence[QuantizableLayer], feeds: Iterable[Feed]
+) -> dict[str, torch.Tensor]:
     """Layer -> sum of x x^T over its patches, [groups, inputs, inputs], of the convolutions among ``layers``."""
     nodes = {str(node.name): node for node in ir.from_proto(graph).graph}
     chosen = {
@@ -42,7 +44,7 @@ def input_products(graph: onnx.ModelProto, layers: Sequence[Layer], feeds: Itera
 
 
 def round_weights(
-    graph: onnx.ModelProto, model: ir.Model, layers: Sequence[Layer], products: Mapping[str, torch.Tensor]
+    graph: onnx.ModelProto, model: ir.Model, layers: Sequence[QuantizableLayer], products: Mapping[str, torch.Tensor]
 ) -> None:
     """Better integers for ``graph``, in place, where `insert_qdq` has put the nearest to the weights of ``model``."""
     nodes = {str(node.name): node for node in model.graph}

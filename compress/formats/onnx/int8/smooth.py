@@ -14,14 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, constant
-from compress.formats.onnx.int8.choose import Layer
+from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Observed
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _SMALLEST = 1e-5
 
 
-def smooth(model: ir.Model, layers: Sequence[Layer], observed: Mapping[str, Observed], alpha: float) -> list[str]:
+def smooth(
+    model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, Observed], alpha: float
+) -> list[str]:
     """Even out the inputs of `MatMul` and `Gemm` in place; returns the names of the layers concerned."""
     nodes = {str(node.name): node for node in model.graph}
     products = {layer.name: nodes[layer.name] for layer in layers if layer.operator in ("MatMul", "Gemm")}

@@ -11,17 +11,17 @@ import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.bias import correct_biases, mean_errors
-from compress.formats.onnx.int8.choose import Layer, between, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.cross_layer import equalize
 from compress.formats.onnx.int8.kernels import make_unsigned, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
 from compress.formats.onnx.int8.qdq import Range, insert_qdq
+from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
 from compress.formats.onnx.int8.rounding import input_products, round_weights
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
-from compress.formats.onnx.int8.useless import drop_useless
 from compress.numerics.activation_range import find_range
 
 
@@ -37,7 +37,7 @@ class StaticQuantizer:
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
     settings: StaticSettings
-    layers: list[Layer] = field(init=False)
+    layers: list[QuantizableLayer] = field(init=False)
     smoothed: list[str] = field(init=False, default_factory=list)
     equalized: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
@@ -73,7 +73,7 @@ class StaticQuantizer:
         nodes = [*chosen, *between(model, chosen)]
         made = ir.from_proto(self._rounded(float_graph, nodes))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
-        drop_useless(made)
+        drop_redundant_qdq(made)
         protect_float_layers(made)
         if self.settings.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
 from compress.formats.onnx.int8.kernels import quantized
-from compress.formats.onnx.int8.places import Place, end_of, limits_of
+from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits_of
 
 FOUR_BITS_FROM = 21
 """The operator set that knows 4-bit integers."""
@@ -64,7 +64,7 @@ class IntegerLayer:
         return steps
 
 
-def write_integers(model: ir.Model, places: Sequence[Place], layers: Mapping[str, IntegerLayer]) -> None:
+def write_integers(model: ir.Model, places: Sequence[LayerMatch], layers: Mapping[str, IntegerLayer]) -> None:
     """Put the integers of ``layers``, which stand in ``places``, in place of their float weights; in place.
 
     Raises `StageError` where layers whose weights lie side by side read different grids.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compress.formats.onnx.speech.architecture import SUPPORTED, Architecture, read_architecture
+from compress.formats.onnx.speech.architecture import SUPPORTED, WhisperArchitecture, read_architecture
 from compress.formats.onnx.speech.export import export_whisper
 from compress.formats.onnx.speech.parity import prove_whisper
 
-__all__ = ["SUPPORTED", "Architecture", "export_whisper", "prove_whisper", "read_architecture"]
+__all__ = ["SUPPORTED", "WhisperArchitecture", "export_whisper", "prove_whisper", "read_architecture"]

@@ -25,7 +25,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class WhisperArchitecture:
     """Whisper's shape. ``frames`` of ``features`` each go into the encoder, ``positions`` of ``hidden`` come out."""
 
     encoder: Side
@@ -46,7 +46,7 @@ class Architecture:
         return self.hidden // self.decoder.heads
 
 
-def read_architecture(checkpoint: Checkpoint) -> Architecture:
+def read_architecture(checkpoint: Checkpoint) -> WhisperArchitecture:
     """The architecture of a checkpoint. Raises `ModelError` for one that this writer doesn't know."""
     from transformers import WhisperConfig
 
@@ -58,7 +58,7 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         raise _refusal(checkpoint, f"The activation is {config.activation_function!r}", "activation_function: gelu")
     if not config.tie_word_embeddings:
         raise _refusal(checkpoint, "The decoder's head is not its embedding table", "tie_word_embeddings: true")
-    return Architecture(
+    return WhisperArchitecture(
         encoder=Side("encoder", config.encoder_layers, config.encoder_attention_heads),
         decoder=Side("decoder", config.decoder_layers, config.decoder_attention_heads),
         hidden=config.d_model,

@@ -21,20 +21,20 @@ import onnx_ir as ir
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.weights import Weights
-from compress.formats.onnx.speech.architecture import Architecture
+from compress.formats.onnx.speech.architecture import WhisperArchitecture
 from compress.formats.onnx.speech.layers import Layers
 
 _SCOPE = "model.decoder"
 _PARTS = ("key", "value")
 
 
-def write_decoder(checkpoint: Checkpoint, of: Architecture, accuracy_level: int) -> onnx.ModelProto:
+def write_decoder(checkpoint: Checkpoint, of: WhisperArchitecture, accuracy_level: int) -> onnx.ModelProto:
     """The decoder of a checkpoint. Raises `ModelError` for a weight that is missing."""
     return ir.to_proto(_Decoder(checkpoint, of, accuracy_level).write())
 
 
 class _Decoder:
-    def __init__(self, checkpoint: Checkpoint, of: Architecture, accuracy_level: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, of: WhisperArchitecture, accuracy_level: int) -> None:
         self._of = of
         self._nodes = Nodes()
         self._layers = Layers(self._nodes, Weights(checkpoint, self._nodes, accuracy_level), of.decoder.heads)

@@ -12,13 +12,13 @@ import onnx_ir as ir
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.weights import Weights
-from compress.formats.onnx.speech.architecture import Architecture
+from compress.formats.onnx.speech.architecture import WhisperArchitecture
 from compress.formats.onnx.speech.layers import Layers
 
 _SCOPE = "model.encoder"
 
 
-def write_encoder(checkpoint: Checkpoint, of: Architecture, accuracy_level: int) -> onnx.ModelProto:
+def write_encoder(checkpoint: Checkpoint, of: WhisperArchitecture, accuracy_level: int) -> onnx.ModelProto:
     """The encoder of a checkpoint. Raises `ModelError` for a weight that is missing."""
     nodes = Nodes()
     layers = Layers(nodes, Weights(checkpoint, nodes, accuracy_level), of.encoder.heads)

@@ -16,7 +16,7 @@ _PASSING = ("Relu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Un
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerMatch:
     """A node whose stored weights are those of ``layers``, side by side along the outputs.
 
     It reads the value ``reads``, which are the 8-bit outputs of the convolution ``follows``, if that isn't None. What a
@@ -43,7 +43,7 @@ class Grids:
     limits: Mapping[str, tuple[float, float]]
 
 
-def find_places(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Place]:
+def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[LayerMatch]:
     """The places of layers whose ``weights`` [outputs, inputs, ...] are given by name, in the graph's order.
 
     A layer is known by its weights' values. One that is not found, or is like another, has no place.
@@ -56,7 +56,7 @@ def find_places(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Plac
             found[node] = names
     ends = {id(end_of(node)): names[0] for node, names in found.items() if node.op_type == "Conv"}
     return [
-        Place(
+        LayerMatch(
             str(node.name),
             names,
             node.op_type == "Conv",
@@ -68,7 +68,7 @@ def find_places(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Plac
     ]
 
 
-def grids(places: Sequence[Place]) -> Grids:
+def grids(places: Sequence[LayerMatch]) -> Grids:
     """Which layers have a grid in common: those that read one value, and those that read what a convolution gives.
 
     A layer that stands in several places has one grid for all of them.
@@ -145,7 +145,7 @@ def _followed(value: ir.Value | None, ends: Mapping[int, str]) -> str | None:
     return None
 
 
-def _given(place: Place) -> str:
+def _given(place: LayerMatch) -> str:
     return place.reads if place.follows is None else _made(place.follows)
 
 

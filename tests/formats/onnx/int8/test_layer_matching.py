@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.places import UNLIMITED, Place, find_places, grids
+from compress.formats.onnx.int8.layer_matching import UNLIMITED, LayerMatch, grids, match_layers
 
 GENERATOR = np.random.default_rng(0)
 QUERY, KEY, OUT = (GENERATOR.normal(size=(6, 8)).astype(np.float32) for _ in range(3))
@@ -27,7 +27,7 @@ def graph(products: list[tuple[str, str, np.ndarray]]) -> ir.Model:
 
 def test_layers_side_by_side_are_found_in_their_order() -> None:
     model = graph([("x", "packed", np.concatenate([KEY, QUERY]).T), ("x", "other", OUT.T)])
-    places = find_places(model, {"query": QUERY, "key": KEY, "out": OUT})
+    places = match_layers(model, {"query": QUERY, "key": KEY, "out": OUT})
     assert [(place.node, place.layers, place.reads) for place in places] == [
         ("packed", ("key", "query"), "x"),
         ("other", ("out",), "x"),
@@ -39,24 +39,24 @@ def test_layers_side_by_side_are_found_in_their_order() -> None:
 def test_layers_that_are_alike_cut_or_changed_have_no_place() -> None:
     model = graph([("x", "alike", QUERY.T), ("x", "cut", KEY[:4].T), ("x", "scaled", OUT.T * 2)])
     weights = {"query": QUERY, "twin": QUERY.copy(), "key": KEY, "out": OUT}
-    assert find_places(model, weights) == []
+    assert match_layers(model, weights) == []
 
 
 def test_a_layer_in_two_places_has_one_grid_for_both() -> None:
     model = graph([("x", "once", QUERY.T), ("z", "twice", QUERY.T), ("z", "beside", KEY.T)])
-    shared = grids(find_places(model, {"query": QUERY, "key": KEY})).given
+    shared = grids(match_layers(model, {"query": QUERY, "key": KEY})).given
     assert shared["query"] == shared["key"]
     apart = graph([("x", "once", QUERY.T), ("z", "beside", KEY.T)])
-    shared = grids(find_places(apart, {"query": QUERY, "key": KEY})).given
+    shared = grids(match_layers(apart, {"query": QUERY, "key": KEY})).given
     assert shared["query"] != shared["key"]
 
 
 def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_own() -> None:
     places = [
-        Place("a", ("a",), True, "x", None, (0.0, np.inf)),
-        Place("b", ("b",), False, "a relu", "a"),
-        Place("b again", ("b",), False, "z"),
-        Place("c", ("c",), False, "a relu", "a"),
+        LayerMatch("a", ("a",), True, "x", None, (0.0, np.inf)),
+        LayerMatch("b", ("b",), False, "a relu", "a"),
+        LayerMatch("b again", ("b",), False, "z"),
+        LayerMatch("c", ("c",), False, "a relu", "a"),
     ]
     found = grids(places)
     assert found.given["c"] == found.made["a"]
@@ -65,5 +65,8 @@ def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_
 
 
 def test_a_convolution_in_two_places_is_limited_where_both_are() -> None:
-    places = [Place("a", ("a",), True, "x", None, (0.0, np.inf)), Place("b", ("a",), True, "y", None, UNLIMITED)]
+    places = [
+        LayerMatch("a", ("a",), True, "x", None, (0.0, np.inf)),
+        LayerMatch("b", ("a",), True, "y", None, UNLIMITED),
+    ]
     assert set(grids(places).limits.values()) == {UNLIMITED}

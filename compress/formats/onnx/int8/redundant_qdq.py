@@ -14,7 +14,7 @@ from compress.formats.onnx.int8.choose import BRIDGES
 from compress.formats.onnx.int8.kernels import quantized
 
 
-def drop_useless(model: ir.Model) -> int:
+def drop_redundant_qdq(model: ir.Model) -> int:
     """Lead readers that stay in float past the pairs, in place; returns how many readers.
 
     Stored integers that only such a reader uses become float again.

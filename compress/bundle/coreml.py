@@ -6,8 +6,8 @@ from pathlib import Path
 
 from compress.bundle.format import Contents, Interface, contents_of
 from compress.bundle.manifest import Axis
-from compress.formats.coreml.file import MilProgram, read_coreml
 from compress.formats.coreml.model import specification_of, weights_of
+from compress.formats.coreml.read import MilProgram, read_coreml
 from compress.installation import has_package
 from compress.runtimes.runtime import Session, TensorType
 from compress.targets import TARGETS, Target

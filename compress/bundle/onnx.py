@@ -34,9 +34,9 @@ class _Onnx:
     def contents(self, file: Path) -> Contents:
         """See `BundledFormat`. In ONNX Runtime's own format the graph is read without its versions."""
         if file.suffix == ".ort":
-            from compress.formats.ort.graph import read_ort_graph
+            from compress.formats.ort.read import read_ort
 
-            graph, opsets = read_ort_graph(file), {}
+            graph, opsets = read_ort(file.read_bytes(), file).as_onnx(), {}
         else:
             import onnx
 

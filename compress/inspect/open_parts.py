@@ -13,7 +13,7 @@ from compress.formats.onnx.parts import OnnxParts
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.runtimes.profile import CPU, write_optimized
-from compress.formats.ort.file import read_ort
+from compress.formats.ort.read import read_ort
 from compress.formats.parts import Parts, Run
 from compress.formats.runtimes import get_runtime
 from compress.targets import Target

@@ -12,7 +12,7 @@ from typing import Any
 from compress.checkpoints.checks import check_model_folder, read_json, weight_files
 from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError
-from compress.formats.gguf.file import read_gguf
+from compress.formats.gguf.read import read_gguf
 from compress.stages.distill import Distill, Student
 from compress.stages.prune import Prune
 

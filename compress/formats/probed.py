@@ -79,13 +79,11 @@ class Probed:
     def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every floating-point weight and scale with its name; a large one comes in pieces.
 
-        A single number that scales nothing is left out: what a mask adds may be infinite.
+        What a mask adds, a single number, may be infinite and is left out.
         """
         for tensor, data in self.how.stored(self.model):
-            if not tensor.readable or (tensor.role == "constant" and not tensor.shape):
-                continue
-            values = tensor.decoded(data)
-            if "float" in values.dtype.name:
+            values = tensor.decoded(data) if tensor.readable else data
+            if "float" in values.dtype.name and not (tensor.role == "constant" and _is_infinite(values)):
                 yield from ((tensor.name, piece) for piece in _pieces(values))
 
     def digests(self) -> dict[str, str]:
@@ -119,6 +117,10 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
     """What a session answers to all ``examples`` at once."""
     batch = examples.batch(range(len(examples)))
     return examples.answers(session.predict(batch), batch)
+
+
+def _is_infinite(values: np.ndarray) -> bool:
+    return values.ndim == 0 and bool(np.isinf(values))
 
 
 def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:

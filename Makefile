@@ -8,7 +8,7 @@ ORDER := --dist loadfile --no-loadscope-reorder
 ALONE := tests/bench tests/formats/onnx/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint format docs clean
+.PHONY: help setup demo test test-quick lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -44,8 +44,11 @@ format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write docs/commands.md and docs/recipe.schema.json from the code
+docs: $(STAMP) ## write the pages and schemas that come from the code and from benchmarks/results
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP) ## build the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## remove the virtual environment and caches (artifacts stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info

@@ -3,12 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
-# Files whole, in the order of tests/conftest.py.
+# Files whole, the longest first (tests/durations.json).
 ORDER := --dist loadfile --no-loadscope-reorder
 ALONE := tests/bench tests/formats/onnx/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint format docs site clean
+.PHONY: help setup demo test test-quick durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,9 @@ test: $(STAMP) ## run every test, those on real models too
 test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
+
+durations: $(STAMP) ## record how long files of tests take, by which they are ordered
+	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -70,7 +70,7 @@ class Context:
         examples = self.encode("validation", model)
 
         def merit() -> float:
-            from compress.training.predict import predict
+            from compress.tasks.forward import predict
 
             outputs = {examples.answer: predict(model.module, examples)}
             kept = self.task.keep(outputs, examples, range(len(examples)))

@@ -22,7 +22,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
-        from compress.training.loop import Trainee, forward, train
+        from compress.tasks.forward import forward
+        from compress.training.loop import Trainee, train
         from compress.training.sparsity import keep_zeros
 
         trainee = Trainee(

@@ -40,7 +40,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
         from compress.checkpoints.sentence_modules import Dense
         from compress.numerics.rotation import kept_share, principal_rotation
-        from compress.training.predict import predict
+        from compress.tasks.forward import predict
 
         modules = model.processor.modules
         if self.dimensions >= modules.dimensions:

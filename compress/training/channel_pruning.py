@@ -25,10 +25,9 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.channel_budget import ladder, least_loss, nearest_rung
 from compress.numerics.pruning import channel_products, most_important
+from compress.tasks.forward import forward, labels_or_answers, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_costs import Figure, layer_costs
-from compress.training.loop import forward, tensors
-from compress.training.predict import labels_or_answers
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

@@ -29,9 +29,9 @@ from compress.numerics.distillation import (
     uniform_layer_map,
 )
 from compress.tasks import EMBEDDING
+from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
-from compress.training.loop import Trainee, answers, forward, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import Trainee, train, uses_bf16
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:

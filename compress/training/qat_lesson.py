@@ -30,10 +30,10 @@ from compress.formats.onnx.int8.trained import (
 from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
 from compress.numerics.distillation import softened_kl
+from compress.tasks.forward import forward, predict
 from compress.tasks.task import Examples
 from compress.training.batch_norm import fold_batch_norms
-from compress.training.loop import Trainee, forward, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import Trainee, train, uses_bf16
 from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
 from compress.training.sparsity import keep_zeros
 

@@ -16,10 +16,9 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
+from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
-from compress.training.loop import forward, tensors
-from compress.training.predict import labels_or_answers, predict
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

@@ -13,7 +13,8 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
-from compress.training.loop import Trainee, forward, train
+from compress.tasks.forward import forward
+from compress.training.loop import Trainee, train
 from compress.training.sparsity import sparse_layers
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from compress.progress import SilentProgress
 from compress.stage.stage import Context
 from compress.stages.distill import Distill, Student
 from compress.stages.finetune import Finetune
-from compress.training.predict import predict
+from compress.tasks.forward import predict
 from compress.training.sparsity import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")

@@ -16,10 +16,10 @@ from torch import nn
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.progress import SilentProgress
+from compress.tasks.forward import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.config import Training
-from compress.training.loop import LengthGroupedBatches, Trainee, forward, tensors, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import LengthGroupedBatches, Trainee, train, uses_bf16
 from compress.training.sparsity import keep_zeros, sparse_layers
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 
 
@@ -31,6 +33,10 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     def promise(self) -> Promise:
         """Another layer, other answers."""
         return Promise()
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The rotation is small beside the model."""
+        return predicted(before, before)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""

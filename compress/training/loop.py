@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from compress.environment import has_bf16
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.forward import tensors
@@ -112,11 +112,6 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     return losses
 
 
-def uses_bf16(config: Training) -> bool:
-    """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
-    return config.precision == "bf16" or (config.precision == "auto" and has_bf16())
-
-
 class _Positions:
     """A map-style dataset of its own indices; the collate function fetches whole batches."""
 
@@ -201,7 +196,7 @@ class _Session:
 
     def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
         device = self.accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)):
+        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)):
             loss = self.trainee.loss(module, batch)
         value = float(loss.detach())
         if not math.isfinite(value):

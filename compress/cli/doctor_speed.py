@@ -58,13 +58,11 @@ def _has_recipe(model: Path) -> bool:
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
     """The float file that a run's integers were made of, if its cache still has it."""
     from compress.cli.run_outputs import outputs_of, run_of
-    from compress.pipeline.slow_int8_note import INTEGERS
+    from compress.pipeline.slow_int8_note import float_label, has_integers
 
-    kinds = [stage.kind for stage in recipe.stages]
-    if not any(kind in INTEGERS for kind in kinds) or "export" not in kinds:
-        return None
-    run = run_of(model)
-    return None if run is None else outputs_of(run).get(recipe.labels()[kinds.index("export")])
+    label = float_label(recipe) if has_integers(recipe) else None
+    run = run_of(model) if label else None
+    return outputs_of(run).get(label) if run and label else None
 
 
 def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:

@@ -24,19 +24,17 @@ from compress.formats.probed import TOKENS, WINDOWS, AnyModel, probed
 from compress.pipeline.failures import library_failures, unexpected
 from compress.pipeline.integrity import PROBES, Contract, Probe
 from compress.pipeline.keys import START, Keys
-from compress.pipeline.origins import origin_of
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
+from compress.sources.origin import Origin
 from compress.sources.source import check_weights_finite, find_model, resolve_model
 from compress.stage.record import StageRecord
-from compress.stage.stage import Context, Stage
+from compress.stage.stage import Context, Stage, references
 from compress.tasks import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
-from compress.training.recovery_config import Recovery
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Road:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
         if reference not in self.models:
             place, cache = str(find(reference, self.folder) or reference), self.cache.root / "models"
-            origin = origin_of(reference, self.recipe, self.folder)
+            origin = _origin(reference, self.recipe, self.folder)
             if origin is not None:
                 place = str(origin.make(find_model(place, self.progress), cache, self.progress))
             folder = resolve_model(
@@ -175,7 +173,7 @@ class Road:
             finished = self.apply(label, stage, before)
             wait_for_all()
             return finished
-        if not done and isinstance(stage, Training | Recovery):
+        if not done and stage.trains:
             stage.run(self.load(before, stage.wants(self.recipe.task)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
@@ -290,3 +288,16 @@ class Road:
         if not isinstance(model, TorchModel):
             raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
         return model
+
+
+def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
+    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
+
+    That is the starting model, by a module or with random weights, or a stage's model of random weights.
+    """
+    if reference == recipe.model:
+        made = recipe.module is not None or recipe.random_weights
+        arguments = recipe.module_arguments
+        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
+    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
+    return Origin(None, True, recipe.seed, folder) if drawn else None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from compress.measurement import Measurement
 from compress.recipe.recipe import Recipe
-from compress.stages.prune import Prune
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def sparse_notes(
 
     No runtime that `compress` knows has a kernel that skips zeros. Files are looked at only where a stage makes zeros.
     """
-    if target.format != "onnx" or not any(isinstance(stage, Prune) and stage.zeros for stage in recipe.stages):
+    if target.format != "onnx" or not any(stage.zeros_weights() for stage in recipe.stages):
         return []
     from compress.formats.onnx.model import OnnxModel
 

@@ -8,13 +8,7 @@ from pydantic import Field
 
 from compress.frozen import Frozen
 from compress.recipe.recipe import Limit
-
-
-class Estimate(Frozen):
-    """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not."""
-
-    value: float | None
-    note: str
+from compress.stage.prediction import Estimate
 
 
 class StagePlan(Frozen):

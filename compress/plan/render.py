@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
+from compress.plan.contents import Plan, SourcePlan, StagePlan, TargetPlan
 from compress.recipe.recipe import Limit
+from compress.stage.prediction import Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -11,11 +12,16 @@ from compress.data.slices import Slice, check_names
 from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.recipe.policy import Policy
+from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
-from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
 from compress.targets import PROFILES, Profile
 from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
+
+ANOTHER_STUDENT = (
+    "another student of random weights than a model that is read elsewhere in the recipe; "
+    "`student: {config: {}}` draws weights by the config of the stage's input"
+)
 
 
 class Limit(Frozen):
@@ -179,3 +185,13 @@ def stage_labels(kinds: list[str]) -> tuple[str, ...]:
         seen[kind] = seen.get(kind, 0) + 1
         labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
     return tuple(labels)
+
+
+def read_and_drawn(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
+    """A name that stands for weights that are read and, as a student, for drawn ones; models are known by their names.
+
+    ``model`` is the starting model.
+    """
+    named = [one for one in references(stages) if one.kind == "model"]
+    drawn = {one.name for one in named if one.random_weights}
+    return min(drawn & {model, *(one.name for one in named if not one.random_weights)}, default=None)

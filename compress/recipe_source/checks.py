@@ -14,16 +14,14 @@ from compress.data.config import DataConfig, is_file_name
 from compress.formats.model_file import WRITTEN_BY
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
-from compress.recipe.recipe import Benchmark, stage_labels
+from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
 from compress.samples.catalog import SAMPLES
-from compress.stage.stage import Stage
+from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
-from compress.stages.distill import ANOTHER_STUDENT, Distill, read_and_drawn
 from compress.targets import Profile
 from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
 from compress.tasks.evaluation import Evaluation
-from compress.training.config import Training
 
 START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
@@ -224,7 +222,7 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     bare = _value(document, ("data", "without_labels"), [], broken=[])
     for part in parts:
-        if not isinstance(part.stage, Training) or part.stage.needs().without_labels:
+        if part.stage is None or not part.stage.needs().labels:
             continue
         if lacking := [split for split in part.stage.needs().splits if split in bare]:
             expected = f"labels in {lacking[0]}, which {part.kind} trains on"
@@ -249,9 +247,8 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0
     wanted += [(("data", "unlabeled", index), "data") for index in range(count)]
-    for part in parts:
-        if part and isinstance(part.fields.get("student"), dict):
-            wanted.append(((*part.path, "student", "model"), "model"))
+    named = _references([part for part in parts if part])
+    wanted += [(path, "model") for path, reference in named if reference.kind == "model"]
     for path, kind in wanted:
         reference = _value(document, path, None)
         if isinstance(reference, str) and reference.startswith("sample:"):
@@ -264,11 +261,17 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
 def _check_students(document: Document, parts: list[Part]) -> None:
     """No name stands for weights that are read and for others that are drawn."""
     model = _value(document, ("model",), None)
-    twice = read_and_drawn(model, [part.stage for part in parts if part]) if isinstance(model, str) else None
-    for part in parts:
-        student = part.stage.student if isinstance(part.stage, Distill) else None
-        if twice is not None and student and student.model == twice:
-            document.problem((*part.path, "student", "model"), describe(twice), ANOTHER_STUDENT)
+    stages = [part.stage for part in parts if part.stage]
+    twice = read_and_drawn(model, stages) if isinstance(model, str) else None
+    for path, reference in _references(parts):
+        if twice is not None and reference.name == twice:
+            document.problem(path, describe(twice), ANOTHER_STUDENT)
+
+
+def _references(parts: list[Part]) -> list[tuple[FieldPath, Reference]]:
+    """The fields of stages that name models and folders."""
+    named = [(part, field, one) for part in parts if part.stage for field, one in part.stage.paths().items()]
+    return [((*part.path, *field.split(".")), one) for part, field, one in named]
 
 
 def _check_unlabeled(document: Document, parts: list[Part]) -> None:

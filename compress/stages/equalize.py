@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Promise, Stage
 
 
@@ -26,6 +28,10 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     def promise(self) -> Promise:
         """At most float32 in place of 16-bit weights."""
         return Promise(max_size_ratio=2.05)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """No parameter comes or goes."""
+        return predicted(before, before)
 
     def run(self, model: Checkpoint, context: Context) -> Checkpoint:
         """Equalize every block. Raises `StageError` or `ModelError`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 
 _TIED_BLOCK = 32
@@ -25,6 +27,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     version = 6
     packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
+    integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
@@ -46,10 +49,23 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Those of another method."""
         return self.idle()
 
+    def wanted_precision(self) -> dict[str, Any]:
+        """8 bits, and those of the embedding tables where they are fewer."""
+        asked: dict[str, Any] = {"precision": "int8"}
+        if self.embedding_bits < 8:
+            asked["embedding_bits"] = self.embedding_bits
+            if self.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+                asked["embedding_block_size"] = self.embedding_block_size
+        return asked
+
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
         whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
         return Promise(max_size_ratio=0.5 if whole else 0.95)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant."""
+        return predicted(before, before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before))
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""

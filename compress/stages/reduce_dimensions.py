@@ -8,6 +8,8 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 
 
@@ -32,6 +34,10 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
         """Another layer, other answers."""
         return Promise()
 
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The rotation is small beside the model."""
+        return predicted(before, before)
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
         from dataclasses import replace
@@ -40,7 +46,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
         from compress.checkpoints.sentence_modules import Dense
         from compress.numerics.rotation import kept_share, principal_rotation
-        from compress.training.predict import predict
+        from compress.tasks.forward import predict
 
         modules = model.processor.modules
         if self.dimensions >= modules.dimensions:

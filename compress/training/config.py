@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,7 @@ class Augment(Frozen):
 class Training(Frozen):
     """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
 
+    trains: ClassVar[bool] = True
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")

@@ -23,7 +23,7 @@ from compress.stages.quantize import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.targets import TARGETS
 from compress.tasks import get_task
-from compress.training.predict import predict
+from compress.tasks.forward import predict
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]

@@ -20,9 +20,10 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.stages.distill import Distill, Student
+from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
-from compress.training.predict import predict
+from compress.tasks.forward import predict
+from compress.training.distillation_config import Student
 from compress.training.sparsity import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")

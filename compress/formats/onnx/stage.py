@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,6 +11,8 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks import EMBEDDING, GENERATING, WRITTEN
 
@@ -85,6 +88,10 @@ class Export(Stage[TorchModel, OnnxModel]):
     def promise(self) -> Promise:
         """Same weights, same predictions."""
         return Promise(changes_weights=False)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights, unpacked."""
+        return predicted(before, before and replace(before, packed_bytes=None))
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""

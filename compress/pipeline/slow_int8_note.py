@@ -9,6 +9,7 @@ from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 INTEGERS = ("quantize", "qat", "quantize_weights")
 """Stages that put integers into a graph."""
@@ -27,7 +28,11 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     figures = {row.metric: row for row in rows if row.model == FINAL}
     speed, latency = figures.get("speedup"), figures.get("latency_ms")
     task, recipe = session.road.task, session.road.recipe
-    if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
+    if (
+        GENERATES in task.capabilities
+        or READS_ROWS not in task.capabilities
+        or not any(stage.kind in INTEGERS for stage in recipe.stages)
+    ):
         return []
     if speed is None or speed.high is None or speed.high >= 1:
         return []

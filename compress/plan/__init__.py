@@ -20,6 +20,7 @@ from compress.plan.sources import Sources
 from compress.recipe.recipe import Recipe
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
+from compress.tasks.registry import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -84,7 +85,7 @@ def _stage_plans(
             problems.append(error)
             return plans
         shape = prediction.shape
-        takes = stage.wants(recipe.task)
+        takes = stage.wants(get_task(recipe.task).capabilities)
         plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
 

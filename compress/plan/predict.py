@@ -32,7 +32,7 @@ from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.training.recovery_config import Recovery
 
 FLOPS_FORWARD = 2

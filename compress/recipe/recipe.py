@@ -14,8 +14,9 @@ from compress.recipe.policy import Policy
 from compress.stages import AnyStage
 from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
 from compress.targets import PROFILES, Profile
-from compress.tasks import TASK_NAMES
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.registry import TASK_NAMES, tasks_with
 
 
 class Limit(Frozen):
@@ -71,7 +72,8 @@ def _single_key(value: Any) -> Any:
     return value
 
 
-_MODULES = "image-classification"
+_MODULES = tasks_with(frozenset({TAKES_IMAGES, HAS_CLASSES}))
+"""Tasks whose model may be a plain torch module."""
 
 
 class Recipe(Frozen):
@@ -152,8 +154,8 @@ class Recipe(Frozen):
     def _module_fits(self) -> Recipe:
         if self.module is None and self.module_arguments:
             raise ValueError("a `module` that `module_arguments` are for")
-        if self.module is not None and self.task != _MODULES:
-            raise ValueError(f"no `module`: plain torch modules are for {_MODULES}")
+        if self.module is not None and self.task not in _MODULES:
+            raise ValueError(f"no `module`: plain torch modules are for {', '.join(_MODULES)}")
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks import TASK_NAMES
+from compress.tasks.registry import TASK_NAMES
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.stage import Context, Promise, Stage
 from compress.stages.equalize import Equalize
+from compress.tasks.capability import GENERATES
 
 
 class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -18,7 +19,7 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("transformers",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["attach_lora"] = "attach_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 

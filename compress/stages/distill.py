@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from compress.checkpoints.torch_model import TorchModel
 from compress.frozen import Frozen
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks import EMBEDDING, IMAGES
+from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
 from compress.training.config import Training
 
 
@@ -50,7 +50,7 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification", "feature-extraction")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["distill"] = "distill"
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
@@ -69,10 +69,10 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
         return self
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
-        others: tuple[str, ...] = ("temperature", "labels_weight") if task in EMBEDDING else ()
-        if task in IMAGES:
+        others: tuple[str, ...] = ("temperature", "labels_weight") if EMBEDS in task else ()
+        if TAKES_IMAGES in task:
             others = ("method", "representation_weight", "use_unlabeled")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)

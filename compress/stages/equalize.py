@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.stage.stage import Context, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class Equalize(Stage[Checkpoint, Checkpoint]):
@@ -19,7 +20,7 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
 

@@ -7,6 +7,7 @@ from typing import Literal
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import Quantization
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -18,7 +19,7 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gptq"] = "gptq"
 
     def needs(self) -> Needs:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 from compress.training.recovery_config import Recovery
 
 
@@ -20,7 +21,7 @@ class Lora(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["lora"] = "lora"
     learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
     rank: int = Field(16, ge=1, le=4096, description="columns of each factor")

@@ -7,6 +7,7 @@ from typing import Literal
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.nncf_config import NncfOptions
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -17,7 +18,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "nncf", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["nncf_weights"] = "nncf_weights"
 
     def needs(self) -> Needs:

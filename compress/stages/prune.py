@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from compress.checkpoints.torch_model import TorchModel
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks import IMAGES
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.config import Training
 
 
@@ -29,7 +29,7 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     kind: Literal["prune"] = "prune"
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
@@ -111,10 +111,10 @@ class Prune(Training, Stage[TorchModel, TorchModel]):
         reads = trains or measures or self.layers or self.cuts_channels
         return Needs(splits=("train",) if reads else (), without_labels=not trains)
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Channels, where nothing has any."""
         idle = super().idle_fields(task)
-        if task in IMAGES:
+        if TAKES_IMAGES in task:
             return idle
         return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))
 

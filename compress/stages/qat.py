@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import HAS_CLASSES
 from compress.training.config import Training
 
 _FOUR_BITS_FROM = 21
@@ -24,7 +25,7 @@ class Qat(Training, Stage[TorchModel, OnnxModel]):
     """
 
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     kind: Literal["qat"] = "qat"
     bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")

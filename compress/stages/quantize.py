@@ -10,6 +10,7 @@ from compress.errors import StageError
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -42,7 +43,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" else Needs()
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
 

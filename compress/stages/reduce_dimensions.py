@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import EMBEDS
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -19,7 +20,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "numpy")
-    tasks = ("feature-extraction",)
+    requires = frozenset({EMBEDS})
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 from compress.training.recovery_config import Recovery
 
 
@@ -20,7 +21,7 @@ class TuneScales(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["tune_scales"] = "tune_scales"
     learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
     scales: bool = Field(True, description="tune the scales of linear layers")

@@ -22,7 +22,7 @@ from compress.numerics.embedding_precision import ranges_of, to_int8, to_ubinary
 from compress.stages.quantize import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.training.predict import predict
 
 pytestmark = pytest.mark.slow

@@ -14,6 +14,7 @@ from compress.stages.attach_lora import AttachLora
 from compress.stages.gptq import Gptq
 from compress.stages.lora import Lora
 from compress.stages.nncf_weights import NncfWeights
+from compress.tasks.capability import GENERATES
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -28,7 +29,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     """
 
     packages = ("gguf",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
 

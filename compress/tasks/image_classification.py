@@ -140,7 +140,7 @@ class ImageClassification(Task):
         return same_class(kept, reference, model, target)
 
 
-class _Images(Sequence[Mapping[str, np.ndarray]]):
+class _Images(Sequence["Mapping[str, np.ndarray]"]):
     """Images that are decoded and prepared when they are asked for; ``conversions`` counts what was done to them."""
 
     def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:

@@ -56,6 +56,7 @@ def make_plan(
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
+        task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),

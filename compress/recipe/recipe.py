@@ -83,7 +83,10 @@ class Recipe(Frozen):
     description: str = Field("", description="one line on what the recipe is for")
     task: Annotated[
         str,
-        Field(description="Hugging Face name of the task", json_schema_extra={"enum": list(TASK_NAMES)}),
+        Field(
+            description="Hugging Face name of the task; may be left out if the model is here and its config tells it",
+            json_schema_extra={"enum": list(TASK_NAMES)},
+        ),
     ]
     model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
     module: str | None = Field(
@@ -163,6 +166,11 @@ class Recipe(Frozen):
         if (name := read_and_drawn(self.model, self.stages)) is not None:
             raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
         return self
+
+    @property
+    def task_is_told(self) -> bool:
+        """Whether the model's config told the task, since the recipe's file has none."""
+        return "task" not in self.model_fields_set
 
     def profiles(self) -> tuple[Profile, ...]:
         """The rows that its targets stand for."""

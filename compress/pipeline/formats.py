@@ -26,7 +26,8 @@ from compress.stages import STAGES
 from compress.stages.cast import Cast
 from compress.stages.quantize import Quantize
 from compress.targets import Target
-from compress.tasks import GENERATING
+from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES
+from compress.tasks.registry import tasks_with
 
 _FORMATS: dict[type[Any], Format] = {
     OnnxModel: "onnx",
@@ -44,7 +45,6 @@ _OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch", "litert", "c
 _GENERATES_ONLY = ("onnxruntime-genai",)
 _ONE_BATCH_AT_A_TIME = ("onnxruntime-web", "onnxruntime-web-node")
 """Runtimes to which a cache of keys and values would have to be sent at each token."""
-_TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
 
 
 Options = Mapping[str, Any]
@@ -69,8 +69,8 @@ def measurable(road: Road, form: Format = "onnx", options: Options = MappingProx
 
 def why_not(road: Road, target: Target) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
-    form, task = target.format, road.recipe.task
-    if target.runtime in _ONE_BATCH_AT_A_TIME and (road.task.generates or task in _TOKEN_BY_TOKEN):
+    form, task, capabilities = target.format, road.recipe.task, road.task.capabilities
+    if target.runtime in _ONE_BATCH_AT_A_TIME and ANSWERS_AT_ONCE not in capabilities:
         return f"it answers one batch at a time, and {task} goes token by token"
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
         found = _format(road, label)
@@ -79,12 +79,11 @@ def why_not(road: Road, target: Target) -> str | None:
         precision = _bits(road, label, WRITTEN_BY[form])["precision"] if form in _OWN_BITS else None
         if precision is not None and precision not in _precisions(form):
             return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write in {precision}"
-    if target.runtime in _GENERATES_ONLY and not road.task.generates:
-        return f"{target.runtime} runs {', '.join(GENERATING)} only"
-    tasks = STAGES[WRITTEN_BY[form]].tasks
-    if tasks is not None and task not in tasks:
+    if target.runtime in _GENERATES_ONLY and GENERATES not in capabilities:
+        return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
+    if not STAGES[WRITTEN_BY[form]].is_for(capabilities):
         return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write for {task}"
-    if road.task.generates:
+    if GENERATES in capabilities:
         try:
             check_writable(road.start, form)
         except ModelError as error:
@@ -107,7 +106,7 @@ def check_formats(road: Road) -> None:
     Raises `ModelError`, rather than once the stages before them are done.
     """
     written = {kind: form for form, kind in WRITTEN_BY.items()}
-    for stage in road.recipe.stages if road.task.generates else ():
+    for stage in road.recipe.stages if GENERATES in road.task.capabilities else ():
         if stage.kind in written:
             check_writable(road.start, written[stage.kind])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.cache import Cache, Entry
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
@@ -29,10 +30,11 @@ from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
-from compress.sources.source import check_weights_finite, find_model, resolve_model
+from compress.sources.source import find_model, resolve_model
 from compress.stage.record import StageRecord
 from compress.stage.stage import Context, Stage, references
-from compress.tasks import get_task
+from compress.tasks.capability import READS_ROWS
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.processes import first_says, is_first, several, wait_for_all
 
@@ -174,7 +176,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and stage.trains:
-            stage.run(self.load(before, stage.wants(self.recipe.task)), self.context(key))
+            stage.run(self.load(before, stage.wants(self.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -199,7 +201,7 @@ class Road:
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
-            model = self.load(before, stage.wants(self.recipe.task))
+            model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
                 digests, before_bytes = probed(model).digests(), self._size(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
@@ -242,7 +244,7 @@ class Road:
 
             torch.manual_seed(self.recipe.seed)
             return self.task.load(folder, self.data.labels, self.recipe.trust_remote_code)
-        model: AnyModel = gives.load(folder, self.recipe.task)
+        model: AnyModel = gives.load(folder, self.task)
         return model
 
     def gives(self, label: str) -> type[Any]:
@@ -259,7 +261,7 @@ class Road:
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
         rows = self.data.split(split).slice(0, PROBES)
-        reads_rows = self.task.reads_rows
+        reads_rows = READS_ROWS in self.task.capabilities
         # Running text is cut into windows: few rows might not fill a long one, and fill very many short ones.
         length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, TOKENS)
 
@@ -267,7 +269,7 @@ class Road:
             examples = self.task.encode(rows, processor, None, length)
             return examples if reads_rows else replace(examples, inputs=examples.inputs[:WINDOWS])
 
-        return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
+        return Probe(load=lambda folder: stage.gives().load(folder, self.task), encode=encode)
 
     def context(self, key: str) -> Context:
         """What a stage is given whose output has that key."""

@@ -24,7 +24,7 @@ from compress.stage.prediction import Estimate, PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -60,6 +60,7 @@ def make_plan(
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
+        task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
@@ -92,7 +93,7 @@ def _stage_plans(
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
         shape = context.shapes[label] = prediction.shape
-        takes = stage.wants(recipe.task)
+        takes = stage.wants(get_task(recipe.task).capabilities)
         plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
 

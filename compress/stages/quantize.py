@@ -12,6 +12,7 @@ from compress.quantization.int8_config import Int8Options
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -45,7 +46,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" else Needs()
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
 

@@ -20,7 +20,7 @@ from compress.progress import SilentProgress
 from compress.samples import fashion
 from compress.samples.efficientnet import write_model
 from compress.samples.image_sets import write_imagenet
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 def idx(path: Path, array: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -157,6 +157,14 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Fields that are set and mean nothing for a task of that name."""
         return ()
+
+    def precision(self) -> Mapping[str, Any] | None:
+        """What it makes of ONNX's weights, in fields of a stage that writes a format of other integers.
+
+        `{"precision": "int8", "embedding_bits": 4}`: such a format is written from the weights before, as finely; with
+        ``None`` a stage has no say in it.
+        """
+        return None
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -43,6 +43,10 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     def needs(self) -> Needs:
         """Real examples for the proof."""
         return Needs(splits=("train",))
+
+    def precision(self) -> dict[str, Any]:
+        """16-bit floats."""
+        return {"precision": "fp16"}
 
     def promise(self) -> Promise:
         """Weights at half the size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,15 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
+
+    def precision(self) -> dict[str, Any]:
+        """8 bits, and those of the embedding tables where they are fewer."""
+        asked: dict[str, Any] = {"precision": "int8"}
+        if self.embedding_bits < 8:
+            asked["embedding_bits"] = self.embedding_bits
+            if self.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+                asked["embedding_block_size"] = self.embedding_block_size
+        return asked
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""

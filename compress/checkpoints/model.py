@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from compress.errors import ModelError
 
@@ -12,7 +12,7 @@ from compress.errors import ModelError
 class Model(Protocol):
     """A model as a directory in Hugging Face layout, loadable by other people's tools."""
 
-    kind: str
+    kind: ClassVar[str]
 
     def save(self, directory: Path) -> None:
         """Write every file of the model into an existing, empty ``directory``."""

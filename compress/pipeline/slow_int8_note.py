@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compress.formats.onnx.model import find_graphs
+from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
@@ -33,7 +33,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
         return []
     if latency is None or latency.value < _SHORT_MS:
         return []
-    if session.target.format != "onnx" or session.target.provider != CPU:
+    if session.target.format != OnnxModel.kind or session.target.provider != CPU:
         return []
     files = (session.artifacts[_float_label(recipe, session)], session.artifacts[FINAL])
     if any(len(find_graphs(folder)) > 1 for folder in files):

@@ -8,12 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
+from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.recipe.policy import Policy
 from compress.stages import AnyStage
 from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
-from compress.targets import PROFILES, Profile
+from compress.targets import Profile
 from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 

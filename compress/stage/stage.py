@@ -158,7 +158,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Fields that are set and mean nothing for a task of that name."""
         return ()
 
-    def precision(self) -> Mapping[str, Any] | None:
+    def wanted_precision(self) -> Mapping[str, Any] | None:
         """What it makes of ONNX's weights, in fields of a stage that writes a format of other integers.
 
         `{"precision": "int8", "embedding_bits": 4}`: such a format is written from the weights before, as finely; with

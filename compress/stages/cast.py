@@ -44,7 +44,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Real examples for the proof."""
         return Needs(splits=("train",))
 
-    def precision(self) -> dict[str, Any]:
+    def wanted_precision(self) -> dict[str, Any]:
         """16-bit floats."""
         return {"precision": "fp16"}
 

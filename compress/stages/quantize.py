@@ -46,7 +46,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Those of another method."""
         return self.idle()
 
-    def precision(self) -> dict[str, Any]:
+    def wanted_precision(self) -> dict[str, Any]:
         """8 bits, and those of the embedding tables where they are fewer."""
         asked: dict[str, Any] = {"precision": "int8"}
         if self.embedding_bits < 8:

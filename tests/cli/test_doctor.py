@@ -111,6 +111,7 @@ def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", "compress.formats.runtimes.no_such_module")
+    lacking = replace(RUNTIMES["onnxruntime"], runtime="compress.formats.no_such_module:RUNTIME")
+    monkeypatch.setattr(runtimes, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})
     (what,) = findings("problem")
     assert what.startswith("target cpu: the runtime 'onnxruntime' cannot be imported")

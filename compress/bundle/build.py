@@ -11,8 +11,8 @@ from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
 from compress.bundle.client import FOLDER as RUNTIME_FOLDER
-from compress.bundle.format import Contents, open_model, shape_of
-from compress.bundle.formats import FORMATS
+from compress.bundle.format import bundled, minimum_version, open_model, shape_of, unread_reason
+from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
 from compress.bundle.manifest import (
@@ -33,11 +33,13 @@ from compress.bundle.verify import verify_folder
 from compress.checkpoints.processor import load_processor
 from compress.digests import digest_file
 from compress.errors import InputError, StorageError
-from compress.formats.model_file import Format, format_of, model_file, model_files
+from compress.formats.bundled import Contents
+from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import PROFILES, TARGETS, in_format
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
-from compress.targets import PROFILES, AppProfile
+from compress.targets import AppProfile
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
 
@@ -120,15 +122,14 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     _check_examples(wanted, form)
-    unread = FORMATS[form].why_unread()
-    if unread is not None:
+    if (unread := unread_reason(bundled(form))) is not None:
         raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
     for place in (output, archive):
         if place.exists() or place.is_symlink():
             raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
 
 
-def _check_examples(wanted: Wanted, form: Format) -> None:
+def _check_examples(wanted: Wanted, form: str) -> None:
     """Raises `InputError` for a target in whose languages there is no example of the task."""
     kind = kind_of(wanted.recipe.task)
 
@@ -150,9 +151,10 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     kind, model = kind_of(wanted.recipe.task), folder / MODEL_FOLDER
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     written = format_of(file)
-    form = FORMATS[written]
-    silent = why_unavailable(form.target)
-    contents, session = form.contents(file), None
+    form = bundled(written)
+    target = TARGETS[form.target]
+    silent = why_unavailable(target)
+    contents, session = contents_of(form, file), None
     if silent is None:
         session = open_model(form, file if kind.graphs == 1 else model)
     shape = shape_of(form.interface(file, session), kind, str(file))
@@ -163,7 +165,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     if session is None:
         test = unmeasured_selftest(cases, silent or "")
     else:
-        made_with = f"{form.target.runtime} {get_runtime(form.target.runtime).build()}"
+        made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
         asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
@@ -172,7 +174,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         name=wanted.recipe.name,
         task=wanted.recipe.task,
         target=profile.name,
-        runtime=_runtime(profile, kind, written, form.minimum_version(file)),
+        runtime=_runtime(profile, kind, written, minimum_version(form, file)),
         format=written,
         model=file.relative_to(folder).as_posix(),
         opsets=contents.opsets,
@@ -195,12 +197,12 @@ def _run_of(wanted: Wanted) -> Path:
     return folder if wanted.model.resolve().is_relative_to(folder) else wanted.model.parent
 
 
-def _runtime(profile: AppProfile, kind: Kind, written: Format, minimum_version: str) -> Runtime:
+def _runtime(profile: AppProfile, kind: Kind, written: str, minimum_version: str) -> Runtime:
     app = profile.apps[written]
     name, package, least = app.runtime, app.package, minimum_version
     if profile.version is not None:
         name, package, least = kind.client.runs(profile)
-    provider = profile.in_format(written).target.provider
+    provider = in_format(profile, written).target.provider
     return Runtime(name=name, package=package, minimum_version=least, execution_provider=provider)
 
 

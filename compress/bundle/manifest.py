@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.steps import Postprocessing, Preprocessing
 from compress.errors import BundleError
-from compress.formats.model_file import Format
+from compress.formats.bundled import Axis, Signature
+from compress.formats.registry import Format
 from compress.frozen import FrozenAliased
 from compress.tasks.registry import TASKS
 
@@ -41,23 +42,6 @@ class TensorRecord(FrozenAliased):
     dtype: str = Field(description="numpy's name of the element type")
     shape: tuple[int | str, ...]
     meaning: str
-
-
-class Axis(FrozenAliased):
-    """What a named axis may be; ``least`` is None where the file doesn't say it."""
-
-    least: int | None = Field(ge=0)
-    most: int = Field(ge=1)
-
-
-class Signature(FrozenAliased):
-    """One of several graphs in a file, each called by its name.
-
-    It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
-    """
-
-    name: str
-    length: int | None
 
 
 class Licence(FrozenAliased):

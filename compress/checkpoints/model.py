@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from compress.errors import ModelError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """A model as a directory in Hugging Face layout, loadable by other people's tools."""
 
-    kind: str
+    kind: ClassVar[str]
 
     def save(self, directory: Path) -> None:
         """Write every file of the model into an existing, empty ``directory``."""

@@ -71,8 +71,8 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     from compress.bench.operator_difference import compare_operators
     from compress.errors import InputError
     from compress.formats.onnx.model import find_graphs
+    from compress.formats.targets import TARGETS
     from compress.pipeline.quiet import quiet_libraries
-    from compress.targets import TARGETS
 
     quiet_libraries()
     graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)

@@ -27,7 +27,7 @@ def evaluate(
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.rows import render_rows
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)

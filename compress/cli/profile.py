@@ -45,7 +45,7 @@ def profile(
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)

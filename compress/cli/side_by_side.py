@@ -30,7 +30,7 @@ def compare_now(
     from compress.cli.artifact import RECIPE, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.compare.reports import compare_reports
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")

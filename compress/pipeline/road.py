@@ -12,6 +12,7 @@ from typing import Any
 from compress.cache import Cache, Entry
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
+from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
@@ -21,10 +22,11 @@ from compress.data.source import find
 from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.probed import TOKENS, WINDOWS, AnyModel, probed
+from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.failures import library_failures, unexpected
 from compress.pipeline.integrity import PROBES, Contract, Probe
 from compress.pipeline.keys import START, Keys
+from compress.pipeline.probed import probed
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
@@ -228,7 +230,7 @@ class Road:
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
-    def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:
+    def load(self, label: str, wanted: type[Any] = TorchModel) -> Model:
         """A fresh copy of a finished stage's output, or of the starting model with a seeded head.
 
         What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
@@ -244,7 +246,7 @@ class Road:
 
             torch.manual_seed(self.recipe.seed)
             return self.task.load(folder, self.data.labels, self.recipe.trust_remote_code)
-        model: AnyModel = gives.load(folder, self.task)
+        model: Model = gives.load(folder, self.task)
         return model
 
     def gives(self, label: str) -> type[Any]:

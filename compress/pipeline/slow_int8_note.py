@@ -33,7 +33,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
         return []
     if latency is None or latency.value < _SHORT_MS:
         return []
-    if session.target.format != "onnx" or session.target.provider != CPU:
+    if session.target.format != OnnxModel.kind or session.target.provider != CPU:
         return []
     label = float_label(recipe)
     measured = label if label in session.artifacts else None

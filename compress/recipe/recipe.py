@@ -9,12 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
+from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.recipe.policy import Policy
 from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
-from compress.targets import PROFILES, Profile
+from compress.targets import Profile
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with

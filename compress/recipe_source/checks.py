@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig, is_file_name
-from compress.formats.model_file import WRITTEN_BY
+from compress.formats.registry import FORMATS
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
@@ -112,7 +112,7 @@ def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Pro
     """What a stage writes, named or brought in by a target, holds what the stages before it make."""
     writers = [(part.stage, parts[:place]) for place, part in enumerate(parts) if part.stage]
     for profile in profiles:
-        if WRITTEN_BY[profile.target.format] not in [part.kind for part in parts]:
+        if FORMATS[profile.target.format].written_by not in [part.kind for part in parts]:
             writers.append((writer_of(profile.target.format, profile.options), parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():

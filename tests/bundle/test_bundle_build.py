@@ -26,8 +26,8 @@ from compress.cli import app
 from compress.errors import InputError, ModelError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import to_ort
+from compress.formats.targets import find_app_profile
 from compress.progress import SilentProgress
-from compress.targets import find_app_profile
 from compress.tasks.registry import TASK_NAMES
 
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]

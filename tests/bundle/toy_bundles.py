@@ -21,8 +21,8 @@ from compress.checkpoints.sentence_modules import SentenceModules
 from compress.checkpoints.sentence_processor import SentenceProcessor
 from compress.digests import digest_file
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.targets import find_app_profile
 from compress.recipe_source import read_recipe
-from compress.targets import find_app_profile
 
 RECIPE = """name: toy
 task: text-classification

@@ -20,9 +20,9 @@ from compress.evaluation.evaluate import artifact_labels, encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
 from compress.stages.quantize import Quantize
-from compress.targets import TARGETS
 from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow

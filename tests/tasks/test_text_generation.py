@@ -19,9 +19,9 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import DataError, ModelError
 from compress.evaluation.evaluate import predict
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept
 from compress.tasks.text_generation import TASK

@@ -25,9 +25,9 @@ from compress.formats.coreml.quiet import quiet_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 # To import it takes seconds, in each process that collects tests.

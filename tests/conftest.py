@@ -25,7 +25,7 @@ LONGEST = (
     "recipe_source/test_recipes.py",
     "pipeline/test_interruption.py",
     "formats/executorch/test_executorch.py",
-    "samples/test_real_samples.py",
+    "compress_samples/test_real_samples.py",
     "nightly/test_night_run.py",
     "formats/onnx/test_fusions.py",
     "cli/test_bad_input.py",

@@ -149,21 +149,11 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
 
 
 def _missing(package: str, stage: str) -> InputError:
-    extra = _extra_with(package)
+    extra = extra_with(package)
     if extra:
         return MissingExtraError(package, extra, f"The stage {stage}")
     what = f"The stage {stage} needs the package {package!r}, which is not installed."
     return InputError(what, mend=f"pip install {package}")
-
-
-def _extra_with(package: str) -> str | None:
-    """The extra of this package that installs ``package``."""
-    pattern = re.compile(rf"{re.escape(package)}\b.*extra == ['\"]([^'\"]+)['\"]", re.IGNORECASE)
-    try:
-        lines = requires("compress") or []
-    except PackageNotFoundError:
-        return None
-    return next((match[1] for line in lines if (match := pattern.match(line))), None)
 
 
 def _all(problems: Sequence[CompressError]) -> InputError:

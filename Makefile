@@ -3,12 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
-# Files whole, in the order of tests/conftest.py.
+# Files whole, the longest first (tests/durations.json).
 ORDER := --dist loadfile --no-loadscope-reorder
 ALONE := tests/bench tests/formats/onnx/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint format docs clean
+.PHONY: help setup demo test test-quick durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,9 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
 
+durations: $(STAMP) ## record how long files of tests take, by which they are ordered
+	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
+
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +47,11 @@ format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write docs/commands.md and docs/recipe.schema.json from the code
+docs: $(STAMP) ## write the pages and schemas that come from the code and from benchmarks/results
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP) ## build the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## remove the virtual environment and caches (artifacts stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
-from compress.installation import has_package
+from compress.installation import extra_with, has_package
 from compress.plan.contents import Estimate, Plan, StagePlan, TargetPlan
 from compress.plan.predict import Prediction, Predictor
 from compress.plan.render import render_plan

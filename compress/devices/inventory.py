@@ -139,6 +139,5 @@ def _of_an_inventory(problem: Problem) -> Problem:
 def _refused(problems: list[Problem]) -> InputError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = "\n".join(f"  {_of_an_inventory(problem)}" for problem in problems)
-    return InputError(
-        f"The inventory of devices has {count}:\n{lines}", mend="docs/guides/devices.md describes every field"
-    )
+    mend = "docs/guides/devices.md describes every field"
+    return InputError(f"The inventory of devices has {count}:\n{lines}", mend=mend)

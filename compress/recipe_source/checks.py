@@ -16,7 +16,7 @@ from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
@@ -253,10 +253,11 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
     for path, kind in wanted:
         reference = _value(document, path, None)
         if isinstance(reference, str) and reference.startswith("sample:"):
-            names = [f"sample:{name}" for name, sample in SAMPLES.items() if sample.kind == kind]
+            names = [f"sample:{name}" for name, sample in known_samples().items() if sample.kind == kind]
             if reference not in names:
                 near = nearest_name(reference, names)
-                document.problem(path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near)
+                listed = ", ".join(names) or f"those of a package that is not installed: {INSTALL} in a checkout"
+                document.problem(path, describe(reference), f"one of the {kind} samples {listed}", near)
 
 
 def _check_students(document: Document, parts: list[Part]) -> None:

@@ -27,7 +27,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     """
 
     version = 6
-    packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
+    packages = ("onnx", "onnx_ir", "onnxruntime")
     integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
@@ -39,6 +39,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
     )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    def calls(self) -> tuple[str, ...]:
+        """NNCF too where it finds the ranges."""
+        return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
 
     def needs(self) -> Needs:
         """Examples to calibrate with, to measure damage on, and to hold a floor on."""

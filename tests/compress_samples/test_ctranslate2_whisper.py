@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compress.errors import SampleError
-from compress.samples.ctranslate2_whisper import hugging_face_tensors, read_model
+from compress_samples.ctranslate2_whisper import hugging_face_tensors, read_model
 
 WIDTH, TYPES = 8, {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.float16): 4}
 

@@ -10,7 +10,11 @@ import wave
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.errors import MissingExtraError, SampleError
+import pyarrow as pa
+import pyarrow.parquet
+from G722 import G722
+
+from compress.errors import SampleError
 from compress.progress import Progress
 
 RATE = 16_000
@@ -45,7 +49,7 @@ def write_librivox(members: Path, files: Path, progress: Progress) -> None:
 
 
 def write_prompts(members: Path, files: Path, progress: Progress) -> None:
-    """Write train, validation and test.parquet (columns audio, text). Raises `SampleError`, `MissingExtraError`.
+    """Write train, validation and test.parquet (columns audio, text). Raises `SampleError`.
 
     Whole sentences only, of four words or more, in the order of the SHA-256 of their names.
     """
@@ -78,11 +82,7 @@ def read_prompts(path: Path) -> dict[str, str]:
 
 
 def to_wav(content: bytes) -> bytes:
-    """A WAV file at 16 kHz of what G.722 (ITU-T 1988) encodes at 64 kbit/s. Raises `MissingExtraError`."""
-    try:
-        from G722 import G722
-    except ImportError as error:
-        raise MissingExtraError("G722", "samples", "The sample prompts-audio") from error
+    """A WAV file at 16 kHz of what G.722 (ITU-T 1988) encodes at 64 kbit/s."""
     samples = G722(RATE, _G722_BITS).decode(content)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -98,9 +98,6 @@ def _is_sentence(text: str) -> bool:
 
 
 def _write(path: Path, recordings: list[Recording]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     values = [{"bytes": recording.content, "path": recording.name} for recording in recordings]
     table = {"audio": pa.array(values, audio), "text": pa.array([recording.text for recording in recordings])}

@@ -1,12 +1,11 @@
 import bz2
 import hashlib
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 
-from compress.errors import MissingExtraError, SampleError
-from compress.samples.wikipedia import DUMP, Article, plain_text, read_pages, split_articles, write_articles
+from compress.errors import SampleError
+from compress_samples.wikipedia import DUMP, Article, plain_text, read_pages, split_articles, write_articles
 
 PAGE = "<page><title>{title}</title>{redirect}<revision><text>{text}</text></revision></page>"
 
@@ -89,10 +88,3 @@ def test_a_damaged_dump_is_refused(tmp_path):
 def test_too_few_articles_are_refused():
     with pytest.raises(SampleError, match="holds 18 articles"):
         split_articles([Article(str(i), "") for i in range(18)])
-
-
-def test_without_the_parser_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mwparserfromhell", None)
-    with pytest.raises(MissingExtraError) as caught:
-        plain_text("text")
-    assert "pip install 'compress[samples]'" in str(caught.value)

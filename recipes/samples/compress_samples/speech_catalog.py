@@ -23,7 +23,7 @@ SPEECH_SAMPLES = (
                 members=("model.bin", "config.json", "tokenizer.json"),
             ),
         ),
-        preparation="compress.samples.ctranslate2_whisper:write_whisper",
+        preparation="compress_samples.ctranslate2_whisper:write_whisper",
     ),
     Sample(
         name="librivox",
@@ -43,7 +43,7 @@ SPEECH_SAMPLES = (
                 members=("transcription", "*.wav"),
             ),
         ),
-        preparation="compress.samples.recordings:write_librivox",
+        preparation="compress_samples.recordings:write_librivox",
     ),
     Sample(
         name="prompts-audio",
@@ -74,6 +74,6 @@ SPEECH_SAMPLES = (
                 members=("core-sounds-en.txt.gz",),
             ),
         ),
-        preparation="compress.samples.recordings:write_prompts",
+        preparation="compress_samples.recordings:write_prompts",
     ),
 )

@@ -6,6 +6,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet
+
 from compress.errors import SampleError
 from compress.progress import Progress
 
@@ -62,9 +65,6 @@ def read_words(path: Path) -> list[Rated]:
 
 
 def _write(path: Path, rows: list[Rated]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     schema = pa.schema([("text", pa.string()), ("pair", pa.string()), ("score", pa.float64())])
     columns = {name: [getattr(row, name) for row in rows] for name in Rated._fields}
     pa.parquet.write_table(pa.table(columns, schema=schema), path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from compress.errors import SampleError
 from compress.progress import Progress
@@ -32,8 +33,6 @@ def write_whisper(members: Path, files: Path, progress: Progress) -> None:
 
     Raises `SampleError` for a model.bin that is something else.
     """
-    from safetensors.numpy import save_file
-
     arrays = read_model(members / "model.bin")
     tensors = hugging_face_tensors(arrays)
     source = json.loads((members / "config.json").read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compress.errors import SampleError
-from compress.samples.similarity import Rated, read_documents, read_words, write_similarities
+from compress_samples.similarity import Rated, read_documents, read_words, write_similarities
 
 
 @pytest.fixture

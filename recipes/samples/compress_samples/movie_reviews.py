@@ -7,6 +7,9 @@ import html
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
+
 from compress.data.text_identity import normalised
 from compress.errors import SampleError
 from compress.progress import Progress
@@ -113,8 +116,5 @@ def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _write(path: Path, **columns: list[str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     schema = pa.schema([(name, pa.string()) for name in columns])
     pa.parquet.write_table(pa.table(columns, schema=schema), path)

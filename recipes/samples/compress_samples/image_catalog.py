@@ -23,7 +23,7 @@ IMAGE_SAMPLES = (
                 members=("efficientnet-lite0-57934424.pth",),
             ),
         ),
-        preparation="compress.samples.efficientnet:write_model",
+        preparation="compress_samples.efficientnet:write_model",
     ),
     Sample(
         name="fashion-mnist",
@@ -48,7 +48,7 @@ IMAGE_SAMPLES = (
                 ),
             ),
         ),
-        preparation="compress.samples.fashion:write_splits",
+        preparation="compress_samples.fashion:write_splits",
     ),
     Sample(
         name="imagenet-20",
@@ -68,7 +68,7 @@ IMAGE_SAMPLES = (
                 members=("imagenet_*.jpg",),
             ),
         ),
-        preparation="compress.samples.image_sets:write_imagenet",
+        preparation="compress_samples.image_sets:write_imagenet",
     ),
     Sample(
         name="objects",
@@ -95,6 +95,6 @@ IMAGE_SAMPLES = (
                 ),
             ),
         ),
-        preparation="compress.samples.image_sets:write_objects",
+        preparation="compress_samples.image_sets:write_objects",
     ),
 )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from compress.errors import SampleError
 from compress.progress import Progress
-from compress.samples.idx import read_idx
-from compress.samples.image_table import png, write_images
-
-if TYPE_CHECKING:
-    import numpy as np
+from compress_samples.idx import read_idx
+from compress_samples.image_table import png, write_images
 
 CLASSES = (*("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),)
 VALIDATION_ROWS = 5_000

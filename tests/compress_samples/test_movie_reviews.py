@@ -6,7 +6,7 @@ import pytest
 from small_package import OTHERS, movie_lines
 
 from compress.errors import SampleError
-from compress.samples.movie_reviews import (
+from compress_samples.movie_reviews import (
     distinct,
     polarity,
     read_rated,

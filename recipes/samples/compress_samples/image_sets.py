@@ -7,9 +7,11 @@ import io
 import re
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from compress.errors import SampleError
 from compress.progress import Progress
-from compress.samples.image_table import write_images
+from compress_samples.image_table import write_images
 
 SIDE = 256
 CALIBRATION = 128
@@ -56,8 +58,6 @@ def write_objects(members: Path, files: Path, progress: Progress) -> None:
 
 def _on_white(path: Path, share: float) -> bytes:
     """The middle ``share`` of a picture on a white square, as JPEG."""
-    from PIL import Image, ImageOps
-
     with Image.open(path) as opened:
         layer = opened.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

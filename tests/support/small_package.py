@@ -1,4 +1,4 @@
-"""A small package file with the structure of the real one."""
+"""A small package file with the structure of the real one, and a progress that remembers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compress.samples.sample import Sample
 
@@ -16,6 +18,24 @@ OTHERS = {
     "nytEditorialSnippets_GroundTruth.txt": ["1_1\t0.4\tSkadden, Arps, Slate, Meagher &amp;amp; Flom"],
     "tweets_GroundTruth.txt": ["1\t2.7\tI &lt;3 it", "2\t2.7\ti  &lt;3 IT", "3\t0.0\tso so"],
 }
+
+
+class RecordingProgress:
+    """Remembers notes, and the steps of each bar."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: dict[str, tuple[int, int]] = {}
+
+    def track(self, items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        count = 0
+        for item in items:
+            count += 1
+            yield item
+        self.steps[description] = (count, total)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
 
 def movie_lines(count: int = 2_700) -> list[str]:

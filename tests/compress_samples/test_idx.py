@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import SampleError
-from compress.samples.idx import read_idx
+from compress_samples.idx import read_idx
 
 # Two images of 1 x 3, as http://yann.lecun.com/exdb/mnist lays them out.
 IMAGES = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])

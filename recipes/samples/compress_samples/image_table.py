@@ -6,20 +6,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from compress.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from PIL import Image
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """An image [height, width] or [height, width, 3] uint8 as PNG. Raises `MissingExtraError`."""
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", "vision", "Writing images") from error
+    """An image [height, width] or [height, width, 3] uint8 as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=2)
     return file.getvalue()
@@ -27,9 +22,6 @@ def png(pixels: np.ndarray) -> bytes:
 
 def write_images(path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None) -> None:
     """Columns `image` (`bytes` and an empty `path`) and, where there are any, `label`."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {"image": pa.array([{"bytes": content, "path": None} for content in encoded], image)}
     features = {"image": {"_type": "Image"}}

@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from arm64 import (
+    NEWEST,
+    OLD,
+    Apart,
+    EmulatedArm,
+    answers_here,
+    arm_findings,
+    departures,
+    find_emulated_arm,
+    spread,
+    take_apart,
+)
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.cli.doctor_arm import arm_findings
 from compress.errors import StageError
 from compress.formats.onnx.int8.observe import tap
-from compress.inspect import emulated_arm
-from compress.inspect.emulated_arm import NEWEST, OLD, EmulatedArm, find_emulated_arm
-from compress.inspect.operator_answers import Apart, answers_here, departures, spread, take_apart
-from compress.progress import SilentProgress
 
 ROWS, INNER, COLUMNS = 3, 70, 24
 
@@ -103,13 +110,12 @@ def test_an_emulator_is_given_the_graph_and_its_failure_is_told(
         emulator.run(product(), feeds, optimize=True)
 
 
-def test_doctor_tells_what_an_emulated_processor_answers(
+def test_the_script_tells_what_an_emulated_processor_answers(
     emulator: EmulatedArm, feed: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same answers first, then a processor whose product is wrong."""
-    monkeypatch.setattr(emulated_arm, "find_emulated_arm", lambda: emulator)
     onnx.save(product(), tmp_path / "model.onnx")
-    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], SilentProgress())
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], emulator)
     assert operators.level == whole.level == "ok"
     assert "operators answers as here on the same inputs" in operators.what
     assert "y of 1 examples differs by at most 0.0e+00 of its size" in whole.what and "in 1 of them" in whole.what
@@ -119,7 +125,7 @@ def test_doctor_tells_what_an_emulated_processor_answers(
         return [{name: array + 1 for name, array in each.items()} for each in genuine(arm, *given, **options)]
 
     monkeypatch.setattr(EmulatedArm, "run", wrong)
-    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], SilentProgress())
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], emulator)
     assert operators.level == whole.level == "warning"
     assert "the first operator that departs is DynamicQuantizeLinear quantize" in operators.what
 
@@ -199,3 +205,12 @@ def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm
     assert 1e-3 < error(here["y"], x @ weight.T) < 2e-2
     off = error(there["y"], x @ weight.T)
     assert 1e-3 < off < 3e-2 if processor == NEWEST else off < 1e-5
+
+
+def test_what_is_lacking_for_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert str(find_emulated_arm()).startswith("there is no qemu-aarch64 on PATH")
+    (tmp_path / "qemu-aarch64").write_text("")
+    (tmp_path / "qemu-aarch64").chmod(0o755)
+    assert "has no Python with onnxruntime for it (`bash benchmarks/arm64_runtime.sh`" in str(find_emulated_arm())

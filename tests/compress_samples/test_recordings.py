@@ -14,8 +14,8 @@ from G722 import G722
 
 from compress.errors import SampleError
 from compress.progress import SilentProgress
-from compress.samples import recordings
-from compress.samples.recordings import read_prompts, to_wav, write_librivox, write_prompts
+from compress_samples import recordings
+from compress_samples.recordings import read_prompts, to_wav, write_librivox, write_prompts
 
 
 def tone() -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import SampleError
-from compress.samples.verses import Pair, plain_verse, read_verses, split_pairs
+from compress_samples.verses import Pair, plain_verse, read_verses, split_pairs
 
 GENESIS_CHAPTERS, GENESIS_VERSES, OLD_TESTAMENT_BOOKS = 50, 1533, 39
 """Of the King James Version's canon."""

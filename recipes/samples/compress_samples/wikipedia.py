@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compress.errors import MissingExtraError, SampleError
+import mwparserfromhell
+import pyarrow as pa
+import pyarrow.parquet
+
+from compress.errors import SampleError
 from compress.progress import Progress
 
 DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -46,7 +50,7 @@ class Article(NamedTuple):
 
 
 def write_articles(members: Path, files: Path, progress: Progress) -> None:
-    """Write train, validation and test.parquet (columns title, text). Raises `SampleError`, `MissingExtraError`."""
+    """Write train, validation and test.parquet (columns title, text). Raises `SampleError`."""
     pages = progress.track(read_pages(members / DUMP), "strip wiki markup (pages)", _PAGES)
     articles = [Article(title, plain_text(markup)) for title, markup in pages if markup is not None]
     splits = split_articles(articles)
@@ -72,7 +76,7 @@ def read_pages(dump: Path) -> Iterator[tuple[str, str | None]]:
 
 def plain_text(markup: str) -> str:
     """The prose of an article: paragraphs and headings, without templates, tables, notes and lists of links."""
-    code = _parser().parse(markup)
+    code = mwparserfromhell.parse(markup)
     unread = [link for link in code.filter_wikilinks() if str(link.title).strip().lower().startswith(_MEDIA)]
     unread += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _INVISIBLE]
     for section in code.get_sections(matches=lambda heading: heading.strip(" '").lower() in _LISTS):
@@ -97,14 +101,6 @@ def split_articles(articles: list[Article]) -> dict[str, list[Article]]:
     }
 
 
-def _parser() -> Any:
-    try:
-        import mwparserfromhell
-    except ImportError as error:
-        raise MissingExtraError("mwparserfromhell", "samples", "The sample wiki") from error
-    return mwparserfromhell
-
-
 def _take_out(code: Any, unread: set[int]) -> None:
     """Take nodes out of the tree, named by their identity; `remove` would search the whole tree for each of them."""
     code.nodes = [node for node in code.nodes if id(node) not in unread]
@@ -114,9 +110,6 @@ def _take_out(code: Any, unread: set[int]) -> None:
 
 
 def _write(path: Path, articles: list[Article]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     schema = pa.schema([(name, pa.string()) for name in Article._fields])
     columns = {name: [getattr(article, name) for article in articles] for name in Article._fields}
     pa.parquet.write_table(pa.table(columns, schema=schema), path)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from compress.errors import SampleError
 from compress.progress import Progress
@@ -19,11 +23,6 @@ def write_model(members: Path, files: Path, progress: Progress) -> None:
 
     The state dict is read with torch's ``weights_only``, so that nothing in it is run.
     """
-    import pickle
-
-    import torch
-    from safetensors.torch import save_file
-
     source = next(path for path in sorted(members.rglob("*")) if path.suffix == ".pth")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)

@@ -10,10 +10,14 @@ import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet
+from pysword.books import BibleStructure
 
 from compress.data.text_identity import normalised
-from compress.errors import MissingExtraError, SampleError
+from compress.errors import SampleError
 from compress.progress import Progress
 
 TEST_VERSES = 5_000
@@ -46,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def write_pairs(members: Path, files: Path, progress: Progress) -> None:
-    """Write train, validation and test.parquet (columns of `Pair`). Raises `SampleError`, `MissingExtraError`."""
+    """Write train, validation and test.parquet (columns of `Pair`). Raises `SampleError`."""
     modern, old = (dict(read_verses(members / folder, order)) for folder, order in (MODERN, OLD))
     keys = [key for key in old if old[key] and modern.get(key)]
     pairs = [Pair(modern[key], old[key], key[0], f"{key[0]} {key[1]}:{key[2]}") for key in keys]
@@ -63,7 +67,7 @@ def read_verses(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
 
     Raises `SampleError` for a module whose files do not fit each other.
     """
-    structure = _structure(order)
+    structure = BibleStructure(order)
     for testament, books in structure.get_books().items():
         texts = _Testament(folder, testament)
         for book in books:
@@ -125,22 +129,11 @@ class _Testament:
         return zlib.decompress(self._texts[start : start + size])
 
 
-def _structure(order: str) -> Any:
-    try:
-        from pysword.books import BibleStructure
-    except ImportError as error:
-        raise MissingExtraError("pysword", "samples", "The sample verses") from error
-    return BibleStructure(order)
-
-
 def _texts(pair: Pair) -> tuple[str, str]:
     return normalised(pair.text), normalised(pair.pair)
 
 
 def _write(path: Path, pairs: list[Pair]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     schema = pa.schema([(name, pa.string()) for name in Pair._fields])
     columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
     pa.parquet.write_table(pa.table(columns, schema=schema), path)

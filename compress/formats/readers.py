@@ -1,40 +1,43 @@
-"""Who reads the stored tensors of each format, by the suffix of its files. Importing this imports no reader."""
+"""Who reads the stored tensors of each kind of file. Importing this imports no reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 from compress.checkpoints.stored_tensor import StoredTensor
+from compress.formats.registry import FORMATS, part_of
+from compress.formats.spec import load
+
+Read = Callable[[Path, Path], list[StoredTensor]]
 
 
 @dataclass(frozen=True)
 class TensorReader:
-    """The `read_tensors` of ``module`` reads files that end in ``suffix``.
-
-    ``graph``: a file holds operators beside its tensors.
-    """
+    """What ``load`` imports reads files that end in ``suffix``; ``graph``: they hold operators as well."""
 
     suffix: str
-    module: str
-    graph: bool = True
+    load: Callable[[], Read]
+    graph: bool
 
     def read(self, file: Path, root: Path) -> list[StoredTensor]:
-        """The tensors of ``file``, whose paths may be others beside it. Raises `ModelError`."""
-        read_tensors: Callable[[Path, Path], list[StoredTensor]] = import_module(self.module).read_tensors
-        return read_tensors(file, root)
+        """The tensors of ``file``, a model's at or below ``root``; some may lie in files beside it.
+
+        Raises `ModelError`.
+        """
+        return self.load()(file, root)
 
 
 READERS = {
-    "safetensors": TensorReader(".safetensors", "compress.checkpoints.read", graph=False),
-    "gguf": TensorReader(".gguf", "compress.formats.gguf.read", graph=False),
-    "onnx": TensorReader(".onnx", "compress.formats.onnx.read"),
-    "ort": TensorReader(".ort", "compress.formats.ort.read"),
-    "openvino": TensorReader(".xml", "compress.formats.openvino.read"),
-    "executorch": TensorReader(".pte", "compress.formats.executorch.read"),
-    "litert": TensorReader(".tflite", "compress.formats.litert.read"),
-    "coreml": TensorReader(".mlmodel", "compress.formats.coreml.read"),
+    "safetensors": TensorReader(".safetensors", partial(load, "compress.checkpoints.read:read_tensors"), graph=False),
+    **{
+        spec.name: TensorReader(
+            spec.tensor_files or spec.suffix, partial(part_of, spec.name, "tensors"), spec.holds_graph
+        )
+        for spec in FORMATS.values()
+        if spec.tensors is not None
+    },
 }
-"""Format -> its reader, in the order in which a folder is searched."""
+"""By format, in the order in which a folder is searched."""

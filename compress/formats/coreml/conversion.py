@@ -16,8 +16,8 @@ from compress.errors import StageError
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

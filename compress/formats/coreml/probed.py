@@ -12,7 +12,7 @@ from compress.formats.coreml.read import read_coreml
 from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 from compress.formats.runtimes import get_runtime
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 
 def stored(model: CoreMlModel) -> Stored:

@@ -9,7 +9,7 @@ from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.read import read_gguf
 from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probing, Stored
 from compress.formats.runtimes import get_runtime
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 _TARGET = TARGETS["llama-cpp"]
 

@@ -17,6 +17,7 @@ from compress.plan.predict import Prediction, Predictor
 from compress.plan.render import render_plan
 from compress.plan.shape import Shape
 from compress.plan.sources import Sources
+from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
@@ -63,6 +64,7 @@ def make_plan(
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
+        plugins=tuple(map(str, plugin_errors())),
     )
 
 

@@ -66,3 +66,4 @@ class Plan(Frozen):
     disk_needed_bytes: Estimate
     disk_free_bytes: int
     artifacts: str
+    plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")

@@ -36,7 +36,7 @@ def render_plan(plan: Plan) -> RenderableType:
     ]
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
-    return Group(*parts, totals)
+    return Group(*parts, *map(Text, plan.plugins), totals)
 
 
 _WORD_WIDTH = 12

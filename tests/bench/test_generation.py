@@ -287,7 +287,9 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
         measure({"artifact": folder})
     with pytest.raises(StageError, match="'npu' is not to be had"):
         measure(
-            {"baseline": folder}, GenerationSettings((8,)), target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx")
+            {"baseline": folder},
+            GenerationSettings((8,)),
+            target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"),
         )
     with pytest.raises(ModelError, match="does not exist"):
         measure({"baseline": tmp_path / "nowhere"})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from compress import environment, installation
 from compress.cli.doctor import doctor
 from compress.formats import runtimes
+from compress.formats.registry import RUNTIMES
 from compress.installation import Package
 
 Usage = namedtuple("Usage", "total used free")

@@ -36,7 +36,9 @@ def test_a_platform_takes_what_the_formats_say() -> None:
     assert find_profile("desktop").allowed == ("onnx", "ort", "openvino", "litert", "executorch", "gguf")
     assert list(find_app_profile("desktop").apps) == ["onnx", "ort", "litert", "executorch"]
     assert list(find_app_profile("ios").apps) == ["onnx", "ort", "executorch", "coreml"]
-    assert find_app_profile("browser").apps["onnx"].languages == ("node",) and len(find_app_profile("browser").apps) == 1
+    assert (
+        find_app_profile("browser").apps["onnx"].languages == ("node",) and len(find_app_profile("browser").apps) == 1
+    )
     assert find_profile("cpu").allowed == ("onnx",) and find_profile("node").allowed == ("onnx", "ort")
 
 

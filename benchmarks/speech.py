@@ -41,7 +41,7 @@ from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
 TASK = get_task("automatic-speech-recognition")

@@ -1,7 +1,7 @@
 """What other packages add by entry points, and which of it cannot be used.
 
-A package registers a format, a task or a stage under one of `GROUPS`. What does not import, has a name that is taken
-or lacks what its group needs is left out and recorded with its package; everything else works.
+A package registers a format, a task, a stage or samples under one of `GROUPS`. What does not import, has a name that is
+taken or lacks what its group needs is left out and recorded with its package; everything else works.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 Loaded = TypeVar("Loaded")
-FORMATS, TASKS, STAGES = GROUPS = ("compress.formats", "compress.tasks", "compress.stages")
+FORMATS, TASKS, STAGES, SAMPLES = GROUPS = (
+    "compress.formats",
+    "compress.tasks",
+    "compress.stages",
+    "compress.samples",
+)
 
 
 @dataclass(frozen=True)

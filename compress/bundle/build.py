@@ -14,7 +14,7 @@ from compress.bundle.client import FOLDER as RUNTIME_FOLDER
 from compress.bundle.format import bundled, minimum_version, open_model, shape_of, unread_reason
 from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
-from compress.bundle.kinds import KINDS
+from compress.bundle.kinds import KINDS, kind_of
 from compress.bundle.manifest import (
     CARD,
     MANIFEST,
@@ -40,7 +40,8 @@ from compress.formats.targets import PROFILES, TARGETS, in_format
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.targets import AppProfile
-from compress.tasks import GENERATING
+from compress.tasks.capability import GENERATES
+from compress.tasks.registry import get_task
 
 _SLOW_IN_PAGES = (
     "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage export a chat model is "
@@ -89,7 +90,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
                 sign(folder, wanted.key)
             verify_folder(folder, None)
             if wanted.profile.version is not None:
-                KINDS[manifest.task].client.try_out(folder, progress)
+                KINDS[manifest.steps].client.try_out(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
                 sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
@@ -102,7 +103,11 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
         ) from error
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
-    if wanted.profile.version is not None and manifest.task in GENERATING and contents.few_bit_products:
+    if (
+        wanted.profile.version is not None
+        and GENERATES in get_task(manifest.task).capabilities
+        and contents.few_bit_products
+    ):
         progress.note(_SLOW_IN_PAGES)
     return Bundle(output, archive, manifest)
 
@@ -126,7 +131,7 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
 
 def _check_examples(wanted: Wanted, form: str) -> None:
     """Raises `InputError` for a target in whose languages there is no example of the task."""
-    kind = KINDS[wanted.recipe.task]
+    kind = kind_of(wanted.recipe.task)
 
     def has_examples(profile: AppProfile) -> bool:
         return form in profile.apps and kind.languages.issuperset(profile.apps[form].languages)
@@ -134,7 +139,7 @@ def _check_examples(wanted: Wanted, form: str) -> None:
     if not has_examples(wanted.profile):
         some = [one.name for one in PROFILES.values() if isinstance(one, AppProfile) and has_examples(one)]
         raise InputError(
-            f"There is no example for {wanted.profile.name} of a model of {kind.task}.",
+            f"There is no example for {wanted.profile.name} of a model of {wanted.recipe.task}.",
             where=str(wanted.model),
             expected=f"a bundle of it is for {', '.join(some)}",
         )
@@ -143,7 +148,7 @@ def _check_examples(wanted: Wanted, form: str) -> None:
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    kind, model = KINDS[wanted.recipe.task], folder / MODEL_FOLDER
+    kind, model = kind_of(wanted.recipe.task), folder / MODEL_FOLDER
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     written = format_of(file)
     form = bundled(written)
@@ -167,7 +172,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
-        task=kind.task,
+        task=wanted.recipe.task,
         target=profile.name,
         runtime=_runtime(profile, kind, written, minimum_version(form, file)),
         format=written,

@@ -50,7 +50,7 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
     }
     web = _SOURCES / "web"
     steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else ()
-    own = [place for name in (*steps, kind.task) for place in (web / name).iterdir()]
+    own = [place for name in (*steps, kind.name) for place in (web / name).iterdir()]
     places = (*(web / name for name in kind.client.shared), *sorted(own, key=lambda at: at.name))
     found = {place.name: place.read_text(encoding="utf-8") for place in places}
     found[PAGE] = _filled(found[PAGE], values)

@@ -73,7 +73,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
     form = _format_of(folder, manifest)
-    kind = KINDS[manifest.task]
+    kind = KINDS[manifest.steps]
     unread, silent = unread_reason(form), why_unavailable(TARGETS[form.target])
     session = None
     if silent is None:
@@ -147,7 +147,7 @@ def _check_shape(
     manifest: Manifest, folder: Path, form: BundledFormat, session: Session | None
 ) -> Sequence[TensorRecord]:
     """Compare what the manifest says of the model with the model; its outputs."""
-    kind = KINDS[manifest.task]
+    kind = KINDS[manifest.steps]
     model = folder / manifest.model
     shape = shape_of(form.interface(model, session), kind, str(model))
     for what, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
@@ -167,7 +167,7 @@ def _check_shape(
 
 def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]) -> None:
     """Compare what becomes of the answers with what the model's files say."""
-    end = KINDS[manifest.task].answers.find_end(folder / MODEL_FOLDER, outputs)
+    end = KINDS[manifest.steps].answers.find_end(folder / MODEL_FOLDER, outputs)
     for name, value in end:
         if getattr(manifest.postprocessing, name) != value:
             raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compress.cli.finding import Finding
 from compress.errors import InputError
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,11 @@ def answer_findings(
         return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
     quiet_libraries()
     found = find_artifact(model, recipe)
-    if found.task.generates or not found.task.reads_rows or len(model_files(found.folder)) > 1:
+    if (
+        GENERATES in found.task.capabilities
+        or READS_ROWS not in found.task.capabilities
+        or len(model_files(found.folder)) > 1
+    ):
         raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
     file = _file_for(model, found, target, progress)
     examples = _examples(found, file, progress)
@@ -157,7 +162,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
     from compress.formats.onnx.export import export_onnx
 
     progress.note("exporting the float weights, as the reference")
-    exported = export_onnx(TorchModel.load(place, found.task.name), examples, opset=None, fusions=False).graph
+    exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx.save(exported, graph)

@@ -34,6 +34,7 @@ def evaluate(
     from compress.evaluation.evaluate import encode_for, predict, slice_rows
     from compress.evaluation.generate import repetition_of
     from compress.pipeline.quiet import quiet_libraries
+    from compress.tasks.capability import GENERATES
 
     quiet_libraries()
     progress = ConsoleProgress()
@@ -44,7 +45,7 @@ def evaluate(
         progress.note(examples.note)
     predictions = predict(found.folder, found.task, examples, place, threads, progress, f"evaluate on {target}")
     rows = found.task.measure(predictions.kept, predictions.labels, found.folder.name, target)
-    if found.task.generates and wanted.prompts:
+    if GENERATES in found.task.capabilities and wanted.prompts:
         rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
     if wanted.questions:
         from compress.data.questions import find_questions

@@ -91,8 +91,9 @@ def _calls(
     from compress.errors import InputError
     from compress.evaluation.evaluate import encode_for
     from compress.pipeline.timing import beginning
+    from compress.tasks.capability import GENERATES
 
-    asked, generates = found.recipe, found.task.generates
+    asked, generates = found.recipe, GENERATES in found.task.capabilities
     idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}
     given = [name for name, value in idle.items() if value is not None]
     if given:

@@ -17,10 +17,10 @@ from compress.report.schema import BASELINE, FINAL
 from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.targets import Target
-from compress.tasks import GENERATING
+from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES
+from compress.tasks.registry import tasks_with
 
 _FLOAT = "fp32"
-_TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
 
 
 Options = Mapping[str, Any]
@@ -45,9 +45,10 @@ def measurable(road: Road, form: str, options: Options = MappingProxyType({})) -
 
 def why_not(road: Road, target: Target) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
+    capabilities = road.task.capabilities
     form, task, runtime = target.format, road.recipe.task, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
-    if runtime.one_batch_at_a_time and (road.task.generates or task in _TOKEN_BY_TOKEN):
+    if runtime.one_batch_at_a_time and ANSWERS_AT_ONCE not in capabilities:
         return f"it answers one batch at a time, and {task} goes token by token"
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
         found = _format(road, label)
@@ -56,12 +57,11 @@ def why_not(road: Road, target: Target) -> str | None:
         precision = _bits(road, label, spec.written_by)["precision"] if spec.own_bits else None
         if precision is not None and precision not in _precisions(form):
             return f"{files}, which the stage {spec.written_by} does not write in {precision}"
-    if runtime.generates_only and not road.task.generates:
-        return f"{target.runtime} runs {', '.join(GENERATING)} only"
-    tasks = STAGES[spec.written_by].tasks
-    if tasks is not None and task not in tasks:
+    if runtime.generates_only and GENERATES not in capabilities:
+        return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
+    if not STAGES[spec.written_by].is_for(capabilities):
         return f"{files}, which the stage {spec.written_by} does not write for {task}"
-    if road.task.generates:
+    if GENERATES in capabilities:
         try:
             check_writable(road.start, form)
         except ModelError as error:
@@ -84,7 +84,7 @@ def check_formats(road: Road) -> None:
     Raises `ModelError`, rather than once the stages before them are done.
     """
     written = {spec.written_by: form for form, spec in FORMATS.items()}
-    for stage in road.recipe.stages if road.task.generates else ():
+    for stage in road.recipe.stages if GENERATES in road.task.capabilities else ():
         if stage.kind in written:
             check_writable(road.start, written[stage.kind])
 

@@ -33,6 +33,7 @@ from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
 from compress.targets import Profile, Target
+from compress.tasks.capability import GENERATES
 from compress.tasks.task import Examples, Task
 
 SPLIT = TEST
@@ -167,7 +168,7 @@ class TargetSession:
 
     def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
         """How much each model repeats itself, what baseline and final model wrote, and words on who repeats more."""
-        if not (self.road.task.generates and self.road.recipe.evaluation.prompts):
+        if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
             return [], [], []
         written = {label: self._written(label) for label in self.artifacts}
         rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}

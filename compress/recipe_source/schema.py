@@ -35,6 +35,7 @@ def recipe_schema() -> dict[str, Any]:
             {"type": "string", "enum": _bare_kinds(), "description": "a stage with all its defaults"},
         ]
     }
+    schema["required"].remove("task")
     schema["properties"]["targets"]["items"] = _targets(definitions)
     schema["properties"]["limits"]["items"] = {
         **schema["properties"]["limits"]["items"],

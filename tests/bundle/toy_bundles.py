@@ -183,5 +183,5 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
 
 def code(manifest: Manifest, target: str) -> str:
     """All that a bundle for a phone has in its language."""
-    written = examples(manifest, KINDS[manifest.task], find_app_profile(target))
+    written = examples(manifest, KINDS[manifest.steps], find_app_profile(target))
     return "".join(text.decode() for name, text in written.items() if name.endswith((".kt", ".swift")))

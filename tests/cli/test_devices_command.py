@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli import app
-from compress.cli.on_devices import bench_on_devices, chosen_devices, show_outcome
+from compress.cli.bench import show_outcome
+from compress.cli.on_devices import bench_on_devices, chosen_devices
 from compress.errors import DeviceError, InputError
 from compress.formats.targets import TARGETS
 from compress.progress import Progress

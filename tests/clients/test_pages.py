@@ -27,7 +27,7 @@ from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
 from compress.samples.fetch import cache_root, fetch
 from compress.stages.quantize import Quantize
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

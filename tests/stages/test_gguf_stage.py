@@ -19,7 +19,7 @@ from compress.formats.gguf.stage import Gguf
 from compress.pipeline.integrity import Contract, Probe
 from compress.pipeline.probed import probed
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 class Notes:

@@ -76,7 +76,7 @@ def pictures() -> tuple[TorchModel, CoreMlModel]:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **tiny_images.names()
     )
     torch.manual_seed(0)
-    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor(), tiny_images.TASK)
+    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor())
     examples = tiny_images.context().encode("train", model)
     return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
 

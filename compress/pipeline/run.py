@@ -7,11 +7,13 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel
 
 from compress.cache import storage_errors
 from compress.data.config import is_file_name
@@ -38,6 +40,7 @@ from compress.report.write import write_report, write_whole
 from compress.stage.stage import Stage
 
 Item = TypeVar("Item")
+Model = TypeVar("Model", bound=BaseModel)
 LOG = "run.log"
 MODEL = "model"
 TARGETS = "targets"
@@ -147,10 +150,15 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
-    student, adapter = getattr(stage, "student", None), getattr(stage, "adapter", None)
-    if student is not None and student.model:
-        return stage.model_copy(update={"student": student.model_copy(update={"model": absolute(student.model)})})
-    return stage.model_copy(update={"adapter": absolute(adapter)}) if adapter else stage
+    for field, reference in stage.paths().items():
+        stage = _with_field(stage, field.split("."), absolute(reference.name))
+    return stage
+
+
+def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
+    """A copy of a pydantic model with another value in a field, which may be one of its parts' fields."""
+    name, *rest = field
+    return model.model_copy(update={name: _with_field(getattr(model, name), rest, value) if rest else value})
 
 
 def _copy_model(source: Path, folder: Path) -> None:

@@ -37,7 +37,7 @@ class Forecast:
     @cached_property
     def _known(self) -> dict[str, str]:
         """Label -> digest of each stage's output in the cache."""
-        recipe, cache = self.recipe, Cache(self.artifacts / "cache")
+        recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
         models = {reference: _model(reference, self.folder, cache) for reference in _references(recipe)}
         folders = {name: find(name, self.folder) for stage in recipe.stages for name in stage.reads()}
         known = None not in (*models.values(), *folders.values())

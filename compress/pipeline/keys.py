@@ -39,7 +39,7 @@ class Keys:
         return cache_key(
             {
                 **({"folders": folders} if folders else {}),
-                "stage": stage.model_dump(mode="json"),
+                "stage": stage.key_fields(),
                 "version": stage.version,
                 "input": input_digest,
                 "refers_to": list(referred),

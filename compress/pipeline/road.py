@@ -61,6 +61,10 @@ class Road:
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
 
+    def __post_init__(self) -> None:
+        """Processors are looked at once, so that keys and stages go by the same."""
+        self.recipe = self.recipe.settled()
+
     @cached_property
     def cache(self) -> Cache:
         """The cache that all runs below the artifacts folder share."""

@@ -13,7 +13,7 @@ from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
 from compress.recipe.policy import Policy
 from compress.stages import AnyStage
 from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
-from compress.targets import PROFILES, Profile
+from compress.targets import PROFILES, Profile, sum_in_32_bits
 from compress.tasks import TASK_NAMES
 from compress.tasks.evaluation import Evaluation
 
@@ -165,6 +165,11 @@ class Recipe(Frozen):
     def profiles(self) -> tuple[Profile, ...]:
         """The rows that its targets stand for."""
         return tuple(profile_of(entry) for entry in self.targets)
+
+    def settled(self) -> Recipe:
+        """With what stages leave to the processors of this machine and of the targets decided."""
+        sums = sum_in_32_bits(self.profiles())
+        return self.model_copy(update={"stages": tuple(stage.settled(sums) for stage in self.stages)})
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.targets import find_processor
 from compress.training.config import Training
 
 _FOUR_BITS_FROM = 21
@@ -27,6 +28,11 @@ class Qat(Training, Stage[TorchModel, OnnxModel]):
     tasks = ("text-classification", "image-classification")
     kind: Literal["qat"] = "qat"
     bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
+    reduce_range: bool | Literal["auto"] = Field(
+        "auto",
+        description="7-bit weights in place of 8-bit ones, whose products may saturate on x86 processors without VNNI; "
+        "auto: unless the processors of all targets add them in 32 bits",
+    )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
     calibration_examples: int = Field(256, ge=1, description="training examples from which the first steps are taken")
     temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
@@ -51,6 +57,20 @@ class Qat(Training, Stage[TorchModel, OnnxModel]):
         if self.bits == 4 and self.opset is not None and self.opset < _FOUR_BITS_FROM:
             raise ValueError(f"opset {_FOUR_BITS_FROM} or newer, since bits: 4 needs integers of 4 bits")
         return self
+
+    def settled(self, sums_in_32_bits: bool) -> Qat:
+        """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
+        return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without `reduce_range` where weights have all their bits, as before there was a choice."""
+        fields = super().key_fields()
+        return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
+
+    @property
+    def narrow(self) -> bool:
+        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        return not find_processor("cpu").sums_in_32_bits if self.reduce_range == "auto" else self.reduce_range
 
     def needs(self) -> Needs:
         """Labeled training examples."""

@@ -69,7 +69,7 @@ class QatLesson:
         else:
             self.teacher = copy.deepcopy(module).requires_grad_(False)
         pruned = keep_zeros(module)
-        layers = put_in(module, chosen, stage.bits, shared)
+        layers = put_in(module, chosen, stage.bits, shared, stage.narrow)
         predict(module, self._some(stage.calibration_examples))
         for name in start(layers):
             context.remark(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
@@ -137,7 +137,7 @@ class QatLesson:
         store_in_four_bits(made)
         kinds = Counter("convolutions" if layer.made else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        self.context.remark(f"qat: {counts} with {self.stage.bits}-bit weights")
+        self.context.remark(f"qat: {counts} with {_bits(self.stage)}-bit weights")
         return made
 
     def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
@@ -175,6 +175,10 @@ class QatLesson:
             labels=None,
             sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
         )
+
+
+def _bits(stage: Qat) -> str:
+    return "7" if stage.bits == 8 and stage.narrow else str(stage.bits)
 
 
 def _refuse_quantized(model: TorchModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
+from compress.environment import processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
 from compress.installation import has_package
@@ -58,12 +60,26 @@ def make_plan(
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
+        processor=processor_class(),
+        decided=_decided(recipe),
         limits=recipe.limits,
         seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
     )
+
+
+def _decided(recipe: Recipe) -> dict[str, str]:
+    """`reduce_range: auto is saturating`, by the label of the stage."""
+    found = {}
+    for label, written, settled in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
+        before, after = written.model_dump(mode="json"), settled.model_dump(mode="json")
+        changed = [name for name in before if before[name] != after[name]]
+        if changed:
+            values = (f"{name}: {before[name]} is {json.dumps(after[name])}" for name in changed)
+            found[label] = ", ".join(values).replace('"', "")
+    return found
 
 
 def _stage_plans(

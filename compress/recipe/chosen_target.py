@@ -17,6 +17,9 @@ from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.targets import OPENED_BY, PROFILES, Profile, Target
 
+ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]
+"""As `compress.environment.processor_class` tells them apart."""
+
 
 class TargetFields(Frozen):
     """What a recipe, or a file of its own, may say of a target."""
@@ -34,7 +37,7 @@ class TargetFields(Frozen):
     device: str | None = Field(
         None, description="of a target of one's own: the device in devices.yaml whose latency is measured, over SSH"
     )
-    processor: Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"] | None = Field(
+    processor: ProcessorClass | None = Field(
         None,
         description="the oldest kind of processor that answers have to be right on, beside this machine's: 8-bit "
         "products of x86-avx2 may saturate, which `reduce_range: auto` of the stages `quantize` and `qat` avoids",

@@ -95,7 +95,7 @@ def _header(report: Report) -> str:
 
 
 def _tiles(report: Report, target: str) -> str:
-    marks = {"passed": "\u2713 ", "missed": "\u2717 ", "none": ""}
+    marks = {"passed": "\u2713 ", "missed": "\u2717 ", "unknown": "? ", "none": ""}
     tiles = []
     for headline in headlines(report, target):
         limit = signs(headline.limit)

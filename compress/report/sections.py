@@ -26,7 +26,7 @@ from compress.report.schema import BASELINE, FINAL, LayerBytes, Report
 from compress.report.slices import SliceFigures, format_change, slice_figures, slice_plot
 from compress.stage.record import StageRecord, StageTable
 
-SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged"}
+SIGNS = {"passed": "\u2713 passed", "missed": "\u2717 missed", "skipped": "not judged", "unknown": "? not told"}
 
 
 def section(heading: str, *children: str) -> str:

@@ -23,7 +23,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import RecipeError, StageError
 from compress.formats.probed import probed
-from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.integrity import Contract, Probe, Weight
 from compress.recipe_source import read_recipe
 from compress.stage.stage import Context
 from compress.stages.distill import Distill
@@ -121,7 +121,7 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
         load=lambda folder: TorchModel.load(folder, tiny_images.TASK),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
-    Contract("prune", stage.promise()).check(model, before, 1, tmp_path, probe)
+    Contract("prune", stage.promise()).check(model, before, Weight(1, 1), tmp_path, probe)
     assert TorchModel.load(tmp_path, tiny_images.TASK).parameters() == model.parameters()
 
 

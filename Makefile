@@ -35,10 +35,11 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types and what imports what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .

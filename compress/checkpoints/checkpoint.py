@@ -32,7 +32,7 @@ class Checkpoint:
     @classmethod
     def load(cls, directory: Path, task: str) -> Self:
         """Open a folder. Raises `ModelError` for one that holds something else."""
-        from compress.sources.source import check_model_folder
+        from compress.checkpoints.checks import check_model_folder
 
         check_model_folder(directory)
         return cls(directory)

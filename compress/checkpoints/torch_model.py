@@ -37,7 +37,7 @@ class TorchModel:
     @classmethod
     def load(cls, directory: Path, task: str) -> TorchModel:
         """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
-        from compress.sources.source import check_model_folder
+        from compress.checkpoints.checks import check_model_folder
         from compress.tasks import get_task
 
         check_model_folder(directory)

@@ -91,7 +91,7 @@ def _bench_on_data(
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None

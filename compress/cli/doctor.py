@@ -40,9 +40,8 @@ def doctor(
     target: Annotated[
         str | None,
         typer.Option(
-            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or a "
-            "target whose file is compared with the float one, value by value: ort, openvino, litert, "
-            "executorch, browser."
+            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or "
+            "another of `compress targets`, whose file is compared with the float one, value by value."
         ),
     ] = None,
     recipe: Annotated[
@@ -128,11 +127,12 @@ def _of_model(model: Path, target: str | None, recipe: Path | None, against: Pat
     from compress.cli.doctor_model import model_findings
     from compress.cli.doctor_speed import speed_findings
     from compress.errors import InputError
-    from compress.targets import PROCESSORS, TARGETS
+    from compress.formats.targets import TARGETS
+    from compress.targets import PROCESSORS
 
     progress = ConsoleProgress()
     here = target in (None, "cpu")
-    if not here and target in TARGETS and target not in PROCESSORS:
+    if target is not None and not here and target in TARGETS and target not in PROCESSORS:
         from compress.cli.doctor_answers import answer_findings
 
         found, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
@@ -173,8 +173,8 @@ def _installation() -> Iterator[Finding]:
 
 def _targets() -> Iterator[Finding]:
     from compress.formats.runtimes import why_unavailable
+    from compress.formats.targets import TARGETS
     from compress.installation import packages
-    from compress.targets import TARGETS
 
     for target in TARGETS.values():
         reason = why_unavailable(target)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.cli.finding import Finding
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference
@@ -37,7 +38,7 @@ def speed_findings(
     floats = against if against is not None else _of_run(model, found.recipe)
     if floats is None:
         return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], []
-    if found.task.generates or not found.task.reads_rows:
+    if GENERATES in found.task.capabilities or READS_ROWS not in found.task.capabilities:
         if against is None:
             return [], []
         raise InputError(
@@ -70,8 +71,8 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     from compress.bench.operator_difference import compare_operators
     from compress.errors import InputError
     from compress.formats.onnx.model import find_graphs
+    from compress.formats.targets import TARGETS
     from compress.pipeline.quiet import quiet_libraries
-    from compress.targets import TARGETS
 
     quiet_libraries()
     graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)

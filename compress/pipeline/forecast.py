@@ -16,7 +16,7 @@ from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.sources.source import already_here
 from compress.stage.stage import references
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 @dataclass(frozen=True)

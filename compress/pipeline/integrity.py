@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.model import Model
 from compress.digests import size_bytes
 from compress.errors import IntegrityError
-from compress.formats.probed import AnyModel, probed
+from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Contract:
 
     def check(
         self,
-        model: AnyModel,
+        model: Model,
         before: Mapping[str, str],
         before_bytes: int,
         folder: Path,
@@ -55,7 +56,7 @@ class Contract:
     def _fail(self, what: str, mend: str) -> IntegrityError:
         return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
 
-    def _finite(self, model: AnyModel) -> None:
+    def _finite(self, model: Model) -> None:
         for name, array in probed(model).float_arrays():
             if not np.isfinite(array).all():
                 raise self._fail(
@@ -102,10 +103,10 @@ class Contract:
 class Probe:
     """How to get predictions of a model for a few examples, from memory and from its files."""
 
-    load: Callable[[Path], AnyModel]
+    load: Callable[[Path], Model]
     encode: Callable[[Any], Examples]
 
-    def in_memory(self, model: AnyModel) -> np.ndarray:
+    def in_memory(self, model: Model) -> np.ndarray:
         """Logits of the model object itself, [n, ...]."""
         return probed(model).logits(self.encode)
 

@@ -34,6 +34,3 @@ class ProbedModule:
         from compress.tasks.forward import predict
 
         return predict(self.model.module, encode(self.model.processor))
-
-
-PROBED = ProbedModule

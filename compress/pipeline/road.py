@@ -11,6 +11,8 @@ from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import check_weights_finite
+from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
@@ -20,18 +22,20 @@ from compress.data.source import find
 from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.probed import TOKENS, WINDOWS, AnyModel, probed
+from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.integrity import PROBES, Contract, Probe
 from compress.pipeline.keys import START, Keys
+from compress.pipeline.probed import probed
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
-from compress.sources.source import check_weights_finite, find_model, resolve_model
+from compress.sources.source import find_model, resolve_model
 from compress.stage.record import StageRecord
 from compress.stage.stage import Context, Stage, references
-from compress.tasks import get_task
+from compress.tasks.capability import READS_ROWS
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.processes import first_says, is_first, several, wait_for_all
 
@@ -173,7 +177,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and stage.trains:
-            stage.run(self.load(before, stage.wants(self.recipe.task)), self.context(key))
+            stage.run(self.load(before, stage.wants(self.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -198,7 +202,7 @@ class Road:
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
-            model = self.load(before, stage.wants(self.recipe.task))
+            model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
                 digests, before_bytes = probed(model).digests(), self._size(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
@@ -225,7 +229,7 @@ class Road:
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
-    def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:
+    def load(self, label: str, wanted: type[Any] = TorchModel) -> Model:
         """A fresh copy of a finished stage's output, or of the starting model with a seeded head.
 
         What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
@@ -241,7 +245,7 @@ class Road:
 
             torch.manual_seed(self.recipe.seed)
             return self.task.load(folder, self.data.labels, self.recipe.trust_remote_code)
-        model: AnyModel = gives.load(folder, self.recipe.task)
+        model: Model = gives.load(folder, self.task)
         return model
 
     def gives(self, label: str) -> type[Any]:
@@ -258,7 +262,7 @@ class Road:
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
         rows = self.data.split(split).slice(0, PROBES)
-        reads_rows = self.task.reads_rows
+        reads_rows = READS_ROWS in self.task.capabilities
         # Running text is cut into windows: few rows might not fill a long one, and fill very many short ones.
         length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, TOKENS)
 
@@ -266,7 +270,7 @@ class Road:
             examples = self.task.encode(rows, processor, None, length)
             return examples if reads_rows else replace(examples, inputs=examples.inputs[:WINDOWS])
 
-        return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
+        return Probe(load=lambda folder: stage.gives().load(folder, self.task), encode=encode)
 
     def context(self, key: str) -> Context:
         """What a stage is given whose output has that key."""

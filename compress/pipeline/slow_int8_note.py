@@ -9,6 +9,7 @@ from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 CPU = "CPUExecutionProvider"
 _SECONDS = 3.0
@@ -25,13 +26,14 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     figures = {row.metric: row for row in rows if row.model == FINAL}
     speed, latency = figures.get("speedup"), figures.get("latency_ms")
     task, recipe = session.road.task, session.road.recipe
-    if task.generates or not task.reads_rows or not has_integers(recipe):
+    rows_only = GENERATES not in task.capabilities and READS_ROWS in task.capabilities
+    if not rows_only or not has_integers(recipe):
         return []
     if speed is None or speed.high is None or speed.high >= 1:
         return []
     if latency is None or latency.value < _SHORT_MS:
         return []
-    if session.target.format != "onnx" or session.target.provider != CPU:
+    if session.target.format != OnnxModel.kind or session.target.provider != CPU:
         return []
     label = float_label(recipe)
     measured = label if label in session.artifacts else None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 from compress.environment import cores_quota, granted_cores
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
-from compress.installation import has_package
+from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan
 from compress.plan.render import render_plan
 from compress.plan.sources import Sources
@@ -24,7 +22,7 @@ from compress.stage.prediction import Estimate, PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -60,6 +58,7 @@ def make_plan(
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
+        task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
@@ -92,7 +91,7 @@ def _stage_plans(
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
         shape = context.shapes[label] = prediction.shape
-        takes = stage.wants(recipe.task)
+        takes = stage.wants(get_task(recipe.task).capabilities)
         plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
 
@@ -190,21 +189,11 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
 
 
 def _missing(package: str, stage: str) -> InputError:
-    extra = _extra_with(package)
+    extra = extra_with(package)
     if extra:
         return MissingExtraError(package, extra, f"The stage {stage}")
     what = f"The stage {stage} needs the package {package!r}, which is not installed."
     return InputError(what, mend=f"pip install {package}")
-
-
-def _extra_with(package: str) -> str | None:
-    """The extra of this package that installs ``package``."""
-    pattern = re.compile(rf"{re.escape(package)}\b.*extra == ['\"]([^'\"]+)['\"]", re.IGNORECASE)
-    try:
-        lines = requires("compress") or []
-    except PackageNotFoundError:
-        return None
-    return next((match[1] for line in lines if (match := pattern.match(line))), None)
 
 
 def _all(problems: Sequence[CompressError]) -> InputError:

@@ -52,6 +52,7 @@ class Plan(Frozen):
 
     recipe: str
     task: str
+    task_is_told: bool = Field(False, description="by the model's config, since the recipe names none")
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]

@@ -24,8 +24,9 @@ def render_plan(plan: Plan) -> RenderableType:
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
     )
+    told = " (told by the model's config)" if plan.task_is_told else ""
     parts: list[RenderableType] = [
-        Text(f"{plan.recipe}: {plan.task}", style="bold"),
+        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
         _table(
             "stages",

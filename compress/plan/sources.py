@@ -28,7 +28,8 @@ from compress.sources.source import find_model
 from compress.stage.prediction import Text
 from compress.stage.shape import Shape
 from compress.stage.stage import Reference, references
-from compress.tasks import WRITTEN, get_task
+from compress.tasks.capability import IS_WRITTEN
+from compress.tasks.registry import get_task
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 
@@ -82,7 +83,7 @@ class Sources:
                 self._unknown(role, reference)
                 return None
             shape = read_shape(path)
-            if self.recipe.task not in WRITTEN and path.is_dir():
+            if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
                 refuse_quantized(path)
         except InputError as error:
             self.problems.append(error)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
 from compress.stage.record import Cell, StageTable
 from compress.stage.shape import Shape
+from compress.tasks.capability import Capabilities, suits
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -140,8 +141,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Raised when the same parameters would give another output; part of the cache key."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
-    tasks: ClassVar[tuple[str, ...] | None] = None
-    """The tasks that it is for; ``None`` for all."""
+    requires: ClassVar[Capabilities] = frozenset()
+    """What a task must be for the stage to be of use to it (`compress.tasks.capability`)."""
+    excludes: ClassVar[Capabilities] = frozenset()
+    """What a task must not be."""
     trains: ClassVar[bool] = False
     """Whether several launched processes train together in `run`."""
     integer_graph: ClassVar[bool] = False
@@ -164,8 +167,13 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Distributions that it calls as it is set; their versions are part of the cache key."""
         return self.packages
 
-    def wants(self, task: str) -> type[Any]:
-        """The class that its input is loaded as, where the name of the task has a say in it."""
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """Whether it is of use to a task with those capabilities."""
+        return suits(task, cls.requires, cls.excludes)
+
+    def wants(self, task: Capabilities) -> type[Any]:
+        """The class that its input is loaded as, where the task has a say in it."""
         return self.takes()
 
     def needs(self) -> Needs:
@@ -203,8 +211,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return None
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
-        """Fields that are set and mean nothing for a task of that name."""
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """Fields that are set and mean nothing for a task with those capabilities."""
         return ()
 
     def wanted_precision(self) -> Mapping[str, Any] | None:

@@ -11,6 +11,7 @@ from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Promise, Reference, Stage
 from compress.stages.equalize import Equalize
+from compress.tasks.capability import GENERATES
 
 
 class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -20,7 +21,7 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("transformers",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     adapter_beside = True
     kind: Literal["attach_lora"] = "attach_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")

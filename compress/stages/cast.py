@@ -10,6 +10,7 @@ from compress.formats.onnx.model import OnnxModel, float16_name
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 _EXAMPLES = 64
 
@@ -22,7 +23,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     """
 
     packages = ("onnx", "onnxruntime")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16", "bf16"] = Field(
         "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"

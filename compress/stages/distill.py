@@ -11,7 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
-from compress.tasks import EMBEDDING, IMAGES
+from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
 from compress.training.distillation_config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -29,13 +29,13 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification", "feature-extraction")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["distill"] = "distill"
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
-        others: tuple[str, ...] = ("temperature", "labels_weight") if task in EMBEDDING else ()
-        if task in IMAGES:
+        others: tuple[str, ...] = ("temperature", "labels_weight") if EMBEDS in task else ()
+        if TAKES_IMAGES in task:
             others = ("method", "representation_weight", "use_unlabeled")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)

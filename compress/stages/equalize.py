@@ -10,6 +10,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class Equalize(Stage[Checkpoint, Checkpoint]):
@@ -21,7 +22,7 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
 

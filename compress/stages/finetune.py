@@ -8,6 +8,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Stage
+from compress.tasks.capability import HAS_CLASSES
 from compress.training.config import Training
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
@@ -16,7 +17,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     kind: Literal["finetune"] = "finetune"
 
     def needs(self) -> Needs:

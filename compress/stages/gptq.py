@@ -10,6 +10,7 @@ from compress.quantization.prediction import gptq_prediction
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -21,7 +22,7 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gptq"] = "gptq"
 
     def needs(self) -> Needs:

@@ -10,6 +10,7 @@ from compress.quantization.prediction import packed
 from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -20,7 +21,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "nncf", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["nncf_weights"] = "nncf_weights"
 
     def needs(self) -> Needs:

@@ -10,7 +10,7 @@ from compress.errors import ModelError
 from compress.stage.prediction import Estimate, PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks import IMAGES
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 from compress.training.pruning_config import Pruning
 
@@ -31,7 +31,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     kind: Literal["prune"] = "prune"
 
     def calls(self) -> tuple[str, ...]:
@@ -42,10 +42,10 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         """Training examples, unless magnitudes alone decide at once; only who trains on them needs their labels."""
         return Needs(splits=("train",) if self.reads_examples else (), labels=self.retrains)
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Channels, where nothing has any."""
         idle = super().idle_fields(task)
-        if task in IMAGES:
+        if TAKES_IMAGES in task:
             return idle
         return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))
 

@@ -9,6 +9,7 @@ from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import HAS_CLASSES
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 from compress.training.qat_config import QuantizationAwareTraining
 
@@ -23,7 +24,7 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     """
 
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     integer_graph = True
     kind: Literal["qat"] = "qat"
 

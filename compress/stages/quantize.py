@@ -12,6 +12,7 @@ from compress.quantization.int8_config import Int8Options
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -26,7 +27,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     """
 
     version = 6
-    packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
+    packages = ("onnx", "onnx_ir", "onnxruntime")
     integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
@@ -39,13 +40,17 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
+    def calls(self) -> tuple[str, ...]:
+        """NNCF too where it finds the ranges."""
+        return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
+
     def needs(self) -> Needs:
         """Examples to calibrate with, to measure damage on, and to hold a floor on."""
         if self.accuracy_floor is not None:
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" else Needs()
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
 

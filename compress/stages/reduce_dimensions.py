@@ -11,6 +11,7 @@ from compress.errors import StageError
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import EMBEDS
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -21,7 +22,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "numpy")
-    tasks = ("feature-extraction",)
+    requires = frozenset({EMBEDS})
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")

@@ -8,6 +8,7 @@ from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 from compress.training.prediction import recovery_prediction
 from compress.training.recovery_config import ScaleTuning
 
@@ -21,7 +22,7 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["tune_scales"] = "tune_scales"
 
     def needs(self) -> Needs:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.tasks import IMAGES
+from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
 
 class Augment(Frozen):
@@ -52,6 +52,6 @@ class Training(Frozen):
     )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images."""
-        return ("augment",) if self.augment is not None and task not in IMAGES else ()
+        return ("augment",) if self.augment is not None and TAKES_IMAGES not in task else ()

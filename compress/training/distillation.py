@@ -29,7 +29,7 @@ from compress.numerics.distillation import (
     softened_kl,
     uniform_layer_map,
 )
-from compress.tasks import EMBEDDING
+from compress.tasks.capability import EMBEDS
 from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.distillation_config import Distillation, Student
@@ -55,7 +55,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         torch.manual_seed(context.seed)
         return context.task.load(context.resolve(origin.model), teacher.labels(), trust_remote_code=False)
     if origin.layers is not None:
-        student = TorchModel(copy.deepcopy(model.module), model.processor, model.task)
+        student = TorchModel(copy.deepcopy(model.module), model.processor)
         keep_layers(student.module, origin.layers)
         return student
     torch.manual_seed(context.seed)
@@ -72,7 +72,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         module = type(model.module)(config)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
         raise StageError(f"The student's config does not make a model: {error}") from error
-    if model.task in EMBEDDING:
+    if EMBEDS in context.task.capabilities:
         drop_pooler(module)
         if module.config.hidden_size != model.processor.modules.width:
             raise StageError(
@@ -80,7 +80,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
                 f"{model.processor.modules.width}.",
                 mend="keep hidden_size, and have fewer dimensions by reduce_dimensions",
             )
-    return TorchModel(module.eval(), model.processor, model.task)
+    return TorchModel(module.eval(), model.processor)
 
 
 class Lesson:
@@ -170,7 +170,7 @@ class Lesson:
                 expected="as many classes, or dimensions of an embedding",
                 mend="put reduce_dimensions before or after both, not between them",
             )
-        if self.context.task.name in EMBEDDING:
+        if EMBEDS in self.context.task.capabilities:
             return embedding_distance(mine, taught)
         return softened_kl(mine, taught, self.settings.temperature)
 

@@ -16,10 +16,10 @@ from compress.errors import IntegrityError, ModelError, StageError
 from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
-from compress.formats.probed import probed
 from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.probed import probed
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 class Notes:

@@ -10,6 +10,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
 from compress.stage.stage import Context, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -24,7 +25,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     """
 
     packages = ("gguf",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
 

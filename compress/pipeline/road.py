@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry
+from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
@@ -23,7 +23,6 @@ from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.failures import library_failures, unexpected
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.probed import probed
@@ -221,8 +220,8 @@ class Road:
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except library_failures() as error:
-                raise unexpected(label, content, error) from error
+            except _library_failures() as error:
+                raise _unexpected(label, content, error) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -309,3 +308,26 @@ def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
         return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
     drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
     return Origin(None, True, recipe.seed, folder) if drawn else None
+
+
+def _library_failures() -> tuple[type[Exception], ...]:
+    """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
+    from onnx.checker import ValidationError
+    from safetensors import SafetensorError
+
+    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+
+    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+    return (*own, ValidationError, SafetensorError, *FAILURES)
+
+
+def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
+    """A stage's failure with its label and how to go on; a full disk where that is what it was."""
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if "No space left on device" in str(error):
+        return disk_full(folder)
+    return StageError(
+        f"Stage {label!r} failed: {type(error).__name__}: {first}",
+        mend="see the run's log; finished stages are kept, so the next run resumes here",
+    )

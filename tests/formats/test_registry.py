@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from compress.formats.registry import BUILT_IN, DEFAULT, FORMATS, lacking
+from compress.formats.lacking import lacking
+from compress.formats.registry import BUILT_IN, DEFAULT, FORMATS
 from compress.formats.spec import FormatSpec, load
 from compress.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 LIST = """
-from compress.formats.registry import FORMATS, PLUGGED, lacking
+from compress.formats.registry import FORMATS, PLUGGED
 from compress.plugins import plugin_errors
 from compress.stages import STAGES
 print(list(FORMATS), 'export' in STAGES)

@@ -18,6 +18,7 @@ from compress.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 LIST = """
+from compress.formats.lacking import lacking
 from compress.formats.registry import FORMATS, PLUGGED
 from compress.plugins import plugin_errors
 from compress.stages import STAGES

@@ -27,6 +27,6 @@ FORMAT = FormatSpec(
     find="compress.formats.coreml.model:find_package",
     probed="compress.formats.coreml.probed:PROBED",
     tensors="compress.formats.coreml.read:read_tensors",
-    tensor_files=".mlmodel",
+    tensors_suffix=".mlmodel",
     bundle="compress.formats.coreml.bundle:BUNDLE",
 )

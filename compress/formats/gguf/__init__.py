@@ -18,6 +18,6 @@ FORMAT = FormatSpec(
     taken_by={"desktop": None},
     probed="compress.formats.gguf.probed:PROBED",
     tensors="compress.formats.gguf.read:read_tensors",
-    holds_graph=False,
+    has_graph=False,
     check_writable="compress.formats.gguf.architecture:check_writable",
 )

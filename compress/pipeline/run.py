@@ -88,7 +88,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road.travel()
         findings = measure(road, remeasure)
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
-        limits = check_limits(wanted, findings.measurements, recipe.baseline, findings.skipped)
+        limits = check_limits(
+            *(wanted, findings.measurements, recipe.baseline, findings.skipped),
+            machines=findings.machines,
+            verdicts=recipe.verdicts,
+        )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
         last = recipe.labels()[-1]
         with storage_errors(folder):

@@ -56,6 +56,8 @@ class Plan(Frozen):
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
+    processor: str = Field(description="the kind of processor of this machine")
+    decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
     seconds: Estimate
     disk_needed_bytes: Estimate

@@ -1,29 +1,16 @@
-"""What the integrity check asks of a model, whatever its kind; one module for each kind."""
+"""What the integrity check asks of a model, whatever its kind."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.torch_model import TorchModel
-from compress.formats.coreml.model import CoreMlModel
-from compress.formats.executorch.model import ExecuTorchModel
-from compress.formats.gguf.model import GgufModel
-from compress.formats.litert.model import LiteRtModel
-from compress.formats.onnx.model import OnnxModel
-from compress.formats.openvino.model import OpenVinoModel
-from compress.formats.ort.model import OrtModel
-
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
 
-_Formats = OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel | LiteRtModel | CoreMlModel
-AnyModel = TorchModel | Checkpoint | _Formats
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
 
@@ -31,17 +18,6 @@ WINDOWS = 4
 TOKENS = 64
 POSITIONS = 8
 """Running text is probed at the last positions of the beginnings of a few windows."""
-_KINDS: dict[type[Any], str] = {
-    TorchModel: "compress.pipeline.probed_module",
-    Checkpoint: "compress.pipeline.probed_checkpoint",
-    OnnxModel: "compress.formats.onnx.probed",
-    OrtModel: "compress.formats.ort.probed",
-    OpenVinoModel: "compress.formats.openvino.probed",
-    ExecuTorchModel: "compress.formats.executorch.probed",
-    LiteRtModel: "compress.formats.litert.probed",
-    CoreMlModel: "compress.formats.coreml.probed",
-    GgufModel: "compress.formats.gguf.probed",
-}
 
 
 class Probed(Protocol):
@@ -58,13 +34,6 @@ class Probed(Protocol):
 
     def logits(self, encode: Encode) -> np.ndarray:
         """What it answers to the probes, [n, ...]."""
-
-
-def probed(model: AnyModel) -> Probed:
-    """The way of looking into a model of its kind."""
-    kind = next(kind for cls, kind in _KINDS.items() if isinstance(model, cls))
-    found: Probed = import_module(kind).PROBED(model)
-    return found
 
 
 def digest_array(array: np.ndarray) -> str:

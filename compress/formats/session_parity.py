@@ -10,8 +10,8 @@ import torch
 from compress.errors import IntegrityError
 from compress.formats.onnx.parity import mixed_batches
 from compress.runtimes.runtime import Session
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

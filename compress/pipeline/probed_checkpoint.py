@@ -64,6 +64,3 @@ class ProbedCheckpoint:
         for file in (*weight_files(self.model.folder), *([tables] if tables.is_file() else [])):
             for tensor in read_header(file):
                 yield tensor.name, load_array(tensor)
-
-
-PROBED = ProbedCheckpoint

@@ -31,9 +31,6 @@ class ProbedModule:
 
     def logits(self, encode: Encode) -> np.ndarray:
         """What the module itself answers."""
-        from compress.training.predict import predict
+        from compress.tasks.forward import predict
 
         return predict(self.model.module, encode(self.model.processor))
-
-
-PROBED = ProbedModule

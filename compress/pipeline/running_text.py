@@ -8,6 +8,7 @@ from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
+from compress.tasks.capability import READS_ROWS
 from compress.training.recovery import make_windows
 from compress.training.recovery_config import Recovery
 
@@ -17,7 +18,7 @@ def check_running_text(road: Road) -> None:
 
     Raises `DataError`; of tasks whose examples are rows nothing is asked.
     """
-    if road.task.reads_rows:
+    if READS_ROWS in road.task.capabilities:
         return
     recipe = road.recipe
     for stage in recipe.stages:

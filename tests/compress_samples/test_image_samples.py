@@ -17,7 +17,7 @@ from compress.data.dataset import load_dataset
 from compress.data.media import content
 from compress.errors import SampleError
 from compress.progress import SilentProgress
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress_samples import fashion
 from compress_samples.efficientnet import write_model
 from compress_samples.image_sets import write_imagenet

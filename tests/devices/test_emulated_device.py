@@ -18,9 +18,9 @@ from onnx_graphs import make_examples, write_classifier
 from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult, measure_together
 from compress.cli.on_devices import Chosen, bench_on_devices
+from compress.formats.targets import TARGETS
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
-from compress.targets import TARGETS
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 PYTHON = arm_home() / "root" / "usr" / "bin" / "python3.13"

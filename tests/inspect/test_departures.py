@@ -19,12 +19,12 @@ from compress.formats.ort.conversion import convert
 from compress.formats.ort.file import read_ort
 from compress.formats.ort.tools import ort_tools
 from compress.formats.runtimes import make_ready
+from compress.formats.targets import TARGETS
 from compress.inspect.departures import FormatComparison, Gap, compare_parts
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 
 LAYERS, WIDTH, WORDS = 4, 64, 50
 EPSILON = float(np.float32(1e-5))

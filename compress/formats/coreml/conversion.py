@@ -16,8 +16,8 @@ from compress.errors import IntegrityError, StageError
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.quiet import quiet_coreml
 from compress.formats.onnx.parity import mixed_batches
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

@@ -15,7 +15,7 @@ from compress.formats.coreml.model import PACKAGE, CoreMlModel
 from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode
 from compress.formats.runtimes import get_runtime, why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 
 @dataclass(frozen=True)

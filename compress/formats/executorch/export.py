@@ -16,8 +16,8 @@ from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, 
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
 from compress.formats.executorch.quiet import quiet_executorch
 from compress.formats.executorch.runtime import the_runtime
+from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
-from compress.training.loop import tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

@@ -12,8 +12,8 @@ from compress.errors import IntegrityError
 from compress.formats.executorch.export import Lowered
 from compress.formats.executorch.runtime import open_bytes
 from compress.formats.onnx.parity import mixed_batches
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

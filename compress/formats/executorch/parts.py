@@ -21,6 +21,7 @@ from compress.formats.executorch.quiet import quiet_executorch
 from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_rewrite import XnnGraph, read_graph, write_graph
 from compress.formats.parts import Maker, Run, Values, longest, padded, part_of
+from compress.targets import Target
 
 _MOVED = frozenset(
     {
@@ -35,6 +36,11 @@ _FEW = 16
 _BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
 _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> ExecuTorchParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return ExecuTorchParts(file)
 
 
 class ExecuTorchParts:

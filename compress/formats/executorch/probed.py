@@ -14,7 +14,7 @@ from compress.formats.executorch.model import PTE_FILE, ExecuTorchModel
 from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode
 from compress.formats.runtimes import why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.executorch.model import ExecuTorchModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
@@ -22,7 +23,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     version = 2
     packages = ("torch", "transformers", "executorch", "torchao")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["executorch"] = "executorch"
     precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
     embedding_bits: Literal[4, 8] = Field(

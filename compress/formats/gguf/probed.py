@@ -12,7 +12,7 @@ from compress.checkpoints.tokenizer import load_tokenizer
 from compress.formats.gguf.model import GgufModel
 from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode
 from compress.formats.runtimes import get_runtime, why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 _TARGET = TARGETS["llama-cpp"]
 

@@ -18,8 +18,8 @@ from torch import nn
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

@@ -13,7 +13,7 @@ from compress.formats.litert.model import LITERT_FILE, LiteRtModel
 from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode
 from compress.formats.runtimes import why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 
 @dataclass(frozen=True)

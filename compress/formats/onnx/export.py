@@ -17,8 +17,8 @@ import torch
 
 from compress.errors import StageError
 from compress.formats.onnx.fusions import optimize_graph
+from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
-from compress.training.loop import tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

@@ -11,8 +11,8 @@ import onnxruntime
 import torch
 
 from compress.errors import IntegrityError
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

@@ -12,7 +12,7 @@ from compress.formats.onnx.model import processor_of
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.probed import Encode
 from compress.formats.runtimes import why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 
 @dataclass(frozen=True)

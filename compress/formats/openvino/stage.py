@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class OpenVino(Stage[TorchModel, OpenVinoModel]):
@@ -19,7 +20,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     version = 2
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["openvino"] = "openvino"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8",

@@ -25,9 +25,9 @@ from compress.formats.coreml.quiet import quiet_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 # To import it takes seconds, in each process that collects tests.
@@ -76,7 +76,7 @@ def pictures() -> tuple[TorchModel, CoreMlModel]:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **tiny_images.names()
     )
     torch.manual_seed(0)
-    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor(), tiny_images.TASK)
+    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor())
     examples = tiny_images.context().encode("train", model)
     return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
 

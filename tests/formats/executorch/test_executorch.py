@@ -26,6 +26,7 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import NamelessParts
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.inspect.departures import FormatComparison, compare_parts
 from compress.inspect.matched_parts import match
@@ -33,7 +34,6 @@ from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 pytest.importorskip("executorch")

@@ -19,12 +19,12 @@ from compress.formats.litert.model import LITERT_FILE, LiteRtModel
 from compress.formats.litert.quantization import quantize_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
-from compress.formats.probed import probed
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
+from compress.pipeline.probed import probed
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("litert-torch"):

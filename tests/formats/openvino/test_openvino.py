@@ -17,9 +17,9 @@ from compress.formats.openvino.conversion import Precision, to_openvino
 from compress.formats.openvino.ir import read_ir
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 
 pytest.importorskip("openvino")
 TARGET = TARGETS["openvino"]

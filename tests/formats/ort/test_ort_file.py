@@ -19,10 +19,10 @@ from compress.formats.onnx.quantization import quantize_products
 from compress.formats.ort.file import OrtGraph, read_ort
 from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel, to_ort
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.inspect.statistics import load_values
 from compress.inspect.tensors import read_model
-from compress.targets import TARGETS
 
 IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
 

@@ -47,7 +47,7 @@ def insert_qdq(
         quantizer = QDQQuantizer(
             source,
             settings.per_channel,
-            settings.reduce_range,
+            settings.reduce_range is True,
             weights,
             activations,
             data,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from compress.plan.shape import Shape
+from dataclasses import replace
+
 from compress.quantization.config import Quantization
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 
 _ACTIVATION_BYTES = 1 << 30
-"""As in `compress.quantization.stream`, which imports torch."""
+"""As in `compress.quantization.block_pass`, which imports torch."""
 _STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4
@@ -20,6 +23,29 @@ _PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
 """As in `compress.quantization.sensitivity`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
+
+
+def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:
+    """Of our own quantizer, which has one block in memory at a time."""
+    if config.method == "rtn":
+        seconds = Estimate.unknown("no pass over data; seconds rather than minutes")
+    elif before is None:
+        seconds = Estimate.unknown(SIZE_UNKNOWN)
+    else:
+        seconds = plan.seconds(quantization_flops(config, before))
+    memory = None
+    if before is not None:
+        note = "one block in fp32, its largest Hessian four times, activations, or logits; without torch itself"
+        memory = Estimate(value=round(quantization_memory_bytes(config, before)), note=note)
+    return predicted(before, packed(config, before), seconds, memory)
+
+
+def packed(config: Quantization, shape: Shape | None) -> Shape | None:
+    """The shape of the GPTQ checkpoint that is made of a model."""
+    if shape is None:
+        return None
+    tables = (config.embedding_bits if config.integer_tables else None) or 32
+    return replace(shape.in_bits(config.bits, tables), packed_bytes=round(checkpoint_bytes(config, shape)))
 
 
 def quantization_flops(config: Quantization, shape: Shape) -> float:

@@ -1,4 +1,4 @@
-"""Answers of a torch model over many examples, batched by length."""
+"""A torch model over encoded examples: batches as tensors, and its answers to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ import torch
 from torch import nn
 
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
+
+
+def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
+    """The padded batch at ``indices`` as tensors, with ``index`` and, where there are labels, ``labels``."""
+    batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
+    batch["index"] = torch.tensor(indices)
+    if examples.labels is not None:
+        batch["labels"] = torch.from_numpy(examples.labels[indices])
+    return batch
+
+
+def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
+    """The module's output for the model inputs in ``batch``; ``labels`` and ``index`` are left out."""
+    return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
+
+
+def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits or embeddings [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
+    if examples.head is None:
+        logits: torch.Tensor = outputs.logits
+        return logits
+    return examples.head.embed(outputs.last_hidden_state, batch["attention_mask"])
 
 
 @torch.inference_mode()

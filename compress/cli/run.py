@@ -44,5 +44,14 @@ def run(
         Console().print(console_table(done.report))
     typer.echo(f"report: {done.folder / 'report.html'}", err=True)
     typer.echo(f"model:  {done.folder / 'model'}", err=True)
+    for limit in done.report.limits:
+        policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
+        if limit.unknown and policy == "warn":
+            why = limit.reason or "missed within chance"
+            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {why}", err=True)
     if done.report.missed:
         raise typer.Exit(1)
+    if done.report.unmeasured and not done.report.judged:
+        reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in done.report.skipped)
+        typer.echo(f"Nothing was run and no limit judged, only sizes are known: {reasons}", err=True)
+        raise typer.Exit(3)

@@ -49,7 +49,9 @@ class FormatSpec:
       runs them in an app, or None where no app is bundled with them
     - ``find``: the one file of an artifact, ``find_all``: the files in the order in which they run, both as
       `checkpoints.model.only_file` does where they are None
-    - ``tensors``: reads its stored tensors
+    - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
+    - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
+    - ``has_graph``: such a file holds operators beside its tensors
     - ``parts``: takes a file apart: (file, target, most tokens or None) -> `Parts`
     - ``bundle``: its `BundledFormat`
     - ``check_writable``: (folder of weights) -> None, raises `ModelError` for a language model that it has no place for
@@ -69,6 +71,8 @@ class FormatSpec:
     find: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None
+    tensors_suffix: str | None = None
+    has_graph: bool = True
     parts: Reference | None = None
     bundle: Reference | None = None
     check_writable: Reference | None = None

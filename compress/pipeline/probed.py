@@ -12,12 +12,12 @@ from compress.formats.registry import part_of
 def probed(model: Model) -> Probed:
     """The way of looking into a model of its kind."""
     if isinstance(model, TorchModel):
-        from compress.pipeline.probed_module import ProbedModule
+        from compress.pipeline import probed_module
 
-        return ProbedModule(model)
+        return probed_module.PROBED(model)
     if isinstance(model, Checkpoint):
-        from compress.pipeline.probed_checkpoint import ProbedCheckpoint
+        from compress.pipeline import probed_checkpoint
 
-        return ProbedCheckpoint(model)
+        return probed_checkpoint.PROBED(model)
     found: Probed = part_of(model.kind, "probed")(model)
     return found

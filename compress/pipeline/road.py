@@ -19,11 +19,11 @@ from compress.data.questions import Question, find_questions
 from compress.data.similarity import RatedPairs, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.probed import probed
 from compress.pipeline.resources import Meter
@@ -61,6 +61,10 @@ class Road:
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
+
+    def __post_init__(self) -> None:
+        """Processors are looked at once, so that keys and stages go by the same."""
+        self.recipe = self.recipe.settled()
 
     @cached_property
     def cache(self) -> Cache:
@@ -204,13 +208,13 @@ class Road:
         with Meter() as meter:
             model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
-                digests, before_bytes = probed(model).digests(), self._size(before)
+                digests, weight = probed(model).digests(), self._weight(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
             try:
                 output = stage.run(model, context)
                 output.save(content)
                 with meter.checking():
-                    contract.check(output, digests, before_bytes, content, self._probe(stage))
+                    contract.check(output, digests, weight, content, self._probe(stage))
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):
@@ -254,10 +258,10 @@ class Road:
             return self.further[label][0].gives()
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
-    def _size(self, label: str) -> int:
+    def _weight(self, label: str) -> Weight:
         if label != START:
-            return size_bytes(self.folder_of(label))
-        return sum(path.stat().st_size for path in self.start.iterdir() if path.is_file())
+            return weigh(self.folder_of(label))
+        return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])

@@ -21,8 +21,8 @@ _WRITING = {
     "speedup_time_per_output_token": "Speed-up",
 }
 """The columns of a language model, with names that leave room for each other in a narrow terminal."""
-_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
-_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
+_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "unknown": "yellow", "none": "dim"}
+_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown": "?"}
 
 
 def console_table(report: Report) -> RenderableType:

@@ -32,7 +32,7 @@ class OrtModel:
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole file of that format."""
-        from compress.formats.ort.file import read_ort
+        from compress.formats.ort.read import read_ort
 
         file = find_ort(directory)
         content = file.read_bytes()

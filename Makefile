@@ -1,31 +1,44 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 STAMP := $(VENV)/.installed
+REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
 WORKERS ?= 2
-# Files whole, in the order of tests/conftest.py.
+# Files whole, the longest first (tests/durations.json).
 ORDER := --dist loadfile --no-loadscope-reorder
 ALONE := tests/bench tests/formats/onnx/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint format docs clean
+.PHONY: help setup demo test test-quick durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(STAMP) ## make the virtual environment and install everything pinned
 
-$(STAMP): pyproject.toml constraints.txt
+demo: $(CORE) ## run the quickstart recipe on real data and show its report; installs only what it needs
+	$(BIN)/compress run recipes/quickstart.yaml
+
+# Editable, with nothing compiled by pip, which does so on one core and compiles packages' own tests too.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Models of transformers are some hundred packages, of which a run imports a few. A file for another version of Python
+# is left as it is.
+COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
+
+$(CORE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable . --editable recipes/samples
 	$(BIN)/python -m pip check
-	@# pip compiles on one core, and packages' own tests too. A file for another version of Python is left as it is.
-	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
+	@$(COMPILE)
 	@touch $@
 
-demo: $(STAMP) ## run the quickstart recipe on real data and show its report
-	$(BIN)/compress run recipes/quickstart.yaml
+$(STAMP): $(CORE)
+	$(INSTALL) --editable '.[dev]'
+	$(BIN)/python -m pip check
+	@$(COMPILE)
+	@touch $@
 
 test: $(STAMP) ## run every test, those on real models too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
@@ -35,17 +48,24 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
 
-lint: $(STAMP) ## check style, formatting and types
+durations: $(STAMP) ## record how long files of tests take, by which they are ordered
+	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
+
+lint: $(STAMP) ## check style, formatting, types and what imports what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write docs/commands.md and docs/recipe.schema.json from the code
+docs: $(STAMP) ## write the pages and schemas that come from the code and from benchmarks/results
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP) ## build the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## remove the virtual environment and caches (artifacts stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info recipes/samples/*.egg-info

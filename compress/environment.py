@@ -93,6 +93,11 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features()))
 
 
+def uses_bf16(precision: str) -> bool:
+    """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
+    return precision == "bf16" or (precision == "auto" and has_bf16())
+
+
 def has_int8_dot_product() -> bool:
     """Whether 8-bit products are summed in 32 bits by one instruction, so that they cannot saturate."""
     return bool((_VNNI | _DOT_PRODUCTS) & set(features()))

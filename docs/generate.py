@@ -1,17 +1,23 @@
-"""Write the parts of the documentation that come from the code: `make docs`."""
+"""Write the parts of the documentation that come from the code and from measurements: `make docs`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from compress.cli import app
 from compress.nightly.suite import suite_schema
 from compress.recipe_source import recipe_schema
+from compress.stages import STAGES
 
 FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "benchmarks" / "results"
 
 
 def commands() -> str:
@@ -39,7 +45,61 @@ def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, type
     return own + [leaf for child, below in children.items() for leaf in _leaves(below, f"{name} {child}")]
 
 
+def stages() -> str:
+    """Every stage with its fields, as Markdown."""
+    lines = ["# Stages", "", "Written by `make docs` from the code.", ""]
+    for kind, cls in sorted(STAGES.items()):
+        lines += [f"## {kind}", "", _paragraphs(cls.__doc__ or ""), ""]
+        lines += ["| field | default | meaning |", "|---|---|---|"]
+        for name, field in cls.model_fields.items():
+            if name != "kind":
+                lines.append(f"| `{name}` | {_default(field)} | {_cell(field.description or '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _paragraphs(docstring: str) -> str:
+    return "\n".join(line.strip() for line in docstring.strip().splitlines())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = to_jsonable_python(field.get_default(call_default_factory=True))
+    return f"`{json.dumps(value)}`".replace('"', "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def results() -> str:
+    """What was measured, from the JSON files of `benchmarks/results`, as Markdown."""
+    pages = sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=lambda page: page["order"])
+    lines = ["# Results", "", "Written by `make docs` from `benchmarks/results/*.json`."]
+    for page in pages:
+        how = f"`{page['command']}`, measured {page['measured']} on {page['machine']}."
+        lines += ["", f"## {page['title']}", "", how]
+        lines += ["", page["text"]] if "text" in page else []
+        for table in page["tables"]:
+            lines += ["", *_table(table)]
+    return "\n".join([*lines, ""])
+
+
+def _table(table: dict[str, Any]) -> Iterator[str]:
+    if "title" in table:
+        yield from (f"### {table['title']}", "")
+    for row in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
+        yield f"| {' | '.join(row)} |"
+    for note in table.get("notes", ()):
+        yield from ("", note)
+
+
+PAGES = {"reference/commands.md": commands, "reference/stages.md": stages, "results.md": results}
+SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema}
+
 if __name__ == "__main__":
-    (FOLDER / "commands.md").write_text(commands())
-    (FOLDER / "recipe.schema.json").write_text(json.dumps(recipe_schema(), indent=2) + "\n")
-    (FOLDER / "suite.schema.json").write_text(json.dumps(suite_schema(), indent=2) + "\n")
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page())
+    for name, schema in SCHEMAS.items():
+        (FOLDER / name).write_text(json.dumps(schema(), indent=2) + "\n")

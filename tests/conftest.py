@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import shutil
-import socketserver
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, open_browser
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
@@ -20,25 +21,9 @@ TIMED = "bench"
 """The folder whose tests time things."""
 MAY_BE_ALONE = (TIMED, "formats/onnx/runtimes")
 """Folders that `make test` looks for such tests in: to collect all others again would take half a minute."""
-LONGEST = (
-    "stages/test_contract.py",
-    "recipe_source/test_recipes.py",
-    "pipeline/test_interruption.py",
-    "formats/executorch/test_executorch.py",
-    "samples/test_real_samples.py",
-    "nightly/test_night_run.py",
-    "formats/onnx/test_fusions.py",
-    "cli/test_bad_input.py",
-    "pipeline/test_run.py",
-    "cli/test_json_output.py",
-    "pipeline/test_run_in_formats.py",
-    "inspect/test_departures.py",
-    "formats/onnx/test_onnx_export.py",
-    "devices/test_device_bench.py",
-    "quantization/test_gptqmodel_opens_it.py",
-)
-"""Files that begin first, the longest before the others, so that no worker idles while another ends one of them."""
 HERE = Path(__file__).parent
+DURATIONS = HERE / "durations.json"
+"""Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
 # Workers have it from the process that starts them.
 os.environ.setdefault("COMPRESS_TESTS_BEGAN", str(time.time()))
 # pytest listens to every logger, so that torch would write down each step of its tracing.
@@ -47,18 +32,30 @@ logging.getLogger("torch.__trace").disabled = True
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is not to run beside other tests, and put the longest files first."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-
-    def place_of(item: pytest.Item) -> int:
-        return places.get(item.path.relative_to(HERE).as_posix(), len(places))
-
-    items.sort(key=place_of)
+    recorded: dict[str, float] = json.loads(DURATIONS.read_text())
+    items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
     for item in items:
         folder = item.path.relative_to(HERE).parent.as_posix()
         if folder == TIMED:
             item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:
             raise pytest.UsageError(f"{item.nodeid} is marked alone, and `make test` looks for such in {MAY_BE_ALONE}")
+
+
+_seconds: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what a file's tests take."""
+    _seconds[report.nodeid.split("::")[0].removeprefix(f"{HERE.name}/")] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Record what took long, where that is asked for and all tests have passed."""
+    asked = os.environ.get("COMPRESS_RECORD_DURATIONS") and not hasattr(session.config, "workerinput")
+    if asked and session.exitstatus == 0:
+        long = {name: round(seconds) for name, seconds in _seconds.most_common() if seconds >= 10}
+        DURATIONS.write_text(json.dumps(long, indent=1) + "\n")
 
 
 def pytest_collection_finish() -> None:
@@ -79,17 +76,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def asked() -> Iterator[tuple[int, list[bytes]]]:
-    """A proxy that answers nobody and records the first bytes of whoever asks: (port, requests)."""
-    seen: list[bytes] = []
-
-    class Recorder(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            seen.append(self.request.recv(2000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1], seen
-        server.shutdown()
-        thread.join()
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A tab to look at pages in."""
+    with open_browser(chromium, tmp_path_factory.mktemp("pages")) as found:
+        yield found

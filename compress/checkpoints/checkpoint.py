@@ -30,9 +30,9 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open a folder. Raises `ModelError` for one that holds something else."""
-        from compress.sources.source import check_model_folder
+        from compress.checkpoints.checks import check_model_folder
 
         check_model_folder(directory)
         return cls(directory)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import Loader
 
 
 @runtime_checkable
 class Model(Protocol):
     """A model as a directory in Hugging Face layout, loadable by other people's tools."""
 
-    kind: str
+    kind: ClassVar[str]
 
     def save(self, directory: Path) -> None:
         """Write every file of the model into an existing, empty ``directory``."""
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
+    def load(cls, directory: Path, task: Loader) -> Self:
+        """Open what `save` wrote; a task has a say in torch models alone. Raises `ModelError` for something else."""
 
 
 def only_file(artifact: Path, suffix: str, written_by: str) -> Path:

@@ -22,7 +22,7 @@ _SECTION = "devices"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}\Z")
 _EXAMPLE = (
     "devices: {pi: {host: 192.168.1.20, user: pi, key: ~/.ssh/id_ed25519, host_key: ssh-ed25519 AAAA...}}; "
-    "docs/devices.md says how to get each"
+    "docs/guides/devices.md says how to get each"
 )
 
 
@@ -139,4 +139,5 @@ def _of_an_inventory(problem: Problem) -> Problem:
 def _refused(problems: list[Problem]) -> InputError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = "\n".join(f"  {_of_an_inventory(problem)}" for problem in problems)
-    return InputError(f"The inventory of devices has {count}:\n{lines}", mend="docs/devices.md describes every field")
+    mend = "docs/guides/devices.md describes every field"
+    return InputError(f"The inventory of devices has {count}:\n{lines}", mend=mend)

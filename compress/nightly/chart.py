@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from markupsafe import Markup
 
 from compress.metrics import Metric, format_interval, format_value, significant
 from compress.nightly.drift import suspects
@@ -29,22 +32,46 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     parts += [_band(series.points, x, y)]
     parts += [_level(series, level, x, y) for level in series.levels]
     parts += [polyline([(x(point.night), y(point.value)) for point in series.points], "curve")]
-    parts += _changes(series, nights, x, y)
+    parts += _changes(series, nights, x)
     small = len(series.points) > 60
     parts += [_point(series, point, nights, point.night in failed, x, y, small) for point in series.points]
     label = f"{metric.title} of {series.model} of {series.entry} over {len(series.points)} nights"
     return chart(WIDTH, HEIGHT, label, *parts)
 
 
-def change_words(series: Series, before: Level, after: Level) -> str:
-    """`+6.1%`."""
-    return series.written(series.effect(before.value, after.value))
+class LevelChange(NamedTuple):
+    """A change of level as people read it: its first night, size, values, and what else was new that night."""
+
+    series: Series
+    first: int
+    since: str
+    values: str
+    new: str
+    state: Literal["worse", "better", "other"]
+    words: str
 
 
-def change_state(series: Series, before: Level, after: Level) -> str:
-    """`worse`, `better`, or `other` where nobody knows which way is better."""
-    loss = series.loss(series.effect(before.value, after.value))
-    return "worse" if loss > 0 else "better" if loss < 0 else "other"
+def level_changes(series: Series, nights: Mapping[int, Night]) -> list[LevelChange]:
+    """Every change of level, in the order of the nights. The state is `other` where nobody knows which is better."""
+    return [_change(series, before, after, nights) for before, after in pairwise(series.levels)]
+
+
+def _change(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> LevelChange:
+    first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
+    loss, metric = series.loss(effect), series.described
+    return LevelChange(
+        series,
+        first,
+        _label(nights, first),
+        f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
+        "; ".join(suspects(nights, series.entry, first)),
+        "worse" if loss > 0 else "better" if loss < 0 else "other",
+        series.written(effect),
+    )
+
+
+def _label(nights: Mapping[int, Night], number: int) -> str:
+    return nights[number].label if number in nights else f"night {number}"
 
 
 def _x_scale(points: Sequence[Point]) -> Scale:
@@ -70,7 +97,7 @@ def _days(points: Sequence[Point], x: Scale) -> str:
         anchor = "end" if last else "start" if place == 0 and len(points) > 1 else "middle"
         parts += [line(at, BOTTOM, at, BOTTOM + 4, "axis")]
         parts += [text(at + (8 if last else 0), BOTTOM + 19, points[place].started[5:10], "tick", anchor)]
-    return "".join(parts)
+    return Markup().join(parts)
 
 
 def _tick(metric: Metric, value: float) -> str:
@@ -91,7 +118,7 @@ def _band(points: Sequence[Point], x: Scale, y: Scale) -> str:
             path = " ".join(f"{number(across)},{number(down)}" for across, down in corners)
             parts.append(element("polygon", {"points": path, "class": "band"}))
             stretch = []
-    return "".join(parts)
+    return Markup().join(parts)
 
 
 def _level(series: Series, level: Level, x: Scale, y: Scale) -> str:
@@ -99,37 +126,27 @@ def _level(series: Series, level: Level, x: Scale, y: Scale) -> str:
     return line(x(first - 0.4), y(level.value), x(last + 0.4), y(level.value), "level")
 
 
-def _changes(series: Series, nights: Mapping[int, Night], x: Scale, y: Scale) -> list[str]:
+def _changes(series: Series, nights: Mapping[int, Night], x: Scale) -> list[str]:
     """A mark at the first night of each new level, with its size above; labels that would meet take a second row."""
     parts = []
     ends = [-1e9, -1e9]
-    for before, after in pairwise(series.levels):
-        point = series.usable[after.first]
-        at = x(point.night - 0.5)
+    for change in level_changes(series, nights):
+        at = x(change.first - 0.5)
         middle = min(max(at, LEFT + _LABEL_WIDTH / 2), RIGHT - _LABEL_WIDTH / 2)
         row = 0 if middle - _LABEL_WIDTH / 2 >= ends[0] else 1
         ends[row] = middle + _LABEL_WIDTH / 2
-        state, words = change_state(series, before, after), change_words(series, before, after)
         down = TOP - 10 - 16 * row
+        told = [f"{change.words} since {change.since}", change.values, *change.new.split("; ")]
         parts.append(
             element(
                 "g",
-                {"class": f"change {state}", "tabindex": "0"},
+                {"class": f"change {change.state}", "tabindex": "0"},
                 line(at, down + 4, at, BOTTOM, "mark"),
-                text(middle, down, words, "size"),
-                title(_told(series, before, after, nights)),
+                text(middle, down, change.words, "size"),
+                title("\n".join(filter(None, told))),
             )
         )
     return parts
-
-
-def _told(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> str:
-    """The tooltip of a change: since when, from what to what, and what else was new."""
-    metric, first = series.described, series.usable[after.first].night
-    label = nights[first].label if first in nights else f"night {first}"
-    values = f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}"
-    new = "\n".join(suspects(nights, series.entry, first))
-    return f"{change_words(series, before, after)} since {label}\n{values}" + (f"\n{new}" if new else "")
 
 
 def _point(
@@ -137,8 +154,9 @@ def _point(
 ) -> str:
     metric = series.described
     interval = format_interval(metric, point.low, point.high)
-    label = nights[point.night].label if point.night in nights else f"night {point.night}"
-    words = f"{label}\n{format_value(metric, point.value)}" + (f" ({interval})" if interval else "")
+    words = f"{_label(nights, point.night)}\n{format_value(metric, point.value)}" + (
+        f" ({interval})" if interval else ""
+    )
     words += "\nthe gate failed" if failed else ""
     disturbed = point not in series.usable
     words += "\nthe machine was too disturbed: not judged" if disturbed else ""

@@ -53,7 +53,7 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
 def mcnemar_mid_p(only_a: int, only_b: int) -> float:
     """Two-sided mid-p value that A and B are right equally often (Fagerland, Lydersen and Laake 2013).
 
-    The exact p-value of `statistics.mcnemar` counts what was observed in full and so errs on the side of no
+    The exact test's p-value counts what was observed in full and so errs on the side of no
     difference; here half of it counts. Raises `ValueError` for negative counts.
     """
     return min(1.0, 2 * min(mcnemar_mid_p_one_sided(only_a, only_b), mcnemar_mid_p_one_sided(only_b, only_a)))

@@ -130,17 +130,6 @@ def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float
     return float(ordered[k - 1]), float(ordered[len(ordered) - k])
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value that A and B are right equally often (McNemar 1947, binomial form).
-
-    ``only_a`` counts the examples that only A gets right, ``only_b`` those that only B gets right.
-    """
-    if only_a < 0 or only_b < 0:
-        raise ValueError(f"expected counts, found {only_a} and {only_b}")
-    tail = float(_binomial_half(only_a + only_b)[: min(only_a, only_b) + 1].sum())
-    return min(1.0, 2 * tail)
-
-
 def _binomial_half(n: int) -> Floats:
     """P(Binomial(n, 1/2) = k) for k = 0..n."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])

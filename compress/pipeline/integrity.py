@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.model import Model
 from compress.digests import size_bytes
 from compress.errors import IntegrityError, ModelError
-from compress.formats.probed import AnyModel, probed
 from compress.inspect.tensors import read_model
+from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Contract:
 
     def check(
         self,
-        model: AnyModel,
+        model: Model,
         before: Mapping[str, str],
         weight_before: Weight,
         folder: Path,
@@ -74,7 +75,7 @@ class Contract:
     def _fail(self, what: str, mend: str) -> IntegrityError:
         return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
 
-    def _finite(self, model: AnyModel) -> None:
+    def _finite(self, model: Model) -> None:
         for name, array in probed(model).float_arrays():
             if not np.isfinite(array).all():
                 raise self._fail(
@@ -123,10 +124,10 @@ class Contract:
 class Probe:
     """How to get predictions of a model for a few examples, from memory and from its files."""
 
-    load: Callable[[Path], AnyModel]
+    load: Callable[[Path], Model]
     encode: Callable[[Any], Examples]
 
-    def in_memory(self, model: AnyModel) -> np.ndarray:
+    def in_memory(self, model: Model) -> np.ndarray:
         """Logits of the model object itself, [n, ...]."""
         return probed(model).logits(self.encode)
 

@@ -34,6 +34,7 @@ from compress.report.schema import (
     SliceRecord,
 )
 from compress.targets import Profile
+from compress.tasks.capability import READS_ROWS
 
 
 @dataclass
@@ -167,7 +168,7 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
 def data_record(road: Road) -> DataRecord:
     """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
     rows, recipe, digest = road.data.split(SPLIT), road.recipe, road.data.digest(SPLIT)
-    if not road.task.reads_rows:
+    if READS_ROWS not in road.task.capabilities:
         cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
         digest = cache_key({"rows": digest, **cut})
     return DataRecord(split=SPLIT, digest=digest, rows=len(rows), labels=road.data.labels)

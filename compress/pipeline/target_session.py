@@ -23,6 +23,7 @@ from compress.evaluation.evaluate import Predictions, artifact_labels, encode_fo
 from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import PROFILES
 from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
 from compress.numerics.calibration import calibration_bins
@@ -31,7 +32,8 @@ from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
-from compress.targets import PROFILES, Profile, Target, find_processor
+from compress.targets import Profile, Target, find_processor
+from compress.tasks.capability import GENERATES
 from compress.tasks.task import Examples, Task
 
 SPLIT = TEST
@@ -167,7 +169,7 @@ class TargetSession:
 
     def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
         """How much each model repeats itself, what baseline and final model wrote, and words on who repeats more."""
-        if not (self.road.task.generates and self.road.recipe.evaluation.prompts):
+        if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
             return [], [], []
         written = {label: self._written(label) for label in self.artifacts}
         rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}

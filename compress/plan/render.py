@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
+from compress.plan.contents import Plan, SourcePlan, StagePlan, TargetPlan
 from compress.recipe.recipe import Limit
+from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ def render_plan(plan: Plan) -> RenderableType:
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
     )
+    told = " (told by the model's config)" if plan.task_is_told else ""
     parts: list[RenderableType] = [
-        Text(f"{plan.recipe}: {plan.task}", style="bold"),
+        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
         _table(
             "stages",
@@ -38,7 +40,7 @@ def render_plan(plan: Plan) -> RenderableType:
     ]
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
-    return Group(*parts, totals)
+    return Group(*parts, *map(Text, plan.plugins), totals)
 
 
 _WORD_WIDTH = 12

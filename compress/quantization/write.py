@@ -21,7 +21,7 @@ from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.quantization.config import Quantization
-from compress.quantization.finished import Finished
+from compress.quantization.kept import Finished
 from compress.quantization.layers import Layer
 from compress.quantization.tables import Tables
 

@@ -1,16 +1,12 @@
-"""Writing HTML and SVG elements, with every attribute and text escaped."""
+"""Writing SVG elements, with every attribute and text escaped."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 
+from markupsafe import Markup, escape
+
 Attribute = str | float | None
-
-
-def escape(value: object) -> str:
-    """``value`` as text that is safe between tags and within quoted attributes."""
-    return html.escape(str(value), quote=True)
 
 
 def number(value: float) -> str:
@@ -20,15 +16,10 @@ def number(value: float) -> str:
 
 
 def element(tag: str, attributes: Mapping[str, Attribute] | None = None, *children: str) -> str:
-    """An element with its end tag. ``children`` are markup already; attributes that are None are left out."""
+    """An element as markup, attributes of None left out. Children that are no markup are escaped."""
     parts = [
         f' {name}="{escape(value if isinstance(value, str) else number(value))}"'
         for name, value in (attributes or {}).items()
         if value is not None
     ]
-    return f"<{tag}{''.join(parts)}>{''.join(children)}</{tag}>"
-
-
-def tag(name: str, css_class: str, *children: str) -> str:
-    """An element with a class."""
-    return element(name, {"class": css_class or None}, *children)
+    return Markup(f"<{tag}{''.join(parts)}>{Markup().join(children)}</{tag}>")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from compress.metrics import describe_metric, format_bytes, format_interval, format_seconds, format_value
-from compress.report.schema import LimitResult, Report
+from compress.metrics import (
+    Metric,
+    describe_metric,
+    format_bytes,
+    format_interval,
+    format_seconds,
+    format_value,
+    improvement,
+)
+from compress.report.schema import BASELINE, LimitResult, Report
 from compress.stage.record import Cell, StageRecord, StageTable
 
 
@@ -65,6 +73,26 @@ def limit_bound(limit: LimitResult) -> str:
 def signs(limit: str) -> str:
     """`>=` and `<=` as one character each."""
     return limit.replace(">=", "\u2265").replace("<=", "\u2264")
+
+
+def notes_of(report: Report) -> list[str]:
+    """What a reader must know before the figures: notes, skipped targets, failed checks."""
+    lines = [*report.notes, *(f"Target {skip.target} was skipped: {skip.reason}" for skip in report.skipped)]
+    return lines + [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
+
+
+def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
+    """The models of which one of the metrics was measured there."""
+    return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
+
+
+def gain(report: Report, model: str, metric: Metric, target: str) -> str:
+    """`17.8x smaller` than the baseline's value, `99.5% of baseline`; nothing where there is nothing to compare."""
+    row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
+    if row is None or before is None or model == BASELINE:
+        return ""
+    found = improvement(metric, row.value, before.value)
+    return f"{found} of baseline" if found and metric.style == "percent" else found
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:

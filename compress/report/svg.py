@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from compress.report.markup import element, escape, number
+from markupsafe import Markup
+
+from compress.report.markup import element, number
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _DECADE_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
@@ -88,7 +90,7 @@ class Axis:
 def text(x: float, y: float, content: str, css_class: str = "", anchor: str = "middle") -> str:
     """A line of text, escaped."""
     position = {"x": x, "y": y, "class": css_class or None, "text-anchor": anchor}
-    return element("text", position, escape(content))
+    return element("text", position, content)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> str:
@@ -104,7 +106,7 @@ def polyline(points: Sequence[tuple[float, float]], css_class: str) -> str:
 
 def title(content: str) -> str:
     """The tooltip of the element it is put in."""
-    return element("title", None, escape(content))
+    return element("title", None, content)
 
 
 def x_axis(axis: Axis, top: float, bottom: float) -> str:
@@ -115,7 +117,7 @@ def x_axis(axis: Axis, top: float, bottom: float) -> str:
         parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 18, axis.write(tick), "tick")]
     middle = (axis.scale.start + axis.scale.end) / 2
     parts += [line(axis.scale.start, bottom, axis.scale.end, bottom, "axis")]
-    return "".join([*parts, text(middle, bottom + 38, axis.title, "axis-title")])
+    return Markup().join([*parts, text(middle, bottom + 38, axis.title, "axis-title")])
 
 
 def y_axis(axis: Axis, left: float, right: float) -> str:
@@ -124,7 +126,7 @@ def y_axis(axis: Axis, left: float, right: float) -> str:
     for tick in axis.scale.ticks(axis.count):
         y = axis.scale(tick)
         parts += [line(left, y, right, y, "grid"), text(left - 8, y + 4, axis.write(tick), "tick", "end")]
-    return "".join([*parts, text(4, axis.scale.end - 16, axis.title, "axis-title", "start")])
+    return Markup().join([*parts, text(4, axis.scale.end - 16, axis.title, "axis-title", "start")])
 
 
 def chart(width: float, height: float, label: str, *children: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -24,7 +27,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     """
 
     version = 6
-    packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
+    packages = ("onnx", "onnx_ir", "onnxruntime")
+    integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
@@ -35,6 +39,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
     )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    def calls(self) -> tuple[str, ...]:
+        """NNCF too where it finds the ranges."""
+        return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
 
     def needs(self) -> Needs:
         """Examples to calibrate with, to measure damage on, and to hold a floor on."""
@@ -48,14 +56,27 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return self
         return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
+
+    def wanted_precision(self) -> dict[str, Any]:
+        """8 bits, and those of the embedding tables where they are fewer."""
+        asked: dict[str, Any] = {"precision": "int8"}
+        if self.embedding_bits < 8:
+            asked["embedding_bits"] = self.embedding_bits
+            if self.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+                asked["embedding_block_size"] = self.embedding_block_size
+        return asked
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
         whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
         return Promise(max_size_ratio=0.5 if whole else 0.95)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant."""
+        return predicted(before, before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before))
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.tasks import IMAGES
+from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
 
 class Augment(Frozen):
@@ -33,6 +33,7 @@ class Augment(Frozen):
 class Training(Frozen):
     """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
 
+    trains: ClassVar[bool] = True
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")
@@ -51,6 +52,6 @@ class Training(Frozen):
     )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images."""
-        return ("augment",) if self.augment is not None and task not in IMAGES else ()
+        return ("augment",) if self.augment is not None and TAKES_IMAGES not in task else ()

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from compress.environment import has_bf16
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
+from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.augmentation import Augmentation
@@ -112,33 +112,6 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     return losses
 
 
-def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
-    """The padded batch at ``indices`` as tensors, with ``index`` and, where there are labels, ``labels``."""
-    batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
-    batch["index"] = torch.tensor(indices)
-    if examples.labels is not None:
-        batch["labels"] = torch.from_numpy(examples.labels[indices])
-    return batch
-
-
-def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
-    """The module's output for the model inputs in ``batch``; ``labels`` and ``index`` are left out."""
-    return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
-
-
-def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The logits or embeddings [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
-    if examples.head is None:
-        logits: torch.Tensor = outputs.logits
-        return logits
-    return examples.head.embed(outputs.last_hidden_state, batch["attention_mask"])
-
-
-def uses_bf16(config: Training) -> bool:
-    """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
-    return config.precision == "bf16" or (config.precision == "auto" and has_bf16())
-
-
 class _Positions:
     """A map-style dataset of its own indices; the collate function fetches whole batches."""
 
@@ -223,7 +196,7 @@ class _Session:
 
     def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
         device = self.accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)):
+        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)):
             loss = self.trainee.loss(module, batch)
         value = float(loss.detach())
         if not math.isfinite(value):

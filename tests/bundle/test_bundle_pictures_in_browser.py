@@ -53,7 +53,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def upright(content: bytes) -> Image.Image:
-    """What Python makes of a file, as docs/edge.md says: upright, on white."""
+    """What Python makes of a file, as docs/guides/apps.md says: upright, on white."""
     from collections import Counter
 
     from compress.data.images import decode

@@ -50,7 +50,7 @@ def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
 
 
 def test_the_documented_slices_are_read(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     read = read_recipe(recipe(tmp_path, yaml.safe_load(block)["slices"])).slices
     assert read is not None

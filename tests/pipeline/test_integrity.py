@@ -22,10 +22,10 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.digests import size_bytes
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.probed import probed
 from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
+from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 AnyModel = TorchModel | OnnxModel
 
@@ -43,7 +43,7 @@ def probe(kind: type[AnyModel]) -> Probe:
     rows = tiny.table(PROBES)
     context = tiny.context()
     return Probe(
-        load=lambda folder: kind.load(folder, tiny.TASK),
+        load=lambda folder: kind.load(folder, get_task(tiny.TASK)),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
 
@@ -175,7 +175,7 @@ class Forgetful(TorchModel):
         other = copy.deepcopy(self.module)
         with torch.no_grad():
             other.classifier.bias += 1e-3
-        TorchModel(other, self.processor, self.task).save(directory)
+        TorchModel(other, self.processor).save(directory)
 
 
 def test_a_reload_that_predicts_otherwise(tmp_path: Path):

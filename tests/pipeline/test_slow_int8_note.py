@@ -10,11 +10,11 @@ import pytest
 
 from compress.bench import operator_difference, profiled_calls
 from compress.bench.difference import CauseDifference, OperatorDifference
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.pipeline.slow_int8_note import slow_int8_notes
 from compress.recipe.recipe import Recipe
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 def recipe(*stages: str) -> Recipe:

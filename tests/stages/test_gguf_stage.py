@@ -16,10 +16,10 @@ from compress.errors import IntegrityError, ModelError, StageError
 from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
-from compress.formats.probed import probed
 from compress.pipeline.integrity import Contract, Probe, Weight
+from compress.pipeline.probed import probed
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 class Notes:
@@ -115,7 +115,7 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
-    from compress.formats.gguf.file import read_gguf
+    from compress.formats.gguf.read import read_gguf
 
     (tensor,) = (one for one in read_gguf(made.file).tensors if one.name == "blk.1.ffn_up.weight")
     content = bytearray(made.file.read_bytes())

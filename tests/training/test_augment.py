@@ -20,9 +20,10 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 from compress.stages.qat import Qat
+from compress.tasks.forward import tensors
 from compress.training.augmentation import Augmentation
 from compress.training.config import Augment, Training
-from compress.training.loop import Trainee, tensors, train
+from compress.training.loop import Trainee, train
 
 BOTH = {"crop_padding": 1, "horizontal_flip": 0.5}
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import SilentProgress
+from compress.tasks.forward import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.config import Training
-from compress.training.loop import LengthGroupedBatches, Trainee, forward, tensors, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import LengthGroupedBatches, Trainee, train
 from compress.training.sparsity import keep_zeros, sparse_layers
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")
@@ -360,7 +361,7 @@ def test_bf16_is_used_when_asked_for():
 
     for precision in ("bf16", "fp32"):
         config = FAST.model_copy(update={"precision": precision, "epochs": 0.2})
-        assert uses_bf16(config) is (precision == "bf16")
+        assert uses_bf16(precision) is (precision == "bf16")
         model, examples = classifier()
         train(Trainee(model.module, examples, loss), config, 0, SilentProgress(), "test")
         assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from compress.compare.change import Change
 from compress.compare.words import confidence_text, effect_text, interval_text, margin_text
 from compress.metrics import describe_metric, significant
-from compress.report.markup import element, escape
+from compress.report.markup import element
 from compress.report.svg import nice_ticks
 
 _FACTORS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -65,7 +65,7 @@ def axis_of(changes: Sequence[Change]) -> Axis:
 def axis_head(axis: Axis) -> str:
     """The ticks and which way is worse, as the head of the column."""
     parts = [
-        element("text", {"x": axis.place(loss), "y": 30.0, "text-anchor": "middle", "class": "tick"}, escape(words))
+        element("text", {"x": axis.place(loss), "y": 30.0, "text-anchor": "middle", "class": "tick"}, words)
         for loss, words in axis.ticks()
     ]
     parts += [
@@ -96,7 +96,7 @@ def forest_row(change: Change, axis: Axis) -> str:
         ]
     parts.append(element("circle", {"cx": axis.place(value), "cy": middle, "r": 5.0, "class": "dot"}))
     words = described(change)
-    parts.append(element("title", None, escape(words)))
+    parts.append(element("title", None, words))
     css_class = f"forest {change.verdict.replace(chr(39), '').replace(' ', '-')}"
     return element("svg", {"class": css_class, "role": "img", "aria-label": words}, *parts)
 

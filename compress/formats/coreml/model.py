@@ -30,7 +30,7 @@ class CoreMlModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one package, whole."""
         package = find_package(directory)
         specification = specification_of(package)

@@ -14,10 +14,10 @@ import torch
 from compress.errors import StageError
 from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
-from compress.formats.executorch.quiet import quiet_executorch
 from compress.formats.executorch.runtime import the_runtime
+from compress.formats.silence import silence
+from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
-from compress.training.loop import tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -65,7 +65,7 @@ def to_executorch(
     interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
     module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
     values = tuple(sample.values())
-    with quiet_executorch(), torch.no_grad():
+    with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
             if precision == "int8" and has_convolutions(module):

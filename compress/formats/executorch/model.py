@@ -38,7 +38,7 @@ class ExecuTorchModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one program and its interface."""
         program = find_pte(directory)
         read_interface(program.parent)

@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from compress.errors import IntegrityError
 from compress.formats.executorch.export import Lowered
 from compress.formats.executorch.runtime import open_bytes
-from compress.formats.onnx.parity import mixed_batches
+from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
 
 
-def prove_near(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
+def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
     """What to tell of a program, on padded batches and a single example. Raises `IntegrityError`.
 
     In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
     either way, so that it may be as far again from torch over the same integers as these are from the float model.
     """
     session = open_bytes(made.model, threads=1)
-    names = tuple(session.inputs)
-    apart = near = largest = 0.0
-    for indices in mixed_batches(examples):
-        batch, inputs = examples.batch(indices), tensors(examples, indices)
-        given = {name: inputs[name] for name in names}
-        with torch.inference_mode():
-            expected = answers(examples, model.module.eval()(**given), inputs).numpy()
-            found = {name: made.source(*given.values()) for name in session.output_types}
-            same = answers(examples, SimpleNamespace(**found), inputs).numpy()
-        shipped = examples.answers(session.predict(batch), batch)
-        largest = max(largest, float(np.abs(expected).max()))
-        # Unlike max, numpy's maximum does not lose a NaN.
-        apart = float(np.maximum(apart, np.abs(same - expected).max()))
-        near = float(np.maximum(near, np.abs(shipped - same).max()))
-    if not near <= apart + tolerance:
-        raise IntegrityError(
-            f"In ExecuTorch the {examples.answers_are} differ from torch by {near:.2e}.",
-            expected=f"at most {apart + tolerance:g} on padded batches",
-            mend="raise tolerance if the difference is acceptable",
-        )
-    if apart <= tolerance:
-        return f"{examples.answers_are} differ by at most {near:.1e} from torch"
+    integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
+    apart = measure(of_torch(model.module, examples), integers, examples)
+    words, allowed = examples.answers_are, apart.worst + tolerance
+    what = f"In ExecuTorch the {words} differ from torch"
+    near = prove(integers, of_session(session, examples), examples, allowed, what)
+    if apart.worst <= tolerance:
+        return f"{words} differ by at most {near.worst:.1e} from torch"
     return (
-        f"{examples.answers_are} differ by at most {near:.1e} from torch over the same integers, which are {apart:.1e} "
-        f"from the float model, where the largest is {largest:.1f}"
+        f"{words} differ by at most {near.worst:.1e} from torch over the same integers, which are {apart.worst:.1e} "
+        f"from the float model, where the largest is {apart.largest:.1f}"
     )
+
+
+class _ByName:
+    """What a program was made of, called as the model that it stands for is."""
+
+    def __init__(self, made: Lowered, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        self._made, self._inputs, self._outputs = made, inputs, outputs
+
+    def eval(self) -> _ByName:
+        return self
+
+    def __call__(self, **values: Any) -> Any:
+        given = [values[name] for name in self._inputs]
+        return SimpleNamespace(**{name: self._made.source(*given) for name in self._outputs})

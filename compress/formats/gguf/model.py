@@ -25,9 +25,9 @@ class GgufModel:
         return find_gguf(self.folder)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
-        from compress.formats.gguf.file import read_gguf
+        from compress.formats.gguf.read import read_gguf
 
         read_gguf(find_gguf(directory))
         return cls(directory)

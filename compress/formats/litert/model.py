@@ -26,9 +26,9 @@ class LiteRtModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole file of that format."""
-        from compress.formats.litert.file import read_litert
+        from compress.formats.litert.read import read_litert
 
         file = find_litert(directory)
         content = file.read_bytes()

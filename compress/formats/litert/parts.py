@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.litert.file import read_litert
+from compress.formats.litert.read import read_litert
 from compress.formats.parts import Maker, Run, Values, padded, part_of
+from compress.targets import Target
 
 _FEW = 16
 """Elements below which a tensor holds scales or indices, and no weights."""
@@ -24,6 +25,11 @@ _MOVED = frozenset(
     }
 )
 """Operators that compute nothing."""
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> LiteRtParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return LiteRtParts(file, length)
 
 
 class LiteRtParts:

@@ -67,7 +67,7 @@ class OnnxModel:
         write_companions(directory, self.companions)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> OnnxModel:
+    def load(cls, directory: Path, task: object) -> OnnxModel:
         """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
         first, *others = find_graphs(directory)
         companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)

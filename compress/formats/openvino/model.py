@@ -25,7 +25,7 @@ class OpenVinoModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one IR and its weights."""
         graph = find_ir(directory)
         weights = weights_of(graph)

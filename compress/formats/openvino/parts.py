@@ -11,10 +11,16 @@ import numpy as np
 
 from compress.formats.openvino.runtime import compile_model, read_model
 from compress.formats.parts import Maker, Run, Values
+from compress.targets import Target
 
 _FEW = 16
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
 _NO_OPERATORS = ("Constant", "Parameter", "Result")
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> OpenVinoParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return OpenVinoParts(file)
 
 
 class OpenVinoParts:

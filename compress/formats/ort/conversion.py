@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from compress.errors import StageError
-from compress.formats.ort.tools import ort_tools
+from compress.formats.ort.read import ort_tools
 
 _LEFT_OUT = ["NchwcTransformer"]
 """It lays channels out for x86; a file with such operators opens nowhere else."""

@@ -30,9 +30,9 @@ class OrtModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole file of that format."""
-        from compress.formats.ort.file import read_ort
+        from compress.formats.ort.read import read_ort
 
         file = find_ort(directory)
         content = file.read_bytes()

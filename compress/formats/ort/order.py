@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from compress.formats.ort.tools import ort_tools
+from compress.formats.ort.read import ort_tools
 
 _ALIGNMENT = 16
 _IDENTIFIER = b"ORTM"

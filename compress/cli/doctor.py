@@ -174,8 +174,9 @@ def _installation() -> Iterator[Finding]:
 
 def _plugins() -> Iterator[Finding]:
     """What other packages add, and what of it cannot be used."""
-    from compress import stages, tasks  # noqa: F401  # what a registry leaves out is recorded when it is imported
-    from compress.formats.registry import PLUGGED, lacking
+    from compress import stages  # noqa: F401
+    from compress.formats.lacking import lacking
+    from compress.formats.registry import PLUGGED
     from compress.plugins import plugin_errors
 
     for form in PLUGGED:

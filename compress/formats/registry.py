@@ -101,29 +101,3 @@ def part_of(form: str, name: str) -> Any:
             f"The plugin of the format {form!r} lacks {reference}: {error}",
             mend="mend or uninstall the package that registers it, as `compress doctor` names it",
         ) from error
-
-
-def lacking(form: str) -> list[str]:
-    """What a format refers to and cannot be used, with the reason; all of it is imported."""
-    faults = []
-    for what, reference in FORMATS[form].references().items():
-        try:
-            fault = _fault(what, load(reference))
-        except Exception as error:  # noqa: BLE001  # somebody else's module may raise anything while it is imported
-            fault = f"cannot be imported: {error}"
-        faults += [f"its {what} {reference} {fault}"] if fault else []
-    return faults
-
-
-def _fault(what: str, found: Any) -> str | None:
-    from compress.formats.bundled import BundledFormat
-    from compress.formats.probed import Probed
-    from compress.runtimes.runtime import Runtime
-
-    if what == "bundle":
-        return None if isinstance(found, BundledFormat) else "is no BundledFormat"
-    if what != "probed" and not what.startswith("runtime "):
-        return None if callable(found) else "cannot be called"
-    methods = vars(Probed if what == "probed" else Runtime)
-    absent = [name for name in methods if not name.startswith("_") and not hasattr(found, name)]
-    return f"lacks {', '.join(absent)}" if absent else None

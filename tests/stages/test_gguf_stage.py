@@ -115,7 +115,7 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
-    from compress.formats.gguf.file import read_gguf
+    from compress.formats.gguf.read import read_gguf
 
     (tensor,) = (one for one in read_gguf(made.file).tensors if one.name == "blk.1.ffn_up.weight")
     content = bytearray(made.file.read_bytes())

@@ -22,7 +22,7 @@ from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
 from compress.formats.onnx.int8.settings import Format, ReduceRange
 from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
-from compress.formats.quiet_nncf import quiet_nncf
+from compress.formats.silence import silence
 
 
 @dataclass
@@ -83,7 +83,9 @@ def run_nncf(
     given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    with quiet_nncf() as nncf:
+    with silence("prints"):
+        import nncf
+
         try:
             quantized: onnx.ModelProto = nncf.quantize(
                 source,

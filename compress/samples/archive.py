@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -69,7 +70,7 @@ def _of_zip(archive: Path, packed: zipfile.ZipFile) -> Files:
     for entry in packed.infolist():
         _check(archive, entry.filename, is_plain(entry))
         if not entry.is_dir():
-            files[entry.filename] = lambda entry=entry: packed.open(entry)  # type: ignore[misc]
+            files[entry.filename] = partial(packed.open, entry)
     return files
 
 
@@ -78,9 +79,15 @@ def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:
     for entry in tar:
         _check(archive, entry.name, entry.isreg() or entry.isdir())
         if entry.isreg():
-            # `./usr/share` in a Debian package is `usr/share`. A regular file has contents.
-            files[str(PurePosixPath(entry.name))] = lambda entry=entry: tar.extractfile(entry)  # type: ignore[misc]
+            # `./usr/share` in a Debian package is `usr/share`.
+            files[str(PurePosixPath(entry.name))] = partial(_contents, tar, entry)
     return files
+
+
+def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    found = tar.extractfile(entry)
+    assert found is not None, "regular files have contents"
+    return found
 
 
 def _check(archive: Path, name: str, plain: bool) -> None:

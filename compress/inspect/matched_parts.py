@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of, read_by
+from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of
 
 _SAME = 0.05
 """Share of a value's spread up to which two values are one, but for what 8 bits make of it."""
@@ -132,7 +132,7 @@ class MatchedParts:
     @property
     def makers(self) -> Mapping[str, Maker]:
         """See `Parts`."""
-        return {name: self.file.makers[own] for name, (own, _) in self.known.items()}
+        return {name: self.file.steps.makers[own] for name, (own, _) in self.known.items()}
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -142,26 +142,26 @@ class MatchedParts:
 
     def whole(self, values: Sequence[str]) -> Run:
         """See `Parts`."""
-        run = self.file.whole([self.known[name][0] for name in values])
-        return lambda batch: self._back(run(batch), values)
+        return self._run(values, ())
 
     def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
         """See `Parts`."""
-        given = list(cuts) if given is None else given
-        own = self._there(cuts)
-        run = self.file.apart(own, [self.known[name][0] for name in given])
-        return lambda batch: self._back(run({**batch, **self._there({one: batch[one] for one in given})}), list(cuts))
+        return self._run(list(cuts), list(cuts) if given is None else given)
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""
-        found = self.file.bits([self.known[name][0] for name in cuts])
+        found = self.file.steps.bits([self.known[name][0] for name in cuts])
         return {name: found[self.known[name][0]] for name in cuts}
 
-    def _there(self, values: Values) -> dict[str, np.ndarray]:
-        return {self.known[name][0]: self.known[name][1].there(array) for name, array in values.items()}
+    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
+        own = {name: self.known[name] for name in (*values, *given)}
+        run = self.file.run([own[name][0] for name in values], [own[name][0] for name in given])
 
-    def _back(self, values: Values, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {name: self.known[name][1].back(values[self.known[name][0]]) for name in names}
+        def answered(batch: Values) -> Values:
+            found = run({**batch, **{own[name][0]: own[name][1].there(batch[name]) for name in given}})
+            return {name: own[name][1].back(found[own[name][0]]) for name in values}
+
+        return answered
 
 
 def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedParts:
@@ -190,7 +190,7 @@ class _Matching:
     held: dict[str, tuple[str, Layout]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.own: Values = self.file.whole(list(self.file.makers))(self.batch)
+        self.own: Values = self.file.run(list(self.file.steps.makers))(self.batch)
 
     @property
     def known(self) -> dict[str, tuple[str, Layout]]:
@@ -218,7 +218,7 @@ class _Matching:
     def _given(self, known: Mapping[str, tuple[str, Layout]]) -> Values:
         """All of the file's values where those that are known are the reference's."""
         given = {own: layout.there(self.values[name]) for name, (own, layout) in known.items() if name in self.values}
-        return self.file.apart({**self.own, **given}, list(given))({**self.batch, **given})
+        return self.file.run(list(self.own), list(given))({**self.batch, **given})
 
     def _same(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> Iterator[Likeness]:
         """Pairs of which each is the other's likeliest, none of them in ``known``."""
@@ -243,7 +243,7 @@ class _Matching:
         like = [one for one in pairs if abs(one.correlation) > _LIKE]
         known_by = {own: name for name, (own, _) in self.known.items()}
         made = {one: self._made_of(one, self.reads, {name: name for name in self.known}) for one in values}
-        theirs = {one: self._made_of(one, self.file.reads, known_by) for one in others}
+        theirs = {one: self._made_of(one, self.file.steps.reads, known_by) for one in others}
         unlike = [one for one in pairs if abs(one.correlation) <= _LIKE and made[one.value] == theirs[one.other]]
         for value in values:
             own = {one.other for one in (*like, *unlike) if one.value == value}
@@ -254,7 +254,8 @@ class _Matching:
 
     def _made_of(self, one: str, reads: Mapping[str, Sequence[str]], known_by: Mapping[str, str]) -> frozenset[str]:
         """The known values that a value is made of, by the reference's names."""
-        return frozenset(known_by[read] for read in read_by(part_of(one, reads, known_by), reads, known_by))
+        read = {read for made in part_of(one, reads, known_by) for read in reads[made]}
+        return frozenset(known_by[one] for one in read if one in known_by)
 
     def _gain(self, pair: Likeness) -> float:
         known = {**self.known, pair.value: (pair.other, pair.layout)}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from compress.fitted_table import Column, FittedTable
 from compress.metrics import format_seconds
 from compress.nightly.page import verdict
 from compress.nightly.record import Finding, Night, Outcome, first_line
@@ -20,12 +20,10 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 def night_table(night: Night) -> RenderableType:
     """The outcomes as a table, then every finding with its culprit, then the notes."""
-    table = Table(title=Text(f"{night.suite}, {night.label}"), title_justify="left", title_style="bold")
-    for heading, justify in (("Entry", "left"), ("Verdict", "left"), ("Time", "right"), ("Outcome", "left")):
-        table.add_column(heading, justify="right" if justify == "right" else "left")
+    columns = [Column("Entry"), Column("Verdict"), Column("Time", right=True, rank=1), Column("Outcome")]
+    table = FittedTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
-        verdict_text = Text(outcome.status, style=_STYLES[outcome.status])
-        table.add_row(Text(outcome.entry), verdict_text, Text(_took(outcome)), Text(first_line(outcome.reason)))
+        table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))
     parts: list[RenderableType] = [table]
     parts += [Text(f"\u2717 {found.sentence}", style="red") for found in night.findings]
     parts += [Text(note, style="yellow") for note in night.all_notes]

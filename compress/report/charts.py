@@ -63,7 +63,10 @@ def cost_metrics(report: Report, target: str) -> list[Metric]:
 
 def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
     """Quality with its interval against a cost on a logarithmic axis; None below two models."""
-    pairs = [(model, *(report.find(model, one.name, target) for one in (cost, quality))) for model in report.models]
+    pairs = [
+        (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
+        for model in report.models
+    ]
     points = [Point((model,), c, q) for model, c, q in pairs if c is not None and q is not None and c.value > 0]
     if len(points) < 2:
         return None

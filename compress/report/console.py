@@ -93,9 +93,7 @@ def closing_line(report: Report, folder: Path, name: str) -> str:
     if not report.ran_on:
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
         why = f" ({reasons})" if reasons else ""
-        return (
-            f"Nothing could be run and timed here{why}; sizes are measured all the same. {where} Next: compress targets"
-        )
+        return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"
     if report.missed:
         return f"{where} Next: compress compare {name}, to see what changed against the baseline"
     return f"{where} Next: compress bundle {name} --target desktop --output app, or compress compare OTHER-RUN {name}"

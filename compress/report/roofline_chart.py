@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compress.bench.profile import MachineLimits, Profile, Row
+from compress.charts.labels import CHARACTER
 from compress.charts.markup import element, shape, told
 from compress.charts.plot import Frame, Plot
 from compress.charts.scales import Scale
@@ -121,14 +122,17 @@ def _name(plot: Plot, roof: Roofline) -> None:
     if y1 == y2:
         plot.name(x2, y2 - 6, roof.label, f"roof-name {roof.kind}", "end")
         return
-    angle, along = math.degrees(math.atan2(y2 - y1, x2 - x1)), 0.32
+    angle = math.atan2(y2 - y1, x2 - x1)
+    # A third of the way along it, but right of the axis.
+    half = len(roof.label) * CHARACTER / 2 * math.cos(angle)
+    along = max(0.32, (_FRAME.left + half - x1) / (x2 - x1))
     # The slopes lie close together: one is named above, the other below.
     away = -7 if roof.kind == "working" else 15
     middle = f"{x1 + along * (x2 - x1):.1f} {y1 + along * (y2 - y1):.1f}"
     attributes = {
         "class": f"roof-name {roof.kind}",
         "text-anchor": "middle",
-        "transform": f"translate({middle}) rotate({angle:.1f}) translate(0 {away})",
+        "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {away})",
     }
     plot.add(element("text", attributes, roof.label))
 

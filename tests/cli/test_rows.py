@@ -26,5 +26,5 @@ def test_no_word_is_broken(width: int) -> None:
 
 def test_every_figure_of_a_row_is_there_at_80_columns() -> None:
     text = shown(render_rows(ROWS), 80)
-    for words in ("accuracy[label=good]", "75.00%", "70.00%\u201380.00%", "1.50 ms", "1.25\u20131.75 ms"):
+    for words in ("accuracy[label=good]", "75.00%", "70.00\u201380.00%", "1.50 ms", "1.25\u20131.75 ms"):
         assert words in text

@@ -51,10 +51,11 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 durations: $(STAMP) ## record how long files of tests take, by which they are ordered
 	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types and what imports what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .

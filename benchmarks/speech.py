@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
+from noise import add_noise, babble, white_noise
 
 from compress.bench.session import measure_together
 from compress.checkpoints.checkpoint import Checkpoint
@@ -36,7 +37,6 @@ from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.numerics.noise import add_noise, babble, white_noise
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from compress.environment import processor_class
 from compress.errors import InputError
 
 WEB_VERSION = "1.30.0"
@@ -30,8 +31,9 @@ class Profile:
     ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
     limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
     place of: answers are those of the same runtime, times and memory are not that machine's. What is
-    ``downloaded`` counts compressed in ``max_bytes``. A recipe adds a ``device``
-    of the inventory to be timed on, and ``options``: fields of the stage that writes the format.
+    ``downloaded`` counts compressed in ``max_bytes``. A recipe adds a ``device`` of the inventory to be
+    timed on, the kind of ``processor`` that answers have to be right on beside this machine's, and ``options``: fields
+    of the stage that writes the format.
     """
 
     target: Target
@@ -42,6 +44,7 @@ class Profile:
     instead_of: str | None = None
     downloaded: bool = False
     device: str | None = None
+    processor: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,7 +102,8 @@ PROCESSORS: dict[str, Processor] = {
     for processor in (
         Processor("x86-avx2", False, "x86-64 without VNNI: Intel before Ice Lake and Cascade Lake, AMD before Zen 4"),
         Processor("x86-vnni", True, "x86-64 with AVX512-VNNI, AVX-VNNI or AMX"),
-        Processor("arm64", True, "64-bit ARM, with dot products or without"),
+        Processor("arm64-dotprod", True, "64-bit ARM with dot products of bytes: most since 2018"),
+        Processor("arm64", True, "64-bit ARM without them"),
         Processor("linux-arm64", True, "the same, under the name that it has as a target"),
     )
 }
@@ -111,7 +115,12 @@ def find_processor(name: str) -> Processor:
         return PROCESSORS[name]
     if name != "cpu":
         raise InputError(f"There is no processor {name!r}.", expected=f"one of cpu, {', '.join(PROCESSORS)}")
-    from compress.environment import features, has_int8_dot_product
+    here = processor_class()
+    known = PROCESSORS.get(here)
+    return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {here}")
 
-    x86 = "avx2" in features()
-    return Processor("cpu", has_int8_dot_product() or not x86, "this machine's")
+
+def sum_in_32_bits(profiles: Iterable[Profile]) -> bool:
+    """Whether pairs of 8-bit products saturate neither here, where answers are judged, nor on a target's processor."""
+    named = {profile.processor for profile in profiles if profile.processor is not None}
+    return all(find_processor(name).sums_in_32_bits for name in ("cpu", *named))

@@ -114,6 +114,7 @@ def _refuse_options(options: dict[str, object]) -> None:
 def _of_machine(machine: dict[str, Any]) -> list[Finding]:
     return [
         *_installation(),
+        *_plugins(),
         *_targets(),
         *_processor(machine),
         *_memory(machine),
@@ -169,6 +170,22 @@ def _installation() -> Iterator[Finding]:
         lacking = [package.name for package in packages() if package.extra == extra and not package.fits]
         state = f"not installed (lacks {', '.join(lacking)})" if lacking else "installed"
         yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None)
+
+
+def _plugins() -> Iterator[Finding]:
+    """What other packages add, and what of it cannot be used."""
+    from compress import stages  # noqa: F401
+    from compress.formats.lacking import lacking
+    from compress.formats.registry import PLUGGED
+    from compress.plugins import plugin_errors
+
+    for form in PLUGGED:
+        if faults := lacking(form):
+            yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "mend or uninstall it")
+        else:
+            yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
+    for error in plugin_errors():
+        yield Finding("warning", str(error), "mend or uninstall the package")
 
 
 def _targets() -> Iterator[Finding]:

@@ -43,9 +43,16 @@ def run(
         typer.echo(done.report.to_json(), nl=False)
     else:
         Console().print(console_table(done.report))
+    for limit in done.report.limits:
+        policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
+        if limit.unknown and policy == "warn":
+            why = limit.reason or "missed within chance"
+            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {why}", err=True)
     name = loaded.name if artifacts / "runs" == RUNS else str(done.folder)
     told = Console(stderr=True, highlight=False)
     # A terminal breaks lines between words; whoever reads a file wants one.
     told.print(closing_line(done.report, done.folder, name), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
+    if done.report.unmeasured and not done.report.judged:
+        raise typer.Exit(3)

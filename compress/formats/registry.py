@@ -30,6 +30,8 @@ def _accepted(found: Any) -> FormatSpec:
 
     if not isinstance(found, FormatSpec):
         raise UnusablePluginError(f"it is a {type(found).__name__}; expected a FormatSpec")
+    if found.name in BUILT_IN:
+        return found  # `load_plugins` records that
     clash = next((other for other in BUILT_IN.values() if _clash(found, other)), None)
     if clash is not None:
         raise UnusablePluginError(

@@ -41,7 +41,7 @@ class FormatSpec:
     - ``suffix``: of the file, or the folder, that its runtimes open
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`
     - ``runtimes``: by name; the first where nothing else is said
-    - ``probed``: the class of a `Probed` of that model
+    - ``probed``: the `Probing` that looks into that model
     - ``rank``: its place in lists; the first of all is meant where nothing is said
     - ``written_from``: the format that it is made of, or None for weights as transformers has them
     - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
@@ -49,7 +49,9 @@ class FormatSpec:
       runs them in an app, or None where no app is bundled with them
     - ``find``: the one file of an artifact, ``find_all``: the files in the order in which they run, both as
       `checkpoints.model.only_file` does where they are None
-    - ``tensors``: reads its stored tensors
+    - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
+    - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
+    - ``has_graph``: such a file holds operators beside its tensors
     - ``parts``: takes a file apart: (file, target, most tokens or None) -> `Parts`
     - ``bundle``: its `BundledFormat`
     - ``check_writable``: (folder of weights) -> None, raises `ModelError` for a language model that it has no place for
@@ -69,6 +71,8 @@ class FormatSpec:
     find: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None
+    tensors_suffix: str | None = None
+    has_graph: bool = True
     parts: Reference | None = None
     bundle: Reference | None = None
     check_writable: Reference | None = None

@@ -37,7 +37,7 @@ class Forecast:
     @cached_property
     def _known(self) -> dict[str, str]:
         """Label -> digest of each stage's output in the cache."""
-        recipe, cache = self.recipe, Cache(self.artifacts / "cache")
+        recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
         named = references(recipe.stages)
         names = [recipe.model, *(one.name for one in named if one.kind == "model")]
         models = {name: _model(name, self.folder, cache) for name in names}

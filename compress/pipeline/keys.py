@@ -42,7 +42,7 @@ class Keys:
             {
                 **({"folders": folders} if folders else {}),
                 **({"models": models[1:]} if models[1:] else {}),
-                "stage": stage.model_dump(mode="json"),
+                "stage": stage.key_fields(),
                 "version": stage.version,
                 "input": input_digest,
                 "refers_to": list(referred),

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry
+from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
@@ -19,12 +19,11 @@ from compress.data.questions import Question, find_questions
 from compress.data.similarity import RatedPairs, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.failures import library_failures, unexpected
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.probed import probed
 from compress.pipeline.resources import Meter
@@ -62,6 +61,10 @@ class Road:
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
+
+    def __post_init__(self) -> None:
+        """Processors are looked at once, so that keys and stages go by the same."""
+        self.recipe = self.recipe.settled()
 
     @cached_property
     def cache(self) -> Cache:
@@ -205,20 +208,20 @@ class Road:
         with Meter() as meter:
             model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
-                digests, before_bytes = probed(model).digests(), self._size(before)
+                digests, weight = probed(model).digests(), self._weight(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
             try:
                 output = stage.run(model, context)
                 output.save(content)
                 with meter.checking():
-                    contract.check(output, digests, before_bytes, content, self._probe(stage))
+                    contract.check(output, digests, weight, content, self._probe(stage))
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except library_failures() as error:
-                raise unexpected(label, content, error) from error
+            except _library_failures() as error:
+                raise _unexpected(label, content, error) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -255,10 +258,10 @@ class Road:
             return self.further[label][0].gives()
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
-    def _size(self, label: str) -> int:
+    def _weight(self, label: str) -> Weight:
         if label != START:
-            return size_bytes(self.folder_of(label))
-        return sum(path.stat().st_size for path in self.start.iterdir() if path.is_file())
+            return weigh(self.folder_of(label))
+        return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
@@ -305,3 +308,26 @@ def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
         return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
     drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
     return Origin(None, True, recipe.seed, folder) if drawn else None
+
+
+def _library_failures() -> tuple[type[Exception], ...]:
+    """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
+    from onnx.checker import ValidationError
+    from safetensors import SafetensorError
+
+    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+
+    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+    return (*own, ValidationError, SafetensorError, *FAILURES)
+
+
+def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
+    """A stage's failure with its label and how to go on; a full disk where that is what it was."""
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if "No space left on device" in str(error):
+        return disk_full(folder)
+    return StageError(
+        f"Stage {label!r} failed: {type(error).__name__}: {first}",
+        mend="see the run's log; finished stages are kept, so the next run resumes here",
+    )

@@ -29,6 +29,7 @@ from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.pipeline.running_text import check_running_text
 from compress.pipeline.slices import check_slices
+from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
@@ -76,6 +77,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_slices(road)
         check_running_text(road)
         check_formats(road)
+        for error in plugin_errors():
+            logged.note(str(error))
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
         if road.rated_pairs:
@@ -85,7 +88,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road.travel()
         findings = measure(road, remeasure)
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
-        limits = check_limits(wanted, findings.measurements, recipe.baseline, findings.skipped)
+        limits = check_limits(
+            *(wanted, findings.measurements, recipe.baseline, findings.skipped),
+            machines=findings.machines,
+            verdicts=recipe.verdicts,
+        )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
         last = recipe.labels()[-1]
         with storage_errors(folder):
@@ -104,7 +111,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             measurements=tuple(findings.measurements),
             limits=tuple(limits),
             skipped=tuple(findings.skipped),
-            notes=tuple(findings.notes),
+            notes=(*map(str, plugin_errors()), *findings.notes),
             bytes_by_layer=findings.bytes_by_layer,
             data=data_record(road),
             slices=findings.slices,

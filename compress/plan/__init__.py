@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -10,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.environment import cores_quota, granted_cores
+from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan
 from compress.plan.render import render_plan
 from compress.plan.sources import Sources
+from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import Estimate, PlanContext, Prediction
 from compress.stage.shape import Shape
@@ -62,12 +64,27 @@ def make_plan(
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
+        processor=processor_class(),
+        decided=_decided(recipe),
         limits=recipe.limits,
         seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
+        plugins=tuple(map(str, plugin_errors())),
     )
+
+
+def _decided(recipe: Recipe) -> dict[str, str]:
+    """`reduce_range: auto is saturating`, by the label of the stage."""
+    found = {}
+    for label, written, settled in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
+        before, after = written.model_dump(mode="json"), settled.model_dump(mode="json")
+        changed = [name for name in before if before[name] != after[name]]
+        if changed:
+            values = (f"{name}: {before[name]} is {json.dumps(after[name])}" for name in changed)
+            found[label] = ", ".join(values).replace('"', "")
+    return found
 
 
 def _stage_plans(

@@ -56,8 +56,11 @@ class Plan(Frozen):
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
+    processor: str = Field(description="the kind of processor of this machine")
+    decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int
     artifacts: str
+    plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")

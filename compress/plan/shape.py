@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.checkpoints.checks import check_model_folder, read_json, weight_files
 from compress.checkpoints.safetensors_file import read_header
-from compress.formats.gguf.file import read_gguf
+from compress.formats.gguf.read import read_gguf
 from compress.stage.shape import Shape
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,6 +17,9 @@ from compress.frozen import Frozen
 from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.targets import Profile, Target
+
+ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]
+"""As `compress.environment.processor_class` tells them apart."""
 
 
 class TargetFields(Frozen):
@@ -34,6 +37,11 @@ class TargetFields(Frozen):
     max_memory_bytes: int | None = Field(None, ge=1, description="limit on the measured peak memory at batch 1")
     device: str | None = Field(
         None, description="of a target of one's own: the device in devices.yaml whose latency is measured, over SSH"
+    )
+    processor: ProcessorClass | None = Field(
+        None,
+        description="the oldest kind of processor that answers have to be right on, beside this machine's: 8-bit "
+        "products of x86-avx2 may saturate, which `reduce_range: auto` of the stages `quantize` and `qat` avoids",
     )
 
 
@@ -65,7 +73,7 @@ class ChosenTarget(TargetFields):
             about = self.description or f"{self.runtime} as the recipe describes it"
             target = Target(self.name, self.runtime, FORMATS[form].runtimes[self.runtime].provider, about, form)
             profile = Profile(target, instead_of=self.name)
-        given = ("threads", "max_bytes", "max_memory_bytes")
+        given = ("threads", "max_bytes", "max_memory_bytes", "processor")
         changes = {name: getattr(self, name) for name in given if getattr(self, name) is not None}
         return replace(profile, **changes, device=self.device, options=self.options)
 

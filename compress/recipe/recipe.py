@@ -11,11 +11,11 @@ from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
-from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
-from compress.recipe.policy import Policy
+from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
+from compress.recipe.policy import CannotTell, Policy
 from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
-from compress.targets import Profile
+from compress.targets import Profile, sum_in_32_bits
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
@@ -34,12 +34,27 @@ class Limit(Frozen):
     at_least: float | None = Field(None, description="the smallest value that passes")
     at_most: float | None = Field(None, description="the largest value that passes")
     of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
+    processor: ProcessorClass | None = Field(
+        None, description="the kind of processor that it holds on; on others it is skipped. Left out: on all"
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("exactly one of at_least and at_most")
         return self
+
+
+class Verdicts(Frozen):
+    """What a limit does to the exit code where it is not kept and may not be missed either."""
+
+    cannot_tell: CannotTell = Field(
+        "warn",
+        description="a limit on a time whose interval reaches it, or that was measured on a machine unfit for it",
+    )
+    within_chance: CannotTell = Field(
+        "fail", description="a limit on quality that so many rows may have missed by chance; it is missed all the same"
+    )
 
 
 class Benchmark(Frozen):
@@ -123,6 +138,7 @@ class Recipe(Frozen):
         None, description="parts of the test data that are looked at on their own; left out: those of the task"
     )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
+    verdicts: Verdicts = Field(Verdicts(), description="what limits do that are nearly kept")
     gate: Policy | None = Field(
         None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
     )
@@ -182,6 +198,11 @@ class Recipe(Frozen):
     def profiles(self) -> tuple[Profile, ...]:
         """The rows that its targets stand for."""
         return tuple(profile_of(entry) for entry in self.targets)
+
+    def settled(self) -> Recipe:
+        """With what stages leave to the processors of this machine and of the targets decided."""
+        sums = sum_in_32_bits(self.profiles())
+        return self.model_copy(update={"stages": tuple(stage.settled(sums) for stage in self.stages)})
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""

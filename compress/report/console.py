@@ -32,8 +32,8 @@ _WRITING = {
     "speedup_time_per_output_token": "Speed-up",
 }
 """The same of a language model, with headings that leave room for each other in a narrow terminal."""
-_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
-_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
+_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "unknown": "yellow", "none": "dim"}
+_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown": "?"}
 
 
 def console_table(report: Report) -> RenderableType:
@@ -90,7 +90,7 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
 def closing_line(report: Report, folder: Path, name: str) -> str:
     """Where report and model of a run are, and what to do next with what ``name`` finds again; the end of a run."""
     where = f"{folder} has report.html and model/."
-    if not report.ran_on:
+    if report.unmeasured:
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
         why = f" ({reasons})" if reasons else ""
         return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"

@@ -12,8 +12,8 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def junit_report(report: Report) -> str:
-    """One test suite, one case a limit: missed ones fail, those of skipped targets are skipped."""
-    skipped = sum(limit.skipped for limit in report.limits)
+    """One test suite, one case a limit: missed ones fail, those that were not judged or can't be told are skipped."""
+    skipped = sum(limit.skipped or limit.unknown for limit in report.limits)
     counts = {"tests": str(len(report.limits)), "failures": str(len(report.missed)), "skipped": str(skipped)}
     whole = {**counts, "errors": "0", "time": f"{report.seconds or 0:.3f}", "name": plain_xml(report.recipe)}
     root = ElementTree.Element("testsuites", whole)
@@ -44,6 +44,8 @@ def _case(suite: ElementTree.Element, report: Report, limit: LimitResult) -> Non
     found = plain_xml(limit_found(report, limit))
     if limit.skipped:
         ElementTree.SubElement(case, "skipped", {"message": plain_xml(limit.reason or "the target was skipped")})
+    elif limit.unknown:
+        ElementTree.SubElement(case, "skipped", {"message": f"{limit.verdict}: {found}"})
     elif not limit.passed:
         message = {"message": f"found {found}", "type": "limit missed"}
         failure = ElementTree.SubElement(case, "failure", message)

@@ -38,8 +38,8 @@ def _written(name: str, value: object) -> str:
 
 
 def limit_state(limit: LimitResult) -> str:
-    """`passed`, `missed` or `skipped`."""
-    return "skipped" if limit.skipped else "passed" if limit.passed else "missed"
+    """`passed`, `missed`, `unknown` or `skipped`."""
+    return "skipped" if limit.skipped else "passed" if limit.passed else "unknown" if limit.unknown else "missed"
 
 
 def limit_found(report: Report, limit: LimitResult) -> str:
@@ -47,15 +47,27 @@ def limit_found(report: Report, limit: LimitResult) -> str:
     metric = describe_metric(limit.metric, report.metrics(limit.target).get(limit.metric, ""))
     value = format_value(metric, limit.value) if limit.value is not None else ""
     if limit.ratio is not None:
-        return f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
-    known = format_interval(metric, limit.low, limit.high)
-    interval = f"({known})" if known else ""
-    return " ".join(part for part in (value, interval, limit.reason or "") if part)
+        found = f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
+    else:
+        known = format_interval(metric, limit.low, limit.high)
+        found = f"{value} ({known})" if known else value
+    return "; ".join(filter(None, (found, _chance(limit), limit.reason)))
+
+
+def _chance(limit: LimitResult) -> str:
+    """`7 of 2,000 rows, within chance (99.4-99.8%)` of a missed limit on quality."""
+    if limit.within_chance is None:
+        return ""
+    lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
+    known = ""
+    if limit.ratio_low is not None and limit.ratio_high is not None:
+        known = f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
+    return f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance{known}"
 
 
 def limit_bound(limit: LimitResult) -> str:
-    """The bound as text."""
-    return signs(limit.limit)
+    """The bound as text, with the processor that it is for."""
+    return signs(limit.limit) + (f" ({limit.processor})" if limit.processor else "")
 
 
 def signs(limit: str) -> str:

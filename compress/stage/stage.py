@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -223,9 +223,20 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return None
 
+    def check_data(self, start: Path, context: Context) -> None:
+        """Prove before the run that running text will do, read as the starting model does. Raises `DataError`."""
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return Promise()
+
+    def settled(self, sums_in_32_bits: bool) -> Self:
+        """The stage with what it leaves to processors decided: whether all of the targets' add 8-bit products so."""
+        return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """Its parameters, as the cache knows them."""
+        return self.model_dump(mode="json")
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:

@@ -63,7 +63,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
         import onnx_ir as ir
 
-        from compress.formats.onnx.float16 import prove_near, to_float16
+        from compress.formats.onnx.float16 import prove_float16, to_float16
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.model import labels_of, processor_of
 
@@ -71,7 +71,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         graph = to_float16(model.graph, self.keep)
         rows = context.data.split("train").slice(0, _EXAMPLES)
         examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-        share = prove_near(graph, model.graph, examples, self.tolerance)
+        share = prove_float16(graph, model.graph, examples, self.tolerance)
         context.remark(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
         context.remark("cast: this file is for graphics processors; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
@@ -27,6 +27,15 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     requires = frozenset({HAS_CLASSES})
     integer_graph = True
     kind: Literal["qat"] = "qat"
+
+    def settled(self, sums_in_32_bits: bool) -> Qat:
+        """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
+        return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without `reduce_range` where weights have all their bits, as before there was a choice."""
+        fields = super().key_fields()
+        return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
 
     def needs(self) -> Needs:
         """Labeled training examples."""

@@ -50,6 +50,12 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" else Needs()
 
+    def settled(self, sums_in_32_bits: bool) -> Quantize:
+        """`reduce_range: auto` narrows what may saturate on a target."""
+        if self.reduce_range != "auto":
+            return self
+        return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
+
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
@@ -80,14 +86,14 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.int8.positions import quantize_rows_in_order
-        from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
-        from compress.quantization.int8_run import quantize_int8
+        from compress.formats.onnx.quantization import quantize_embeddings
+        from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.accuracy_floor is not None or self.keep:
             graph = quantize_int8(model, self, context)
         else:
-            graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
+            graph = quantize_dynamically(model, self, context)
         if self.embedding_bits < 32:
             in_order = quantize_rows_in_order(graph)
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)

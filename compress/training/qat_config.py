@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from compress.targets import find_processor
 from compress.training.config import Training
 
 _FOUR_BITS_FROM = 21
@@ -15,6 +16,11 @@ class QuantizationAwareTraining(Training):
     """A training through integers, with the float model as the teacher, and the graph that they are written into."""
 
     bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
+    reduce_range: bool | Literal["auto"] = Field(
+        "auto",
+        description="7-bit weights in place of 8-bit ones, whose products may saturate on x86 processors without VNNI; "
+        "auto: unless the processors of all targets add them in 32 bits",
+    )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
     calibration_examples: int = Field(256, ge=1, description="training examples from which the first steps are taken")
     temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
@@ -39,3 +45,8 @@ class QuantizationAwareTraining(Training):
         if self.bits == 4 and self.opset is not None and self.opset < _FOUR_BITS_FROM:
             raise ValueError(f"opset {_FOUR_BITS_FROM} or newer, since bits: 4 needs integers of 4 bits")
         return self
+
+    @property
+    def narrow(self) -> bool:
+        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        return not find_processor("cpu").sums_in_32_bits if self.reduce_range == "auto" else self.reduce_range

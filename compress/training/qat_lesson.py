@@ -70,7 +70,7 @@ class QatLesson:
         else:
             self.teacher = copy.deepcopy(module).requires_grad_(False)
         pruned = keep_zeros(module)
-        layers = put_in(module, chosen, settings.bits, shared)
+        layers = put_in(module, chosen, settings.bits, shared, settings.narrow)
         predict(module, self._some(settings.calibration_examples))
         for name in start(layers):
             context.remark(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
@@ -138,7 +138,7 @@ class QatLesson:
         store_in_four_bits(made)
         kinds = Counter("convolutions" if layer.made else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        self.context.remark(f"qat: {counts} with {self.settings.bits}-bit weights")
+        self.context.remark(f"qat: {counts} with {_bits(self.settings)}-bit weights")
         return made
 
     def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
@@ -176,6 +176,10 @@ class QatLesson:
             labels=None,
             sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
         )
+
+
+def _bits(settings: QuantizationAwareTraining) -> str:
+    return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
 
 
 def _refuse_quantized(model: TorchModel) -> None:

@@ -22,7 +22,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.digests import size_bytes
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
 from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
 from compress.tasks.registry import get_task
@@ -56,8 +56,8 @@ def check(
         (folder / name).mkdir()
         model.save(folder / name)
     contract = Contract("squeeze", promise or Promise())
-    size, digests = size_bytes(folder / "before"), probed(before).digests()
-    contract.check(after, digests, size, folder / "after", probe(kind or type(after)))
+    weight, digests = weigh(folder / "before"), probed(before).digests()
+    contract.check(after, digests, weight, folder / "after", probe(kind or type(after)))
     return contract
 
 
@@ -126,7 +126,25 @@ def test_any_change_counts(change: str):
 
 def test_a_result_larger_than_promised(tmp_path: Path):
     what = breach(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=0.5))
-    assert "100% of its input; at most 50% was promised" in what
+    assert "100% of its input's; at most 50% was promised" in what
+
+
+def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
+    smaller = tiny.encoder(seed=1, num_hidden_layers=1)
+    for name, model in (("before", torch_model(0)), ("after", smaller)):
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name)
+    for name in ("before", "after"):
+        (tmp_path / name / "tokenizer.json").write_text("x" * 1_000_000)
+    before, after = weigh(tmp_path / "before"), weigh(tmp_path / "after")
+    assert after.files > 0.95 * before.files > 1_000_000
+    held = sum(parameter.numel() for parameter in smaller.module.parameters())
+    assert after.tensors == 4 * held
+    contract = Contract("squeeze", Promise(max_size_ratio=0.8))
+    contract._size(before, after)
+    assert dict(contract.found)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
+    with pytest.raises(IntegrityError, match="at most 30% was promised"):
+        Contract("squeeze", Promise(max_size_ratio=0.3))._size(before, after)
 
 
 def test_a_result_as_small_as_promised(tmp_path: Path):

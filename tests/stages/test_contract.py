@@ -21,9 +21,9 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
 from compress.pipeline.probed import probed
 from compress.progress import SilentProgress
 from compress.stage.stage import Context, Stage
@@ -233,7 +233,7 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
         assert kind == "coreml" and stage.gives().load(after, get_task(task_of(stage))) == output
 
     contract = Contract(kind, stage.promise())
-    contract.check(output, probed(before).digests(), size_bytes(tmp_path / "before"), after, probe)
+    contract.check(output, probed(before).digests(), weigh(tmp_path / "before"), after, probe)
     assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
 
 

@@ -22,7 +22,7 @@ from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import RecipeError, StageError
-from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.integrity import Contract, Probe, Weight
 from compress.pipeline.probed import probed
 from compress.recipe_source import read_recipe
 from compress.stage.stage import Context
@@ -122,7 +122,7 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
         load=lambda folder: TorchModel.load(folder, get_task(tiny_images.TASK)),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
-    Contract("prune", stage.promise()).check(model, before, 1, tmp_path, probe)
+    Contract("prune", stage.promise()).check(model, before, Weight(1, 1), tmp_path, probe)
     assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
 
 

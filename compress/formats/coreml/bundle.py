@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.formats.bundled import Axis, BundledFormat, Interface
-from compress.formats.coreml.file import MilProgram, read_coreml
 from compress.formats.coreml.model import specification_of, weights_of
+from compress.formats.coreml.read import MilProgram, read_coreml
 from compress.installation import has_package
 from compress.runtimes.runtime import Session, TensorType
 

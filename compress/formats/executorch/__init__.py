@@ -34,6 +34,7 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     probed="compress.formats.executorch.probed:PROBED",
+    tensors="compress.formats.executorch.read:read_tensors",
     parts="compress.formats.executorch.parts:open_parts",
     bundle="compress.formats.executorch.bundle:BUNDLE",
 )

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.file import read_pte
 from compress.formats.executorch.model import read_interface
-from compress.formats.executorch.quiet import quiet_executorch
+from compress.formats.executorch.read import read_pte
 from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_rewrite import XnnGraph, read_graph, write_graph
 from compress.formats.parts import Maker, Run, Values, longest, padded, part_of
+from compress.formats.silence import silence
 from compress.targets import Target
 
 _MOVED = frozenset(
@@ -50,7 +50,7 @@ class ExecuTorchParts:
         content = file.read_bytes()
         read_pte(content, file)
         the_runtime()
-        with quiet_executorch():
+        with silence("process"):
             from executorch.exir._serialize._program import deserialize_pte_binary
 
             self._file = deserialize_pte_binary(content)
@@ -146,7 +146,7 @@ class ExecuTorchParts:
         return bool(self._plan.values[place].val.data_buffer_idx)
 
     def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
-        with quiet_executorch():
+        with silence("process"):
             from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
             program = copy.copy(self._file.program)
@@ -163,7 +163,7 @@ class ExecuTorchParts:
 
             # The program has the bytes that the method reads its weights from.
             assert loaded
-            with quiet_executorch():
+            with silence("process"):
                 found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in order])
             return {name: found[at].numpy().copy() for at, name in enumerate(values)}
 

@@ -43,10 +43,9 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
-        from compress.formats.executorch.export import to_executorch
-        from compress.formats.executorch.parity import prove_near
+        from compress.formats.executorch.export import prove_lowered, to_executorch
 
         examples = context.encode("train", model)
         made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
-        context.remark(f"executorch: {prove_near(made, model, examples, self.tolerance)}")
+        context.remark(f"executorch: {prove_lowered(made, model, examples, self.tolerance)}")
         return made.model

@@ -30,6 +30,7 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     probed="compress.formats.litert.probed:PROBED",
+    tensors="compress.formats.litert.read:read_tensors",
     parts="compress.formats.litert.parts:open_parts",
     bundle="compress.formats.litert.bundle:BUNDLE",
 )

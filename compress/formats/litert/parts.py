@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.litert.file import read_litert
+from compress.formats.litert.read import read_litert
 from compress.formats.parts import Maker, Run, Values, padded, part_of
 from compress.targets import Target
 

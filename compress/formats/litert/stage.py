@@ -78,7 +78,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         from compress.formats.litert.conversion import to_litert, words_of
         from compress.formats.litert.quantization import quantize_litert
         from compress.formats.litert.runtime import open_bytes
-        from compress.formats.session_parity import prove_near
+        from compress.formats.prove import prove_shipped
 
         examples = context.encode("train", model)
         lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
@@ -89,7 +89,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         made = LiteRtModel(content, plain.companions)
         shipped = open_bytes(made, threads=1)
         first = shipped if self.precision == "fp32" else open_bytes(plain, threads=1)
-        context.remark(f"litert: {prove_near('LiteRT', first, shipped, model, examples, self.tolerance)}")
+        context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, model, examples, self.tolerance)}")
         return made
 
     def _block(self, width: int, context: Context) -> Blocks | None:

@@ -54,6 +54,7 @@ FORMAT = FormatSpec(
     taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},
     find_all="compress.formats.onnx.model:find_graphs",
     probed="compress.formats.onnx.probed:PROBED",
+    tensors="compress.formats.onnx.read:read_tensors",
     parts="compress.formats.onnx.parts:open_parts",
     bundle="compress.formats.onnx.bundle:BUNDLE",
     check_writable="compress.formats.onnx.decoder.architecture:check_writable",

@@ -46,7 +46,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.openvino.runtime import open_bytes
-        from compress.formats.session_parity import prove_near
+        from compress.formats.prove import prove_shipped
 
         examples = context.encode("train", model)
         graph = export_onnx(model, examples, opset=None, fusions=False).graph
@@ -54,6 +54,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
         shipped = open_bytes(made, threads=1)
         first = shipped if plain is made else open_bytes(plain, threads=1)
-        found = prove_near("OpenVINO", first, shipped, model, examples, self.tolerance)
+        found = prove_shipped("OpenVINO", first, shipped, model, examples, self.tolerance)
         context.remark(f"openvino: {found}")
         return made

@@ -12,7 +12,7 @@ from compress.formats.onnx.parts import OnnxParts, parts_on
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.runtimes.profile import CPU
-from compress.formats.ort.file import read_ort
+from compress.formats.ort.read import read_ort
 from compress.targets import Target
 
 

@@ -9,33 +9,29 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from compress.checkpoints.stored_tensor import StoredTensor, stored
 from compress.errors import ModelError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """One tensor; ``shape`` is in torch's order, ``start`` a byte offset from the beginning of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    bytes: int
+_PLAIN = {
+    "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata and tensors of a file. Arrays are kept as their length alone."""
+    """Metadata and tensors of a file, shapes in torch's order. Arrays are kept as their length alone."""
 
     metadata: dict[str, Any]
-    tensors: tuple[GgufTensor, ...]
+    tensors: tuple[StoredTensor, ...]
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -54,6 +50,11 @@ def read_gguf(path: Path) -> GgufHeader:
             if needed > len(data):
                 raise _truncated(path, f"{len(data)} bytes, where its header speaks of {needed}")
     return header
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file."""
+    return list(read_gguf(file).tensors)
 
 
 @dataclass
@@ -113,7 +114,7 @@ class _Cursor:
         return name, shape[::-1], self.scalar("I"), self.scalar("Q")
 
 
-def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
+def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> StoredTensor:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
@@ -121,7 +122,19 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
     except ValueError as error:
         raise _broken(path, f"the tensor {name!r} has the unknown type {kind}") from error
     block, block_bytes = GGML_QUANT_SIZES[ggml]
-    return GgufTensor(name, ggml.name, shape, begin + offset, math.prod(shape) // block * block_bytes)
+    size = math.prod(shape) // block * block_bytes
+    return stored(name, ggml.name, shape, path, (begin + offset, size), decode=partial(_dequantized, ggml.name, shape))
+
+
+def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
+    """Values of a ggml type: quantized ones as float32."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    if kind in _PLAIN:
+        return data.view(_PLAIN[kind]).reshape(shape)
+    values: np.ndarray = dequantize(data.reshape(*shape[:-1], -1), GGMLQuantizationType[kind])
+    return values
 
 
 def _truncated(path: Path, found: str) -> ModelError:

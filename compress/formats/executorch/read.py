@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from compress.checkpoints.stored_tensor import Role, StoredTensor, stored
 from compress.errors import MissingExtraError, ModelError
-from compress.formats.executorch.quiet import quiet_executorch
-from compress.formats.executorch.xnnpack_graph import XnnConstant, read_xnnpack
+from compress.formats.executorch.xnnpack_graph import read_xnnpack
+from compress.formats.silence import silence
 
 _HEADER = 40
 _NUMPY = {
@@ -19,22 +21,6 @@ _NUMPY = {
 }  # fmt: skip
 _TABLES = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
 """Operators that look rows of quantized tables up, and how many weights lie in a byte of theirs."""
-
-
-@dataclass(frozen=True)
-class PteConstant:
-    """A stored constant: its place in the file, numpy's type, and how many weights it holds.
-
-    ``scale``: it belongs to integers as their scale or zero point.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    bytes: int
-    weights: int
-    scale: bool = False
 
 
 def check_whole(content: bytes, where: str) -> tuple[int, int]:
@@ -54,11 +40,16 @@ def check_whole(content: bytes, where: str) -> tuple[int, int]:
     return program, base
 
 
-def read_pte(content: bytes, where: Path) -> tuple[PteConstant, ...]:
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The constants of a program."""
+    return list(read_pte(file.read_bytes(), file))
+
+
+def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     """Every constant of a program. Raises `ModelError` for a broken file, `MissingExtraError` without executorch."""
     size, base = check_whole(content, str(where))
     try:
-        with quiet_executorch():
+        with silence("process"):
             from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 
             program = _flatbuffer_to_program(content[:size])
@@ -67,7 +58,7 @@ def read_pte(content: bytes, where: Path) -> tuple[PteConstant, ...]:
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
         raise _broken(where, error) from error
     try:
-        found = (*_own(program, base), *_delegated(program, base, content))
+        found = (*_own(program, base, where), *_delegated(program, base, content, where))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise _broken(where, error) from error
     for one in found:
@@ -88,7 +79,7 @@ def _broken(where: Path, error: Exception) -> ModelError:
     )
 
 
-def _own(program: Any, base: int) -> Iterator[PteConstant]:
+def _own(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
     """Tensors that ExecuTorch's own kernels read; a buffer that several of them share counts once."""
     segment, _ = _segment(program, program.constant_segment.segment_index, base)
     offsets = program.constant_segment.offsets
@@ -102,21 +93,15 @@ def _own(program: Any, base: int) -> Iterator[PteConstant]:
                 continue
             known.add(buffer)
             dtype, shape = _NUMPY.get(tensor.scalar_type.name, tensor.scalar_type.name), tuple(tensor.sizes)
-            role, packed = tables.get(place, ("", 1))
-            weighs = role == "table" or (role != "scale" and dtype.startswith("float") and bool(shape))
-            elements = math.prod(shape)
-            yield PteConstant(
-                name=f"constant.{buffer}",
-                dtype=dtype,
-                shape=shape,
-                start=segment + offsets[buffer],
-                bytes=elements * _bytes_of(dtype),
-                weights=elements * packed if weighs else 0,
-                scale=role == "scale",
-            )
+            role, packed = tables.get(place, (None, 1))
+            if not role:
+                role = "weight" if dtype.startswith("float") and shape else "constant"
+            span = segment + offsets[buffer], math.prod(shape) * np.dtype(dtype).itemsize
+            found = stored(f"constant.{buffer}", dtype, shape, file, span, role, packed=packed > 1)
+            yield found.model_copy(update={"parameters": found.parameters * packed})
 
 
-def _tables(plan: Any) -> Iterator[tuple[int, tuple[str, int]]]:
+def _tables(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int]]]:
     """Values that are quantized tables, and how many weights they have in a byte, or their scales and zero points."""
     for chain in plan.chains:
         for instruction in chain.instructions:
@@ -125,11 +110,11 @@ def _tables(plan: Any) -> Iterator[tuple[int, tuple[str, int]]]:
             kind = "" if index is None else plan.operators[index].name.rpartition("::")[2]
             if kind in _TABLES:
                 table, *scales = call.args[:3]
-                yield table, ("table", _TABLES[kind])
-                yield from ((place, ("scale", 1)) for place in scales)
+                yield table, ("weight", _TABLES[kind])
+                yield from ((place, ("quantization", 1)) for place in scales)
 
 
-def _delegated(program: Any, base: int, content: bytes) -> Iterator[PteConstant]:
+def _delegated(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:
     """What XNNPACK's parts are given, by their own description; equal constants of several parts are one."""
     named = {one.key: _segment(program, one.segment_index, base) for one in program.named_data or ()}
     seen: set[str] = set()
@@ -141,13 +126,10 @@ def _delegated(program: Any, base: int, content: bytes) -> Iterator[PteConstant]
             for constant in read_xnnpack(content[start : start + size]):
                 if constant.key in named and constant.key not in seen:
                     seen.add(constant.key)
-                    yield _named(constant, f"xnnpack.{place}.{constant.value}", *named[constant.key])
-
-
-def _named(constant: XnnConstant, name: str, start: int, size: int) -> PteConstant:
-    if constant.scale:
-        return PteConstant(name, constant.dtype, (size // _bytes_of(constant.dtype),), start, size, 0, scale=True)
-    return PteConstant(name, constant.dtype, constant.shape, start, size, math.prod(constant.shape))
+                    span, dtype = named[constant.key], constant.dtype
+                    shape = (span[1] // np.dtype(dtype).itemsize,) if constant.scale else constant.shape
+                    role: Role = "quantization" if constant.scale else "weight"
+                    yield stored(f"xnnpack.{place}.{constant.value}", dtype, shape, file, span, role)
 
 
 def _payload(program: Any, delegate: Any, base: int) -> tuple[int, int]:
@@ -161,9 +143,3 @@ def _segment(program: Any, index: int, base: int) -> tuple[int, int]:
         return base, 0
     found = program.segments[index]
     return base + found.offset, found.size
-
-
-def _bytes_of(dtype: str) -> int:
-    import numpy as np
-
-    return np.dtype(dtype).itemsize

@@ -18,8 +18,8 @@ quiet_libraries()
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 AutoModel.from_pretrained, AutoTokenizer.from_pretrained
 early = "torchao" in sys.modules
-from compress.models.quiet_torchao import quiet_torchao
-with quiet_torchao():
+from compress.formats.silence import silence
+with silence("logs"):
     from torchao.prototype.safetensors import safetensors_support
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers.quantizers import quantizer_torchao

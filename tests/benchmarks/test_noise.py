@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from compress.numerics.noise import add_noise, babble, white_noise
+from noise import add_noise, babble, white_noise
 
 
 def decibels(signal: np.ndarray, noise: np.ndarray) -> float:

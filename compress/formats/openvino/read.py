@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
+from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
 from compress.errors import ModelError
+from compress.formats.openvino.model import weights_of
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
-
-Content = bytes
-"""Of a whole file; a tensor's own `bytes` is a number."""
+_COMPANIONS = ("/zero_point", "/scale")
 
 
-@dataclass(frozen=True)
-class IrConstant:
-    """A stored constant: the name of its layer, its numpy type (or OpenVINO's own), and its place among the weights."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    bytes: int
-
-    @property
-    def floats(self) -> bool:
-        """Whether numpy can read it as floating-point numbers."""
-        return self.dtype in ("float32", "float16", "float64")
-
-    def values(self, weights: Content) -> np.ndarray:
-        """Its values in the ``weights`` of the whole file, read-only."""
-        stored = np.frombuffer(weights, np.uint8, self.bytes, self.start)
-        return stored.view(self.dtype).reshape(self.shape)
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The constants of an IR, which lie in the file beside it."""
+    weights = weights_of(file)
+    return list(read_ir(file.read_bytes(), file, weights.stat().st_size, weights))
 
 
-def read_ir(content: bytes, where: Path, size: int) -> tuple[IrConstant, ...]:
+def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> tuple[StoredTensor, ...]:
     """The constants of an IR, bodies of loops and branches included. Raises `ModelError`.
 
-    ``size``: bytes of the weights, which no constant may reach beyond.
+    ``size``: bytes of the ``weights``, which no constant may reach beyond.
     """
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ModelError("The IR declares a document type.", where=str(where), expected="plain layers and edges")
     try:
-        constants = tuple(_constants(ElementTree.fromstring(content)))
+        constants = tuple(_constants(ElementTree.fromstring(content), weights))
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise ModelError(
             f"The IR cannot be read: {error}", where=str(where), mend="write it again with the stage openvino"
@@ -62,15 +44,17 @@ def read_ir(content: bytes, where: Path, size: int) -> tuple[IrConstant, ...]:
     return constants
 
 
-def _constants(root: ElementTree.Element) -> Iterator[IrConstant]:
+def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTensor]:
     for layer in root.iter("layer"):
         data = layer.find("data")
         if layer.get("type") != "Const" or data is None:
             continue
         shape = tuple(int(axis) for axis in data.attrib["shape"].split(",") if axis.strip())
         kind = data.attrib["element_type"]
-        name = layer.attrib["name"]
-        yield IrConstant(name, _numpy_type(kind), shape, int(data.attrib["offset"]), int(data.attrib["size"]))
+        name, dtype = layer.attrib["name"], _numpy_type(kind)
+        span = int(data.attrib["offset"]), int(data.attrib["size"])
+        role = role_of(dtype, shape, scales=name.endswith(_COMPANIONS))
+        yield stored(name, dtype, shape, weights, span, role, packed=kind in _BITS)
 
 
 def _numpy_type(kind: str) -> str:

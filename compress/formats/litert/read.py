@@ -5,50 +5,24 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.stored_tensor import Content, StoredTensor, role_of, stored
 from compress.errors import ModelError
 
 _IDENTIFIER = b"TFL3"
 _BITS = {"int4": 4, "uint4": 4, "int2": 2}
-
-Content = bytes
-"""Of a whole file; a tensor's own `bytes` is a number."""
-
-
-@dataclass(frozen=True)
-class LiteRtTensor:
-    """Stored values, once however many graphs read them: a name of its own, type, shape and place in the file.
-
-    ``scales``: they scale another tensor's integers.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    bytes: int
-    scales: bool = False
-
-    @property
-    def floats(self) -> bool:
-        """Whether numpy can read it as floating-point numbers."""
-        return self.dtype in ("float32", "float16", "float64")
-
-    def values(self, content: Content) -> np.ndarray:
-        """Its values in the ``content`` of the whole file, read-only."""
-        return np.frombuffer(content, np.uint8, self.bytes, self.start).view(self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class LiteRtFile:
     """What a file holds: its stored tensors, and the names by which its graphs are called."""
 
-    tensors: tuple[LiteRtTensor, ...]
+    tensors: tuple[StoredTensor, ...]
     signatures: tuple[str, ...]
 
 
@@ -72,7 +46,7 @@ def read_litert(content: Content, file: Path) -> LiteRtFile:
         signatures = tuple(
             model.SignatureDefs(index).SignatureKey().decode() for index in range(model.SignatureDefsLength())
         )
-        return LiteRtFile(tuple(_named_apart(_tensors(model, content))), signatures)
+        return LiteRtFile(tuple(_named_apart(_tensors(model, content, file))), signatures)
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
@@ -81,7 +55,12 @@ def read_litert(content: Content, file: Path) -> LiteRtFile:
         ) from error
 
 
-def _named_apart(tensors: Iterator[LiteRtTensor]) -> list[LiteRtTensor]:
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file."""
+    return list(read_litert(file.read_bytes(), file).tensors)
+
+
+def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
     """Tensors of one name numbered, in the order of the file."""
     found = list(tensors)
     often = Counter(one.name for one in found)
@@ -89,11 +68,12 @@ def _named_apart(tensors: Iterator[LiteRtTensor]) -> list[LiteRtTensor]:
     for place, one in enumerate(found):
         if often[one.name] > 1:
             seen[one.name] += 1
-            found[place] = replace(one, name=f"{one.name}#{seen[one.name]}")
+            name = f"{one.name}#{seen[one.name]}"
+            found[place] = one.model_copy(update={"name": name, "origin": name})
     return found
 
 
-def _tensors(model: Any, content: Content) -> Iterator[LiteRtTensor]:
+def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:
     """Of every graph; a buffer that several tensors read is told once, by the first of them."""
     from ai_edge_litert.schema_py_generated import TensorType
 
@@ -110,8 +90,9 @@ def _tensors(model: Any, content: Content) -> Iterator[LiteRtTensor]:
             shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
             name, dtype = tensor.Name().decode(), types[tensor.Type()]
             _check_size(name, dtype, shape, place[1])
-            yield LiteRtTensor(name, dtype, shape, *place, index in scaling)
-            yield from _scales(tensor, name, content)
+            role = role_of(dtype, shape, index in scaling)
+            yield stored(name, dtype, shape, file, place, role, packed=dtype in _BITS)
+            yield from _scales(tensor, name, content, file)
 
 
 def _place(model: Any, index: int, content: Content) -> tuple[int, int] | None:
@@ -140,13 +121,13 @@ def _scale_tensors(graph: Any) -> Iterator[int]:
             yield details.Scales()
 
 
-def _scales(tensor: Any, name: str, content: Content) -> Iterator[LiteRtTensor]:
+def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[StoredTensor]:
     """The scales that lie with a tensor."""
     quantization = tensor.Quantization()
     if quantization is not None and quantization.ScaleLength():
         count = quantization.ScaleLength()
         start = _start(quantization.ScaleAsNumpy(), content)
-        yield LiteRtTensor(f"{name}/scale", "float32", (count,), start, 4 * count, True)
+        yield stored(f"{name}/scale", "float32", (count,), file, (start, 4 * count), "quantization")
 
 
 def _start(view: np.ndarray, content: Content) -> int:

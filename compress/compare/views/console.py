@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.compare.change import Change, Comparison, SliceChange
+from compress.compare.change import Comparison, SliceChange
 from compress.compare.gate import GateResult
 from compress.compare.slices import largest_change
 from compress.compare.words import (
@@ -17,6 +17,7 @@ from compress.compare.words import (
     confidence_text,
     effect_text,
     evidence,
+    figures,
     gate_sentence,
     interval_text,
     judged_name,
@@ -24,7 +25,6 @@ from compress.compare.words import (
     margin_text,
     ordered,
     side_text,
-    value_text,
     verdict_text,
 )
 from compress.fitted_table import Column, FittedTable
@@ -65,7 +65,7 @@ def console_gate(result: GateResult) -> RenderableType:
     for judgement in result.judgements:
         change = judgement.change
         cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
-        cells += _figures(change) if change else [""] * 4
+        cells += figures(change) if change else [""] * 4
         cells += [judgement.margin, verdict_text(change) if change else judgement.reason]
         table.add(*map(_plain, cells), style=_STYLES[judgement.status])
     status = "failed" if result.failed else "warned" if result.having("warned") else "passed"
@@ -91,16 +91,10 @@ def _table(title: str, margin: str) -> FittedTable:
 def _changes(comparison: Comparison) -> FittedTable:
     table = _table("Comparison", "matters from")
     for change in ordered(comparison):
-        cells = [SIGNS[change.verdict], change.metric, change.target, *_figures(change)]
+        cells = [SIGNS[change.verdict], change.metric, change.target, *figures(change)]
         cells += [margin_text(change), verdict_text(change)]
         table.add(*map(_plain, cells), style=_STYLES[change.verdict])
     return table
-
-
-def _figures(change: Change) -> list[str]:
-    interval = interval_text(change)
-    known = f"{interval} ({confidence_text(change)})" if interval else ""
-    return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
 
 
 def _below(comparison: Comparison) -> Iterator[Text]:

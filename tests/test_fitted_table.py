@@ -22,6 +22,7 @@ def lines(made: FittedTable, width: int) -> list[str]:
 def test_columns_are_left_out_by_their_ranks_and_named() -> None:
     made = table(("first_one", "1.25 ms", "because", "7"))
     assert lines(made, 40)[0] == "name         value  why      n"
+    assert lines(made, 28)[0] == lines(made, 22)[0] == "name         value  n"
     assert lines(made, 22) == [
         "name         value  n",
         "\u2500" * 21,

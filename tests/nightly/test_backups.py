@@ -179,6 +179,7 @@ def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tm
         with pytest.raises(StorageError, match="No space left"):
             History(path, ignore).nights(SUITE)
         assert path.read_bytes() == content
+        assert list(disk.glob("*.damaged-*")) == list(disk.glob("*-new")) == []
         filler.file.unlink()
         assert check_values(opened(path)[0]) == 3
 

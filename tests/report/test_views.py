@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
-from rich.console import Console
+import pytest
+from generation_reports import generation_report
+from narrow import broken_words, shown
 
 from compress.recipe.recipe import Limit
-from compress.report.console import console_table
+from compress.report.console import closing_line, console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.markdown import escape_markdown, markdown_report
@@ -101,14 +103,8 @@ def test_junit_survives_characters_that_xml_cannot_hold(report: Report) -> None:
     assert case.get("name") == "a\ufffd<b>& >= 1"
 
 
-def shown(report: Report, width: int = 120) -> str:
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(console_table(report))
-    return stream.getvalue()
-
-
 def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
-    text = shown(report)
+    text = shown(console_table(report))
     for words in ("baseline", "trim_vocabulary", "86.85%", "5.12 MB", "17.8x", "Skipped target gpu"):
         assert words in text
     assert "\u2717 latency_ms on cpu \u2264 0.2 ms: 0.231 ms" in text
@@ -116,11 +112,43 @@ def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
 
 
 def test_the_console_takes_names_as_text(build: Callable[..., Report]) -> None:
-    assert "[red]x[/red] on cpu" in shown(build(recipe="[red]x[/red]"))
+    assert "[red]x[/red] on cpu" in shown(console_table(build(recipe="[red]x[/red]")))
 
 
 def test_an_empty_report_has_every_view() -> None:
     empty = Report(recipe="empty")
-    assert "The recipe sets no limits" in shown(empty)
+    assert "The recipe sets no limits" in shown(console_table(empty))
     assert markdown_report(empty) == "# empty\n\n**The recipe sets no limits.**\n"
     assert ElementTree.fromstring(junit_report(empty)).get("tests") == "0"
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_word_is_broken_at_any_width(report: Report, width: int) -> None:
+    for each in (report, generation_report()):
+        assert broken_words(console_table(each), width) == []
+
+
+def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[..., Report]) -> None:
+    whole = build()
+    text = shown(console_table(whole), 80)
+    heading = next(line for line in text.splitlines() if line.startswith("Model"))
+    assert heading.split() == ["Model", "Accuracy", "F1", "Agreement", "Size", "on", "disk", "Latency", "Speed-up"]
+    assert "Parameters: in the report" in text
+    asked = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
+    heading = next(line for line in shown(console_table(asked), 50).splitlines() if line.startswith("Model"))
+    assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]
+
+
+def test_the_last_line_says_where_things_are_and_what_comes_next(build: Callable[..., Report]) -> None:
+    folder = Path("artifacts/runs/quickstart/2026-11-25T12-00-00")
+    kept, missed = build(limits=()), build()
+    sizes = tuple(row for row in missed.measurements if row.metric == "size_bytes")
+    assert closing_line(kept, folder, "quickstart") == (
+        "artifacts/runs/quickstart/2026-11-25T12-00-00 has report.html and model/. Next: compress bundle quickstart "
+        "--target desktop --output app, or compress compare OTHER-RUN quickstart"
+    )
+    assert "Next: compress compare quickstart," in closing_line(missed, folder, "quickstart")
+    weighed = closing_line(missed.model_copy(update={"measurements": sizes}), folder, "quickstart")
+    assert weighed.startswith("Nothing could be run here (gpu: ONNX Runtime has no CUDAExecutionProvider")
+    assert "sizes are measured all the same" in weighed
+    assert str(folder) in weighed

@@ -229,7 +229,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
-            "set `reduce_range: true` in the quantize stage",
+            "`reduce_range: auto` of the quantize stage keeps weights from saturating",
         )
     if features and not has_bf16():
         yield Finding("ok", "no bf16 arithmetic: training runs in fp32")

@@ -105,7 +105,7 @@ def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[F
     yield Finding(
         "warning",
         f"{processor.name}: {len(bad)} of {len(found)} products saturate in 16 bits; answers will differ from here",
-        "set `reduce_range: true` in the quantize stage (7-bit weights never saturate)",
+        "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
     )
 
 

@@ -19,7 +19,7 @@ from compress.pipeline.budgets import Shipped, shipped, shipped_row
 from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
-from compress.pipeline.slow_int8_note import slow_int8_notes
+from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
 from compress.pipeline.sparse_note import sparse_notes
 from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
 from compress.report.predictions import Answers
@@ -162,7 +162,7 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
             f"nothing ran on {elsewhere}"
         )
     notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
-    return rows, notes + slow_int8_notes(session, rows)
+    return rows, notes + slow_int8_notes(session, rows) + processor_notes(session)
 
 
 def data_record(road: Road) -> DataRecord:

@@ -1,17 +1,21 @@
-"""What a report says where INT8 came out slower than float: which operators, and what would help."""
+"""What a report says where INT8 came out slower than float, or runs on a processor that is not made for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
+from compress.environment import processor_class
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.targets import find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 
 CPU = "CPUExecutionProvider"
+_KINDS = ("fp32", "int8")
 _SECONDS = 3.0
 _NAMED = 3
 _SHORT_MS = 0.5
@@ -57,6 +61,27 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     for cause in difference.responsible[:_NAMED]:
         lines.append(f"{cause_text(cause, difference)}{f'; what helps: {cause.help}' if cause.help else ''}")
     return [f"{session.target.name}: {line}" for line in lines]
+
+
+def processor_notes(session: TargetSession) -> list[str]:
+    """What an x86 processor without VNNI costs a model with integers that was timed on it, as measured now."""
+    saturates = not find_processor("cpu").sums_in_32_bits
+    if (
+        not saturates
+        or session.profile.device
+        or session.target.provider != CPU
+        or not has_integers(session.road.recipe)
+    ):
+        return []
+    from compress.bench.machine import PRODUCTS, product_rates
+
+    kinds = {kind: [product_rates(kind, *shape, session.benchmark.threads) for shape in PRODUCTS] for kind in _KINDS}
+    faster = [fmean(rates) / fmean(floats) for rates, floats in zip(kinds["int8"], kinds["fp32"], strict=True)]
+    return [
+        f"{session.target.name}: {processor_class()} has no VNNI: products of 8-bit integers are {min(faster):.1f} to "
+        f"{max(faster):.1f} times as fast as those of float there, and their sums may saturate "
+        "(`reduce_range` of the stage avoids it)"
+    ]
 
 
 def has_integers(recipe: Recipe) -> bool:

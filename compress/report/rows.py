@@ -138,7 +138,9 @@ def _moment(started: str) -> str:
 
 
 def run_line(report: Report) -> str:
-    """When it ran and how long it took."""
+    """When it ran, how long it took, and on what kind of processor."""
     parts = [f"started {_moment(report.started)}"] if report.started else []
     parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
+    kind = report.environment.get("processor_class")
+    parts += [f"on {kind}"] if kind and parts else []
     return ", ".join(parts)

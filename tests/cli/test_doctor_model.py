@@ -52,7 +52,7 @@ def test_a_processor_without_vnni_is_warned_of(tmp_path: Path):
     assert found[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)
     warnings = [(what, advice) for level, what, advice in found if level == "warning"]
     assert len(warnings) == 3 and "one saturates" in warnings[0][0] + warnings[1][0]
-    assert "2 of 2 products" in warnings[2][0] and "reduce_range: true" in (warnings[2][1] or "")
+    assert "2 of 2 products" in warnings[2][0] and "reduce_range: auto" in (warnings[2][1] or "")
 
 
 @pytest.mark.parametrize(("target", "reduce_range"), [("x86-avx2", True), ("x86-vnni", False), ("arm64", False)])

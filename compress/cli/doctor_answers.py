@@ -124,12 +124,12 @@ def _reference(
     """The float file that was named, or the run's: its export, or for a format written from weights, those."""
     from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
     from compress.formats.registry import FORMATS
+    from compress.pipeline.slow_int8_note import float_label
 
     run = run_of(model)
     place = against
     if place is None and run is not None:
-        labels, kinds = found.recipe.labels(), [stage.kind for stage in found.recipe.stages]
-        exported = outputs_of(run).get(labels[kinds.index("export")]) if "export" in kinds else None
+        exported = outputs_of(run).get(float_label(found.recipe) or "")
         from_weights = FORMATS[target.format].own_bits
         place = weights_of_run(run) if from_weights or exported is None else exported
     if place is None:

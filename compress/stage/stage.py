@@ -223,6 +223,9 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return None
 
+    def check_data(self, start: Path, context: Context) -> None:
+        """Prove before the run that running text will do, read as the starting model does. Raises `DataError`."""
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return Promise()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
@@ -37,6 +38,12 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """The base stays as it is."""
         return Promise(changes_weights=False)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
@@ -36,6 +37,12 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """Not a byte more."""
         return Promise(max_size_ratio=1.001)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""

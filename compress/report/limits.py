@@ -104,7 +104,12 @@ def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machin
         return {"verdict": "missed"}
     if interval is None or not final.raw:
         return {"verdict": "missed"}
-    return {"verdict": "missed", "within_chance": not beyond, "rows": final.n, "rows_lost": _lost(limit, final, other)}
+    return {
+        "verdict": "missed",
+        "within_chance": not beyond,
+        "rows": len(final.raw),
+        "rows_lost": _lost(limit, final, other),
+    }
 
 
 def _interval(final: Measurement, other: Measurement | None) -> tuple[float, float] | None:

@@ -104,7 +104,7 @@ import sys
 from pathlib import Path
 
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import to_ort
+from compress.formats.ort.write import to_ort
 
 before = logging.getLogger().handlers[:], logging.getLogger().level
 to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))

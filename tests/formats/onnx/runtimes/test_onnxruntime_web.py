@@ -21,7 +21,7 @@ from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
-from compress.formats.ort.conversion import convert
+from compress.formats.ort.write import convert
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress

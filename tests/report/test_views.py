@@ -11,7 +11,7 @@ from rich.console import Console
 from compress.recipe.recipe import Limit
 from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
-from compress.report.html import html_report
+from compress.report.html import html_page
 from compress.report.junit import junit_report
 from compress.report.markdown import escape_markdown, markdown_report
 from compress.report.schema import LimitResult, Report
@@ -102,7 +102,7 @@ def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
     skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
     assert skipped is not None and (skipped.get("message") or "").startswith("cannot tell: 11.7x")
     assert failure is not None and "7 of 2,000 rows, within chance" in (failure.text or "")
-    assert "? not told" in html_report(both)
+    assert "? can&#39;t tell" in html_page(both)
 
 
 def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:

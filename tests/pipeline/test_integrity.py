@@ -180,7 +180,7 @@ class Forgetful(TorchModel):
 
 def test_a_reload_that_predicts_otherwise(tmp_path: Path):
     model = torch_model(1)
-    broken = Forgetful(model.module, model.processor, model.task)
+    broken = Forgetful(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
 
@@ -198,7 +198,7 @@ class WrongTokens(TorchModel):
 
 def test_a_reload_with_another_tokenizer(tmp_path: Path):
     model = torch_model(1)
-    broken = WrongTokens(model.module, model.processor, model.task)
+    broken = WrongTokens(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what
 
@@ -267,7 +267,7 @@ def decoder_check(before: Checkpoint, after: Checkpoint, folder: Path, promise: 
     folder.mkdir()
     after.save(folder)
     contract = Contract("squeeze", promise or Promise())
-    contract.check(after, probed(before).digests(), size_bytes(before.folder), folder, decoder_probe())
+    contract.check(after, probed(before).digests(), weigh(before.folder), folder, decoder_probe())
     return contract
 
 

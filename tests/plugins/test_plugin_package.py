@@ -110,6 +110,19 @@ def test_without_the_package_a_recipe_names_what_is_missing(run: Path, tmp_path:
     assert "clip" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_recipe_of_the_page_is_valid(installed: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block)
+    code = (
+        "import pathlib, sys; from compress.recipe_source import read_recipe; "
+        "print(*read_recipe(pathlib.Path(sys.argv[1])).labels())"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed, ROOT)))}
+    command = [sys.executable, "-c", code, str(tmp_path / "mine.yaml")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["finetune", "clip", "export"]
+
+
 def test_the_page_shows_the_package_as_it_is() -> None:
     shown = dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', PAGE.read_text(), re.DOTALL))
     files = {path.relative_to(SOURCE).as_posix(): path for path in SOURCE.rglob("*") if path.suffix in (".py", ".toml")}

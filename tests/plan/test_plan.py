@@ -403,6 +403,32 @@ def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path
     assert broken_words(render_plan(plan), 80) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("x86-vnni", "x86-vnni: 8-bit products are summed in 32 bits; quantize: reduce_range: auto is false"),
+        (
+            "x86-avx2",
+            "x86-avx2: 8-bit products may saturate in 16 bits, and gain less speed than with VNNI; quantize: "
+            "reduce_range: auto is saturating",
+        ),
+    ],
+)
+def test_the_plan_says_what_this_processor_makes_of_the_recipe(
+    kind: str, words: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (compress.plan, compress.targets):
+        monkeypatch.setattr(module, "processor_class", lambda: kind)
+    limits = [{"metric": "speedup", "at_least": 2, "processor": "x86-vnni"}]
+    stages = [{"kind": "export"}, {"kind": "quantize"}]
+    plan = make_plan(recipe(limits=limits, stages=stages), folder, None, tmp_path)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    text = console.export_text()
+    assert words in text and "at least 2 on x86-vnni" in text
+    assert plan.processor == kind
+
+
 def test_planning_loads_no_torch(folder: Path) -> None:
     code = (
         "import sys, json\nfrom pathlib import Path\n"

@@ -13,7 +13,7 @@ from narrow import broken_words, shown
 from compress.recipe.recipe import Limit
 from compress.report.console import closing_line, console_table
 from compress.report.headline import headlines, verdict
-from compress.report.html import html_report
+from compress.report.html import html_page
 from compress.report.junit import junit_report
 from compress.report.markdown import escape_markdown, markdown_report
 from compress.report.schema import LimitResult, Report
@@ -95,16 +95,16 @@ def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(with_limits(report, mild, KEPT)) == ("unknown", "1 of 2 limits kept, 1 missed within chance")
     other = with_limits(report, KEPT, ELSEWHERE)
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
-    text = shown(both)
+    text = shown(console_table(both))
     assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise alone may have missed it" in text
-    found = "99.60% of baseline (86.6%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
+    found = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
     assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {found}" in " ".join(text.split())
     suite = ElementTree.fromstring(junit_report(both))
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
     skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
     assert skipped is not None and (skipped.get("message") or "").startswith("cannot tell: 11.7x")
     assert failure is not None and "7 of 2,000 rows, within chance" in (failure.text or "")
-    assert "? not told" in html_report(both)
+    assert "? can&#39;t tell" in html_page(both)
 
 
 def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
@@ -114,14 +114,14 @@ def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
     assert alone.unmeasured and not report.unmeasured
     said = "Nothing could be run: only sizes are known, and no limit was judged (1 not judged: target skipped)"
     assert verdict(alone) == ("none", said)
-    assert "5.12 MB" in shown(alone)
+    assert "5.12 MB" in shown(console_table(alone))
     kept = alone.model_copy(update={"limits": (gpu, KEPT)})
     assert verdict(kept)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
 
 
 def test_the_kind_of_processor_stands_with_the_run(report: Report) -> None:
     known = report.model_copy(update={"environment": {**report.environment, "processor_class": "x86-avx2"}})
-    assert "took 5 min 12 s, on x86-avx2." in shown(known)
+    assert "took 5 min 12 s, on x86-avx2." in shown(console_table(known))
     assert "on x86-avx2" in markdown_report(known).split("**")[0]
 
 

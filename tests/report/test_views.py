@@ -95,7 +95,7 @@ def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
     text = shown(both)
     assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise alone may have missed it" in text
-    found = "99.60% of baseline (86.6%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
+    found = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
     assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {found}" in " ".join(text.split())
     suite = ElementTree.fromstring(junit_report(both))
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from compress.stages import STAGES
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
+PLUGIN = FOLDER.parent / "tests" / "plugins" / "pt2"
 
 
 def commands() -> str:
@@ -95,7 +97,22 @@ def _table(table: dict[str, Any]) -> Iterator[str]:
         yield from ("", note)
 
 
-PAGES = {"reference/commands.md": commands, "reference/stages.md": stages, "results.md": results}
+def extending() -> str:
+    """The page that walks through the package of `tests/plugins`, with its files as they are."""
+    return re.sub(
+        r'(```\w+ title="([^"]+)"\n).*?```',
+        lambda block: f"{block[1]}{(PLUGIN / block[2]).read_text()}```",
+        (FOLDER / "extending.md").read_text(),
+        flags=re.DOTALL,
+    )
+
+
+PAGES = {
+    "reference/commands.md": commands,
+    "reference/stages.md": stages,
+    "results.md": results,
+    "extending.md": extending,
+}
 SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema}
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from compress.checkpoints.links import link_or_copy
+from compress.checkpoints.model import link_or_copy
 from compress.errors import ModelError
 
 if TYPE_CHECKING:

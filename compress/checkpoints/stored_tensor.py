@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,6 +18,8 @@ Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
 """Of a whole file; a tensor's own `bytes` is a number."""
 _INTEGERS = ("int64", "int32", "uint64", "bool")
+_SUB_BYTE = re.compile(r"(u?int|float)[1-7](_|$)")
+"""`ml_dtypes` has a byte for each such number, and files have several numbers in a byte."""
 
 
 class StoredTensor(Frozen):
@@ -99,6 +102,8 @@ def role_of(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:
 
 def numpy_type(name: str) -> np.dtype[Any] | None:
     """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types and others' own."""
+    if _SUB_BYTE.match(name):
+        return None
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 

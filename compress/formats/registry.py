@@ -6,16 +6,18 @@ Others register a `FormatSpec` by the entry point `compress.formats`. Importing 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import InputError
+from compress.formats.platforms import PLATFORMS
 from compress.formats.spec import FormatSpec, RuntimeSpec, load
 from compress.plugins import FORMATS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
+from compress.targets import Profile
 
 
 def _built_in() -> dict[str, FormatSpec]:
@@ -24,19 +26,51 @@ def _built_in() -> dict[str, FormatSpec]:
     return {module.FORMAT.name: module.FORMAT for module in modules if hasattr(module, "FORMAT")}
 
 
-def _accepted(found: Any) -> FormatSpec:
-    """A plugin's format, once its stage is one. Raises `UnusablePluginError`."""
-    from compress.stage.stage import Stage
+def _plugged() -> dict[str, FormatSpec]:
+    known = list(BUILT_IN.values())
 
+    def accept(found: Any) -> FormatSpec:
+        spec = _checked(found, known)
+        if spec.name not in BUILT_IN:  # which `load_plugins` leaves out
+            known.append(spec)
+        return spec
+
+    return load_plugins(GROUP, BUILT_IN, accept, lambda spec: spec.name)
+
+
+def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
+    """A plugin's format beside those that are ``known``. Raises `UnusablePluginError`."""
     if not isinstance(found, FormatSpec):
         raise UnusablePluginError(f"it is a {type(found).__name__}; expected a FormatSpec")
     if found.name in BUILT_IN:
-        return found  # `load_plugins` records that
-    clash = next((other for other in BUILT_IN.values() if _clash(found, other)), None)
-    if clash is not None:
-        raise UnusablePluginError(
-            f"its {_clash(found, clash)} is that of the built-in format {clash.name}; expected another"
-        )
+        return found
+    for what, taken, own in (
+        ("suffix", {one.suffix for one in known}, [found.suffix]),
+        ("stage", {*_STAGES, *(one.written_by for one in known)}, [found.written_by]),
+        ("target", {one.name for one in (*PLATFORMS, *_targets(known))}, [one.name for one in found.targets]),
+    ):
+        if twice := taken.intersection(own):
+            raise UnusablePluginError(f"there is another {what} {twice.pop()}; expected a name of its own")
+    for profile in found.targets:
+        if profile.target.format != found.name or profile.target.runtime not in found.runtimes:
+            raise UnusablePluginError(f"its target {profile.name} has another format, or a runtime that it lacks")
+    if found.written_from not in (None, *BUILT_IN):
+        raise UnusablePluginError(f"it is written from {found.written_from!r}; expected one of {', '.join(BUILT_IN)}")
+    if found.bundle is None and any(found.taken_by.values()):
+        raise UnusablePluginError("apps run it and it has no bundle; expected a BundledFormat")
+    if not found.runtimes:
+        raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
+    _check_stage(found)
+    return found
+
+
+def _targets(known: Sequence[FormatSpec]) -> list[Profile]:
+    return [profile for spec in known for profile in spec.targets]
+
+
+def _check_stage(found: FormatSpec) -> None:
+    from compress.stage.stage import Stage
+
     stage = load(found.stage)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
         raise UnusablePluginError(f"its stage {found.stage} is no Stage; expected a subclass of compress.stage.Stage")
@@ -48,27 +82,12 @@ def _accepted(found: Any) -> FormatSpec:
         raise UnusablePluginError("it has bits of its own, and its stage lacks the field precision")
     if (kind := getattr(stage.gives(), "kind", None)) != found.name:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {found.name!r}")
-    if found.written_from not in (None, *BUILT_IN):
-        raise UnusablePluginError(f"it is written from {found.written_from!r}; expected one of {', '.join(BUILT_IN)}")
-    if found.bundle is None and any(found.taken_by.values()):
-        raise UnusablePluginError("apps run it and it has no bundle; expected a BundledFormat")
-    if not found.runtimes:
-        raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
-    return found
 
 
-def _clash(one: FormatSpec, other: FormatSpec) -> str | None:
-    """What both have of one name that only one may have."""
-    targets = {profile.name for profile in other.targets}
-    if one.suffix == other.suffix:
-        return f"suffix {one.suffix}"
-    if one.written_by == other.written_by:
-        return f"stage {one.written_by}"
-    return next((f"target {profile.name}" for profile in one.targets if profile.name in targets), None)
-
-
+_STAGES = {one.name for one in iter_modules([str(Path(__file__).parents[1] / "stages")])}
+"""Kinds of the stages that are no format's: their modules have the same names."""
 BUILT_IN: Mapping[str, FormatSpec] = _built_in()
-PLUGGED: Mapping[str, FormatSpec] = load_plugins(GROUP, BUILT_IN, _accepted, lambda spec: spec.name)
+PLUGGED: Mapping[str, FormatSpec] = _plugged()
 FORMATS: Mapping[str, FormatSpec] = {
     spec.name: spec
     for some in (BUILT_IN, PLUGGED)

@@ -7,31 +7,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from compress.errors import InputError
+from compress.formats.platforms import PLATFORMS
 from compress.formats.registry import FORMATS
-from compress.targets import WEB_VERSION, AppProfile, Profile, Target
-
-_CPU = "CPUExecutionProvider"
-PLATFORMS = (
-    AppProfile(
-        Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly", "onnx"),
-        threads=1,
-        downloaded=True,
-        version=WEB_VERSION,
-    ),
-    AppProfile(
-        Target("android", "onnxruntime", _CPU, "an Android app", "onnx"),
-        instead_of="an Android phone",
-        downloaded=True,
-    ),
-    AppProfile(Target("ios", "onnxruntime", _CPU, "an iOS app", "onnx"), instead_of="an iPhone", downloaded=True),
-    AppProfile(
-        Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python", "onnx"),
-        instead_of="a 64-bit ARM board",
-    ),
-    AppProfile(Target("desktop", "onnxruntime", _CPU, "a computer with Python", "onnx")),
-)
-"""What `compress bundle` takes, each with the format that it takes where nothing else is said. A format's own spec says
-that the platform takes it too."""
+from compress.targets import AppProfile, Profile, Target
 
 
 def _with_formats(profile: Profile) -> Profile:

@@ -31,6 +31,8 @@ def back_up(connection: sqlite3.Connection, path: Path) -> None:
     beside.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(beside)) as copy:
+            # A journal on disk would outlive a process that is killed, and be taken for that of the next copy.
+            copy.execute("PRAGMA journal_mode = MEMORY")
             connection.backup(copy)
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
@@ -45,12 +47,15 @@ def back_up(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether SQLite finds no damage in the file, and every row keeps to what its table asks of it."""
+    """Whether SQLite finds no damage in the file, and every row keeps to what its table asks of it.
+
+    A night that a process was killed over is taken back first, for which SQLite has to write.
+    """
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return False
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()
             return bool(found == ("ok",))
     except sqlite3.OperationalError as error:
@@ -83,6 +88,8 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
         damaged.unlink(missing_ok=True)
         fresh.unlink(missing_ok=True)
         raise
+    # What it says of the damaged file must not be done to the sound one.
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
     fresh.replace(path)
     worse = known[: known.index(backup)]
     also = f" ({', '.join(place.name for place in worse)} cannot be read either)" if worse else ""

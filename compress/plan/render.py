@@ -12,7 +12,8 @@ from compress.targets import PROCESSORS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
+
+    from compress.fitted_table import FittedTable
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -43,21 +44,12 @@ def render_plan(plan: Plan) -> RenderableType:
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 
-_WORD_WIDTH = 12
-"""Words up to this length are not broken."""
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
+    from compress.fitted_table import Column, FittedTable
 
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        words = [word for row in rows for word in row[index].split()]
-        table.add_column(column, overflow="fold", min_width=min(max(map(len, words), default=0), _WORD_WIDTH))
+    table = FittedTable(title, [Column(heading) for heading in columns])
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add(*row)
     return table
 
 

@@ -16,7 +16,7 @@ from compress import __version__
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import INDEX, WEIGHTS
 from compress.checkpoints.gptq_layout import PARTS
-from compress.checkpoints.links import link_or_copy
+from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError

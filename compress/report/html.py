@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from compress import metrics
 from compress.measurement import Measurement
-from compress.report import charts, continuations, distribution, headline, layers, reliability, rows, slices
+from compress.report import charts, continuations, headline, layers, rows, slices
 from compress.report.schema import Report
 
 _PARTS = PurePosixPath("report/templates/page.html")
@@ -74,11 +74,9 @@ def html_page(report: Report) -> str:
         stored=layers.stored_bytes(report),
         charts=charts,
         continuations=continuations,
-        distribution=distribution,
         headline=headline,
         layers=layers,
         metrics=metrics,
-        reliability=reliability,
         rows=rows,
         slices=slices,
     )

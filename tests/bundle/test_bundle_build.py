@@ -25,7 +25,7 @@ from compress.bundle.verify import verify
 from compress.cli import app
 from compress.errors import InputError, ModelError
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import to_ort
+from compress.formats.ort.write import to_ort
 from compress.formats.targets import find_app_profile
 from compress.progress import SilentProgress
 from compress.tasks.registry import TASK_NAMES

@@ -31,6 +31,7 @@ from typing import ClassVar, Literal
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.stage.stage import Stage
+from compress.targets import Profile, Target
 
 class ToyModel:
     kind: ClassVar[str] = "toy"
@@ -49,6 +50,9 @@ class Runtime:
 
 RUNTIME = Runtime()
 
+def own(name="toy", runtime="toy"):
+    return Profile(Target(name, runtime, "cpu", "", "toy"))
+
 def spec(**changes):
     fields = dict(
         name="toy", suffix=".toy", stage="toy_plugin:ToyStage", written_by="toy", probed="toy_plugin:ToyModel",
@@ -59,8 +63,17 @@ def spec(**changes):
 GOOD = "spec()"
 CASES = {
     "name": ("spec(name='onnx')", "compress has one of that name built in"),
-    "suffix": ("spec(suffix='.pte')", "its suffix .pte is that of the built-in format executorch"),
-    "writer": ("spec(written_by='export')", "its stage export is that of the built-in format onnx"),
+    "suffix": ("spec(suffix='.pte')", "there is another suffix .pte"),
+    "writer": ("spec(written_by='export')", "there is another stage export"),
+    "no_format": ("spec(written_by='distill')", "there is another stage distill"),
+    "target": (
+        "spec(targets=(own(name='desktop'),))",
+        "there is another target desktop",
+    ),
+    "its_target": (
+        "spec(targets=(own(runtime='onnxruntime'),))",
+        "a runtime that it lacks",
+    ),
     "run": ("spec(stage='toy_plugin:NoRun')", "its stage toy_plugin:NoRun lacks run"),
     "stage": ("spec(stage='toy_plugin:Runtime')", "its stage toy_plugin:Runtime is no Stage"),
     "missing": ("spec(stage='toy_plugin:Missing')", "toy_plugin has no Missing"),
@@ -71,10 +84,11 @@ CASES = {
     "source": ("spec(written_from='nothing')", "it is written from 'nothing'"),
     "bundle": ("spec(taken_by={'android': 'an app'})", "apps run it and it has no bundle"),
     "field": ("spec(flavour='sweet')", "unexpected keyword argument 'flavour'"),
+    "z_second": ("spec(name='toy2', suffix='.toy2', written_by='toy')", "there is another stage toy"),
     "object": ("RUNTIME", "it is a Runtime; expected a FormatSpec"),
     "import": ("1 / 0", "ZeroDivisionError: division by zero"),
 }
-"""What a module of its own registers, and what is said of it."""
+"""What a module of its own registers, and what is said of it. Entry points are read in the order of their names."""
 
 
 def lines_of(code: str, place: Path, *path: Path) -> list[str]:
@@ -98,7 +112,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("installed")
     (folder / "toy_plugin.py").write_text(PLUGIN)
     entries = ["[compress.formats]"]
-    for name, value in [("good", GOOD), *((name, value) for name, (value, _) in CASES.items())]:
+    for name, value in [("z_first", GOOD), *((name, value) for name, (value, _) in CASES.items())]:
         (folder / f"toy_{name}.py").write_text(f"from toy_plugin import *\nFORMAT = {value}\n")
         entries.append(f"the-{name} = toy_{name}:FORMAT")
     about = folder / "toy_formats-1.2.dist-info"
@@ -112,6 +126,11 @@ def test_every_folder_with_a_format_is_one() -> None:
     folders = [place.parent.name for place in (ROOT / "compress" / "formats").glob("*/__init__.py")]
     assert set(BUILT_IN) == set(folders) == set(FORMATS)
     assert DEFAULT == "onnx"
+
+
+def test_a_stage_that_is_no_formats_lies_in_a_module_of_its_name() -> None:
+    own = STAGES.keys() - {spec.written_by for spec in FORMATS.values()}
+    assert {STAGES[kind].__module__ for kind in own} == {f"compress.stages.{kind}" for kind in own}
 
 
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=FORMATS)
@@ -151,7 +170,7 @@ def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> Non
     first, *faults = listed[:3]
     assert first == f"{[*FORMATS, 'toy']} True"
     assert faults == [
-        "its probed toy_plugin:ToyModel lacks float_arrays, digests, unavailable_reason, logits",
+        "its probed toy_plugin:ToyModel is no Probing",
         "its runtime toy toy_plugin:RUNTIME lacks unavailable",
     ]
 

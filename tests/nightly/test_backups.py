@@ -152,21 +152,21 @@ def test_an_empty_file_becomes_a_history(tmp_path: Path) -> None:
 def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 4) as disk:
         path = disk / "history.sqlite"
-        add(History(path, ignore), range(3))
-        size = path.stat().st_size
-        disks.Filler(disk, "", room=size).fill()
+        add(History(path, ignore), range(NIGHTS))
+        # Room for the journal of a night, which is gone when its backup is written.
+        disks.Filler(disk, "", room=path.stat().st_size // 2).fill()
         said: list[str] = []
         history = History(path, said.append)
-        history.append(night(3), {})
+        history.append(night(NIGHTS), {})
         assert len(said) == 1
         assert said[0].startswith(f"No backup of the history {path} could be written: ")
-        assert [one.number for one in history.nights(SUITE)] == [1, 2, 3, 4]
+        assert [one.number for one in history.nights(SUITE)] == list(range(1, NIGHTS + 2))
         kept = [len(History(backup, ignore).nights(SUITE)) for backup in backups_of(path)]
-        assert kept == [3, 2, 1]
+        assert kept == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
         disks.Filler(disk, "", room=0).fill()
         with pytest.raises(StorageError, match="history cannot be used"):
-            add(history, range(4, 10))
-        assert [one.number for one in history.nights(SUITE)][:4] == [1, 2, 3, 4]
+            add(history, range(NIGHTS + 1, NIGHTS + 9))
+        assert [one.number for one in history.nights(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
 
 
 def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:
@@ -179,6 +179,7 @@ def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tm
         with pytest.raises(StorageError, match="No space left"):
             History(path, ignore).nights(SUITE)
         assert path.read_bytes() == content
+        assert list(disk.glob("*.damaged-*")) == list(disk.glob("*-new")) == []
         filler.file.unlink()
         assert check_values(opened(path)[0]) == 3
 

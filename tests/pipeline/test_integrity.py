@@ -180,7 +180,7 @@ class Forgetful(TorchModel):
 
 def test_a_reload_that_predicts_otherwise(tmp_path: Path):
     model = torch_model(1)
-    broken = Forgetful(model.module, model.processor, model.task)
+    broken = Forgetful(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
 
@@ -198,7 +198,7 @@ class WrongTokens(TorchModel):
 
 def test_a_reload_with_another_tokenizer(tmp_path: Path):
     model = torch_model(1)
-    broken = WrongTokens(model.module, model.processor, model.task)
+    broken = WrongTokens(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what
 
@@ -245,6 +245,15 @@ def test_digests_tell_shapes_apart():
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
+def test_digests_tell_types_of_the_same_bytes_apart():
+    one, other = onnx_model(), onnx_model()
+    tensor = next(one for one in other.graph.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    integers = numpy_helper.to_array(tensor).view(np.int32)
+    tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
+    digests = probed(one).digests(), probed(other).digests()
+    assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
+
+
 def decoder_probe() -> Probe:
     task = get_task("text-generation")
     rows = tiny.table(PROBES).select(["text"])
@@ -258,7 +267,7 @@ def decoder_check(before: Checkpoint, after: Checkpoint, folder: Path, promise: 
     folder.mkdir()
     after.save(folder)
     contract = Contract("squeeze", promise or Promise())
-    contract.check(after, probed(before).digests(), size_bytes(before.folder), folder, decoder_probe())
+    contract.check(after, probed(before).digests(), weigh(before.folder), folder, decoder_probe())
     return contract
 
 
@@ -336,7 +345,7 @@ def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
 
 
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compress.checkpoints.checks.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("compress.formats.probed.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
     pieces = [array for name, array in probed(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]

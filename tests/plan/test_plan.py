@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from adapters import save_adapter
+from narrow import broken_words
 from quantized import save_tiny_llama
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
@@ -399,6 +400,7 @@ def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path
     text = console.export_text()
     for words in ("finetune", "Onnx Model", "not predicted: it does not train", "at least 0.98"):
         assert words in text
+    assert broken_words(render_plan(plan), 80) == []
 
 
 @pytest.mark.parametrize(

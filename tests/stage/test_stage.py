@@ -117,7 +117,7 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
     assert asked == [("small", False)]
 
 
-def test_what_stages_name_is_in_their_keys_and_absolute_in_the_run_s_recipe(tmp_path: Any) -> None:
+def test_what_stages_name_is_in_their_keys() -> None:
     stage = Elsewhere()
     assert [one.name for one in references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
     recipe = Recipe.model_construct(data=_Data(), seed=0)

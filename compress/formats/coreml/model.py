@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
+from compress.checkpoints.model import read_companions, write_companions
 from compress.errors import ModelError
 
 PACKAGE = "model.mlpackage"

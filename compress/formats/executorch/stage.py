@@ -43,8 +43,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
-        from compress.formats.executorch.export import to_executorch
-        from compress.formats.executorch.parity import prove_lowered
+        from compress.formats.executorch.export import prove_lowered, to_executorch
 
         examples = context.encode("train", model)
         made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)

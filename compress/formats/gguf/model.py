@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.links import link_or_copy
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import link_or_copy, only_file
 
 GGUF_FILE = "model.gguf"
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 
 LITERT_FILE = "model.tflite"
 Precision = Literal["fp32", "fp16", "int8", "int8_weights"]

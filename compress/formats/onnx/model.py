@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.errors import ModelError
 
 if TYPE_CHECKING:

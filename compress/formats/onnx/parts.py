@@ -14,7 +14,7 @@ import onnxruntime
 
 from compress.formats.onnx.int8.observe import with_outputs
 from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
-from compress.formats.parts import Maker, Run, Values
+from compress.formats.parts import Maker, Run, Values, part_of
 from compress.formats.runtimes import get_runtime
 from compress.targets import Target
 
@@ -90,7 +90,7 @@ class OnnxParts:
 
     @cached_property
     def reads(self) -> Mapping[str, Sequence[str]]:
-        """See `NamelessParts`."""
+        """Value -> what its node reads."""
         return {out: list(node.input) for node in self.graph.graph.node for out in node.output if out}
 
     @property
@@ -138,19 +138,8 @@ class OnnxParts:
 def part_nodes(graph: onnx.ModelProto, cuts: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
     """Cut -> the nodes from the cuts before it up to it, the one that makes it first."""
     makers = {out: node for node in graph.graph.node for out in node.output if out}
-    return {name: _part(name, makers, frozenset(cuts)) for name in cuts}
-
-
-def _part(name: str, makers: Mapping[str, onnx.NodeProto], cuts: Collection[str]) -> list[onnx.NodeProto]:
-    found, front, seen = [], [makers[name]], {name}
-    while front:
-        node = front.pop(0)
-        found.append(node)
-        for before in node.input:
-            if before in makers and before not in cuts and before not in seen:
-                seen.update(makers[before].output)
-                front.append(makers[before])
-    return found
+    reads, ends = {out: list(node.input) for out, node in makers.items()}, frozenset(cuts)
+    return {name: [makers[value] for value in part_of(name, reads, ends)] for name in cuts}
 
 
 def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.companions import write_companions
+from compress.checkpoints.model import write_companions
 from compress.formats.onnx.model import OnnxModel, processor_of
 from compress.formats.probed import Encode, Probing, Stored, of_arrays
 from compress.tasks.task import Examples

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.errors import ModelError
 
 IR_FILE = "openvino_model.xml"

@@ -16,7 +16,7 @@ from compress.errors import ModelError
 from compress.formats.onnx.graph import DTYPES, Initializer, Node, OnnxGraph
 from compress.formats.onnx.read import explained
 
-_IDENTIFIER = b"ORTM"
+IDENTIFIER = b"ORTM"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 def read_ort(content: bytes, file: Path) -> OrtGraph:
     """The graph in the ``content`` of a file. Raises `ModelError` for one that isn't whole, or is another kind."""
-    if content[4:8] != _IDENTIFIER:
+    if content[4:8] != IDENTIFIER:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
     ort_tools()
     from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession

@@ -27,7 +27,7 @@ class Ort(Stage[OnnxModel, OrtModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
         """Convert. Raises `StageError` for a graph that ONNX Runtime refuses."""
-        from compress.formats.ort.model import to_ort
+        from compress.formats.ort.write import to_ort
 
         made = to_ort(model)
         context.remark(f"ort: {sum(line.count(',') + 1 for line in made.operators.splitlines())} operators")

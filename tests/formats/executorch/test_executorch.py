@@ -17,9 +17,8 @@ import torch
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, ModelError, StageError
-from compress.formats.executorch.export import ROWS, Lowered, to_executorch
+from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
-from compress.formats.executorch.parity import prove_lowered
 from compress.formats.executorch.read import read_pte
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx

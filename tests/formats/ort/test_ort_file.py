@@ -16,8 +16,9 @@ from compress.errors import ModelError
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel, to_ort
+from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
 from compress.formats.ort.read import OrtGraph, read_ort
+from compress.formats.ort.write import to_ort
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
@@ -104,7 +105,7 @@ import sys
 from pathlib import Path
 
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import to_ort
+from compress.formats.ort.write import to_ort
 
 before = logging.getLogger().handlers[:], logging.getLogger().level
 to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))

@@ -1,14 +1,10 @@
-"""Chart primitives: scales with nice ticks, and the frame that a chart is drawn in."""
+"""Scales from values to places on the paper, and their round ticks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from markupsafe import Markup
-
-from compress.report.markup import element, number
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _DECADE_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
@@ -75,61 +71,3 @@ def scale_around(
         low, high = low - spread, high + spread
     pad = (high - low) * margin
     return Scale(low - pad, high + pad, start, end)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A scale with its title and how its ticks are written."""
-
-    scale: Scale
-    title: str
-    write: Callable[[float], str]
-    count: int = 5
-
-
-def text(x: float, y: float, content: str, css_class: str = "", anchor: str = "middle") -> str:
-    """A line of text, escaped."""
-    position = {"x": x, "y": y, "class": css_class or None, "text-anchor": anchor}
-    return element("text", position, content)
-
-
-def line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> str:
-    """A straight line."""
-    return element("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "class": css_class})
-
-
-def polyline(points: Sequence[tuple[float, float]], css_class: str) -> str:
-    """A line through ``points``."""
-    path = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-    return element("polyline", {"points": path, "class": css_class, "fill": "none"})
-
-
-def title(content: str) -> str:
-    """The tooltip of the element it is put in."""
-    return element("title", None, content)
-
-
-def x_axis(axis: Axis, top: float, bottom: float) -> str:
-    """Gridlines from ``top`` to ``bottom``, tick labels and title below."""
-    parts = []
-    for tick in axis.scale.ticks(axis.count):
-        x = axis.scale(tick)
-        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 18, axis.write(tick), "tick")]
-    middle = (axis.scale.start + axis.scale.end) / 2
-    parts += [line(axis.scale.start, bottom, axis.scale.end, bottom, "axis")]
-    return Markup().join([*parts, text(middle, bottom + 38, axis.title, "axis-title")])
-
-
-def y_axis(axis: Axis, left: float, right: float) -> str:
-    """Gridlines from ``left`` to ``right``, tick labels at the left, the title above the axis."""
-    parts = []
-    for tick in axis.scale.ticks(axis.count):
-        y = axis.scale(tick)
-        parts += [line(left, y, right, y, "grid"), text(left - 8, y + 4, axis.write(tick), "tick", "end")]
-    return Markup().join([*parts, text(4, axis.scale.end - 16, axis.title, "axis-title", "start")])
-
-
-def chart(width: float, height: float, label: str, *children: str) -> str:
-    """An SVG image that scales with its box. ``label`` is what a screen reader says."""
-    box = f"0 0 {number(width)} {number(height)}"
-    return element("svg", {"viewBox": box, "class": "chart", "role": "img", "aria-label": label}, *children)

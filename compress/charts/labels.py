@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 CHARACTER = 7.8
 """Width of a character in a chart's coordinates, ample enough for the larger letters on a phone."""
@@ -32,8 +33,7 @@ class Box:
         return left + top + max(0.0, self.right - bounds.right) + max(0.0, self.bottom - bounds.bottom)
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A label's box, and whether it lies so far off that a line should lead to its point."""
 
     box: Box

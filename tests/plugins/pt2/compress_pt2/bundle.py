@@ -1,0 +1,18 @@
+"""torch.export's programs in bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.formats.bundled import BundledFormat, Interface
+from compress.runtimes.runtime import Session
+from compress_pt2.runtime import Pt2Session
+
+
+def _interface(file: Path, session: Session | None) -> Interface:
+    """Inputs and outputs as the program has them."""
+    assert isinstance(session, Pt2Session)
+    return Interface(session.input_types, session.output_types)
+
+
+BUNDLE = BundledFormat(target="pt2", library="pytorch", examples="compress_pt2", interface=_interface)

@@ -1,0 +1,32 @@
+"""A torch.export program with what belongs to it, as a folder. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+from compress.checkpoints.model import only_file, read_companions, write_companions
+
+FILE = "model.pt2"
+
+
+@dataclass(frozen=True)
+class Pt2Model:
+    """``program`` is the `.pt2` file, ``companions`` are config and tokenizer by their paths."""
+
+    kind: ClassVar[str] = "pt2"
+    program: bytes = field(repr=False)
+    companions: Mapping[str, bytes] = field(repr=False)
+
+    @classmethod
+    def load(cls, directory: Path, task: object) -> Self:
+        """Open what `save` wrote. Raises `ModelError` for a folder without exactly one program."""
+        file = only_file(directory, ".pt2", "pt2")
+        return cls(file.read_bytes(), read_companions(directory, (file,)))
+
+    def save(self, directory: Path) -> None:
+        """Write every file into ``directory``."""
+        (directory / FILE).write_bytes(self.program)
+        write_companions(directory, self.companions)

@@ -1,0 +1,64 @@
+"""The stored tensors of a torch.export program: its archive has each as plain bytes, and says which are which."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
+from compress.errors import ModelError
+from compress.formats.onnx.model import processor_of
+from compress.formats.probed import Encode, Probing, Stored, answers_of
+from compress_pt2.model import FILE, Pt2Model
+
+_DTYPES = {2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool"}
+"""torch's `ScalarType` as its schema numbers it."""
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """Every tensor of a file. Raises `ModelError` for a broken archive."""
+    return _tensors(file.read_bytes(), file)
+
+
+def _tensors(content: bytes, file: Path) -> list[StoredTensor]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            places = {PurePosixPath(entry.filename).name: entry for entry in archive.infolist()}
+            (config,) = (name for name in archive.namelist() if name.endswith("weights_config.json"))
+            described = json.loads(archive.read(config))["config"]
+        found = []
+        for name, one in described.items():
+            if one["use_pickle"]:
+                raise ModelError(f"The tensor {name!r} is pickled.", where=str(file), expected="plain bytes")
+            entry, meta = places[one["path_name"]], one["tensor_meta"]
+            shape = tuple(int(size["as_int"]) for size in meta["sizes"])
+            dtype = _DTYPES[meta["dtype"]]
+            span = (_start(content, entry.header_offset), entry.file_size)
+            found.append(stored(name.removeprefix("model."), dtype, shape, file, span, role_of(dtype, shape)))
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The program cannot be read: {error}", where=str(file)) from error
+    return found
+
+
+def _start(content: bytes, header: int) -> int:
+    """Where an entry's bytes begin: behind its header of 30 bytes, its name and its padding."""
+    name, padding = struct.unpack_from("<HH", content, header + 26)
+    return int(header + 30 + name + padding)
+
+
+def _stored(model: Pt2Model) -> Stored:
+    return ((one, one.data(model.program)) for one in _tensors(model.program, Path(FILE)))
+
+
+def _logits(model: Pt2Model, encode: Encode) -> np.ndarray:
+    from compress_pt2.runtime import open_bytes
+
+    return answers_of(open_bytes(model.program), encode(processor_of(model)))
+
+
+PROBED = Probing(_stored, _logits)

@@ -80,13 +80,15 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
 def _judge(product: ByteProduct, seen: list[Mapping[str, np.ndarray]]) -> Saturation:
     cut, pairs, wrong, whole = 0, 0, 0.0, 0.0
     for values in seen:
-        rows, zero = values["rows"], int(values["zero"])
-        found, count = pairwise_saturating(rows, product.weights)
-        # Exact in double: sums stay far below 2^53.
-        exact = rows.astype(np.float64) @ product.weights.astype(np.float64)
-        cut += count
-        pairs += rows.shape[0] * -(-rows.shape[1] // 2) * product.weights.shape[1]
-        wrong += float(np.square(found - exact).sum())
-        whole += float(np.square(exact - zero * product.weights.sum(axis=0, dtype=np.float64)).sum())
+        zero = int(values["zero"])
+        parts = np.split(values["rows"], product.groups, axis=1)
+        for rows, weights in zip(parts, np.split(product.weights, product.groups, axis=1), strict=True):
+            found, count = pairwise_saturating(rows, weights)
+            # Exact in double: sums stay far below 2^53.
+            exact = rows.astype(np.float64) @ weights.astype(np.float64)
+            cut += count
+            pairs += rows.shape[0] * -(-rows.shape[1] // 2) * weights.shape[1]
+            wrong += float(np.square(found - exact).sum())
+            whole += float(np.square(exact - zero * weights.sum(axis=0, dtype=np.float64)).sum())
     error = float(np.sqrt(wrong / whole)) if whole else 0.0
     return Saturation(product.layer, product.operator, pairs_at_risk(product.weights), cut / max(pairs, 1), error)

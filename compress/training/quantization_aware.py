@@ -202,17 +202,22 @@ def put_in(
 ) -> dict[str, QuantizedLayer]:
     """Replace ``layers`` of ``module``, in place; name -> what took its place. Grids of one name are one.
 
-    With ``narrow`` no product of theirs saturates in 16 bits: 8-bit weights have 7.
+    With ``narrow`` no product of theirs saturates in 16 bits: 8-bit weights have 7, but for depthwise convolutions.
     """
     names = {*grids.given.values(), *grids.made.values()}
     learned = {name: LearnedGrid(grids.limits.get(name, UNLIMITED)) for name in sorted(names)}
     found = {}
     for name, layer in layers.items():
         made = learned[grids.made[name]] if name in grids.made else None
-        highest = _NARROW if narrow and bits == 8 else 2 ** (bits - 1) - 1
+        highest = _NARROW if narrow and bits == 8 and not _is_depthwise(layer) else 2 ** (bits - 1) - 1
         found[name] = QuantizedLayer(layer, bits, highest, learned[grids.given[name]], made)
         _replace(module, name, found[name])
     return found
+
+
+def _is_depthwise(layer: Quantizable) -> bool:
+    """Whether it is a convolution that ONNX Runtime sums in 32 bits on every processor."""
+    return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
 
 
 def start(layers: Mapping[str, QuantizedLayer]) -> list[str]:

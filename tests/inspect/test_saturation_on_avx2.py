@@ -21,6 +21,7 @@ from compress.environment import processor_class
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.inspect.saturation import find_saturation
 from compress.numerics.saturation import pairwise_saturating
 
 ROWS, INNER, COLUMNS = 7, 90, 33
@@ -85,18 +86,18 @@ def test_products_are_cut_off_as_an_emulated_haswell_cuts_them_off(tmp_path: Pat
     check_cut_off(np.load(f"{file}.y.npy"), rows, weight)
 
 
-def convolutions(*shape: int) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+def convolutions(*shape: int, groups: int = 1) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     """Two convolutions whose weights are nearly all of one sign and size, with biases; kernels of ``shape``."""
     generator = np.random.default_rng(0)
     arrays = {
-        "w0": generator.uniform(0.7, 1, (CHANNELS, 6, *shape)),
-        "w1": generator.uniform(-1, -0.7, (8, CHANNELS, *shape)),
+        "w0": generator.uniform(0.7, 1, (CHANNELS, 6 // groups, *shape)),
+        "w1": generator.uniform(-1, -0.7, (8, CHANNELS // groups, *shape)),
         "b0": generator.normal(size=CHANNELS),
         "b1": generator.normal(size=8),
     }
     nodes = [
-        helper.make_node("Conv", ["x", "w0", "b0"], ["h"], name="first"),
-        helper.make_node("Conv", ["h", "w1", "b1"], ["y"], name="second"),
+        helper.make_node("Conv", ["x", "w0", "b0"], ["h"], name="first", group=groups),
+        helper.make_node("Conv", ["h", "w1", "b1"], ["y"], name="second", group=groups),
     ]
     initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
     values = [
@@ -130,6 +131,7 @@ NETS = {
     "products": products,
     "convolutions": lambda: convolutions(3, 3),
     "convolutions over time": lambda: convolutions(3),
+    "convolutions in groups": lambda: convolutions(3, 3, groups=2),
 }
 CASES = [*((net, "static") for net in NETS), ("products", "dynamic"), ("convolutions", "feedback")]
 GRAPHS = ("float", "wide", "narrow")
@@ -147,6 +149,20 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
     return [model, *made], feeds[0]["x"]
 
 
+def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
+    """One 8-bit convolution whose four groups have weights of their own, and an input."""
+    generator = np.random.default_rng(0)
+    weights = generator.uniform(0.7, 1, (32, 5, 3, 3)) * np.repeat([1, -1, 1, -1], 8).reshape(-1, 1, 1, 1)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", group=4, pads=[1, 0, 1, 0], strides=[2, 1])
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 20, 9, 9])]
+    values.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    stored = [numpy_helper.from_array(weights.astype(np.float32), "w")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = generator.uniform(-0.1, 1, (1, 20, 9, 9)).astype(np.float32)
+    return StaticQuantizer(model, [{"x": x}], StaticSettings(bias_correction=False)).quantize(), x
+
+
 @pytest.fixture(scope="module")
 def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each graph of each case answers, here and on AVX2: two processes for all of them."""
@@ -157,6 +173,7 @@ def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     for place, case in enumerate(CASES):
         made, x = graphs(*case)
         written += [write(graph, x, folder / f"{place}-{name}") for name, graph in zip(GRAPHS, made, strict=True)]
+    written.append(write(*grouped(), folder / "grouped"))
     run_held(["-c", RUN, ".avx2.npy", *written], held)
     subprocess.run([sys.executable, "-c", RUN, ".vnni.npy", *written], check=True, timeout=300)
     return folder
@@ -171,3 +188,12 @@ def test_narrowed_weights_give_on_avx2_what_they_give_with_vnni(place: int, answ
     assert np.abs(found["wide", "avx2"] - found["wide", "vnni"]).mean() > 0.05 * whole
     np.testing.assert_allclose(found["narrow", "avx2"], found["narrow", "vnni"], atol=1e-5 * whole)
     assert np.abs(found["narrow", "avx2"] - found["float", "vnni"]).mean() < 0.02 * whole
+
+
+def test_what_is_found_in_groups_is_what_avx2_makes_of_them(answered: Path):
+    graph, x = grouped()
+    (found,) = find_saturation(graph, [{"x": x}])
+    there, here = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
+    assert found.cut and found.cut > 0.1
+    # The answers are rounded to 8 bits once more.
+    assert found.error == pytest.approx(np.sqrt(np.square(there - here).mean() / np.square(here).mean()), rel=0.1)

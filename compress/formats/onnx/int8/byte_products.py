@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,8 +28,9 @@ _QUANTIZED, _SCALE, _TURNED = "_quantized", "_scale", "_Transposed"
 
 @dataclass(frozen=True, eq=False)
 class ByteProduct:
-    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, inner] of the activations and their zero point.
+    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, groups * inner] of activations and their zero point.
 
+    Each of the ``groups`` makes as many columns from the part of the rows that is its own.
     ``stored`` is the name of the weights in the graph, ``bias`` what an integer bias is dequantized from.
     ``seen`` says whether the activations can be had as an output of the whole graph.
     """
@@ -42,6 +44,7 @@ class ByteProduct:
     as_matrix: Callable[[np.ndarray], np.ndarray]
     as_stored: Callable[[np.ndarray], np.ndarray]
     unfold: Callable[[np.ndarray, int], np.ndarray]
+    groups: int
     bias: Quantized | None
     seen: bool
 
@@ -71,8 +74,9 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
             or (array.ndim < 3 if node.op_type == "Conv" else array.ndim != 2)
         ):
             continue
-        # Depthwise and other grouped convolutions have kernels of their own, which sum in 32 bits.
-        if node.attributes.get_int("group", 1) != 1:
+        groups = node.attributes.get_int("group", 1)
+        # Depthwise convolutions have kernels of their own, which sum in 32 bits.
+        if groups > 1 and array.shape[:2] == (groups, 1):
             continue
         stored = np.array(0) if zero is None else constant(zero)
         if stored is not None and stored.dtype == np.int8:
@@ -91,6 +95,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
             as_matrix=to,
             as_stored=back,
             unfold=unfold,
+            groups=groups,
             bias=bias,
             seen=seen,
         )
@@ -182,7 +187,8 @@ def _layout(node: ir.Node, array: np.ndarray) -> tuple[Callable[..., np.ndarray]
         windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + axes)))
         steps = (slice(None, None, step) for step in (*strides, *dilations))
         windows = windows[:, :, *steps]
-        rows: np.ndarray = np.moveaxis(windows, 1, -1).reshape(-1, array[0].size)
+        split = np.moveaxis(windows, 1, -1).reshape(-1, math.prod(kernel), padded.shape[1] // channels, channels)
+        rows: np.ndarray = split.swapaxes(1, 2).reshape(len(split), -1)
         return rows
 
     return as_matrix, as_stored, unfold

@@ -11,7 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.frozen import Frozen
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks import EMBEDDING, IMAGES
-from compress.training.config import Training
+from compress.training.config import FIRST_TOKEN_ONLY, Training
 
 
 class Student(Frozen):
@@ -62,18 +62,21 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
     representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
     use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
+    first_token_only: bool = FIRST_TOKEN_ONLY
 
     @model_validator(mode="after")
     def _two_models(self) -> Distill:
         if self.teacher is None and self.student is None:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        if self.first_token_only and self.method != "logits":
+            raise ValueError("no first_token_only: the method compares representations of every token")
         return self
 
     def idle_fields(self, task: str) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
-        others: tuple[str, ...] = ("temperature", "labels_weight") if task in EMBEDDING else ()
+        others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if task in EMBEDDING else ()
         if task in IMAGES:
-            others = ("method", "representation_weight", "use_unlabeled")
+            others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.stage import Context, Needs, Stage
-from compress.training.config import Training
+from compress.tasks import IMAGES
+from compress.training.config import FIRST_TOKEN_ONLY, Training
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
@@ -15,6 +18,20 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     tasks = ("text-classification", "image-classification")
     kind: Literal["finetune"] = "finetune"
+    frozen_layers: int = Field(
+        0,
+        ge=0,
+        description="lowest layers, with the embeddings below them, that stay as they are; what they give is computed "
+        "once, so that a step costs less",
+    )
+    first_token_only: bool = FIRST_TOKEN_ONLY
+
+    def idle_fields(self, task: str) -> tuple[str, ...]:
+        """`first_token_only`, where inputs are images."""
+        return (
+            *super().idle_fields(task),
+            *(("first_token_only",) if self.first_token_only and task in IMAGES else ()),
+        )
 
     def needs(self) -> Needs:
         """Labeled training examples."""
@@ -31,6 +48,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
             loss=lambda module, batch: context.task.loss(forward(module, batch), batch["labels"]),
             after_step=keep_zeros(model.module),
             validate=context.validator(model),
+            frozen_layers=self.frozen_layers,
+            first_token_only=self.first_token_only,
         )
         train(trainee, self, context.seed, context.progress, "finetune")
         return model

@@ -110,7 +110,7 @@ class Lesson:
             examples = self._examples(self.teacher)
             if stage.augment is None:
                 context.progress.note("distill: the teacher answers")
-                self.taught = torch.from_numpy(predict(self.teacher.module, examples, bf16=uses_bf16(stage)))
+                self.taught = torch.from_numpy(self._answered(examples))
             else:
                 _require_same_pixels(examples, self.examples)
         else:
@@ -125,12 +125,17 @@ class Lesson:
             extra=self.comparison.parameters() if self.comparison else [],
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
+            first_token_only=stage.first_token_only,
         )
         try:
             train(trainee, stage, context.seed, context.progress, "distill")
         finally:
             if self.comparison is not None:
                 self.comparison.close()
+
+    def _answered(self, examples: Examples) -> np.ndarray:
+        stage, module = self.stage, self.teacher.module
+        return predict(module, examples, bf16=uses_bf16(stage), first_token_only=stage.first_token_only)
 
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)

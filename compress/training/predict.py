@@ -10,13 +10,17 @@ from torch import nn
 
 from compress.tasks.task import Examples
 from compress.training.loop import answers, tensors
+from compress.training.short_forward import shortened
 
 
 @torch.inference_mode()
-def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False) -> np.ndarray:
+def predict(
+    module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False, first_token_only: bool = False
+) -> np.ndarray:
     """Logits or embeddings of every example in the order given, [n, ...] float32; the module is put into eval mode.
 
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
+    ``first_token_only`` computes in the last layer what a classifier reads, and no more.
     """
     module.eval()
     order = np.argsort(examples.lengths(), kind="stable")
@@ -24,7 +28,7 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     for start in range(0, len(order), batch_size):
         batch = tensors(examples, order[start : start + batch_size].tolist())
         inputs = {name: batch[name] for name in examples.padding}
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), shortened(module, first_token=first_token_only):
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
     stacked = np.concatenate(parts)

@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 STAMP := $(VENV)/.installed
+REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json).
 ORDER := --dist loadfile --no-loadscope-reorder
@@ -15,17 +17,28 @@ help: ## list the targets
 
 setup: $(STAMP) ## make the virtual environment and install everything pinned
 
-$(STAMP): pyproject.toml constraints.txt
+demo: $(CORE) ## run the quickstart recipe on real data and show its report; installs only what it needs
+	$(BIN)/compress run recipes/quickstart.yaml
+
+# Editable, with nothing compiled by pip, which does so on one core and compiles packages' own tests too.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Models of transformers are some hundred packages, of which a run imports a few. A file for another version of Python
+# is left as it is.
+COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
+
+$(CORE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable . --editable recipes/samples
 	$(BIN)/python -m pip check
-	@# pip compiles on one core, and packages' own tests too. A file for another version of Python is left as it is.
-	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
+	@$(COMPILE)
 	@touch $@
 
-demo: $(STAMP) ## run the quickstart recipe on real data and show its report
-	$(BIN)/compress run recipes/quickstart.yaml
+$(STAMP): $(CORE)
+	$(INSTALL) --editable '.[dev]'
+	$(BIN)/python -m pip check
+	@$(COMPILE)
+	@touch $@
 
 test: $(STAMP) ## run every test, those on real models too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
@@ -38,10 +51,11 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 durations: $(STAMP) ## record how long files of tests take, by which they are ordered
 	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types and what imports what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## put files into the project's format
 	$(BIN)/ruff check --fix .
@@ -54,4 +68,4 @@ site: $(STAMP) ## build the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the virtual environment and caches (artifacts stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info recipes/samples/*.egg-info

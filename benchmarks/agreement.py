@@ -81,7 +81,7 @@ def make_model(folder: Path) -> None:
     from compress.architectures.transformer import keep_layers
     from compress.formats.onnx.export import export_onnx
     from compress.samples.fetch import sample_directory
-    from compress.tasks import get_task
+    from compress.tasks.registry import get_task
 
     torch.manual_seed(0)
     model = get_task("text-classification").load(sample_directory("minilm"), _LABELS, trust_remote_code=False)

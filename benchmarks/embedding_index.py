@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
 from compress.evaluation.evaluate import predict
+from compress.formats.targets import TARGETS
 from compress.numerics.retrieval import normalized
 from compress.numerics.rotation import kept_share, principal_rotation
 from compress.samples.fetch import sample_directory
-from compress.targets import TARGETS
 from compress.tasks.feature_extraction import EMBEDDING, TASK
 
 SHOWN = {

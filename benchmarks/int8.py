@@ -46,6 +46,7 @@ from compress.errors import CompressError, InputError
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.inspect.integer_kernels import read_kernels
 from compress.measurement import Measurement
 from compress.metrics import describe_metric
@@ -54,7 +55,6 @@ from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe.policy import Margin
 from compress.recipe_source import read_recipe
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 FOLDER = Path(__file__).parents[1] / "recipes"

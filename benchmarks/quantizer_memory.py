@@ -89,7 +89,7 @@ def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.quantization.build import build_skeleton
     from compress.stage.stage import Context
     from compress.stages.gptq import Gptq
-    from compress.tasks import get_task
+    from compress.tasks.registry import get_task
 
     class Talking(SilentProgress):
         def note(self, message: str) -> None:

@@ -29,7 +29,7 @@ from compress.sources.source import resolve_model
 from compress.stage.stage import Context
 from compress.stages.gptq import Gptq
 from compress.stages.tune_scales import TuneScales
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.training.recovery import Lesson, Windows, make_windows
 from compress.training.scale_tuning import learn
 
@@ -73,7 +73,9 @@ def _context(scratch: Path) -> tuple[Context, Checkpoint]:
     task, progress = get_task(TASK), SilentProgress()
     source = Checkpoint(resolve_model("sample:smollm2", progress=progress))
     data = load_dataset(DataConfig(source="sample:wiki", max_length=LENGTH), task.columns, Path(), progress)
-    made = Context(task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, TASK), Path, scratch)
+    made = Context(
+        task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, get_task(TASK)), Path, scratch
+    )
     return made, source
 
 

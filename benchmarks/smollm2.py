@@ -38,13 +38,13 @@ from compress.environment import environment
 from compress.errors import CompressError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
+from compress.formats.targets import TARGETS
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.run import Run, run
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.report.schema import BASELINE, FINAL
-from compress.targets import TARGETS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
 STEP = f"time_per_output_token_context_{CONTEXT}"

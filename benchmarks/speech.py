@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
+from noise import add_noise, babble, white_noise
 
 from compress.bench.session import measure_together
 from compress.checkpoints.checkpoint import Checkpoint
@@ -34,14 +35,13 @@ from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.numerics.noise import add_noise, babble, white_noise
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
 TASK = get_task("automatic-speech-recognition")

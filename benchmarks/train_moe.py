@@ -25,7 +25,7 @@ from compress.environment import has_bf16
 from compress.errors import CompressError, InputError
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import Progress
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK, SOURCE = "text-generation", "sample:wiki"
 VOCABULARY, LENGTH, BATCH = 4096, 256, 8

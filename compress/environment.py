@@ -32,6 +32,7 @@ FEATURES = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
+_VNNI, _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}, {"asimddp", "i8mm"}
 _MISSING = "missing"
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
@@ -42,6 +43,7 @@ def environment() -> dict[str, Any]:
     """Fingerprint of the machine: processor, features, cores and memory granted, kernel, package versions."""
     return {
         "processor": processor(),
+        "processor_class": processor_class(),
         "features": list(features()),
         "cores": os.cpu_count() or 1,
         "cores_granted": len(granted_cores()),
@@ -73,6 +75,19 @@ def features(root: Path = _ROOT) -> tuple[str, ...]:
     return tuple(name for name in FEATURES if name in present)
 
 
+def processor_class(root: Path = _ROOT) -> str:
+    """What 8-bit products are like: `x86-vnni`, `x86-avx2`, `arm64-dotprod`, `arm64`; elsewhere the architecture.
+
+    An x86 processor that is not known to have VNNI counts as one without.
+    """
+    machine, present = platform.machine().lower(), set(features(root))
+    if machine in ("x86_64", "amd64"):
+        return "x86-vnni" if present & _VNNI else "x86-avx2"
+    if machine in ("aarch64", "arm64"):
+        return "arm64-dotprod" if present & _DOT_PRODUCTS or platform.system() == "Darwin" else "arm64"
+    return machine
+
+
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware; ``False`` where that is not known."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features()))
@@ -86,9 +101,16 @@ def has_bf16_matrices() -> bool:
     return bool({"amx_bf16", "bf16"} & set(features()))
 
 
+def uses_bf16(precision: str) -> bool:
+    """Whether matrix products run in bfloat16: asked for, or as the processor has it for `auto` and `fastest`."""
+    if precision == "auto":
+        return has_bf16()
+    return precision == "bf16" or (precision == "fastest" and has_bf16_matrices())
+
+
 def has_int8_dot_product() -> bool:
     """Whether 8-bit products are summed in 32 bits by one instruction, so that they cannot saturate."""
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(features()))
+    return bool((_VNNI | _DOT_PRODUCTS) & set(features()))
 
 
 def granted_cores() -> tuple[int, ...]:

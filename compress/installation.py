@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 NAME = "compress"
 _PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -39,11 +40,22 @@ def has_package(name: str) -> bool:
     return _version(name) is not None
 
 
+def extra_with(package: str) -> str | None:
+    """The extra that installs ``package``; ``None`` for what is always installed, or by no extra."""
+    wanted = canonicalize_name(package)
+    return next((each.extra for each in packages() if canonicalize_name(each.name) == wanted), None)
+
+
 def packages() -> list[Package]:
-    """Every requirement that applies here, those of the extras included, in the order of the project file."""
+    """Every requirement that applies here, those of the extras included, in the order of the project file.
+
+    What an extra takes over from others is listed with those.
+    """
     found = []
     for text in _requirements():
         requirement = Requirement(text)
+        if requirement.name == NAME:
+            continue
         extra = _extra(requirement)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""}):
             wanted = str(requirement.specifier)

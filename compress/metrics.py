@@ -32,6 +32,11 @@ class Metric:
     exponential: bool = False
     unit: str = ""
 
+    @property
+    def timed(self) -> bool:
+        """Whether another run on the same machine gives another value: a time, a rate, an energy."""
+        return self.style in ("milliseconds", "rate", "times") or self.gain == "faster" or self.unit in _CONSUMED
+
 
 def _quality(name: str, title: str) -> Metric:
     return Metric(name, title, "percent", "higher", quality=True)
@@ -45,6 +50,7 @@ def _time(name: str, title: str) -> Metric:
     return Metric(name, title, "milliseconds", "lower", "faster", "slower")
 
 
+_CONSUMED = ("J", "mJ", "W", "s")
 _KNOWN = {
     metric.name: metric
     for metric in (

@@ -7,14 +7,13 @@ import json
 import logging
 import os
 import shutil
-import socketserver
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, open_browser
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
@@ -77,17 +76,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def asked() -> Iterator[tuple[int, list[bytes]]]:
-    """A proxy that answers nobody and records the first bytes of whoever asks: (port, requests)."""
-    seen: list[bytes] = []
-
-    class Recorder(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            seen.append(self.request.recv(2000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1], seen
-        server.shutdown()
-        thread.join()
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A tab to look at pages in."""
+    with open_browser(chromium, tmp_path_factory.mktemp("pages")) as found:
+        yield found

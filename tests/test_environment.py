@@ -45,6 +45,26 @@ def test_an_arm_processor_is_read(tmp_path: Path) -> None:
     assert subject.features(root) == ("asimd", "asimddp", "i8mm", "bf16")
 
 
+@pytest.mark.parametrize(
+    ("machine", "flags", "kind"),
+    [
+        ("x86_64", "avx2 avx512f avx512_vnni", "x86-vnni"),
+        ("x86_64", "avx2 avx_vnni", "x86-vnni"),
+        ("AMD64", "avx2 avx512f", "x86-avx2"),  # AVX-512 of before Cascade Lake adds in 16 bits too
+        ("x86_64", "", "x86-avx2"),
+        ("aarch64", "asimd asimddp", "arm64-dotprod"),
+        ("aarch64", "asimd", "arm64"),
+        ("riscv64", "", "riscv64"),
+    ],
+)
+def test_processors_are_told_apart_by_their_products_of_bytes(
+    machine: str, flags: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    assert subject.processor_class(write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})) == kind
+
+
 def test_without_proc_the_rest_is_unknown(tmp_path: Path) -> None:
     assert subject.features(tmp_path) == ()
     assert subject.cores_quota(tmp_path) is None

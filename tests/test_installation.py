@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from compress import installation as subject
 from compress.installation import Package
@@ -18,7 +20,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 dependencies = ["numpy>=2", "onnx<1", "no-such-package-at-all>=3", "pywin32; sys_platform == 'win32'"]
 [project.optional-dependencies]
 gpu = ["no-such-runtime>=1", "pywin32; sys_platform == 'win32'"]
-dev = ["pytest"]
+all = ["compress[gpu]"]
+dev = ["compress[all]", "pytest"]
 """
     )
     monkeypatch.setattr(subject, "_PYPROJECT", file)
@@ -34,6 +37,20 @@ def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
         Package("pytest", "", version("pytest"), "dev"),
     ]
     assert [package.fits for package in subject.packages()] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("No_Such.Runtime", "gpu"), ("pytest", "dev"), ("onnx", None), ("compress", None), ("nothing-we-know", None)],
+)
+def test_the_extra_that_installs_a_package(package: str, extra: str | None, project: Path) -> None:
+    assert subject.extra_with(package) == extra
+
+
+def test_all_has_every_extra_but_those_that_replace_a_package_or_are_built() -> None:
+    extras = tomllib.loads(subject._PYPROJECT.read_text())["project"]["optional-dependencies"]
+    (everything,) = (Requirement(text) for text in extras.pop("all"))
+    assert everything.extras == set(extras) - {"dev", "gpu", "gptq"}
 
 
 def test_a_local_version_fits_its_range() -> None:

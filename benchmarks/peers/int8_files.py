@@ -12,8 +12,8 @@ from compress.errors import CompressError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.progress import Progress
-from compress.targets import TARGETS
 
 OURS, FLOAT = "ours", "fp32"
 Ways = Mapping[str, Callable[[], OnnxModel]]

@@ -21,7 +21,8 @@ from compress.digests import size_bytes
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
-from compress.targets import TARGETS, Target
+from compress.formats.targets import TARGETS
+from compress.targets import Target
 
 OURS = "compress, quick GPTQ"
 CONTEXT, TOKENS = 128, 32

@@ -22,8 +22,8 @@ from compress.quantization.calibration import calibration_windows
 from compress.sources.source import resolve_model
 from compress.stage.stage import Context
 from compress.targets import Target
-from compress.tasks import get_task
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
 

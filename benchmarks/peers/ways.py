@@ -14,9 +14,9 @@ from typing import Any
 
 from compress.bench.session import measure_together
 from compress.errors import StageError
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 _OPTIMUM_WARM_UP = 10

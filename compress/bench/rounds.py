@@ -131,11 +131,6 @@ class Rounds:
         blocks = np.array_split(np.arange(len(found)), len(set(self.launches)))
         return np.array([np.median(_best([found[i] for i in block])) for block in blocks])
 
-    def disturbed_share(self, model: str) -> float:
-        """The part of a model's calls in which the processor went to another process."""
-        marks = [mark for turn in self.turns[model] for mark in turn.disturbed]
-        return sum(marks) / len(marks) if marks else 0.0
-
     def relative_rounds(self, model: str) -> np.ndarray:
         """How each round went against the whole, [rounds]: the median of its calls, each over its example's median."""
         seen: dict[int, list[float]] = {}

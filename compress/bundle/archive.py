@@ -8,8 +8,9 @@ import shutil
 import stat
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
+from compress.archives import is_plain, objection
 from compress.bundle.manifest import MANIFEST, MAX_BYTES, SIGNATURE
 from compress.errors import BundleError, StorageError
 
@@ -84,10 +85,11 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         name = entry.filename
         if entry.is_dir():
             raise _refused(archive, name, "is a folder")
-        if not _is_below(name):
-            raise _refused(archive, name, "points outside the bundle's folder")
-        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise _refused(archive, name, "is a link or a device")
+        reason = objection(name, is_plain(entry))
+        if reason is not None:
+            raise _refused(archive, name, reason)
+        if name in ("", ".") or name != PurePosixPath(name).as_posix():
+            raise _refused(archive, name, "is not written as a plain path")
         if name.casefold() in folded:
             raise _refused(archive, name, "stands twice")
         folded.add(name.casefold())
@@ -103,12 +105,6 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             expected=f"at most {_EXPANSION} times its own size",
         )
     return entries
-
-
-def _is_below(name: str) -> bool:
-    path = PurePosixPath(name)
-    windows = "\\" in name or bool(PureWindowsPath(name).drive)
-    return not (path.is_absolute() or ".." in path.parts or windows or name != path.as_posix() or name in ("", "."))
 
 
 def _check_seal(archive: Path, comment: bytes) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compress.bundle.format import Contents
 from compress.errors import InputError
+from compress.formats.bundled import Contents
 from compress.inspect.size_advice import what_helps
 
 _MANY = 5

@@ -11,10 +11,10 @@ from compress.bundle.archive import write_zip
 from compress.bundle.budget import check_budget
 from compress.bundle.card import model_card
 from compress.bundle.client import FOLDER as RUNTIME_FOLDER
-from compress.bundle.format import Contents, open_model, shape_of
-from compress.bundle.formats import FORMATS
+from compress.bundle.format import bundled, minimum_version, open_model, shape_of, unread_reason
+from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
-from compress.bundle.kinds import KINDS
+from compress.bundle.kinds import KINDS, kind_of
 from compress.bundle.manifest import (
     CARD,
     MANIFEST,
@@ -33,12 +33,15 @@ from compress.bundle.verify import verify_folder
 from compress.checkpoints.processor import load_processor
 from compress.digests import digest_file
 from compress.errors import InputError, StorageError
-from compress.formats.model_file import Format, format_of, model_file, model_files
+from compress.formats.bundled import Contents
+from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import PROFILES, TARGETS, in_format
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
-from compress.targets import PROFILES, AppProfile
-from compress.tasks import GENERATING
+from compress.targets import AppProfile
+from compress.tasks.capability import GENERATES
+from compress.tasks.registry import get_task
 
 _SLOW_IN_PAGES = (
     "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage export a chat model is "
@@ -87,7 +90,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
                 sign(folder, wanted.key)
             verify_folder(folder, None)
             if wanted.profile.version is not None:
-                KINDS[manifest.task].client.try_out(folder, progress)
+                KINDS[manifest.steps].client.try_out(folder, progress)
             write_zip(folder, packed)
             if wanted.most_bytes is not None:
                 sizes = zipped(packed) if wanted.profile.version is None else transferred(folder)
@@ -100,7 +103,11 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
         ) from error
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
-    if wanted.profile.version is not None and manifest.task in GENERATING and contents.few_bit_products:
+    if (
+        wanted.profile.version is not None
+        and GENERATES in get_task(manifest.task).capabilities
+        and contents.few_bit_products
+    ):
         progress.note(_SLOW_IN_PAGES)
     return Bundle(output, archive, manifest)
 
@@ -115,17 +122,16 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     _check_examples(wanted, form)
-    unread = FORMATS[form].why_unread()
-    if unread is not None:
+    if (unread := unread_reason(bundled(form))) is not None:
         raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
     for place in (output, archive):
         if place.exists() or place.is_symlink():
             raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
 
 
-def _check_examples(wanted: Wanted, form: Format) -> None:
+def _check_examples(wanted: Wanted, form: str) -> None:
     """Raises `InputError` for a target in whose languages there is no example of the task."""
-    kind = KINDS[wanted.recipe.task]
+    kind = kind_of(wanted.recipe.task)
 
     def has_examples(profile: AppProfile) -> bool:
         return form in profile.apps and kind.languages.issuperset(profile.apps[form].languages)
@@ -133,7 +139,7 @@ def _check_examples(wanted: Wanted, form: Format) -> None:
     if not has_examples(wanted.profile):
         some = [one.name for one in PROFILES.values() if isinstance(one, AppProfile) and has_examples(one)]
         raise InputError(
-            f"There is no example for {wanted.profile.name} of a model of {kind.task}.",
+            f"There is no example for {wanted.profile.name} of a model of {wanted.recipe.task}.",
             where=str(wanted.model),
             expected=f"a bundle of it is for {', '.join(some)}",
         )
@@ -142,12 +148,13 @@ def _check_examples(wanted: Wanted, form: Format) -> None:
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    kind, model = KINDS[wanted.recipe.task], folder / MODEL_FOLDER
+    kind, model = kind_of(wanted.recipe.task), folder / MODEL_FOLDER
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     written = format_of(file)
-    form = FORMATS[written]
-    silent = why_unavailable(form.target)
-    contents, session = form.contents(file), None
+    form = bundled(written)
+    target = TARGETS[form.target]
+    silent = why_unavailable(target)
+    contents, session = contents_of(form, file), None
     if silent is None:
         session = open_model(form, file if kind.graphs == 1 else model)
     shape = shape_of(form.interface(file, session), kind, str(file))
@@ -158,16 +165,16 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     if session is None:
         test = unmeasured_selftest(cases, silent or "")
     else:
-        made_with = f"{form.target.runtime} {get_runtime(form.target.runtime).build()}"
+        made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
         asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
     licences = find_licences(wanted.recipe, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
-        task=kind.task,
+        task=wanted.recipe.task,
         target=profile.name,
-        runtime=_runtime(profile, kind, written, form.minimum_version(file)),
+        runtime=_runtime(profile, kind, written, minimum_version(form, file)),
         format=written,
         model=file.relative_to(folder).as_posix(),
         opsets=contents.opsets,
@@ -190,12 +197,12 @@ def _run_of(wanted: Wanted) -> Path:
     return folder if wanted.model.resolve().is_relative_to(folder) else wanted.model.parent
 
 
-def _runtime(profile: AppProfile, kind: Kind, written: Format, minimum_version: str) -> Runtime:
+def _runtime(profile: AppProfile, kind: Kind, written: str, minimum_version: str) -> Runtime:
     app = profile.apps[written]
     name, package, least = app.runtime, app.package, minimum_version
     if profile.version is not None:
         name, package, least = kind.client.runs(profile)
-    provider = profile.in_format(written).target.provider
+    provider = in_format(profile, written).target.provider
     return Runtime(name=name, package=package, minimum_version=least, execution_provider=provider)
 
 

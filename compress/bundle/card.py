@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 
+from compress.bundle.format import bundled
 from compress.bundle.kind import Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
-from compress.formats.model_file import Format
 from compress.targets import AppProfile
 
-_LIBRARIES: Mapping[Format, str] = {
-    "onnx": "onnxruntime",
-    "ort": "onnxruntime",
-    "litert": "litert",
-    "executorch": "executorch",
-    "coreml": "coreml",
-}
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 
 
@@ -36,7 +28,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
         "---",
         *head,
         f"pipeline_tag: {manifest.task}",
-        f"library_name: {_LIBRARIES[manifest.format]}",
+        f"library_name: {bundled(manifest.format).library}",
         "---",
         f"# {manifest.name}",
         "",

@@ -1,61 +1,22 @@
-"""What a bundle knows of one format of models: the interface that `onnx` and its neighbours fulfil."""
+"""What a bundle asks of a model in any format: its inputs and outputs, and what it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from compress.bundle.kind import Kind
-from compress.bundle.manifest import Axis, Signature, TensorRecord
-from compress.errors import ModelError
-from compress.formats.runtimes import get_runtime
+from compress.bundle.manifest import TensorRecord
+from compress.errors import InputError, ModelError
+from compress.formats.bundled import Axis, BundledFormat, Contents, Interface, Signature
+from compress.formats.registry import part_of
+from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.tensors import read_model
 from compress.runtimes.runtime import Session, TensorType
-from compress.targets import Target
 
-
-class Interface(NamedTuple):
-    """What a model takes and gives, in its own order; ``axes`` and ``signatures`` as a manifest has them."""
-
-    inputs: Mapping[str, TensorType]
-    outputs: Mapping[str, TensorType]
-    axes: Mapping[str, Axis] = MappingProxyType({})
-    signatures: tuple[Signature, ...] = ()
-
-
-class Contents(NamedTuple):
-    """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
-
-    ``stored`` is name -> (numpy's type name, shape, bytes); ``few_bit_products``: whether some read weights so.
-    """
-
-    opsets: dict[str, int]
-    integers: bool
-    stored: dict[str, tuple[str, tuple[int, ...], int]]
-    few_bit_products: bool = False
-
-
-class BundledFormat(Protocol):
-    """How a bundle looks into a model of one format, and runs it. One module each, registered in `formats`."""
-
-    target: Target
-    """Through which it answers on this machine."""
-    templates: str
-    """The folder below `examples` with the code that runs it: one `Model` in each language."""
-
-    def why_unread(self) -> str | None:
-        """Why files can't be looked into on this machine, or None where they can."""
-
-    def interface(self, file: Path, session: Session | None) -> Interface:
-        """What ``file`` takes and gives. A format that is read without its runtime needs no ``session``."""
-
-    def contents(self, file: Path) -> Contents:
-        """What it holds. Raises `ModelError` for a broken file."""
-
-    def minimum_version(self, file: Path) -> str:
-        """The oldest version of the app's runtime that is known to open it."""
+_INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
 
 
 class Shape(NamedTuple):
@@ -79,9 +40,39 @@ class Shape(NamedTuple):
         return min(bounds, default=None)
 
 
+def bundled(form: str) -> BundledFormat:
+    """How bundles look into files of a format. Raises `InputError` for one that no bundle has."""
+    found: BundledFormat | None = part_of(form, "bundle")
+    if found is None:
+        raise InputError(f"No app runs files of the format {form}.", expected="a bundle of another format")
+    return found
+
+
 def open_model(form: BundledFormat, file: Path) -> Session:
     """The model through its runtime on this machine. Raises `ModelError` where that can't open it."""
-    return get_runtime(form.target.runtime).open(file, form.target, 1)
+    target = TARGETS[form.target]
+    return get_runtime(target.runtime).open(file, target, 1)
+
+
+def unread_reason(form: BundledFormat) -> str | None:
+    """Why files can't be looked into on this machine, or None where they can."""
+    return why_unavailable(TARGETS[form.target]) if form.unread_reason is None else form.unread_reason()
+
+
+def minimum_version(form: BundledFormat, file: Path) -> str:
+    """The oldest version of the app's runtime that is known to open it."""
+    if form.minimum_version is not None:
+        return form.minimum_version(file)
+    return get_runtime(TARGETS[form.target].runtime).build()
+
+
+def contents(form: BundledFormat, file: Path) -> Contents:
+    """What a file holds. Raises `ModelError` for a broken one."""
+    if form.contents is not None:
+        return form.contents(file)
+    tensors = read_model(file).tensors
+    integers = any(one.dtype in _INTEGERS and len(one.shape) > 1 for one in tensors)
+    return Contents({}, integers, {one.name: (one.dtype, one.shape, one.bytes) for one in tensors})
 
 
 def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
@@ -94,7 +85,7 @@ def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
         raise ModelError(
             f"The model takes {', '.join(inputs)} and gives {', '.join(outputs)}.",
             where=where,
-            expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.task}",
+            expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.name}",
             mend="write it with the stage of `compress` for its format",
         )
     return Shape(_records(inputs, kind), _records(outputs, kind), interface.axes, interface.signatures)
@@ -110,13 +101,3 @@ def _records(types: Mapping[str, TensorType], kind: Kind) -> tuple[TensorRecord,
         )
         for name, found in types.items()
     )
-
-
-_INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
-
-
-def contents_of(file: Path) -> Contents:
-    """Of a format that has no operator domains. Raises `ModelError`."""
-    tensors = read_model(file).tensors
-    integers = any(one.dtype in _INTEGERS and len(one.shape) > 1 for one in tensors)
-    return Contents({}, integers, {one.name: (one.dtype, one.shape, one.bytes) for one in tensors})

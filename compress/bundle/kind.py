@@ -1,4 +1,4 @@
-"""What a bundle knows of one task: how its inputs are prepared, and what becomes of its outputs."""
+"""What a bundle knows of one kind of app: how its inputs are prepared, and what becomes of its outputs."""
 
 from __future__ import annotations
 
@@ -162,14 +162,14 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A task. Registered in `kinds`.
+    """Apps that do the same before a model and behind it. Registered in `kinds`.
 
-    ``examples`` is the folder of its examples, ``app`` the class in those for phones; its page lies in the folder below
-    `web` that is called as the task is, and is answered by ``client``. There are examples in ``languages``; a model
-    has ``graphs`` many files, first the one that reads inputs.
+    ``name`` is that of the task which has such apps here, and of the folder below `web` where their page lies, which is
+    answered by ``client``. ``examples`` is the folder of its examples, ``app`` the class in those for phones. There are
+    examples in ``languages``; a model has ``graphs`` many files, first the one that reads inputs.
     """
 
-    task: str
+    name: str
     inputs: Inputs
     answers: Answers
     examples: str

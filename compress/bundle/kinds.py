@@ -1,4 +1,4 @@
-"""The tasks that a bundle may be for."""
+"""The kinds of apps that a bundle may be for, by their steps."""
 
 from __future__ import annotations
 
@@ -12,31 +12,44 @@ from compress.bundle.reply import REPLIES
 from compress.bundle.text import SENTENCES, TEXTS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.transformers_js import TRANSFORMERS_JS
+from compress.errors import InputError
+from compress.tasks.registry import TASKS, get_task
 
-KINDS: dict[str, Kind] = {
-    kind.task: kind
-    for kind in (
-        Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
-        Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
-        Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
-        Kind(
-            "automatic-speech-recognition",
-            RECORDINGS,
-            TRANSCRIPTS_OF_SPEECH,
-            examples="audio",
-            app="Transcriber",
-            languages=frozenset({"python", "node"}),
-            graphs=2,
-            client=TRANSFORMERS_JS,
-        ),
-        Kind(
-            "text-generation",
-            PROMPTS,
-            REPLIES,
-            examples="chat",
-            app="Chat",
-            languages=frozenset({"python", "node"}),
-            client=TRANSFORMERS_JS,
-        ),
-    )
+KINDS: dict[tuple[str, str], Kind] = {
+    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
+    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
+    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
+    ("log-mel", "transcribe"): Kind(
+        "automatic-speech-recognition",
+        RECORDINGS,
+        TRANSCRIPTS_OF_SPEECH,
+        examples="audio",
+        app="Transcriber",
+        languages=frozenset({"python", "node"}),
+        graphs=2,
+        client=TRANSFORMERS_JS,
+    ),
+    ("prompt", "generate"): Kind(
+        "text-generation",
+        PROMPTS,
+        REPLIES,
+        examples="chat",
+        app="Chat",
+        languages=frozenset({"python", "node"}),
+        client=TRANSFORMERS_JS,
+    ),
 }
+
+
+def kind_of(task: str) -> Kind:
+    """That of a task's `app_steps`. Raises `InputError` for a task without an app."""
+    steps = get_task(task).app_steps
+    if steps is None or steps not in KINDS:
+        made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
+        raise InputError(
+            f"There is no app for a model of {task}.",
+            where="task",
+            expected=f"one of {', '.join(made)}",
+            mend=f"give the task app_steps, which are {' or '.join(map(' and '.join, KINDS))}",
+        )
+    return KINDS[steps]

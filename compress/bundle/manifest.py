@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.bundle.steps import STEPS, Postprocessing, Preprocessing
+from compress.bundle.steps import Postprocessing, Preprocessing
 from compress.errors import BundleError
-from compress.formats.model_file import Format
+from compress.formats.bundled import Axis, Signature
+from compress.formats.registry import Format
 from compress.frozen import FrozenAliased
+from compress.tasks.registry import TASKS
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -40,23 +42,6 @@ class TensorRecord(FrozenAliased):
     dtype: str = Field(description="numpy's name of the element type")
     shape: tuple[int | str, ...]
     meaning: str
-
-
-class Axis(FrozenAliased):
-    """What a named axis may be; ``least`` is None where the file doesn't say it."""
-
-    least: int | None = Field(ge=0)
-    most: int = Field(ge=1)
-
-
-class Signature(FrozenAliased):
-    """One of several graphs in a file, each called by its name.
-
-    It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
-    """
-
-    name: str
-    length: int | None
 
 
 class Licence(FrozenAliased):
@@ -94,13 +79,7 @@ class Manifest(FrozenAliased):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     name: str
-    task: Literal[
-        "text-classification",
-        "image-classification",
-        "feature-extraction",
-        "automatic-speech-recognition",
-        "text-generation",
-    ]
+    task: str
     target: str
     runtime: Runtime
     format: Format
@@ -119,12 +98,20 @@ class Manifest(FrozenAliased):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        before, after = STEPS[self.task]
+        known = {name: task.app_steps for name, task in TASKS.items() if task.app_steps}
+        if self.task not in known:
+            raise ValueError(f"no app is made for the task {self.task!r}, but for {', '.join(known)}")
+        before, after = known[self.task]
         if self.preprocessing.kind != before:
             raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
         if self.postprocessing.kind != after:
             raise ValueError(f"{self.postprocessing.kind} is no postprocessing for {self.task}")
         return self
+
+    @property
+    def steps(self) -> tuple[str, str]:
+        """What an app does before the model and behind it."""
+        return self.preprocessing.kind, self.postprocessing.kind
 
     def sealed(self) -> bytes:
         """The bytes of `manifest.json`: one way to write them, so that any other byte is a change."""

@@ -25,7 +25,7 @@ class _OnnxruntimeWeb:
 
     def runs(self, profile: AppProfile) -> Runs:
         """As the target has it."""
-        app = profile.apps["onnx"]
+        app = profile.apps[profile.target.format]
         return Runs(app.runtime, app.package, WEB_VERSION)
 
     def licences(self, tokenizes: bool) -> tuple[Licence, ...]:

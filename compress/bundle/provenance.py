@@ -14,7 +14,7 @@ from compress.digests import digest_file
 from compress.errors import InputError
 from compress.recipe.recipe import Recipe
 from compress.report.schema import FINAL, load_report
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import known_samples
 from compress.samples.sample import Sample
 
 RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
@@ -91,7 +91,7 @@ def _of_sample(name: str) -> str | None:
 def _sample(name: str) -> Sample | None:
     if not name.startswith(_SAMPLE):
         return None
-    return SAMPLES.get(name.removeprefix(_SAMPLE).partition("/")[0])
+    return known_samples().get(name.removeprefix(_SAMPLE).partition("/")[0])
 
 
 def _read_lock(path: Path) -> dict[str, Any]:

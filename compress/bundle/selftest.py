@@ -106,9 +106,9 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
     except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
-        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.task} takes.", where=str(path))
+        raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.name} takes.", where=str(path))
     if test.unmeasured is None and not all(getattr(case, kind.answers.field) for case in test.cases):
-        raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.task} gives.", where=str(path))
+        raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.name} gives.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:
         raise BundleError(f"The {SELFTEST} uses files that are not listed: {', '.join(unlisted)}.", where=str(path))

@@ -201,11 +201,3 @@ class Embed(FrozenAliased):
 
 Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
 Postprocessing = Softmax | Embed | Transcribe | Generate
-STEPS = {
-    "text-classification": ("tokenize", "softmax"),
-    "image-classification": ("prepare-image", "softmax"),
-    "feature-extraction": ("tokenize", "embed"),
-    "automatic-speech-recognition": ("log-mel", "transcribe"),
-    "text-generation": ("prompt", "generate"),
-}
-"""Task -> how its inputs are prepared, and what becomes of its outputs."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-from compress.bundle.formats import FORMATS
+from compress.bundle.format import bundled
 from compress.bundle.kind import Case, Kind
 from compress.bundle.manifest import Manifest
 from compress.targets import AppProfile, Language
@@ -23,13 +23,14 @@ _MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "
 
 def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, bytes]:
     """Path -> contents of the target's examples: those of the task, and the model that they ask, of the format."""
-    languages, form = profile.apps[manifest.format].languages, FORMATS[manifest.format]
-    names = [(kind.examples, kind.example(language)) for language in languages]
-    names += [(kind.examples, name) for name in kind.inputs.helpers(languages)]
-    names += [(form.templates, _MODELS[language]) for language in languages if language in _MODELS]
+    languages, form = profile.apps[manifest.format].languages, bundled(manifest.format)
+    own, models = _SOURCES / EXAMPLES / kind.examples, files(form.examples) / EXAMPLES
+    names = [(own, kind.example(language)) for language in languages]
+    names += [(own, name) for name in kind.inputs.helpers(languages)]
+    names += [(models, _MODELS[language]) for language in languages if language in _MODELS]
     found = {}
     for folder, name in names:
-        text = (_SOURCES / "examples" / folder / name).read_text(encoding="utf-8")
+        text = (folder / name).read_text(encoding="utf-8")
         if name.endswith(_WRITTEN):
             text = _filled(text, _in_code(manifest, kind))
         found[f"{EXAMPLES}/{name}"] = text.encode()
@@ -49,7 +50,7 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
     }
     web = _SOURCES / "web"
     steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else ()
-    own = [place for name in (*steps, kind.task) for place in (web / name).iterdir()]
+    own = [place for name in (*steps, kind.name) for place in (web / name).iterdir()]
     places = (*(web / name for name in kind.client.shared), *sorted(own, key=lambda at: at.name))
     found = {place.name: place.read_text(encoding="utf-8") for place in places}
     found[PAGE] = _filled(found[PAGE], values)

@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from compress.bundle.archive import unpack
-from compress.bundle.format import BundledFormat, open_model, shape_of
-from compress.bundle.formats import FORMATS
+from compress.bundle.format import bundled, contents, open_model, shape_of, unread_reason
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, TensorRecord, read_manifest
 from compress.bundle.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.bundle.signature import check_signature
 from compress.digests import digest_file
 from compress.errors import BundleError, InputError
+from compress.formats.bundled import BundledFormat
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import why_unavailable
+from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5
@@ -72,8 +73,8 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     fingerprint = check_signature(folder, signer)
     model = folder / manifest.model
     form = _format_of(folder, manifest)
-    kind = KINDS[manifest.task]
-    unread, silent = form.why_unread(), why_unavailable(form.target)
+    kind = KINDS[manifest.steps]
+    unread, silent = unread_reason(form), why_unavailable(TARGETS[form.target])
     session = None
     if silent is None:
         session = open_model(form, model if kind.graphs == 1 else folder / MODEL_FOLDER)
@@ -137,22 +138,22 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 def _format_of(folder: Path, manifest: Manifest) -> BundledFormat:
     """Of the file that the manifest names. Raises `BundleError` where that is in another than it says."""
     found = format_of(folder / manifest.model)
-    if found != manifest.format or found not in FORMATS:
+    if found != manifest.format:
         raise _lie(folder, "the format", manifest.format, found)
-    return FORMATS[found]
+    return bundled(found)
 
 
 def _check_shape(
     manifest: Manifest, folder: Path, form: BundledFormat, session: Session | None
 ) -> Sequence[TensorRecord]:
     """Compare what the manifest says of the model with the model; its outputs."""
-    kind = KINDS[manifest.task]
+    kind = KINDS[manifest.steps]
     model = folder / manifest.model
     shape = shape_of(form.interface(model, session), kind, str(model))
     for what, said, true in (("inputs", manifest.inputs, shape.inputs), ("outputs", manifest.outputs, shape.outputs)):
         if said != true:
             raise _lie(folder, what, _words(said), _words(true))
-    opsets = form.contents(model).opsets
+    opsets = contents(form, model).opsets
     if manifest.opsets != opsets:
         raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
     for what, sizes, found in (
@@ -166,7 +167,7 @@ def _check_shape(
 
 def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]) -> None:
     """Compare what becomes of the answers with what the model's files say."""
-    end = KINDS[manifest.task].answers.find_end(folder / MODEL_FOLDER, outputs)
+    end = KINDS[manifest.steps].answers.find_end(folder / MODEL_FOLDER, outputs)
     for name, value in end:
         if getattr(manifest.postprocessing, name) != value:
             raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))

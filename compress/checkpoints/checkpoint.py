@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from compress.checkpoints.links import link_or_copy
+from compress.checkpoints.model import link_or_copy
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open a folder. Raises `ModelError` for one that holds something else."""
-        from compress.sources.source import check_model_folder
+        from compress.checkpoints.checks import check_model_folder
 
         check_model_folder(directory)
         return cls(directory)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.safetensors_file import StoredTensor, load_array, numpy_type, read_header
+from compress.checkpoints.safetensors_file import read_header
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
 from compress.progress import Progress, SilentProgress
 
@@ -90,7 +91,7 @@ def check_weights_finite(folder: Path, progress: Progress | None = None) -> None
         if count:
             raise ModelError(
                 f"{count} of {tensor.elements} values of the tensor {tensor.name!r} are NaN or infinite.",
-                where=str(tensor.file),
+                where=str(tensor.path),
                 expected="finite weights",
                 mend="Take another checkpoint: a training run that diverged leaves such weights.",
             )
@@ -98,9 +99,9 @@ def check_weights_finite(folder: Path, progress: Progress | None = None) -> None
 
 def count_not_finite(tensor: StoredTensor) -> int:
     """How many values of a floating-point tensor are NaN or infinite; 0 for integers and sub-byte types."""
-    if "float" not in tensor.dtype or numpy_type(tensor.dtype) is None:
+    if "float" not in tensor.dtype or not tensor.readable:
         return 0
-    values = load_array(tensor).reshape(-1)
+    values = tensor.values().reshape(-1)
     pieces = range(0, values.size, CHUNK_ELEMENTS)
     return sum(int(np.count_nonzero(~np.isfinite(values[at : at + CHUNK_ELEMENTS]))) for at in pieces)
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import Loader
+
+
+import os
+import shutil
+from collections.abc import Collection, Mapping
 
 
 @runtime_checkable
 class Model(Protocol):
     """A model as a directory in Hugging Face layout, loadable by other people's tools."""
 
-    kind: str
+    kind: ClassVar[str]
 
     def save(self, directory: Path) -> None:
         """Write every file of the model into an existing, empty ``directory``."""
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
+    def load(cls, directory: Path, task: Loader) -> Self:
+        """Open what `save` wrote; a task has a say in torch models alone. Raises `ModelError` for something else."""
 
 
 def only_file(artifact: Path, suffix: str, written_by: str) -> Path:
@@ -42,3 +50,25 @@ def only_file(artifact: Path, suffix: str, written_by: str) -> Path:
             mend=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
         )
     return found[0]
+
+
+def read_companions(directory: Path, but: Collection[Path] = (), below: Path | None = None) -> dict[str, bytes]:
+    """Every file of ``directory`` but those of the model itself, and but all of a folder ``below`` it."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path not in but)
+    beside = (path for path in files if below is None or below not in path.parents)
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in beside}
+
+
+def write_companions(directory: Path, companions: Mapping[str, bytes]) -> None:
+    """Write them into ``directory``, each at its path."""
+    for name, content in companions.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file that ``source`` is, links followed, the name ``target`` as well; copy it where that can't be."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
 from compress.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -43,23 +41,6 @@ _TYPES: dict[str, tuple[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a file. ``start`` is its byte offset from the beginning of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    bytes: int
-
-    @property
-    def elements(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-
 def read_header(path: Path) -> tuple[StoredTensor, ...]:
     """Every tensor in the order of its bytes. Raises `ModelError` for a truncated or broken file."""
     size = path.stat().st_size
@@ -77,29 +58,6 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
     tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
     _check_layout(path, tensors, 8 + length, size)
     return tuple(tensors)
-
-
-def load_array(tensor: StoredTensor) -> np.ndarray:
-    """A read-only view of the values, mapped from the file. Raises `ModelError` for a sub-byte type."""
-    dtype = numpy_type(tensor.dtype)
-    if dtype is None:
-        raise ModelError(f"The tensor {tensor.name!r} has the type {tensor.dtype}, which cannot be read.")
-    if tensor.elements == 0:
-        return np.empty(tensor.shape, dtype)
-    data = np.memmap(tensor.file, np.uint8, mode="r", offset=tensor.start, shape=(tensor.bytes,))
-    return data.view(dtype).reshape(tensor.shape)
-
-
-def numpy_type(name: str) -> np.dtype[Any] | None:
-    """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types."""
-    if name.startswith(("float4_", "float6_")):
-        return None
-    if name.startswith(("bfloat", "float8")):
-        import ml_dtypes
-
-        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return small
-    return np.dtype(name)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -122,7 +80,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise _broken(path, f"the entry of {name!r} is {entry!r}") from error
     if min((begin, end - begin, *shape)) < 0 or math.prod(shape) * bits != (end - begin) * 8:
         raise _broken(path, f"{name!r} of type {entry['dtype']} and shape {list(shape)} takes {end - begin} bytes")
-    return StoredTensor(name, dtype, shape, path, data_start + begin, end - begin)
+    role = role_of(dtype, shape or (1,))
+    return stored(name, dtype, shape, path, (data_start + begin, end - begin), role)
 
 
 def _check_layout(path: Path, tensors: list[StoredTensor], data_start: int, size: int) -> None:

@@ -7,11 +7,20 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from transformers import PreTrainedModel
+
+
+class Loader(Protocol):
+    """What loads a folder whole: a task, which knows the class of its models."""
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
 
 
 @dataclass
@@ -21,7 +30,6 @@ class TorchModel:
     kind: ClassVar[str] = "torch"
     module: PreTrainedModel
     processor: Any
-    task: str
 
     def save(self, directory: Path) -> None:
         """Write config, safetensors weights and processor files into ``directory``."""
@@ -35,13 +43,12 @@ class TorchModel:
                 shutil.copyfile(path, target)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> TorchModel:
+    def load(cls, directory: Path, task: Loader) -> TorchModel:
         """Open what `save` wrote. Raises `ModelError` for a folder that holds something else."""
-        from compress.sources.source import check_model_folder
-        from compress.tasks import get_task
+        from compress.checkpoints.checks import check_model_folder
 
         check_model_folder(directory)
-        return get_task(task).load(directory, None, trust_remote_code=False)
+        return task.load(directory, None, trust_remote_code=False)
 
     def parameters(self) -> int:
         """Number of parameters, tied ones counted once."""

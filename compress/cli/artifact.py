@@ -10,6 +10,7 @@ from compress.errors import InputError
 from compress.formats.model_file import format_of, model_files
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
+from compress.tasks.capability import READS_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ class Artifact:
     @property
     def task(self) -> Task:
         """The recipe's task."""
-        from compress.tasks import get_task
+        from compress.tasks.registry import get_task
 
         return get_task(self.recipe.task)
 
@@ -61,7 +62,7 @@ class Artifact:
 
         Raises `InputError` for a task that is judged on running text.
         """
-        if not self.task.reads_rows:
+        if READS_ROWS not in self.task.capabilities:
             raise InputError(f"There are no slices of running text, which {self.task.name} is judged on.")
         from compress.data.membership import character_lengths, find_parts
 

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from compress.bench.place import LaunchHost
     from compress.bench.session import BenchResult
-    from compress.cli.on_devices import Chosen, Measure
+    from compress.cli.on_devices import Chosen, Measure, Outcome
     from compress.progress import Progress
 
 
@@ -77,12 +77,11 @@ def _measure(measure: Measure, devices: Chosen | None, json_: bool) -> None:
     """Here, or on devices, and show what comes of it."""
     from compress.bench.place import HERE
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.on_devices import bench_on_devices, show_outcome
+    from compress.cli.on_devices import bench_on_devices
 
     if devices:
         show_outcome(bench_on_devices(devices, measure), json_)
         return
-
     show(measure(HERE, ConsoleProgress()), json_)
 
 
@@ -92,7 +91,7 @@ def _bench_on_data(
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
@@ -146,3 +145,22 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
     Console().print(render_rows(rows))
     for note in result.notes:
         typer.echo(f"{where}{note}", err=True)
+
+
+def show_outcome(found: Outcome, json_: bool) -> None:
+    """Print the results of all devices. Raises the first error where one failed."""
+    from compress.compare.hosts import host_words
+
+    if json_:
+        values = {name: as_values(result) for name, result in found.results.items()}
+        failed = {name: str(error) for name, error in found.failures.items()}
+        typer.echo(json.dumps({"devices": values, "failed": failed}))
+    else:
+        for name, result in found.results.items():
+            typer.echo(f"{name}: {host_words(result.environment)}")
+            show(result, json_=False, where=f"{name}: ")
+    errors = list(found.failures.values())
+    for error in errors[1:]:
+        typer.echo(f"error: {error}", err=True)
+    if errors:
+        raise errors[0]

@@ -41,8 +41,8 @@ def generation_bench(
     from compress.bench.prompt_text import encode_text
     from compress.cli.artifact import generating_artifact
     from compress.cli.console_progress import ConsoleProgress
+    from compress.formats.targets import find_target
     from compress.pipeline.quiet import quiet_libraries
-    from compress.targets import find_target
 
     place = find_target(target)
     quiet_libraries()
@@ -67,7 +67,7 @@ def generation_bench(
 def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:
     """For each artifact that ``target`` cannot open, the first target that can."""
     from compress.formats.model_file import format_of
-    from compress.targets import TARGETS
+    from compress.formats.targets import TARGETS
 
     formats = {label: format_of(folder) for label, folder in folders.items()}
     return {

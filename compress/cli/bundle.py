@@ -38,7 +38,7 @@ def bundle(
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
     from compress.cli.artifact import RECIPE, find_artifact, written_for
     from compress.cli.console_progress import ConsoleProgress
-    from compress.targets import find_app_profile
+    from compress.formats.targets import find_app_profile
 
     profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)

@@ -40,9 +40,8 @@ def doctor(
     target: Annotated[
         str | None,
         typer.Option(
-            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or a "
-            "target whose file is compared with the float one, value by value: ort, openvino, litert, "
-            "executorch, browser."
+            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or "
+            "another of `compress targets`, whose file is compared with the float one, value by value."
         ),
     ] = None,
     recipe: Annotated[
@@ -115,6 +114,7 @@ def _refuse_options(options: dict[str, object]) -> None:
 def _of_machine(machine: dict[str, Any]) -> list[Finding]:
     return [
         *_installation(),
+        *_plugins(),
         *_targets(),
         *_processor(machine),
         *_memory(machine),
@@ -128,11 +128,12 @@ def _of_model(model: Path, target: str | None, recipe: Path | None, against: Pat
     from compress.cli.doctor_model import model_findings
     from compress.cli.doctor_speed import speed_findings
     from compress.errors import InputError
-    from compress.targets import PROCESSORS, TARGETS
+    from compress.formats.targets import TARGETS
+    from compress.targets import PROCESSORS
 
     progress = ConsoleProgress()
     here = target in (None, "cpu")
-    if not here and target in TARGETS and target not in PROCESSORS:
+    if target is not None and not here and target in TARGETS and target not in PROCESSORS:
         from compress.cli.doctor_answers import answer_findings
 
         found, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
@@ -171,10 +172,26 @@ def _installation() -> Iterator[Finding]:
         yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None)
 
 
+def _plugins() -> Iterator[Finding]:
+    """What other packages add, and what of it cannot be used."""
+    from compress import stages  # noqa: F401
+    from compress.formats.lacking import lacking
+    from compress.formats.registry import PLUGGED
+    from compress.plugins import plugin_errors
+
+    for form in PLUGGED:
+        if faults := lacking(form):
+            yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "mend or uninstall it")
+        else:
+            yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
+    for error in plugin_errors():
+        yield Finding("warning", str(error), "mend or uninstall the package")
+
+
 def _targets() -> Iterator[Finding]:
     from compress.formats.runtimes import why_unavailable
+    from compress.formats.targets import TARGETS
     from compress.installation import packages
-    from compress.targets import TARGETS
 
     for target in TARGETS.values():
         reason = why_unavailable(target)
@@ -212,7 +229,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
-            "set `reduce_range: true` in the quantize stage",
+            "`reduce_range: auto` of the quantize stage keeps weights from saturating",
         )
     if features and not has_bf16():
         yield Finding("ok", "no bf16 arithmetic: training runs in fp32")

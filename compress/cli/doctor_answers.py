@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compress.cli.finding import Finding
 from compress.errors import InputError
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
     import onnx
@@ -43,16 +44,17 @@ def answer_findings(
     from compress.formats.model_file import model_files
     from compress.formats.onnx.parts import OnnxParts
     from compress.formats.parts import NamelessParts, longest
+    from compress.formats.registry import RUNTIMES
     from compress.formats.runtimes import make_ready
+    from compress.formats.targets import TARGETS
     from compress.inspect.departures import compare_parts
     from compress.inspect.matched_parts import match
     from compress.inspect.open_parts import gives_values, open_parts
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
-    from compress.targets import TARGETS
 
     if not gives_values(target):
-        why = ": a package runs on a Mac only, and gives its outputs alone" if target.format == "coreml" else ""
+        why = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
         raise InputError(
             f"The values within a file are not to be had on the target {target.name!r}{why}.",
             where="--target",
@@ -63,7 +65,11 @@ def answer_findings(
         return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
     quiet_libraries()
     found = find_artifact(model, recipe)
-    if found.task.generates or not found.task.reads_rows or len(model_files(found.folder)) > 1:
+    if (
+        GENERATES in found.task.capabilities
+        or READS_ROWS not in found.task.capabilities
+        or len(model_files(found.folder)) > 1
+    ):
         raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
     file = _file_for(model, found, target, progress)
     examples = _examples(found, file, progress)
@@ -117,14 +123,14 @@ def _reference(
 ) -> _Reference:
     """The float file that was named, or the run's: its export, or for a format written from weights, those."""
     from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
-    from compress.formats.model_file import WRITTEN_FROM
+    from compress.formats.registry import FORMATS
+    from compress.pipeline.slow_int8_note import float_label
 
     run = run_of(model)
     place = against
     if place is None and run is not None:
-        labels, kinds = found.recipe.labels(), [stage.kind for stage in found.recipe.stages]
-        exported = outputs_of(run).get(labels[kinds.index("export")]) if "export" in kinds else None
-        from_weights = target.format != "onnx" and WRITTEN_FROM[target.format] is None
+        exported = outputs_of(run).get(float_label(found.recipe) or "")
+        from_weights = FORMATS[target.format].own_bits
         place = weights_of_run(run) if from_weights or exported is None else exported
     if place is None:
         raise InputError(
@@ -141,11 +147,12 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
     import onnx
 
     from compress.formats.model_file import format_of, model_file
+    from compress.formats.onnx.model import OnnxModel
     from compress.inspect.node_layers import node_modules
 
     weights = place.is_dir() and any(place.glob("*.safetensors"))
     if not weights:
-        if format_of(place) != "onnx":
+        if format_of(place) != OnnxModel.kind:
             raise InputError(
                 "The reference is no ONNX file.", where=str(place), expected="an .onnx file, or a folder of weights"
             )
@@ -155,7 +162,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
     from compress.formats.onnx.export import export_onnx
 
     progress.note("exporting the float weights, as the reference")
-    exported = export_onnx(TorchModel.load(place, found.task.name), examples, opset=None, fusions=False).graph
+    exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx.save(exported, graph)
@@ -200,10 +207,12 @@ def _explained(one: Departure) -> str:
 
 
 def _advice(one: Departure, target: Target) -> str:
+    from compress.formats.registry import FORMATS
+
     again = "write the file again; if that changes nothing, the runtime computes this operator in another way"
     if one.bits >= 32:
         return f"its weights or attributes are not the reference's: {again}"
-    if target.format in ("onnx", "ort") and one.weights:
+    if not FORMATS[target.format].own_bits and one.weights:
         return (
             f"`quantize: {{keep: [{one.weights}]}}` leaves it in float; where the method is static, another "
             f"calibration_method; or its integers are not the reference's: {again}"

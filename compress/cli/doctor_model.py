@@ -31,32 +31,27 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
     from compress.targets import find_processor
 
     processor = find_processor(target or "cpu")
-    folder, feeds = _real_inputs(model, recipe, progress)
+    folder, feeds = real_inputs(model, recipe, progress)
     graphs = find_graphs(folder)
     for place, graph in enumerate(graphs):
-        for finding in _of_graph(graph, feeds[place] if feeds else None, processor, progress):
+        for finding in _of_graph(graph, feeds[place] if feeds else None, processor):
             yield replace(finding, what=f"{graph.name}: {finding.what}") if len(graphs) > 1 else finding
 
 
-def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor, progress: Progress) -> Iterator[Finding]:
+def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -> Iterator[Finding]:
     import onnx
 
     from compress.inspect.integer_kernels import read_kernels
     from compress.inspect.saturation import find_saturation
-    from compress.targets import LINUX_ARM
 
     yield from _kernels(read_kernels(graph))
-    if processor.name == LINUX_ARM:
-        from compress.cli.doctor_arm import arm_findings
-
-        yield from arm_findings(graph, feeds, progress)
     if processor.sums_in_32_bits:
         yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
         return
     yield from _saturation(find_saturation(onnx.load(graph), feeds), processor)
 
 
-def _real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
+def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
     """The model's folder or file, and what each graph is asked for a few test examples if a recipe says how."""
     from compress.cli.artifact import MODEL, RECIPE, find_artifact
 
@@ -110,7 +105,7 @@ def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[F
     yield Finding(
         "warning",
         f"{processor.name}: {len(bad)} of {len(found)} products saturate in 16 bits; answers will differ from here",
-        "set `reduce_range: true` in the quantize stage (7-bit weights never saturate)",
+        "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
     )
 
 

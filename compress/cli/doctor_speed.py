@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.cli.finding import Finding
+from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference
@@ -37,7 +38,7 @@ def speed_findings(
     floats = against if against is not None else _of_run(model, found.recipe)
     if floats is None:
         return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], []
-    if found.task.generates or not found.task.reads_rows:
+    if GENERATES in found.task.capabilities or READS_ROWS not in found.task.capabilities:
         if against is None:
             return [], []
         raise InputError(
@@ -58,13 +59,11 @@ def _has_recipe(model: Path) -> bool:
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
     """The float file that a run's integers were made of, if its cache still has it."""
     from compress.cli.run_outputs import outputs_of, run_of
-    from compress.pipeline.slow_int8_note import INTEGERS
+    from compress.pipeline.slow_int8_note import float_label, has_integers
 
-    kinds = [stage.kind for stage in recipe.stages]
-    if not any(kind in INTEGERS for kind in kinds) or "export" not in kinds:
-        return None
-    run = run_of(model)
-    return None if run is None else outputs_of(run).get(recipe.labels()[kinds.index("export")])
+    label = float_label(recipe) if has_integers(recipe) else None
+    run = run_of(model) if label else None
+    return outputs_of(run).get(label) if run and label else None
 
 
 def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
@@ -72,8 +71,8 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     from compress.bench.operator_difference import compare_operators
     from compress.errors import InputError
     from compress.formats.onnx.model import find_graphs
+    from compress.formats.targets import TARGETS
     from compress.pipeline.quiet import quiet_libraries
-    from compress.targets import TARGETS
 
     quiet_libraries()
     graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)

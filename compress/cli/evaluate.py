@@ -27,13 +27,14 @@ def evaluate(
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.rows import render_rows
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
     from compress.evaluation.evaluate import encode_for, predict, slice_rows
     from compress.evaluation.generate import repetition_of
     from compress.pipeline.quiet import quiet_libraries
+    from compress.tasks.capability import GENERATES
 
     quiet_libraries()
     progress = ConsoleProgress()
@@ -44,7 +45,7 @@ def evaluate(
         progress.note(examples.note)
     predictions = predict(found.folder, found.task, examples, place, threads, progress, f"evaluate on {target}")
     rows = found.task.measure(predictions.kept, predictions.labels, found.folder.name, target)
-    if found.task.generates and wanted.prompts:
+    if GENERATES in found.task.capabilities and wanted.prompts:
         rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
     if wanted.questions:
         from compress.data.questions import find_questions

@@ -77,30 +77,6 @@ def bench_on_devices(chosen: Chosen, measure: Measure) -> Outcome:
     return found
 
 
-def show_outcome(found: Outcome, json_: bool) -> None:
-    """Print the results of all devices. Raises the first error where one failed."""
-    import json
-
-    import typer
-
-    from compress.cli.bench import as_values, show
-    from compress.compare.hosts import host_words
-
-    if json_:
-        values = {name: as_values(result) for name, result in found.results.items()}
-        failed = {name: str(error) for name, error in found.failures.items()}
-        typer.echo(json.dumps({"devices": values, "failed": failed}))
-    else:
-        for name, result in found.results.items():
-            typer.echo(f"{name}: {host_words(result.environment)}")
-            show(result, json_=False, where=f"{name}: ")
-    errors = list(found.failures.values())
-    for error in errors[1:]:
-        typer.echo(f"error: {error}", err=True)
-    if errors:
-        raise errors[0]
-
-
 class _StoppedError(Exception):
     """The user doesn't want it any more."""
 

@@ -45,7 +45,7 @@ def profile(
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
@@ -91,8 +91,9 @@ def _calls(
     from compress.errors import InputError
     from compress.evaluation.evaluate import encode_for
     from compress.pipeline.timing import beginning
+    from compress.tasks.capability import GENERATES
 
-    asked, generates = found.recipe, found.task.generates
+    asked, generates = found.recipe, GENERATES in found.task.capabilities
     idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}
     given = [name for name, value in idle.items() if value is not None]
     if given:

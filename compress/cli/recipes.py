@@ -44,10 +44,10 @@ def new(
     json_: _Json = False,
 ) -> None:
     """Write a commented starter recipe, every field explained."""
-    from compress.recipe_source.starter import STARTERS, starter
+    from compress.recipe_source.starter import starter, starters
 
-    if task not in STARTERS:
-        raise _unknown_task(task, list(STARTERS))
+    if task not in starters():
+        raise _unknown_task(task, starters())
     text = starter(task)
     if output is not None:
         _write(output, text, force)

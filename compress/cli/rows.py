@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.table import Column, Table
-from rich.text import Text
-
+from compress.fitted_table import Column, FittedTable
 from compress.measurement import Measurement
 from compress.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
 
@@ -21,30 +19,32 @@ _SPEEDUPS = {
     "time_per_output_token_ms": "speedup_time_per_output_token",
 }
 
+_LEFT_OUT = "for lack of room only in --json"
 
-def render_rows(rows: Iterable[Measurement]) -> Table:
+
+def render_rows(rows: Iterable[Measurement]) -> FittedTable:
     """One line a row: model, metric, target, value, interval and number of samples."""
-    # In a narrow terminal the interval is wrapped rather than a name cut off.
-    table = Table("model", Column("metric", no_wrap=True), "target", "value", "95% interval", "n")
+    columns = [Column("model"), Column("metric"), Column("target", rank=3), Column("value", right=True)]
+    table = FittedTable("", [*columns, Column("95% interval", rank=1), Column("n", right=True, rank=2)], _LEFT_OUT)
     for row in rows:
         metric = describe_metric(row.metric, row.unit)
         interval = format_interval(metric, row.low, row.high)
-        cells = (row.model, metric.name, row.target, format_value(metric, row.value), interval, str(row.n))
-        # As they stand: `accuracy[label=good]` is no markup.
-        table.add_row(*map(Text, cells))
+        table.add(row.model, metric.name, row.target, format_value(metric, row.value), interval, str(row.n))
     return table
 
 
-def render_generation(rows: Iterable[Measurement]) -> Table:
+def render_generation(rows: Iterable[Measurement]) -> FittedTable:
     """One line a context and model: times and rates with their intervals, and how many times the baseline's speed."""
     found = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
     models = list(dict.fromkeys(model for _, model, _ in found))
-    table = Table("context", "model", *_TIMES.values(), show_lines=True)
+    columns = [Column("context", right=True), Column("model")]
+    columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(_TIMES.values(), start=1)]
+    table = FittedTable("", columns, _LEFT_OUT)
     for context in sorted({context for context, _, _ in found}):
         for model in models:
             speedups = (found.get((context, model, _SPEEDUPS.get(name, ""))) for name in _TIMES)
             cells = [_lines(found[context, model, name], it) for name, it in zip(_TIMES, speedups, strict=True)]
-            table.add_row(str(context), Text(model), *map(Text, cells))
+            table.add(str(context), model, *cells)
     return table
 
 

@@ -36,13 +36,23 @@ def run(
         take_part(loaded, recipe.parent, artifacts)
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
+    from compress.report.console import closing_line, console_table
+    from compress.report.locate import RUNS
+
     if json_:
         typer.echo(done.report.to_json(), nl=False)
     else:
-        from compress.report.console import console_table
-
         Console().print(console_table(done.report))
-    typer.echo(f"report: {done.folder / 'report.html'}", err=True)
-    typer.echo(f"model:  {done.folder / 'model'}", err=True)
+    for limit in done.report.limits:
+        policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
+        if limit.unknown and policy == "warn":
+            why = limit.reason or "missed within chance"
+            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {why}", err=True)
+    name = loaded.name if artifacts / "runs" == RUNS else str(done.folder)
+    told = Console(stderr=True, highlight=False)
+    # A terminal breaks lines between words; whoever reads a file wants one.
+    told.print(closing_line(done.report, done.folder, name), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
+    if done.report.unmeasured and not done.report.judged:
+        raise typer.Exit(3)

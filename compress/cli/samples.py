@@ -49,11 +49,11 @@ def fetch_samples(
 
 
 def _described() -> list[dict[str, Any]]:
-    from compress.samples.catalog import SAMPLES
+    from compress.samples.catalog import known_samples
     from compress.samples.fetch import cached_directory
 
     described = []
-    for sample in SAMPLES.values():
+    for sample in known_samples().values():
         folder = cached_directory(sample.name)
         described.append(
             {
@@ -73,6 +73,10 @@ def _show(described: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
+    if not described:
+        from compress.samples.catalog import INSTALL
+
+        typer.echo(f"No package of samples is installed: {INSTALL} in a checkout of compress.", err=True)
     for sample in described:
         size = f"{sample['download_bytes'] / 1e6:.1f} MB"
         state = f"in {sample['folder']}" if sample["folder"] else "not fetched"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import InputError
+from compress.tasks.capability import GENERATES
 
 if TYPE_CHECKING:
     from compress.compare.change import Comparison
@@ -29,7 +30,7 @@ def compare_now(
     from compress.cli.artifact import RECIPE, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.compare.reports import compare_reports
-    from compress.targets import find_target
+    from compress.formats.targets import find_target
 
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
@@ -49,7 +50,11 @@ def compare_now(
         update={name: value for name, value in changed.items() if value is not None}
     )
     asked = after.recipe.evaluation.questions
-    metric = f"time_per_output_token_ms_context_{min(settings.contexts)}" if after.task.generates else "latency_ms"
+    metric = (
+        f"time_per_output_token_ms_context_{min(settings.contexts)}"
+        if GENERATES in after.task.capabilities
+        else "latency_ms"
+    )
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
         report = measure_side_by_side(

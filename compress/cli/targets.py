@@ -20,7 +20,7 @@ def targets(
     """List the targets, and for those that can't be had here, why."""
     import json
 
-    from compress.targets import PROFILES
+    from compress.formats.targets import PROFILES
 
     if file is None:
         profiles = list(PROFILES.values())

@@ -14,7 +14,7 @@ from compress.progress import SilentProgress
 from compress.recipe_source import read_recipe
 from compress.report.schema import DataRecord, Report
 from compress.samples.fetch import cached_directory
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 RECIPE = "recipe.yaml"
 _LONGEST = 400

@@ -58,6 +58,13 @@ def confidence_text(change: Change) -> str:
     return "" if change.confidence is None else f"{change.confidence * 100:.4g}%"
 
 
+def figures(change: Change) -> list[str]:
+    """Before, now, change, and the interval of the change with its confidence."""
+    interval = interval_text(change)
+    known = f"{interval} ({confidence_text(change)})" if interval else ""
+    return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
+
+
 def margin_text(change: Change) -> str:
     """The smallest change that matters; `any` where every one does."""
     return scaled_text(change, change.margin, plus=False) if change.margin else "any"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from compress.data.files import Rows
 from compress.data.media import media, media_type
 from compress.errors import DataError
-from compress.tasks.task import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,6 +19,26 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
 _EXPECTED = {"text": "a string, or for labels a string or a number", "image": _FILE, "audio": _FILE}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that a task reads. ``label`` columns hold class names or ids.
+
+    Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
+    them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
+    examples have none.
+    """
+
+    name: str
+    label: bool = False
+    kind: Literal["text", "image", "audio"] = "text"
+    given: bool = True
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is what a model is asked, rather than what it should answer."""
+        return self.given and not self.label
 
 
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.data.columns import are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
+from compress.data.columns import Column, are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
 from compress.data.config import DataConfig, is_sample
 from compress.data.files import Rows
 from compress.data.media import identities
@@ -19,7 +19,6 @@ from compress.data.source import locate_split, locate_unlabeled, read
 from compress.errors import DataError
 from compress.progress import Progress
 from compress.samples.fetch import sample_directory
-from compress.tasks.task import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa

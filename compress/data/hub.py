@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.data.files import Rows
-from compress.errors import DataError
+from compress.errors import DataError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
 
 
 def _load(location: HubSplit) -> Any:
-    import datasets
-    from datasets.exceptions import DatasetsError
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("datasets", "hub", "A dataset of the Hugging Face Hub") from error
 
     try:
         return datasets.load_dataset(location.dataset, split=location.split)

@@ -85,8 +85,8 @@ def _copied(
                     yield end - offset
                     offset = end
                 break
-            except LostError as lost:
-                parts = connection.recover(lost, "probe", blobs=[blob.digest], requirements=requirements)["parts"]
+            except LostError:
+                parts = connection.recover("probe", blobs=[blob.digest], requirements=requirements)["parts"]
 
 
 def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str, Any]) -> None:

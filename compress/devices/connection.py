@@ -7,9 +7,8 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from compress.devices.inventory import Device
@@ -53,9 +52,9 @@ class Connection:
     def __enter__(self) -> Self:
         """Connect. Raises `DeviceError` or `InputError` at once where that fails."""
         try:
-            self._open = self._run(self._login.connect())
+            self._connected()
         except LostError as lost:
-            reason = self._run(self._login.why_not(lost))
+            reason = self._runner.run(self._login.why_not(lost))
             self._runner.close()
             raise reason from None
         except BaseException:
@@ -63,31 +62,46 @@ class Connection:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._drop()
         self._runner.close()
 
     def ask(self, do: str, timeout: float = _ANSWER_SECONDS, **fields: Any) -> Reply:
-        """The agent's answer; see `agent` for what it can do. Raises `DeviceError` for what it refuses."""
-        reply = self.again(lambda: self._run(self._answer({"do": do, **fields}, timeout)))
-        return self._checked(reply)
+        """The agent's answer; see `agent` for what it can do. Raises `DeviceError` for what it refuses.
+
+        Where the connection is lost, connect anew and ask again. Raises `DeviceError` in the end.
+        """
+        self._heard, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return self._checked(self._answer({"do": do, **fields}, timeout))
+            except LostError as lost:
+                self._drop()
+                if time.monotonic() + pause - self._heard > self._patience:
+                    raise DeviceError(
+                        f"The device {self.name!r} went away: {lost}.",
+                        where=self._login.address(),
+                        mend=f"it was tried for {self._patience:.0f} s; the same command goes on from what has arrived",
+                    ) from None
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
 
     def follow(self, silence_seconds: float = 60.0, **fields: Any) -> Iterator[Reply]:
         """What `agent.follow` prints, the answer last; raises `LostError` after so long without a word."""
-        process = self._run(self._start({"do": "follow", **fields}, silence_seconds))
+        process = self._start({"do": "follow", **fields}, silence_seconds)
         try:
-            while True:
-                line = self._run(self._line(process, silence_seconds))
-                if not line:
-                    raise LostError(f"the agent stopped talking: {self._run(self._last_words(process))}")
+            while line := self._await(silence_seconds, process.stdout.readline()):
                 reply = _parsed(line)
                 if reply is not None:
                     self._heard = time.monotonic()
                     yield self._checked(reply)
                     if reply.get("ended"):
                         return
+            try:
+                said = self._await(_CLOSE_SECONDS, process.stderr.read())
+            except LostError:
+                said = b""
+            raise LostError(f"the agent stopped talking: {_end_of(said)}")
         finally:
             process.close()
 
@@ -96,12 +110,14 @@ class Connection:
         target: asyncssh.SFTPClientFile | None = None
         try:
             if self._sftp is None:
-                self._sftp = self._run(self._start_sftp())
-            target = self._run(self._opened(self._sftp, place))
+                self._sftp = self._await(_ANSWER_SECONDS, self._connected().start_sftp_client())
+            # Without cutting off what is there.
+            flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+            target = self._await(_ANSWER_SECONDS, self._sftp.open(place, flags, encoding=None))
             with file.open("rb") as source:
                 source.seek(offset)
                 while block := source.read(_CHUNK_BYTES):
-                    self._run(within(_ANSWER_SECONDS, target.write(block, offset)))
+                    self._await(_ANSWER_SECONDS, target.write(block, offset))
                     self._heard = time.monotonic()
                     offset += len(block)
                     yield offset
@@ -114,36 +130,15 @@ class Connection:
         finally:
             if target is not None:
                 with contextlib.suppress(LostError, asyncssh.SFTPError):
-                    self._run(within(_CLOSE_SECONDS, target.close()))
-
-    def again(self, act: Callable[[], Answer]) -> Answer:
-        """Do it; where the connection is lost, connect anew and do it again. Raises `DeviceError` in the end."""
-        self._heard, pause = time.monotonic(), 0.5
-        while True:
-            try:
-                if self._open is None:
-                    self._open = self._run(self._login.connect())
-                return act()
-            except LostError as lost:
-                self._drop()
-                if time.monotonic() + pause - self._heard > self._patience:
-                    raise DeviceError(
-                        f"The device {self.name!r} went away: {lost}.",
-                        where=self._login.address(),
-                        mend=f"it was tried for {self._patience:.0f} s; the same command goes on from what has arrived",
-                    ) from None
-                time.sleep(pause)
-                pause = min(2 * pause, 15.0)
+                    self._await(_CLOSE_SECONDS, target.close())
 
     def farewell(self, do: str, **fields: Any) -> None:
         """Ask once, and be content if no answer comes."""
         with contextlib.suppress(DeviceError, InputError, LostError):
-            if self._open is None:
-                self._open = self._run(self._login.connect())
-            self._run(self._answer({"do": do, **fields}, _FAREWELL_SECONDS))
+            self._answer({"do": do, **fields}, _FAREWELL_SECONDS)
 
-    def recover(self, lost: LostError, do: str, **fields: Any) -> Reply:
-        """Come back from a connection that was ``lost``, and ask."""
+    def recover(self, do: str, **fields: Any) -> Reply:
+        """Come back from a lost connection, and ask."""
         self._drop()
         return self.ask(do, **fields)
 
@@ -153,71 +148,55 @@ class Connection:
             f"The device {self.name!r}: {plain(told['what'])}", where=self._login.address(), expected=told["expected"]
         )
 
-    async def _start(self, message: Reply, timeout: float) -> asyncssh.SSHClientProcess[bytes]:
-        assert self._open is not None
-        message = {"cache": self.device.cache, **message}
+    def _start(self, message: Reply, timeout: float) -> asyncssh.SSHClientProcess[bytes]:
+        """The agent on its way to an answer."""
         command = shlex.join([self.device.python, "-I", "-c", _BOOT])
-        process = await within(timeout, self._open.create_process(command, encoding=None))
-        process.stdin.write(json.dumps(message).encode() + b"\n" + _AGENT.read_bytes())
+        process = self._await(timeout, self._connected().create_process(command, encoding=None))
+        order = json.dumps({"cache": self.device.cache, **message})
+        process.stdin.write(order.encode() + b"\n" + _AGENT.read_bytes())
         process.stdin.write_eof()
         return process
 
-    async def _answer(self, message: Reply, timeout: float) -> Reply:
-        process = await self._start(message, timeout)
+    def _answer(self, message: Reply, timeout: float) -> Reply:
+        process = self._start(message, timeout)
         try:
-            output, errors = await within(timeout, process.communicate())
-            lines = [found for line in (output or b"").splitlines() if (found := _parsed(line)) is not None]
-            if not lines:
-                raise self._speechless(process.exit_status, _end_of(errors or b""))
-            return lines[-1]
+            output, errors = self._await(timeout, process.communicate())
         finally:
             process.close()
-
-    def _speechless(self, code: int | None, said: str) -> DeviceError | LostError:
-        """Why the agent gave no answer."""
+        lines = [found for line in (output or b"").splitlines() if (found := _parsed(line)) is not None]
+        if lines:
+            return lines[-1]
+        code, said = process.exit_status, _end_of(errors or b"")
         if code is None:
-            return LostError("the connection was closed before an answer came")
+            raise LostError("the connection was closed before an answer came")
         if code in _NOT_FOUND or _PYTHON_TOO_OLD in said:
-            return DeviceError(
+            raise DeviceError(
                 f"The device {self.name!r} has no Python that can be used: {said}",
                 where=f"{self._login.address()}, {self.device.python}",
                 expected="Python 3.11 or newer",
                 mend="install one there, and name it in the inventory: `python: python3.11`",
             )
-        return DeviceError(
+        raise DeviceError(
             f"The agent on {self.name!r} failed with exit code {code}: {said}", where=self._login.address()
         )
-
-    async def _last_words(self, process: asyncssh.SSHClientProcess[bytes]) -> str:
-        try:
-            said = await within(2.0, process.stderr.read())
-        except LostError:
-            said = b""
-        return _end_of(said)
-
-    async def _line(self, process: asyncssh.SSHClientProcess[bytes], timeout: float) -> bytes:
-        return await within(timeout, process.stdout.readline())
-
-    async def _start_sftp(self) -> asyncssh.SFTPClient:
-        assert self._open is not None
-        return await within(_ANSWER_SECONDS, self._open.start_sftp_client())
-
-    async def _opened(self, sftp: asyncssh.SFTPClient, place: str) -> asyncssh.SFTPClientFile:
-        """Open for writing without cutting off what is there."""
-        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
-        return await within(_ANSWER_SECONDS, sftp.open(place, flags, encoding=None))
 
     def _checked(self, reply: Reply) -> Reply:
         if "refusal" in reply:
             raise self.refused(reply["refusal"])
         return reply
 
-    def _run(self, act: Coroutine[Any, Any, Answer]) -> Answer:
-        return self._runner.run(act)
+    def _connected(self) -> asyncssh.SSHClientConnection:
+        if self._open is None:
+            self._open = self._runner.run(self._login.connect())
+        return self._open
+
+    def _await(self, seconds: float, act: Awaitable[Answer]) -> Answer:
+        return self._runner.run(within(seconds, act))
 
     def _drop(self) -> None:
         if self._open is not None:
-            self._run(_aborted(self._open))
+            self._open.abort()
+            self._runner.run(self._open.wait_closed())
         self._open = self._sftp = None
 
 
@@ -228,11 +207,6 @@ def _end_of(said: bytes) -> str:
 def plain(text: str) -> str:
     """What a device said, without what would do something to a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
-
-
-async def _aborted(connection: asyncssh.SSHClientConnection) -> None:
-    connection.abort()
-    await connection.wait_closed()
 
 
 def _parsed(line: bytes) -> Reply | None:

@@ -28,7 +28,10 @@ class LostError(Exception):
     """The connection is gone, or as good as gone."""
 
 
-_GONE = (asyncssh.Error, OSError, TimeoutError, asyncio.IncompleteReadError)
+_STRANGER = (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed)
+_NOT_LET_IN = (asyncssh.PermissionDenied, asyncssh.IllegalUserName)
+_REFUSED = (*_STRANGER, *_NOT_LET_IN)
+_SFTP_GONE = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
 
 
 async def within(seconds: float, act: Awaitable[Answer]) -> Answer:
@@ -36,20 +39,11 @@ async def within(seconds: float, act: Awaitable[Answer]) -> Answer:
     try:
         async with asyncio.timeout(seconds):
             return await act
-    except (
-        asyncssh.HostKeyNotVerifiable,
-        asyncssh.KeyExchangeFailed,
-        asyncssh.PermissionDenied,
-        asyncssh.IllegalUserName,
-    ):
-        raise
-    except asyncssh.SFTPError as error:
-        if isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection):
-            raise LostError(error.reason) from None
-        raise
     except TimeoutError:
         raise LostError(f"no answer within {seconds:.3g} s") from None
-    except _GONE as error:
+    except (asyncssh.Error, OSError, asyncio.IncompleteReadError) as error:
+        if isinstance(error, _REFUSED) or (isinstance(error, asyncssh.SFTPError) and not isinstance(error, _SFTP_GONE)):
+            raise
         raise LostError(str(error) or type(error).__name__) from None
 
 
@@ -98,11 +92,9 @@ class Login:
                     compression_algs=None,
                 ),
             )
-        except asyncssh.HostKeyNotVerifiable as error:
+        except _STRANGER as error:
             raise self._stranger(pinned, seen[0] if seen else None, str(error)) from None
-        except asyncssh.KeyExchangeFailed as error:
-            raise self._stranger(pinned, None, str(error)) from None
-        except (asyncssh.PermissionDenied, asyncssh.IllegalUserName) as error:
+        except _NOT_LET_IN as error:
             raise DeviceError(
                 f"The device {self.name!r} does not let {self.device.user!r} in: {error}",
                 where=self.address(),

@@ -6,7 +6,7 @@ one value, so that no part's error is told again by the parts behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,23 +53,54 @@ class Parts(Protocol):
         """The fewest bits of a number that the part before each cut stores or computes with: 32 where all is float."""
 
 
-@runtime_checkable
-class NamelessParts(Parts, Protocol):
-    """A file whose values have names of its own, which no other file knows.
+@dataclass(frozen=True)
+class Step:
+    """What makes ``value`` of those that it ``reads``: an ``operator``, by the format's own words.
 
-    Its ``makers`` are those of floats that are more than others in another place or shape.
+    ``bits`` are the fewest of a number that it stores or computes with: 32 where all is float. ``computes``: the value
+    is floats, and more than others in another place or shape.
     """
+
+    value: str
+    operator: str
+    reads: Sequence[str]
+    bits: int
+    computes: bool
+
+
+class Steps:
+    """How the values of a file are made."""
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self.by_value = {step.value: step for step in steps}
+        self.reads = {step.value: step.reads for step in self.by_value.values()}
+        self.makers = {one.value: Maker(one.operator, one.value) for one in self.by_value.values() if one.computes}
+
+    def bits(self, cuts: Sequence[str]) -> dict[str, int]:
+        """See `Parts`."""
+        ends = frozenset(cuts)
+        return {name: min(self.by_value[one].bits for one in part_of(name, self.reads, ends)) for name in cuts}
+
+
+@runtime_checkable
+class NamelessParts(Protocol):
+    """A file whose values have names of its own, which no other file knows."""
+
+    steps: Steps
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The values that are the file's answers."""
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         """The same batches as it takes them, all of one shape."""
 
-    @property
-    def reads(self) -> Mapping[str, Sequence[str]]:
-        """Every value that an operator makes -> all that this operator reads."""
+    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
+        """The file giving ``values`` of it, where a batch holds those that are ``given`` beside the inputs."""
 
 
 def part_of(value: str, reads: Mapping[str, Sequence[str]], cuts: Collection[str]) -> list[str]:
-    """The values from the ``cuts`` before it up to ``value``, the last first; ``reads`` as `NamelessParts` has them."""
+    """The values from the ``cuts`` before it up to ``value``, the last first; ``reads``: what each is made of."""
     found, seen = [value], {value}
     for one in found:
         for read in reads[one]:
@@ -77,11 +108,6 @@ def part_of(value: str, reads: Mapping[str, Sequence[str]], cuts: Collection[str
                 seen.add(read)
                 found.append(read)
     return found
-
-
-def read_by(part: Collection[str], reads: Mapping[str, Sequence[str]], cuts: Collection[str]) -> frozenset[str]:
-    """The ``cuts`` that a part is given."""
-    return frozenset(read for one in part for read in reads[one] if read in cuts)
 
 
 def padded(batches: Sequence[Values], length: int) -> list[Values]:

@@ -1,72 +1,107 @@
-"""What the integrity check asks of a model, whatever its kind; one module for each kind."""
+"""What the integrity check asks of a model, whatever its kind."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.torch_model import TorchModel
-from compress.formats.coreml.model import CoreMlModel
-from compress.formats.executorch.model import ExecuTorchModel
-from compress.formats.gguf.model import GgufModel
-from compress.formats.litert.model import LiteRtModel
-from compress.formats.onnx.model import OnnxModel
-from compress.formats.openvino.model import OpenVinoModel
-from compress.formats.ort.model import OrtModel
+from compress.checkpoints.checks import CHUNK_ELEMENTS
+from compress.checkpoints.stored_tensor import StoredTensor, stored
+from compress.formats.runtimes import why_unavailable
+from compress.formats.targets import TARGETS
 
 if TYPE_CHECKING:
+    from compress.runtimes.runtime import Session
     from compress.tasks.task import Examples
 
-_Formats = OnnxModel | GgufModel | OrtModel | OpenVinoModel | ExecuTorchModel | LiteRtModel | CoreMlModel
-AnyModel = TorchModel | Checkpoint | _Formats
 Encode = Callable[[Any], "Examples"]
 """From a processor to the probes as it encodes them."""
+Stored = Iterable[tuple[StoredTensor, np.ndarray]]
+"""Tensors with their bytes."""
 
 WINDOWS = 4
 TOKENS = 64
 POSITIONS = 8
 """Running text is probed at the last positions of the beginnings of a few windows."""
-_KINDS: dict[type[Any], str] = {
-    TorchModel: "compress.pipeline.probed_module",
-    Checkpoint: "compress.pipeline.probed_checkpoint",
-    OnnxModel: "compress.formats.onnx.probed",
-    OrtModel: "compress.formats.ort.probed",
-    OpenVinoModel: "compress.formats.openvino.probed",
-    ExecuTorchModel: "compress.formats.executorch.probed",
-    LiteRtModel: "compress.formats.litert.probed",
-    CoreMlModel: "compress.formats.coreml.probed",
-    GgufModel: "compress.formats.gguf.probed",
-}
 
 
-class Probed(Protocol):
+@dataclass(frozen=True)
+class Probing:
+    """How models of one kind are looked into: their stored tensors, and what they answer to the probes, [n, ...].
+
+    ``target`` is what they answer on where that is an optional package; ``None`` where they answer everywhere.
+    """
+
+    stored: Callable[[Any], Stored]
+    logits: Callable[[Any, Encode], np.ndarray]
+    target: str | None = None
+
+    def __call__(self, model: Any) -> Probed:
+        """A model of that kind."""
+        return Probed(model, self)
+
+
+@dataclass(frozen=True)
+class Probed:
     """A model that can be looked into."""
 
-    def float_arrays(self) -> Iterable[tuple[str, np.ndarray]]:
-        """Every floating-point weight with its name; a large one may come in pieces."""
+    model: Any
+    how: Probing
+
+    def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every floating-point weight and scale with its name; a large one comes in pieces.
+
+        What a mask adds, a single number, may be infinite and is left out.
+        """
+        for tensor, data in self.how.stored(self.model):
+            values = tensor.decoded(data) if tensor.readable else data
+            if "float" in values.dtype.name and not (tensor.role == "constant" and _is_infinite(values)):
+                yield from ((tensor.name, piece) for piece in _pieces(values))
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each weight's shape and bytes, by name."""
+        """SHA-256 of each stored tensor's type, shape and bytes, by name."""
+        return {tensor.name: _digest(tensor, data) for tensor, data in self.how.stored(self.model)}
 
     def unavailable_reason(self) -> str | None:
         """Why it cannot answer here, or ``None``: its runtime may be an optional package."""
+        return None if self.how.target is None else why_unavailable(TARGETS[self.how.target])
 
     def logits(self, encode: Encode) -> np.ndarray:
         """What it answers to the probes, [n, ...]."""
+        return self.how.logits(self.model, encode)
 
 
-def probed(model: AnyModel) -> Probed:
-    """The way of looking into a model of its kind."""
-    kind = next(kind for cls, kind in _KINDS.items() if isinstance(model, cls))
-    found: Probed = import_module(kind).PROBED(model)
-    return found
+def of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
+    """Tensors that lie in memory as they are."""
+    for name, array in arrays:
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
 
 
-def digest_array(array: np.ndarray) -> str:
-    """SHA-256 of an array's shape and bytes, as hex."""
-    return hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+def answers_of(session: Session, examples: Examples) -> np.ndarray:
+    """What a session answers to all ``examples`` at once."""
+    batch = examples.batch(range(len(examples)))
+    return examples.answers(session.predict(batch), batch)
+
+
+def _is_infinite(values: np.ndarray) -> bool:
+    return values.ndim == 0 and bool(np.isinf(values))
+
+
+def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    if values.size <= CHUNK_ELEMENTS:
+        yield values
+        return
+    flat = values.reshape(-1)
+    yield from (flat[start : start + CHUNK_ELEMENTS] for start in range(0, flat.size, CHUNK_ELEMENTS))
+
+
+def _digest(tensor: StoredTensor, data: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode())
+    digest.update(data.data)
+    return digest.hexdigest()

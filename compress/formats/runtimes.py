@@ -1,40 +1,28 @@
-"""Runtimes, by name. The names are importable without any of them; `get_runtime` loads one file."""
+"""Runtimes, by name, as the formats have them; `get_runtime` loads one file."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from compress.errors import SampleError, StorageError
+from compress.formats.registry import RUNTIMES
+from compress.formats.spec import load
 from compress.progress import Progress
 from compress.targets import Target
 
 if TYPE_CHECKING:
     from compress.runtimes.runtime import Runtime
 
-_RUNTIMES = {
-    "onnxruntime": "compress.formats.onnx.runtimes.onnxruntime",
-    "onnxruntime-web": "compress.formats.onnx.runtimes.web",
-    "onnxruntime-web-node": "compress.formats.onnx.runtimes.node",
-    "onnxruntime-genai": "compress.formats.onnx.runtimes.genai",
-    "openvino": "compress.formats.openvino.runtime",
-    "executorch": "compress.formats.executorch.runtime",
-    "litert": "compress.formats.litert.runtime",
-    "coreml": "compress.formats.coreml.runtime",
-    "llama-cpp": "compress.formats.gguf.runtime",
-}
-RUNTIME_NAMES = tuple(_RUNTIMES)
-
 
 def get_runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises `KeyError` for a name outside `RUNTIME_NAMES`."""
-    runtime: Runtime = import_module(_RUNTIMES[name]).RUNTIME
+    """The runtime of that name. Raises `KeyError` for a name outside `RUNTIMES`."""
+    runtime: Runtime = load(RUNTIMES[name].runtime)
     return runtime
 
 
 def why_unavailable(target: Target) -> str | None:
     """Why nothing can run on ``target`` here, or ``None`` where it can."""
-    if target.runtime not in _RUNTIMES:
+    if target.runtime not in RUNTIMES:
         return f"its runtime, {target.runtime}, is not one that compress runs"
     try:
         runtime = get_runtime(target.runtime)

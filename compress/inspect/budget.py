@@ -10,14 +10,14 @@ from typing import Any
 from pydantic import Field
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
-from compress.formats.tensor import Contents, Format, TensorInfo
+from compress.checkpoints.stored_tensor import StoredTensor
+from compress.formats.readers import READERS
 from compress.frozen import Frozen
 from compress.inspect.layers import group_layers
 from compress.inspect.statistics import TensorStatistics, measure_weights
-from compress.inspect.tensors import SUFFIXES, read_model
+from compress.inspect.tensors import Contents, read_model
 from compress.progress import Progress, SilentProgress
 
-_GRAPHS = ("onnx", "ort", "openvino", "executorch", "litert", "coreml")
 _TOKENIZER_FILES = (
     *PROCESSOR_FILES,
     "merges.txt",
@@ -58,7 +58,7 @@ class Budget(Frozen):
     """Where a model's bytes are. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
 
     model: str
-    format: Format
+    format: str
     total_bytes: int = Field(description="bytes on disk of every file that belongs to the model")
     tensor_bytes: int
     overhead: dict[str, int] = Field(description="bytes on disk that are not tensors, by kind")
@@ -67,7 +67,7 @@ class Budget(Frozen):
     notes: tuple[str, ...] = ()
     layers: tuple[LayerBytes, ...]
     modules: Module
-    tensors: tuple[TensorInfo, ...]
+    tensors: tuple[StoredTensor, ...]
     statistics: dict[str, TensorStatistics] | None = None
 
 
@@ -96,14 +96,14 @@ def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
     return [layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)]
 
 
-def module_tree(tensors: Sequence[TensorInfo]) -> Module:
+def module_tree(tensors: Sequence[StoredTensor]) -> Module:
     """Tensors rolled up by the dots in their names; numbered children in order, others by size."""
     total = sum(tensor.bytes for tensor in tensors) or 1
     return _module("", [(tensor.name.split("."), tensor) for tensor in tensors], total)
 
 
-def _module(name: str, below: list[tuple[list[str], TensorInfo]], total: int) -> Module:
-    parts: dict[str, list[tuple[list[str], TensorInfo]]] = defaultdict(list)
+def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) -> Module:
+    parts: dict[str, list[tuple[list[str], StoredTensor]]] = defaultdict(list)
     for path, tensor in below:
         if path:
             parts[path[0]].append((path[1:], tensor))
@@ -123,7 +123,7 @@ def _module(name: str, below: list[tuple[list[str], TensorInfo]], total: int) ->
     )
 
 
-def _layers(tensors: Sequence[TensorInfo]) -> tuple[LayerBytes, ...]:
+def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBytes, ...]:
     layers = []
     for name, members in group_layers(tensors).items():
         dtypes: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def _layers(tensors: Sequence[TensorInfo]) -> tuple[LayerBytes, ...]:
     return tuple(layers)
 
 
-def _types(tensors: Sequence[TensorInfo]) -> dict[str, TypeShare]:
+def _types(tensors: Sequence[StoredTensor]) -> dict[str, TypeShare]:
     size: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for tensor in tensors:
@@ -154,18 +154,23 @@ def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
     overhead: Counter[str] = Counter()
     for file in contents.files:
         overhead[_kind(file, held, contents.format)] += file.stat().st_size
-    overhead["graph" if contents.format in _GRAPHS else "header"] -= tensor_bytes
+    overhead[_around(contents.format)] -= tensor_bytes
     return dict(overhead.most_common())
 
 
-def _kind(file: Path, held: set[Path], form: Format) -> str:
+def _kind(file: Path, held: set[Path], form: str) -> str:
     if file in held:
-        return "graph" if form in _GRAPHS else "header"
+        return _around(form)
     if file.name in _TOKENIZER_FILES or file.suffix == ".model":
         return "tokenizer"
-    if file.suffix in (*SUFFIXES, *PICKLE_SUFFIXES):
+    if file.suffix in PICKLE_SUFFIXES or any(file.suffix == reader.suffix for reader in READERS.values()):
         return "other weights"
     return "configuration" if file.suffix == ".json" else "other files"
+
+
+def _around(form: str) -> str:
+    """What a file holds beside its tensors."""
+    return "graph" if READERS[form].graph else "header"
 
 
 def _notes(path: Path, contents: Contents) -> tuple[str, ...]:

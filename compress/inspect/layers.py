@@ -6,8 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.formats.onnx.names import COMPANION_NAME
-from compress.formats.tensor import TensorInfo
 
 _BLOCK = re.compile(r"^(?P<stack>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
 _NORM = re.compile(r"norm|^ln_?\d|(\.|^)ln", re.IGNORECASE)
@@ -25,10 +25,10 @@ _PARTS = (
 )
 _PART_ORDER = {"attention": 0, "cross-attention": 1, "feed-forward": 2, "norms": 3}
 
-Groups = dict[str, list[TensorInfo]]
+Groups = dict[str, list[StoredTensor]]
 
 
-def group_layers(tensors: Sequence[TensorInfo], at_most: int = 40) -> Groups:
+def group_layers(tensors: Sequence[StoredTensor], at_most: int = 40) -> Groups:
     """Tensors by layer, in reading order; coarser groups are taken until there are ``at_most``."""
     layers = layers_of([tensor.name for tensor in tensors], at_most)
     groups: Groups = defaultdict(list)

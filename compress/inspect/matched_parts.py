@@ -8,14 +8,15 @@ a pair is tried, and kept if it makes values behind it known.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import numpy as np
 
-from compress.formats.layouts import Layout, Likeness, alike, orders_of
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of, read_by
+from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of
 
 _SAME = 0.05
 """Share of a value's spread up to which two values are one, but for what 8 bits make of it."""
@@ -27,6 +28,97 @@ _LIKE = 0.5
 """Correlation below which numbers do not tell how a value is laid out."""
 _TRIALS = 24
 """Pairs of one place that are tried, the likeliest first."""
+_MOST_AXES = 4
+"""Axes longer than 1 up to which every order of them is looked at."""
+_SAMPLE = 4096
+"""Numbers of a large value that are looked at; they are drawn once for all, the same for every value of a size."""
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of ``shape`` that are longer than 1 in another ``order``, and all of it as ``other``."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    other: tuple[int, ...]
+
+    def there(self, array: np.ndarray) -> np.ndarray:
+        """An array of ``shape``, laid out as ``other``."""
+        return array.reshape(self._long()).transpose(self.order).reshape(self.other)
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """An array of ``other``, laid out as ``shape``."""
+        long = self._long()
+        moved = array.reshape([long[axis] for axis in self.order])
+        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
+
+    def _long(self) -> list[int]:
+        return [size for size in self.shape if size > 1]
+
+
+def orders_of(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every order of the axes longer than 1, the plainest first."""
+    long = range(len([size for size in shape if size > 1]))
+    return list(permutations(long)) if len(long) <= _MOST_AXES else [tuple(long)]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """``other`` holds the numbers of ``value`` in ``layout``, but for ``error``, a share of the value's spread.
+
+    ``correlation`` is what remains of likeness if they may have another scale and mean.
+    """
+
+    value: str
+    other: str
+    layout: Layout
+    error: float
+    correlation: float
+
+
+def alike(values: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[Likeness]:
+    """For each value and other of one size, that layout in which they differ least."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for name, array in others.items():
+        by_size[array.size].append(name)
+    found: list[Likeness] = []
+    for name, array in values.items():
+        names = by_size[array.size]
+        if names:
+            found += _alike(name, array, {one: others[one] for one in names})
+    return found
+
+
+def _alike(name: str, array: np.ndarray, others: Mapping[str, np.ndarray]) -> Iterator[Likeness]:
+    orders, places = orders_of(array.shape), _places(array.size)
+    flat = [Layout(array.shape, order, (array.size,)) for order in orders]
+    ours = np.stack([one.there(array)[places] for one in flat]).astype(np.float64)
+    theirs = np.stack([other.ravel()[places] for other in others.values()]).astype(np.float64)
+    count, spread = len(places), max(float(array.std()), _TINY)
+    squares = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T + (ours**2).sum(axis=1, keepdims=True)
+    errors = np.sqrt(np.maximum(squares, 0) / count) / spread
+    same = _unit(ours) @ _unit(theirs).T
+    # What is left between equal numbers is the rounding of the sums, so that the first of equal layouts is taken.
+    best = errors.round(6).argmin(axis=0)
+    for place, (other, held) in enumerate(others.items()):
+        way = int(best[place])
+        layout = Layout(array.shape, orders[way], held.shape)
+        yield Likeness(name, other, layout, round(float(errors[way, place]), 6), float(same[way, place]))
+
+
+def _places(size: int) -> np.ndarray:
+    """Which numbers are looked at."""
+    if size <= _SAMPLE:
+        return np.arange(size)
+    return np.random.default_rng(0).integers(0, size, _SAMPLE)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Each row less its mean, of length 1."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    unit: np.ndarray = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), _TINY)
+    return unit
 
 
 @dataclass(frozen=True)
@@ -40,7 +132,7 @@ class MatchedParts:
     @property
     def makers(self) -> Mapping[str, Maker]:
         """See `Parts`."""
-        return {name: self.file.makers[own] for name, (own, _) in self.known.items()}
+        return {name: self.file.steps.makers[own] for name, (own, _) in self.known.items()}
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -50,26 +142,26 @@ class MatchedParts:
 
     def whole(self, values: Sequence[str]) -> Run:
         """See `Parts`."""
-        run = self.file.whole([self.known[name][0] for name in values])
-        return lambda batch: self._back(run(batch), values)
+        return self._run(values, ())
 
     def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
         """See `Parts`."""
-        given = list(cuts) if given is None else given
-        own = self._there(cuts)
-        run = self.file.apart(own, [self.known[name][0] for name in given])
-        return lambda batch: self._back(run({**batch, **self._there({one: batch[one] for one in given})}), list(cuts))
+        return self._run(list(cuts), list(cuts) if given is None else given)
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""
-        found = self.file.bits([self.known[name][0] for name in cuts])
+        found = self.file.steps.bits([self.known[name][0] for name in cuts])
         return {name: found[self.known[name][0]] for name in cuts}
 
-    def _there(self, values: Values) -> dict[str, np.ndarray]:
-        return {self.known[name][0]: self.known[name][1].there(array) for name, array in values.items()}
+    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
+        own = {name: self.known[name] for name in (*values, *given)}
+        run = self.file.run([own[name][0] for name in values], [own[name][0] for name in given])
 
-    def _back(self, values: Values, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {name: self.known[name][1].back(values[self.known[name][0]]) for name in names}
+        def answered(batch: Values) -> Values:
+            found = run({**batch, **{own[name][0]: own[name][1].there(batch[name]) for name in given}})
+            return {name: own[name][1].back(found[own[name][0]]) for name in values}
+
+        return answered
 
 
 def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedParts:
@@ -98,7 +190,7 @@ class _Matching:
     held: dict[str, tuple[str, Layout]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.own: Values = self.file.whole(list(self.file.makers))(self.batch)
+        self.own: Values = self.file.run(list(self.file.steps.makers))(self.batch)
 
     @property
     def known(self) -> dict[str, tuple[str, Layout]]:
@@ -126,7 +218,7 @@ class _Matching:
     def _given(self, known: Mapping[str, tuple[str, Layout]]) -> Values:
         """All of the file's values where those that are known are the reference's."""
         given = {own: layout.there(self.values[name]) for name, (own, layout) in known.items() if name in self.values}
-        return self.file.apart({**self.own, **given}, list(given))({**self.batch, **given})
+        return self.file.run(list(self.own), list(given))({**self.batch, **given})
 
     def _same(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> Iterator[Likeness]:
         """Pairs of which each is the other's likeliest, none of them in ``known``."""
@@ -151,7 +243,7 @@ class _Matching:
         like = [one for one in pairs if abs(one.correlation) > _LIKE]
         known_by = {own: name for name, (own, _) in self.known.items()}
         made = {one: self._made_of(one, self.reads, {name: name for name in self.known}) for one in values}
-        theirs = {one: self._made_of(one, self.file.reads, known_by) for one in others}
+        theirs = {one: self._made_of(one, self.file.steps.reads, known_by) for one in others}
         unlike = [one for one in pairs if abs(one.correlation) <= _LIKE and made[one.value] == theirs[one.other]]
         for value in values:
             own = {one.other for one in (*like, *unlike) if one.value == value}
@@ -162,7 +254,8 @@ class _Matching:
 
     def _made_of(self, one: str, reads: Mapping[str, Sequence[str]], known_by: Mapping[str, str]) -> frozenset[str]:
         """The known values that a value is made of, by the reference's names."""
-        return frozenset(known_by[read] for read in read_by(part_of(one, reads, known_by), reads, known_by))
+        read = {read for made in part_of(one, reads, known_by) for read in reads[made]}
+        return frozenset(known_by[one] for one in read if one in known_by)
 
     def _gain(self, pair: Likeness) -> float:
         known = {**self.known, pair.value: (pair.other, pair.layout)}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from compress.checkpoints.safetensors_file import StoredTensor, load_array, numpy_type
-from compress.formats.tensor import Contents, Format, TensorInfo
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.frozen import Frozen
+from compress.inspect.tensors import Contents
 from compress.progress import Progress
 
 OUTLIER_SIGMAS = 6.0
@@ -32,30 +32,15 @@ class TensorStatistics(Frozen):
 
 def measure_weights(contents: Contents, progress: Progress) -> dict[str, TensorStatistics]:
     """Tensor name -> statistics, of every weight but packed and sub-byte ones."""
-    readable = [tensor for tensor in contents.tensors if _readable(tensor, contents.format)]
+    readable = [one for one in contents.tensors if one.role == "weight" and not one.tied_to and _is_numbers(one)]
     measured = {}
     for tensor in progress.track(readable, "reading weights", len(readable)):
-        measured[tensor.name] = describe(load_values(tensor, contents.format))
+        measured[tensor.name] = describe(tensor.values())
     return measured
 
 
-def load_values(tensor: TensorInfo, form: Format) -> np.ndarray:
-    """The values of a tensor, mapped or dequantized; GGUF tensors come as fp32."""
-    if form == "safetensors":
-        return load_array(
-            StoredTensor(tensor.name, tensor.dtype, tensor.shape, tensor.path, tensor.start, tensor.stored_bytes)
-        )
-    data = np.memmap(tensor.path, np.uint8, mode="r", offset=tensor.start, shape=(tensor.stored_bytes,))
-    if form == "gguf":
-        return _dequantized(tensor, data)
-    if form in ("ort", "openvino", "executorch", "litert", "coreml"):
-        return data.view(tensor.dtype).reshape(tensor.shape)
-    import onnx
-    from onnx import numpy_helper
-
-    proto = onnx.TensorProto.FromString(data.tobytes())
-    array: np.ndarray = numpy_helper.to_array(proto, base_dir=str(tensor.path.parent))
-    return array
+def _is_numbers(tensor: StoredTensor) -> bool:
+    return tensor.readable and tensor.elements > 0 and "complex" not in tensor.dtype
 
 
 def describe(values: np.ndarray) -> TensorStatistics:
@@ -98,24 +83,3 @@ def _finite_pieces(flat: np.ndarray) -> Iterator[np.ndarray[Any, np.dtype[np.flo
     for start in range(0, flat.size, CHUNK_ELEMENTS):
         piece = flat[start : start + CHUNK_ELEMENTS].astype(np.float64)
         yield piece[np.isfinite(piece)]
-
-
-def _readable(tensor: TensorInfo, form: Format) -> bool:
-    if tensor.role != "weight" or tensor.packed or tensor.tied_to or not math.prod(tensor.shape):
-        return False
-    if form != "safetensors":
-        return True
-    return "complex" not in tensor.dtype and numpy_type(tensor.dtype) is not None
-
-
-def _dequantized(tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    kind = GGMLQuantizationType[tensor.dtype]
-    if kind.name in ("I8", "I16", "I32", "I64", "F64"):
-        return data.view(np.dtype(f"{'float' if kind.name == 'F64' else 'int'}{kind.name[1:]}"))
-    if kind.name in ("F32", "F16"):
-        return data.view(np.dtype(f"float{kind.name[1:]}"))
-    values: np.ndarray = dequantize(data.reshape(-1, data.size // max(1, math.prod(tensor.shape[:-1]))), kind)
-    return values

@@ -12,9 +12,9 @@ import numpy as np
 from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import Batch, Session, TensorType
 from compress.runtimes.transcriber import Transcriber
-from compress.targets import TARGETS
 
 
 @dataclass

@@ -4,73 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import Literal, NamedTuple
 
+from compress.charts.markup import element, joined, line, text, told
+from compress.charts.plot import Frame, Plot
+from compress.charts.scales import Scale, scale_around
 from compress.metrics import Metric, format_interval, format_value, significant
 from compress.nightly.drift import suspects
 from compress.nightly.record import Night
 from compress.nightly.trend import Level, Point, Series
-from compress.report.markup import Attribute, element, number
-from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, y_axis
 
-WIDTH, HEIGHT = 480.0, 214.0
-LEFT, RIGHT, TOP, BOTTOM = 68.0, 464.0, 42.0, 188.0
+_FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
 _LEAST_SPAN = 0.06
 """Of a cost, as a part of it: a calm line is drawn calm, whatever its last digit does."""
 _LEAST_SPAN_OF_SHARE = 0.01
 _LABEL_WIDTH = 58.0
+_MANY = 60
+
+
+class LevelChange(NamedTuple):
+    """A change of level as people read it: its first night, size, values, and what else was new that night."""
+
+    series: Series
+    first: int
+    since: str
+    values: str
+    new: str
+    state: Literal["worse", "better", "other"]
+    words: str
+
+
+def level_changes(series: Series, nights: Mapping[int, Night]) -> list[LevelChange]:
+    """Every change of level, in the order of the nights. The state is `other` where nobody knows which is better."""
+    return [_change(series, before, after, nights) for before, after in pairwise(series.levels)]
+
+
+def _change(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> LevelChange:
+    first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
+    loss, metric = series.loss(effect), series.described
+    return LevelChange(
+        series,
+        first,
+        _label(nights, first),
+        f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
+        "; ".join(suspects(nights, series.entry, first)),
+        "worse" if loss > 0 else "better" if loss < 0 else "other",
+        series.written(effect),
+    )
+
+
+def _label(nights: Mapping[int, Night], number: int) -> str:
+    return nights[number].label if number in nights else f"night {number}"
 
 
 def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet[int]) -> str:
     """The chart of ``series``; ``failed`` holds the numbers of nights whose gate this metric failed."""
-    x, y = _x_scale(series.points), _y_scale(series)
-    metric = series.described
-    parts = [y_axis(Axis(y, "", lambda value: _tick(metric, value), 4), LEFT, RIGHT), _days(series.points, x)]
-    parts += [_band(series.points, x, y)]
-    parts += [_level(series, level, x, y) for level in series.levels]
-    parts += [polyline([(x(point.night), y(point.value)) for point in series.points], "curve")]
-    parts += _changes(series, nights, x, y)
-    small = len(series.points) > 60
-    parts += [_point(series, point, nights, point.night in failed, x, y, small) for point in series.points]
-    label = f"{metric.title} of {series.model} of {series.entry} over {len(series.points)} nights"
-    return chart(WIDTH, HEIGHT, label, *parts)
-
-
-def change_words(series: Series, before: Level, after: Level) -> str:
-    """`+6.1%`."""
-    return series.written(series.effect(before.value, after.value))
-
-
-def change_state(series: Series, before: Level, after: Level) -> str:
-    """`worse`, `better`, or `other` where nobody knows which way is better."""
-    loss = series.loss(series.effect(before.value, after.value))
-    return "worse" if loss > 0 else "better" if loss < 0 else "other"
-
-
-def _x_scale(points: Sequence[Point]) -> Scale:
+    points, metric = series.points, series.described
     first, last = points[0].night, points[-1].night
-    return Scale(first - 0.5, max(last, first + 1) + 0.5, LEFT, RIGHT)
+    x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
+    plot = Plot(_FRAME, x, _y_scale(series))
+    plot.y_axis("", lambda value: _tick(metric, value), 4)
+    plot.floor()
+    _days(plot, points)
+    for known, stretch in groupby(points, lambda point: point.low is not None and point.high is not None):
+        if known:
+            ends = [(point.night, point.low or 0.0, point.high or 0.0) for point in stretch]
+            corners = [(night, high) for night, _, high in ends] + [(night, low) for night, low, _ in reversed(ends)]
+            plot.add(element("polygon", {"points": joined(map(plot.at, corners)), "class": "band"}))
+    for level in series.levels:
+        start, end = series.usable[level.first].night - 0.4, series.usable[level.last].night + 0.4
+        plot.add(plot.straight((start, level.value), (end, level.value), "level"))
+    plot.add(plot.line([(point.night, point.value) for point in points], "curve"))
+    _changes(plot, level_changes(series, nights))
+    for point in points:
+        plot.add(_point(plot, series, point, _label(nights, point.night), point.night in failed))
+    return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {len(points)} nights")
 
 
 def _y_scale(series: Series) -> Scale:
     values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
     middle = series.levels[-1].value if series.levels else series.points[-1].value
     span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
-    return scale_around([*values, middle - span / 2, middle + span / 2], BOTTOM, TOP)
-
-
-def _days(points: Sequence[Point], x: Scale) -> str:
-    """Dates of up to four nights below the axis."""
-    count = min(4, len(points))
-    chosen = {round(place * (len(points) - 1) / max(1, count - 1)) for place in range(count)}
-    parts = [line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis")]
-    for place in sorted(chosen):
-        at = x(points[place].night)
-        last = place == len(points) - 1 and len(points) > 1
-        anchor = "end" if last else "start" if place == 0 and len(points) > 1 else "middle"
-        parts += [line(at, BOTTOM, at, BOTTOM + 4, "axis")]
-        parts += [text(at + (8 if last else 0), BOTTOM + 19, points[place].started[5:10], "tick", anchor)]
-    return "".join(parts)
+    return scale_around([*values, middle - span / 2, middle + span / 2], _FRAME.bottom, _FRAME.top)
 
 
 def _tick(metric: Metric, value: float) -> str:
@@ -78,75 +94,38 @@ def _tick(metric: Metric, value: float) -> str:
     return significant(value) if metric.style in ("rate", "plain") else format_value(metric, value)
 
 
-def _band(points: Sequence[Point], x: Scale, y: Scale) -> str:
-    """The intervals as one area for each stretch of nights that have them."""
-    parts = []
-    stretch: list[Point] = []
-    for point in [*points, None]:
-        if point is not None and point.low is not None and point.high is not None:
-            stretch.append(point)
-        elif stretch:
-            corners = [(x(one.night), y(one.high or 0.0)) for one in stretch]
-            corners += [(x(one.night), y(one.low or 0.0)) for one in reversed(stretch)]
-            path = " ".join(f"{number(across)},{number(down)}" for across, down in corners)
-            parts.append(element("polygon", {"points": path, "class": "band"}))
-            stretch = []
-    return "".join(parts)
+def _days(plot: Plot, points: Sequence[Point]) -> None:
+    """Dates of up to four nights below the axis."""
+    count, end = min(4, len(points)), len(points) - 1
+    for place in sorted({round(place * end / max(1, count - 1)) for place in range(count)}):
+        at, last = plot.x(points[place].night), place == end > 0
+        anchor = "end" if last else "start" if place == 0 < end else "middle"
+        plot.add(line(at, _FRAME.bottom, at, _FRAME.bottom + 4, "axis"))
+        plot.add(text(at + (8 if last else 0), _FRAME.bottom + 19, points[place].started[5:10], "tick", anchor))
 
 
-def _level(series: Series, level: Level, x: Scale, y: Scale) -> str:
-    first, last = series.usable[level.first].night, series.usable[level.last].night
-    return line(x(first - 0.4), y(level.value), x(last + 0.4), y(level.value), "level")
-
-
-def _changes(series: Series, nights: Mapping[int, Night], x: Scale, y: Scale) -> list[str]:
+def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
     """A mark at the first night of each new level, with its size above; labels that would meet take a second row."""
-    parts = []
     ends = [-1e9, -1e9]
-    for before, after in pairwise(series.levels):
-        point = series.usable[after.first]
-        at = x(point.night - 0.5)
-        middle = min(max(at, LEFT + _LABEL_WIDTH / 2), RIGHT - _LABEL_WIDTH / 2)
-        row = 0 if middle - _LABEL_WIDTH / 2 >= ends[0] else 1
-        ends[row] = middle + _LABEL_WIDTH / 2
-        state, words = change_state(series, before, after), change_words(series, before, after)
-        down = TOP - 10 - 16 * row
-        parts.append(
-            element(
-                "g",
-                {"class": f"change {state}", "tabindex": "0"},
-                line(at, down + 4, at, BOTTOM, "mark"),
-                text(middle, down, words, "size"),
-                title(_told(series, before, after, nights)),
-            )
-        )
-    return parts
+    for change in changes:
+        at, half = plot.x(change.first - 0.5), _LABEL_WIDTH / 2
+        middle = min(max(at, _FRAME.left + half), _FRAME.right - half)
+        row = 0 if middle - half >= ends[0] else 1
+        ends[row] = middle + half
+        down = _FRAME.top - 10 - 16 * row
+        words = [f"{change.words} since {change.since}", change.values, *change.new.split("; ")]
+        mark, size = line(at, down + 4, at, _FRAME.bottom, "mark"), text(middle, down, change.words, "size")
+        plot.add(told(f"change {change.state}", "\n".join(filter(None, words)), mark, size))
 
 
-def _told(series: Series, before: Level, after: Level, nights: Mapping[int, Night]) -> str:
-    """The tooltip of a change: since when, from what to what, and what else was new."""
-    metric, first = series.described, series.usable[after.first].night
-    label = nights[first].label if first in nights else f"night {first}"
-    values = f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}"
-    new = "\n".join(suspects(nights, series.entry, first))
-    return f"{change_words(series, before, after)} since {label}\n{values}" + (f"\n{new}" if new else "")
-
-
-def _point(
-    series: Series, point: Point, nights: Mapping[int, Night], failed: bool, x: Scale, y: Scale, small: bool
-) -> str:
+def _point(plot: Plot, series: Series, point: Point, label: str, failed: bool) -> str:
     metric = series.described
     interval = format_interval(metric, point.low, point.high)
-    label = nights[point.night].label if point.night in nights else f"night {point.night}"
     words = f"{label}\n{format_value(metric, point.value)}" + (f" ({interval})" if interval else "")
     words += "\nthe gate failed" if failed else ""
     disturbed = point not in series.usable
     words += "\nthe machine was too disturbed: not judged" if disturbed else ""
-    radius = (4.5 if failed else 1.8) if small else (5.5 if failed else 3.0)
-    dot: dict[str, Attribute] = {"cx": x(point.night), "cy": y(point.value), "r": radius, "class": "mark"}
-    return element(
-        "g",
-        {"class": f"point{' failed' if failed else ''}{' disturbed' if disturbed else ''}", "tabindex": "-1"},
-        element("circle", dot),
-        title(words),
-    )
+    radius = (4.5 if failed else 1.8) if len(series.points) > _MANY else (5.5 if failed else 3.0)
+    css_class = f"point{' failed' if failed else ''}{' disturbed' if disturbed else ''}"
+    # Hundreds of nights are told to a pointer; a keyboard goes from change to change.
+    return plot.dot((point.night, point.value), radius, css_class, words, focus="-1")

@@ -19,8 +19,8 @@ from filelock import FileLock
 
 from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
+from compress.nightly.backups import back_up, backups_of, is_sound, restore
 from compress.nightly.record import Finding, Host, Night, Outcome, Rows
-from compress.nightly.salvage import is_sound, salvage
 from compress.nightly.tables import APPLICATION, COLUMNS, CREATE, VERSION
 from compress.nightly.trend import Point, Series
 
@@ -31,9 +31,9 @@ _OF_NIGHT = ("suite", "started", "host", "host_words")
 class History:
     """The file at ``path``, made by the first `append`.
 
-    A damaged file is salvaged when it is met: what can be read is kept, the damaged file is laid beside, and ``note``
-    is told. Raises `InputError` for a file that is no history or has a newer schema, `StorageError` where the disk
-    is full or another process holds the file for a minute.
+    Its last backups lie beside it. Where the file is damaged, the newest sound one takes its place, the damaged file is
+    kept beside, and ``note`` is told. Raises `InputError` for a file that is no history, has no sound backup or a newer
+    schema, `StorageError` where the disk is full or another process holds the file for a minute.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
@@ -62,6 +62,8 @@ class History:
                 for row in measured
             ]
             _insert_many(connection, "measurements", measurements)
+            connection.execute("COMMIT")
+            self._back_up(connection)
         return night
 
     def nights(self, suite: str) -> tuple[Night, ...]:
@@ -104,14 +106,15 @@ class History:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite's own lock guards the transaction; this one keeps a second night away while a first one salvages.
+            # SQLite's own lock guards the transaction; this one guards files beside it.
             with FileLock(f"{self.path}.lock", timeout=_PATIENCE_SECONDS):
                 self._mend()
                 with closing(connect(self.path)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     self._prepare(connection)
                     yield connection
-                    connection.execute("COMMIT")
+                    if connection.in_transaction:
+                        connection.execute("COMMIT")
         except (OSError, TimeoutError, sqlite3.OperationalError) as error:
             raise StorageError(
                 f"The history cannot be used: {error}",
@@ -123,8 +126,17 @@ class History:
     def _mend(self) -> None:
         if self.path.is_dir():
             raise InputError("A folder lies where the history should be.", where=str(self.path), expected="a file")
-        if self.path.exists() and self.path.stat().st_size and not is_sound(self.path):
-            salvage(self.path, self._note)
+        # An empty file is a history to be, unless it once was one.
+        whole = not self.path.exists() or (self.path.stat().st_size == 0 and not backups_of(self.path))
+        if not whole and not is_sound(self.path):
+            restore(self.path, self._note)
+
+    def _back_up(self, connection: sqlite3.Connection) -> None:
+        """Raises nothing: the night is in the history, whether there is room for its backup or not."""
+        try:
+            back_up(connection, self.path)
+        except (OSError, sqlite3.OperationalError) as error:
+            self._note(f"No backup of the history {self.path} could be written: {error}. The night itself is in it.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make the tables of a new file. Raises `InputError` for a file that is not ours or not of our time."""

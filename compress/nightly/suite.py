@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from compress.errors import InputError, Problem, RecipeError
+from compress.formats.targets import TARGETS
 from compress.frozen import Frozen
 from compress.recipe.policy import Policy
 from compress.recipe_source.document import Document, describe, nearest_name, read_document
 from compress.recipe_source.schema import DIALECT
 from compress.recipe_source.translate import validate
-from compress.targets import TARGETS
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -42,7 +42,7 @@ _TABLES: dict[str, dict[str, str]] = {
         "commit_id": _TEXT_OR_NONE,
         "notes": _LIST,
     },
-    # With what its lines need of a night, so that one whose own row is lost can be made again.
+    # What is repeated of a night is of schema 1, which was read row by row where the file was damaged.
     "outcomes": {
         "night": _WHOLE,
         "suite": _TEXT,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from xml.etree import ElementTree
+from typing import Literal
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from compress.fitted_table import Column, FittedTable
 from compress.metrics import format_seconds
 from compress.nightly.page import verdict
 from compress.nightly.record import Finding, Night, Outcome, first_line
-from compress.report.junit import plain_xml
+from compress.report.junit import Case, Suite, junit_xml
 from compress.report.markdown import escape_markdown, markdown_table
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
@@ -20,12 +20,10 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 def night_table(night: Night) -> RenderableType:
     """The outcomes as a table, then every finding with its culprit, then the notes."""
-    table = Table(title=Text(f"{night.suite}, {night.label}"), title_justify="left", title_style="bold")
-    for heading, justify in (("Entry", "left"), ("Verdict", "left"), ("Time", "right"), ("Outcome", "left")):
-        table.add_column(heading, justify="right" if justify == "right" else "left")
+    columns = [Column("Entry"), Column("Verdict"), Column("Time", right=True, rank=1), Column("Outcome")]
+    table = FittedTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
-        verdict_text = Text(outcome.status, style=_STYLES[outcome.status])
-        table.add_row(Text(outcome.entry), verdict_text, Text(_took(outcome)), Text(first_line(outcome.reason)))
+        table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))
     parts: list[RenderableType] = [table]
     parts += [Text(f"\u2717 {found.sentence}", style="red") for found in night.findings]
     parts += [Text(note, style="yellow") for note in night.all_notes]
@@ -62,36 +60,21 @@ def night_junit(night: Night) -> str:
 
     What failed is an error, what missed a failure, what was not run is skipped.
     """
-    root = ElementTree.Element("testsuites", {"name": plain_xml(night.suite), "time": f"{night.seconds:.3f}"})
-    for outcome in night.outcomes:
-        mine = [found for found in night.findings if found.entry == outcome.entry]
-        misses = [found for found in mine if found.kind in ("gate", "limit", "drift")]
-        failed, idle = outcome.status == "failed", outcome.status == "not run"
-        counts = {"tests": 1 + len(misses), "failures": len(misses), "errors": int(failed), "skipped": int(idle)}
-        attributes = {name: str(count) for name, count in counts.items()}
-        attributes |= {
-            "name": plain_xml(outcome.entry),
-            "time": f"{outcome.seconds:.3f}",
-            "timestamp": night.started,
-        }
-        suite = ElementTree.SubElement(root, "testsuite", attributes)
-        case = _case(suite, night, outcome.entry, "run", outcome.seconds)
-        if failed or idle:
-            kind = "error" if failed else "skipped"
-            message = plain_xml(outcome.reason)
-            ElementTree.SubElement(case, kind, {"message": message}).text = message
-        for found in misses:
+    return junit_xml(night.suite, [_suite(night, outcome) for outcome in night.outcomes], night.seconds)
+
+
+def _suite(night: Night, outcome: Outcome) -> Suite:
+    classname = f"{night.suite}.{outcome.entry}"
+    state: Literal["error", "skipped", "passed"] = "passed"
+    if outcome.status in ("failed", "not run"):
+        state = "error" if outcome.status == "failed" else "skipped"
+    reason = "" if state == "passed" else outcome.reason
+    cases = [Case(classname, "run", state, reason, reason, seconds=outcome.seconds)]
+    for found in night.findings:
+        if found.entry == outcome.entry and found.kind in ("gate", "limit", "drift"):
             name = f"{found.kind} {found.metric or ''} {found.target or ''}".strip()
-            case = _case(suite, night, outcome.entry, name, 0.0)
-            message = plain_xml(found.sentence)
-            ElementTree.SubElement(case, "failure", {"message": message, "type": found.kind}).text = message
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _case(suite: ElementTree.Element, night: Night, entry: str, name: str, seconds: float) -> ElementTree.Element:
-    names = {"classname": plain_xml(f"{night.suite}.{entry}"), "name": plain_xml(name), "time": f"{seconds:.3f}"}
-    return ElementTree.SubElement(suite, "testcase", names)
+            cases.append(Case(classname, name, "failure", found.sentence, found.sentence, found.kind))
+    return Suite(outcome.entry, cases, outcome.seconds, night.started)
 
 
 def _took(outcome: Outcome) -> str:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compress.numerics.statistics import Estimate, Floats
+from compress.numerics.statistics import Estimate, Floats, bootstrap_interval
 
 Statistic = Callable[[Floats, Floats], float]
 
@@ -53,7 +53,7 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
 def mcnemar_mid_p(only_a: int, only_b: int) -> float:
     """Two-sided mid-p value that A and B are right equally often (Fagerland, Lydersen and Laake 2013).
 
-    The exact p-value of `statistics.mcnemar` counts what was observed in full and so errs on the side of no
+    McNemar's exact p-value counts what was observed in full and so errs on the side of no
     difference; here half of it counts. Raises `ValueError` for negative counts.
     """
     return min(1.0, 2 * min(mcnemar_mid_p_one_sided(only_a, only_b), mcnemar_mid_p_one_sided(only_b, only_a)))
@@ -86,16 +86,14 @@ def paired_bootstrap(
     1993, section 13.3). Raises `ValueError` for lengths that differ, no example, or values that are not finite.
     """
     before, after = _paired(baseline, candidate)
-    if resamples < 1:
-        raise ValueError(f"expected at least one resample, found {resamples}")
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        chosen = generator.integers(0, len(before), len(before))
-        values.append(statistic(before[chosen], after[chosen]))
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+
+    def of_chosen(chosen: Floats) -> float:
+        rows = chosen.astype(np.int64)
+        return statistic(before[rows], after[rows])
+
+    low, high = bootstrap_interval(np.arange(len(before)), of_chosen, seed, resamples, confidence)
     value = float(statistic(before, after))
-    return Estimate(value, min(value, float(low)), max(value, float(high)))
+    return Estimate(value, min(value, low), max(value, high))
 
 
 def _paired(baseline: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

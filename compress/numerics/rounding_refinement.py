@@ -5,29 +5,8 @@ from __future__ import annotations
 import torch
 
 from compress.numerics.integer_grid import IntegerGrid, as_float16
-from compress.numerics.quantized_weight import QuantizedWeight
 
 _BLOCK = 64
-
-
-def refine(
-    weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor, sweeps: int, damping: float = 0.05
-) -> QuantizedWeight:
-    """Lower tr(E (H + damping * mean diagonal) E^T), E = ``weight`` - Q, by ``sweeps`` passes of `refine_columns`.
-
-    ``weight`` is [out, in], ``hessian`` [in, in].
-    """
-    grid = IntegerGrid(
-        quantized.scales.T.contiguous(),
-        quantized.zero_points.T.float().contiguous(),
-        quantized.bits,
-        quantized.group_size,
-    )
-    integers = quantized.integers.T.contiguous()
-    errors = (weight - quantized.dequantize()).T.contiguous()
-    shift = damping * float(hessian.diagonal().mean())
-    refine_columns(errors, integers, grid, hessian, shift, sweeps)
-    return grid.weight(integers)
 
 
 def refine_columns(

@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for measurements, on numpy alone. All intervals are two-sided."""
+"""Confidence intervals for measurements, all of them two-sided."""
 
 from __future__ import annotations
 
@@ -122,29 +122,14 @@ def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float
     The interval is [x(k), x(n+1-k)] with the largest k for which 1 - 2 P(Binomial(n, 1/2) < k) is at least
     ``confidence``. Raises `ValueError` where even the extremes fall short, which at 95% is below six samples.
     """
+    from scipy.special import bdtr
+
     ordered = np.sort(_finite(samples))
-    below = np.cumsum(_binomial_half(len(ordered)))
+    below = bdtr(np.arange(len(ordered) + 1), len(ordered), 0.5)
     k = int(np.searchsorted(below, (1 - confidence) / 2, side="right"))
     if k == 0:
         raise ValueError(f"{len(ordered)} samples are too few for a {confidence:.0%} interval of the median")
     return float(ordered[k - 1]), float(ordered[len(ordered) - k])
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value that A and B are right equally often (McNemar 1947, binomial form).
-
-    ``only_a`` counts the examples that only A gets right, ``only_b`` those that only B gets right.
-    """
-    if only_a < 0 or only_b < 0:
-        raise ValueError(f"expected counts, found {only_a} and {only_b}")
-    tail = float(_binomial_half(only_a + only_b)[: min(only_a, only_b) + 1].sum())
-    return min(1.0, 2 * tail)
-
-
-def _binomial_half(n: int) -> Floats:
-    """P(Binomial(n, 1/2) = k) for k = 0..n."""
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    return np.asarray(np.exp(logs[n] - logs - logs[::-1] - n * math.log(2)), dtype=np.float64)
 
 
 def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:

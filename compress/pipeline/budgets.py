@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
 from compress.inspect.size_advice import what_helps
 from compress.inspect.tensors import read_model
@@ -20,15 +21,6 @@ from compress.targets import Profile
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
 _MEGABYTE = 1e6
 _NAMED = 3
-_PACKAGES = {
-    "onnxruntime": "onnxruntime",
-    "onnxruntime-genai": "onnxruntime-genai",
-    "openvino": "openvino",
-    "llama-cpp": "xllamacpp",
-    "executorch": "executorch",
-    "litert": "ai-edge-litert",
-}
-"""The package whose files a runtime in Python is."""
 
 
 class Shipped(NamedTuple):
@@ -109,7 +101,7 @@ def _runtime_files(profile: Profile) -> list[Path] | None:
     runtime = get_runtime(profile.target.runtime)
     if isinstance(runtime, Ships):
         return list(runtime.shipped_files())
-    package = _PACKAGES.get(profile.target.runtime)
+    package = RUNTIMES[profile.target.runtime].package
     try:
         listed = files(package) if package else None
     except PackageNotFoundError:

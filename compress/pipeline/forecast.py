@@ -15,8 +15,8 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.sources.source import already_here
-from compress.stages.distill import Distill
-from compress.tasks import get_task
+from compress.stage.stage import references
+from compress.tasks.registry import get_task
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Forecast:
     @cached_property
     def _known(self) -> dict[str, str]:
         """Label -> digest of each stage's output in the cache."""
-        recipe, cache = self.recipe, Cache(self.artifacts / "cache")
-        models = {reference: _model(reference, self.folder, cache) for reference in _references(recipe)}
-        folders = {name: find(name, self.folder) for stage in recipe.stages for name in stage.reads()}
+        recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
+        named = references(recipe.stages)
+        names = [recipe.model, *(one.name for one in named if one.kind == "model")]
+        models = {name: _model(name, self.folder, cache) for name in names}
+        folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
         known = None not in (*models.values(), *folders.values())
         if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
             return {}
@@ -59,12 +61,6 @@ def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
             break
         known[label], before = entry.digest, label
     return known
-
-
-def _references(recipe: Recipe) -> list[str]:
-    """Every model that a recipe names."""
-    distilled = (stage for stage in recipe.stages if isinstance(stage, Distill))
-    return [recipe.model, *(stage.student.model for stage in distilled if stage.student and stage.student.model)]
 
 
 def _model(reference: str, folder: Path, cache: Cache) -> Path | None:

@@ -8,50 +8,26 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from compress.errors import ModelError
-from compress.formats.coreml.model import CoreMlModel
-from compress.formats.executorch.model import ExecuTorchModel
-from compress.formats.gguf.model import GgufModel
-from compress.formats.litert.model import LiteRtModel
-from compress.formats.model_file import WRITTEN_BY, WRITTEN_FROM, Format
-from compress.formats.onnx.model import OnnxModel
-from compress.formats.openvino.model import OpenVinoModel
-from compress.formats.ort.model import OrtModel
-from compress.formats.writable import check_writable
+from compress.formats.model_file import check_writable
+from compress.formats.registry import FORMATS, RUNTIMES
 from compress.installation import has_package
 from compress.pipeline.keys import START
 from compress.pipeline.road import Road
 from compress.report.schema import BASELINE, FINAL
 from compress.stage.stage import Stage
 from compress.stages import STAGES
-from compress.stages.cast import Cast
-from compress.stages.quantize import Quantize
 from compress.targets import Target
-from compress.tasks import GENERATING
+from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES
+from compress.tasks.registry import tasks_with
 
-_FORMATS: dict[type[Any], Format] = {
-    OnnxModel: "onnx",
-    GgufModel: "gguf",
-    OrtModel: "ort",
-    OpenVinoModel: "openvino",
-    ExecuTorchModel: "executorch",
-    LiteRtModel: "litert",
-    CoreMlModel: "coreml",
-}
 _FLOAT = "fp32"
-_OWN_BITS: frozenset[Format] = frozenset({"openvino", "executorch", "litert", "coreml"})
-"""Formats that don't take over ONNX's integers: what is quantized there is quantized for them from the same weights."""
-
-_GENERATES_ONLY = ("onnxruntime-genai",)
-_ONE_BATCH_AT_A_TIME = ("onnxruntime-web", "onnxruntime-web-node")
-"""Runtimes to which a cache of keys and values would have to be sent at each token."""
-_TOKEN_BY_TOKEN = ("automatic-speech-recognition",)
 
 
 Options = Mapping[str, Any]
 """Fields of the stage that writes a format, beside its defaults."""
 
 
-def measurable(road: Road, form: Format = "onnx", options: Options = MappingProxyType({})) -> dict[str, Path]:
+def measurable(road: Road, form: str, options: Options = MappingProxyType({})) -> dict[str, Path]:
     """Label -> folder of an artifact of that format: `baseline`, each stage that can be written so, `final`.
 
     In a format of own bits ``options`` are for what the recipe made smaller, and for the final model: the others stay
@@ -59,7 +35,7 @@ def measurable(road: Road, form: Format = "onnx", options: Options = MappingProx
     """
     labels = road.recipe.labels()
     wanted = [label for label in labels if _leads_to(_format(road, label), form)]
-    if form in _OWN_BITS and labels[-1] not in wanted:
+    if FORMATS[form].own_bits and labels[-1] not in wanted:
         wanted.append(labels[-1])
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
     artifacts = {BASELINE: _written(road, road.recipe.baseline, form, options)}
@@ -69,34 +45,35 @@ def measurable(road: Road, form: Format = "onnx", options: Options = MappingProx
 
 def why_not(road: Road, target: Target) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written."""
-    form, task = target.format, road.recipe.task
-    if target.runtime in _ONE_BATCH_AT_A_TIME and (road.task.generates or task in _TOKEN_BY_TOKEN):
+    capabilities = road.task.capabilities
+    form, task, runtime = target.format, road.recipe.task, RUNTIMES[target.runtime]
+    spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
+    if runtime.one_batch_at_a_time and ANSWERS_AT_ONCE not in capabilities:
         return f"it answers one batch at a time, and {task} goes token by token"
     for label in (road.recipe.labels()[-1], road.recipe.baseline):
         found = _format(road, label)
-        if found is not None and not _leads_to(found, form) and form not in _OWN_BITS:
-            return f"it runs {form.upper()} files, and {label} gives {found.upper()}"
-        precision = _bits(road, label, WRITTEN_BY[form])["precision"] if form in _OWN_BITS else None
+        if found is not None and not _leads_to(found, form) and not spec.own_bits:
+            return f"{files}, and {label} gives {found.upper()}"
+        precision = _bits(road, label, spec.written_by)["precision"] if spec.own_bits else None
         if precision is not None and precision not in _precisions(form):
-            return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write in {precision}"
-    if target.runtime in _GENERATES_ONLY and not road.task.generates:
-        return f"{target.runtime} runs {', '.join(GENERATING)} only"
-    tasks = STAGES[WRITTEN_BY[form]].tasks
-    if tasks is not None and task not in tasks:
-        return f"it runs {form.upper()} files, which the stage {WRITTEN_BY[form]} does not write for {task}"
-    if road.task.generates:
+            return f"{files}, which the stage {spec.written_by} does not write in {precision}"
+    if runtime.generates_only and GENERATES not in capabilities:
+        return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
+    if not STAGES[spec.written_by].is_for(capabilities):
+        return f"{files}, which the stage {spec.written_by} does not write for {task}"
+    if GENERATES in capabilities:
         try:
             check_writable(road.start, form)
         except ModelError as error:
-            return f"it runs {form.upper()} files. {error.what}"
+            return f"{files}. {error.what}"
     return None
 
 
-def can_write(form: Format) -> bool:
+def can_write(form: str) -> bool:
     """Whether the packages are installed that write a format."""
-    kinds = [WRITTEN_BY[form]]
-    if (source := WRITTEN_FROM[form]) is not None:
-        kinds.append(WRITTEN_BY[source])
+    kinds = [FORMATS[form].written_by]
+    if (source := FORMATS[form].written_from) is not None:
+        kinds.append(FORMATS[source].written_by)
     packages = {package for kind in kinds for package in STAGES[kind].model_validate({"kind": kind}).calls()}
     return all(has_package(package) for package in packages)
 
@@ -106,27 +83,27 @@ def check_formats(road: Road) -> None:
 
     Raises `ModelError`, rather than once the stages before them are done.
     """
-    written = {kind: form for form, kind in WRITTEN_BY.items()}
-    for stage in road.recipe.stages if road.task.generates else ():
+    written = {spec.written_by: form for form, spec in FORMATS.items()}
+    for stage in road.recipe.stages if GENERATES in road.task.capabilities else ():
         if stage.kind in written:
             check_writable(road.start, written[stage.kind])
 
 
-def _written(road: Road, label: str, form: Format, options: Options) -> Path:
+def _written(road: Road, label: str, form: str, options: Options) -> Path:
     return road.folder_of(_in_format(road, label, form, options))
 
 
-def _in_format(road: Road, label: str, form: Format, options: Options) -> str:
+def _in_format(road: Road, label: str, form: str, options: Options) -> str:
     """The label under which an output is to be had in a format, written now unless it was before."""
     found = _format(road, label)
     if found == form:
         return label
-    source = WRITTEN_FROM[form]
+    source = FORMATS[form].written_from
     if source is None:
         before = _weights_of(road, label)
     else:
         before = label if source == found else _in_format(road, label, source, {})
-    written = f"{label}, {'exported' if form == 'onnx' else f'as {form.upper()}'}"
+    written = f"{label}, as {form.upper()}"
     road.apply_extra(written, _writer(road, label, form, options), before)
     return written
 
@@ -137,10 +114,10 @@ def _weights_of(road: Road, label: str) -> str:
     return next(one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
 
 
-def _writer(road: Road, label: str, form: Format, options: Options) -> Stage[Any, Any]:
+def _writer(road: Road, label: str, form: str, options: Options) -> Stage[Any, Any]:
     """The stage that writes an output in a format: of so many bits, or as the recipe has it, or by default."""
-    kind = WRITTEN_BY[form]
-    if form in _OWN_BITS:
+    kind = FORMATS[form].written_by
+    if FORMATS[form].own_bits:
         bits = _bits(road, label, kind)
         chosen = options if bits["precision"] != _FLOAT or label == road.recipe.labels()[-1] else {}
         # A precision that the recipe gives is not for the bits that it gives to ONNX.
@@ -150,37 +127,35 @@ def _writer(road: Road, label: str, form: Format, options: Options) -> Stage[Any
 
 
 def _bits(road: Road, label: str, kind: str) -> dict[str, Any]:
-    """What the recipe's stages for ONNX make of the weights, up to ``label``, in fields of the stage that writes."""
+    """What the recipe's stages for ONNX make of the weights, up to ``label``, in fields of the stage that writes.
+
+    Of several the last one in the fewest bits counts.
+    """
     labels = road.recipe.labels()
     before = road.recipe.stages[: labels.index(label) + 1] if label != START else ()
-    quantized = next((stage for stage in reversed(before) if isinstance(stage, Quantize)), None)
-    if quantized is None:
-        return {"precision": "fp16" if any(isinstance(stage, Cast) for stage in before) else _FLOAT}
-    table: dict[str, Any] = {}
-    if quantized.embedding_bits < 8:
-        table = {"embedding_bits": quantized.embedding_bits}
-        if quantized.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
-            table["embedding_block_size"] = quantized.embedding_block_size
+    asked = [found for stage in reversed(before) if (found := stage.wanted_precision()) is not None]
+    fewest = min(asked, key=lambda found: int(found["precision"].strip("fpint")), default={"precision": _FLOAT})
     known = STAGES[kind].model_fields
-    return {"precision": "int8"} | {name: value for name, value in table.items() if name in known}
+    return {name: value for name, value in fewest.items() if name in known}
 
 
-def _precisions(form: Format) -> tuple[str, ...]:
+def _precisions(form: str) -> tuple[str, ...]:
     """Those that the stage can write which writes a format of own bits."""
-    return get_args(STAGES[WRITTEN_BY[form]].model_fields["precision"].annotation)
+    return get_args(STAGES[FORMATS[form].written_by].model_fields["precision"].annotation)
 
 
-def _leads_to(found: Format | None, form: Format) -> bool:
+def _leads_to(found: str | None, form: str) -> bool:
     """Whether one format can be written from another, or from what is in none yet."""
     while True:
         if found in (None, form):
             return True
-        source = WRITTEN_FROM[form]
+        source = FORMATS[form].written_from
         if source is None:
             return False
         form = source
 
 
-def _format(road: Road, label: str) -> Format | None:
+def _format(road: Road, label: str) -> str | None:
     """The format that a stage's output is in for good; None for a model that any of them is written from."""
-    return None if label == START else _FORMATS.get(road.gives(label))
+    kind = None if label == START else getattr(road.gives(label), "kind", None)
+    return kind if kind in FORMATS else None

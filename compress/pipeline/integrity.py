@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.checkpoints.model import Model
 from compress.digests import size_bytes
-from compress.errors import IntegrityError
-from compress.formats.probed import AnyModel, probed
+from compress.errors import IntegrityError, ModelError
+from compress.inspect.tensors import read_model
+from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
 
 if TYPE_CHECKING:
@@ -19,6 +21,24 @@ if TYPE_CHECKING:
 
 PROBES = 32
 _SAME = 1e-5
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Bytes of a model's ``files``, and of the ``tensors`` in them, without graph and tokenizer, where it has any."""
+
+    files: int
+    tensors: int
+
+
+def weigh(folder: Path, files: int | None = None) -> Weight:
+    """A model's folder; of one that has no weights yet, as with `random_weights`, the files stand for the tensors."""
+    found = size_bytes(folder) if files is None else files
+    try:
+        tensors = sum(tensor.bytes for tensor in read_model(folder).tensors)
+    except ModelError:
+        tensors = 0
+    return Weight(found, tensors or found)
 
 
 @dataclass
@@ -31,9 +51,9 @@ class Contract:
 
     def check(
         self,
-        model: AnyModel,
+        model: Model,
         before: Mapping[str, str],
-        before_bytes: int,
+        weight_before: Weight,
         folder: Path,
         probe: Probe,
     ) -> None:
@@ -43,7 +63,7 @@ class Contract:
         """
         self._finite(model)
         self._changed(before, probed(model).digests())
-        self._size(before_bytes, size_bytes(folder))
+        self._size(weight_before, weigh(folder))
         reason = probed(model).unavailable_reason()
         if reason is not None:
             self.found.append(("predictions", f"not looked at: {reason}"))
@@ -55,7 +75,7 @@ class Contract:
     def _fail(self, what: str, mend: str) -> IntegrityError:
         return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
 
-    def _finite(self, model: AnyModel) -> None:
+    def _finite(self, model: Model) -> None:
         for name, array in probed(model).float_arrays():
             if not np.isfinite(array).all():
                 raise self._fail(
@@ -72,12 +92,14 @@ class Contract:
             raise self._fail("no weight changed.", "check the stage's parameters: as given they do nothing")
         self.found.append(("tensors changed", str(changed)))
 
-    def _size(self, before: int, after: int) -> None:
+    def _size(self, before: Weight, after: Weight) -> None:
         limit = self.promise.max_size_ratio
-        self.found.append(("size", f"{after:,} bytes, {after / before:.1%} of its input"))
-        if limit is not None and after > limit * before:
+        self.found.append(("size", f"{after.files:,} bytes, {after.files / before.files:.1%} of its input"))
+        if limit is not None and after.tensors > limit * before.tensors:
+            share = after.tensors / before.tensors
             raise self._fail(
-                f"the result has {after:,} bytes, {after / before:.0%} of its input; at most {limit:.0%} was promised.",
+                f"the result's tensors have {after.tensors:,} bytes, {share:.0%} of its input's; at most {limit:.0%} "
+                "was promised.",
                 "look at `compress inspect` for the tensors that stayed large",
             )
 
@@ -102,10 +124,10 @@ class Contract:
 class Probe:
     """How to get predictions of a model for a few examples, from memory and from its files."""
 
-    load: Callable[[Path], AnyModel]
+    load: Callable[[Path], Model]
     encode: Callable[[Any], Examples]
 
-    def in_memory(self, model: AnyModel) -> np.ndarray:
+    def in_memory(self, model: Model) -> np.ndarray:
         """Logits of the model object itself, [n, ...]."""
         return probed(model).logits(self.encode)
 

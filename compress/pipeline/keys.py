@@ -35,25 +35,24 @@ class Keys:
 
     def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
         """The key of ``stage`` on files of ``input_digest``; ``referred``: digests of what it refers to, in order."""
-        folders = [self.folder_digest(reference) for reference in stage.reads()]
+        named = stage.paths().values()
+        folders = [self.folder_digest(one.name) for one in named if one.kind != "model"]
+        models = [self.model_digest(one.name) for one in named if one.kind == "model"]
         return cache_key(
             {
                 **({"folders": folders} if folders else {}),
-                "stage": stage.model_dump(mode="json"),
+                **({"models": models[1:]} if models[1:] else {}),
+                "stage": stage.key_fields(),
                 "version": stage.version,
                 "input": input_digest,
                 "refers_to": list(referred),
-                "student": self._student(stage),
+                "student": models[0] if models else None,
                 "data": self._data(stage),
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
                 "packages": package_versions(stage.calls()),
             }
         )
-
-    def _student(self, stage: Stage[Any, Any]) -> str | None:
-        reference = getattr(getattr(stage, "student", None), "model", None)
-        return None if reference is None else self.model_digest(reference)
 
     def _data(self, stage: Stage[Any, Any]) -> str | None:
         needs = stage.needs()

@@ -19,9 +19,9 @@ from compress.pipeline.budgets import Shipped, shipped, shipped_row
 from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.road import Road
 from compress.pipeline.slices import slices_of
-from compress.pipeline.slow_int8_note import slow_int8_notes
+from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
 from compress.pipeline.sparse_note import sparse_notes
-from compress.pipeline.target_session import SPLIT, TargetSession
+from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
 from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
@@ -34,6 +34,7 @@ from compress.report.schema import (
     SliceRecord,
 )
 from compress.targets import Profile
+from compress.tasks.capability import READS_ROWS
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Findings:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each target was timed in, or will have been."""
     bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = field(default_factory=dict)
     slices: dict[str, SliceRecord] = field(default_factory=dict)
     calibration: list[CalibrationCurve] = field(default_factory=list)
@@ -63,11 +66,13 @@ def measure(road: Road, remeasure: bool) -> Findings:
 
     Evaluations are exact repeats and come from the cache where nothing changed; so do timings, unless ``remeasure``.
     """
-    findings = Findings(environment=environment())
+    here = environment()
+    findings = Findings(environment=here)
     artifacts: dict[str, Path] = {}
     lacking: list[Profile] = []
     for profile in road.recipe.profiles():
         target = profile.target
+        findings.machines[target.name] = here
         reason = why_unavailable(target) or why_not(road, target) or make_ready(target, road.progress)
         if reason is not None:
             road.progress.note(f"target {target.name}: skipped, {reason}")
@@ -79,6 +84,8 @@ def measure(road: Road, remeasure: bool) -> Findings:
         _weigh(findings, profile, artifacts)
     for profile in lacking:
         _only_written(findings, road, profile)
+    if not findings.measurements:
+        findings.measurements += _as_made(road, road.recipe.profiles()[0])
     for label in (BASELINE, FINAL) if artifacts else ():
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
@@ -93,6 +100,12 @@ def _only_written(findings: Findings, road: Road, profile: Profile) -> None:
     artifacts = measurable(road, target.format, profile.options)
     findings.measurements += TargetSession(road, profile, artifacts).sizes()
     _weigh(findings, profile, artifacts)
+
+
+def _as_made(road: Road, profile: Profile) -> list[Measurement]:
+    """Sizes of what the recipe's own stages gave, where no target's files can be written or run here."""
+    made = {BASELINE: road.folder_of(road.recipe.baseline), FINAL: road.folder_of(road.recipe.labels()[-1])}
+    return [row for label, folder in made.items() for row in size_rows(folder, label, profile.target)]
 
 
 def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) -> None:
@@ -137,8 +150,9 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
             raise
         findings.skipped.append(Skipped(target=session.target.name, reason=f"not timed on {device}: {error.what}"))
         return [], []
+    findings.machines[session.target.name] = machine
     if device is None:
-        findings.environment |= machine
+        findings.environment = findings.environment | machine
     else:
         notes.append(f"{session.target.name}: timed on {device}, {host_words(machine)}; answers are this machine's")
     elsewhere = session.profile.instead_of
@@ -148,13 +162,13 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
             f"nothing ran on {elsewhere}"
         )
     notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
-    return rows, notes + slow_int8_notes(session, rows)
+    return rows, notes + slow_int8_notes(session, rows) + processor_notes(session)
 
 
 def data_record(road: Road) -> DataRecord:
     """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
     rows, recipe, digest = road.data.split(SPLIT), road.recipe, road.data.digest(SPLIT)
-    if not road.task.reads_rows:
+    if READS_ROWS not in road.task.capabilities:
         cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
         digest = cache_key({"rows": digest, **cut})
     return DataRecord(split=SPLIT, digest=digest, rows=len(rows), labels=road.data.labels)

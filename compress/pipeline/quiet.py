@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 
-from compress.formats.quiet_torchao import put_off_torchao
+from compress.formats.silence import put_off_torchao
 
 
 @functools.cache

@@ -9,34 +9,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry
+from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import check_weights_finite
+from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.questions import Question, find_questions
 from compress.data.similarity import RatedPairs, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.probed import TOKENS, WINDOWS, AnyModel, probed
-from compress.pipeline.failures import library_failures, unexpected
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.formats.probed import TOKENS, WINDOWS
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
-from compress.pipeline.origins import origin_of
+from compress.pipeline.probed import probed
 from compress.pipeline.resources import Meter
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
-from compress.sources.source import check_weights_finite, find_model, resolve_model
+from compress.sources.origin import Origin
+from compress.sources.source import find_model, resolve_model
 from compress.stage.record import StageRecord
-from compress.stage.stage import Context, Stage
-from compress.tasks import get_task
+from compress.stage.stage import Context, Stage, references
+from compress.tasks.capability import READS_ROWS
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.config import Training
 from compress.training.processes import first_says, is_first, several, wait_for_all
-from compress.training.recovery_config import Recovery
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Road:
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
+
+    def __post_init__(self) -> None:
+        """Processors are looked at once, so that keys and stages go by the same."""
+        self.recipe = self.recipe.settled()
 
     @cached_property
     def cache(self) -> Cache:
@@ -110,7 +115,7 @@ class Road:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
         if reference not in self.models:
             place, cache = str(find(reference, self.folder) or reference), self.cache.root / "models"
-            origin = origin_of(reference, self.recipe, self.folder)
+            origin = _origin(reference, self.recipe, self.folder)
             if origin is not None:
                 place = str(origin.make(find_model(place, self.progress), cache, self.progress))
             folder = resolve_model(
@@ -175,8 +180,8 @@ class Road:
             finished = self.apply(label, stage, before)
             wait_for_all()
             return finished
-        if not done and isinstance(stage, Training | Recovery):
-            stage.run(self.load(before, stage.wants(self.recipe.task)), self.context(key))
+        if not done and stage.trains:
+            stage.run(self.load(before, stage.wants(self.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -201,22 +206,22 @@ class Road:
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
         with Meter() as meter:
-            model = self.load(before, stage.wants(self.recipe.task))
+            model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
-                digests, before_bytes = probed(model).digests(), self._size(before)
+                digests, weight = probed(model).digests(), self._weight(before)
             contract, context = Contract(label, stage.promise()), self.context(key)
             try:
                 output = stage.run(model, context)
                 output.save(content)
                 with meter.checking():
-                    contract.check(output, digests, before_bytes, content, self._probe(stage))
+                    contract.check(output, digests, weight, content, self._probe(stage))
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except library_failures() as error:
-                raise unexpected(label, content, error) from error
+            except _library_failures() as error:
+                raise _unexpected(label, content, error) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -228,7 +233,7 @@ class Road:
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
-    def load(self, label: str, wanted: type[Any] = TorchModel) -> AnyModel:
+    def load(self, label: str, wanted: type[Any] = TorchModel) -> Model:
         """A fresh copy of a finished stage's output, or of the starting model with a seeded head.
 
         What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
@@ -244,7 +249,7 @@ class Road:
 
             torch.manual_seed(self.recipe.seed)
             return self.task.load(folder, self.data.labels, self.recipe.trust_remote_code)
-        model: AnyModel = gives.load(folder, self.recipe.task)
+        model: Model = gives.load(folder, self.task)
         return model
 
     def gives(self, label: str) -> type[Any]:
@@ -253,15 +258,15 @@ class Road:
             return self.further[label][0].gives()
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
-    def _size(self, label: str) -> int:
+    def _weight(self, label: str) -> Weight:
         if label != START:
-            return size_bytes(self.folder_of(label))
-        return sum(path.stat().st_size for path in self.start.iterdir() if path.is_file())
+            return weigh(self.folder_of(label))
+        return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 
     def _probe(self, stage: Stage[Any, Any]) -> Probe:
         split = next((name for name in ("train", "validation") if name in self.data.splits), self.data.splits[0])
         rows = self.data.split(split).slice(0, PROBES)
-        reads_rows = self.task.reads_rows
+        reads_rows = READS_ROWS in self.task.capabilities
         # Running text is cut into windows: few rows might not fill a long one, and fill very many short ones.
         length = self.recipe.data.max_length if reads_rows else min(self.recipe.data.max_length, TOKENS)
 
@@ -269,7 +274,7 @@ class Road:
             examples = self.task.encode(rows, processor, None, length)
             return examples if reads_rows else replace(examples, inputs=examples.inputs[:WINDOWS])
 
-        return Probe(load=lambda folder: stage.gives().load(folder, self.recipe.task), encode=encode)
+        return Probe(load=lambda folder: stage.gives().load(folder, self.task), encode=encode)
 
     def context(self, key: str) -> Context:
         """What a stage is given whose output has that key."""
@@ -290,3 +295,39 @@ class Road:
         if not isinstance(model, TorchModel):
             raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
         return model
+
+
+def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
+    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
+
+    That is the starting model, by a module or with random weights, or a stage's model of random weights.
+    """
+    if reference == recipe.model:
+        made = recipe.module is not None or recipe.random_weights
+        arguments = recipe.module_arguments
+        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
+    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
+    return Origin(None, True, recipe.seed, folder) if drawn else None
+
+
+def _library_failures() -> tuple[type[Exception], ...]:
+    """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
+    from onnx.checker import ValidationError
+    from safetensors import SafetensorError
+
+    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+
+    own = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+    return (*own, ValidationError, SafetensorError, *FAILURES)
+
+
+def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
+    """A stage's failure with its label and how to go on; a full disk where that is what it was."""
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if "No space left on device" in str(error):
+        return disk_full(folder)
+    return StageError(
+        f"Stage {label!r} failed: {type(error).__name__}: {first}",
+        mend="see the run's log; finished stages are kept, so the next run resumes here",
+    )

@@ -7,11 +7,13 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel
 
 from compress.cache import storage_errors
 from compress.data.config import is_file_name
@@ -27,6 +29,7 @@ from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.pipeline.running_text import check_running_text
 from compress.pipeline.slices import check_slices
+from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
@@ -38,6 +41,7 @@ from compress.report.write import write_report, write_whole
 from compress.stage.stage import Stage
 
 Item = TypeVar("Item")
+Model = TypeVar("Model", bound=BaseModel)
 LOG = "run.log"
 MODEL = "model"
 TARGETS = "targets"
@@ -73,6 +77,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_slices(road)
         check_running_text(road)
         check_formats(road)
+        for error in plugin_errors():
+            logged.note(str(error))
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
         if road.rated_pairs:
@@ -82,7 +88,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road.travel()
         findings = measure(road, remeasure)
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
-        limits = check_limits(wanted, findings.measurements, recipe.baseline, findings.skipped)
+        limits = check_limits(
+            *(wanted, findings.measurements, recipe.baseline, findings.skipped),
+            machines=findings.machines,
+            verdicts=recipe.verdicts,
+        )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
         last = recipe.labels()[-1]
         with storage_errors(folder):
@@ -101,7 +111,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             measurements=tuple(findings.measurements),
             limits=tuple(limits),
             skipped=tuple(findings.skipped),
-            notes=tuple(findings.notes),
+            notes=(*map(str, plugin_errors()), *findings.notes),
             bytes_by_layer=findings.bytes_by_layer,
             data=data_record(road),
             slices=findings.slices,
@@ -147,10 +157,15 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
-    student, adapter = getattr(stage, "student", None), getattr(stage, "adapter", None)
-    if student is not None and student.model:
-        return stage.model_copy(update={"student": student.model_copy(update={"model": absolute(student.model)})})
-    return stage.model_copy(update={"adapter": absolute(adapter)}) if adapter else stage
+    for field, reference in stage.paths().items():
+        stage = _with_field(stage, field.split("."), absolute(reference.name))
+    return stage
+
+
+def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
+    """A copy of a pydantic model with another value in a field, which may be one of its parts' fields."""
+    name, *rest = field
+    return model.model_copy(update={name: _with_field(getattr(model, name), rest, value) if rest else value})
 
 
 def _copy_model(source: Path, folder: Path) -> None:

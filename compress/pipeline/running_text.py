@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import read_json
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
-from compress.training.recovery import make_windows
-from compress.training.recovery_config import Recovery
+from compress.tasks.capability import READS_ROWS
 
 
 def check_running_text(road: Road) -> None:
@@ -17,12 +15,11 @@ def check_running_text(road: Road) -> None:
 
     Raises `DataError`; of tasks whose examples are rows nothing is asked.
     """
-    if road.task.reads_rows:
+    if READS_ROWS in road.task.capabilities:
         return
     recipe = road.recipe
     for stage in recipe.stages:
-        if isinstance(stage, Recovery):
-            make_windows(Checkpoint(road.start), stage, road.context(road.keys.start()))
+        stage.check_data(road.start, road.context(road.keys.start()))
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:

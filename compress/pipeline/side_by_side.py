@@ -24,7 +24,8 @@ from compress.recipe.recipe import Recipe
 from compress.report.predictions import write_predictions
 from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.targets import Target
-from compress.tasks import get_task
+from compress.tasks.capability import GENERATES
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 
 
@@ -63,7 +64,7 @@ def measure_side_by_side(
         own = task.measure(found[label].kept, found[label].labels, label, target.name)
         measured += [*size_rows(folder, label, target), *own, *slice_rows(own, parts)]
         measured += task.compare(found[label].kept, found[BASELINE].kept, label, target.name)
-        if task.generates:
+        if GENERATES in task.capabilities:
             measured += _writing(folder, label, examples[label], recipe, questions, target, progress)
     timed = time_artifacts(
         task,

@@ -12,17 +12,18 @@ from compress.data.slices import Unit
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
+from compress.tasks.capability import READS_ROWS
 
 
 def check_slices(road: Road) -> None:
     """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
-    if road.slices and not road.task.reads_rows:
+    if road.slices and READS_ROWS not in road.task.capabilities:
         raise DataError(
             f"There are no slices of running text, which {road.task.name} is judged on.",
             where="slices",
             mend="remove them from the recipe",
         )
-    if not road.task.reads_rows:
+    if READS_ROWS not in road.task.capabilities:
         return
 
     def lengths(unit: Unit) -> np.ndarray:

@@ -1,18 +1,21 @@
-"""What a report says where INT8 came out slower than float: which operators, and what would help."""
+"""What a report says where INT8 came out slower than float, or runs on a processor that is not made for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from compress.formats.onnx.model import find_graphs
+from compress.environment import processor_class
+from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.targets import find_processor
+from compress.tasks.capability import GENERATES, READS_ROWS
 
-INTEGERS = ("quantize", "qat", "quantize_weights")
-"""Stages that put integers into a graph."""
 CPU = "CPUExecutionProvider"
+_KINDS = ("fp32", "int8")
 _SECONDS = 3.0
 _NAMED = 3
 _SHORT_MS = 0.5
@@ -27,15 +30,18 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     figures = {row.metric: row for row in rows if row.model == FINAL}
     speed, latency = figures.get("speedup"), figures.get("latency_ms")
     task, recipe = session.road.task, session.road.recipe
-    if task.generates or not task.reads_rows or not any(stage.kind in INTEGERS for stage in recipe.stages):
+    rows_only = GENERATES not in task.capabilities and READS_ROWS in task.capabilities
+    if not rows_only or not has_integers(recipe):
         return []
     if speed is None or speed.high is None or speed.high >= 1:
         return []
     if latency is None or latency.value < _SHORT_MS:
         return []
-    if session.target.format != "onnx" or session.target.provider != CPU:
+    if session.target.format != OnnxModel.kind or session.target.provider != CPU:
         return []
-    files = (session.artifacts[_float_label(recipe, session)], session.artifacts[FINAL])
+    label = float_label(recipe)
+    measured = label if label in session.artifacts else None
+    files = (session.artifacts[measured or BASELINE], session.artifacts[FINAL])
     if any(len(find_graphs(folder)) > 1 for folder in files):
         return []
     from compress.bench.operator_difference import compare_operators
@@ -57,8 +63,34 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     return [f"{session.target.name}: {line}" for line in lines]
 
 
-def _float_label(recipe: Recipe, session: TargetSession) -> str:
-    """The exported graph that was quantized, where the run measured it; else the baseline."""
-    kinds = [stage.kind for stage in recipe.stages]
-    label = recipe.labels()[kinds.index("export")] if "export" in kinds else BASELINE
-    return label if label in session.artifacts else BASELINE
+def processor_notes(session: TargetSession) -> list[str]:
+    """What an x86 processor without VNNI costs a model with integers that was timed on it, as measured now."""
+    saturates = not find_processor("cpu").sums_in_32_bits
+    if (
+        not saturates
+        or session.profile.device
+        or session.target.provider != CPU
+        or not has_integers(session.road.recipe)
+    ):
+        return []
+    from compress.bench.machine import PRODUCTS, product_rates
+
+    kinds = {kind: [product_rates(kind, *shape, session.benchmark.threads) for shape in PRODUCTS] for kind in _KINDS}
+    faster = [fmean(rates) / fmean(floats) for rates, floats in zip(kinds["int8"], kinds["fp32"], strict=True)]
+    return [
+        f"{session.target.name}: {processor_class()} has no VNNI: products of 8-bit integers are {min(faster):.1f} to "
+        f"{max(faster):.1f} times as fast as those of float there, and their sums may saturate "
+        "(`reduce_range` of the stage avoids it)"
+    ]
+
+
+def has_integers(recipe: Recipe) -> bool:
+    """Whether a stage of it puts integers into a graph."""
+    return any(stage.integer_graph for stage in recipe.stages)
+
+
+def float_label(recipe: Recipe) -> str | None:
+    """The graph in float that a recipe exports, by its label, or ``None`` where it exports none."""
+    stages = zip(recipe.labels(), recipe.stages, strict=True)
+    floats = (label for label, stage in stages if not stage.integer_graph and issubclass(stage.gives(), OnnxModel))
+    return next(floats, None)

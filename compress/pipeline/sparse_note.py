@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.formats.onnx.model import OnnxModel
 from compress.measurement import Measurement
 from compress.recipe.recipe import Recipe
-from compress.stages.prune import Prune
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ def sparse_notes(
 
     No runtime that `compress` knows has a kernel that skips zeros. Files are looked at only where a stage makes zeros.
     """
-    if target.format != "onnx" or not any(isinstance(stage, Prune) and stage.zeros for stage in recipe.stages):
+    if target.format != OnnxModel.kind or not any(stage.zeros_weights() for stage in recipe.stages):
         return []
-    from compress.formats.onnx.model import OnnxModel
-
     speeds = {row.model: row for row in rows if row.metric == "speedup"}
     lines = []
     for label in recipe.labels():

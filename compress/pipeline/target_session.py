@@ -17,12 +17,13 @@ from compress.data.membership import Part
 from compress.data.questions import Question
 from compress.data.similarity import RatedPairs
 from compress.digests import digest_directory, size_bytes
-from compress.environment import environment, package_versions
+from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
 from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import PROFILES
 from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
 from compress.numerics.calibration import calibration_bins
@@ -31,7 +32,8 @@ from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
-from compress.targets import PROFILES, Profile, Target
+from compress.targets import Profile, Target, find_processor
+from compress.tasks.capability import GENERATES
 from compress.tasks.task import Examples, Task
 
 SPLIT = TEST
@@ -136,6 +138,7 @@ class TargetSession:
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
+                **_saturating(),
                 **parts,
             }
         )
@@ -166,7 +169,7 @@ class TargetSession:
 
     def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
         """How much each model repeats itself, what baseline and final model wrote, and words on who repeats more."""
-        if not (self.road.task.generates and self.road.recipe.evaluation.prompts):
+        if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
             return [], [], []
         written = {label: self._written(label) for label in self.artifacts}
         rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}
@@ -256,7 +259,7 @@ class TargetSession:
                 "runtime": get_runtime(self.target.runtime).build(),
                 "settings": self.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
-                "machine": machine,
+                "machine": {name: value for name, value in machine.items() if name != "processor_class"},
                 **({} if self.profile.device is None else {"device": self.profile.device}),
                 "seed": recipe.seed,
             }
@@ -287,6 +290,11 @@ class TargetSession:
                 f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
             )
         return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
+
+
+def _saturating() -> dict[str, str]:
+    """The processor, where 8-bit products may saturate: answers are its own then."""
+    return {} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}
 
 
 def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:

@@ -13,6 +13,7 @@ from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
+from compress.tasks.capability import GENERATES
 from compress.tasks.task import Examples, Task
 
 
@@ -33,7 +34,7 @@ def time_artifacts(
 
     Raises what `measure_together` or `measure_generation` raises.
     """
-    if not task.generates:
+    if GENERATES not in task.capabilities:
         return measure_together(
             artifacts,
             examples,

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import functools
+import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, requires
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
-from compress.installation import has_package
-from compress.plan.contents import Estimate, Plan, StagePlan, TargetPlan
-from compress.plan.predict import Prediction, Predictor
+from compress.installation import extra_with, has_package
+from compress.plan.contents import Plan, StagePlan, TargetPlan
 from compress.plan.render import render_plan
-from compress.plan.shape import Shape
 from compress.plan.sources import Sources
+from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
+from compress.stage.prediction import Estimate, PlanContext, Prediction
+from compress.stage.shape import Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
+from compress.tasks.registry import get_task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -55,15 +60,31 @@ def make_plan(
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
+        task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
+        processor=processor_class(),
+        decided=_decided(recipe),
         limits=recipe.limits,
         seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
+        plugins=tuple(map(str, plugin_errors())),
     )
+
+
+def _decided(recipe: Recipe) -> dict[str, str]:
+    """`reduce_range: auto is saturating`, by the label of the stage."""
+    found = {}
+    for label, written, settled in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
+        before, after = written.model_dump(mode="json"), settled.model_dump(mode="json")
+        changed = [name for name in before if before[name] != after[name]]
+        if changed:
+            values = (f"{name}: {before[name]} is {json.dumps(after[name])}" for name in changed)
+            found[label] = ", ".join(values).replace('"', "")
+    return found
 
 
 def _stage_plans(
@@ -73,20 +94,36 @@ def _stage_plans(
     is_cached: Callable[[str], bool] | None,
     problems: list[CompressError],
 ) -> list[StagePlan]:
-    predictor = Predictor(recipe, sources.texts, sources.student, {"start": start})
+    context = _plan_context(recipe, sources, start)
     plans: list[StagePlan] = []
     shape = start
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
         try:
             cached = is_cached(label) if is_cached and not problems else None
-            prediction = predictor.predict(stage, label, shape, cached)
+            prediction = stage.predict(shape, context)
         except InputError as error:
             problems.append(error)
             return plans
-        shape = prediction.shape
-        takes = stage.wants(recipe.task)
+        if cached:
+            nothing = Estimate(value=0, note="cached")
+            prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
+        shape = context.shapes[label] = prediction.shape
+        takes = stage.wants(get_task(recipe.task).capabilities)
         plans.append(_stage_plan(stage, takes, label, cached, prediction))
     return plans
+
+
+def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
+    texts = sources.texts
+    return PlanContext(
+        max_length=recipe.data.max_length,
+        reads_text=all(column.kind == "text" for column in get_task(recipe.task).columns),
+        splits={split: texts[role] for split in recipe.data.splits if (role := f"split {split}") in texts},
+        unlabeled={name: texts.get(f"unlabeled {name}") for name in recipe.data.unlabeled},
+        find_model=sources.named_model,
+        rate=functools.cache(lambda: machine_flops_per_second()),
+        shapes={"start": start},
+    )
 
 
 def _stage_plan(
@@ -105,6 +142,26 @@ def _stage_plan(
         peak_memory_bytes=prediction.peak_memory_bytes,
         disk_bytes=prediction.disk_bytes,
     )
+
+
+def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
+    """The best rate of an fp32 matrix product on one core within ``budget_seconds``, times the cores granted.
+
+    The matrices stay below the size from which OpenBLAS takes several threads, which stall each other where
+    a container grants fewer cores than it shows.
+    """
+    import numpy as np
+
+    size = 96
+    left = np.full((size, size), 0.5, dtype=np.float32)
+    best, end = float("inf"), time.perf_counter() + budget_seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(8):
+            left @ left
+        best = min(best, (time.perf_counter() - start) / 8)
+    cores = min(len(granted_cores()), cores_quota() or float("inf"))
+    return 2 * size**3 / best * max(cores, 1)
 
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
@@ -149,21 +206,11 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
 
 
 def _missing(package: str, stage: str) -> InputError:
-    extra = _extra_with(package)
+    extra = extra_with(package)
     if extra:
         return MissingExtraError(package, extra, f"The stage {stage}")
     what = f"The stage {stage} needs the package {package!r}, which is not installed."
     return InputError(what, mend=f"pip install {package}")
-
-
-def _extra_with(package: str) -> str | None:
-    """The extra of this package that installs ``package``."""
-    pattern = re.compile(rf"{re.escape(package)}\b.*extra == ['\"]([^'\"]+)['\"]", re.IGNORECASE)
-    try:
-        lines = requires("compress") or []
-    except PackageNotFoundError:
-        return None
-    return next((match[1] for line in lines if (match := pattern.match(line))), None)
 
 
 def _all(problems: Sequence[CompressError]) -> InputError:

@@ -8,13 +8,7 @@ from pydantic import Field
 
 from compress.frozen import Frozen
 from compress.recipe.recipe import Limit
-
-
-class Estimate(Frozen):
-    """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not."""
-
-    value: float | None
-    note: str
+from compress.stage.prediction import Estimate
 
 
 class StagePlan(Frozen):
@@ -58,11 +52,15 @@ class Plan(Frozen):
 
     recipe: str
     task: str
+    task_is_told: bool = Field(False, description="by the model's config, since the recipe names none")
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
+    processor: str = Field(description="the kind of processor of this machine")
+    decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int
     artifacts: str
+    plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")

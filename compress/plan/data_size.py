@@ -5,27 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from compress.data.class_folder import LABEL, read_class_folder
 from compress.errors import DataError
+from compress.stage.prediction import Text
 
-BYTES_PER_TOKEN = 4
-"""Of English text in WordPiece or byte-pair tokens, about."""
 _HEAD_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Text:
-    """Size of a data file. ``rows`` is exact for Parquet and else estimated from the file's beginning."""
-
-    rows: int
-    size_bytes: int
-
-    def tokens(self, max_length: int) -> int:
-        """About how many tokens the examples hold, each cut at ``max_length``."""
-        return min(self.size_bytes // BYTES_PER_TOKEN, self.rows * max_length)
 
 
 def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.plan.contents import Estimate, Plan, SourcePlan, StagePlan, TargetPlan
+from compress.plan.contents import Plan, SourcePlan, StagePlan, TargetPlan
 from compress.recipe.recipe import Limit
+from compress.stage.prediction import Estimate
+from compress.targets import PROCESSORS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
+
+    from compress.fitted_table import FittedTable
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -19,12 +22,14 @@ def render_plan(plan: Plan) -> RenderableType:
     from rich.text import Text
 
     totals = Text(
+        f"here   {_processor(plan)}\n"
         f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
     )
+    told = " (told by the model's config)" if plan.task_is_told else ""
     parts: list[RenderableType] = [
-        Text(f"{plan.recipe}: {plan.task}", style="bold"),
+        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
         _table(
             "stages",
@@ -36,24 +41,15 @@ def render_plan(plan: Plan) -> RenderableType:
     ]
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
-    return Group(*parts, totals)
+    return Group(*parts, *map(Text, plan.plugins), totals)
 
 
-_WORD_WIDTH = 12
-"""Words up to this length are not broken."""
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
+    from compress.fitted_table import Column, FittedTable
 
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        words = [word for row in rows for word in row[index].split()]
-        table.add_column(column, overflow="fold", min_width=min(max(map(len, words), default=0), _WORD_WIDTH))
+    table = FittedTable(title, [Column(heading) for heading in columns])
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add(*row)
     return table
 
 
@@ -101,7 +97,23 @@ def _target(target: TargetPlan) -> tuple[str, ...]:
 
 def _limit(limit: Limit) -> tuple[str, ...]:
     word, bound = ("at least", limit.at_least) if limit.at_least is not None else ("at most", limit.at_most)
-    return limit.metric, limit.target, f"{word} {bound:g}" + (f" of {limit.of}" if limit.of else "")
+    return (
+        limit.metric,
+        limit.target,
+        f"{word} {bound:g}"
+        + (f" of {limit.of}" if limit.of else "")
+        + (f" on {limit.processor}" if limit.processor else ""),
+    )
+
+
+def _processor(plan: Plan) -> str:
+    """`x86-avx2: 8-bit products may saturate in 16 bits ...`, and what stages make of it."""
+    known = PROCESSORS.get(plan.processor)
+    words = "8-bit products are summed in 32 bits"
+    if known is not None and not known.sums_in_32_bits:
+        words = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
+    decided = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
+    return f"{plan.processor}: {words}{decided}"
 
 
 def _note(estimate: Estimate) -> str:

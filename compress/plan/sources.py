@@ -18,15 +18,18 @@ from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.plan.contents import SourcePlan
-from compress.plan.data_size import Text, folder_bytes, read_size
-from compress.plan.shape import Shape, read_shape
+from compress.plan.data_size import folder_bytes, read_size
+from compress.plan.shape import read_shape
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
 from compress.sources.source import find_model
-from compress.stages.distill import Student
-from compress.tasks import WRITTEN, get_task
+from compress.stage.prediction import Text
+from compress.stage.shape import Shape
+from compress.stage.stage import Reference, references
+from compress.tasks.capability import IS_WRITTEN
+from compress.tasks.registry import get_task
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 
@@ -52,8 +55,9 @@ class Sources:
             self._split(split, reference)
         for reference in self.recipe.data.unlabeled:
             self._unlabeled(reference)
-        for reference in dict.fromkeys(name for stage in self.recipe.stages for name in stage.reads()):
-            self._adapter(reference)
+        for named in dict.fromkeys(references(self.recipe.stages)):
+            if named.kind != "model":
+                self._folder(named)
         try:
             if self.recipe.evaluation.questions:
                 find_questions(self.recipe.evaluation.questions, self.folder)
@@ -79,7 +83,7 @@ class Sources:
                 self._unknown(role, reference)
                 return None
             shape = read_shape(path)
-            if self.recipe.task not in WRITTEN and path.is_dir():
+            if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
                 refuse_quantized(path)
         except InputError as error:
             self.problems.append(error)
@@ -99,12 +103,11 @@ class Sources:
         self.rows.append(row)
         return shape
 
-    def student(self, student: Student) -> Shape | None:
-        """Describe a student that is a model of its own; its shape where its weights are here."""
-        assert student.model is not None
-        if not student.random_weights:
-            return self.model(student.model, "student")
-        self._made_model(student.model, "student", None, random_weights=True)
+    def named_model(self, reference: str, random_weights: bool) -> Shape | None:
+        """Describe a model that a stage names, its student; its shape where its weights are here."""
+        if not random_weights:
+            return self.model(reference, "student")
+        self._made_model(reference, "student", None, random_weights=True)
         return None
 
     def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
@@ -161,18 +164,18 @@ class Sources:
         except InputError as error:
             self.problems.append(error)
 
-    def _adapter(self, reference: str) -> None:
-        path = find(reference, self.folder)
+    def _folder(self, reference: Reference) -> None:
+        name, path = reference.name, find(reference.name, self.folder)
         try:
             if path is None:
-                raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), mend="check the path")
-            check_adapter(path)
+                raise InputError(f"There is no folder {name!r}.", where=str(self.folder), mend="check the path")
+            if reference.kind == "adapter":
+                check_adapter(path)
         except InputError as error:
             self.problems.append(error)
             return
-        row = SourcePlan(
-            role="adapter", reference=reference, status="here", path=str(path), size_bytes=folder_bytes(path)
-        )
+        size = folder_bytes(path)
+        row = SourcePlan(role=reference.kind, reference=name, status="here", path=str(path), size_bytes=size)
         self.rows.append(row)
 
     def _describe(

@@ -21,15 +21,14 @@ from torch import nn
 
 from compress.checkpoints.experts import owner_of
 from compress.checkpoints.experts_as_stored import experts_of
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
-from compress.quantization.block_pass import gram
+from compress.quantization.block_pass import BlockRun, gram
 from compress.quantization.config import Quantization
-from compress.quantization.finished import write_whole
+from compress.quantization.kept import States, write_states, write_whole
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.states import States, write_states
-from compress.quantization.stream import BlockRun, uses_bf16
 
 _HEAD, _EMBEDDING = "head", "embedding"
 
@@ -139,7 +138,7 @@ class Gradients:
         def gradient(window: int) -> torch.Tensor:
             # A function of its own, so that one window's logits are gone before the next one's are there.
             hidden = states[window : window + 1].clone().requires_grad_()
-            with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config.precision)):
                 logits = self.skeleton.logits(hidden)[0]
             slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
             head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from compress.frozen import Frozen
+from compress.targets import find_processor
+
+if TYPE_CHECKING:
+    from compress.formats.onnx.int8.settings import ReduceRange
 
 STATIC_ONLY = (
     *(
@@ -30,7 +34,12 @@ class Int8Options(Frozen):
 
     method: Literal["dynamic", "static"] = Field("dynamic", description="how ranges of activations are found")
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
-    reduce_range: bool = Field(False, description="7-bit weights, for x86 processors without VNNI")
+    reduce_range: bool | Literal["auto", "saturating"] = Field(
+        "auto",
+        description="x86 processors without VNNI add pairs of 8-bit products in 16 bits, where they may saturate. "
+        "`saturating`: a coarser grid for those columns of weights that may, so that none does; true: 7-bit weights "
+        "everywhere; false: neither; auto: `saturating` unless the processors of all targets add in 32 bits",
+    )
     calibration_method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
         "minmax",
         description="static: how much of what was seen a range covers; percentile and entropy cut off the few large "
@@ -82,6 +91,12 @@ class Int8Options(Frozen):
     damage_examples: int = Field(64, ge=1, description="accuracy_floor: examples that each layer's damage is taken on")
     search_seconds: float = Field(900, gt=0, description="accuracy_floor: time after which the best so far is taken")
 
+    def narrowing(self) -> ReduceRange:
+        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        if self.reduce_range == "auto":
+            return False if find_processor("cpu").sums_in_32_bits else "saturating"
+        return self.reduce_range
+
     def idle(self) -> tuple[str, ...]:
         """Fields that are set and mean nothing beside the others; one with its default is no mistake."""
         static = self.method == "static"
@@ -95,7 +110,6 @@ class Int8Options(Frozen):
                 "bias_correction",
                 "weight_rounding",
                 "cross_layer_equalization",
-                "reduce_range",
             )
         if static and self.calibration_method != "percentile":
             unused += ("percentile",)

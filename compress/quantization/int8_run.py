@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from compress.errors import DataError
+from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import without_kernel
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.quantization import quantize_products
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
 from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from compress.stage.stage import Context
 
+MadeQuantizer = DynamicQuantizer | StaticQuantizer | NncfQuantizer
 _VALIDATION = "validation"
 LAYERS = "compress.int8_layers"
 """The key, among a graph's metadata, of each layer's damage and what was kept in float."""
@@ -35,8 +39,8 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     chosen = calibration_set(model, context, options.calibration_examples) if static else None
     for operator, count in without_kernel(ir.from_proto(model.graph)).items():
         context.remark(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
-    made: Quantizer = _quantizer(model, options, chosen)
-    quantizer = made
+    made = _quantizer(model, options, chosen)
+    quantizer: Quantizer = made
     if options.keep:
         names = kept_layers(made.layers, options.keep)
         quantizer = Keeping(made, names)
@@ -55,6 +59,8 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     if chosen is not None:
         chosen.record(graph)
         context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
+    if made.reduce_range == "saturating":
+        _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
         if made.equalized:
             context.remark(f"quantize: channels evened before {len(made.equalized)} layers")
@@ -63,17 +69,33 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     return graph
 
 
-def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | None) -> Quantizer:
+def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
+    """The graph of ``model`` with every product at 8 bits, ranges of activations found in each call."""
+    narrowing = options.narrowing()
+    graph = quantize_products(model.graph, options.per_channel, narrowing is True)
+    if narrowing == "saturating":
+        _say_narrowed(keep_from_saturating(graph, model.graph), context)
+    return graph
+
+
+def _say_narrowed(layers: Sequence[str], context: Context) -> None:
+    count = f"weights of {len(layers)} products" if layers else "no product's weights"
+    context.remark(
+        f"quantize: {count} could saturate on x86 without VNNI; columns that could have a coarser grid, so none does"
+    )
+
+
+def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | None) -> MadeQuantizer:
     if chosen is None:
-        return DynamicQuantizer(model.graph, options.per_channel, options.reduce_range)
+        return DynamicQuantizer(model.graph, options.per_channel, options.narrowing())
     if options.statistics == "nncf":
-        return NncfQuantizer(model.graph, chosen.feeds, options.format)
+        return NncfQuantizer(model.graph, chosen.feeds, options.format, options.narrowing())
     settings = StaticSettings(
         options.calibration_method,
         options.percentile,
         options.per_channel,
         options.types,
-        options.reduce_range,
+        options.narrowing(),
         options.smooth_quant,
         options.bias_correction,
         options.format,

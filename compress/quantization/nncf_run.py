@@ -20,7 +20,7 @@ from compress.progress import Progress
 from compress.quantization.allocation import FLOAT_BITS
 from compress.quantization.build import build_skeleton, check_not_quantized
 from compress.quantization.calibration import calibration_windows
-from compress.quantization.finished import Finished
+from compress.quantization.kept import Finished
 from compress.quantization.layers import Layer, plan_layers
 from compress.quantization.nncf_config import NncfOptions
 from compress.quantization.nncf_weight import Compressed, read_compressed

@@ -1,62 +1,25 @@
-"""Calibration text on its way through the blocks: the hidden states between two of them, and how a block runs."""
+"""Calibration text on its way through the blocks: the hidden states between two of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from compress.checkpoints.experts_as_stored import experts_of
-from compress.environment import has_bf16
-from compress.quantization.block_pass import BlockPass, gram
+from compress.quantization.block_pass import BlockPass, BlockRun, gram
 from compress.quantization.config import Quantization
-from compress.quantization.layers import linears
-from compress.quantization.skeleton import Call, Skeleton
-from compress.quantization.states import States, open_states, write_states
+from compress.quantization.importance import Importance
+from compress.quantization.kept import States, open_states, write_states
+from compress.quantization.skeleton import Skeleton
 
-if TYPE_CHECKING:
-    from compress.quantization.importance import Importance
-
-ACTIVATION_BYTES = 1 << 30
-"""How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
-_WIDE_TENSORS = 4
-"""Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
 _EMBEDDING_SHARE = 0.2
 """A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
 mean of the Hessian's diagonal."""
-
-
-@dataclass(frozen=True)
-class BlockRun:
-    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
-
-    skeleton: Skeleton
-    index: int
-    windows: int
-    size: int
-    calls: Mapping[int, Call]
-    bf16: bool
-
-    @classmethod
-    def of(cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor) -> BlockRun:
-        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them."""
-        size = batch_size(skeleton.blocks[index], ids)
-        calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, uses_bf16(config))
-
-    def slices(self) -> list[slice]:
-        """The windows of each batch."""
-        return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
 
 
 @dataclass
@@ -138,15 +101,3 @@ class Stream:
             share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width)
             total.add_(share if self.importance is None else self.importance.embedding)
         return total
-
-
-def uses_bf16(config: Quantization) -> bool:
-    """Whether matrix products run in bfloat16: asked for, or `auto` on a processor with bf16 arithmetic."""
-    return config.precision == "bf16" or (config.precision == "auto" and has_bf16())
-
-
-def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
-    """Windows at a time, so that a block's activations keep to `ACTIVATION_BYTES`."""
-    widest = max(max(part.in_features, part.out_features) for part in linears(block, "").values())
-    window = 4 * _WIDE_TENSORS * ids.shape[1] * widest
-    return int(min(max(ACTIVATION_BYTES // window, 1), len(ids)))

@@ -14,7 +14,7 @@ from compress.checkpoints.gptq_layout import PARTS, pack_layer
 from compress.errors import ModelError
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.quantization.config import Quantization
-from compress.quantization.finished import layers_to_text, mapped, metadata, write_whole
+from compress.quantization.kept import layers_to_text, mapped, metadata, write_whole
 from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layers

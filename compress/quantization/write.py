@@ -16,12 +16,12 @@ from compress import __version__
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import INDEX, WEIGHTS
 from compress.checkpoints.gptq_layout import PARTS
-from compress.checkpoints.links import link_or_copy
+from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.quantization.config import Quantization
-from compress.quantization.finished import Finished
+from compress.quantization.kept import Finished
 from compress.quantization.layers import Layer
 from compress.quantization.tables import Tables
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.formats.model_file import WRITTEN_BY, Format
+from compress.formats.registry import DEFAULT, FORMATS, Format
+from compress.formats.targets import PROFILES, in_format
 from compress.frozen import Frozen
 from compress.stage.stage import Stage
 from compress.stages import STAGES
-from compress.targets import OPENED_BY, PROFILES, Profile, Target
+from compress.targets import Profile, Target
+
+ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]
+"""As `compress.environment.processor_class` tells them apart."""
 
 
 class TargetFields(Frozen):
@@ -33,6 +37,11 @@ class TargetFields(Frozen):
     max_memory_bytes: int | None = Field(None, ge=1, description="limit on the measured peak memory at batch 1")
     device: str | None = Field(
         None, description="of a target of one's own: the device in devices.yaml whose latency is measured, over SSH"
+    )
+    processor: ProcessorClass | None = Field(
+        None,
+        description="the oldest kind of processor that answers have to be right on, beside this machine's: 8-bit "
+        "products of x86-avx2 may saturate, which `reduce_range: auto` of the stages `quantize` and `qat` avoids",
     )
 
 
@@ -59,12 +68,12 @@ class ChosenTarget(TargetFields):
         """The row of the table with these changes, or a row of the user's own."""
         form = form_of(self.name, self)
         if self.runtime is None:
-            profile = PROFILES[self.name].in_format(form)
+            profile = in_format(PROFILES[self.name], form)
         else:
             about = self.description or f"{self.runtime} as the recipe describes it"
-            target = Target(self.name, self.runtime, OPENED_BY[form][self.runtime], about, form)
+            target = Target(self.name, self.runtime, FORMATS[form].runtimes[self.runtime].provider, about, form)
             profile = Profile(target, instead_of=self.name)
-        given = ("threads", "max_bytes", "max_memory_bytes")
+        given = ("threads", "max_bytes", "max_memory_bytes", "processor")
         changes = {name: getattr(self, name) for name in given if getattr(self, name) is not None}
         return replace(profile, **changes, device=self.device, options=self.options)
 
@@ -97,12 +106,12 @@ def profile_of(entry: str | ChosenTarget) -> Profile:
 
 def form_of(name: str, fields: TargetFields) -> Format:
     """The format of a target's files."""
-    return fields.format or (PROFILES[name].target.format if name in PROFILES else "onnx")
+    return fields.format or (PROFILES[name].target.format if name in PROFILES else DEFAULT)
 
 
 def writer(form: Format, options: Mapping[str, Any]) -> Stage[Any, Any]:
     """The stage that writes a format, with these of its fields. Raises `ValidationError`."""
-    kind = WRITTEN_BY[form]
+    kind = FORMATS[form].written_by
     return STAGES[kind].model_validate({"kind": kind, **options})
 
 
@@ -119,9 +128,16 @@ def objection_to(name: str, fields: TargetFields) -> tuple[str | None, str, str]
             if (value := getattr(fields, field)) is not None:
                 return field, repr(value), f"nothing: {name} has its own; a target of your own needs another name"
         return None
-    runtimes = OPENED_BY[form_of(name, fields)]
-    if fields.runtime not in runtimes:
-        return "runtime", repr(fields.runtime), f"one of {', '.join(runtimes)}, which open {form_of(name, fields)}"
-    if fields.device is not None and (fields.runtime, form_of(name, fields)) != ("onnxruntime", "onnx"):
-        return "device", repr(fields.device), "nothing: devices are measured with onnxruntime, on ONNX files"
+    form = form_of(name, fields)
+    runtimes = FORMATS[form].runtimes
+    if fields.runtime is None or fields.runtime not in runtimes:
+        return "runtime", repr(fields.runtime), f"one of {', '.join(runtimes)}, which open {form}"
+    if fields.device is not None and not runtimes[fields.runtime].on_devices:
+        timed = [f"{runtime}, on {other.upper()} files" for other, runtime in _on_devices()]
+        return "device", repr(fields.device), f"nothing: devices are measured with {' or '.join(timed)}"
     return None
+
+
+def _on_devices() -> list[tuple[str, str]]:
+    """Formats, and the runtimes with which devices are timed on their files."""
+    return [(form, name) for form, spec in FORMATS.items() for name, one in spec.runtimes.items() if one.on_devices]

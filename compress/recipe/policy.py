@@ -68,11 +68,6 @@ class Rule(Frozen):
         """`worse_by`, read."""
         return parse_margin(self.worse_by)
 
-    @property
-    def is_pattern(self) -> bool:
-        """Whether it may cover several metrics, or none."""
-        return any(sign in self.metric for sign in "*?[")
-
     def covers(self, metric: str) -> bool:
         """Whether it speaks of that metric."""
         return self.metric == metric or fnmatchcase(metric, self.metric)

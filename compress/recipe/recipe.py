@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
+from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
-from compress.recipe.chosen_target import ChosenTarget, from_entry, profile_of
-from compress.recipe.policy import Policy
+from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
+from compress.recipe.policy import CannotTell, Policy
+from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
-from compress.stages.distill import ANOTHER_STUDENT, read_and_drawn
-from compress.targets import PROFILES, Profile
-from compress.tasks import TASK_NAMES
+from compress.targets import Profile, sum_in_32_bits
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.registry import TASK_NAMES, tasks_with
+
+ANOTHER_STUDENT = (
+    "another student of random weights than a model that is read elsewhere in the recipe; "
+    "`student: {config: {}}` draws weights by the config of the stage's input"
+)
 
 
 class Limit(Frozen):
@@ -26,12 +34,27 @@ class Limit(Frozen):
     at_least: float | None = Field(None, description="the smallest value that passes")
     at_most: float | None = Field(None, description="the largest value that passes")
     of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
+    processor: ProcessorClass | None = Field(
+        None, description="the kind of processor that it holds on; on others it is skipped. Left out: on all"
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("exactly one of at_least and at_most")
         return self
+
+
+class Verdicts(Frozen):
+    """What a limit does to the exit code where it is not kept and may not be missed either."""
+
+    cannot_tell: CannotTell = Field(
+        "warn",
+        description="a limit on a time whose interval reaches it, or that was measured on a machine unfit for it",
+    )
+    within_chance: CannotTell = Field(
+        "fail", description="a limit on quality that so many rows may have missed by chance; it is missed all the same"
+    )
 
 
 class Benchmark(Frozen):
@@ -71,7 +94,8 @@ def _single_key(value: Any) -> Any:
     return value
 
 
-_MODULES = "image-classification"
+_MODULES = tasks_with(frozenset({TAKES_IMAGES, HAS_CLASSES}))
+"""Tasks whose model may be a plain torch module."""
 
 
 class Recipe(Frozen):
@@ -81,7 +105,10 @@ class Recipe(Frozen):
     description: str = Field("", description="one line on what the recipe is for")
     task: Annotated[
         str,
-        Field(description="Hugging Face name of the task", json_schema_extra={"enum": list(TASK_NAMES)}),
+        Field(
+            description="Hugging Face name of the task; may be left out if the model is here and its config tells it",
+            json_schema_extra={"enum": list(TASK_NAMES)},
+        ),
     ]
     model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
     module: str | None = Field(
@@ -111,6 +138,7 @@ class Recipe(Frozen):
         None, description="parts of the test data that are looked at on their own; left out: those of the task"
     )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
+    verdicts: Verdicts = Field(Verdicts(), description="what limits do that are nearly kept")
     gate: Policy | None = Field(
         None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
     )
@@ -152,8 +180,8 @@ class Recipe(Frozen):
     def _module_fits(self) -> Recipe:
         if self.module is None and self.module_arguments:
             raise ValueError("a `module` that `module_arguments` are for")
-        if self.module is not None and self.task != _MODULES:
-            raise ValueError(f"no `module`: plain torch modules are for {_MODULES}")
+        if self.module is not None and self.task not in _MODULES:
+            raise ValueError(f"no `module`: plain torch modules are for {', '.join(_MODULES)}")
         return self
 
     @model_validator(mode="after")
@@ -162,9 +190,19 @@ class Recipe(Frozen):
             raise ValueError(f"for {name!r}, {ANOTHER_STUDENT}")
         return self
 
+    @property
+    def task_is_told(self) -> bool:
+        """Whether the model's config told the task, since the recipe's file has none."""
+        return "task" not in self.model_fields_set
+
     def profiles(self) -> tuple[Profile, ...]:
         """The rows that its targets stand for."""
         return tuple(profile_of(entry) for entry in self.targets)
+
+    def settled(self) -> Recipe:
+        """With what stages leave to the processors of this machine and of the targets decided."""
+        sums = sum_in_32_bits(self.profiles())
+        return self.model_copy(update={"stages": tuple(stage.settled(sums) for stage in self.stages)})
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
@@ -179,3 +217,13 @@ def stage_labels(kinds: list[str]) -> tuple[str, ...]:
         seen[kind] = seen.get(kind, 0) + 1
         labels.append(kind if seen[kind] == 1 else f"{kind}-{seen[kind]}")
     return tuple(labels)
+
+
+def read_and_drawn(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
+    """A name that stands for weights that are read and, as a student, for drawn ones; models are known by their names.
+
+    ``model`` is the starting model.
+    """
+    named = [one for one in references(stages) if one.kind == "model"]
+    drawn = {one.name for one in named if one.random_weights}
+    return min(drawn & {model, *(one.name for one in named if not one.random_weights)}, default=None)

@@ -26,9 +26,10 @@ from compress.recipe_source.document import (
 from compress.recipe_source.overrides import apply_override, single_keys
 from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
+from compress.recipe_source.told_task import tell_task
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks import TASK_NAMES
+from compress.tasks.registry import TASK_NAMES
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -38,12 +39,14 @@ _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(An
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, each of ``overrides`` (`stages.1.distill.epochs=2`) replacing one field.
 
-    Raises `RecipeError` with every problem of the file: syntax, fields, and what must hold between them.
+    A task that is left out is the one that the model's config tells. Raises `RecipeError` with every problem of the
+    file: syntax, fields, and what must hold between them.
     """
     document = read_document(path)
     single_keys(document)
     for option in overrides:
         apply_override(document, option)
+    told = tell_task(document, path.parent)
     _check_known_names(document)
     header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
@@ -56,7 +59,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     assert header is not None
     given = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
     read = {"stages": tuple(part.stage for part in parts if part)}
-    return Recipe(**{**given, **read, **({"targets": targets} if "targets" in document.values else {})})
+    recipe = Recipe(**{**given, **read, **({"targets": targets} if "targets" in document.values else {})})
+    if told:
+        recipe.model_fields_set.discard("task")
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

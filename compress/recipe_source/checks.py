@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,18 @@ from pydantic_core import to_jsonable_python
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig, is_file_name
-from compress.formats.model_file import WRITTEN_BY
+from compress.formats.registry import FORMATS
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
-from compress.recipe.recipe import Benchmark, stage_labels
+from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
-from compress.samples.catalog import SAMPLES
-from compress.stage.stage import Stage
+from compress.samples.catalog import INSTALL, known_samples
+from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
-from compress.stages.distill import ANOTHER_STUDENT, Distill, read_and_drawn
 from compress.targets import Profile
-from compress.tasks import EMBEDDING, GENERATING, TASK_NAMES
+from compress.tasks.capability import EMBEDS, GENERATES, READS_ROWS
 from compress.tasks.evaluation import Evaluation
-from compress.training.config import Training
+from compress.tasks.registry import TASKS, tasks_with
 
 START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
@@ -33,7 +32,8 @@ _GENERATING_ONLY = (
     ("benchmark", "tokens"),
 )
 _EMBEDDING_ONLY = (("evaluation", "similarity"),)
-"""Fields of tasks whose examples are rows, and of those that generate. A run's own recipe has all at their defaults."""
+"""Fields of tasks with one capability alone. A run's own recipe has all at their defaults."""
+_ONLY = {READS_ROWS: _ROWS_ONLY, GENERATES: _GENERATING_ONLY, EMBEDS: _EMBEDDING_ONLY}
 _DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
 
 
@@ -72,20 +72,18 @@ def check_parts(document: Document, parts: list[Part | None], targets: Sequence[
 def _check_task(document: Document, parts: list[Part]) -> None:
     """No stage and no field that means nothing for the recipe's task."""
     task = _value(document, ("task",), None)
-    if task not in TASK_NAMES:
+    if task not in TASKS:
         return
+    capabilities = TASKS[task].capabilities
     for part in parts:
-        if part.cls and part.cls.tasks is not None and task not in part.cls.tasks:
-            document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(list(part.cls.tasks))}")
-        for name in part.stage.idle_fields(task) if part.stage else ():
+        if part.cls and not part.cls.is_for(capabilities):
+            others = tasks_with(part.cls.requires, part.cls.excludes)
+            document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(others)}")
+        for name in part.stage.idle_fields(capabilities) if part.stage else ():
             document.problem(
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
-    foreign = (
-        *(_ROWS_ONLY if task in GENERATING else _GENERATING_ONLY),
-        *(() if task in EMBEDDING else _EMBEDDING_ONLY),
-    )
-    for path in foreign:
+    for path in [path for capability, paths in _ONLY.items() if capability not in capabilities for path in paths]:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")
@@ -114,7 +112,7 @@ def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Pro
     """What a stage writes, named or brought in by a target, holds what the stages before it make."""
     writers = [(part.stage, parts[:place]) for place, part in enumerate(parts) if part.stage]
     for profile in profiles:
-        if WRITTEN_BY[profile.target.format] not in [part.kind for part in parts]:
+        if FORMATS[profile.target.format].written_by not in [part.kind for part in parts]:
             writers.append((writer_of(profile.target.format, profile.options), parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():
@@ -134,13 +132,14 @@ def chains(gives: type[Any], takes: type[Any]) -> bool:
 
 def wanted(cls: type[Stage[Any, Any]], task: str | None) -> type[Any]:
     """The class that a stage takes in a recipe of ``task``."""
-    if cls.wants is Stage.wants or task is None or task not in TASK_NAMES:
+    if cls.wants is Stage.wants or task is None or task not in TASKS:
         return cls.takes()
-    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(task)
+    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(TASKS[task].capabilities)
 
 
 def _fits(gives: type[Any], cls: type[Stage[Any, Any]], task: str | None) -> str:
-    known = {kind: other for kind, other in STAGES.items() if other.tasks is None or task in other.tasks}
+    capabilities = None if task is None or task not in TASKS else TASKS[task].capabilities
+    known = {kind: other for kind, other in STAGES.items() if capabilities is None or other.is_for(capabilities)}
     here = [kind for kind, other in known.items() if chains(gives, wanted(other, task))]
     between = [kind for kind in here if chains(known[kind].gives(), wanted(cls, task))]
     bridge = f", or {' or '.join(between)} between the two" if between else ""
@@ -224,7 +223,7 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     bare = _value(document, ("data", "without_labels"), [], broken=[])
     for part in parts:
-        if not isinstance(part.stage, Training) or part.stage.needs().without_labels:
+        if part.stage is None or not part.stage.needs().labels:
             continue
         if lacking := [split for split in part.stage.needs().splits if split in bare]:
             expected = f"labels in {lacking[0]}, which {part.kind} trains on"
@@ -249,26 +248,32 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0
     wanted += [(("data", "unlabeled", index), "data") for index in range(count)]
-    for part in parts:
-        if part and isinstance(part.fields.get("student"), dict):
-            wanted.append(((*part.path, "student", "model"), "model"))
+    named = _references([part for part in parts if part])
+    wanted += [(path, "model") for path, reference in named if reference.kind == "model"]
     for path, kind in wanted:
         reference = _value(document, path, None)
         if isinstance(reference, str) and reference.startswith("sample:"):
-            names = [f"sample:{name}" for name, sample in SAMPLES.items() if sample.kind == kind]
+            names = [f"sample:{name}" for name, sample in known_samples().items() if sample.kind == kind]
             if reference not in names:
                 near = nearest_name(reference, names)
-                document.problem(path, describe(reference), f"one of the {kind} samples {', '.join(names)}", near)
+                listed = ", ".join(names) or f"those of a package that is not installed: {INSTALL} in a checkout"
+                document.problem(path, describe(reference), f"one of the {kind} samples {listed}", near)
 
 
 def _check_students(document: Document, parts: list[Part]) -> None:
     """No name stands for weights that are read and for others that are drawn."""
     model = _value(document, ("model",), None)
-    twice = read_and_drawn(model, [part.stage for part in parts if part]) if isinstance(model, str) else None
-    for part in parts:
-        student = part.stage.student if isinstance(part.stage, Distill) else None
-        if twice is not None and student and student.model == twice:
-            document.problem((*part.path, "student", "model"), describe(twice), ANOTHER_STUDENT)
+    stages = [part.stage for part in parts if part.stage]
+    twice = read_and_drawn(model, stages) if isinstance(model, str) else None
+    for path, reference in _references(parts):
+        if twice is not None and reference.name == twice:
+            document.problem(path, describe(twice), ANOTHER_STUDENT)
+
+
+def _references(parts: list[Part]) -> list[tuple[FieldPath, Reference]]:
+    """The fields of stages that name models and folders."""
+    named = [(part, field, one) for part in parts if part.stage for field, one in part.stage.paths().items()]
+    return [((*part.path, *field.split(".")), one) for part, field, one in named]
 
 
 def _check_unlabeled(document: Document, parts: list[Part]) -> None:
@@ -281,7 +286,7 @@ def _check_unlabeled(document: Document, parts: list[Part]) -> None:
             return
 
 
-def _and(names: list[str]) -> str:
+def _and(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
 

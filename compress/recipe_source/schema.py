@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.formats.model_file import WRITTEN_BY
+from compress.formats.registry import FORMATS
+from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
 from compress.recipe.recipe import Recipe
 from compress.stages import STAGES
-from compress.targets import PROFILES, Profile
+from compress.targets import Profile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -34,6 +35,7 @@ def recipe_schema() -> dict[str, Any]:
             {"type": "string", "enum": _bare_kinds(), "description": "a stage with all its defaults"},
         ]
     }
+    schema["required"].remove("task")
     schema["properties"]["targets"]["items"] = _targets(definitions)
     schema["properties"]["limits"]["items"] = {
         **schema["properties"]["limits"]["items"],
@@ -69,7 +71,7 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
 
 def _target(profile: Profile) -> dict[str, Any]:
     own = {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS if name not in DESCRIBING}
-    stages = [WRITTEN_BY[form] for form in profile.allowed]
+    stages = [FORMATS[form].written_by for form in profile.allowed]
     options = {
         name: _field(f"properties/stages/items/anyOf/0/properties/{kind}/properties/{name}")
         for kind in reversed(stages)

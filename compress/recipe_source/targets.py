@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError, Problem, RecipeError
-from compress.formats.model_file import WRITTEN_BY
+from compress.formats.registry import FORMATS
+from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name, read_document
 from compress.recipe_source.translate import near_or_all, salvage, validate
 from compress.stages import STAGES
-from compress.targets import OPENED_BY, PROFILES, Profile
+from compress.targets import Profile
 
 SUFFIXES = (".yaml", ".yml")
 _EXAMPLE = "name, format and runtime, such as `name: pi`, `format: onnx`, `runtime: onnxruntime`, `threads: 4`"
@@ -84,9 +85,10 @@ def _from_file(document: Document, path: FieldPath, file: Path, stages: Sequence
     if not isinstance(name, str) or name in PROFILES:
         own.problem(("name",), describe(name), f"a name that is none of {', '.join(PROFILES)}")
     elif "format" not in fields:
-        own.problem(("format",), "nothing", f"one of {', '.join(OPENED_BY)}")
+        own.problem(("format",), "nothing", f"one of {', '.join(FORMATS)}")
     else:
-        runtime = next((next(iter(names)) for form, names in OPENED_BY.items() if form == fields["format"]), None)
+        form = fields["format"]
+        runtime = next(iter(FORMATS[form].runtimes)) if isinstance(form, str) and form in FORMATS else None
         read = _chosen(own, (), name, {"runtime": runtime, **fields}, stages)
     document.problems += [_of_a_target(problem) for problem in own.problems]
     document.broken |= {path} if own.problems else set()
@@ -116,7 +118,7 @@ def _chosen(
         near = nearest_name(name, PROFILES) if field is None else None
         document.problem(path if field is None else (*path, field), found, expected, near)
         return None
-    kind = WRITTEN_BY[form_of(name, read)]
+    kind = FORMATS[form_of(name, read)].written_by
     _check_options(document, path, kind, rest, stages)
     if len(document.problems) > before:
         return None

@@ -1,21 +1,33 @@
-"""Quality against a cost, for every model of the run."""
+"""The charts of a report: quality against cost, how latency is spread, calibration, and quality by slice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from compress.charts.labels import CHARACTER
+from compress.charts.markup import element, shape, text, told
+from compress.charts.plot import SMALL, Frame, Plot
+from compress.charts.scales import Scale, scale_around
 from compress.measurement import Measurement
-from compress.metrics import Metric, describe_metric, format_measurement, format_value, shortest_context, significant
-from compress.report.labels import Box, Placed, place_labels
-from compress.report.markup import element
-from compress.report.schema import BASELINE, FINAL, Report
-from compress.report.svg import Axis, Scale, chart, line, polyline, scale_around, text, title, x_axis, y_axis
+from compress.metrics import (
+    Metric,
+    describe_metric,
+    format_measurement,
+    format_value,
+    improvement,
+    length_bucket,
+    shortest_context,
+    significant,
+)
+from compress.report.schema import BASELINE, FINAL, CalibrationCurve, Report
+from compress.report.slices import ALL, SliceFigures, slice_figures
 
-WIDTH, HEIGHT = 480.0, 350.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 466.0, 34.0, 298.0
+_CURVE = 120
+"""Points that a curve is thinned to."""
+_SLICES = Frame(480.0, 0.0, 156.0, 466.0, 14.0, 0.0)
+_SLICE = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,157 +44,14 @@ class Point:
         return " = ".join(self.models)
 
     @property
-    def css_class(self) -> str:
+    def kind(self) -> str:
         """`final` and `baseline` are emphasised."""
         return FINAL if FINAL in self.models else BASELINE if BASELINE in self.models else "step"
 
-
-def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
-    """An SVG chart of ``quality`` with its interval against ``cost`` (log axis); None below two models."""
-    points = _points(report, target, quality, cost)
-    if len({model for point in points for model in point.models}) < 2:
-        return None
-    x = Axis(_cost_scale(points), _cost_title(cost), lambda value: _cost_tick(cost, value), 5)
-    y = Axis(_quality_scale(points), quality.title, lambda value: _tick(quality, value))
-    points = _merge(points, x.scale, y.scale)
-    front = [(x.scale(p.cost.value), y.scale(p.quality.value)) for p in pareto(points, quality.better == "higher")]
-    label = f"{quality.title} against {cost.title.lower()} of {len(points)} models"
-    parts = [x_axis(x, TOP, BOTTOM), y_axis(y, LEFT, RIGHT), polyline(front, "front")]
-    parts += [_mark(point, x.scale, y.scale) for point in points]
-    return chart(WIDTH, HEIGHT, label, *parts, *_labels(points, x.scale, y.scale, front))
-
-
-def _points(report: Report, target: str, quality: Metric, cost: Metric) -> list[Point]:
-    pairs = [
-        (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
-        for model in report.models
-    ]
-    return [Point((model,), c, q) for model, c, q in pairs if c is not None and q is not None and c.value > 0]
-
-
-def _cost_title(cost: Metric) -> str:
-    return f"{cost.title} at batch 1 (log scale)" if cost.name == "latency_ms" else f"{cost.title} (log scale)"
-
-
-def _ends(row: Measurement) -> tuple[float, float]:
-    return (row.value, row.value) if row.low is None or row.high is None else (row.low, row.high)
-
-
-def _cost_scale(points: Sequence[Point]) -> Scale:
-    values = [value for point in points for value in _ends(point.cost) if value > 0]
-    return scale_around(values, LEFT, RIGHT, logarithmic=True, margin=0.12)
-
-
-def _quality_scale(points: Sequence[Point]) -> Scale:
-    return scale_around([value for point in points for value in _ends(point.quality)], BOTTOM, TOP, margin=0.1)
-
-
-def _cost_tick(cost: Metric, value: float) -> str:
-    return f"{value:g} ms" if cost.style == "milliseconds" else format_value(cost, value).replace(".0 ", " ")
-
-
-def _tick(quality: Metric, value: float) -> str:
-    if quality.style != "percent":
-        return significant(value)
-    return f"{value if quality.unit == '%' else value * 100:.1f}".removesuffix(".0") + "%"
-
-
-def _merge(points: Sequence[Point], x: Scale, y: Scale) -> list[Point]:
-    """Join neighbours that would cover one another: `final` repeats the last stage's artifact."""
-    merged: list[Point] = []
-    for point in points:
-        for place, other in enumerate(merged):
-            apart = (
-                x(point.cost.value) - x(other.cost.value),
-                y(point.quality.value) - y(other.quality.value),
-            )
-            if max(map(abs, apart)) < 1.5:
-                merged[place] = Point(other.models + point.models, other.cost, other.quality)
-                break
-        else:
-            merged.append(point)
-    return merged
-
-
-def pareto(points: Sequence[Point], higher: bool) -> list[Point]:
-    """The points that no other beats in both, by rising cost."""
-    front: list[Point] = []
-    sign = 1 if higher else -1
-    for point in sorted(points, key=lambda p: (p.cost.value, -sign * p.quality.value)):
-        if not front or sign * point.quality.value > sign * front[-1].quality.value:
-            front.append(point)
-    return front
-
-
-def _mark(point: Point, x: Scale, y: Scale) -> str:
-    """A point's shape over its interval bars, with its tooltip."""
-    cx, cy = x(point.cost.value), y(point.quality.value)
-    parts = []
-    if point.quality.low is not None and point.quality.high is not None:
-        parts += _bar(cx, y(point.quality.low), cx, y(point.quality.high))
-    if point.cost.low is not None and point.cost.high is not None and point.cost.low > 0:
-        parts += [line(x(point.cost.low), cy, x(point.cost.high), cy, "interval")]
-    rows = f"{format_measurement(point.quality)}\n{format_measurement(point.cost)}"
-    parts += [shape(point.css_class, cx, cy), title(f"{point.label}\n{rows}")]
-    return element("g", {"class": f"point {point.css_class}", "tabindex": "0"}, *parts)
-
-
-def _bar(x1: float, y1: float, x2: float, y2: float) -> list[str]:
-    caps = [line(x1 - 4, y, x1 + 4, y, "interval") for y in (y1, y2)]
-    return [line(x1, y1, x2, y2, "interval"), *caps]
-
-
-def shape(css_class: str, x: float, y: float, size: float = 5.5) -> str:
-    """A square for the baseline, a diamond for the final model, a dot for any other."""
-    if css_class == BASELINE:
-        corner = {"x": x - size, "y": y - size, "width": 2 * size, "height": 2 * size, "rx": 1.5}
-        return element("rect", {**corner, "class": "mark"})
-    if css_class == FINAL:
-        d = size * 1.4
-        return element(
-            "path",
-            {
-                "d": f"M{x:.2f} {y - d:.2f}l{d:.2f} {d:.2f}l{-d:.2f} {d:.2f}l{-d:.2f} {-d:.2f}z",
-                "class": "mark",
-            },
-        )
-    return element("circle", {"cx": x, "cy": y, "r": size - 1, "class": "mark"})
-
-
-def _labels(points: Sequence[Point], x: Scale, y: Scale, front: Sequence[tuple[float, float]]) -> list[str]:
-    ordered = sorted(points, key=lambda point: point.css_class == "step")
-    places = [(x(point.cost.value), y(point.quality.value)) for point in ordered]
-    bars = [
-        Box(cx - 5, y(_ends(p.quality)[1]), cx + 5, y(_ends(p.quality)[0]))
-        for (cx, _), p in zip(places, ordered, strict=True)
-    ]
-    placed = place_labels(
-        places, [p.label for p in ordered], Box(LEFT, TOP - 2, RIGHT + 10, BOTTOM), [*bars, *_along(front)]
-    )
-    parts = []
-    for point, (cx, cy), spot in zip(ordered, places, placed, strict=True):
-        parts += _label(point, cx, cy, spot)
-    return parts
-
-
-def _along(front: Sequence[tuple[float, float]], step: float = 6.0) -> list[Box]:
-    """Small boxes on the line, for labels to keep clear of."""
-    boxes = []
-    for (x1, y1), (x2, y2) in pairwise(front):
-        count = max(1, round(math.dist((x1, y1), (x2, y2)) / step))
-        for i in range(count + 1):
-            x, y = x1 + (x2 - x1) * i / count, y1 + (y2 - y1) * i / count
-            boxes.append(Box(x - 2, y - 2, x + 2, y + 2))
-    return boxes
-
-
-def _label(point: Point, cx: float, cy: float, spot: Placed) -> list[str]:
-    box = spot.box
-    words = text((box.left + box.right) / 2, box.bottom - 4, point.label, f"label {point.css_class}")
-    if not spot.led:
-        return [words]
-    nearest = (min(max(cx, box.left), box.right), min(max(cy, box.top), box.bottom))
-    return [line(cx, cy, nearest[0], nearest[1], "leader"), words]
+    @property
+    def place(self) -> tuple[float, float]:
+        """Its cost and its quality."""
+        return self.cost.value, self.quality.value
 
 
 def cost_metrics(report: Report, target: str) -> list[Metric]:
@@ -190,3 +59,219 @@ def cost_metrics(report: Report, target: str) -> list[Metric]:
     units = report.metrics(target)
     names = ("size_bytes", "latency_ms", f"time_per_output_token_ms_context_{shortest_context(units)}")
     return [describe_metric(name, units[name]) for name in names if name in units]
+
+
+def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
+    """Quality with its interval against a cost on a logarithmic axis; None below two models."""
+    pairs = [
+        (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
+        for model in report.models
+    ]
+    points = [Point((model,), c, q) for model, c, q in pairs if c is not None and q is not None and c.value > 0]
+    if len(points) < 2:
+        return None
+    x = scale_around(
+        [end for point in points for end in _ends(point.cost) if end > 0], SMALL.left, SMALL.right, True, 0.12
+    )
+    y = scale_around([end for point in points for end in _ends(point.quality)], SMALL.bottom, SMALL.top, margin=0.1)
+    plot = Plot(SMALL, x, y)
+    plot.x_axis(
+        f"{cost.title}{' at batch 1' * (cost.name == 'latency_ms')} (log scale)", lambda value: _tick(cost, value)
+    )
+    plot.y_axis(quality.title, lambda value: _tick(quality, value))
+    points = _merged(points, plot)
+    plot.add(plot.line([point.place for point in pareto(points, quality.better == "higher")], "front"))
+    for point in points:
+        tip = "\n".join([point.label, format_measurement(point.quality), format_measurement(point.cost)])
+        across = _interval(point.cost)
+        across = across if across and across[0] > 0 else None
+        plot.add(plot.mark(point.kind, point.place, tip, across=across, up=_interval(point.quality)))
+    ordered = sorted(points, key=lambda point: point.kind == "step")
+    plot.labels([(point.place, point.label, f"label {point.kind}") for point in ordered])
+    return plot.svg(f"{quality.title} against {cost.title.lower()} of {len(points)} models")
+
+
+def pareto(points: Sequence[Point], higher: bool) -> list[Point]:
+    """The points that no other beats in both, by rising cost."""
+    front: list[Point] = []
+    sign = 1 if higher else -1
+    for point in sorted(points, key=lambda point: (point.cost.value, -sign * point.quality.value)):
+        if not front or sign * point.quality.value > sign * front[-1].quality.value:
+            front.append(point)
+    return front
+
+
+def _merged(points: Sequence[Point], plot: Plot) -> list[Point]:
+    """Neighbours that would cover one another as one: `final` repeats the last stage's artifact."""
+    merged: list[Point] = []
+    for point in points:
+        for place, other in enumerate(merged):
+            if max(abs(a - b) for a, b in zip(plot.at(point.place), plot.at(other.place), strict=True)) < 1.5:
+                merged[place] = Point(other.models + point.models, other.cost, other.quality)
+                break
+        else:
+            merged.append(point)
+    return merged
+
+
+def _interval(row: Measurement) -> tuple[float, float] | None:
+    return None if row.low is None or row.high is None else (row.low, row.high)
+
+
+def _ends(row: Measurement) -> tuple[float, float]:
+    return _interval(row) or (row.value, row.value)
+
+
+def _tick(metric: Metric, value: float) -> str:
+    """A value of the metric in as few characters as it takes."""
+    match metric.style:
+        case "milliseconds":
+            return f"{value:g} ms"
+        case "percent":
+            return f"{value if metric.unit == '%' else value * 100:.1f}".removesuffix(".0") + "%"
+        case "plain":
+            return significant(value)
+        case _:
+            return format_value(metric, value).replace(".0 ", " ")
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the sorted samples lie, interpolated between neighbours."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def latency_curves(report: Report, target: str) -> str | None:
+    """Share of the calls answered within a time, baseline and final; None without raw samples."""
+    rows = [report.find(model, "latency_ms", target) for model in (BASELINE, FINAL)]
+    samples = {row.model: sorted(row.raw) for row in rows if row and row.raw and len(row.raw) > 1 and min(row.raw) > 0}
+    if not samples:
+        return None
+    spread = [percentile(values, share) for values in samples.values() for share in (0.0, 0.995)]
+    plot = Plot(SMALL, scale_around(spread, SMALL.left, SMALL.right, True, 0.06), Scale(0, 1, SMALL.bottom, SMALL.top))
+    plot.x_axis("Latency at batch 1 (log scale)", lambda value: f"{value:g} ms")
+    plot.y_axis("Calls answered within", _percent)
+    metric = describe_metric("latency_ms")
+    for model, ordered in samples.items():
+        count = min(_CURVE, len(ordered) - 1)
+        median, (x, y) = percentile(ordered, 0.5), plot.at((percentile(ordered, 0.5), 0.5))
+        tail = ", ".join(f"p{share} {format_value(metric, percentile(ordered, share / 100))}" for share in (50, 90, 99))
+        side, anchor = (12, "start") if x < (SMALL.left + SMALL.right) / 2 else (-12, "end")
+        plot.add(
+            told(
+                f"series {model}",
+                f"{model}: {tail} ({len(ordered)} calls)",
+                plot.line([(percentile(ordered, i / count), i / count) for i in range(count + 1)], "curve"),
+                shape(model, x, y),
+                text(x + side, y + 16, model, f"label {model}", anchor),
+                text(x + side, y + 32, format_value(metric, median), "label", anchor),
+            )
+        )
+    counts = " and ".join(f"{len(values)} calls of {model}" for model, values in samples.items())
+    return plot.svg(f"Distribution of latency over {counts}")
+
+
+def latency_by_length(report: Report, target: str) -> str | None:
+    """Median latency with its interval for each range of sequence lengths; None if it was not measured."""
+    buckets = sorted({bucket for name in report.metrics(target) if (bucket := length_bucket(name))})
+    names = [f"latency_ms_length_{low}_{high}" for low, high in buckets]
+    series = {model: [report.find(model, name, target) for name in names] for model in (BASELINE, FINAL)}
+    ends = [end for found in series.values() for row in found if row and row.value > 0 for end in _ends(row)]
+    if not ends:
+        return None
+    x = Scale(-0.5, len(buckets) - 0.5, SMALL.left, SMALL.right)
+    plot = Plot(SMALL, x, scale_around(ends, SMALL.bottom, SMALL.top, True, 0.1))
+    plot.y_axis("Median latency (log scale)", lambda value: f"{value:g} ms")
+    plot.floor()
+    for model, found in series.items():
+        places = {(place, row.value): row for place, row in enumerate(found) if row is not None}
+        if places:
+            marks = [plot.line(list(places), "curve")]
+            for at, row in places.items():
+                tip = f"{model}, {describe_metric(row.metric).title}\n{format_measurement(row)} (n = {row.n})"
+                marks.append(plot.mark(model, at, tip, up=_interval(row)))
+            end_x, end_y = plot.at(list(places)[-1])
+            label = text(end_x, end_y - 13, model, f"label {model}")
+            plot.add(element("g", {"class": f"series {model}"}, *marks, label))
+    for place, (low, high) in enumerate(buckets):
+        before, after = series[BASELINE][place], series[FINAL][place]
+        gain = improvement(describe_metric("latency_ms"), after.value, before.value) if before and after else ""
+        plot.add(text(x(place), SMALL.bottom + 18, f"{low}\u2013{high}", "tick"))
+        plot.add(text(x(place), SMALL.bottom + 33, gain.removesuffix(" faster"), "gain"))
+    plot.add(text((SMALL.left + SMALL.right) / 2, SMALL.bottom + 49, "Tokens in the sentence", "axis-title"))
+    return plot.svg(f"Median latency by sequence length, in {len(buckets)} ranges")
+
+
+def reliability_diagram(report: Report, target: str) -> str | None:
+    """The share of right answers against their mean probability, bin by bin; None where that was not kept."""
+    curves = [curve for curve in report.calibration if curve.target == target and curve.bins]
+    if not curves:
+        return None
+    least = min(min(bin.confidence, bin.accuracy) for curve in curves for bin in curve.bins)
+    low = math.floor(least * 10) / 10 if least < 1 else 0.9
+    plot = Plot(SMALL, Scale(low, 1.0, SMALL.left, SMALL.right), Scale(low, 1.0, SMALL.bottom, SMALL.top))
+    plot.x_axis("Probability of the answer", _percent)
+    plot.y_axis("Right answers", _percent)
+    plot.add(plot.line([(low, low), (1.0, 1.0)], "front"))
+    for place, curve in enumerate(curves):
+        # The lower right corner is empty unless a model is far too sure of itself.
+        label = text(SMALL.right - 8, SMALL.bottom - 34 + 18 * place, curve.model, f"label {curve.model}", "end")
+        plot.add(element("g", {"class": f"series {curve.model}"}, *_bins(plot, curve), label))
+    return plot.svg(f"Share of right answers by their probability, {' and '.join(curve.model for curve in curves)}")
+
+
+def _bins(plot: Plot, curve: CalibrationCurve) -> list[str]:
+    total, marks = sum(bin.rows for bin in curve.bins), []
+    for bin in curve.bins:
+        tip = (
+            f"{curve.model}: {bin.rows} of {total} answers\n"
+            f"probability {bin.confidence * 100:.1f}%, right {bin.accuracy * 100:.1f}%"
+        )
+        size = 3.0 + 5.0 * math.sqrt(bin.rows / total)
+        marks.append(plot.mark(curve.model, (bin.confidence, bin.accuracy), tip, size))
+    return [plot.line([(bin.confidence, bin.accuracy) for bin in curve.bins], "curve"), *marks]
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.0f}%"
+
+
+def slice_plot(report: Report, target: str) -> str | None:
+    """A line for each slice with both models and their intervals; None where nothing was measured by slice."""
+    found = slice_figures(report, target)
+    if found is None:
+        return None
+    metric, figures = found
+    bottom = _SLICES.top + _SLICE * len(figures)
+    frame = Frame(_SLICES.width, bottom + 44, _SLICES.left, _SLICES.right, _SLICES.top, bottom)
+    ends = [end for each in figures for row in each.measured.values() for end in (row.value, *_ends(row))]
+    x = scale_around(ends, frame.left, frame.right, margin=0.04)
+    if metric.style == "percent" and x.high > 1 >= max(ends):
+        x = Scale(x.low, 1.0, frame.left, frame.right)
+    plot = Plot(frame, x, Scale(-0.5, len(figures) - 0.5, frame.top, bottom))
+    plot.x_axis(metric.title, lambda value: f"{value * 100:.4g}%")
+    for place, each in enumerate(figures):
+        plot.add(
+            text(
+                frame.left - 10, plot.y(place) + 4, _fitting(each.name), "label" if each.name == ALL else "tick", "end"
+            )
+        )
+        plot.add(*_slice(plot, place, each))
+    return plot.svg(f"{metric.title} of {BASELINE} and {FINAL} in {len(figures) - 1} slices")
+
+
+def _slice(plot: Plot, place: int, each: SliceFigures) -> list[str]:
+    marks = []
+    for (model, row), shift in zip(each.measured.items(), (-5.5, 5.5), strict=False):
+        tip = f"{model}, {each.name}\n{format_measurement(row)}\n{row.n} rows" + (
+            f": {each.about}" if each.about else ""
+        )
+        marks.append(plot.mark(model, (row.value, place), tip, 4.5, across=_interval(row), shift=shift))
+    return marks
+
+
+def _fitting(name: str) -> str:
+    room = int((_SLICES.left - 10) / CHARACTER)
+    return name if len(name) <= room else f"{name[: room - 1]}\u2026"

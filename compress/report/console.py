@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from compress.metrics import Metric, context_of, format_value, improvement, main_metrics, shortest_context
+from compress.fitted_table import Column, FittedTable
+from compress.metrics import (
+    Metric,
+    context_of,
+    describe_metric,
+    format_value,
+    improvement,
+    main_metrics,
+    shortest_context,
+)
 from compress.report.headline import verdict
 from compress.report.rows import limit_bound, limit_found, limit_state, run_line
 from compress.report.schema import BASELINE, FINAL, Report
 
-_COLUMNS = ("agreement", "size_bytes", "parameters", "latency_ms", "speedup")
+_FIRST = ("size_bytes", "speedup", "latency_ms", "agreement", "parameters")
+"""What is shown behind what the limits name and the task's own measure, the most telling first."""
 _WRITING = {
     "perplexity": "Perplexity",
     "agreement": "Agreement",
@@ -20,9 +31,9 @@ _WRITING = {
     "tokens_per_second": "Tokens/s",
     "speedup_time_per_output_token": "Speed-up",
 }
-"""The columns of a language model, with names that leave room for each other in a narrow terminal."""
-_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "none": "dim"}
-_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013"}
+"""The same of a language model, with headings that leave room for each other in a narrow terminal."""
+_STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "unknown": "yellow", "none": "dim"}
+_SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown": "?"}
 
 
 def console_table(report: Report) -> RenderableType:
@@ -40,19 +51,23 @@ def console_table(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _measured(report: Report, target: str) -> Table:
+def _measured(report: Report, target: str) -> FittedTable:
     units = report.metrics(target)
+    limited = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
     writes = shortest_context(units) is not None
-    metrics = [m for m in main_metrics(units) if (_bare(m) in _WRITING if writes else m.quality or m.name in _COLUMNS)]
-    table = Table(title=Text(f"{report.recipe} on {target}"), title_justify="left", title_style="bold")
-    table.add_column("Model", no_wrap=True)
-    for metric in metrics:
-        table.add_column(_WRITING[_bare(metric)] if writes else metric.title, justify="right")
+    own = [metric.name for metric in main_metrics(units) if metric.quality or metric.name == "agreement"]
+    order = [*limited, *own, *(_WRITING if writes else _FIRST)]
+    known = {metric.name: metric for metric in main_metrics(units)}
+    known |= {name: describe_metric(name, units[name]) for name in limited if name in units}
+    metrics = [metric for metric in known.values() if {metric.name, _bare(metric)} & set(order)]
+    ranks = [1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics]
+    headings = [_WRITING.get(_bare(metric), metric.title) if writes else metric.title for metric in metrics]
+    columns = [Column(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
+    table = FittedTable(f"{report.recipe} on {target}", [Column("Model"), *columns], "in the report")
     for model in report.models:
         cells = [_cell(report, model, metric, target) for metric in metrics]
         if any(cells):
-            style = "bold" if model == FINAL else "dim" if model == BASELINE else ""
-            table.add_row(Text(model), *map(Text, cells), style=style)
+            table.add(model, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
     return table
 
 
@@ -70,3 +85,15 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
     gain = improvement(metric, row.value, before.value) if before and model != BASELINE else ""
     ratio = gain.partition(" ")[0] if gain.endswith((metric.gain, "%")) else gain
     return f"{value}\n{ratio}" if ratio and ratio != "same" else value
+
+
+def closing_line(report: Report, folder: Path, name: str) -> str:
+    """Where report and model of a run are, and what to do next with what ``name`` finds again; the end of a run."""
+    where = f"{folder} has report.html and model/."
+    if report.unmeasured:
+        reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
+        why = f" ({reasons})" if reasons else ""
+        return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"
+    if report.missed:
+        return f"{where} Next: compress compare {name}, to see what changed against the baseline"
+    return f"{where} Next: compress bundle {name} --target desktop --output app, or compress compare OTHER-RUN {name}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
+from compress.fitted_table import Column, FittedTable
 from compress.report.profile_words import time_text
 
 _MOST = 12
@@ -39,43 +38,31 @@ def console_difference(difference: OperatorDifference) -> RenderableType:
     return Group(Text(""), _causes(difference), _layers(difference))
 
 
-def _causes(difference: OperatorDifference) -> Table:
-    table = _table("What it spends and saves")
-    for name in ("Time", "Layers"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("Why", "What helps"):
-        table.add_column(name, overflow="fold")
+def _causes(difference: OperatorDifference) -> FittedTable:
+    columns = [Column("Time", right=True), Column("Layers", right=True, rank=1), Column("Why"), Column("What helps")]
+    table = FittedTable("What it spends and saves", columns)
     for cause in difference.causes:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
-            table.add_row(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), Text(cause.help))
+            table.add(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), cause.help)
     return table
 
 
-def _layers(difference: OperatorDifference) -> Table:
+def _layers(difference: OperatorDifference) -> FittedTable:
     found = difference.layers
     shown = found if len(found) <= _MOST else (*found[: _MOST - 3], *found[-3:])
-    table = _table(
-        "By layer, the slowest against float first" + ("" if shown is found else "; the last three gain most")
+    columns = [Column("Layer"), *(Column(name, right=True) for name in ("Float", "INT8")), Column("Difference")]
+    table = FittedTable(
+        "By layer, the slowest against float first" + ("" if shown is found else "; the last three gain most"),
+        [*columns, Column("Operators", rank=2), Column("Mostly", rank=1)],
     )
-    table.add_column("Layer", overflow="fold")
-    for name in ("Float", "INT8", "Difference"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("Operators", "Mostly"):
-        table.add_column(name, overflow="fold")
     for layer in shown:
-        table.add_row(
-            Text(layer.layer), time_text(layer.float_ms), time_text(layer.int8_ms), _interval(layer),
-            Text(", ".join(layer.operators)), Text(layer.why),
-        )  # fmt: skip
+        times = (time_text(layer.float_ms), time_text(layer.int8_ms), _interval(layer))
+        table.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _why(cause: CauseDifference) -> Text:
-    return Text(f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})")
+def _why(cause: CauseDifference) -> str:
+    return f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
 
 
 def _signed(milliseconds: float) -> str:

@@ -21,7 +21,7 @@ from compress.report.schema import BASELINE, FINAL, LimitResult, Report
 
 _FEW_BITS = 8.5
 """What is stored in less than 8 bits with their scales is worth saying."""
-Status = Literal["passed", "missed", "none"]
+Status = Literal["passed", "missed", "unknown", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,40 @@ class Headline:
 
 def verdict(report: Report) -> tuple[Status, str]:
     """Whether all limits were kept, and a sentence that says so."""
-    judged = [limit for limit in report.limits if not limit.skipped]
-    skipped = len(report.limits) - len(judged)
-    tail = f" ({skipped} not judged: target skipped)" if skipped else ""
+    judged = report.judged
+    tail = _not_judged(report)
+    if report.unmeasured:
+        known = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{tail}"
+        return "missed" if report.missed else "none", f"Nothing could be run: only sizes are known{known}"
     if not judged:
-        return "none", f"No limits were judged{tail}" if skipped else "The recipe sets no limits"
-    if report.missed:
-        return "missed", f"{len(report.missed)} of {len(judged)} {_limits(len(judged))} missed{tail}"
-    return "passed", f"{'The limit is' if len(judged) == 1 else f'All {len(judged)} limits are'} kept{tail}"
+        return "none", f"No limits were judged{tail}" if report.limits else "The recipe sets no limits"
+    unknown = any(limit.unknown for limit in report.limits)
+    status: Status = "missed" if report.missed else "unknown" if unknown else "passed"
+    sentence = _kept(report)
+    return status, f"{sentence[0].upper()}{sentence[1:]}{tail}"
+
+
+def _kept(report: Report) -> str:
+    judged, missed = report.judged, report.missed
+    unknown = [limit for limit in judged if limit.unknown]
+    chance = [limit for limit in unknown if limit.verdict == "missed"]
+    untold = len(unknown) - len(chance)
+    further = [f"{untold} of them can't be told" if missed or chance else f"{untold} can't be told"] if untold else []
+    further += [f"{len(chance)} missed within chance"] if chance else []
+    if missed:
+        return ", ".join([f"{len(missed)} of {len(judged)} {_limits(len(judged))} missed", *further])
+    if further:
+        return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *further])
+    return f"{'the limit is' if len(judged) == 1 else f'all {len(judged)} limits are'} kept"
+
+
+def _not_judged(report: Report) -> str:
+    skipped = [limit for limit in report.limits if limit.skipped]
+    gone = {skip.target for skip in report.skipped}
+    elsewhere = sum(limit.target not in gone for limit in skipped)
+    why = ["target skipped"] if len(skipped) > elsewhere else []
+    why += ["for another processor"] if elsewhere else []
+    return f" ({len(skipped)} not judged: {', '.join(why)})" if skipped else ""
 
 
 def _limits(count: int) -> str:
@@ -172,7 +198,7 @@ def _limit(report: Report, target: str, *metrics: str) -> tuple[Status, str]:
     mine: list[LimitResult] = [
         limit for limit in report.limits if limit.metric in metrics and limit.target == target and not limit.skipped
     ]
-    mine.sort(key=lambda limit: limit.passed)
     if not mine:
         return "none", ""
-    return ("passed" if mine[0].passed else "missed"), mine[0].limit
+    first = min(mine, key=lambda limit: 2 * limit.passed + limit.unknown)
+    return ("passed" if first.passed else "unknown" if first.unknown else "missed"), first.limit

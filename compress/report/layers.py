@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compress.report.schema import LayerBytes
+from compress.report.schema import BASELINE, FINAL, LayerBytes, Report
 
 UNNAMED = "(no module in the name)"
 _SEPARATORS = re.compile(r"[./]+")
@@ -20,6 +20,29 @@ class Group:
     name: str
     bytes: int
     dtypes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one module takes of one model."""
+
+    model: str
+    bytes: int
+    share: float
+    dtypes: str
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Model -> its bytes in all, and by module the share of each model, the largest module first."""
+
+    models: dict[str, int]
+    modules: tuple[tuple[str, tuple[Share | None, ...]], ...]
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest model, at least 1."""
+        return max(1, *self.models.values())
 
 
 def module_of(name: str) -> str:
@@ -53,7 +76,20 @@ def largest(layers: Iterable[LayerBytes], count: int = 12) -> list[LayerBytes]:
     return sorted(layers, key=lambda layer: -layer.bytes)[:count]
 
 
-def union(*groups: dict[str, Group]) -> Sequence[str]:
-    """Every module of any model, the largest first."""
-    names = dict.fromkeys(name for group in groups for name in group)
-    return sorted(names, key=lambda name: -max(group[name].bytes for group in groups if name in group))
+def stored_bytes(report: Report) -> StoredBytes:
+    """Where the bytes are in the baseline and the final model, else in the first two models known."""
+    known = [model for model, layers in report.bytes_by_layer.items() if layers]
+    shown = [model for model in (BASELINE, FINAL) if model in known] or known[:2]
+    groups = {model: group_by_module(report.bytes_by_layer[model]) for model in shown}
+    totals = {model: sum(group.bytes for group in found.values()) for model, found in groups.items()}
+    modules = dict.fromkeys(module for found in groups.values() for module in found)
+    size = {module: max(found[module].bytes for found in groups.values() if module in found) for module in modules}
+
+    def share(model: str, module: str) -> Share | None:
+        group = groups[model].get(module)
+        if group is None:
+            return None
+        return Share(model, group.bytes, group.bytes / totals[model] if totals[model] else 0.0, ", ".join(group.dtypes))
+
+    ordered = sorted(modules, key=lambda module: -size[module])
+    return StoredBytes(totals, tuple((module, tuple(share(model, module) for model in shown)) for module in ordered))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.measurement import Measurement
 from compress.metrics import describe_metric, format_bytes
@@ -13,7 +13,10 @@ from compress.numerics.statistics import t_interval
 from compress.report.schema import BASELINE, FINAL, LimitResult, Skipped
 
 if TYPE_CHECKING:
-    from compress.recipe.recipe import Limit
+    from compress.recipe.recipe import Limit, Verdicts
+
+_COUNTS = {"word_error_rate": "word_errors"}
+"""Rates of what differs in length from row to row -> the metric that keeps what was counted in each."""
 
 
 def check_limits(
@@ -21,25 +24,51 @@ def check_limits(
     measurements: Sequence[Measurement],
     baseline_label: str = BASELINE,
     skipped: Sequence[Skipped] = (),
+    machines: Mapping[str, Mapping[str, Any]] | None = None,
+    verdicts: Verdicts | None = None,
 ) -> list[LimitResult]:
     """Judge each limit on the rows of the model `final`.
 
     ``baseline_label`` is the stage (or `start`) that the rows named `baseline` stand for, so that a limit may
-    name either. A limit without its rows has not passed, and says why; on a skipped target it is skipped.
+    name either. A limit without its rows has not passed, and says why; on a skipped target it is skipped, and on one
+    with another processor than it is for. ``machines`` are the environments that targets were measured in;
+    ``verdicts`` says which limits that are not kept are failures, all where it is None.
     """
-    return [_judge(limit, measurements, baseline_label, skipped) for limit in limits]
+    found = []
+    for limit in limits:
+        machine = (machines or {}).get(limit.target, {})
+        result = _judge(limit, measurements, baseline_label, skipped, machine)
+        found.append(result.model_copy(update={"fails": _fails(result, verdicts)}))
+    return found
 
 
-def _judge(limit: Limit, rows: Sequence[Measurement], baseline_label: str, skipped: Sequence[Skipped]) -> LimitResult:
+def _fails(result: LimitResult, verdicts: Verdicts | None) -> bool:
+    if result.verdict == "cannot tell":
+        return verdicts is None or verdicts.cannot_tell == "fail"
+    chance = bool(result.within_chance) and verdicts is not None and verdicts.within_chance != "fail"
+    return result.verdict == "missed" and not chance
+
+
+def _judge(
+    limit: Limit,
+    rows: Sequence[Measurement],
+    baseline_label: str,
+    skipped: Sequence[Skipped],
+    machine: Mapping[str, Any],
+) -> LimitResult:
     final = _find(rows, FINAL, limit)
     result = _unjudged(limit, final)
+    here = machine.get("processor_class")
+    if limit.processor is not None and here is not None and here != limit.processor:
+        return _skipped(result, f"for {limit.processor}; this was measured on {here}")
     for skip in skipped:
         if skip.target == limit.target and final is None:
-            return result.model_copy(update={"skipped": True, "reason": f"target skipped: {skip.reason}"})
+            return _skipped(result, f"target skipped: {skip.reason}")
     if final is None:
         return result.model_copy(update={"reason": _absent(rows, FINAL, limit)})
     if limit.of is None:
-        return result.model_copy(update={"passed": _within(limit, final.value)})
+        known = {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
+        return _with(result, known)
     other = _find(rows, limit.of, limit)
     if other is None and limit.of in (BASELINE, baseline_label):
         other = _find(rows, BASELINE, limit) or _find(rows, baseline_label, limit)
@@ -48,9 +77,76 @@ def _judge(limit: Limit, rows: Sequence[Measurement], baseline_label: str, skipp
     if other.value == 0:
         return result.model_copy(update={"reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"})
     ratio = final.value / other.value
-    low, high = paired_ratio_interval(final, other) or (None, None)
-    found = {"ratio": ratio, "ratio_low": low, "ratio_high": high, "passed": _within(limit, ratio)}
-    return result.model_copy(update=found)
+    counts = _counted(rows, final), _counted(rows, other)
+    low, high = paired_ratio_interval(*counts) or (None, None)
+    result = result.model_copy(update={"ratio": ratio, "ratio_low": low, "ratio_high": high})
+    known = {"verdict": "kept"} if _within(limit, ratio) else _verdict(limit, *counts, machine)
+    return _with(result, known)
+
+
+def _with(result: LimitResult, known: Mapping[str, Any]) -> LimitResult:
+    return result.model_copy(update={**known, "passed": known["verdict"] == "kept"})
+
+
+def _skipped(result: LimitResult, reason: str) -> LimitResult:
+    return result.model_copy(update={"skipped": True, "verdict": "skipped", "reason": reason})
+
+
+def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a limit that the value alone does not keep."""
+    interval = _interval(final, other)
+    beyond = interval is None or not (_within(limit, interval[0]) or _within(limit, interval[1]))
+    if describe_metric(limit.metric, final.unit).timed:
+        if unfit := unfit_machine(machine):
+            return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {unfit}"}
+        if not beyond:
+            return {"verdict": "cannot tell", "reason": "noise alone may have missed it"}
+        return {"verdict": "missed"}
+    if interval is None or not final.raw:
+        return {"verdict": "missed"}
+    return {
+        "verdict": "missed",
+        "within_chance": not beyond,
+        "rows": len(final.raw),
+        "rows_lost": _lost(limit, final, other),
+    }
+
+
+def _interval(final: Measurement, other: Measurement | None) -> tuple[float, float] | None:
+    """Of the value or the ratio. Two times that were not paired may both be at the ends of their intervals."""
+    if other is None:
+        return None if final.low is None or final.high is None else (final.low, final.high)
+    paired = paired_ratio_interval(final, other)
+    if paired is not None or not describe_metric(final.metric, final.unit).timed:
+        return paired
+    if final.low is None or final.high is None or not other.low or not other.high:
+        return None
+    return final.low / other.high, final.high / other.low
+
+
+def unfit_machine(machine: Mapping[str, Any]) -> str:
+    """Why times measured there mean nothing, or nothing if they do."""
+    noise = machine.get("noise")
+    if not isinstance(noise, Mapping) or noise.get("verdict") != "unusable":
+        return ""
+    return "; ".join(map(str, noise.get("reasons") or ())) or "no reason given"
+
+
+def _lost(limit: Limit, final: Measurement, other: Measurement | None) -> int | None:
+    """Rows fewer than the other has right, or than the bound takes; None where outcomes are not right or wrong."""
+    if final.raw is None or {*final.raw} - {0.0, 1.0} or limit.at_least is None:
+        return None
+    right = sum(final.raw)
+    if other is None:
+        return math.ceil(limit.at_least * len(final.raw) - right - 1e-9)
+    return None if other.raw is None else round(sum(other.raw) - right)
+
+
+def _counted(rows: Sequence[Measurement], row: Measurement) -> Measurement:
+    """The row that holds what a rate counts, whose ratio is the same for the same words."""
+    name = _COUNTS.get(row.metric)
+    wanted = (row.model, name, row.target)
+    return next((each for each in rows if (each.model, each.metric, each.target) == wanted), row)
 
 
 def _unjudged(limit: Limit, final: Measurement | None) -> LimitResult:
@@ -64,6 +160,8 @@ def _unjudged(limit: Limit, final: Measurement | None) -> LimitResult:
         bound=limit.at_least if limit.at_least is not None else limit.at_most,
         of=limit.of,
         passed=False,
+        verdict="missed",
+        processor=limit.processor,
     )
 
 
@@ -110,7 +208,8 @@ def limit_text(limit: Limit, unit: str = "") -> str:
 def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float, float] | None:
     """95% interval of the ratio of two values measured on the same examples, or None if they were not.
 
-    Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value. With
+    Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value, and of counts one
+    count for each, whose sum it is. With
     R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2)
     (Cochran 1977, Sampling Techniques, section 6.4). Of perplexities both must keep their logarithm for each window:
     the ratio is e to the mean difference, and the interval Student's.
@@ -118,9 +217,14 @@ def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float
     if describe_metric(above.metric).exponential:
         return _ratio_of_exponentials(above, below)
     y, x = above.raw, below.raw
-    if y is None or x is None or len(y) != len(x) or len(y) < 2 or {*y, *x} - {0.0, 1.0}:
+    if y is None or x is None or len(y) != len(x) or len(y) < 2:
         return None
-    if not (math.isclose(fmean(y), above.value, abs_tol=1e-6) and math.isclose(fmean(x), below.value, abs_tol=1e-6)):
+    if above.metric in _COUNTS.values():
+        if not (math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)):
+            return None
+    elif {*y, *x} - {0.0, 1.0} or not all(
+        math.isclose(fmean(row.raw or ()), row.value, abs_tol=1e-6) for row in (above, below)
+    ):
         return None
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))

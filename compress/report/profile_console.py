@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE, SIMPLE_HEAD
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from compress.bench.profile import Profile, Row
+from compress.fitted_table import Column, FittedTable
 from compress.report.profile_words import (
     binds_text,
     call_text,
@@ -60,26 +61,22 @@ def _whole(profile: Profile) -> RenderableType:
     return Group(table, Text(verdict_text(profile)), Text(working_set_text(profile.limits)), Text(""))
 
 
-def _rows(title: str, head: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(head, overflow="fold")
-    table.add_column("Time", justify="right", no_wrap=True)
-    table.add_column("Share", no_wrap=True)
-    for name in ("GOP/s", "GB/s", "Limit"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Binds", no_wrap=True)
+def _rows(title: str, head: str, rows: Sequence[Row]) -> FittedTable:
+    columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
+    columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
+    table = FittedTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
     together = sum(row.time_ms for row in rows) or 1.0
     for row in rows:
         share = row.time_ms / together
         bound = binds_text(row)
-        table.add_row(
-            Text(row.name),
+        table.add(
+            row.name,
             time_text(row.time_ms),
             f"{bar(share)} {share:5.1%}",
             giga_text(row.operations_per_s) if row.counted else "",
             giga_text(row.bytes_per_s) if row.counted else "",
             share_text(row.share_of_roof),
-            Text(bound, style=_STYLES[bound]),
+            (bound, _STYLES[bound]),
         )
     return table
 

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compress.bench.profile import MachineLimits, Profile, Row
+from compress.charts.labels import CHARACTER
+from compress.charts.markup import element, shape, told
+from compress.charts.plot import Frame, Plot
+from compress.charts.scales import Scale
 from compress.metrics import significant
-from compress.report.labels import CHARACTER, LINE, Box, place_labels
-from compress.report.markup import element
 from compress.report.profile_words import binds_text, rate_text, share_text, time_text
-from compress.report.svg import Axis, Scale, chart, line, text, title, x_axis, y_axis
 
-WIDTH, HEIGHT = 640.0, 430.0
-LEFT, RIGHT, TOP, BOTTOM = 60.0, 620.0, 40.0, 376.0
+_FRAME = Frame(640.0, 430.0, 60.0, 620.0, 40.0, 376.0)
 _LABELLED = 6
 _LARGEST_RADIUS, _SMALLEST_RADIUS = 11.0, 2.5
 _ROOM = 2.0
-_STEP = 6.0
 
 
 class Roofline(NamedTuple):
@@ -35,21 +34,28 @@ def roofline_chart(profile: Profile) -> str | None:
     rows = [row for row in profile.rows if _drawn(row)]
     if not rows:
         return None
-    x, y = _scales([*rows, *([profile.whole] if _drawn(profile.whole) else [])], profile.limits)
-    across = Axis(x, "Operations for each byte moved (log scale)", lambda value: significant(value, 2), 7)
-    up = Axis(y, "Operations per second (log scale)", _rate_tick, 6)
-    parts = [x_axis(across, TOP, BOTTOM), y_axis(up, LEFT, RIGHT)]
-    lines = roof_lines(profile.limits, x.low, x.high, y.low)
-    for roof in lines:
-        parts.append(line(x(roof.start[0]), y(roof.start[1]), x(roof.end[0]), y(roof.end[1]), f"roof {roof.kind}"))
+    whole = profile.whole if _drawn(profile.whole) else None
+    plot = Plot(_FRAME, *_scales([*rows, *([whole] if whole else [])], profile.limits))
+    plot.x_axis("Operations for each byte moved (log scale)", lambda value: significant(value, 2), 7)
+    plot.y_axis("Operations per second (log scale)", _rate_tick, 6)
+    roofs = roof_lines(profile.limits, plot.x.low, plot.x.high, plot.y.low)
+    for roof in roofs:
+        plot.add(plot.straight(roof.start, roof.end, f"roof {roof.kind}"))
     longest, together = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
     # Small dots last, so that none is hidden under a large one.
     for row in sorted(rows, key=lambda row: -row.time_ms):
-        parts.append(_dot(row, x, y, _radius(row.time_ms / longest), together))
-    if _drawn(profile.whole):
-        parts.append(_whole(profile.whole, x, y))
-    label = f"{len(rows)} operators under the roofline of this machine"
-    return chart(WIDTH, HEIGHT, label, *parts, *_roof_names(lines, x, y), *_labels(profile, rows, lines, x, y))
+        radius = max(_SMALLEST_RADIUS, _LARGEST_RADIUS * math.sqrt(row.time_ms / longest))
+        arithmetic = "int8" if row.int8_operations > row.fp32_operations else "fp32"
+        plot.add(plot.dot(_place(row), radius, f"point {arithmetic}", _told(row, together)))
+    named = [(_place(row), name, "label") for name, row in _longest(profile, rows)]
+    if whole:
+        words = f"The whole model\n{time_text(whole.time_ms)}, {share_text(whole.share_of_roof)} of the limit"
+        plot.add(told("point whole", words, shape("final", *plot.at(_place(whole)), 9.0 / 1.4)))
+        named.insert(0, (_place(whole), "whole model", "label"))
+    for roof in roofs:
+        _name(plot, roof)
+    plot.labels(named)
+    return plot.svg(f"{len(rows)} operators under the roofline of this machine")
 
 
 def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> list[Roofline]:
@@ -63,12 +69,11 @@ def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> 
         ("memory", "memory", limits.memory_bytes_per_s),
         ("working", "working set", limits.working_set_bytes_per_s),
     )
-    fastest = max(rate for _, _, rate in bandwidths)
     for kind, name, rate in bandwidths:
         start, end = max(low, floor / rate), min(high, top / rate)
         if start < end:
-            label = f"{name} {rate_text(rate, 'B')}"
-            lines.append(Roofline(kind, label, (start, start * rate), (end, end * rate)))
+            lines.append(Roofline(kind, f"{name} {rate_text(rate, 'B')}", (start, start * rate), (end, end * rate)))
+    fastest = max(rate for _, _, rate in bandwidths)
     flat = (("int8", "8-bit", limits.int8_per_s, "OP"), ("fp32", "float", limits.fp32_per_s, "FLOP"))
     for kind, name, rate, unit in flat:
         start = max(low, rate / fastest)
@@ -81,13 +86,16 @@ def _drawn(row: Row) -> bool:
     return row.counted and row.operations_per_s > 0 and (row.intensity or 0.0) > 0
 
 
+def _place(row: Row) -> tuple[float, float]:
+    return row.intensity or 0.0, row.operations_per_s
+
+
 def _scales(rows: Sequence[Row], limits: MachineLimits) -> tuple[Scale, Scale]:
     top = max(limits.int8_per_s, limits.fp32_per_s)
-    intensities = [row.intensity or 1.0 for row in rows]
+    intensities, rates = [row.intensity or 1.0 for row in rows], [row.operations_per_s for row in rows]
     ridge = top / limits.memory_bytes_per_s
-    x = Scale(min(intensities) / _ROOM, max(*intensities, ridge) * _ROOM * 2, LEFT, RIGHT, True)
-    rates = [row.operations_per_s for row in rows]
-    return x, Scale(min(rates) / _ROOM, max(top, *rates) * _ROOM, BOTTOM, TOP, True)
+    x = Scale(min(intensities) / _ROOM, max(*intensities, ridge) * _ROOM * 2, _FRAME.left, _FRAME.right, True)
+    return x, Scale(min(rates) / _ROOM, max(top, *rates) * _ROOM, _FRAME.bottom, _FRAME.top, True)
 
 
 def _rate_tick(value: float) -> str:
@@ -97,16 +105,7 @@ def _rate_tick(value: float) -> str:
     return f"{value / 1e3:g} k"
 
 
-def _radius(share: float) -> float:
-    return max(_SMALLEST_RADIUS, _LARGEST_RADIUS * math.sqrt(share))
-
-
-def _arithmetic(row: Row) -> str:
-    return "int8" if row.int8_operations > row.fp32_operations else "fp32"
-
-
-def _dot(row: Row, x: Scale, y: Scale, radius: float, together_ms: float) -> str:
-    cx, cy = x(row.intensity or x.low), y(row.operations_per_s)
+def _told(row: Row, together_ms: float) -> str:
     words = [
         f"{row.operators[0]} ({row.name})",
         row.layer or "",
@@ -114,71 +113,35 @@ def _dot(row: Row, x: Scale, y: Scale, radius: float, together_ms: float) -> str
         f"{rate_text(row.operations_per_s, 'OP')}, {rate_text(row.bytes_per_s, 'B')}",
         f"{share_text(row.share_of_roof)} of the limit; binds: {binds_text(row)}",
     ]
-    mark = element("circle", {"cx": cx, "cy": cy, "r": radius, "class": "mark"})
-    attributes = {"class": f"point {_arithmetic(row)}", "tabindex": "0"}
-    return element("g", attributes, mark, title("\n".join(filter(None, words))))
+    return "\n".join(filter(None, words))
 
 
-def _whole(row: Row, x: Scale, y: Scale) -> str:
-    cx, cy, d = x(row.intensity or x.low), y(row.operations_per_s), 9.0
-    path = f"M{cx:.2f} {cy - d:.2f}l{d:.2f} {d:.2f}l{-d:.2f} {d:.2f}l{-d:.2f} {-d:.2f}z"
-    words = f"The whole model\n{time_text(row.time_ms)}, {share_text(row.share_of_roof)} of the limit"
-    return element(
-        "g", {"class": "point whole", "tabindex": "0"}, element("path", {"d": path, "class": "mark"}), title(words)
-    )
+def _name(plot: Plot, roof: Roofline) -> None:
+    """A flat roof has its name at the right end, a slope along the line."""
+    (x1, y1), (x2, y2) = plot.at(roof.start), plot.at(roof.end)
+    if y1 == y2:
+        plot.name(x2, y2 - 6, roof.label, f"roof-name {roof.kind}", "end")
+        return
+    angle = math.atan2(y2 - y1, x2 - x1)
+    # A third of the way along it, but right of the axis.
+    half = len(roof.label) * CHARACTER / 2 * math.cos(angle)
+    along = max(0.32, (_FRAME.left + half - x1) / (x2 - x1))
+    # The slopes lie close together: one is named above, the other below.
+    away = -7 if roof.kind == "working" else 15
+    middle = f"{x1 + along * (x2 - x1):.1f} {y1 + along * (y2 - y1):.1f}"
+    attributes = {
+        "class": f"roof-name {roof.kind}",
+        "text-anchor": "middle",
+        "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {away})",
+    }
+    plot.add(element("text", attributes, roof.label))
 
 
-def _roof_names(lines: Sequence[Roofline], x: Scale, y: Scale) -> list[str]:
-    """Flat roofs get their name at the right end, slopes along the line."""
-    names = []
-    for roof in lines:
-        (x1, y1), (x2, y2) = (x(roof.start[0]), y(roof.start[1])), (x(roof.end[0]), y(roof.end[1]))
-        if roof.start[1] == roof.end[1]:
-            names.append(text(x2, y2 - 6, roof.label, f"roof-name {roof.kind}", "end"))
-            continue
-        angle = math.degrees(math.atan2(y2 - y1, x2 - x1))
-        # The slopes lie close together: one is named above, the other below.
-        away = -7 if roof.kind == "working" else 15
-        place = 0.32
-        mx, my = x1 + place * (x2 - x1), y1 + place * (y2 - y1)
-        attributes = {
-            "class": f"roof-name {roof.kind}",
-            "text-anchor": "middle",
-            "transform": f"translate({mx:.1f} {my:.1f}) rotate({angle:.1f}) translate(0 {away})",
-        }
-        names.append(element("text", attributes, roof.label))
-    return names
-
-
-def _along(lines: Sequence[Roofline], x: Scale, y: Scale) -> list[Box]:
-    """Small boxes on the roof and larger ones under its flat parts' names, for labels to keep clear of."""
-    boxes = []
-    for roof in lines:
-        (x1, y1), (x2, y2) = (x(roof.start[0]), y(roof.start[1])), (x(roof.end[0]), y(roof.end[1]))
-        steps = max(1, round(math.dist((x1, y1), (x2, y2)) / _STEP))
-        places = [(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps) for i in range(steps + 1)]
-        boxes += [Box(px - 2, py - 2, px + 2, py + 2) for px, py in places]
-        if y1 == y2:
-            boxes.append(Box(x2 - len(roof.label) * CHARACTER, y2 - LINE - 6, x2, y2))
-    return boxes
-
-
-def _labels(profile: Profile, rows: Sequence[Row], lines: Sequence[Roofline], x: Scale, y: Scale) -> list[str]:
-    """The operator types that take longest, each beside its longest node, and the whole model."""
-    chosen: list[tuple[str, Row]] = [("whole model", profile.whole)] if _drawn(profile.whole) else []
+def _longest(profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """The operator types that take longest, each with its longest node."""
+    found = []
     for group in profile.by_operator()[:_LABELLED]:
         members = [row for row in rows if row.operators == group.operators]
         if members:
-            chosen.append((group.name, max(members, key=lambda row: row.time_ms)))
-    points = [(x(row.intensity or x.low), y(row.operations_per_s)) for _, row in chosen]
-    dots = [(x(row.intensity or x.low), y(row.operations_per_s)) for row in rows]
-    obstacles = [*_along(lines, x, y), *(Box(cx - 4, cy - 4, cx + 4, cy + 4) for cx, cy in dots)]
-    placed = place_labels(points, [name for name, _ in chosen], Box(LEFT, TOP - 2, RIGHT, BOTTOM), obstacles)
-    parts = []
-    for (name, _), (cx, cy), spot in zip(chosen, points, placed, strict=True):
-        box = spot.box
-        if spot.led:
-            near = (min(max(cx, box.left), box.right), min(max(cy, box.top), box.bottom))
-            parts.append(line(cx, cy, near[0], near[1], "leader"))
-        parts.append(text((box.left + box.right) / 2, box.bottom - 4, name, "label"))
-    return parts
+            found.append((group.name, max(members, key=lambda row: row.time_ms)))
+    return found

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from compress.metrics import describe_metric, format_bytes, format_interval, format_seconds, format_value
-from compress.report.schema import LimitResult, Report
+from compress.metrics import (
+    Metric,
+    describe_metric,
+    format_bytes,
+    format_interval,
+    format_seconds,
+    format_value,
+    improvement,
+)
+from compress.report.schema import BASELINE, LimitResult, Report
 from compress.stage.record import Cell, StageRecord, StageTable
 
 
@@ -30,8 +38,8 @@ def _written(name: str, value: object) -> str:
 
 
 def limit_state(limit: LimitResult) -> str:
-    """`passed`, `missed` or `skipped`."""
-    return "skipped" if limit.skipped else "passed" if limit.passed else "missed"
+    """`passed`, `missed`, `unknown` or `skipped`."""
+    return "skipped" if limit.skipped else "passed" if limit.passed else "unknown" if limit.unknown else "missed"
 
 
 def limit_found(report: Report, limit: LimitResult) -> str:
@@ -39,20 +47,52 @@ def limit_found(report: Report, limit: LimitResult) -> str:
     metric = describe_metric(limit.metric, report.metrics(limit.target).get(limit.metric, ""))
     value = format_value(metric, limit.value) if limit.value is not None else ""
     if limit.ratio is not None:
-        return f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
-    known = format_interval(metric, limit.low, limit.high)
-    interval = f"({known})" if known else ""
-    return " ".join(part for part in (value, interval, limit.reason or "") if part)
+        found = f"{limit.ratio * 100:.2f}% of {limit.of} ({value})"
+    else:
+        known = format_interval(metric, limit.low, limit.high)
+        found = f"{value} ({known})" if known else value
+    return "; ".join(filter(None, (found, _chance(limit), limit.reason)))
+
+
+def _chance(limit: LimitResult) -> str:
+    """`7 of 2,000 rows, within chance (99.4-99.8%)` of a missed limit on quality."""
+    if limit.within_chance is None:
+        return ""
+    lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
+    known = ""
+    if limit.ratio_low is not None and limit.ratio_high is not None:
+        known = f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
+    return f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance{known}"
 
 
 def limit_bound(limit: LimitResult) -> str:
-    """The bound as text."""
-    return signs(limit.limit)
+    """The bound as text, with the processor that it is for."""
+    return signs(limit.limit) + (f" ({limit.processor})" if limit.processor else "")
 
 
 def signs(limit: str) -> str:
     """`>=` and `<=` as one character each."""
     return limit.replace(">=", "\u2265").replace("<=", "\u2264")
+
+
+def notes_of(report: Report) -> list[str]:
+    """What a reader must know before the figures: notes, skipped targets, failed checks."""
+    lines = [*report.notes, *(f"Target {skip.target} was skipped: {skip.reason}" for skip in report.skipped)]
+    return lines + [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
+
+
+def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
+    """The models of which one of the metrics was measured there."""
+    return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
+
+
+def gain(report: Report, model: str, metric: Metric, target: str) -> str:
+    """`17.8x smaller` than the baseline's value, `99.5% of baseline`; nothing where there is nothing to compare."""
+    row, before = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
+    if row is None or before is None or model == BASELINE:
+        return ""
+    found = improvement(metric, row.value, before.value)
+    return f"{found} of baseline" if found and metric.style == "percent" else found
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
@@ -98,7 +138,9 @@ def _moment(started: str) -> str:
 
 
 def run_line(report: Report) -> str:
-    """When it ran and how long it took."""
+    """When it ran, how long it took, and on what kind of processor."""
     parts = [f"started {_moment(report.started)}"] if report.started else []
     parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
+    kind = report.environment.get("processor_class")
+    parts += [f"on {kind}"] if kind and parts else []
     return ", ".join(parts)

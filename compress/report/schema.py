@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -22,12 +22,16 @@ WEIGHED = frozenset({"size_bytes", "parameters", "bits_per_parameter"})
 """Metrics of a model's files, for which nothing has to run."""
 
 
+Verdict = Literal["kept", "missed", "cannot tell", "skipped"]
+
+
 class LimitResult(FrozenRecord):
     """A limit of the recipe, and what the final model made of it.
 
     ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds
     ``ratio``, that value over the value of the model ``of``. ``skipped`` means that the target could not be
-    had, so that nothing was judged: ``passed`` is False then, and so is `missed`.
+    had, or has another processor than the limit is for, so that nothing was judged: ``passed`` is False then, and so
+    is `missed`. Reports of older versions have no ``verdict`` and no ``fails``.
     """
 
     metric: str
@@ -43,12 +47,29 @@ class LimitResult(FrozenRecord):
     low: float | None = None
     high: float | None = None
     skipped: bool = False
-    reason: str | None = Field(None, description="why there is nothing to compare")
+    reason: str | None = Field(None, description="why there is nothing to compare, or why nobody can tell")
+    verdict: Verdict | None = Field(
+        None, description="`cannot tell`: a time that noise alone may have put on the wrong side"
+    )
+    within_chance: bool | None = Field(
+        None, description="of a missed limit on quality: whether so many rows may have missed it by chance"
+    )
+    rows: int | None = Field(None, ge=1, description="how many rows that quality was judged on")
+    rows_lost: int | None = Field(
+        None, description="how many fewer of them were right than of the model `of`, or than the bound takes"
+    )
+    processor: str | None = Field(None, description="the kind of processor that the limit holds on alone")
+    fails: bool | None = Field(None, description="whether the recipe lets the run end with exit code 1 for it")
 
     @property
     def missed(self) -> bool:
         """Whether the run should end with exit code 1 because of this limit."""
-        return not self.passed and not self.skipped
+        return self.fails if self.fails is not None else not self.passed and not self.skipped
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody can tell, and that is no failure."""
+        return not self.missed and not self.passed and not self.skipped
 
 
 class Skipped(FrozenRecord):
@@ -198,6 +219,16 @@ class Report(FrozenRecord):
     def missed(self) -> tuple[LimitResult, ...]:
         """The limits that make the exit code 1."""
         return tuple(limit for limit in self.limits if limit.missed)
+
+    @property
+    def judged(self) -> tuple[LimitResult, ...]:
+        """The limits that were not skipped."""
+        return tuple(limit for limit in self.limits if not limit.skipped)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether no target could be had, so that all that is known is what files weigh."""
+        return bool(self.skipped) and not self.ran_on
 
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
         """The row of that model, metric and target, if it was measured."""

@@ -1,4 +1,4 @@
-"""Quality by slice of the test data: the baseline and the final model, side by side."""
+"""Quality by slice of the test data: the baseline and the final model, side by side, as figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from compress.measurement import Measurement
 from compress.metrics import Metric, format_measurement, quality_metric, slice_metric
 from compress.numerics.paired import paired_difference
 from compress.numerics.statistics import Estimate
-from compress.report.charts import shape
-from compress.report.labels import CHARACTER
-from compress.report.markup import element
 from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
-from compress.report.svg import Axis, Scale, chart, line, scale_around, text, title, x_axis
 
-WIDTH, LEFT, RIGHT, TOP, STEP = 480.0, 156.0, 466.0, 14.0, 30.0
 ALL = "all rows"
 
 
@@ -67,46 +62,6 @@ def format_change(change: Estimate | None) -> str:
         return ""
     value, low, high = (f"{bound * 100:+.2f}".replace("-", "\u2212") for bound in change)
     return f"{value} points ({low} to {high})"
-
-
-def slice_plot(report: Report, target: str) -> str | None:
-    """A line for each slice with both models and their intervals; None where nothing was measured by slice."""
-    found = slice_figures(report, target)
-    if found is None:
-        return None
-    metric, figures = found
-    bottom = TOP + STEP * len(figures)
-    ends = [
-        bound for each in figures for row in each.measured.values() for bound in (row.value, row.low, row.high)
-        if bound is not None
-    ]  # fmt: skip
-    scale = scale_around(ends, LEFT, RIGHT, margin=0.04)
-    if metric.style == "percent" and scale.high > 1 >= max(ends):
-        scale = Scale(scale.low, 1.0, LEFT, RIGHT)
-    axis = Axis(scale, metric.title, lambda value: f"{value * 100:.4g}%", 5)
-    parts = [x_axis(axis, TOP, bottom)]
-    for place, each in enumerate(figures):
-        parts += _line(each, TOP + STEP * (place + 0.5), axis.scale)
-    label = f"{metric.title} of {BASELINE} and {FINAL} in {len(figures) - 1} slices"
-    return chart(WIDTH, bottom + 44, label, *parts)
-
-
-def _line(each: SliceFigures, y: float, scale: Scale) -> list[str]:
-    css_class = "label" if each.name == ALL else "tick"
-    parts = [text(LEFT - 10, y + 4, _fitting(each.name), css_class, "end")]
-    for (model, row), shift in zip(each.measured.items(), (-5.5, 5.5), strict=False):
-        tip = f"{model}, {each.name}\n{format_measurement(row)}\n{row.n} rows"
-        tip += f": {each.about}" if each.about else ""
-        marks = [shape(model, scale(row.value), y + shift, 4.5), title(tip)]
-        if row.low is not None and row.high is not None:
-            marks.insert(0, line(scale(row.low), y + shift, scale(row.high), y + shift, "interval"))
-        parts.append(element("g", {"class": f"point {model}", "tabindex": "0"}, *marks))
-    return parts
-
-
-def _fitting(name: str) -> str:
-    room = int((LEFT - 10) / CHARACTER)
-    return name if len(name) <= room else f"{name[: room - 1]}\u2026"
 
 
 def slice_cells(figures: Sequence[SliceFigures]) -> list[tuple[str, str, str, str, str, str]]:

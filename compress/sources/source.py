@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, check_weights_finite, pickle_refusal
+from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
 from compress.errors import ModelError
 from compress.progress import Progress, SilentProgress
-
-__all__ = ["already_here", "check_model_folder", "check_weights_finite", "find_model", "resolve_model"]
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
 from compress.stage.record import Cell, StageTable
+from compress.stage.shape import Shape
+from compress.tasks.capability import Capabilities, suits
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -27,7 +30,7 @@ class Context:
     """What a stage may use beside the model it transforms.
 
     ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
-    reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.reads`), or raises
+    reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.paths`), or raises
     `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
     it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``remarks``
     and ``tables`` are what `remark` and `tabulate` were told.
@@ -70,7 +73,7 @@ class Context:
         examples = self.encode("validation", model)
 
         def merit() -> float:
-            from compress.training.predict import predict
+            from compress.tasks.forward import predict
 
             outputs = {examples.answer: predict(model.module, examples)}
             kept = self.task.keep(outputs, examples, range(len(examples)))
@@ -81,27 +84,52 @@ class Context:
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there before a stage can run.
-
-    ``without_labels``: a stage that trains can do so on splits that lack labels.
-    """
+    """What must be there before a stage can run; ``labels``: the splits must have them."""
 
     splits: tuple[str, ...] = ()
     unlabeled: bool = False
-    without_labels: bool = False
+    labels: bool = False
 
 
 @dataclass(frozen=True)
 class Promise:
     """What a stage says of its output, for the integrity check that follows it.
 
-    ``changes_weights``: at least one weight differs; ``max_size_ratio``: bytes out over bytes in;
-    ``same_predictions``: the largest allowed difference between its logits and its input's, or ``None``.
+    ``changes_weights``: at least one weight differs; ``max_size_ratio``: bytes out over bytes in.
     """
 
     changes_weights: bool = True
     max_size_ratio: float | None = None
-    same_predictions: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model, an adapter or another folder that a field of a stage names.
+
+    ``name`` is a local path or, of a model, also a Hugging Face id or `sample:NAME`. With ``random_weights`` only the
+    model's config is read, and weights are drawn.
+    """
+
+    name: str
+    kind: Literal["model", "adapter", "folder"] = "model"
+    random_weights: bool = False
+
+
+@dataclass(frozen=True)
+class IntegerWeights:
+    """Weights that a stage stores as integers, for the stages that write them in another format.
+
+    ``bits`` at most; ``group_size`` weights of a row share a scale, -1 for the whole row. ``group_field`` and
+    ``zero_points_field`` name the stage's fields that decide these; ``no_zero_points`` says what the latter must be for
+    integers without zero points.
+    """
+
+    bits: int
+    group_size: int
+    zero_points: bool
+    group_field: str
+    zero_points_field: str
+    no_zero_points: str
 
 
 class Stage(BaseModel, ABC, Generic[Takes, Gives]):
@@ -113,8 +141,16 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Raised when the same parameters would give another output; part of the cache key."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
-    tasks: ClassVar[tuple[str, ...] | None] = None
-    """The tasks that it is for; ``None`` for all."""
+    requires: ClassVar[Capabilities] = frozenset()
+    """What a task must be for the stage to be of use to it (`compress.tasks.capability`)."""
+    excludes: ClassVar[Capabilities] = frozenset()
+    """What a task must not be."""
+    trains: ClassVar[bool] = False
+    """Whether several launched processes train together in `run`."""
+    integer_graph: ClassVar[bool] = False
+    """Whether it puts integers into an ONNX graph."""
+    adapter_beside: ClassVar[bool] = False
+    """Whether it leaves an adapter beside the weights, not merged."""
     kind: str
 
     @classmethod
@@ -131,8 +167,13 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Distributions that it calls as it is set; their versions are part of the cache key."""
         return self.packages
 
-    def wants(self, task: str) -> type[Any]:
-        """The class that its input is loaded as, where the name of the task has a say in it."""
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """Whether it is of use to a task with those capabilities."""
+        return suits(task, cls.requires, cls.excludes)
+
+    def wants(self, task: Capabilities) -> type[Any]:
+        """The class that its input is loaded as, where the task has a say in it."""
         return self.takes()
 
     def needs(self) -> Needs:
@@ -143,8 +184,24 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """Labels of earlier stages (or `start`) whose outputs this stage reads beside its input."""
         return ()
 
-    def reads(self) -> tuple[str, ...]:
-        """Local folders that the recipe names and `run` reads, beside models and data."""
+    def paths(self) -> Mapping[str, Reference]:
+        """Fields that name models or local folders, such as `student.model`, and what they name."""
+        return {}
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """What it will cost on an input of a shape, and the shape of its output; called in the recipe's order.
+
+        By default the shape is kept, and nothing is known of the costs.
+        """
+        unknown = predicted(before, before, Estimate.unknown("not predicted by the stage") if self.trains else None)
+        return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
+
+    def zeros_weights(self) -> bool:
+        """Whether a share of the weights becomes zero and stays in the files."""
+        return False
+
+    def integers(self) -> tuple[IntegerWeights, ...]:
+        """What of a checkpoint's weights it stores as integers."""
         return ()
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
@@ -154,13 +211,32 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return None
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
-        """Fields that are set and mean nothing for a task of that name."""
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """Fields that are set and mean nothing for a task with those capabilities."""
         return ()
+
+    def wanted_precision(self) -> Mapping[str, Any] | None:
+        """What it makes of ONNX's weights, in fields of a stage that writes a format of other integers.
+
+        `{"precision": "int8", "embedding_bits": 4}`: such a format is written from the weights before, as finely; with
+        ``None`` a stage has no say in it.
+        """
+        return None
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Prove before the run that running text will do, read as the starting model does. Raises `DataError`."""
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return Promise()
+
+    def settled(self, sums_in_32_bits: bool) -> Self:
+        """The stage with what it leaves to processors decided: whether all of the targets' add 8-bit products so."""
+        return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """Its parameters, as the cache knows them."""
+        return self.model_dump(mode="json")
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:
@@ -173,3 +249,8 @@ def _arguments(cls: type[Stage[Any, Any]]) -> tuple[type[Any], type[Any]]:
         if len(arguments) == 2:
             return arguments[0], arguments[1]
     raise TypeError(f"{cls.__name__} must subclass Stage[Takes, Gives]")
+
+
+def references(stages: Iterable[Stage[Any, Any]]) -> list[Reference]:
+    """All that the stages' fields name, in their order."""
+    return [reference for stage in stages for reference in stage.paths().values()]

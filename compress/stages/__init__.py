@@ -1,19 +1,15 @@
-"""The built-in stages; the union below is their registry. Others come in by the entry point `compress.stages`."""
+"""Every stage: those of models, those of the formats, and others by the entry point `compress.stages`."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
-from compress.formats.coreml.stage import CoreMl
-from compress.formats.executorch.stage import ExecuTorch
-from compress.formats.gguf.stage import Gguf
-from compress.formats.litert.stage import LiteRt
-from compress.formats.onnx.stage import Export
-from compress.formats.openvino.stage import OpenVino
-from compress.formats.ort.stage import Ort
+from compress.formats.registry import FORMATS
+from compress.formats.spec import load
+from compress.plugins import STAGES as GROUP
+from compress.plugins import UnusablePluginError, load_plugins
 from compress.stage.stage import Stage
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
@@ -32,16 +28,32 @@ from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 
-BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
-    *(Finetune, Distill, Prune, TrimVocabulary, Qat, Export, Quantize, QuantizeWeights, Cast),
+_OWN: tuple[type[Stage[Any, Any]], ...] = (
+    *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
-    *(Gguf, Ort, OpenVino, ExecuTorch, LiteRt, CoreMl),
 )
 
 
+def _kind(cls: type[Stage[Any, Any]]) -> str:
+    kind: str = cls.model_fields["kind"].default
+    return kind
+
+
+def _accepted(found: Any) -> type[Stage[Any, Any]]:
+    """A plugin's stage. Raises `UnusablePluginError`."""
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stage.stage.Stage")
+    if lacking := sorted(found.__abstractmethods__):
+        raise UnusablePluginError(f"{found.__name__} lacks {', '.join(lacking)}")
+    if not isinstance(found.model_fields["kind"].default, str):
+        raise UnusablePluginError(f"{found.__name__} has no kind; expected `kind: Literal[...] = ...`")
+    return found
+
+
 def _registered() -> dict[str, type[Stage[Any, Any]]]:
-    classes = [*BUILT_IN, *(entry.load() for entry in entry_points(group="compress.stages"))]
-    return {cls.model_fields["kind"].default: cls for cls in classes}
+    classes = [*_OWN, *(load(spec.stage) for spec in FORMATS.values())]
+    found = {_kind(cls): cls for cls in classes}
+    return found | load_plugins(GROUP, found, _accepted, _kind)
 
 
 STAGES: dict[str, type[Stage[Any, Any]]] = _registered()

@@ -7,8 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.stage.stage import Context, Promise, Stage
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
+from compress.stage.stage import Context, Promise, Reference, Stage
 from compress.stages.equalize import Equalize
+from compress.tasks.capability import GENERATES
 
 
 class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -18,13 +21,14 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("transformers",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
+    adapter_beside = True
     kind: Literal["attach_lora"] = "attach_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 
-    def reads(self) -> tuple[str, ...]:
+    def paths(self) -> dict[str, Reference]:
         """The adapter."""
-        return (self.adapter,)
+        return {"adapter": Reference(self.adapter, "adapter")}
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
@@ -35,6 +39,10 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """The base stays as it is."""
         return Promise(changes_weights=False)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The adapter is small beside the model."""
+        return predicted(before, before)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""

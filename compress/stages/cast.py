@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from compress.formats.onnx.model import OnnxModel, float16_name
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 _EXAMPLES = 64
 
@@ -20,7 +23,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     """
 
     packages = ("onnx", "onnxruntime")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16", "bf16"] = Field(
         "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
@@ -44,15 +47,23 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Real examples for the proof."""
         return Needs(splits=("train",))
 
+    def wanted_precision(self) -> dict[str, Any]:
+        """16-bit floats."""
+        return {"precision": "fp16"}
+
     def promise(self) -> Promise:
         """Weights at half the size."""
         return Promise(max_size_ratio=0.7)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Half of everything."""
+        return predicted(before, before and before.in_bits(16, 16))
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
         import onnx_ir as ir
 
-        from compress.formats.onnx.float16 import prove_near, to_float16
+        from compress.formats.onnx.float16 import prove_float16, to_float16
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.model import labels_of, processor_of
 
@@ -60,7 +71,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         graph = to_float16(model.graph, self.keep)
         rows = context.data.split("train").slice(0, _EXAMPLES)
         examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-        share = prove_near(graph, model.graph, examples, self.tolerance)
+        share = prove_float16(graph, model.graph, examples, self.tolerance)
         context.remark(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
         context.remark("cast: this file is for graphics processors; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
-
 from compress.checkpoints.torch_model import TorchModel
-from compress.frozen import Frozen
-from compress.stage.stage import Context, Needs, Stage
-from compress.tasks import EMBEDDING, IMAGES
-from compress.training.config import FIRST_TOKEN_ONLY, Training
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
+from compress.stage.stage import Context, Needs, Reference, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
+from compress.training.distillation_config import Distillation
+from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
 
-class Student(Frozen):
-    """Where the student comes from: layers, config or model. Without any, the stage's input is the student."""
-
-    layers: tuple[int, ...] | None = Field(
-        None, min_length=1, description="indices of the input's layers to keep, counted from 0"
-    )
-    config: dict[str, Any] | None = Field(
-        None, description="changes to the input's config, e.g. {hidden_size: 192}; weights start anew"
-    )
-    model: str | None = Field(None, description="Hugging Face id, local folder or `sample:NAME`")
-    random_weights: bool = Field(
-        False, description="of `model` only config.json and the processor are read, and weights drawn from the seed"
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Student:
-        if self.random_weights and self.model is None:
-            raise ValueError("model, whose config.json says for what weights are drawn")
-        if sum(value is not None for value in (self.layers, self.config, self.model)) != 1:
-            raise ValueError("exactly one of layers, config and model")
-        return self
-
-
-class Distill(Training, Stage[TorchModel, TorchModel]):
+class Distill(Distillation, Stage[TorchModel, TorchModel]):
     """Knowledge distillation (Hinton et al. 2015), with the representation losses of three papers.
 
     ``distilbert``: cosine of the last hidden states (Sanh et al. 2019, section 2). ``tinybert``: MSE of
@@ -50,32 +29,13 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification", "feature-extraction")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["distill"] = "distill"
-    teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
-    student: Student | None = Field(None, description="what is trained; default: the input")
-    method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
-        "logits", description="the loss on representations, beside the one on the answers: logits, or embeddings"
-    )
-    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
-    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
-    labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
-    representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
-    use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
-    first_token_only: bool = FIRST_TOKEN_ONLY
 
-    @model_validator(mode="after")
-    def _two_models(self) -> Distill:
-        if self.teacher is None and self.student is None:
-            raise ValueError("a teacher (label of an earlier stage), a student, or both")
-        if self.first_token_only and self.method != "logits":
-            raise ValueError("no first_token_only: the method compares representations of every token")
-        return self
-
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
-        others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if task in EMBEDDING else ()
-        if task in IMAGES:
+        others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
+        if TAKES_IMAGES in task:
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)
@@ -83,11 +43,41 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
     def needs(self) -> Needs:
         """Training examples, with labels if these have a say, and unlabeled text if asked for."""
         labels = bool(self.labels_weight or self.use_unlabeled)
-        return Needs(splits=("train",), unlabeled=self.use_unlabeled, without_labels=not labels)
+        return Needs(splits=("train",), unlabeled=self.use_unlabeled, labels=labels)
 
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""
         return (self.teacher,) if self.teacher else ()
+
+    def paths(self) -> dict[str, Reference]:
+        """The student, where it is a model of its own."""
+        if self.student is None or self.student.model is None:
+            return {}
+        return {"student.model": Reference(self.student.model, random_weights=self.student.random_weights)}
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The student goes forwards and backwards in every epoch, the teacher forwards."""
+        after = self._student_shape(before, plan)
+        teacher = plan.shapes.get(self.teacher) if self.teacher else before
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float | None:
+            extra = [*plan.unlabeled.values()] if self.use_unlabeled else []
+            if teacher is None or None in extra:
+                return None
+            tokens += sum(text.tokens(plan.max_length) for text in extra if text)
+            return (FLOPS_TRAINING * after.working + FLOPS_FORWARD * teacher.working) * tokens * self.epochs
+
+        return training_prediction(self, before, after, plan, flops, trained=after, teacher=teacher or before)
+
+    def _student_shape(self, before: Shape | None, plan: PlanContext) -> Shape | None:
+        student = self.student
+        if student is not None and student.model is not None:
+            return plan.find_model(student.model, student.random_weights)
+        if student is None or before is None:
+            return before
+        if student.layers is not None:
+            return before.with_layers(len(student.layers))
+        return reconfigured(before, student.config or {})
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train the student on the ``train`` split, and on unlabeled text if asked for."""
@@ -99,18 +89,28 @@ class Distill(Training, Stage[TorchModel, TorchModel]):
         return student
 
 
-ANOTHER_STUDENT = (
-    "another student of random weights than a model that is read elsewhere in the recipe; "
-    "`student: {config: {}}` draws weights by the config of the stage's input"
-)
+_SIZES = {"hidden_size": "hidden", "intermediate_size": "intermediate", "num_hidden_layers": "layers"}
+_SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|label|eps|pad_token_id")
 
 
-def read_and_drawn(model: str, stages: Iterable[object]) -> str | None:
-    """A name that stands for weights that are read and, as a student, for drawn ones; models are known by their names.
+def reconfigured(shape: Shape, changes: Mapping[str, Any]) -> Shape | None:
+    """The shape after changes to the config; ``None`` for those whose effect cannot be told.
 
-    ``model`` is the starting model.
+    Each sort is scaled as its matrices are: hidden^2 for attention, hidden x intermediate for feed-forward.
     """
-    students = [stage.student for stage in stages if isinstance(stage, Distill) and stage.student]
-    drawn = {student.model for student in students if student.random_weights}
-    read = {model, *(student.model for student in students if not student.random_weights)}
-    return min((name for name in drawn & read if name is not None), default=None)
+    known = all(name in _SIZES or _SIZELESS.search(name) for name in changes)
+    sized = {_SIZES[name]: value for name, value in changes.items() if name in _SIZES}
+    if not known or not all(isinstance(value, int) and value > 0 for value in sized.values()):
+        return None
+    if not (shape.hidden and shape.intermediate and shape.layers):
+        return None
+    wide = replace(shape, **sized)
+    hidden, middle = wide.hidden / shape.hidden, wide.intermediate / shape.intermediate
+    layers = wide.layers / shape.layers
+    return replace(
+        wide,
+        embeddings=shape.embeddings * hidden,
+        attention=shape.attention * layers * hidden**2,
+        feed_forward=shape.feed_forward * layers * hidden * middle,
+        other=shape.other * hidden**2,
+    )

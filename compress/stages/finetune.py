@@ -7,16 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks import IMAGES
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.config import FIRST_TOKEN_ONLY, Training
+from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
     """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
     kind: Literal["finetune"] = "finetune"
     frozen_layers: int = Field(
         0,
@@ -26,20 +29,27 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     )
     first_token_only: bool = FIRST_TOKEN_ONLY
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`first_token_only`, where inputs are images."""
-        return (
-            *super().idle_fields(task),
-            *(("first_token_only",) if self.first_token_only and task in IMAGES else ()),
-        )
+        idle = ("first_token_only",) if self.first_token_only and TAKES_IMAGES in task else ()
+        return (*super().idle_fields(task), *idle)
 
     def needs(self) -> Needs:
         """Labeled training examples."""
-        return Needs(splits=("train",))
+        return Needs(splits=("train",), labels=True)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every epoch goes forwards and backwards."""
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float:
+            return FLOPS_TRAINING * after.working * tokens * self.epochs
+
+        return training_prediction(self, before, before, plan, flops, trained=before)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
-        from compress.training.loop import Trainee, forward, train
+        from compress.tasks.forward import forward
+        from compress.training.loop import Trainee, train
         from compress.training.sparsity import keep_zeros
 
         trainee = Trainee(

@@ -6,7 +6,11 @@ from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import Quantization
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.quantization.prediction import gptq_prediction
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
+from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -18,7 +22,7 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gptq"] = "gptq"
 
     def needs(self) -> Needs:
@@ -28,6 +32,21 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
         return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Passes over the text and the solver's work, and the packed files."""
+        return gptq_prediction(self, before, plan)
+
+    def integers(self) -> tuple[IntegerWeights, ...]:
+        """Those of the blocks' layers and, where they are quantized, of the tables."""
+        most = max(self.choices) if self.mixed else self.bits
+        layers = IntegerWeights(most, self.group_size, not self.sym, "group_size", "sym", "true")
+        if not (self.integer_tables or self.chooses_tables):
+            return (layers,)
+        bits = 8 if self.chooses_tables else self.embedding_bits or 0
+        size = -1 if self.chooses_tables else self.embedding_group_size
+        fewer = "4, 5 or 16"
+        return layers, IntegerWeights(bits, size, not self.sym, "embedding_group_size", "embedding_bits", fewer)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.training.recovery_config import Recovery
+from compress.tasks.capability import GENERATES
+from compress.training.prediction import recovery_prediction
+from compress.training.recovery_config import AdapterTraining
 
 
-class Lora(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
 
     It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
@@ -20,19 +23,9 @@ class Lora(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
+    adapter_beside = True
     kind: Literal["lora"] = "lora"
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
-    rank: int = Field(16, ge=1, le=4096, description="columns of each factor")
-    alpha: float | None = Field(None, gt=0, description="the product counts alpha / rank; default: twice the rank")
-    target_modules: tuple[str, ...] | None = Field(
-        None,
-        min_length=1,
-        description="last parts of the names of adapted layers, e.g. q_proj; default: all linear ones",
-    )
-    objective: Literal["teacher", "text"] = Field(
-        "teacher", description="imitate the teacher's predictions, or predict the next token of the text"
-    )
 
     def needs(self) -> Needs:
         """Text to learn from."""
@@ -45,6 +38,16 @@ class Lora(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """The base stays as it is."""
         return Promise(changes_weights=False)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every step has pupil and teacher; the files keep their size."""
+        return recovery_prediction(self, before, plan)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.stage import Context, Stage
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
+from compress.stage.stage import Context, Reference, Stage
 from compress.stages.equalize import Equalize
 
 
@@ -18,15 +20,19 @@ class MergeLora(Stage[TorchModel, TorchModel]):
     kind: Literal["merge_lora"] = "merge_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 
-    def reads(self) -> tuple[str, ...]:
+    def paths(self) -> dict[str, Reference]:
         """The adapter."""
-        return (self.adapter,)
+        return {"adapter": Reference(self.adapter, "adapter")}
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
         if isinstance(earlier, Equalize):
             return None, "a recipe without equalize, or merge_lora before it"
         return None
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """No parameter comes or goes."""
+        return predicted(before, before)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Merge the adapter in place. Raises `ModelError` where it does not fit."""

@@ -6,7 +6,11 @@ from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.nncf_config import NncfOptions
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.quantization.prediction import packed
+from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
+from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
 
 
 class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
@@ -17,7 +21,7 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "nncf", "safetensors")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["nncf_weights"] = "nncf_weights"
 
     def needs(self) -> Needs:
@@ -27,6 +31,22 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
         return Promise(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The whole model is in memory; the files are those of `gptq` on the same grid."""
+        memory = None
+        if before is not None:
+            note = "at least: the whole model in fp32; without torch itself"
+            memory = Estimate(value=round(4 * before.parameters), note=note)
+        return predicted(before, packed(self.equivalent, before), memory=memory)
+
+    def integers(self) -> tuple[IntegerWeights, ...]:
+        """Those at 4 bits, and those that are left to `backup_mode`."""
+        layers = IntegerWeights(4, self.group_size, self.mode == "int4_asym", "group_size", "mode", "int4_sym")
+        if not self.uses_backup or self.backup_mode == "none":
+            return (layers,)
+        zeros = self.backup_mode == "int8_asym"
+        return layers, IntegerWeights(8, -1, zeros, "backup_mode", "backup_mode", "int8_sym or none")
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Let NNCF quantize the model. Raises `StageError`, `DataError` or `ModelError`."""

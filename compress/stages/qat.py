@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.training.config import Training
+from compress.tasks.capability import HAS_CLASSES
+from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.training.qat_config import QuantizationAwareTraining
 
-_FOUR_BITS_FROM = 21
 
-
-class Qat(Training, Stage[TorchModel, OnnxModel]):
+class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     """Quantization-aware training of linear layers and convolutions, the float model teaching meanwhile; gives ONNX.
 
     Activations are 8-bit with learned steps, weights 8-bit or, with learned steps, 4-bit (LSQ: Esser et al. 2020,
@@ -24,41 +24,35 @@ class Qat(Training, Stage[TorchModel, OnnxModel]):
     """
 
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-    tasks = ("text-classification", "image-classification")
+    requires = frozenset({HAS_CLASSES})
+    integer_graph = True
     kind: Literal["qat"] = "qat"
-    bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
-    calibration_examples: int = Field(256, ge=1, description="training examples from which the first steps are taken")
-    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
-    labels_weight: float = Field(0.5, ge=0, le=1, description="share of the task's own loss in the whole")
-    format: Literal["qoperator", "qdq"] = Field(
-        "qoperator",
-        description="products as ONNX Runtime's integer operators, or all as QuantizeLinear and DequantizeLinear "
-        "around standard operators, for other runtimes",
-    )
-    opset: int | None = Field(
-        None, ge=17, description="ONNX operator set; 4-bit weights need 21. Default: the exporter's newest"
-    )
-    tolerance: float = Field(
-        0.05,
-        gt=0,
-        description="largest accepted difference of a probability between training and the exported graph: a rounding "
-        "that falls to the other side moves some",
-    )
 
-    @model_validator(mode="after")
-    def _four_bits_are_known(self) -> Qat:
-        if self.bits == 4 and self.opset is not None and self.opset < _FOUR_BITS_FROM:
-            raise ValueError(f"opset {_FOUR_BITS_FROM} or newer, since bits: 4 needs integers of 4 bits")
-        return self
+    def settled(self, sums_in_32_bits: bool) -> Qat:
+        """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
+        return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without `reduce_range` where weights have all their bits, as before there was a choice."""
+        fields = super().key_fields()
+        return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
 
     def needs(self) -> Needs:
         """Labeled training examples."""
-        return Needs(splits=("train",))
+        return Needs(splits=("train",), labels=True)
 
     def promise(self) -> Promise:
         """Smaller; how much depends on what share of the model its embedding tables are."""
         return Promise(max_size_ratio=0.95)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every epoch goes forwards and backwards, and the float model answers once."""
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float:
+            return FLOPS_TRAINING * after.working * tokens * self.epochs + FLOPS_FORWARD * before.working * tokens
+
+        after = before and before.in_bits(self.bits, 32)
+        return training_prediction(self, before, after, plan, flops, trained=after)
 
     def run(self, model: TorchModel, context: Context) -> OnnxModel:
         """Train and export. Raises `StageError`, or `IntegrityError` where the graph computes otherwise."""

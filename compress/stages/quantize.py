@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.quantization.int8_config import Int8Options
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -24,7 +27,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     """
 
     version = 6
-    packages = ("onnx", "onnx_ir", "onnxruntime", "nncf")
+    packages = ("onnx", "onnx_ir", "onnxruntime")
+    integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
@@ -36,20 +40,43 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
+    def calls(self) -> tuple[str, ...]:
+        """NNCF too where it finds the ranges."""
+        return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
+
     def needs(self) -> Needs:
         """Examples to calibrate with, to measure damage on, and to hold a floor on."""
         if self.accuracy_floor is not None:
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" else Needs()
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def settled(self, sums_in_32_bits: bool) -> Quantize:
+        """`reduce_range: auto` narrows what may saturate on a target."""
+        if self.reduce_range != "auto":
+            return self
+        return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
+
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of another method."""
         return self.idle()
+
+    def wanted_precision(self) -> dict[str, Any]:
+        """8 bits, and those of the embedding tables where they are fewer."""
+        asked: dict[str, Any] = {"precision": "int8"}
+        if self.embedding_bits < 8:
+            asked["embedding_bits"] = self.embedding_bits
+            if self.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+                asked["embedding_block_size"] = self.embedding_block_size
+        return asked
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
         whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
         return Promise(max_size_ratio=0.5 if whole else 0.95)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant."""
+        return predicted(before, before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before))
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
@@ -59,14 +86,14 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.int8.positions import quantize_rows_in_order
-        from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
-        from compress.quantization.int8_run import quantize_int8
+        from compress.formats.onnx.quantization import quantize_embeddings
+        from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.accuracy_floor is not None or self.keep:
             graph = quantize_int8(model, self, context)
         else:
-            graph = quantize_products(model.graph, self.per_channel, self.reduce_range)
+            graph = quantize_dynamically(model, self, context)
         if self.embedding_bits < 32:
             in_order = quantize_rows_in_order(graph)
             tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)

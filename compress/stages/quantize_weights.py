@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel, Part, few_bits_name
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Promise, Stage
 
 
@@ -21,6 +23,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     """
 
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
+    integer_graph = True
     kind: Literal["quantize_weights"] = "quantize_weights"
     bits: Literal[2, 4, 8] = Field(4, description="bits of a weight")
     block_size: Literal[16, 32, 64, 128] = Field(32, description="weights of a row that share a scale")
@@ -44,6 +47,10 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     def promise(self) -> Promise:
         """Smaller; by how much depends on what else the graphs hold."""
         return Promise(max_size_ratio=0.98)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant."""
+        return predicted(before, before and (before.in_bits(self.bits, self.bits) if self.part == "all" else before))
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""

@@ -8,7 +8,10 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import EMBEDS
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -19,7 +22,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "numpy")
-    tasks = ("feature-extraction",)
+    requires = frozenset({EMBEDS})
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")
@@ -32,6 +35,10 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
         """Another layer, other answers."""
         return Promise()
 
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The rotation is small beside the model."""
+        return predicted(before, before)
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
         from dataclasses import replace
@@ -40,7 +47,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
         from compress.checkpoints.sentence_modules import Dense
         from compress.numerics.rotation import kept_share, principal_rotation
-        from compress.training.predict import predict
+        from compress.tasks.forward import predict
 
         modules = model.processor.modules
         if self.dimensions >= modules.dimensions:

@@ -8,7 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Stage
+from compress.tasks.capability import GENERATES, TAKES_TEXT
 
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
@@ -19,7 +22,8 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "tokenizers")
-    tasks = ("text-classification", "feature-extraction")
+    requires = frozenset({TAKES_TEXT})
+    excludes = frozenset({GENERATES})
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
@@ -32,6 +36,14 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     def needs(self) -> Needs:
         """The text whose tokens are counted."""
         return Needs(splits=("train",), unlabeled=self.use_unlabeled)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """At most what it gets, since nobody has counted the tokens yet."""
+        memory = None
+        if before is not None:
+            memory = Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
+        note = "at most: how many tokens go is known once the text has been counted"
+        return predicted(before, before, memory=memory, disk_note=note)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Trim ``model`` in place."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stage.prediction import PlanContext, Prediction
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.training.recovery_config import Recovery
+from compress.tasks.capability import GENERATES
+from compress.training.prediction import recovery_prediction
+from compress.training.recovery_config import ScaleTuning
 
 
-class TuneScales(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """Train the scales end to end while every integer stays, so that the files keep their size and format.
 
     The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
@@ -20,12 +23,8 @@ class TuneScales(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["tune_scales"] = "tune_scales"
-    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
-    scales: bool = Field(True, description="tune the scales of linear layers")
-    norms: bool = Field(True, description="tune the weights of norms, and biases")
-    embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")
 
     def needs(self) -> Needs:
         """Text to learn from."""
@@ -38,6 +37,16 @@ class TuneScales(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def promise(self) -> Promise:
         """Not a byte more."""
         return Promise(max_size_ratio=1.001)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every step has pupil and teacher; the files keep their size."""
+        return recovery_prediction(self, before, plan)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

@@ -7,37 +7,54 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
-from compress.measurement import Measurement
-from compress.numerics.word_errors import rate_interval, word_errors
-from compress.tasks.agreement import agreement_row
-from compress.tasks.audio import Remarks, describe_length, features_of, read_recording
-from compress.tasks.evaluation import Evaluation
-from compress.tasks.task import Column, Examples, Kept
+from compress.tasks.capability import IS_WRITTEN, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
+from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
 _SEED = 0
 """Of the bootstrap, so that the same answers give the same intervals."""
 
+_STARTER: dict[str, Any] = {
+    "name": "my-transcriber",
+    "description": "a smaller, faster Whisper, judged on my own recordings and their texts",
+    "model": "sample:whisper-tiny-en",
+    "data": {
+        "splits": {"train": "train.csv", "test": "test.csv"},
+        "columns": {"audio": "file", "text": "text"},
+    },
+    "stages": [
+        {"export": {}},
+        {"quantize": {"part": "encoder"}},
+        {"quantize_weights": {"part": "decoder", "bits": 4}},
+    ],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "word_error_rate", "at_most": 1.1, "of": "baseline"}],
+}
 
-class SpeechRecognition:
+
+class SpeechRecognition(Task):
     """Hugging Face `automatic-speech-recognition`: Whisper and its like, judged by the words that they get wrong."""
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
-    slices: tuple[Slice, ...] = ()
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, TRANSCRIBES, IS_WRITTEN})
+    architectures = ("WhisperForConditionalGeneration",)
+    app_steps = ("log-mel", "transcribe")
+    starter = _STARTER
     batch_size = 1
-    reads_rows = True
-    generates = False
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
@@ -56,13 +73,17 @@ class SpeechRecognition:
                 where=str(directory),
                 expected="a speech model with encoder and decoder, in Hugging Face layout",
             ) from error
-        return TorchModel(module.eval(), load_processor(directory), self.name)
+        return TorchModel(module.eval(), load_processor(directory))
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Features of every recording, in windows of the encoder's length, and the texts as ``labels``.
 
         ``max_length`` has no say: a recording is heard to its end. Raises `DataError` for one that can't be heard.
         """
+        import numpy as np
+
+        from compress.tasks.audio import Remarks, describe_length, features_of, read_recording
+
         extractor = getattr(processor, "feature_extractor", processor)
         if not hasattr(extractor, "n_samples"):
             raise ModelError(
@@ -101,6 +122,8 @@ class SpeechRecognition:
 
         An outcome of the rate is an utterance's errors over the mean number of words, so that their mean is the rate.
         """
+        from compress.measurement import Measurement
+
         assert labels is not None, "keep asks for texts"
         heard = kept[_TRANSCRIPTS]
         rate = _rate_row("word_error_rate", labels, heard, model, target)
@@ -123,6 +146,8 @@ class SpeechRecognition:
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How many transcripts are the baseline's to the letter, and the word error rate against them."""
+        from compress.tasks.agreement import agreement_row
+
         heard, expected = kept[_TRANSCRIPTS], reference[_TRANSCRIPTS]
         rows = [agreement_row(heard == expected, model, target)]
         if _counts(expected, expected, _normalised_words)[1].sum():
@@ -150,6 +175,10 @@ def _normalised_words(text: str) -> list[str]:
 
 def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.ndarray, np.ndarray]:
     """Errors and words of each utterance."""
+    import numpy as np
+
+    from compress.numerics.word_errors import word_errors
+
     pairs = [(words_of(str(text)), words_of(str(other))) for text, other in zip(texts, heard, strict=True)]
     return np.array([word_errors(*pair) for pair in pairs]), np.array([len(said) for said, _ in pairs])
 
@@ -157,6 +186,9 @@ def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.nda
 def _rate_row(
     metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Any = _normalised_words
 ) -> Measurement:
+    from compress.measurement import Measurement
+    from compress.numerics.word_errors import rate_interval
+
     errors, words = _counts(texts, heard, words_of)
     try:
         found = rate_interval(errors, words, _SEED)

@@ -6,32 +6,48 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.data.text_identity import normalised
 from compress.errors import DataError, ModelError, StageError
-from compress.measurement import Measurement
-from compress.numerics.calibration import mean_interval
-from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
-from compress.numerics.retrieval import nearest, normalized, overlap, ranks
-from compress.tasks.classes import outcome_row
-from compress.tasks.evaluation import Evaluation
-from compress.tasks.task import Column, Examples, Kept
+from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
+from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
 
 EMBEDDING = "embedding"
 NEIGHBOURS = 10
 _SEED = 0
 """Of the bootstrap, so that the same answers give the same intervals."""
 
+_STARTER: dict[str, Any] = {
+    "name": "my-search-model",
+    "description": "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
+    "model": "sample:minilm",
+    "data": {
+        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        "columns": {"text": "text", "pair": "pair"},
+    },
+    "stages": [
+        {"trim_vocabulary": {}},
+        {"distill": {"teacher": "start", "student": {"layers": [1, 3, 5]}, "epochs": 3}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
+}
 
-class FeatureExtraction:
+
+class FeatureExtraction(Task):
     """Hugging Face `feature-extraction`: of each row, `text` asks and `pair` is what it should find among all pairs.
 
     Of n rows there are 2n examples: the texts, then the pairs. The label of each is a number of the pair's text, so
@@ -40,10 +56,11 @@ class FeatureExtraction:
 
     name = "feature-extraction"
     columns = (Column("text"), Column("pair", given=False))
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, EMBEDS, ANSWERS_AT_ONCE})
+    architectures = ("Model",)
+    app_steps = ("tokenize", "embed")
+    starter = _STARTER
     slices = (Slice(length="quartiles"),)
-    batch_size = 32
-    reads_rows = True
-    generates = False
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and the modules that follow. Raises `ModelError` for what does not load."""
@@ -51,6 +68,7 @@ class FeatureExtraction:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         from compress.architectures.transformer import drop_pooler
+        from compress.checkpoints.checks import refuse_quantized
         from compress.checkpoints.sentence_processor import sentence_processor
 
         refuse_quantized(directory)
@@ -72,10 +90,12 @@ class FeatureExtraction:
             ) from error
         drop_pooler(module)
         processor = sentence_processor(directory, tokenizer, config.hidden_size)
-        return TorchModel(module.eval(), processor, self.name)
+        return TorchModel(module.eval(), processor)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """The texts, then, where the rows have them, the pairs."""
+        import numpy as np
+
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()
@@ -109,6 +129,8 @@ class FeatureExtraction:
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
+        import numpy as np
+
         found = examples.answers(outputs, examples.batch(indices))
         if not np.isfinite(found).all():
             raise ModelError(
@@ -124,6 +146,11 @@ class FeatureExtraction:
         Scores are cosines. At `int8` the queries stay exact; `binary` is the Hamming distance, its best candidates
         scored again with the exact query.
         """
+        from compress.measurement import Measurement
+        from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
+        from compress.numerics.retrieval import normalized, ranks
+        from compress.tasks.classes import outcome_row
+
         assert labels is not None, "held_out asks for pairs"
         queries, corpus = _halves(normalized(kept[EMBEDDING]))
         wanted, given = _halves(labels)
@@ -153,6 +180,8 @@ class FeatureExtraction:
 
         Embeddings of different dimensions have no cosine.
         """
+        from compress.numerics.retrieval import nearest, normalized, overlap
+
         own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
         found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))
         rows = [_mean_row("agreement", overlap(found, expected), model, target)]
@@ -167,6 +196,8 @@ class FeatureExtraction:
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:
     """A number for each text, the same for texts that differ in case and spacing alone, [n] int64."""
+    import numpy as np
+
     known: dict[str, int] = {}
     return np.array([known.setdefault(normalised(text), len(known)) for text in texts], dtype=np.int64)
 
@@ -178,6 +209,9 @@ def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
+    from compress.measurement import Measurement
+    from compress.numerics.calibration import mean_interval
+
     value, low, high = mean_interval(samples, _SEED)
     raw = tuple(samples.tolist())
     return Measurement(

@@ -7,32 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
-from compress.checkpoints.checks import read_json, refuse_quantized
-from compress.checkpoints.processor import load_processor
 from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column
 from compress.data.images import Mode, decode, in_words
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
-from compress.measurement import Measurement
-from compress.tasks.classes import (
-    class_probabilities,
-    class_rows,
-    cross_entropy,
-    keep_logits,
-    label_ids,
-    outcome_row,
-    same_class,
-    set_labels,
-)
-from compress.tasks.evaluation import Evaluation
-from compress.tasks.task import Column, Examples, Kept
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
+from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
     from PIL import Image
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
 
 _LOGITS, _PIXELS = "logits", "pixel_values"
 _AT_ONCE = 256
@@ -43,22 +33,38 @@ _TOP = 5
 _BLACK = (64, 64)
 """Width and height of the image that shows what black becomes; its middle is no padding of the processor's."""
 
+_STARTER: dict[str, Any] = {
+    "name": "my-image-classifier",
+    "description": "a smaller, faster image classifier from my own photographs, in a folder for each class",
+    "model": "google/vit-base-patch16-224",
+    "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
+    "stages": [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
+}
 
-class ImageClassification:
+
+class ImageClassification(Task):
     """Hugging Face `image-classification`."""
 
     name = "image-classification"
     columns = (Column("image", kind="image"), Column("label", label=True))
-    slices: tuple[Slice, ...] = (Slice(column="label"),)
-    batch_size = 32
-    reads_rows = True
-    generates = False
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE})
+    architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
+    app_steps = ("prepare-image", "softmax")
+    starter = _STARTER
+    slices = (Slice(column="label"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
+        from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.processor import load_processor
+
         refuse_quantized(directory)
         try:
             processor = load_processor(directory)
@@ -69,13 +75,17 @@ class ImageClassification:
                 where=str(directory),
                 expected="an image model with a preprocessor_config.json, in Hugging Face layout",
             ) from error
-        return TorchModel(module.float().eval(), processor, self.name)
+        return TorchModel(module.float().eval(), processor)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Decode, and prepare as the model's own processor does. Raises `DataError` for a broken image.
 
         ``max_length`` means nothing here. The note says which images had to be converted.
         """
+        import numpy as np
+
+        from compress.tasks.classes import label_ids
+
         images = _Images(rows["image"].to_pylist(), processor)
         ids = None
         if labels is not None and "label" in rows.column_names:
@@ -93,14 +103,22 @@ class ImageClassification:
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
+        from compress.tasks.classes import cross_entropy
+
         return cross_entropy(outputs.logits.float(), labels)
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
+        from compress.tasks.classes import keep_logits
+
         return keep_logits(outputs, examples)
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Accuracy, macro F1, calibration error, Brier score and, of more than five classes, top-5 accuracy."""
+        import numpy as np
+
+        from compress.tasks.classes import class_rows, outcome_row
+
         rows = class_rows(kept, labels, model, target)
         logits = kept[_LOGITS]
         if labels is not None and logits.shape[-1] > _TOP:
@@ -111,14 +129,18 @@ class ImageClassification:
 
     def probabilities(self, kept: Kept) -> np.ndarray:
         """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+        from compress.tasks.classes import class_probabilities
+
         return class_probabilities(kept)
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """On how many examples both choose the same class."""
+        from compress.tasks.classes import same_class
+
         return same_class(kept, reference, model, target)
 
 
-class _Images(Sequence[Mapping[str, np.ndarray]]):
+class _Images(Sequence["Mapping[str, np.ndarray]"]):
     """Images that are decoded and prepared when they are asked for; ``conversions`` counts what was done to them."""
 
     def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
@@ -162,6 +184,8 @@ class _Images(Sequence[Mapping[str, np.ndarray]]):
         return self._through_processor([decode(value, self._mode, conversions) for value in values])
 
     def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
+        import numpy as np
+
         try:
             found = self._processor(images)[_PIXELS]
         except (ValueError, TypeError, KeyError) as error:
@@ -178,7 +202,9 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from compress.architectures.cut_model import is_cut, load_cut
+    from compress.checkpoints.checks import read_json
     from compress.checkpoints.plain_module import MODULE_KEY, load_plain
+    from compress.tasks.classes import set_labels
 
     content = read_json(directory / "config.json")
     if MODULE_KEY in content:

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-
+from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import DataError
-from compress.measurement import Measurement
-from compress.tasks.evaluation import Evaluation
+from compress.tasks.capability import Capabilities
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
 
     from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
 
 
 LOGITS, LAST_HIDDEN_STATE, SENTENCE_EMBEDDING = "logits", "last_hidden_state", "sentence_embedding"
 """Outputs of graphs, by the names that transformers and sentence-transformers know."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column that the task reads. ``label`` columns hold class names or ids.
-
-    Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
-    them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
-    examples have none.
-    """
-
-    name: str
-    label: bool = False
-    kind: Literal["text", "image", "audio"] = "text"
-    given: bool = True
-
-    @property
-    def is_input(self) -> bool:
-        """Whether it is what a model is asked, rather than what it should answer."""
-        return self.given and not self.label
 
 
 class Head(Protocol):
@@ -90,6 +73,8 @@ class Examples:
 
         What is alike in length is batched together, and timed apart from what is longer.
         """
+        import numpy as np
+
         if self.sizes is not None:
             return self.sizes
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
@@ -130,6 +115,8 @@ class Examples:
 
 
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
+    import numpy as np
+
     shapes = {array.shape for array in arrays}
     if len(shapes) == 1:
         return np.stack(arrays)
@@ -147,46 +134,62 @@ def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.nd
     return stacked
 
 
-Kept = Mapping[str, np.ndarray]
+Kept: TypeAlias = "Mapping[str, np.ndarray]"
 """What is kept of a model's outputs, by name; the first axis is that of the examples."""
 
 
 class Task(Protocol):
-    """One Hugging Face task. Implementations live in one file each and are registered in `compress.tasks`."""
+    """One Hugging Face task: one file, whose object `TASK` says everything about it and is found by `registry`.
+
+    Of another package it is an object that an entry point of the group `compress.tasks` names. Importing the file
+    imports neither torch nor numpy: both wait for a method that needs them.
+    """
 
     name: str
     columns: tuple[Column, ...]
-    slices: tuple[Slice, ...]
+    capabilities: Capabilities
+    """What stages, apps and runtimes choose their tasks by (`compress.tasks.capability`)."""
+    architectures: tuple[str, ...] = ()
+    """Endings of the names of transformers' classes that are for this task, as a model's config.json has them."""
+    app_steps: tuple[str, str] | None = None
+    """What an app does before the model and behind it (kinds of `bundle.steps`); `None` where no app is made."""
+    starter: Mapping[str, Any] = MappingProxyType({})
+    """Fields of a recipe to begin with, stages among them, the rest at its default; without any there is no starter."""
+    slices: tuple[Slice, ...] = ()
     """The parts of the test data that are looked at where the recipe names none."""
-    batch_size: int
+    batch_size: int = 32
     """Examples that are evaluated at once."""
-    reads_rows: bool
-    """Whether example i is row i, so that there can be slices; else rows are running text that is cut elsewhere."""
-    generates: bool
-    """Whether models answer token by token, so that generation is what is timed and tried."""
 
+    @abstractmethod
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor; a missing head is created for ``labels``. Raises `ModelError`."""
 
+    @abstractmethod
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Turn rows (columns named as in `columns`; label columns optional) into inputs. Raises `DataError`."""
 
+    @abstractmethod
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """The inputs that a model is judged by. Raises `DataError` for rows that leave nothing to judge by."""
 
+    @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Scalar training loss of a batch."""
 
+    @abstractmethod
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """What of a batch's outputs the metrics need; ``indices`` are its examples'. Raises `ModelError`."""
 
+    @abstractmethod
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """The task's metrics with 95% intervals and raw outcomes of each example. Raises `ModelError`."""
 
+    @abstractmethod
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How near a model's answers are to those of ``reference``, the baseline, on the same examples."""
 
+    @abstractmethod
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """Of each answer that could be given, [n, answers]; None where answers are no classes. Raises `ModelError`."""

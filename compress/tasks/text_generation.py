@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from compress.checkpoints.torch_model import TorchModel
-from compress.data.slices import Slice
+from compress.data.columns import Column
 from compress.errors import DataError, ModelError
-from compress.measurement import Measurement
-from compress.numerics.calibration import mean_interval
-from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood
-from compress.tasks.evaluation import Evaluation
-from compress.tasks.task import Column, Examples, Kept
+from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
+from compress.tasks.task import Examples, Kept, Task
 from compress.tasks.windows import cut, opening, spread, token_ids
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
 
 _IGNORED = -100
 _SEED = 0
@@ -31,16 +30,33 @@ _DISTRIBUTIONS = 640
 _IDS, _LOGITS = "input_ids", "logits"
 _LOSS, _RIGHT, _TOP, _DISTRIBUTION = "loss", "right", "top", "log_probabilities"
 
+_STARTER: dict[str, Any] = {
+    "name": "my-chat-model",
+    "description": "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
+    "model": "sample:smollm2",
+    "data": {
+        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
+        "columns": {"text": "text"},
+        "max_length": 512,
+    },
+    "stages": [{"gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}}, {"export": {}}],
+    "targets": ["cpu"],
+    "evaluation": {"windows": 20},
+    "benchmark": {"contexts": [128], "every_stage": False},
+    "limits": [{"metric": "perplexity", "at_most": 1.35, "of": "baseline"}],
+}
 
-class TextGeneration:
+
+class TextGeneration(Task):
     """Hugging Face `text-generation`, judged on how well the test text is foretold, token by token."""
 
     name = "text-generation"
     columns = (Column("text"),)
-    slices: tuple[Slice, ...] = ()
+    capabilities = frozenset({TAKES_TEXT, GENERATES, IS_WRITTEN})
+    architectures = ("ForCausalLM", "LMHeadModel")
+    app_steps = ("prompt", "generate")
+    starter = _STARTER
     batch_size = 1
-    reads_rows = False
-    generates = True
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
@@ -58,7 +74,7 @@ class TextGeneration:
                 where=str(directory),
                 expected="a causal language model with a tokenizer, in Hugging Face layout",
             ) from error
-        return TorchModel(module.eval(), tokenizer, self.name)
+        return TorchModel(module.eval(), tokenizer)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Every whole window of ``max_length`` tokens of the rows' running text; none where the text is shorter."""
@@ -102,6 +118,8 @@ class TextGeneration:
         `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is [batch, places, vocabulary] in float16,
         of places drawn anew for each window. Raises `ModelError` for logits that are not finite or not of every place.
         """
+        import numpy as np
+
         parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -110,6 +128,8 @@ class TextGeneration:
 
         The raw outcomes of perplexity are each window's mean loss, so that e to their mean is the perplexity.
         """
+        import numpy as np
+
         losses = kept[_LOSS].mean(axis=1, dtype=np.float64)
         loss = _row("loss", losses, model, target, "nats")
         bounds = {
@@ -125,6 +145,10 @@ class TextGeneration:
 
         Raises `ModelError` where the two do not read the same tokens.
         """
+        import numpy as np
+
+        from compress.numerics.next_token import divergence
+
         if any(kept[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
             raise ModelError(
                 f"{model} cannot be compared with the baseline token by token: it has another vocabulary.",
@@ -144,6 +168,8 @@ class TextGeneration:
 
 
 def _examples(windows: Sequence[np.ndarray], scored: int | None = None, note: str = "") -> Examples:
+    import numpy as np
+
     inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
     return Examples(inputs, {_IDS: 0, "attention_mask": 0}, scored=scored, note=note)
 
@@ -158,6 +184,10 @@ def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str
 
 
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    from compress.numerics.next_token import log_probabilities, negative_log_likelihood
+
     ids = examples.inputs[index][_IDS]
     if logits.shape[:-1] != ids.shape:
         raise ModelError(
@@ -190,12 +220,17 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
 
 def _places(scored: int, windows: int, index: int) -> np.ndarray:
     """Which of a window's places keep their distribution: the same for every model."""
+    import numpy as np
+
     count = min(scored, max(1, _DISTRIBUTIONS // windows))
     return np.sort(np.random.default_rng([_SEED, index]).choice(scored, count, replace=False))
 
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """The mean over windows; of a single window nobody knows how far chance moves it."""
+    from compress.measurement import Measurement
+    from compress.numerics.calibration import mean_interval
+
     value, low, high = mean_interval(samples, _SEED)
     known = {"low": low, "high": high} if len(samples) > 1 else {}
     raw = tuple(samples.tolist())

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 SEPARATOR = "\n\n"
@@ -17,6 +16,8 @@ SEPARATOR = "\n\n"
 
 def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
     """The rows' texts as one sequence of tokens, blank lines between, without the tokens that frame a text."""
+    import numpy as np
+
     text = SEPARATOR.join(rows["text"].to_pylist())
     encoded = processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return np.array(encoded["input_ids"], dtype=np.int64)
@@ -33,6 +34,8 @@ def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None =
 
     What is left at the end and fills no window is left out.
     """
+    import numpy as np
+
     body = length - len(first)
     starts = range(0, len(ids) - body + 1, stride or body)
     head = np.array(first, dtype=np.int64)
@@ -41,6 +44,8 @@ def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None =
 
 def spread(count: int, wanted: int) -> list[int]:
     """``wanted`` of the places 0 to ``count`` - 1, evenly spread from the first to the last; all if they are fewer."""
+    import numpy as np
+
     if wanted >= count:
         return list(range(count))
     return [round(place) for place in np.linspace(0, count - 1, wanted)] if wanted > 1 else [count // 2]

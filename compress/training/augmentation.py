@@ -10,6 +10,8 @@ import torch
 
 from compress.errors import StageError
 from compress.numerics.augmentation import random_crop, random_horizontal_flip
+from compress.tasks.capability import TAKES_IMAGES
+from compress.tasks.registry import tasks_with
 from compress.tasks.task import Examples
 from compress.training.config import Augment
 
@@ -34,7 +36,7 @@ class Augmentation:
         if examples.black is None:
             raise StageError(
                 "augment varies images, and the training examples are none.",
-                expected="a task of images: image-classification",
+                expected=f"a task of images: {', '.join(tasks_with(frozenset({TAKES_IMAGES})))}",
                 mend="leave augment out",
             )
         height, width = examples.inputs[0][_PIXELS].shape[-2:]

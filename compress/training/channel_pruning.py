@@ -25,14 +25,13 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.channel_budget import ladder, least_loss, nearest_rung
 from compress.numerics.pruning import channel_products, most_important
+from compress.tasks.forward import forward, labels_or_answers, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_costs import Figure, layer_costs
-from compress.training.loop import forward, tensors
-from compress.training.predict import labels_or_answers
+from compress.training.pruning_config import Pruning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.prune import Prune
 
 _BATCH = 16
 _PROBES = 2
@@ -67,7 +66,7 @@ class Net:
         return Net(module, module.network if isinstance(module, PlainModule) else module, self.pixels)
 
 
-def prune_channels(model: TorchModel, stage: Prune, examples: Examples, context: Context) -> None:
+def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
     """Cut channels in place, and record the sizes in the model's config. Raises `StageError` where nothing can go."""
     net = Net.of(model, examples)
     sizes, before = layer_sizes(net.network), _figures(net)
@@ -78,8 +77,8 @@ def prune_channels(model: TorchModel, stage: Prune, examples: Examples, context:
             expected="convolutions or linear layers whose channels other layers read",
             mend=f"what stood against it: {_listed(whole) or 'its layers have no channels that only layers read'}",
         )
-    scores = _scores(net, couplings, stage, examples, context)
-    cuts = _choose(net, couplings, scores, stage)
+    scores = _scores(net, couplings, settings, examples, context)
+    cuts = _choose(net, couplings, scores, settings)
     expected = masked(net.network, cuts, net.run)
     cut(net.network, cuts)
     if not _same(net, expected):
@@ -126,10 +125,10 @@ def _same(net: Net, expected: torch.Tensor) -> bool:
 
 
 def _scores(
-    net: Net, couplings: Sequence[Coupling], stage: Prune, examples: Examples, context: Context
+    net: Net, couplings: Sequence[Coupling], settings: Pruning, examples: Examples, context: Context
 ) -> list[torch.Tensor]:
     """Importance of each place [places] of each coupling."""
-    if stage.importance == "magnitude":
+    if settings.importance == "magnitude":
         found = [_squared_norms(net.network, coupling) for coupling in couplings]
         # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
         found = [scores / scores.mean().clamp_min(1e-30) for scores in found]
@@ -196,28 +195,28 @@ def _keep_input(store: dict[str, torch.Tensor], name: str) -> Callable[[nn.Modul
     return hook
 
 
-def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], stage: Prune) -> list[Cut]:
+def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:
     """What to keep of each coupling, as the stage asks for it."""
-    steps = [least_common_places(coupling.groups, stage.channel_multiple) for coupling in couplings]
+    steps = [least_common_places(coupling.groups, settings.channel_multiple) for coupling in couplings]
     rungs = [ladder(coupling.places, step) for coupling, step in zip(couplings, steps, strict=True)]
     if max(len(steps) for steps in rungs) == 1:
         widest = max(couplings, key=lambda coupling: coupling.size)
         raise StageError(
-            f"No layer is wide enough to lose channels by multiples of {stage.channel_multiple}: the widest, "
+            f"No layer is wide enough to lose channels by multiples of {settings.channel_multiple}: the widest, "
             f"{widest.name}, has {widest.size}.",
             mend="set channel_multiple: 1",
         )
-    if stage.channels:
-        counts = [_share(coupling, rungs[i], stage.channels) for i, coupling in enumerate(couplings)]
+    if settings.channels:
+        counts = [_share(coupling, rungs[i], settings.channels) for i, coupling in enumerate(couplings)]
     else:
-        counts = _under_budget(net, couplings, scores, rungs, stage)
+        counts = _under_budget(net, couplings, scores, rungs, settings)
     cuts = []
     for coupling, found, count in zip(couplings, scores, counts, strict=True):
         if count < coupling.places:
             cuts.append((coupling, coupling.channels_at(most_important(found, count))))
     if not cuts:
         raise StageError(
-            f"By multiples of {stage.channel_multiple}, no channel goes.",
+            f"By multiples of {settings.channel_multiple}, no channel goes.",
             mend="set channel_multiple: 1, or remove more",
         )
     return cuts
@@ -238,10 +237,10 @@ def _under_budget(
     couplings: Sequence[Coupling],
     scores: Sequence[torch.Tensor],
     rungs: Sequence[Sequence[int]],
-    stage: Prune,
+    settings: Pruning,
 ) -> list[int]:
-    what: Figure = "multiplications" if stage.flops is not None else "parameters"
-    share = stage.flops if stage.flops is not None else stage.parameters
+    what: Figure = "multiplications" if settings.flops is not None else "parameters"
+    share = settings.flops if settings.flops is not None else settings.parameters
     assert share is not None
     costs = layer_costs(net.network, couplings, net.run, what)
     total = sum(cost.at([coupling.places for coupling in couplings]) for cost in costs)

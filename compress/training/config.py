@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
-from compress.tasks import IMAGES
+from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
 _LATER = ("frozen_layers", "first_token_only")
 
@@ -35,6 +35,7 @@ class Augment(Frozen):
 class Training(Frozen):
     """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
 
+    trains: ClassVar[bool] = True
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")
@@ -60,9 +61,9 @@ class Training(Frozen):
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
         return {name: value for name, value in serialize(self).items() if name not in _LATER or value}
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images."""
-        return ("augment",) if self.augment is not None and task not in IMAGES else ()
+        return ("augment",) if self.augment is not None and TAKES_IMAGES not in task else ()
 
 
 FIRST_TOKEN_ONLY: bool = Field(

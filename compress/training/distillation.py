@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from compress.architectures.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.numerics.distillation import (
     attention_mse,
@@ -28,15 +29,16 @@ from compress.numerics.distillation import (
     softened_kl,
     uniform_layer_map,
 )
-from compress.tasks import EMBEDDING
+from compress.tasks.capability import EMBEDS
+from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
-from compress.training.loop import Trainee, answers, forward, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.distillation_config import Distillation, Student
+from compress.training.loop import Trainee, train
+from compress.training.short_forward import shortened
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.distill import Distill, Student
 
 _NO_LABEL = -100
 _COMPARED = 16
@@ -54,7 +56,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         torch.manual_seed(context.seed)
         return context.task.load(context.resolve(origin.model), teacher.labels(), trust_remote_code=False)
     if origin.layers is not None:
-        student = TorchModel(copy.deepcopy(model.module), model.processor, model.task)
+        student = TorchModel(copy.deepcopy(model.module), model.processor)
         keep_layers(student.module, origin.layers)
         return student
     torch.manual_seed(context.seed)
@@ -71,7 +73,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         module = type(model.module)(config)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
         raise StageError(f"The student's config does not make a model: {error}") from error
-    if model.task in EMBEDDING:
+    if EMBEDS in context.task.capabilities:
         drop_pooler(module)
         if module.config.hidden_size != model.processor.modules.width:
             raise StageError(
@@ -79,7 +81,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
                 f"{model.processor.modules.width}.",
                 mend="keep hidden_size, and have fewer dimensions by reduce_dimensions",
             )
-    return TorchModel(module.eval(), model.processor, model.task)
+    return TorchModel(module.eval(), model.processor)
 
 
 class Lesson:
@@ -90,33 +92,33 @@ class Lesson:
     teacher answers what the student is shown (Beyer et al. 2022, section 3.1), so both must prepare them alike.
     """
 
-    def __init__(self, stage: Distill, teacher: TorchModel, student: TorchModel, context: Context) -> None:
-        self.stage = stage
+    def __init__(self, settings: Distillation, teacher: TorchModel, student: TorchModel, context: Context) -> None:
+        self.settings = settings
         self.teacher = teacher
         self.student = student
         self.context = context
         self.examples = self._examples(student)
         self.teacher_examples = self.examples
         """With what makes the teacher's answers."""
-        if stage.labels_weight and self.examples.labels is None:
+        if settings.labels_weight and self.examples.labels is None:
             raise StageError("The training examples have no labels to learn from.", mend="leave labels_weight out")
         self.taught: torch.Tensor | None = None
         self.comparison: _Comparison | None = None
 
     def teach(self) -> None:
         """Train the student in place. Raises `StageError` where a method cannot compare the two models."""
-        stage, context = self.stage, self.context
-        if stage.method == "logits":
+        settings, context = self.settings, self.context
+        if settings.method == "logits":
             examples = self._examples(self.teacher)
-            if stage.augment is None:
+            if settings.augment is None:
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
             else:
                 _require_same_pixels(examples, self.examples)
         else:
-            _require_same_tokens(self.teacher, self.student, stage.method)
+            _require_same_tokens(self.teacher, self.student, settings.method)
             self.teacher_examples = replace(self.examples, head=getattr(self.teacher.processor, "modules", None))
-            self.comparison = _Comparison.between(stage.method, self.teacher.module, self.student.module)
+            self.comparison = _Comparison.between(settings.method, self.teacher.module, self.student.module)
         self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(
             self.student.module,
@@ -125,21 +127,22 @@ class Lesson:
             extra=self.comparison.parameters() if self.comparison else [],
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
-            first_token_only=stage.first_token_only,
+            first_token_only=settings.first_token_only,
         )
         try:
-            train(trainee, stage, context.seed, context.progress, "distill")
+            train(trainee, settings, context.seed, context.progress, "distill")
         finally:
             if self.comparison is not None:
                 self.comparison.close()
 
     def _answered(self, examples: Examples) -> np.ndarray:
-        stage, module = self.stage, self.teacher.module
-        return predict(module, examples, bf16=uses_bf16(stage), first_token_only=stage.first_token_only)
+        module = self.teacher.module.eval()
+        with shortened(module, first_token=self.settings.first_token_only):
+            return predict(module, examples, bf16=uses_bf16(self.settings.precision))
 
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)
-        more = self.context.encode_unlabeled(model) if self.stage.use_unlabeled else None
+        more = self.context.encode_unlabeled(model) if self.settings.use_unlabeled else None
         if more is None:
             return labeled
         assert labeled.labels is not None
@@ -147,7 +150,7 @@ class Lesson:
         return replace(labeled, inputs=[*labeled.inputs, *more.inputs], labels=labels)
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        stage = self.stage
+        settings = self.settings
         options = self.comparison.options if self.comparison else {}
         outputs = forward(module, batch, **options)
         mine = answers(self.examples, outputs, batch).float()
@@ -157,12 +160,12 @@ class Lesson:
             with torch.no_grad():
                 theirs = forward(self.teacher.module, batch, **options)
                 taught = answers(self.teacher_examples, theirs, batch).float()
-        loss = stage.logits_weight * self._distance(mine, taught)
-        if stage.labels_weight:
-            loss = loss + stage.labels_weight * self.context.task.loss(outputs, batch["labels"])
-        if self.comparison is not None and stage.representation_weight:
+        loss = settings.logits_weight * self._distance(mine, taught)
+        if settings.labels_weight:
+            loss = loss + settings.labels_weight * self.context.task.loss(outputs, batch["labels"])
+        if self.comparison is not None and settings.representation_weight:
             mask = batch["attention_mask"].float()
-            loss = loss + stage.representation_weight * self.comparison.loss(outputs, theirs, mask)
+            loss = loss + settings.representation_weight * self.comparison.loss(outputs, theirs, mask)
         return loss
 
     def _distance(self, mine: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
@@ -172,9 +175,9 @@ class Lesson:
                 expected="as many classes, or dimensions of an embedding",
                 mend="put reduce_dimensions before or after both, not between them",
             )
-        if self.context.task.name in EMBEDDING:
+        if EMBEDS in self.context.task.capabilities:
             return embedding_distance(mine, taught)
-        return softened_kl(mine, taught, self.stage.temperature)
+        return softened_kl(mine, taught, self.settings.temperature)
 
 
 def _require_same_pixels(taught: Examples, learned: Examples) -> None:

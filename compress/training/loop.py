@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from compress.environment import has_bf16, has_bf16_matrices
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
+from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.augmentation import Augmentation
@@ -109,7 +109,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     optimizer = _optimizer(trainee, config)
     module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     if frozen is not None and augmentation is None:
-        frozen.keep_states(trainee.examples, uses_bf16(config), progress, description)
+        frozen.keep_states(trainee.examples, uses_bf16(config.precision), progress, description)
     steps = max(1, round(config.epochs * len(loader)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
     session = _Session(trainee, config, accelerator, optimizer, schedule, steps, frozen)
@@ -121,35 +121,6 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
     return losses
-
-
-def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
-    """The padded batch at ``indices`` as tensors, with ``index`` and, where there are labels, ``labels``."""
-    batch = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
-    batch["index"] = torch.tensor(indices)
-    if examples.labels is not None:
-        batch["labels"] = torch.from_numpy(examples.labels[indices])
-    return batch
-
-
-def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
-    """The module's output for the model inputs in ``batch``; ``labels`` and ``index`` are left out."""
-    return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
-
-
-def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The logits or embeddings [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
-    if examples.head is None:
-        logits: torch.Tensor = outputs.logits
-        return logits
-    return examples.head.embed(outputs.last_hidden_state, batch["attention_mask"])
-
-
-def uses_bf16(config: Training) -> bool:
-    """Whether matrix products run in bfloat16: asked for, or as the processor has it for `auto` and `fastest`."""
-    if config.precision == "auto":
-        return has_bf16()
-    return config.precision == "bf16" or (config.precision == "fastest" and has_bf16_matrices())
 
 
 class _Positions:
@@ -241,7 +212,7 @@ class _Session:
         if self.frozen is not None:
             self.frozen.choose(batch["index"].tolist())
         with (
-            torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config)),
+            torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)),
             shortened(trainee.module, self.frozen, trainee.first_token_only),
         ):
             loss = trainee.loss(module, batch)

@@ -24,26 +24,26 @@ from compress.checkpoints.quantized_module import empty_module, load_module
 from compress.errors import StageError
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
+from compress.training.recovery_config import AdapterTraining
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from compress.stage.stage import Context
-    from compress.stages.lora import Lora
 
 
-def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context) -> QuantizedCheckpoint:
+def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, context: Context) -> QuantizedCheckpoint:
     """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes.
 
     Of several processes the first one writes it.
     """
     refuse_second(checkpoint.folder)
-    windows = make_windows(checkpoint, stage, context)
+    windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
-    adapted = adapt(module, stage, context.seed)
-    teacher = context.earlier(stage.teacher)
-    lesson = Lesson.between(module, teacher, windows, stage, stage.learning_rate, stage.objective)
+    adapted = adapt(module, settings, context.seed)
+    teacher = context.earlier(settings.teacher)
+    lesson = Lesson.between(module, teacher, windows, settings, settings.learning_rate, settings.objective)
     lesson.teach(context, "lora")
     if not is_first():
         return checkpoint
@@ -52,16 +52,16 @@ def train_adapter(checkpoint: QuantizedCheckpoint, stage: Lora, context: Context
     return QuantizedCheckpoint(folder)
 
 
-def adapt(module: PreTrainedModel, stage: Lora, seed: int) -> PeftModel:
+def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> PeftModel:
     """Put new adapters around linear layers of ``module``, in place. Raises `StageError` where names match none."""
     peft = import_peft("stage 'lora'")
-    _check_targets(module, stage)
+    _check_targets(module, settings)
     torch.manual_seed(seed)
     config = peft.LoraConfig(
-        r=stage.rank,
-        lora_alpha=2 * stage.rank if stage.alpha is None else stage.alpha,
-        lora_dropout=stage.dropout,
-        target_modules="all-linear" if stage.target_modules is None else list(stage.target_modules),
+        r=settings.rank,
+        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear" if settings.target_modules is None else list(settings.target_modules),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
@@ -70,10 +70,10 @@ def adapt(module: PreTrainedModel, stage: Lora, seed: int) -> PeftModel:
     return adapted
 
 
-def _check_targets(module: nn.Module, stage: Lora) -> None:
+def _check_targets(module: nn.Module, settings: AdapterTraining) -> None:
     """Every name of ``target_modules`` is the end of a linear layer's name, as peft matches them."""
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    for target in stage.target_modules or ():
+    for target in settings.target_modules or ():
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             ends = sorted({name.rpartition(".")[2] for name in layers})
             raise StageError(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.environment import uses_bf16
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
@@ -30,52 +31,52 @@ from compress.formats.onnx.int8.trained import (
 from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
 from compress.numerics.distillation import softened_kl
+from compress.tasks.forward import forward, predict
 from compress.tasks.task import Examples
 from compress.training.batch_norm import fold_batch_norms
-from compress.training.loop import Trainee, forward, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import Trainee, train
+from compress.training.qat_config import QuantizationAwareTraining
 from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.qat import Qat
 
 _PROVEN_ON = 64
 _BATCH = 16
 
 
 class QatLesson:
-    """The stage, its model, which is changed in place, and what teaches.
+    """The settings, the model, which is changed in place, and what teaches.
 
     That is what the float model answered before or, where images are varied, the float model itself.
     """
 
-    def __init__(self, stage: Qat, model: TorchModel, context: Context) -> None:
-        self.stage, self.model, self.context = stage, model, context
+    def __init__(self, settings: QuantizationAwareTraining, model: TorchModel, context: Context) -> None:
+        self.settings, self.model, self.context = settings, model, context
         self.examples = context.encode("train", model)
         self.answers: torch.Tensor | None = None
         self.teacher: nn.Module | None = None
 
     def teach(self) -> onnx.ModelProto:
         """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
-        stage, context, module = self.stage, self.context, self.model.module.eval()
+        settings, context, module = self.settings, self.context, self.model.module.eval()
         _refuse_quantized(self.model)
         self._fold()
         chosen, shared = self._choose()
-        if stage.augment is None:
+        if settings.augment is None:
             context.progress.note("qat: the float model answers")
-            self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(stage)))
+            self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:
             self.teacher = copy.deepcopy(module).requires_grad_(False)
         pruned = keep_zeros(module)
-        layers = put_in(module, chosen, stage.bits, shared)
-        predict(module, self._some(stage.calibration_examples))
+        layers = put_in(module, chosen, settings.bits, shared, settings.narrow)
+        predict(module, self._some(settings.calibration_examples))
         for name in start(layers):
             context.remark(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
         validate = context.validator(self.model)
         trainee = Trainee(module, self.examples, loss=self._loss, after_step=pruned, validate=validate)
-        train(trainee, stage, context.seed, context.progress, "qat")
+        train(trainee, settings, context.seed, context.progress, "qat")
         proof = self._some(_PROVEN_ON)
         expected = predict(module, proof)
         graph = self._written(take_out(module, layers))
@@ -113,11 +114,11 @@ class QatLesson:
 
     def _exported(self) -> ir.Model:
         """The model as it is now. `qdq` is for any runtime, so operators stay those of ONNX."""
-        fusions = self.stage.format == "qoperator"
-        opset = self.stage.opset or (FOUR_BITS_FROM if self.stage.bits == 4 else None)
+        fusions = self.settings.format == "qoperator"
+        opset = self.settings.opset or (FOUR_BITS_FROM if self.settings.bits == 4 else None)
         graph = ir.from_proto(export_onnx(self.model, self._some(_PROVEN_ON), opset, fusions).graph)
         refuse_unfit(graph)
-        if self.stage.bits == 4:
+        if self.settings.bits == 4:
             refuse_four_bits(graph.opset_imports.get("", 0))
         return graph
 
@@ -128,7 +129,7 @@ class QatLesson:
         if lost:
             raise StageError(f"The weights of {sorted(lost)[0]} don't stand in the graph after training.")
         write_integers(graph, places, layers)
-        if self.stage.format == "qoperator":
+        if self.settings.format == "qoperator":
             write_products(graph)
             _pack(graph, attentions)
         made: onnx.ModelProto = ir.to_proto(graph)
@@ -137,16 +138,16 @@ class QatLesson:
         store_in_four_bits(made)
         kinds = Counter("convolutions" if layer.made else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        self.context.remark(f"qat: {counts} with {self.stage.bits}-bit weights")
+        self.context.remark(f"qat: {counts} with {_bits(self.settings)}-bit weights")
         return made
 
     def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
         """Raises `IntegrityError` where the graph answers otherwise than the model that was trained."""
         largest, mean = _differences(graph, examples, expected)
-        if not largest <= self.stage.tolerance:
+        if not largest <= self.settings.tolerance:
             raise IntegrityError(
                 f"The exported graph's probabilities differ from training by {largest:.3f}.",
-                expected=f"at most {self.stage.tolerance:g}",
+                expected=f"at most {self.settings.tolerance:g}",
                 mend="try another opset, or raise tolerance if the difference is acceptable",
             )
         self.context.remark(
@@ -162,8 +163,8 @@ class QatLesson:
             assert self.teacher is not None, "either its answers or the float model itself"
             with torch.no_grad():
                 taught = forward(self.teacher, batch).logits.float()
-        learned = softened_kl(outputs.logits.float(), taught, self.stage.temperature)
-        share = self.stage.labels_weight
+        learned = softened_kl(outputs.logits.float(), taught, self.settings.temperature)
+        share = self.settings.labels_weight
         return (1 - share) * learned + share * self.context.task.loss(outputs, batch["labels"])
 
     def _some(self, count: int) -> Examples:
@@ -175,6 +176,10 @@ class QatLesson:
             labels=None,
             sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
         )
+
+
+def _bits(settings: QuantizationAwareTraining) -> str:
+    return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
 
 
 def _refuse_quantized(model: TorchModel) -> None:

@@ -26,6 +26,8 @@ from compress.numerics.fake_quantization import (
 _LEVELS = 255
 _SMALLEST_LINEAR = 1024
 """Weights. Smaller layers, such as a classifier of few classes, gain nothing from integers."""
+_NARROW = 64
+"""Two products of 255 and so much fit in 16 bits."""
 _LARGEST_BIAS = 2.0**22
 """In steps of a convolution's sums: beyond, float32 sums of whole numbers would not be exact."""
 _BELOW = 1 - 2.0**-22
@@ -94,10 +96,12 @@ class QuantizedLayer(nn.Module):
 
     first: torch.Tensor
 
-    def __init__(self, layer: Quantizable, bits: int, given: LearnedGrid, made: LearnedGrid | None) -> None:
+    def __init__(
+        self, layer: Quantizable, bits: int, highest: int, given: LearnedGrid, made: LearnedGrid | None
+    ) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.bits, self.highest = bits, 2 ** (bits - 1) - 1
+        self.bits, self.highest = bits, highest
         self.lowest = -self.highest if bits == 8 else -self.highest - 1
         self.given, self.made = given, made
         self.register_buffer("first", best_row_scales(self.weight, self.highest), persistent=False)
@@ -193,14 +197,20 @@ def quantizable(module: nn.Module) -> tuple[dict[str, Quantizable], dict[str, st
     return found, kept
 
 
-def put_in(module: nn.Module, layers: Mapping[str, Quantizable], bits: int, grids: Grids) -> dict[str, QuantizedLayer]:
-    """Replace ``layers`` of ``module``, in place; name -> what took its place. Grids of one name are one."""
+def put_in(
+    module: nn.Module, layers: Mapping[str, Quantizable], bits: int, grids: Grids, narrow: bool = False
+) -> dict[str, QuantizedLayer]:
+    """Replace ``layers`` of ``module``, in place; name -> what took its place. Grids of one name are one.
+
+    With ``narrow`` no product of theirs saturates in 16 bits: 8-bit weights have 7.
+    """
     names = {*grids.given.values(), *grids.made.values()}
     learned = {name: LearnedGrid(grids.limits.get(name, UNLIMITED)) for name in sorted(names)}
     found = {}
     for name, layer in layers.items():
         made = learned[grids.made[name]] if name in grids.made else None
-        found[name] = QuantizedLayer(layer, bits, learned[grids.given[name]], made)
+        highest = _NARROW if narrow and bits == 8 else 2 ** (bits - 1) - 1
+        found[name] = QuantizedLayer(layer, bits, highest, learned[grids.given[name]], made)
         _replace(module, name, found[name])
     return found
 

@@ -13,7 +13,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
 from compress.checkpoints.tokenizer import load_tokenizer
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import has_bf16
+from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
 from compress.numerics.head_divergence import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
@@ -157,7 +157,7 @@ class Lesson:
             )
         for body in bodies:
             _require_plain_head(body, windows.held_out)
-        low = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16())
+        low = uses_bf16(settings.precision)
         dtype = torch.bfloat16 if low else torch.float32
         if low:
             # Autocast would turn the same weights to bf16 at every step.

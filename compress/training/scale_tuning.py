@@ -14,21 +14,21 @@ from compress.checkpoints.rewrite import write_changed
 from compress.errors import StageError
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
+from compress.training.recovery_config import ScaleTuning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.tune_scales import TuneScales
 
 
-def tune_scales(checkpoint: QuantizedCheckpoint, stage: TuneScales, context: Context) -> QuantizedCheckpoint:
+def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context: Context) -> QuantizedCheckpoint:
     """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained.
 
     Of several processes the first one writes it.
     """
-    windows = make_windows(checkpoint, stage, context)
+    windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
-    learn(module, checkpoint, stage)
-    lesson = Lesson.between(module, context.earlier(stage.teacher), windows, stage, stage.learning_rate)
+    learn(module, checkpoint, settings)
+    lesson = Lesson.between(module, context.earlier(settings.teacher), windows, settings, settings.learning_rate)
     lesson.teach(context, "tune_scales")
     if not is_first():
         return checkpoint
@@ -39,11 +39,11 @@ def tune_scales(checkpoint: QuantizedCheckpoint, stage: TuneScales, context: Con
     return QuantizedCheckpoint(folder)
 
 
-def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, stage: TuneScales) -> None:
-    """Make trainable what ``stage`` asks for, in place. Raises `StageError` where that is nothing."""
+def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
+    """Make trainable what ``settings`` asks for, in place. Raises `StageError` where that is nothing."""
     for name, grid in grids(module):
-        grid.log_ratio.requires_grad_(stage.embeddings if name in checkpoint.tables else stage.scales)
-    if stage.norms:
+        grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
+    if settings.norms:
         learn_vectors(module, checkpoint)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise StageError(

@@ -16,47 +16,46 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
+from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
-from compress.training.loop import forward, tensors
-from compress.training.predict import labels_or_answers, predict
+from compress.training.pruning_config import Pruning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.prune import Prune
 
 _BATCH = 32
 
 
-def prune(model: TorchModel, stage: Prune, context: Context) -> None:
+def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     """Remove whole layers first, then heads, neurons and channels of the layers that are left, in place."""
-    examples = _sample(stage, model, context)
-    if stage.layers:
+    examples = _sample(settings, model, context)
+    if settings.layers:
         assert examples is not None
-        _remove_layers(model, stage.layers, examples, context)
-    if stage.heads or stage.feed_forward:
-        _cut_blocks(model, stage, examples, context)
-    if stage.cuts_channels:
+        _remove_layers(model, settings.layers, examples, context)
+    if settings.heads or settings.feed_forward:
+        _cut_blocks(model, settings, examples, context)
+    if settings.cuts_channels:
         assert examples is not None
-        prune_channels(model, stage, examples, context)
+        prune_channels(model, settings, examples, context)
 
 
-def _cut_blocks(model: TorchModel, stage: Prune, examples: Examples | None, context: Context) -> None:
+def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
     found = blocks(model.module)
-    heads, neurons = _importance(model.module, found, stage, examples, context)
-    if stage.heads:
-        count = _kept(found[0].heads, stage.heads, "attention heads")
+    heads, neurons = _importance(model.module, found, settings, examples, context)
+    if settings.heads:
+        count = _kept(found[0].heads, settings.heads, "attention heads")
         keep_heads(model.module, [most_important(scores, count).tolist() for scores in heads])
-    if stage.feed_forward:
-        count = _kept(found[0].feed_forward_in.out_features, stage.feed_forward, "feed-forward neurons")
+    if settings.feed_forward:
+        count = _kept(found[0].feed_forward_in.out_features, settings.feed_forward, "feed-forward neurons")
         keep_neurons(model.module, [most_important(scores, count) for scores in neurons])
 
 
-def _sample(stage: Prune, model: TorchModel, context: Context) -> Examples | None:
-    if not stage.needs().splits:
+def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples | None:
+    if not settings.reads_examples:
         return None
     examples = context.encode("train", model)
-    count = min(stage.importance_examples, len(examples))
+    count = min(settings.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
     return replace(
         examples,
@@ -92,10 +91,10 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
 
 
 def _importance(
-    module: nn.Module, found: list[Block], stage: Prune, examples: Examples | None, context: Context
+    module: nn.Module, found: list[Block], settings: Pruning, examples: Examples | None, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Scores of the heads [heads] and neurons [neurons] of each block."""
-    if stage.importance == "magnitude":
+    if settings.importance == "magnitude":
         heads = [_squared_norms(block.attention_output, block.head_size) for block in found]
         return heads, [_squared_norms(block.feed_forward_out, 1) for block in found]
     assert examples is not None

@@ -13,33 +13,34 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
-from compress.training.loop import Trainee, forward, train
+from compress.tasks.forward import forward
+from compress.training.loop import Trainee, train
+from compress.training.pruning_config import Pruning
 from compress.training.sparsity import sparse_layers
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
-    from compress.stages.prune import Prune
 
 _UPDATES = 100
 _FINAL_SPARSITY_AT = 0.7
 """Share of the steps after which sparsity stands still, so that the last steps recover quality."""
 
 
-def prune(model: TorchModel, stage: Prune, context: Context) -> None:
+def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     """Prune the weights of ``model``'s layers in place, and say how sparse they are and what that does to the file.
 
     Raises `StageError` for layers that the pattern doesn't fit.
     """
-    assert stage.zeros is not None
-    pattern = None if stage.pattern is None else Pattern.read(stage.pattern)
+    assert settings.zeros is not None
+    pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
     layers = _layers(model, pattern)
     weights = [layer.weight for layer in layers.values()]
     dense = zipped_bytes(model.tensors().values())
-    if stage.schedule == "one-shot":
-        _zero(weights, magnitude_masks(weights, stage.zeros, stage.scope, pattern))
+    if settings.schedule == "one-shot":
+        _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
     else:
-        _train(model, weights, pattern, stage, context)
-    context.remark(f"prune: {_density(model, weights, stage.pattern)}")
+        _train(model, weights, pattern, settings, context)
+    context.remark(f"prune: {_density(model, weights, settings.pattern)}")
     context.remark(f"prune: {_sizes(model, dense)}")
 
 
@@ -65,9 +66,9 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear |
 
 
 def _train(
-    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, stage: Prune, context: Context
+    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, settings: Pruning, context: Context
 ) -> None:
-    final, scope = stage.zeros, stage.scope
+    final, scope = settings.zeros, settings.scope
     assert final is not None
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
 
@@ -86,7 +87,7 @@ def _train(
         validate=context.validator(model),
     )
     # An earlier epoch is less sparse, so the last one is kept whatever the validation split says.
-    train(trainee, stage.model_copy(update={"keep_best": False}), context.seed, context.progress, "prune")
+    train(trainee, settings.model_copy(update={"keep_best": False}), context.seed, context.progress, "prune")
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from compress.architectures.channels import Coupling, cut, find_couplings, maske
 from compress.checkpoints.channel_record import CHANNELS_KEY, layer_sizes, record
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError, StageError
+from compress.tasks.registry import get_task
 
 MAKERS: dict[str, Callable[[], TorchModel]] = {
     "plain": channel_nets.plain,
@@ -114,7 +115,7 @@ def test_a_cut_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]
         cut(network(model), [(coupling, some_kept(coupling, 1)) for coupling in sets])
         record(model.module.config, before, network(model))
     model.save(tmp_path)
-    again = TorchModel.load(tmp_path, tiny_images.TASK)
+    again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
     assert layer_sizes(network(again)) == layer_sizes(network(model)) and again.parameters() == model.parameters()
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=0)
     shapes = {name: tensor.shape for name, tensor in again.module.state_dict().items()}
@@ -142,7 +143,7 @@ def test_a_record_that_does_not_fit_is_refused(recorded: Any, said: str, tmp_pat
     setattr(model.module.config, CHANNELS_KEY, recorded)
     model.save(tmp_path)
     with pytest.raises(ModelError, match=said):
-        TorchModel.load(tmp_path, tiny_images.TASK)
+        TorchModel.load(tmp_path, get_task(tiny_images.TASK))
 
 
 def test_a_network_that_cannot_be_followed_is_refused() -> None:

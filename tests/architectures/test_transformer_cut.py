@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from compress.architectures.transformer import HEADS_KEY, blocks, keep_heads, keep_layers, keep_neurons
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.tasks.registry import get_task
 
 SIZE = tiny.WIDTH // tiny.HEADS
 TEXTS = tiny.texts(24)
@@ -119,7 +120,7 @@ def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_pa
     keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
     expected = tiny.logits(model, TEXTS)
     model.save(tmp_path)
-    loaded = TorchModel.load(tmp_path, tiny.TASK)
+    loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
     torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
     assert [block.heads for block in blocks(loaded.module)] == [2, 1]
 
@@ -133,7 +134,7 @@ def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
     keep_layers(model.module, [0])
     assert getattr(model.module.config, HEADS_KEY) == [1]
     model.save(tmp_path)
-    close(TorchModel.load(tmp_path, tiny.TASK), tiny.logits(model, TEXTS))
+    close(TorchModel.load(tmp_path, get_task(tiny.TASK)), tiny.logits(model, TEXTS))
 
 
 def test_transformers_alone_loads_cut_neurons_and_layers(model: TorchModel, tmp_path: Path):
@@ -143,7 +144,7 @@ def test_transformers_alone_loads_cut_neurons_and_layers(model: TorchModel, tmp_
     model.save(tmp_path)
     module, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    loaded = TorchModel(module, model.processor, tiny.TASK)
+    loaded = TorchModel(module, model.processor)
     torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
 
 

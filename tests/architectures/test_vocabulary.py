@@ -28,6 +28,7 @@ from transformers import (
 from compress.architectures.vocabulary import trim, trim_positions
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.tasks.registry import get_task
 
 MAKERS = (
     tiny.word_piece,
@@ -119,7 +120,7 @@ def test_a_trimmed_model_saves_and_loads(model: TorchModel, tmp_path: Path):
     loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert tokens_of(processor, texts) == tokens and len(processor) == loaded.config.vocab_size
-    torch.testing.assert_close(tiny.logits(TorchModel(loaded, processor, tiny.TASK), texts), expected, rtol=0, atol=0)
+    torch.testing.assert_close(tiny.logits(TorchModel(loaded, processor), texts), expected, rtol=0, atol=0)
     assert processor.special_tokens_map == model.processor.special_tokens_map
 
 
@@ -256,7 +257,7 @@ def language_model(name: str) -> TorchModel:
         module = BertForMaskedLM(BertConfig(hidden_size=32, max_position_embeddings=40, **sizes, **shared))
     if name == "bert":
         torch.nn.init.normal_(module.cls.predictions.bias)
-    return TorchModel(module.eval(), processor, "text-generation")
+    return TorchModel(module.eval(), processor)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_tied_output_embeddings_stay_tied_and_shrink(name: str, auto: Any, tmp_p
     model.save(tmp_path)
     loaded = auto.from_pretrained(tmp_path)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
-    again = TorchModel(loaded, AutoTokenizer.from_pretrained(tmp_path), "text-generation")
+    again = TorchModel(loaded, AutoTokenizer.from_pretrained(tmp_path))
     torch.testing.assert_close(tiny.logits(again, KEPT), before[..., kept])
 
 
@@ -284,13 +285,13 @@ def test_an_output_embedding_of_its_own_shrinks_too(tmp_path: Path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     torch.manual_seed(0)
     module = LlamaForCausalLM(LlamaConfig(vocab_size=len(processor), tie_word_embeddings=False, **sizes)).eval()
-    model = TorchModel(module, processor, "text-generation")
+    model = TorchModel(module, processor)
     before = tiny.logits(model, KEPT)
     kept = trim(model, ids_of(processor, KEPT))
     assert module.lm_head.weight is not module.model.embed_tokens.weight
     torch.testing.assert_close(tiny.logits(model, KEPT), before[..., kept])
     model.save(tmp_path)
-    again = TorchModel(AutoModelForCausalLM.from_pretrained(tmp_path), model.processor, "text-generation")
+    again = TorchModel(AutoModelForCausalLM.from_pretrained(tmp_path), model.processor)
     torch.testing.assert_close(tiny.logits(again, KEPT), before[..., kept])
 
 
@@ -317,7 +318,7 @@ def test_positions_are_cut_to_the_length(architecture: str, rows: int, tmp_path:
     assert model.module.config.max_position_embeddings == rows and model.processor.model_max_length == 12
     torch.testing.assert_close(tiny.logits(model, texts), before, rtol=0, atol=0)
     model.save(tmp_path)
-    loaded = TorchModel.load(tmp_path, tiny.TASK)
+    loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
     assert loaded.processor.model_max_length == 12
     torch.testing.assert_close(tiny.logits(loaded, texts), before, rtol=0, atol=0)
 

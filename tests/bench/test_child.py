@@ -12,7 +12,7 @@ from onnx_graphs import make_examples, write_classifier
 from compress.bench.child import Child
 from compress.bench.worker import read_batches, write_batches
 from compress.errors import InputError, ModelError, StageError
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 CPU = TARGETS["cpu"]
 

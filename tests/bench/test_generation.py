@@ -21,9 +21,10 @@ from compress.bench.results import Writer
 from compress.bench.rounds import Generation, Rounds
 from compress.bench.session import BenchResult
 from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
-from compress.targets import TARGETS, Target
+from compress.targets import Target
 
 CPU = TARGETS["cpu"]
 LIGHT = TinyDecoder(positions=512)
@@ -286,7 +287,9 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
         measure({"artifact": folder})
     with pytest.raises(StageError, match="'npu' is not to be had"):
         measure(
-            {"baseline": folder}, GenerationSettings((8,)), target=Target("npu", "onnxruntime", "NoSuchProvider", "")
+            {"baseline": folder},
+            GenerationSettings((8,)),
+            target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"),
         )
     with pytest.raises(ModelError, match="does not exist"):
         measure({"baseline": tmp_path / "nowhere"})

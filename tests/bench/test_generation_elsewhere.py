@@ -14,8 +14,9 @@ from compress.cli.bench_generation import targets_of_other_formats
 from compress.errors import ModelError, StageError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS, Target
+from compress.targets import Target
 
 CPU, LLAMA_CPP = TARGETS["cpu"], TARGETS["llama-cpp"]
 
@@ -50,7 +51,7 @@ def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) ->
 
 
 def test_a_target_that_is_not_here_is_refused_before_anything_starts(gguf: Path) -> None:
-    none = Target("none", "onnxruntime", "NoSuchProvider", "")
+    none = Target("none", "onnxruntime", "NoSuchProvider", "", "onnx")
     with pytest.raises(StageError, match="'none' is not to be had here"):
         measure_generation(
             {"a": gguf}, {}, LLAMA_CPP, GenerationSettings((8,)), "a", SilentProgress(), 0, elsewhere={"a": none}

@@ -13,8 +13,9 @@ from compress.bench.profile import Profile
 from compress.bench.profiled_calls import batch_calls
 from compress.environment import granted_cores
 from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS, Target
+from compress.targets import Target
 from compress.tasks.task import Examples
 
 CPU = TARGETS["cpu"]
@@ -139,4 +140,4 @@ def test_a_target_that_is_not_to_be_had_is_refused(
 ) -> None:
     monkeypatch.setattr(operators, "why_unavailable", lambda target: "of the weather")
     with pytest.raises(StageError, match="of the weather"):
-        profiled(tmp_path, examples, target=Target("cpu", "onnxruntime", CPU.provider, ""))
+        profiled(tmp_path, examples, target=Target("cpu", "onnxruntime", CPU.provider, "", "onnx"))

@@ -19,8 +19,8 @@ from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.formats.onnx.runtimes.shared_cache import says_so
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 
 CONTEXT = 16
 TEXT = (np.arange(100) * 7 % 150).tolist()

@@ -97,7 +97,6 @@ def test_pairs_with_a_disturbed_call_are_left_out() -> None:
     first = Turn([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
     second = Turn([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
     assert Rounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
-    assert Rounds([[0, 1, 2, 3]], [0], {"a": [first]}).disturbed_share("a") == 0.25
 
 
 def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:

@@ -18,10 +18,11 @@ from compress.bench.launches import FEWEST_LAUNCHES
 from compress.bench.rounds import Turn
 from compress.bench.session import BenchResult, measure_together
 from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
-from compress.targets import TARGETS, Target
+from compress.targets import Target
 
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
@@ -294,7 +295,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not among the models"):
         bench({"final": folder})
     with pytest.raises(StageError, match="'npu' is not to be had"):
-        bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", ""))
+        bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"))
     with pytest.raises(DataError, match="no example"):
         measure_together(
             {"baseline": folder},

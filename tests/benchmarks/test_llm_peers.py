@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.gguf.export import write_gguf
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -17,7 +17,7 @@ from compress.checkpoints.checks import read_json
 from compress.data.dataset import Dataset
 from compress.formats.gguf.tokenizer import split_rule
 from compress.progress import SilentProgress
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -18,7 +18,7 @@ from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_to
 from written_decoders import CONFIGS, FewBits, save_decoder
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.onnx import ONNX
+from compress.bundle.format import bundled, contents
 from compress.bundle.prompt import PROMPTS, check_rule
 from compress.bundle.steps import Generate, Prompt
 from compress.bundle.verify import verify
@@ -233,7 +233,7 @@ def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, in
     (tmp_path / "out").mkdir()
     export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
     [graph] = (tmp_path / "out").rglob("*.onnx")
-    assert ONNX.contents(graph).integers is integers
+    assert contents(bundled("onnx"), graph).integers is integers
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
 from compress.stages.quantize import Quantize
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow
 SENTENCES = (

@@ -21,8 +21,8 @@ from compress.checkpoints.sentence_modules import SentenceModules
 from compress.checkpoints.sentence_processor import SentenceProcessor
 from compress.digests import digest_file
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.targets import find_app_profile
 from compress.recipe_source import read_recipe
-from compress.targets import find_app_profile
 
 RECIPE = """name: toy
 task: text-classification
@@ -183,5 +183,5 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
 
 def code(manifest: Manifest, target: str) -> str:
     """All that a bundle for a phone has in its language."""
-    written = examples(manifest, KINDS[manifest.task], find_app_profile(target))
+    written = examples(manifest, KINDS[manifest.steps], find_app_profile(target))
     return "".join(text.decode() for name, text in written.items() if name.endswith((".kt", ".swift")))

@@ -22,6 +22,7 @@ from compress.formats.onnx.parity import prove_equal
 from compress.progress import SilentProgress
 from compress.sources.origin import Origin
 from compress.tasks.image_classification import TASK
+from compress.tasks.registry import get_task
 
 CODE = """
 from torch import nn
@@ -84,7 +85,7 @@ def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, netwo
 
     (tmp_path / "saved").mkdir()
     model.save(tmp_path / "saved")
-    again = TorchModel.load(tmp_path / "saved", tiny_images.TASK)
+    again = TorchModel.load(tmp_path / "saved", get_task(tiny_images.TASK))
     assert again.labels() == tiny_images.LABELS
     with torch.no_grad():
         torch.testing.assert_close(again.module(pixel_values=pixels).logits, network(pixels), rtol=0, atol=0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from compress.checkpoints.safetensors_file import load_array, read_header
+from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError
 
 
@@ -47,8 +47,8 @@ def test_header_gives_places_and_values_of_hand_made_bytes(tmp_path: Path) -> No
         16 + text_bytes,
         4,
     )
-    assert load_array(first).tolist() == [[0.5, 3.0]]
-    assert load_array(second).astype(float).tolist() == [1.0, -2.0]
+    assert first.values().tolist() == [[0.5, 3.0]]
+    assert second.values().astype(float).tolist() == [1.0, -2.0]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8, np.int64, np.bool_, ml_dtypes.float8_e5m2])
@@ -56,14 +56,14 @@ def test_values_agree_with_the_reference_writer(tmp_path: Path, dtype: type) -> 
     values = np.arange(-6, 6).reshape(3, 4).astype(dtype)
     save_file({"w": values}, tmp_path / "x.safetensors")
     (tensor,) = read_header(tmp_path / "x.safetensors")
-    read = load_array(tensor)
+    read = tensor.values()
     assert read.dtype == values.dtype
     assert read.tobytes() == values.tobytes()
 
 
 def test_empty_tensor_can_be_read(tmp_path: Path) -> None:
     (tensor,) = read_header(write(tmp_path / "x.safetensors", {"e": entry("F32", [0, 4], 0, 0)}, b""))
-    assert load_array(tensor).shape == (0, 4)
+    assert tensor.values().shape == (0, 4)
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from compress.cli import main
 from compress.errors import StorageError
 from compress.pipeline.road import Road
 from compress.pipeline.run import run
+from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 Refuse = Callable[..., str]
@@ -230,7 +231,7 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
 
 def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Path) -> None:
     """tokenizers writes its file from Rust, after the weights, and fails in its own way."""
-    model = TorchModel.load(pristine / "model", "text-classification")
+    model = TorchModel.load(pristine / "model", get_task("text-classification"))
     failed_at: set[str] = set()
     target = small_disk / "target"
     for room in count(0, 4096):

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli import app
-from compress.cli.on_devices import bench_on_devices, chosen_devices, show_outcome
+from compress.cli.bench import show_outcome
+from compress.cli.on_devices import bench_on_devices, chosen_devices
 from compress.errors import DeviceError, InputError
+from compress.formats.targets import TARGETS
 from compress.progress import Progress
-from compress.targets import TARGETS
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
 

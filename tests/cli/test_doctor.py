@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from compress import environment, installation
 from compress.cli.doctor import doctor
 from compress.formats import runtimes
+from compress.formats.registry import RUNTIMES
 from compress.installation import Package
 
 Usage = namedtuple("Usage", "total used free")
@@ -111,6 +113,7 @@ def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runtimes._RUNTIMES, "onnxruntime", "compress.formats.runtimes.no_such_module")
+    lacking = replace(RUNTIMES["onnxruntime"], runtime="compress.formats.no_such_module:RUNTIME")
+    monkeypatch.setattr(runtimes, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})
     (what,) = findings("problem")
     assert what.startswith("target cpu: the runtime 'onnxruntime' cannot be imported")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from rich.console import Console
+from narrow import broken_words, shown
 
 from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
 from compress.cli.doctor_speed import _findings
@@ -52,8 +51,7 @@ def test_a_faster_file_names_the_layers_that_lose() -> None:
 
 
 def test_the_tables_show_names_as_they_are_and_leave_out_trifles() -> None:
-    console = Console(width=200, file=io.StringIO())
-    console.print(console_difference(difference(0.8, 0.78, 0.82)))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    tables = console_difference(difference(0.8, 0.78, 0.82))
+    assert broken_words(tables, 80) == []
+    text = shown(tables, 200)
     assert "block[/3]" in text and "-500 µs (-0.6 to -0.4)" in text and "+3.00 ms" in text and "gain (QGemm)" in text

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from compress.cli.samples import samples_app
 from compress.errors import SampleError
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample, known_samples
 from compress.samples.fetch import entry_name
 
 runner = CliRunner()
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 def put(cache, name, content="x") -> str:
     """An entry as `fetch` leaves it, with one small file."""
-    home = cache / entry_name(SAMPLES[name])
+    home = cache / entry_name(find_sample(name))
     (home / "files").mkdir(parents=True)
     (home / "files" / "a.txt").write_text(content)
     sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # of the letter x
@@ -36,7 +36,7 @@ def test_the_list_as_json_says_what_is_fetched(cache, command):
     result = runner.invoke(samples_app, command)
     assert result.exit_code == 0
     folders = {row["name"]: row["folder"] for row in json.loads(result.stdout)}
-    assert folders == {**dict.fromkeys(SAMPLES), "snippets": folder}
+    assert folders == {**dict.fromkeys(known_samples()), "snippets": folder}
 
 
 @pytest.mark.parametrize("command", [["list"], []])

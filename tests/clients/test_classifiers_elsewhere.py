@@ -20,10 +20,10 @@ from compress.evaluation.evaluate import artifact_labels, encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
 from compress.stages.quantize import Quantize
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]

@@ -18,12 +18,12 @@ from compress.evaluation.evaluate import encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.numerics.embedding_precision import ranges_of, to_int8, to_ubinary
 from compress.stages.quantize import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.targets import TARGETS
-from compress.tasks import get_task
-from compress.training.predict import predict
+from compress.tasks.forward import predict
+from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]

@@ -17,9 +17,9 @@ from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.samples.fetch import sample_directory
 from compress.sources.source import resolve_model
-from compress.targets import TARGETS
 
 LENGTH = 256
 

@@ -21,13 +21,13 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
 from compress.samples.fetch import cache_root, fetch
 from compress.stages.quantize import Quantize
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

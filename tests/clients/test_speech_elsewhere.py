@@ -24,10 +24,10 @@ from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.samples.fetch import sample_directory
-from compress.targets import TARGETS
-from compress.tasks import get_task
 from compress.tasks.audio import Remarks, features_of, read_recording
+from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow
 DTYPES = {

@@ -11,9 +11,9 @@ import pytest
 from tiny_run import compress, latest, write_all
 
 from compress.evaluation.evaluate import artifact_labels, encode_for, predict
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
 

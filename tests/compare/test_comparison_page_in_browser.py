@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-from html import unescape
-from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, covered
 from comparisons import accuracy, outcomes, report, row, time_row
 
 from compress.compare.gate import gate
@@ -20,24 +16,16 @@ from compress.report.schema import SliceRecord
 
 pytestmark = pytest.mark.browser
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
-  const rows = [...document.querySelectorAll("table.changes tbody tr")].map((tr) => ({
+DRAWN = """
+return {
+  rows: [...document.querySelectorAll("table.changes tbody tr")].map((tr) => ({
     name: tr.cells[0].textContent, dot: box(tr.querySelector(".dot")), plot: box(tr.querySelector("svg.forest")),
     chip: box(tr.querySelector(".chip")), card: box(tr.closest(".card")),
-    band: box(tr.querySelector(".band")), fill: getComputedStyle(tr.querySelector(".dot")).fill }));
-  const out = document.createElement("pre");
-  out.id = "outcome";
-  out.textContent = JSON.stringify({ rows,
-    labels: [...document.querySelectorAll("svg.head")].map((svg) =>
-      [...svg.querySelectorAll("text")].map((t) => [t.textContent, ...box(t)])),
-    overflow: document.documentElement.scrollWidth - innerWidth, page: getComputedStyle(document.body).backgroundColor,
-    resources: performance.getEntriesByType("resource").map((entry) => entry.name) });
-  document.body.append(out);
-});
-</script>
+    band: box(tr.querySelector(".band")), fill: getComputedStyle(tr.querySelector(".dot")).fill })),
+  labels: [...document.querySelectorAll("svg.head")].map((svg) =>
+    [...svg.querySelectorAll("text")].map((t) => [t.textContent, ...box(t)])),
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  page: getComputedStyle(document.body).backgroundColor };
 """
 
 
@@ -59,66 +47,42 @@ def page() -> str:
     return html_gate(gate(compare_reports(before, after, policy, names=("baseline.json", "tonight")), policy))
 
 
-def visit(chromium: str, content: str, folder: Path, *options: str) -> tuple[str, list[str]]:
-    """The document as the browser has it, and what its console said."""
-    path = folder / "gate.html"
-    path.write_text(content, encoding="utf-8")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
-        "--disable-background-networking", "--disable-component-update", "--log-level=0", "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000", *options, "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+def drawn(browser: Browser, page: str, width: int = 1280, dark: bool = False) -> Any:
+    seen = browser.look(page, DRAWN, width, dark=dark)
+    assert (seen.said, seen.asked) == ([], [])
+    return seen.found
 
 
-def probed(chromium: str, page: str, folder: Path, *options: str) -> dict[str, Any]:
-    """What the probe found; it is let in by `unsafe-inline`, which means nothing beside a digest."""
-    let_in = re.sub(r"(style|script)-src 'sha256-[^']+'", r"\1-src 'unsafe-inline'", page)
-    assert let_in != page
-    document, console = visit(chromium, let_in.replace("</body>", PROBE + "</body>"), folder, *options)
-    assert console == []
-    found = re.search(r'<pre id="outcome">(.*?)</pre>', document, re.S)
-    assert found is not None
-    content: dict[str, Any] = json.loads(unescape(found[1]))
-    return content
+def test_the_page_as_shipped_is_silent(browser: Browser, page: str) -> None:
+    seen = browser.look(page, "document.documentElement.outerHTML")
+    assert (seen.said, seen.asked) == ([], [])
+    assert 'id="tip"' in seen.found  # the script ran under the page's own policy
+    assert "Failed: accuracy" in seen.found
 
 
-def test_the_page_as_shipped_is_silent(chromium: str, page: str, tmp_path: Path) -> None:
-    document, console = visit(chromium, page, tmp_path)
-    assert console == []
-    assert 'id="tip"' in document  # the script ran under the page's own policy
-    assert "Failed: accuracy" in document
-
-
-@pytest.mark.parametrize("width", [1280, 500])
-def test_every_row_is_drawn_inside_its_card(chromium: str, page: str, tmp_path: Path, width: int) -> None:
-    found = probed(chromium, page, tmp_path, f"--window-size={width},900")
+@pytest.mark.parametrize("width", [1280, 500, 390])
+def test_every_row_is_drawn_inside_its_card(browser: Browser, page: str, width: int) -> None:
+    found = drawn(browser, page, width)
     assert found["overflow"] == 0
-    assert found["resources"] == []
     assert len(found["rows"]) == 7
-    for drawn in found["rows"]:
-        left, _, right, _ = drawn["plot"]
+    for one in found["rows"]:
+        left, _, right, _ = one["plot"]
         assert right - left > 150
-        assert left - 6 <= drawn["dot"][0] <= drawn["dot"][2] <= right + 6
-        assert drawn["card"][0] < drawn["chip"][0] < drawn["chip"][2] <= drawn["card"][2]
+        assert left - 6 <= one["dot"][0] <= one["dot"][2] <= right + 6
+        assert one["card"][0] < one["chip"][0] < one["chip"][2] <= one["card"][2]
     accuracy_row = found["rows"][0]
     assert accuracy_row["name"].startswith("accuracy")
     assert accuracy_row["dot"][0] > accuracy_row["band"][2]  # worse than the margin: right of the band
 
 
-def test_tick_labels_keep_apart(chromium: str, page: str, tmp_path: Path) -> None:
-    found = probed(chromium, page, tmp_path, "--window-size=1280,900")
+def test_tick_labels_keep_apart(browser: Browser, page: str) -> None:
+    found = drawn(browser, page)
     assert sum(map(len, found["labels"])) >= 12
-    for head in found["labels"]:
-        for place, (name, left, top, right, bottom) in enumerate(head):
-            for other, left2, top2, right2, bottom2 in head[place + 1 :]:
-                across, down = min(right, right2) - max(left, left2), min(bottom, bottom2) - max(top, top2)
-                assert across <= 0 or down <= 4, f"{name!r} covers {other!r}"
+    assert [words for head in found["labels"] for words in covered(head)] == []
 
 
-def test_dark_mode_is_dark(chromium: str, page: str, tmp_path: Path) -> None:
-    light = probed(chromium, page, tmp_path)
-    dark = probed(chromium, page, tmp_path, "--blink-settings=preferredColorScheme=0")
+def test_dark_mode_is_dark(browser: Browser, page: str) -> None:
+    light = drawn(browser, page)
+    dark = drawn(browser, page, dark=True)
     assert (light["page"], dark["page"]) == ("rgb(245, 246, 248)", "rgb(15, 18, 23)")
     assert light["rows"][0]["fill"] != dark["rows"][0]["fill"]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from comparisons import accuracy, outcomes, report, row, time_row
-from rich.console import Console
+from narrow import broken_words, shown
 
 from compress.compare.change import Change, Comparison, Flip
 from compress.compare.gate import GateResult, gate
 from compress.compare.reports import compare_reports
 from compress.compare.views.console import console_comparison, console_gate
-from compress.compare.views.forest import axis_of, forest_row
+from compress.compare.views.forest import axis_of, forest_row, ticks
 from compress.compare.views.github import escape_data, escape_property, github_gate
 from compress.compare.views.html import html_comparison, html_gate
 from compress.compare.views.junit import junit_gate
@@ -38,12 +37,6 @@ def result() -> GateResult:
     policy = Policy()
     comparison = compare_reports(before, after, policy, names=("baseline.json", EVIL))
     return gate(comparison.model_copy(update={"flips": (FLIP,)}), policy)
-
-
-def written(renderable: object) -> str:
-    stream = io.StringIO()
-    Console(file=stream, width=200).print(renderable)
-    return stream.getvalue()
 
 
 def change(**fields: object) -> Change:
@@ -76,11 +69,20 @@ def test_bytes_that_differ_by_one_are_seen_to_differ() -> None:
 
 
 def test_console_names_the_verdict(result: GateResult) -> None:
-    text = written(console_gate(result))
+    text = shown(console_gate(result), 200)
     assert "Failed: accuracy (1 of 3, 1 can't be told)." in text
     assert "allowed 0.5 points worse; worse" in text
     assert "\x1b" not in text
-    assert "Worse: accuracy; 1 same; 1 can't tell." in written(console_comparison(result.comparison))
+    assert "Worse: accuracy; 1 same; 1 can't tell." in shown(console_comparison(result.comparison), 200)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_console_breaks_no_word(result: GateResult, width: int) -> None:
+    assert broken_words(console_gate(result), width) == []
+    assert broken_words(console_comparison(result.comparison), width) == []
+    narrow = shown(console_gate(result), 80)
+    for words in ("metric", "change", "allowed", "verdict", "-1.50 points", "can't tell"):
+        assert words in narrow
 
 
 def test_markdown_puts_the_verdict_first_and_escapes(result: GateResult) -> None:
@@ -167,14 +169,14 @@ def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
     assert middle(rise) == pytest.approx(100 - middle(drop), abs=0.02)
     assert middle(drop) > 60
     slow = change()
-    assert float(axis_of([slow]).place(0.0)[:-1]) < 50
-    labels = dict(axis_of([slow.model_copy(update={"effect": 9.0, "high": 12.0})]).ticks())
+    assert axis_of([slow])(0.0) < 50
+    labels = dict(ticks(axis_of([slow.model_copy(update={"effect": 9.0, "high": 12.0})]), relative=True))
     assert "10x" in labels.values()
 
 
 def test_one_change_at_zero_still_has_an_axis() -> None:
     still = change(effect=0.0, low=0.0, high=0.0, margin=0.0, confidence=None, verdict="same")
-    assert axis_of([still]).place(0.0) == "50.00%"
+    assert axis_of([still])(0.0) == pytest.approx(50)
     assert 'cx="50.00%"' in forest_row(still, axis_of([still]))
 
 

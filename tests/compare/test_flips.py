@@ -17,7 +17,7 @@ from compress.measurement import Measurement
 from compress.progress import SilentProgress
 from compress.report.predictions import Answers, write_predictions
 from compress.report.schema import DataRecord, Report
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TEXTS = ("dull", "lovely", "boring", "superb", "awful", "great")
 LABELS = ("bad", "good", "bad", "good", "bad", "good")

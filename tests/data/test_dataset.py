@@ -7,11 +7,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.errors import DataError, SampleError
 from compress.progress import SilentProgress
-from compress.tasks.task import Column
 
 COLUMNS = (Column("text"), Column("label", label=True))
 TRAIN = [("good film", "positive"), ("bad film", "negative"), ("fine plot", "positive")]

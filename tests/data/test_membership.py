@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Slice
 from compress.errors import DataError
 from compress.progress import SilentProgress
-from compress.tasks.task import Column
 
 COLUMNS = (Column("text"), Column("label", label=True))
 TEXTS = ("not bad", "good", "never again", "a knot", "fine", "so so")

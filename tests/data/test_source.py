@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from compress.data.config import DataConfig
-from compress.data.hub import HubSplit, rows_of
+from compress.data.hub import HubSplit, read_hub_split, rows_of
 from compress.data.source import locate_split, locate_unlabeled
-from compress.errors import DataError
+from compress.errors import DataError, MissingExtraError
 
 
 def closed(name):
@@ -130,10 +130,17 @@ def test_class_ids_of_a_hub_dataset_become_names():
     assert rows.place(2) == "imdb (train), row 3"
 
 
+def test_a_hub_dataset_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError) as error:
+        read_hub_split(HubSplit("no/such", "train"), {"text"})
+    assert error.value.mend == "pip install 'compress[hub]'"
+
+
 def test_a_hub_dataset_without_network_is_an_error_that_says_so():
     code = """
 from compress.data.hub import HubSplit, read_hub_split
-from compress.errors import DataError
+from compress.errors import DataError, MissingExtraError
 try:
     read_hub_split(HubSplit("no/such", "train"), {"text"})
 except DataError as error:

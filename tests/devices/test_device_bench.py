@@ -16,9 +16,9 @@ from compress.devices.archive import PACKAGES, requirements
 from compress.devices.inventory import Device
 from compress.devices.place import DevicePlace
 from compress.errors import ModelError, StageError
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
-from compress.targets import TARGETS
 
 Item = TypeVar("Item")
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40, launches=2)

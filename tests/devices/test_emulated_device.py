@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from arm64 import arm_home
 from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
 
 from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult, measure_together
 from compress.cli.on_devices import Chosen, bench_on_devices
-from compress.inspect.emulated_arm import arm_home
+from compress.formats.targets import TARGETS
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
-from compress.targets import TARGETS
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 PYTHON = arm_home() / "root" / "usr" / "bin" / "python3.13"

@@ -14,8 +14,8 @@ from quantized import tiny_tokenizer
 from compress.data.questions import Question, find_questions, read_questions
 from compress.errors import DataError
 from compress.evaluation.choices import choice_rows, choice_scores
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 
 QUESTIONS = [
     Question("abc", ("def", "gh"), 0),

@@ -10,8 +10,8 @@ import pytest
 from decoder_graphs import TinyDecoder
 
 from compress.evaluation.generate import continue_prompts, end_tokens, prompts_of, repetition_note, repetition_row
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from compress.formats.tensor import TensorInfo
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.inspect.layers import group_layers, model_prefix
 
 
-def made(names: list[str], size: int = 4) -> list[TensorInfo]:
+def made(names: list[str], size: int = 4) -> list[StoredTensor]:
     place = {"origin": "", "file": "", "path": Path(), "start": 0, "stored_bytes": 0}
-    return [TensorInfo(name=n, shape=(1,), dtype="float32", parameters=1, bytes=size, **place) for n in names]
+    return [StoredTensor(name=n, shape=(1,), dtype="float32", parameters=1, bytes=size, **place) for n in names]
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,16 @@ import torch
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError
-from compress.formats.layouts import Layout, alike, orders_of
 from compress.formats.litert.quantization import quantize_litert
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import NamelessParts, Values, longest
+from compress.formats.targets import TARGETS
 from compress.inspect.departures import FormatComparison, compare_parts
-from compress.inspect.matched_parts import match
+from compress.inspect.matched_parts import Layout, alike, match, orders_of
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
 
 LENGTHS = (9, 14, 16, 12)
 WORDS = "bert.embeddings.word_embeddings.weight"

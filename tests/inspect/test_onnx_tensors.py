@@ -6,14 +6,13 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_samples import classifier, outside, save, tensor, with_external_data
 
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
 from compress.formats.onnx.graph import read_graph
-from compress.formats.tensor import TensorInfo
-from compress.inspect.statistics import load_values
 from compress.inspect.tensors import read_model
 
 
-def tensors_of(path: Path) -> dict[str, TensorInfo]:
+def tensors_of(path: Path) -> dict[str, StoredTensor]:
     return {tensor.origin: tensor for tensor in read_model(path).tensors}
 
 
@@ -110,7 +109,7 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
     assert (found["e.weight"].parameters, found["e.weight"].dtype) == (7 * 16, "uint4")
     assert (found["b.weight"].parameters, found["b.weight"].dtype, found["b.weight"].bytes) == (15, "int4", 8)
     assert {found[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {"quantization"}
-    assert load_values(found["b.weight"], "onnx").astype(int).reshape(-1).tolist() == list(range(-7, 8))
+    assert found["b.weight"].values().astype(int).reshape(-1).tolist() == list(range(-7, 8))
 
 
 def test_numbers_outside_raw_data_are_counted_as_stored(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_numbers_outside_raw_data_are_counted_as_stored(tmp_path: Path) -> None:
     assert not floats.raw_data
     found = tensors_of(save(tmp_path / "m.onnx", [], [floats]))
     assert found["a.weight"].bytes == 12
-    assert load_values(found["a.weight"], "onnx").tolist() == [1.0, 2.0, 3.0]
+    assert found["a.weight"].values().tolist() == [1.0, 2.0, 3.0]
 
 
 def test_external_data_counts_once_for_twins(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_external_data_counts_once_for_twins(tmp_path: Path) -> None:
     assert (first.parameters, twin.parameters, last.parameters) == (12, 0, 2)
     assert (twin.tied_to, last.tied_to, last.file) == ("a.weight", None, "m.data")
     assert {file.name for file in contents.files} == {"m.onnx", "m.data"}
-    assert load_values(first, "onnx").tolist() == np.arange(12).reshape(3, 4).tolist()
+    assert first.values().tolist() == np.arange(12).reshape(3, 4).tolist()
 
 
 @pytest.mark.parametrize(

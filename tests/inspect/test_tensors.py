@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from compress.errors import ModelError
-from compress.inspect.statistics import load_values
 from compress.inspect.tensors import read_model
 
 
@@ -34,7 +33,7 @@ def test_hand_made_safetensors_file(tmp_path: Path) -> None:
         8,
     )
     assert (positions.role, positions.parameters, positions.bytes) == ("constant", 0, 8)
-    assert load_values(weight, "safetensors").tolist() == [[1, 2], [3, 4]]
+    assert weight.values().tolist() == [[1, 2], [3, 4]]
 
 
 def test_bert_folder_has_the_parameters_that_torch_counts(tmp_path: Path) -> None:
@@ -115,9 +114,9 @@ def test_gguf_file_by_the_format(tmp_path: Path) -> None:
     assert (up.dtype, up.shape, up.parameters, up.bytes) == ("Q8_0", (3, 64), 192, 192 // 32 * 34)
     assert (norm.dtype, norm.parameters, norm.bytes) == ("F32", 64, 256)
     step = np.abs(values).reshape(3, 2, 32).max(axis=2) / 127  # a block's scale: its largest magnitude over 127
-    error = np.abs(load_values(up, "gguf").reshape(values.shape) - values).reshape(3, 2, 32).max(axis=2)
+    error = np.abs(up.values().reshape(values.shape) - values).reshape(3, 2, 32).max(axis=2)
     assert (error <= step * 0.51).all()
-    assert np.array_equal(load_values(norm, "gguf"), values[0])
+    assert np.array_equal(norm.values(), values[0])
 
 
 def test_what_cannot_be_inspected(tmp_path: Path) -> None:
@@ -129,6 +128,6 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "no such file" in refusal("none.onnx", None)
-    assert ".safetensors, .gguf, .onnx" in refusal("notes.txt")
+    assert ".safetensors, .onnx, .ort" in refusal("notes.txt")
     assert "pickle" in refusal("pytorch_model.bin")
     assert "pytorch_model.bin is a pickle" in refusal(".", None)

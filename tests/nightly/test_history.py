@@ -151,10 +151,10 @@ def test_a_history_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> 
         History(tmp_path / "file" / "history.sqlite", ignore).append(night(0), {})
 
 
-def test_the_file_uses_no_side_files(history: History) -> None:
+def test_beside_the_file_lie_its_lock_and_backups_alone(history: History) -> None:
     history.append(night(0), {"tiny": (row("latency_ms", 1.0, "ms"),)})
     names = {path.name for path in history.path.parent.iterdir()}
-    assert names == {"history.sqlite", "history.sqlite.lock"}
+    assert names == {"history.sqlite", "history.sqlite.lock", "history.sqlite.backup-1"}
     with sqlite3.connect(history.path) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         (software,) = connection.execute("SELECT software FROM nights").fetchone()

@@ -80,7 +80,7 @@ def test_a_budget_that_is_used_up_leaves_the_others_not_run(tmp_path: Path) -> N
     assert "used up" in done.night.findings[0].sentence
 
 
-def test_a_damaged_history_is_salvaged_and_told_in_the_night(tmp_path: Path) -> None:
+def test_a_damaged_history_goes_on_from_its_backup_and_the_night_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: x\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", history="kept.sqlite")
     run_night(suite, tmp_path / "artifacts")
@@ -88,7 +88,7 @@ def test_a_damaged_history_is_salvaged_and_told_in_the_night(tmp_path: Path) -> 
     path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
     done, _ = run_night(suite, tmp_path / "artifacts")
     assert done.night.number == 2
-    assert any("was damaged" in note for note in done.night.notes)
+    assert any("was damaged" in note and "ends with night 1" in note for note in done.night.notes)
 
 
 def test_the_host_is_the_machine_and_not_its_software() -> None:

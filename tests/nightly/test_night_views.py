@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import nights
 import pytest
+from narrow import broken_words, shown
 from nights import SUITE, ignore, night, outcome, row
-from rich.console import Console
 
 from compress.nightly.history import History
 from compress.nightly.page import night_page, verdict
@@ -52,10 +51,10 @@ def test_the_exit_code_is_that_of_the_worst() -> None:
 
 
 def test_console_and_markdown_name_the_culprit_and_since_when() -> None:
-    out = StringIO()
-    Console(file=out, width=160).print(night_table(bad_night()))
-    assert "a: latency_ms on cpu: 6.1% higher, since night 3" in out.getvalue()
-    assert "a, b: shared" in out.getvalue()
+    out = shown(night_table(bad_night()), 160)
+    assert "a: latency_ms on cpu: 6.1% higher, since night 3" in out
+    assert "a, b: shared" in out
+    assert broken_words(night_table(bad_night()), 80) == []
     text = night_markdown(bad_night())
     assert "**a: latency_ms on cpu**: 6.1% higher, since night 3" in text
     assert "| b | failed | 2 min 00 s | the disk is full |" in text

@@ -10,7 +10,29 @@ import torch
 from layer_problems import layer_problem
 
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
-from compress.numerics.rounding_refinement import refine
+from compress.numerics.integer_grid import IntegerGrid
+from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.rounding_refinement import refine_columns
+
+
+def refine(
+    weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor, sweeps: int, damping: float = 0.05
+) -> QuantizedWeight:
+    """Lower tr(E (H + damping * mean diagonal) E^T), E = ``weight`` - Q, by ``sweeps`` passes of `refine_columns`.
+
+    ``weight`` is [out, in], ``hessian`` [in, in].
+    """
+    grid = IntegerGrid(
+        quantized.scales.T.contiguous(),
+        quantized.zero_points.T.float().contiguous(),
+        quantized.bits,
+        quantized.group_size,
+    )
+    integers = quantized.integers.T.contiguous()
+    errors = (weight - quantized.dequantize()).T.contiguous()
+    shift = damping * float(hessian.diagonal().mean())
+    refine_columns(errors, integers, grid, hessian, shift, sweeps)
+    return grid.weight(integers)
 
 
 def losses(weight: torch.Tensor, restored: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

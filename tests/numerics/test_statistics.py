@@ -10,7 +10,6 @@ from scipy import stats
 from compress.numerics.statistics import (
     bootstrap_interval,
     geometric_interval,
-    mcnemar,
     median_interval,
     nested_quantile_intervals,
     t_interval,
@@ -136,14 +135,3 @@ def test_median_interval_covers_by_the_binomial_law(n: int) -> None:
 def test_median_interval_refuses_five_samples() -> None:
     with pytest.raises(ValueError, match="too few"):
         median_interval([1, 2, 3, 4, 5])
-
-
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 5), (5, 0), (10, 10), (3, 15), (121, 59), (70, 80)])
-def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
-    expected = 1.0 if only_a + only_b == 0 else stats.binomtest(only_a, only_a + only_b).pvalue
-    assert mcnemar(only_a, only_b) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemar_refuses_negative_counts() -> None:
-    with pytest.raises(ValueError, match="counts"):
-        mcnemar(-1, 3)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from compress.formats.targets import find_profile
 from compress.measurement import Measurement
 from compress.pipeline.budgets import explained, shipped, target_limits
 from compress.report.limits import check_limits
 from compress.report.schema import LimitResult
-from compress.targets import Profile, find_profile
+from compress.targets import Profile
 
 TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
 

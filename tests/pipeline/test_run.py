@@ -22,9 +22,11 @@ from compress.cache import Cache
 from compress.cli import app
 from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
+from compress.pipeline import measure
 from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run, with_absolute_paths
 from compress.recipe.recipe import Recipe
+from compress.report.schema import load_report
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
@@ -366,6 +368,37 @@ def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Pa
     report = json.loads(result.stdout)
     assert report["limits"][0]["passed"] is (code == 0)
     assert report == tiny_run.read_report(warm)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ([], 3),
+        ([{"metric": "latency_ms", "target": "gpu", "at_most": 1}], 3),
+        ([{"metric": "size_bytes", "target": "gpu", "at_most": 1e9}], 0),
+    ],
+)
+def test_a_run_without_a_target_to_be_had_is_not_silent(
+    limits: list[dict[str, Any]], code: int, place: Path, warm: Path
+) -> None:
+    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(warm), "--set", 'targets=["gpu"]']
+    result = CliRunner().invoke(app, [*arguments, "--set", f"limits={json.dumps(limits)}"])
+    assert result.exit_code == code, result.output
+    assert "Nothing could be run: only sizes are known" in result.output
+    assert ("Nothing was run and no limit judged" in result.output.splitlines()[-1]) is (code == 3)
+    report = load_report(max((warm / "runs" / "tiny").glob("2*")) / "report.json")
+    assert report.find("final", "size_bytes", "gpu") is not None and report.ran_on == ()
+
+
+def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
+    place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "can_write", lambda form: False)
+    done = go(place / "tiny.yaml", warm, 'targets=["gpu"]', "limits=[]")
+    sizes = [done.run.report.find(model, "size_bytes", "gpu") for model in ("baseline", "final")]
+    assert [row and row.value for row in sizes][1] == size_bytes(done.run.folder / "model")
+    assert sizes[0] is not None and sizes[0].value > (sizes[1].value if sizes[1] else 0)
+    assert done.run.report.unmeasured
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.formats.model_file import model_file
+from compress.formats.targets import TARGETS
 from compress.pipeline.formats import why_not
 from compress.pipeline.road import Road
 from compress.pipeline.run import run
 from compress.report.predictions import read_predictions
 from compress.report.schema import Report
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
 TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")

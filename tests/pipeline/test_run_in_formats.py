@@ -18,7 +18,7 @@ from compress.cli.run_outputs import outputs_of
 from compress.errors import InputError
 from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
-from compress.formats.ort.file import read_ort
+from compress.formats.ort.read import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.road import Road
 from compress.pipeline.run import run

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from compress.bench import operator_difference, profiled_calls
+from compress import targets
+from compress.bench import machine, operator_difference, profiled_calls
 from compress.bench.difference import CauseDifference, OperatorDifference
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.pipeline.slow_int8_note import slow_int8_notes
+from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
 from compress.recipe.recipe import Recipe
-from compress.targets import TARGETS
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 def recipe(*stages: str) -> Recipe:
@@ -34,6 +35,7 @@ def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
         road=road,
         artifacts=artifacts,
         target=TARGETS[target],
+        profile=SimpleNamespace(device=None),
         benchmark=asked.benchmark,
         examples=lambda label: label,
     )
@@ -91,3 +93,23 @@ def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
     for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
         (tmp_path / "final" / name).touch()
     assert slow_int8_notes(made, speed(0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages", "said"),
+    [
+        ("x86-avx2", ("export", "quantize"), True),
+        ("x86-avx2", ("export",), False),
+        ("x86-vnni", ("export", "quantize"), False),
+    ],
+)
+def test_what_a_processor_without_vnni_costs_is_measured(
+    kind: str, stages: tuple[str, ...], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "processor_class", lambda: kind)
+    rates = {("fp32", 128): [2.0], ("int8", 128): [3.0], ("fp32", 256): [1.0, 3.0], ("int8", 256): [2.0]}
+    rates |= {("fp32", 512): [1.0], ("int8", 512): [1.2]}
+    monkeypatch.setattr(machine, "product_rates", lambda arithmetic, rows, *_: rates[arithmetic, rows])
+    notes = processor_notes(session(tmp_path, *stages))
+    assert bool(notes) is said
+    assert all("8-bit integers are 1.0 to 1.5 times as fast as those of float" in note for note in notes)

@@ -9,10 +9,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.pipeline.sparse_note import sparse_notes
 from compress.recipe.recipe import Recipe
-from compress.targets import TARGETS
 
 
 def write(folder: Path, zeros: int) -> Path:

@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from adapters import save_adapter
+from narrow import broken_words
 from quantized import save_tiny_llama
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
@@ -25,13 +26,15 @@ from transformers import BertConfig, BertForSequenceClassification
 import compress.installation
 import compress.plan
 from compress.errors import InputError
-from compress.plan import make_plan, render_plan
+from compress.plan import machine_flops_per_second, make_plan, render_plan
 from compress.plan.data_size import read_size
-from compress.plan.predict import activation_bytes, machine_flops_per_second
-from compress.plan.shape import Shape, pruned_shape, read_shape, student_shape
+from compress.plan.shape import read_shape
 from compress.recipe.recipe import Recipe
+from compress.stage.prediction import PlanContext
+from compress.stage.shape import Shape
 from compress.stages.distill import Distill
 from compress.stages.prune import Prune
+from compress.training.prediction import activation_bytes
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 40,
@@ -41,6 +44,9 @@ CONFIG: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 24,
 }
+PLAN = PlanContext(
+    max_length=8, reads_text=True, splits={}, unlabeled={}, find_model=lambda name, drawn: None, rate=lambda: 1e9
+)
 STAGES = [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}]
 
 
@@ -66,7 +72,7 @@ def model(tmp_path: Path) -> Path:
 def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model and three splits of 100, 10 and 20 rows of 40 bytes each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
-    monkeypatch.setattr("compress.plan.predict.machine_flops_per_second", lambda: 1e9)
+    monkeypatch.setattr("compress.plan.machine_flops_per_second", lambda: 1e9)
     for split, rows in (("train", 100), ("validation", 10), ("test", 20)):
         row = "w" * 36 + ",no\n"
         (tmp_path / f"{split}.csv").write_text("text,label\n" + row * rows)
@@ -99,7 +105,7 @@ def test_parameters_are_those_that_torch_counts(model: Path) -> None:
 
 def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path) -> None:
     stage = Distill.model_validate({"student": {"layers": [0, 3]}})
-    student = student_shape(stage, read_shape(model))
+    student = stage.predict(read_shape(model), PLAN).shape
     assert student is not None
     assert student.parameters == parameters(bert(num_hidden_layers=2))
 
@@ -109,19 +115,20 @@ def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path)
 )
 def test_a_student_from_a_config_has_about_the_size_that_torch_gives_it(model: Path, changes: dict[str, int]) -> None:
     stage = Distill.model_validate({"student": {"config": changes}})
-    student = student_shape(stage, read_shape(model))
+    student = stage.predict(read_shape(model), PLAN).shape
     assert student is not None
     assert student.parameters == pytest.approx(parameters(bert(**changes)), rel=0.1)
 
 
 def test_a_student_whose_config_changes_something_else_is_not_guessed(model: Path) -> None:
     stage = Distill.model_validate({"student": {"config": {"vocab_size": 10}}})
-    assert student_shape(stage, read_shape(model)) is None
+    assert stage.predict(read_shape(model), PLAN).shape is None
 
 
 def test_pruning_takes_its_share() -> None:
     shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, intermediate=32)
-    pruned = pruned_shape(Prune.model_validate({"heads": 0.5, "feed_forward": 0.25, "layers": 1}), shape)
+    pruned = Prune.model_validate({"heads": 0.5, "feed_forward": 0.25, "layers": 1}).predict(shape, PLAN).shape
+    assert pruned is not None
     # three of four layers; half of 60; three quarters of 120
     assert (pruned.layers, pruned.attention, pruned.feed_forward, pruned.embeddings) == (3, 30, 90, 100)
 
@@ -338,7 +345,8 @@ def _without(missing: str) -> Callable[[str], str]:
 
 def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
-    monkeypatch.setattr(compress.plan, "requires", lambda name: ["onnx>=1", "onnxscript>=0.7; extra == 'export'"])
+    needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
+    monkeypatch.setattr(compress.installation, "_requirements", lambda: needs)
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 
 
@@ -392,6 +400,33 @@ def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path
     text = console.export_text()
     for words in ("finetune", "Onnx Model", "not predicted: it does not train", "at least 0.98"):
         assert words in text
+    assert broken_words(render_plan(plan), 80) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("x86-vnni", "x86-vnni: 8-bit products are summed in 32 bits; quantize: reduce_range: auto is false"),
+        (
+            "x86-avx2",
+            "x86-avx2: 8-bit products may saturate in 16 bits, and gain less speed than with VNNI; quantize: "
+            "reduce_range: auto is saturating",
+        ),
+    ],
+)
+def test_the_plan_says_what_this_processor_makes_of_the_recipe(
+    kind: str, words: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (compress.plan, compress.targets):
+        monkeypatch.setattr(module, "processor_class", lambda: kind)
+    limits = [{"metric": "speedup", "at_least": 2, "processor": "x86-vnni"}]
+    stages = [{"kind": "export"}, {"kind": "quantize"}]
+    plan = make_plan(recipe(limits=limits, stages=stages), folder, None, tmp_path)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    text = console.export_text()
+    assert words in text and "at least 2 on x86-vnni" in text
+    assert plan.processor == kind
 
 
 def test_planning_loads_no_torch(folder: Path) -> None:

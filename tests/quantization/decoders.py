@@ -17,7 +17,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.dataset import Dataset
 from compress.progress import Progress, SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 SMALL = {
     "vocab_size": VOCABULARY,

@@ -233,7 +233,7 @@ def test_rounding_to_nearest_counts_no_tokens(tmp_path: Path) -> None:
 def test_the_whole_and_its_batches_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sleepy(tmp_path / "source")
     whole = layers_of(quantized(source, tmp_path / "whole", bits=8).folder)
-    monkeypatch.setattr("compress.quantization.stream.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
+    monkeypatch.setattr("compress.quantization.block_pass.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
     pieces = layers_of(quantized(source, tmp_path / "pieces", bits=8).folder)
     assert whole.keys() == pieces.keys()
     for name, layer in whole.items():

@@ -21,10 +21,10 @@ from compress.errors import ModelError
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.quantization.allocation import Allocation
 from compress.quantization.layers import Layer
 from compress.stages.gptq import Gptq
-from compress.targets import TARGETS
 
 EXPERTS = "model.layers.{}.block_sparse_moe.experts"
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.quantization.int8_calibration import calibration_set
 from compress.quantization.int8_floor import merit_of
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = get_task(sentences.TASK)
 

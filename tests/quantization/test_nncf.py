@@ -172,7 +172,7 @@ def test_average_bits_count_everything(source: Checkpoint, tmp_path: Path) -> No
 ALONE = """
 import sys
 from pathlib import Path
-from compress.models.checkpoint import Checkpoint
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.stages.nncf_weights import NncfWeights
 from decoders import Notes, context
 

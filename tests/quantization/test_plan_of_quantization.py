@@ -12,15 +12,21 @@ from decoders import context, save_decoder, some_ids
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.digests import size_bytes
-from compress.plan.quantization import checkpoint_bytes, quantization_flops, quantization_memory_bytes, survey_flops
-from compress.plan.shape import Shape, read_shape
+from compress.plan.shape import read_shape
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients
 from compress.quantization.layers import linears, plan_layers
+from compress.quantization.prediction import (
+    checkpoint_bytes,
+    quantization_flops,
+    quantization_memory_bytes,
+    survey_flops,
+)
 from compress.quantization.sensitivity import Survey
+from compress.stage.shape import Shape
 from compress.stages.gptq import Gptq
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.digests import digest_directory
 from compress.errors import StorageError
-from compress.quantization.finished import Finished
+from compress.quantization.kept import Finished
 from compress.stages.gptq import Gptq
 
 BLOCKS = 4
@@ -65,8 +65,8 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from decoders import Notes, context
 from test_resume import STAGE
-from compress.models.checkpoint import Checkpoint
-import compress.quantization.walk as walk
+from compress.checkpoints.checkpoint import Checkpoint
+import compress.quantization.run as walk
 
 solve, count = walk.solve_layers, 0
 
@@ -130,7 +130,7 @@ def test_a_disk_that_safetensors_finds_full(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("compress.quantization.finished.save_file", full)
+    monkeypatch.setattr("compress.quantization.kept.save_file", full)
     with pytest.raises(StorageError, match="The disk is full"):
         STAGE.run(source, context(tmp_path))
 

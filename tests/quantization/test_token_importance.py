@@ -12,7 +12,6 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
 from compress.numerics.gptq import output_error
 from compress.progress import SilentProgress
-from compress.quantization import stream
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
@@ -113,7 +112,7 @@ def test_layers_are_solved_for_the_tokens_that_matter(
     """Where layers see the same inputs, the weighted error falls and the plain one rises."""
     checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
     if batches > 1:
-        monkeypatch.setattr(stream, "batch_size", lambda block, ids: -(-len(ids) // batches))
+        monkeypatch.setattr("compress.quantization.block_pass.batch_size", lambda block, ids: -(-len(ids) // batches))
     name, errors = "model.layers.0.self_attn.q_proj", {}
     for guided in (True, False):
         made = context(tmp_path / f"guided-{guided}")

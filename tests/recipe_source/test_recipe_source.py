@@ -447,7 +447,7 @@ def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> No
     assert {name: quantize[name] for name in ("method", "per_channel", "reduce_range", "embedding_bits")} == {
         "method": "dynamic",
         "per_channel": True,
-        "reduce_range": False,
+        "reduce_range": "auto",
         "embedding_bits": 8,
     }
     # What has no value by default is left out.

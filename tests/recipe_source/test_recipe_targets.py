@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compress.errors import RecipeError
-from compress.formats.model_file import WRITTEN_BY
+from compress.formats.registry import FORMATS
 from compress.recipe.chosen_target import OWN_FIELDS
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
@@ -156,7 +156,7 @@ def test_a_file_names_itself_and_its_format(recipe: Path, text: str, field: str)
 
 
 def test_an_option_is_never_taken_for_a_field_of_the_target() -> None:
-    for kind in WRITTEN_BY.values():
+    for kind in (spec.written_by for spec in FORMATS.values()):
         assert not set(STAGES[kind].model_fields) & set(OWN_FIELDS), kind
 
 

@@ -21,8 +21,9 @@ from compress.pipeline.run import run
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.tasks import EMBEDDING, GENERATING
+from compress.tasks.capability import EMBEDS, GENERATES
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.registry import get_task
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 MEASURED = ("tiny",)
@@ -51,21 +52,21 @@ def test_runs_at_tiny_scale(path: Path, tmp_path: Path) -> None:
     rows = {(row.model, row.metric): row.value for row in done.report.measurements}
     assert rows["final", "size_bytes"] < rows["baseline", "size_bytes"]
     assert recipe.name not in MEASURED or {model for model, _ in rows} >= {*recipe.labels()} - {recipe.baseline}
-    generates = recipe.task in GENERATING
+    generates = GENERATES in get_task(recipe.task).capabilities
     assert rows["final", "time_per_output_token_ms_context_128" if generates else "latency_ms"] > 0
     assert len(done.report.limits) == len(recipe.limits)
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
-    if recipe.task in GENERATING:
+    if GENERATES in get_task(recipe.task).capabilities:
         return _shrunk_generation(recipe, folder)
     if recipe.task == tiny_images.TASK:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
     write_model(folder / "model")
-    (write_pairs if recipe.task in EMBEDDING else write_rows)(folder)
+    (write_pairs if EMBEDS in get_task(recipe.task).capabilities else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
     data = recipe.data.model_copy(

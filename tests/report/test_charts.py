@@ -5,11 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from compress.charts.labels import Box, place_labels
 from compress.measurement import Measurement
 from compress.metrics import describe_metric
-from compress.report.charts import Point, pareto, trade_off
-from compress.report.distribution import latency_by_length, latency_curves, percentile
-from compress.report.labels import Box, place_labels
+from compress.report.charts import Point, latency_by_length, latency_curves, pareto, percentile, trade_off
 from compress.report.layers import UNNAMED, group_by_module, module_of
 from compress.report.schema import LayerBytes, Report
 
@@ -98,7 +97,7 @@ def test_each_length_range_shows_its_gain() -> None:
     assert drawing is not None
     root = ElementTree.fromstring(drawing)
     assert [item.text for item in root.iter("text") if item.get("class") == "gain"] == ["4.00x", "8.00x"]
-    assert len([item for item in root.iter("line") if item.get("class") == "interval"]) == 1
+    assert len([item for item in root.iter("line") if item.get("class") == "interval"]) == 3, "with its caps"
 
 
 def test_no_samples_no_distribution() -> None:

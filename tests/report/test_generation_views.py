@@ -6,13 +6,13 @@ import math
 
 import pytest
 from generation_reports import LOSSES, PROMPTS, TEXTS, generation_report, perplexity
-from rich.console import Console
+from narrow import shown
 from scipy import stats
 
 from compress.metrics import main_metrics
 from compress.report.charts import cost_metrics
 from compress.report.console import console_table
-from compress.report.continuations import alike, continuations_html, written
+from compress.report.continuations import alike, written
 from compress.report.headline import headlines
 from compress.report.html import html_page
 from compress.report.limits import paired_ratio_interval
@@ -66,11 +66,11 @@ def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
     assert second.same == len(TEXTS["final"][1])
     assert third.same == 1
     assert alike([first, second, third]) == "1 of 3 continuations are the same to the end"
-    markup = continuations_html(REPORT, "cpu")
+    markup = html_page(REPORT)
     assert '<span class="apart final">and covers about' in markup
     assert "&lt;b&gt;Algae&lt;/b&gt; are a diverse group of\n\norganisms" in markup
     assert markup.count("repeats itself: 71%") == 1
-    assert continuations_html(REPORT, "gpu") == ""
+    assert "What they write" not in html_page(REPORT.model_copy(update={"continuations": ()}))
 
 
 def test_every_view_has_the_texts() -> None:
@@ -82,13 +82,10 @@ def test_every_view_has_the_texts() -> None:
 
 def test_console_shows_perplexity_size_and_speed() -> None:
     """In a terminal of the usual width, with no column cut off."""
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(console_table(REPORT))
-    shown = capture.get()
+    text = shown(console_table(REPORT), 80)
     for words in ("Perplexity", "Agreement", "Size", "Bits", "Tokens/s", "Speed-up", "78.0 MB", "4.46", "90.9"):
-        assert words in shown, words
-    assert "\u2026" not in shown
+        assert words in text, words
+    assert "\u2026" not in text
 
 
 def test_report_is_read_back_as_it_was() -> None:

@@ -149,7 +149,7 @@ def test_each_target_has_its_own_sections(build: Callable[..., Report]) -> None:
 def test_assets_cannot_end_their_element(name: str) -> None:
     from importlib.resources import files
 
-    assert "</" not in (files("compress.report") / name).read_text()
+    assert "</" not in (files("compress.report.templates") / name).read_text()
 
 
 def test_json_is_readable_by_the_browsers_parser(report: Report) -> None:

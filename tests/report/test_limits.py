@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
 from compress.measurement import Measurement
-from compress.recipe.recipe import Limit
+from compress.recipe.recipe import Limit, Verdicts
 from compress.report.limits import check_limits, limit_text, paired_ratio_interval
-from compress.report.schema import Skipped
+from compress.report.schema import LimitResult, Skipped
 
 
 def row(model: str, metric: str, value: float, target: str = "cpu", **more: object) -> Measurement:
@@ -136,3 +137,98 @@ def test_latencies_and_unlike_samples_are_not_paired() -> None:
     short = row("baseline", "accuracy", 1.0, raw=(1.0,))
     assert paired_ratio_interval(latency, row("baseline", "latency_ms", 3.0, raw=(3.0, 3.1))) is None
     assert paired_ratio_interval(row("final", "accuracy", 0.5, raw=(1.0, 0.0)), short) is None
+
+
+VNNI: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "noisy", "reasons": ["others"]}}
+UNFIT: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "unusable", "reasons": ["it was stolen"]}}
+NOISE, UNABLE = "noise alone may have missed it", "the machine was not fit to measure: it was stolen"
+WARN = Verdicts()
+
+
+@pytest.mark.parametrize(
+    ("limit", "machine", "verdict", "reason"),
+    [
+        ({"metric": "speedup", "at_least": 2.5}, VNNI, "kept", None),
+        ({"metric": "speedup", "at_least": 2.8}, VNNI, "cannot tell", NOISE),
+        ({"metric": "speedup", "at_least": 3.1}, VNNI, "missed", None),
+        ({"metric": "speedup", "at_least": 3.1}, UNFIT, "cannot tell", UNABLE),
+        ({"metric": "speedup", "at_least": 2.5}, UNFIT, "kept", None),
+        ({"metric": "latency_ms", "at_most": 3.9}, VNNI, "cannot tell", NOISE),
+        ({"metric": "latency_ms", "at_most": 3.4}, VNNI, "missed", None),
+        # 4 ms over 10 ms; at worst 3.5 over 11 and 4.5 over 9.
+        ({"metric": "latency_ms", "at_most": 0.32, "of": "baseline"}, VNNI, "cannot tell", NOISE),
+        ({"metric": "latency_ms", "at_most": 0.31, "of": "baseline"}, VNNI, "missed", None),
+        ({"metric": "size_bytes", "at_most": 1}, UNFIT, "missed", None),
+    ],
+)  # fmt: skip
+def test_a_time_is_missed_only_beyond_its_interval_on_a_fit_machine(
+    limit: dict[str, Any], machine: dict[str, Any], verdict: str, reason: str | None
+) -> None:
+    rows = [
+        row("final", "speedup", 2.7, low=2.4, high=3.0),
+        row("final", "latency_ms", 4.0, low=3.5, high=4.5),
+        row("baseline", "latency_ms", 10.0, low=9.0, high=11.0),
+        row("final", "size_bytes", 2.0),
+    ]
+    (found,) = check_limits([Limit.model_validate(limit)], rows, machines={"cpu": machine}, verdicts=WARN)
+    assert (found.verdict, found.reason) == (verdict, reason)
+    assert found.passed is (verdict == "kept") and found.missed is (verdict == "missed")
+    assert found.unknown is (verdict == "cannot tell")
+    (strict,) = check_limits(
+        [Limit.model_validate(limit)], rows, machines={"cpu": machine}, verdicts=Verdicts(cannot_tell="fail")
+    )
+    assert strict.missed is (verdict != "kept")
+
+
+def test_a_limit_for_another_processor_is_skipped() -> None:
+    limits = [
+        Limit(metric="speedup", at_least=9, processor="x86-vnni"),
+        Limit(metric="speedup", at_least=1, processor="x86-avx2"),
+    ]
+    rows = [row("final", "speedup", 2.7, low=2.4, high=3.0)]
+    here, other = check_limits(limits, rows, machines={"cpu": VNNI}, verdicts=WARN)
+    assert here.missed and not here.skipped and here.processor == "x86-vnni"
+    assert (other.skipped, other.missed, other.verdict) == (True, False, "skipped")
+    assert other.reason == "for x86-avx2; this was measured on x86-vnni"
+
+
+def outcomes(model: str, right: int, of: int = 2000) -> Measurement:
+    raw = (1.0,) * right + (0.0,) * (of - right)
+    return row(model, "accuracy", right / of, raw=raw, n=of, low=right / of - 0.015, high=right / of + 0.015)
+
+
+@pytest.mark.parametrize(("right", "lost", "chance"), [(1733, 7, False), (1739, 1, True)])
+def test_a_missed_limit_on_quality_says_whether_chance_may_have_done_it(right: int, lost: int, chance: bool) -> None:
+    # Rows that are lost and none won: the interval of the ratio is lost/1740 give or take 1.96 roots of lost/1740^2.
+    limit = Limit(metric="accuracy", at_least=0.9997, of="baseline")
+    rows = [outcomes("baseline", 1740), outcomes("final", right)]
+    (found,) = check_limits([limit], rows, verdicts=WARN)
+    assert (found.verdict, found.missed, found.within_chance) == ("missed", True, chance)
+    assert (found.rows, found.rows_lost) == (2000, lost)
+    assert (1 - (found.ratio_high or 0)) == pytest.approx((lost - 1.96 * lost**0.5) / 1740, abs=1e-5)
+    (mild,) = check_limits([limit], rows, verdicts=Verdicts(within_chance="warn"))
+    assert mild.missed is not chance and not mild.passed
+
+
+def test_a_bound_on_accuracy_itself_counts_the_rows_that_it_takes() -> None:
+    (found,) = check_limits([Limit(metric="accuracy", at_least=0.87)], [outcomes("final", 1733)], verdicts=WARN)
+    assert (found.rows_lost, found.within_chance, found.missed) == (7, True, True)
+    (kept,) = check_limits([Limit(metric="accuracy", at_least=0.8665)], [outcomes("final", 1733)], verdicts=WARN)
+    assert kept.verdict == "kept" and kept.rows_lost is None
+
+
+def test_errors_of_words_are_paired_by_utterance() -> None:
+    counts = {"baseline": (3.0, 0.0, 1.0, 2.0), "final": (3.0, 1.0, 1.0, 3.0)}
+    rows = [row(model, "word_errors", sum(raw), raw=raw) for model, raw in counts.items()]
+    rows += [row(model, "word_error_rate", sum(raw) / 40, raw=(0.1,) * 4, n=4) for model, raw in counts.items()]
+    (found,) = check_limits([Limit(metric="word_error_rate", at_most=1.2, of="baseline")], rows, verdicts=WARN)
+    # R = 8/6; residuals y - R x: -1, 1, -1/3, 1/3; their squares sum to 20/9; mean(x) is 3/2.
+    half = 1.959963985 * math.sqrt(20 / 9 / (4 * 3)) / 1.5
+    assert (found.ratio_low, found.ratio_high) == pytest.approx((8 / 6 - half, 8 / 6 + half))
+    assert found.within_chance and found.rows == 4 and found.rows_lost is None
+
+
+def test_reports_of_before_have_no_verdicts() -> None:
+    old = LimitResult(metric="accuracy", target="cpu", limit=">= 1", passed=False)
+    assert old.missed and not old.unknown
+    assert not LimitResult(metric="accuracy", target="cpu", limit=">= 1", passed=True).missed

@@ -2,166 +2,89 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
+from browser import Browser, covered
 
 from compress.report.html import html_page
 from compress.report.schema import Report
 
 pytestmark = pytest.mark.browser
 
-# Appended to a copy of the page, which admits it by `unsafe-inline`: it writes what the browser laid out into
-# an element that --dump-dom returns.
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const size = (node) => { const box = node.getBoundingClientRect(); return [box.width, box.height]; };
-  const buttons = [...document.querySelectorAll("table.sortable th button")];
-  const sorter = buttons.find((button) => button.textContent === "Accuracy");
-  const order = () => [...sorter.closest("table").tBodies[0].rows].map((row) => row.cells[0].textContent);
-  sorter.click();
-  const rising = order();
-  sorter.click();
-  const labels = [...document.querySelectorAll("svg.chart")].map((svg) =>
-    [...svg.querySelectorAll("text")].map((t) => { const b = t.getBoundingClientRect();
-      return [t.textContent, b.left, b.top, b.right, b.bottom]; }));
-  const outcome = {
-    svgs: [...document.querySelectorAll("svg")].filter((s) => !s.closest("details")).map(size),
-    labels, rising, falling: order(),
-    overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-    dark: getComputedStyle(document.body).backgroundColor,
-    resources: performance.getEntriesByType("resource").map((entry) => entry.name),
-  };
-  const out = document.createElement("pre");
-  out.id = "outcome";
-  out.textContent = JSON.stringify(outcome);
-  document.body.append(out);
-});
-</script>
+DOCUMENT = "document.documentElement.outerHTML"
+DRAWN = """
+const size = (node) => { const b = node.getBoundingClientRect(); return [b.width, b.height]; };
+const buttons = [...document.querySelectorAll("table.sortable th button")];
+const sorter = buttons.find((button) => button.textContent === "Accuracy");
+const order = () => [...sorter.closest("table").tBodies[0].rows].map((row) => row.cells[0].textContent);
+sorter.click();
+const rising = order();
+sorter.click();
+return {
+  svgs: [...document.querySelectorAll("svg")].filter((s) => !s.closest("details")).map(size), rising, falling: order(),
+  labels: [...document.querySelectorAll("svg.chart")].map((svg) =>
+    [...svg.querySelectorAll("text")].map((t) => [t.textContent, ...box(t)])),
+  letters: [...document.querySelectorAll("svg.chart text")].map((t) =>
+    parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a),
+  overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+  resources: performance.getEntriesByType("resource").map((entry) => entry.name) };
 """
 
 
-Visit = Callable[..., tuple[str, str]]
+def test_the_page_as_shipped_runs_without_error_or_request(browser: Browser, report: Report) -> None:
+    seen = browser.look(html_page(report), DOCUMENT)
+    assert (seen.said, seen.asked) == ([], [])
+    assert 'id="tip"' in seen.found  # the script ran under the page's own policy
+    assert seen.found.count("<button") > 10
+    assert "1 of 4 limits missed" in seen.found
 
 
-@pytest.fixture
-def visit(chromium: str, asked: tuple[int, list[bytes]], tmp_path: Path) -> Visit:
-    """Loads a page and gives (document as the browser has it, what the browser logged)."""
-
-    def load(content: str, *options: str) -> tuple[str, str]:
-        page = tmp_path / "report.html"
-        page.write_text(content, encoding="utf-8")
-        command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-            "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-            "--disable-features=OptimizationHints,MediaRouter", "--enable-logging=stderr", "--log-level=0",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--proxy-server=http://127.0.0.1:{asked[0]}",
-            "--proxy-bypass-list=<-loopback>", "--virtual-time-budget=2000", "--hide-scrollbars",
-            *options, "--dump-dom", page.as_uri(),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-        return done.stdout, done.stderr
-
-    return load
-
-
-def strangers(requests: list[bytes]) -> list[str]:
-    """The addresses asked for, without those of Chromium's own update and clock services."""
-    asked = [request.split(b" ", 2)[1].decode() for request in requests if request.count(b" ") >= 2]
-    hosts = [re.sub(r"^\w+://|[:/].*$", "", address.split("://")[-1]) for address in asked]
-    own = re.compile(r"^(?!fonts)[\w-]+\.(google\.com|googleapis\.com|gvt1\.com)$")
-    return [host for host in hosts if not own.match(host)]
-
-
-def console_lines(log: str) -> list[str]:
-    return [line for line in log.splitlines() if "CONSOLE" in line]
-
-
-def probed(content: str) -> str:
-    """The page with the probe let in; `unsafe-inline` means nothing beside a digest, so replaces it."""
-    let_in = re.sub(r"(style|script)-src 'sha256-[^']+'", r"\1-src 'unsafe-inline'", content)
-    assert let_in != content
-    return let_in.replace("</body>", PROBE + "</body>")
-
-
-def outcome(document: str) -> dict[str, object]:
-    found = re.search(r'<pre id="outcome">(.*?)</pre>', document, re.S)
-    assert found is not None
-    from html import unescape
-
-    content = json.loads(unescape(found[1]))
-    assert isinstance(content, dict)
-    return content
-
-
-def test_the_page_as_shipped_runs_without_error_or_request(
-    visit: Visit, report: Report, asked: tuple[int, list[bytes]]
-) -> None:
-    document, log = visit(html_page(report))
-    assert console_lines(log) == []
-    assert 'id="tip"' in document  # the script ran under the page's own policy
-    assert document.count("<button") > 10
-    assert "1 of 4 limits missed" in document
-    assert strangers(asked[1]) == []
-
-
-def test_the_policy_stops_what_an_injection_would_do(
-    visit: Visit, report: Report, asked: tuple[int, list[bytes]]
-) -> None:
+def test_the_policy_stops_what_an_injection_would_do(browser: Browser, report: Report) -> None:
     injected = "<script>document.title='owned'</script><img src='http://leak.invalid/report'>"
-    document, log = visit(html_page(report).replace("</body>", injected + "</body>"))
-    assert "<title>owned" not in document
-    assert len([line for line in console_lines(log) if "Content Security Policy" in line]) == 2
-    assert strangers(asked[1]) == []
+    seen = browser.look(html_page(report).replace("</body>", injected + "</body>"), "document.title")
+    assert seen.found == "quickstart \u00b7 compress report"
+    assert len([line for line in seen.said if "Content Security Policy" in line]) == 2
+    assert seen.asked == []
 
 
-def test_an_unguarded_request_would_be_seen(visit: Visit, asked: tuple[int, list[bytes]]) -> None:
-    visit("<!doctype html><img src='http://seen.invalid/x'>")
-    assert strangers(asked[1]) == ["seen.invalid"]
-    asked[1].clear()
+def test_an_unguarded_request_would_be_seen(browser: Browser) -> None:
+    assert browser.look("<!doctype html><img src='http://seen.invalid/x'>").asked == ["seen.invalid"]
 
 
-def test_everything_is_drawn_and_sorts(visit: Visit, report: Report) -> None:
-    document, log = visit(probed(html_page(report)), "--window-size=1280,900")
-    assert console_lines(log) == []
-    found = outcome(document)
-    sizes = found["svgs"]
-    assert isinstance(sizes, list)
+def test_everything_is_drawn_and_sorts(browser: Browser, report: Report) -> None:
+    seen = browser.look(html_page(report), DRAWN)
+    assert seen.said == []
+    sizes = seen.found["svgs"]
     assert len(sizes) > 20
     assert all(width > 20 and height > 5 for width, height in sizes)
-    assert found["resources"] == []
-    right = {
-        "distill": 1752,
-        "baseline": 1746,
-        "prune": 1741,
-        "quantize": 1737,
-    }  # as the fixture invents them
-    rising = [name for name in found["rising"] if name in right]  # type: ignore[attr-defined]
+    assert seen.found["resources"] == []
+    right = {"distill": 1752, "baseline": 1746, "prune": 1741, "quantize": 1737}  # as the fixture invents them
+    rising = [name for name in seen.found["rising"] if name in right]
     assert rising == sorted(right, key=lambda name: right[name])
-    assert [name for name in found["falling"] if name in right] == rising[::-1]  # type: ignore[attr-defined]
+    assert [name for name in seen.found["falling"] if name in right] == rising[::-1]
 
 
-@pytest.mark.parametrize("width", [1280, 500])
-def test_no_label_covers_another(visit: Visit, report: Report, width: int) -> None:
-    document, _ = visit(probed(html_page(report)), f"--window-size={width},900")
-    found = outcome(document)
-    assert found["width"] == width
-    assert found["overflow"] == 0
-    for chart in found["labels"]:  # type: ignore[attr-defined]
-        for place, (name, left, top, right, bottom) in enumerate(chart):
-            for other, left2, top2, right2, bottom2 in chart[place + 1 :]:
-                across = min(right, right2) - max(left, left2)
-                down = min(bottom, bottom2) - max(top, top2)
-                # A glyph box holds some empty space above and below its letters.
-                assert across <= 0 or down <= 4, f"{name!r} covers {other!r} by {across:.0f} x {down:.0f}"
+@pytest.mark.parametrize("width", [1280, 500, 390])
+def test_no_label_covers_another(browser: Browser, report: Report, width: int) -> None:
+    found = browser.look(html_page(report), DRAWN, width).found
+    assert (found["width"], found["overflow"]) == (width, 0)
+    assert min(found["letters"]) > 8.5, "letters in pixels of the screen"
+    assert [words for chart in found["labels"] for words in covered(chart)] == []
 
 
-def test_dark_mode_is_dark(visit: Visit, report: Report) -> None:
-    light = outcome(visit(probed(html_page(report)))[0])["dark"]
-    dark = outcome(visit(probed(html_page(report)), "--blink-settings=preferredColorScheme=0")[0])["dark"]
-    assert (light, dark) == ("rgb(245, 246, 248)", "rgb(15, 18, 23)")
+def test_a_chart_says_its_figures_to_a_pointer_and_a_keyboard(browser: Browser, report: Report) -> None:
+    told = browser.look(
+        html_page(report),
+        """const mark = document.querySelector(".chart g.point.final"), tip = document.getElementById("tip");
+        const before = tip.hidden; mark.focus(); const focused = [tip.hidden, tip.textContent]; mark.blur();
+        return {before, focused, after: tip.hidden, spoken: mark.getAttribute("aria-label")};""",
+    ).found
+    assert (told["before"], told["after"], told["focused"][0]) == (True, True, False)
+    assert told["spoken"] == told["focused"][1]
+    assert "86.85%" in told["spoken"]
+    assert "5.12 MB" in told["spoken"]
+
+
+def test_dark_mode_is_dark(browser: Browser, report: Report) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    found = [browser.look(html_page(report), colour, dark=dark).found for dark in (False, True)]
+    assert found == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]

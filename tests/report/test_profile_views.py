@@ -6,6 +6,7 @@ import re
 
 import profiles
 import pytest
+from narrow import broken_words, shown
 from rich.console import Console
 
 from compress.report.profile_console import bar, console_profile
@@ -86,17 +87,20 @@ def test_notes_name_what_is_not_counted_and_what_beats_the_limit() -> None:
 
 
 def test_the_console_shows_all_three_views() -> None:
-    out = io.StringIO()
-    Console(file=out, width=100).print(console_profile(profiles.profile()))
-    shown = out.getvalue()
-    assert "5.00 ms (4.80\u20135.30 ms)" in shown
-    assert "19.7% (without 625 µs not counted)" in shown
-    lines = [line for line in shown.splitlines() if line.startswith(" MatMul")]
+    text = shown(console_profile(profiles.profile()), 100)
+    assert "5.00 ms (4.80\u20135.30 ms)" in text
+    assert "19.7% (without 625 µs not counted)" in text
+    lines = [line for line in text.splitlines() if line.startswith("MatMul")]
     # 2 of 4 ms; 20 MFLOP in 2 ms; 0.2 ms would do.
     assert len(lines) == 1 and all(word in lines[0] for word in ("2.00 ms", "50.0%", "10.0", "10.0%", "overhead"))
-    einsum = next(line for line in shown.splitlines() if line.startswith(" Einsum"))
+    einsum = next(line for line in text.splitlines() if line.startswith("Einsum"))
     assert "not counted" in einsum and "0.0" not in einsum
-    assert "encoder.layer.0.feed-forward" in shown
+    assert "encoder.layer.0.feed-forward" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_console_breaks_no_word(width: int) -> None:
+    assert broken_words(console_profile(profiles.profile()), width) == []
 
 
 def test_the_roofs_meet_at_the_ridges() -> None:

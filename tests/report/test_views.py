@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
-from rich.console import Console
+import pytest
+from generation_reports import generation_report
+from narrow import broken_words, shown
 
 from compress.recipe.recipe import Limit
-from compress.report.console import console_table
+from compress.report.console import closing_line, console_table
 from compress.report.headline import headlines, verdict
+from compress.report.html import html_page
 from compress.report.junit import junit_report
 from compress.report.markdown import escape_markdown, markdown_report
 from compress.report.schema import LimitResult, Report
@@ -42,6 +45,84 @@ def test_the_verdict_counts_what_was_judged(build: Callable[..., Report]) -> Non
     assert verdict(build(limits=[Limit(metric="accuracy", at_least=0.5)])) == ("passed", "The limit is kept")
     gpu = Limit(metric="accuracy", target="gpu", at_least=0.5)
     assert verdict(build(limits=[gpu]))[0] == "none"
+
+
+def with_limits(report: Report, *limits: LimitResult) -> Report:
+    return report.model_copy(update={"limits": limits})
+
+
+UNTOLD = LimitResult(
+    metric="speedup",
+    target="cpu",
+    limit=">= 12x",
+    value=11.7,
+    low=11.4,
+    high=12.1,
+    passed=False,
+    verdict="cannot tell",
+    reason="noise alone may have missed it",
+    fails=False,
+    processor="x86-vnni",
+)
+CHANCE = LimitResult(
+    metric="accuracy",
+    target="cpu",
+    limit=">= 99.7% of baseline",
+    value=0.866,
+    passed=False,
+    of="baseline",
+    ratio=0.996,
+    ratio_low=0.994,
+    ratio_high=0.998,
+    verdict="missed",
+    within_chance=True,
+    rows=2000,
+    rows_lost=7,
+    fails=True,
+)
+KEPT = LimitResult(metric="size_bytes", target="cpu", limit="<= 10%", value=1, passed=True, verdict="kept", fails=False)
+ELSEWHERE = LimitResult(
+    metric="speedup", target="cpu", limit=">= 2x", passed=False, skipped=True, verdict="skipped", fails=False,
+    reason="for x86-avx2; this was measured on x86-vnni",
+)  # fmt: skip
+
+
+def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
+    assert verdict(with_limits(report, UNTOLD, KEPT)) == ("unknown", "1 of 2 limits kept, 1 can't be told")
+    both = with_limits(report, UNTOLD, CHANCE, KEPT)
+    assert verdict(both) == ("missed", "1 of 3 limits missed, 1 of them can't be told")
+    mild = CHANCE.model_copy(update={"fails": False})
+    assert verdict(with_limits(report, mild, KEPT)) == ("unknown", "1 of 2 limits kept, 1 missed within chance")
+    other = with_limits(report, KEPT, ELSEWHERE)
+    assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
+    text = shown(console_table(both))
+    assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise alone may have missed it" in text
+    found = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
+    assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {found}" in " ".join(text.split())
+    suite = ElementTree.fromstring(junit_report(both))
+    assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
+    skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
+    assert skipped is not None and (skipped.get("message") or "").startswith("cannot tell: 11.7x")
+    assert failure is not None and "7 of 2,000 rows, within chance" in (failure.text or "")
+    assert "? can&#39;t tell" in html_page(both)
+
+
+def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
+    weighed = tuple(row for row in report.measurements if row.metric == "size_bytes")
+    gpu = LimitResult(metric="speedup", target="gpu", limit=">= 2x", passed=False, skipped=True, verdict="skipped")
+    alone = report.model_copy(update={"measurements": weighed, "limits": (gpu,)})
+    assert alone.unmeasured and not report.unmeasured
+    said = "Nothing could be run: only sizes are known, and no limit was judged (1 not judged: target skipped)"
+    assert verdict(alone) == ("none", said)
+    assert "5.12 MB" in shown(console_table(alone))
+    kept = alone.model_copy(update={"limits": (gpu, KEPT)})
+    assert verdict(kept)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
+
+
+def test_the_kind_of_processor_stands_with_the_run(report: Report) -> None:
+    known = report.model_copy(update={"environment": {**report.environment, "processor_class": "x86-avx2"}})
+    assert "took 5 min 12 s, on x86-avx2." in shown(console_table(known))
+    assert "on x86-avx2" in markdown_report(known).split("**")[0]
 
 
 def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
@@ -101,14 +182,8 @@ def test_junit_survives_characters_that_xml_cannot_hold(report: Report) -> None:
     assert case.get("name") == "a\ufffd<b>& >= 1"
 
 
-def shown(report: Report, width: int = 120) -> str:
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(console_table(report))
-    return stream.getvalue()
-
-
 def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
-    text = shown(report)
+    text = shown(console_table(report))
     for words in ("baseline", "trim_vocabulary", "86.85%", "5.12 MB", "17.8x", "Skipped target gpu"):
         assert words in text
     assert "\u2717 latency_ms on cpu \u2264 0.2 ms: 0.231 ms" in text
@@ -116,11 +191,43 @@ def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
 
 
 def test_the_console_takes_names_as_text(build: Callable[..., Report]) -> None:
-    assert "[red]x[/red] on cpu" in shown(build(recipe="[red]x[/red]"))
+    assert "[red]x[/red] on cpu" in shown(console_table(build(recipe="[red]x[/red]")))
 
 
 def test_an_empty_report_has_every_view() -> None:
     empty = Report(recipe="empty")
-    assert "The recipe sets no limits" in shown(empty)
+    assert "The recipe sets no limits" in shown(console_table(empty))
     assert markdown_report(empty) == "# empty\n\n**The recipe sets no limits.**\n"
     assert ElementTree.fromstring(junit_report(empty)).get("tests") == "0"
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_word_is_broken_at_any_width(report: Report, width: int) -> None:
+    for each in (report, generation_report()):
+        assert broken_words(console_table(each), width) == []
+
+
+def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[..., Report]) -> None:
+    whole = build()
+    text = shown(console_table(whole), 80)
+    heading = next(line for line in text.splitlines() if line.startswith("Model"))
+    assert heading.split() == ["Model", "Accuracy", "F1", "Agreement", "Size", "on", "disk", "Latency", "Speed-up"]
+    assert "Parameters: in the report" in text
+    asked = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
+    heading = next(line for line in shown(console_table(asked), 50).splitlines() if line.startswith("Model"))
+    assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]
+
+
+def test_the_last_line_says_where_things_are_and_what_comes_next(build: Callable[..., Report]) -> None:
+    folder = Path("artifacts/runs/quickstart/2026-11-25T12-00-00")
+    kept, missed = build(limits=()), build()
+    sizes = tuple(row for row in missed.measurements if row.metric == "size_bytes")
+    assert closing_line(kept, folder, "quickstart") == (
+        "artifacts/runs/quickstart/2026-11-25T12-00-00 has report.html and model/. Next: compress bundle quickstart "
+        "--target desktop --output app, or compress compare OTHER-RUN quickstart"
+    )
+    assert "Next: compress compare quickstart," in closing_line(missed, folder, "quickstart")
+    weighed = closing_line(missed.model_copy(update={"measurements": sizes}), folder, "quickstart")
+    assert weighed.startswith("Nothing could be run here (gpu: ONNX Runtime has no CUDAExecutionProvider")
+    assert "sizes are measured all the same" in weighed
+    assert str(folder) in weighed

@@ -13,8 +13,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
+from compress.formats.targets import TARGETS
 from compress.runtimes.decoder import Decoder
-from compress.targets import TARGETS
 
 LAYERS = 2
 

@@ -16,9 +16,9 @@ from compress.errors import InputError, ModelError
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import Session
 from compress.runtimes.speech_rules import read_rules
-from compress.targets import TARGETS
 
 CPU = TARGETS["cpu"]
 

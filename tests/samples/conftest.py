@@ -1,34 +1,15 @@
-"""A sample pinned to a small package file, and a progress that remembers."""
+"""A sample pinned to a small package file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from small_package import OTHERS, movie_lines, pinned_to, write_package
+from small_package import OTHERS, RecordingProgress, movie_lines, pinned_to, write_package
 
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample
 from compress.samples.sample import Sample
-
-
-class RecordingProgress:
-    """Remembers notes, and the steps of each bar."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: dict[str, tuple[int, int]] = {}
-
-    def track(self, items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        count = 0
-        for item in items:
-            count += 1
-            yield item
-        self.steps[description] = (count, total)
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture
@@ -46,4 +27,4 @@ def package(tmp_path: Path) -> Path:
 @pytest.fixture
 def sample_of(package: Path) -> Callable[[str], Sample]:
     """A sample of the catalogue, pinned to the small package file instead of the real one."""
-    return lambda name: pinned_to(SAMPLES[name], package)
+    return lambda name: pinned_to(find_sample(name), package)

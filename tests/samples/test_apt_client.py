@@ -11,7 +11,7 @@ import pytest
 from compress.errors import SampleError
 from compress.samples import apt_client
 from compress.samples.apt_client import apt_download, unpacked_tar
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample
 from compress.samples.fetch import fetch
 from compress.samples.sample import Package, Sample
 
@@ -51,7 +51,7 @@ def debian_package(folder: Path, name: str, link: str | None = None) -> Package:
 
 def two_packages(folder: Path, link: str | None = None) -> Sample:
     packages = tuple(debian_package(folder, name, link) for name in ("first", "second"))
-    return replace(SAMPLES["verses"], name="tiny", packages=packages, preparation=None)
+    return replace(find_sample("verses"), name="tiny", packages=packages, preparation=None)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_truncated_package_is_damaged(tmp_path):
         unpacked_tar(path)
 
 
-VERSES = SAMPLES["verses"].packages[0]
+VERSES = find_sample("verses").packages[0]
 
 
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])

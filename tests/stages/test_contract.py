@@ -21,14 +21,14 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.probed import probed
-from compress.pipeline.integrity import PROBES, Contract, Probe
+from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
+from compress.pipeline.probed import probed
 from compress.progress import SilentProgress
 from compress.stage.stage import Context, Stage
 from compress.stages import STAGES
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
 RECOVERY = {"steps": 8, "batch_size": 4, "sequence_length": 24, "validation_windows": 6}
@@ -100,9 +100,8 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
 
 
 def task_of(stage: Stage[Any, Any]) -> str:
-    if stage.tasks == (EMBEDDINGS,):
-        return EMBEDDINGS
-    return LANGUAGE if stage.tasks and LANGUAGE in stage.tasks else tiny.TASK
+    """The toy task, unless the stage is for another alone."""
+    return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.is_for(get_task(task).capabilities))
 
 
 def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
@@ -120,7 +119,7 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     source = save_tiny_llama(folder / "decoder")
     if stage.takes() is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
-    return TorchModel.load(source.folder, LANGUAGE) if stage.takes() is TorchModel else source
+    return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.takes() is TorchModel else source
 
 
 def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
@@ -137,7 +136,7 @@ def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
     """An adapter for what `make_input` gives."""
     if task_of(stage) != LANGUAGE:
         return save_adapter(tiny.encoder().module, folder, "query")
-    module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, LANGUAGE).module
+    module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, get_task(LANGUAGE)).module
     return save_adapter(module, folder, "q_proj", "down_proj")
 
 
@@ -145,7 +144,7 @@ def language_context(folder: Path) -> Context:
     """Texts of the toy task, read letter by letter; the teacher is the decoder that was quantized."""
 
     def earlier(label: str) -> TorchModel:
-        return TorchModel.load(save_tiny_llama(folder / "earlier").folder, LANGUAGE)
+        return TorchModel.load(save_tiny_llama(folder / "earlier").folder, get_task(LANGUAGE))
 
     task = get_task(LANGUAGE)
     counts = {"train": 64, "validation": 16, "test": PROBES}
@@ -221,7 +220,7 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
     rows = context.data.split("test")
     assert len(rows) == PROBES
     probe = Probe(
-        load=lambda folder: stage.gives().load(folder, task_of(stage)),
+        load=lambda folder: stage.gives().load(folder, get_task(task_of(stage))),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     if probed(output).unavailable_reason() is None:
@@ -231,10 +230,10 @@ def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
         np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
     else:
         # Core ML answers on a Mac only, and nothing else may be silent here.
-        assert kind == "coreml" and stage.gives().load(after, task_of(stage)) == output
+        assert kind == "coreml" and stage.gives().load(after, get_task(task_of(stage))) == output
 
     contract = Contract(kind, stage.promise())
-    contract.check(output, probed(before).digests(), size_bytes(tmp_path / "before"), after, probe)
+    contract.check(output, probed(before).digests(), weigh(tmp_path / "before"), after, probe)
     assert ("tensors changed" in dict(contract.found)) is stage.promise().changes_weights
 
 

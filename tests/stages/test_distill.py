@@ -20,9 +20,11 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.stages.distill import Distill, Student
+from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
-from compress.training.predict import predict
+from compress.tasks.forward import predict
+from compress.tasks.registry import get_task
+from compress.training.distillation_config import Student
 from compress.training.sparsity import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")
@@ -176,7 +178,7 @@ def test_a_narrower_student_learns_through_a_projection(method: str, tmp_path: P
     assert student.labels() == tiny.LABELS
     assert agreement(student, teacher()) >= 0.85 and losses.seen[-1] < losses.seen[0] / 2
     student.save(tmp_path)
-    np.testing.assert_allclose(answers(TorchModel.load(tmp_path, tiny.TASK)), answers(student), atol=1e-6)
+    np.testing.assert_allclose(answers(TorchModel.load(tmp_path, get_task(tiny.TASK))), answers(student), atol=1e-6)
 
 
 def test_a_student_made_of_layers_starts_from_their_weights():
@@ -277,7 +279,7 @@ def test_a_teacher_with_heads_cut_off_has_students_with_all_of_them(tmp_path: Pa
     keep_heads(model.module, [[1], [0, 2]])
     student = Distill(**STILL, student={"config": {"hidden_size": 16}}).run(model, context()[0])
     place = saved(student, tmp_path / "student")
-    np.testing.assert_allclose(answers(TorchModel.load(Path(place), tiny.TASK)), answers(student), atol=1e-6)
+    np.testing.assert_allclose(answers(TorchModel.load(Path(place), get_task(tiny.TASK))), answers(student), atol=1e-6)
 
 
 def test_a_config_field_that_is_not_there_is_refused():

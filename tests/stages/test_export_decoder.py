@@ -15,7 +15,7 @@ from compress.errors import DataError, IntegrityError
 from compress.formats.onnx.stage import Export
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TEXTS = ["a text of no meaning whatever", "another one, which is longer", "and then a third of them"] * 4
 

@@ -16,10 +16,10 @@ from compress.errors import IntegrityError, ModelError, StageError
 from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
-from compress.formats.probed import probed
-from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.integrity import Contract, Probe, Weight
+from compress.pipeline.probed import probed
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 
 class Notes:
@@ -109,20 +109,20 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
     assert (arrays["blk.0.ffn_up.weight"] == checkpoint.weight("model.layers.0.mlp.up_proj").numpy()).all()
     assert len(arrays) == len(probed(made).digests()) == 20
     contract = Contract("gguf", Gguf().promise())
-    contract.check(made, {}, 1000, made.folder, probe(tmp_path))
+    contract.check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
     assert dict(contract.found)["predictions"] == "finite and not constant"
 
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
-    from compress.formats.gguf.file import read_gguf
+    from compress.formats.gguf.read import read_gguf
 
     (tensor,) = (one for one in read_gguf(made.file).tensors if one.name == "blk.1.ffn_up.weight")
     content = bytearray(made.file.read_bytes())
     content[tensor.start : tensor.start + 2] = b"\x00\x7e"  # a NaN of float16
     made.file.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"'blk\.1\.ffn_up\.weight' holds NaN"):
-        Contract("gguf", Gguf().promise()).check(made, {}, 1000, made.folder, probe(tmp_path))
+        Contract("gguf", Gguf().promise()).check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
 
 
 def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
@@ -131,7 +131,7 @@ def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
     monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
     contract = Contract("gguf", Gguf().promise())
-    contract.check(made, {}, 1000, made.folder, probe(tmp_path))
+    contract.check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
     assert dict(contract.found)["predictions"].startswith("not looked at: the package no-such-package is not")
 
 

@@ -22,13 +22,14 @@ from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import RecipeError, StageError
-from compress.formats.probed import probed
-from compress.pipeline.integrity import Contract, Probe
+from compress.pipeline.integrity import Contract, Probe, Weight
+from compress.pipeline.probed import probed
 from compress.recipe_source import read_recipe
 from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
+from compress.tasks.registry import get_task
 
 DATA = tiny_images.dataset(24)
 QUICK: dict[str, Any] = {"epochs": 20, "batch_size": 24, "learning_rate": 3e-3, "precision": "fp32"}
@@ -118,11 +119,11 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
     stage.run(model, context)
     model.save(tmp_path)
     probe = Probe(
-        load=lambda folder: TorchModel.load(folder, tiny_images.TASK),
+        load=lambda folder: TorchModel.load(folder, get_task(tiny_images.TASK)),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
-    Contract("prune", stage.promise()).check(model, before, 1, tmp_path, probe)
-    assert TorchModel.load(tmp_path, tiny_images.TASK).parameters() == model.parameters()
+    Contract("prune", stage.promise()).check(model, before, Weight(1, 1), tmp_path, probe)
+    assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
 
 
 def test_pruned_nets_learn_from_labels_and_from_the_unpruned() -> None:
@@ -185,7 +186,9 @@ def test_heads_neurons_and_layers_of_a_vit(tmp_path: Path) -> None:
     assert (config.num_hidden_layers, config.intermediate_size, getattr(config, HEADS_KEY)) == (2, 36, [3, 3])
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     model.save(tmp_path)
-    torch.testing.assert_close(logits(TorchModel.load(tmp_path, tiny_images.TASK)), logits(model), rtol=0, atol=0)
+    torch.testing.assert_close(
+        logits(TorchModel.load(tmp_path, get_task(tiny_images.TASK))), logits(model), rtol=0, atol=0
+    )
 
 
 def logits(model: TorchModel) -> torch.Tensor:
@@ -292,7 +295,7 @@ def test_a_pruned_net_is_exported_and_quantized() -> None:
     ],
 )
 def test_only_who_learns_from_labels_needs_them(stage: Any, without: bool, tmp_path: Path) -> None:
-    assert stage.needs().without_labels is without
+    assert stage.needs().labels is not without
     data = {"splits": {"train": "sample:objects/train", "test": "sample:imagenet-20/test"}, "without_labels": ["train"]}
     fields = stage.model_dump(exclude_unset=True, exclude={"kind"})
     content = {"name": "r", "task": tiny_images.TASK, "model": "m", "data": data, "stages": [{stage.kind: fields}]}

@@ -23,8 +23,8 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.stage.stage import Context
 from compress.stages.qat import Qat
-from compress.tasks import get_task
 from compress.tasks.image_classification import TASK
+from compress.tasks.registry import get_task
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch_size": 16, "labels_weight": 1.0, "calibration_examples": 32}
 

@@ -97,6 +97,12 @@ def test_fields_that_mean_nothing_are_named():
     assert Quantize(smooth_quant=0.5, search_seconds=1).idle_fields("x") == ("smooth_quant", "search_seconds")
     assert Quantize(method="static", percentile=99).idle_fields("x") == ("percentile",)
     assert Quantize(method="static", statistics="nncf", types="s8s8").idle_fields("x") == ("types",)
+
+
+def test_nncf_is_called_only_where_it_finds_the_ranges():
+    assert "nncf" in Quantize(method="static", statistics="nncf").calls()
+    assert "nncf" not in Quantize(method="static").calls()
+    assert Quantize().calls() == ("onnx", "onnx_ir", "onnxruntime")
     assert Quantize().needs().splits == () and Quantize(method="static").needs().splits == ("train",)
     assert Quantize(accuracy_floor=0.9).needs().splits == ("train", "validation")
 

@@ -24,7 +24,7 @@ from compress.formats.onnx.speech.parity import teacher_forced
 from compress.progress import SilentProgress
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
 

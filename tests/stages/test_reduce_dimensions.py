@@ -5,7 +5,7 @@ import sentences
 from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.errors import StageError
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.training.predict import predict
+from compress.tasks.forward import predict
 
 
 def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:

@@ -22,7 +22,7 @@ from compress.progress import SilentProgress
 from compress.stage.stage import Context
 from compress.stages.quantize import Quantize
 from compress.stages.trim_vocabulary import TrimVocabulary
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TRAIN = ["the film was great", "the film was boring", "a clumsy plot", "great"]
 MORE = ["superb music", "superb cast"]

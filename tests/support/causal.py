@@ -11,7 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.progress import Progress, SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = "text-generation"
 LENGTH = 32
@@ -36,7 +36,7 @@ def context(
         LENGTH,
         seed,
         made,
-        lambda label: TorchModel.load(teacher.folder, TASK),
+        lambda label: TorchModel.load(teacher.folder, get_task(TASK)),
         Path,
         scratch,
     )

@@ -89,7 +89,7 @@ def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
     reference = f"{network.__module__}:{network.__name__}"
     plain_module.allow(reference, tiny_images.Path())
     config = PreTrainedConfig(**tiny_images.names(), **{MODULE_KEY: {"module": reference, "arguments": {}}})
-    return TorchModel(PlainModule(lively(network(), seed), config), tiny_images.processor(), tiny_images.TASK)
+    return TorchModel(PlainModule(lively(network(), seed), config), tiny_images.processor())
 
 
 def reg_net(seed: int = 0) -> TorchModel:
@@ -97,4 +97,4 @@ def reg_net(seed: int = 0) -> TorchModel:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "groups_width": 8}
     config = RegNetConfig(layer_type="y", **sizes, **tiny_images.names())
-    return TorchModel(lively(RegNetForImageClassification(config), seed), tiny_images.processor(), tiny_images.TASK)
+    return TorchModel(lively(RegNetForImageClassification(config), seed), tiny_images.processor())

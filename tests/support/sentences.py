@@ -19,7 +19,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = "feature-extraction"
 OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))
@@ -65,7 +65,7 @@ def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: An
         for name, parameter in module.named_parameters():
             if "LayerNorm" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    return TorchModel(module, SentenceProcessor(tokenizer, modules or SentenceModules(WIDTH)), TASK)
+    return TorchModel(module, SentenceProcessor(tokenizer, modules or SentenceModules(WIDTH)))
 
 
 def context(data: Dataset | None = None, max_length: int = 24) -> Context:

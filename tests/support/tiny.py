@@ -27,7 +27,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = "text-classification"
 LABELS = ("bad", "good")
@@ -117,7 +117,7 @@ def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **
         for name, parameter in module.named_parameters():
             if "LayerNorm" not in name and "layer_norm" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    return TorchModel(module, processor, TASK)
+    return TorchModel(module, processor)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from compress.data.dataset import Dataset
 from compress.data.media import media, media_type
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = "image-classification"
 LABELS = ("above", "below")
@@ -80,7 +80,7 @@ def vit(seed: int = 0, **changes: Any) -> TorchModel:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = ViTConfig(image_size=SIDE, patch_size=8, **{**shape, **names(), **changes})
     torch.manual_seed(seed)
-    return TorchModel(shaken(ViTForImageClassification(config)), processor(), TASK)
+    return TorchModel(shaken(ViTForImageClassification(config)), processor())
 
 
 def mobile_net(seed: int = 0) -> TorchModel:
@@ -92,7 +92,7 @@ def mobile_net(seed: int = 0) -> TorchModel:
     with torch.no_grad():
         for _ in range(4):
             module(pixel_values=torch.randn(16, 3, 32, 32))
-    return TorchModel(module.eval(), processor(), TASK)
+    return TorchModel(module.eval(), processor())
 
 
 def names() -> dict[str, Any]:

@@ -6,8 +6,8 @@ from transformers import BertConfig, BertModel
 
 from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.errors import DataError, ModelError, StageError
-from compress.tasks import get_task
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.registry import get_task
 
 TASK = get_task(sentences.TASK)
 ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "Great ", "dreadful"]})

@@ -20,6 +20,7 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
 from compress.tasks import image_classification
 from compress.tasks.image_classification import TASK
+from compress.tasks.registry import get_task
 
 
 def rows(*images: np.ndarray | Image.Image, labels: tuple[str, ...] = tiny_images.LABELS) -> pa.Table:
@@ -105,7 +106,7 @@ def test_top_5_counts_rows_with_fewer_than_five_likelier_classes() -> None:
 def test_a_saved_model_loads_with_its_processor_and_answers_the_same(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.save(tmp_path)
-    again = TorchModel.load(tmp_path, tiny_images.TASK)
+    again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
     examples = TASK.encode(tiny_images.table(4), again.processor, again.labels(), 128)
     pixels = torch.from_numpy(examples.batch(range(4))["pixel_values"])
     with torch.no_grad():

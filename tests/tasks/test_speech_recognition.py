@@ -18,7 +18,7 @@ from compress.compare.effects import Pair, is_paired
 from compress.data.media import media_type
 from compress.errors import DataError
 from compress.recipe.policy import Margin
-from compress.tasks import get_task
+from compress.tasks.registry import get_task
 
 TASK = get_task("automatic-speech-recognition")
 RATE = 16_000

@@ -19,10 +19,9 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import DataError, ModelError
 from compress.evaluation.evaluate import predict
+from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
-from compress.targets import TARGETS
-from compress.tasks import GENERATING, TASK_NAMES, get_task
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept
 from compress.tasks.text_generation import TASK
@@ -209,12 +208,6 @@ def test_graph_with_a_cache_reads_whole_windows(tmp_path: Path) -> None:
     for row, loss in zip(ids, found.kept["loss"], strict=True):
         chances = torch.from_numpy(decoder.logits(row)[:-1]).log_softmax(-1).numpy()
         assert loss == pytest.approx([-chances[i, token] for i, token in enumerate(row[1:])], rel=1e-4, abs=1e-4)
-
-
-def test_tasks_that_generate_are_those_of_running_text() -> None:
-    tasks = {name: get_task(name) for name in TASK_NAMES}
-    assert {name for name, task in tasks.items() if task.generates and not task.reads_rows} == set(GENERATING)
-    assert all(task.name == name for name, task in tasks.items())
 
 
 @pytest.mark.parametrize(

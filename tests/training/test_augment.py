@@ -20,9 +20,11 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 from compress.stages.qat import Qat
+from compress.tasks.forward import tensors
+from compress.tasks.registry import get_task
 from compress.training.augmentation import Augmentation
 from compress.training.config import Augment, Training
-from compress.training.loop import Trainee, tensors, train
+from compress.training.loop import Trainee, train
 
 BOTH = {"crop_padding": 1, "horizontal_flip": 0.5}
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
@@ -161,5 +163,5 @@ def test_fields_that_ask_for_nothing_or_too_much_are_refused():
 def test_a_recipe_of_texts_has_no_use_for_it(kind: type[Any]):
     more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5, "schedule": "cubic"} if kind is Prune else {}
     stage = kind.model_validate({**more, "augment": BOTH})
-    assert "augment" in stage.idle_fields("text-classification")
-    assert "augment" not in stage.idle_fields("image-classification")
+    assert "augment" in stage.idle_fields(get_task("text-classification").capabilities)
+    assert "augment" not in stage.idle_fields(get_task("image-classification").capabilities)

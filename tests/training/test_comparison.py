@@ -12,8 +12,8 @@ import torch
 
 from compress.architectures.transformer import keep_layers
 from compress.checkpoints.torch_model import TorchModel
+from compress.tasks.forward import forward
 from compress.training.distillation import _Comparison
-from compress.training.loop import forward
 
 SIZE = tiny.WIDTH // tiny.HEADS
 TEXTS = ["great", "the film was a boring and clumsy plot", "lovely music"]

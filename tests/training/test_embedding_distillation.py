@@ -10,7 +10,7 @@ from compress.errors import StageError
 from compress.numerics.distillation import embedding_distance
 from compress.numerics.retrieval import normalized
 from compress.stages.distill import Distill
-from compress.training.predict import predict
+from compress.tasks.forward import predict
 
 MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.architectures.transformer import Block, blocks
 from compress.stages.prune import Prune
-from compress.training.loop import forward, tensors
+from compress.tasks.forward import forward, tensors
 from compress.training.structured_pruning import _importance
 
 SIZE = tiny.WIDTH // tiny.HEADS

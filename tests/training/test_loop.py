@@ -15,12 +15,13 @@ from torch import nn
 
 from compress import environment
 from compress.checkpoints.torch_model import TorchModel
+from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import SilentProgress
+from compress.tasks.forward import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.config import Training
-from compress.training.loop import LengthGroupedBatches, Trainee, forward, tensors, train, uses_bf16
-from compress.training.predict import predict
+from compress.training.loop import LengthGroupedBatches, Trainee, train
 from compress.training.sparsity import keep_zeros, sparse_layers
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")
@@ -361,7 +362,7 @@ def test_bf16_is_used_when_asked_for():
 
     for precision in ("bf16", "fp32"):
         config = FAST.model_copy(update={"precision": precision, "epochs": 0.2})
-        assert uses_bf16(config) is (precision == "bf16")
+        assert uses_bf16(precision) is (precision == "bf16")
         model, examples = classifier()
         train(Trainee(model.module, examples, loss), config, 0, SilentProgress(), "test")
         assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
@@ -373,8 +374,8 @@ def test_the_processor_decides_on_bf16(
     present: tuple[str, ...], auto: bool, fastest: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(environment, "features", lambda: present)
-    assert uses_bf16(Training()) == auto
-    assert uses_bf16(Training(precision="fastest")) == fastest
+    assert uses_bf16("auto") == auto
+    assert uses_bf16("fastest") == fastest
 
 
 def test_predictions_come_in_the_order_given():

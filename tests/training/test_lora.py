@@ -18,7 +18,7 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import load_module
 from compress.digests import digest_directory
 from compress.errors import InputError, ModelError, StageError
-from compress.stage.stage import Context
+from compress.stage.stage import Context, Reference
 from compress.stages.attach_lora import AttachLora
 from compress.stages.lora import Lora
 from compress.training.recovery import make_windows
@@ -151,7 +151,7 @@ def test_an_adapter_kept_apart_keeps_its_bytes(
     start: QuantizedCheckpoint, source: Checkpoint, brought: Path, tmp_path: Path
 ) -> None:
     stage = AttachLora(adapter=str(brought))
-    assert stage.reads() == (str(brought),)
+    assert stage.paths() == {"adapter": Reference(str(brought), "adapter")}
     attached = stage.run(start, context(source, tmp_path / "scratch"))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (attached.folder / "adapter" / name).read_bytes() == (brought / name).read_bytes()

@@ -17,7 +17,6 @@ from compress.checkpoints.rewrite import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales
-from compress.training import recovery
 from compress.training.recovery import Lesson, make_windows
 from compress.training.scale_tuning import learn, tuned_tensors
 
@@ -208,7 +207,7 @@ def test_logits_that_are_more_than_a_product_are_refused(
 def test_half_precision_tunes_too(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "has_bf16", lambda: True)
+    monkeypatch.setattr("compress.environment.has_bf16", lambda: True)
     tuned = tune(start, source, tmp_path / "scratch", precision="auto")
     assert divergence(tuned, source) < 0.7 * divergence(start, source)
 

@@ -15,10 +15,11 @@ from compress.errors import StageError
 from compress.progress import SilentProgress
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
+from compress.tasks.capability import EMBEDS, HAS_CLASSES, TAKES_IMAGES
+from compress.tasks.forward import forward, predict, tensors
 from compress.training import short_forward as subject
 from compress.training.config import Training
-from compress.training.loop import Trainee, forward, tensors, train
-from compress.training.predict import predict
+from compress.training.loop import Trainee, train
 from compress.training.short_forward import FrozenLayers, shortened
 
 PLAIN = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32", dropout=0)
@@ -141,7 +142,8 @@ def test_frozen_layers_and_embeddings_keep_their_bits_and_the_rest_learns_as_wit
     for name, tensor in after.items():
         frozen = ".embeddings." in name or ".layer.0." in name
         assert torch.equal(tensor, before[name]) is frozen, name
-        torch.testing.assert_close(tensor, wanted[name], atol=2e-4, rtol=1e-3, msg=name)
+        if not name.endswith("key.bias"):  # it moves no softmax: its gradient is rounding, which Adam scales up
+            torch.testing.assert_close(tensor, wanted[name], atol=2e-4, rtol=1e-3, msg=name)
     assert all(parameter.requires_grad for parameter in shortcut.module.parameters())
 
 
@@ -160,7 +162,7 @@ def test_a_seed_gives_the_same_bits() -> None:
 def test_the_stages_pass_their_fields_on() -> None:
     model, context = deep(), tiny.context()
     before = copy.deepcopy(model.module.state_dict())
-    fields = {"learning_rate": 1e-3, "precision": "fp32", "first_token_only": True}
+    fields = {"learning_rate": 1e-3, "precision": "fp32", "dropout": 0, "first_token_only": True}
     Finetune(frozen_layers=2, epochs=1, **fields).run(model, context)  # type: ignore[arg-type]
     changed = {name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and not any(".layer.0." in name or ".layer.1." in name for name in changed)
@@ -177,7 +179,9 @@ def test_the_stages_pass_their_fields_on() -> None:
 def test_predictions_by_the_first_token_are_those_of_all() -> None:
     model = deep()
     examples = tiny.context().encode("train", model)
-    whole, short = predict(model.module, examples), predict(model.module, examples, first_token_only=True)
+    whole = predict(model.module, examples)
+    with shortened(model.module, first_token=True):
+        short = predict(model.module, examples)
     assert abs(whole - short).max() < 1e-5
 
 
@@ -208,7 +212,7 @@ def test_recipes_that_do_not_name_the_new_fields_keep_the_keys_of_their_stages()
 
 
 def test_fields_are_named_where_they_mean_nothing() -> None:
-    assert "first_token_only" in Finetune(first_token_only=True).idle_fields("image-classification")
+    assert "first_token_only" in Finetune(first_token_only=True).idle_fields(frozenset({TAKES_IMAGES}))
     distill = Distill(teacher="start", first_token_only=True)
-    assert "first_token_only" in distill.idle_fields("feature-extraction")
-    assert not Finetune(first_token_only=True).idle_fields("text-classification")
+    assert "first_token_only" in distill.idle_fields(frozenset({EMBEDS}))
+    assert not Finetune(first_token_only=True).idle_fields(frozenset({HAS_CLASSES}))

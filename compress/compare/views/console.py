@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from compress.compare.change import Change, Comparison, SliceChange
+from compress.compare.change import Comparison, SliceChange
 from compress.compare.gate import GateResult
 from compress.compare.slices import largest_change
 from compress.compare.words import (
@@ -18,6 +17,7 @@ from compress.compare.words import (
     confidence_text,
     effect_text,
     evidence,
+    figures,
     gate_sentence,
     interval_text,
     judged_name,
@@ -25,41 +25,49 @@ from compress.compare.words import (
     margin_text,
     ordered,
     side_text,
-    value_text,
     verdict_text,
 )
+from compress.fitted_table import Column, FittedTable
 
 _STYLES = {
     "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
     "failed": "bold red", "warned": "yellow", "passed": "green",
 }  # fmt: skip
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
-_NUMBERS = ("before", "now", "change", "interval")
+_FIGURES = (
+    Column("before", right=True, rank=1),
+    Column("now", right=True, rank=1),
+    Column("change", right=True),
+    Column("interval", rank=3),
+)
+_LEFT_OUT = "for lack of room only in --json and --format html"
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
-def _text(words: str, style: str = "") -> Text:
+def _plain(words: str) -> str:
     """Without control characters, with which a name in a report could write over the terminal."""
-    return Text(_CONTROL.sub("\ufffd", words), style=style)
+    return _CONTROL.sub("\ufffd", words)
+
+
+def _text(words: str, style: str = "") -> Text:
+    return Text(_plain(words), style=style)
 
 
 def console_comparison(comparison: Comparison) -> RenderableType:
     """A line for each metric, the worst slice, notes, and the verdict."""
-    parts: list[RenderableType] = [*_sides(comparison), _table(comparison), *_below(comparison)]
+    parts: list[RenderableType] = [*_sides(comparison), _changes(comparison), *_below(comparison)]
     return Group(*parts, _text(f"{comparison_sentence(comparison)}."))
 
 
 def console_gate(result: GateResult) -> RenderableType:
     """A line for each judgement, then notes and the verdict."""
-    table = Table(title="Gate", title_justify="left", title_style="bold")
-    for head in ("", "metric", "on", *_NUMBERS, "allowed", "verdict"):
-        table.add_column(head, justify="right" if head in (*_NUMBERS, "allowed") else "left")
+    table = _table("Gate", "allowed")
     for judgement in result.judgements:
         change = judgement.change
         cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
-        cells += _figures(change) if change else [""] * 4
+        cells += figures(change) if change else [""] * 4
         cells += [judgement.margin, verdict_text(change) if change else judgement.reason]
-        table.add_row(*map(_text, cells), style=_STYLES[judgement.status])
+        table.add(*map(_plain, cells), style=_STYLES[judgement.status])
     status = "failed" if result.failed else "warned" if result.having("warned") else "passed"
     open_questions = (*result.having("failed"), *result.having("warned"))
     why = [_text(f"{_MARKS[judgement.status]} {judgement_text(judgement)}", style=_STYLES[judgement.status])
@@ -75,20 +83,18 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
     yield _text(f"candidate: {side_text(comparison.candidate)}", style="dim")
 
 
-def _table(comparison: Comparison) -> Table:
-    table = Table(title="Comparison", title_justify="left", title_style="bold")
-    for head in ("", "metric", "on", *_NUMBERS, "matters from", "verdict"):
-        table.add_column(head, justify="right" if head in (*_NUMBERS, "matters from") else "left")
+def _table(title: str, margin: str) -> FittedTable:
+    last = (Column(margin, right=True, rank=2), Column("verdict"))
+    return FittedTable(title, [Column(""), Column("metric"), Column("on", rank=4), *_FIGURES, *last], _LEFT_OUT)
+
+
+def _changes(comparison: Comparison) -> FittedTable:
+    table = _table("Comparison", "matters from")
     for change in ordered(comparison):
-        cells = [SIGNS[change.verdict], change.metric, change.target, *_figures(change)]
-        table.add_row(*map(_text, [*cells, margin_text(change), verdict_text(change)]), style=_STYLES[change.verdict])
+        cells = [SIGNS[change.verdict], change.metric, change.target, *figures(change)]
+        cells += [margin_text(change), verdict_text(change)]
+        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
     return table
-
-
-def _figures(change: Change) -> list[str]:
-    interval = interval_text(change)
-    known = f"{interval} ({confidence_text(change)})" if interval else ""
-    return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
 
 
 def _below(comparison: Comparison) -> Iterator[Text]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from compress.compare.change import Change, Comparison
+from compress.compare.change import Comparison
 from compress.compare.gate import GateResult
 from compress.compare.words import (
     comparison_sentence,
-    confidence_text,
-    effect_text,
     evidence,
+    figures,
     gate_sentence,
-    interval_text,
     judged_name,
     judgement_text,
     margin_text,
     ordered,
     side_text,
-    value_text,
     verdict_text,
 )
 from compress.report.markdown import escape_markdown, markdown_table
@@ -33,7 +30,7 @@ def markdown_comparison(comparison: Comparison) -> str:
     """Verdict, table, and folded: slices, flips, evidence."""
     rows = []
     for change in ordered(comparison):
-        cells = [_SIGNS[change.verdict], change.metric, change.target, *_figures(change)]
+        cells = [_SIGNS[change.verdict], change.metric, change.target, *figures(change)]
         rows.append([*cells, margin_text(change), verdict_text(change)])
     lines = [f"**{escape_markdown(comparison_sentence(comparison))}.**", ""]
     lines += markdown_table((*_HEADS, "Matters from", "Verdict"), rows, left=(0, 1, 2, 8))
@@ -50,12 +47,12 @@ def markdown_gate(result: GateResult) -> str:
     for judgement in result.judgements:
         change = judgement.change
         cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
-        cells += _figures(change) if change else [""] * 4
+        cells += figures(change) if change else [""] * 4
         rows.append([*cells, judgement.margin, verdict_text(change) if change else judgement.reason])
     lines += markdown_table((*_HEADS, "Allowed", "Verdict"), rows, left=(0, 1, 2, 8))
     judged = [judgement.change for judgement in result.judgements]
     others = [change for change in ordered(result.comparison) if change not in judged]
-    rest = [[change.metric, change.target, *_figures(change), verdict_text(change)] for change in others]
+    rest = [[change.metric, change.target, *figures(change), verdict_text(change)] for change in others]
     if rest:
         table = markdown_table((*_HEADS[1:], "Verdict"), rest, left=(0, 1, 6))
         lines += _folded(f"{len(rest)} metrics that no rule judges", table)
@@ -64,15 +61,9 @@ def markdown_gate(result: GateResult) -> str:
     return _whole([*lines, *_details(result.comparison)])
 
 
-def _figures(change: Change) -> list[str]:
-    interval = interval_text(change)
-    known = f"{interval} ({confidence_text(change)})" if interval else ""
-    return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
-
-
 def _details(comparison: Comparison) -> Iterator[str]:
     rows = [
-        [part.name, f"{part.rows:,}", *_figures(part.change), verdict_text(part.change)] for part in comparison.slices
+        [part.name, f"{part.rows:,}", *figures(part.change), verdict_text(part.change)] for part in comparison.slices
     ]
     heads = ("Slice", "Rows", "Before", "Now", "Change", "Interval", "Verdict")
     yield from _folded(f"Accuracy in {len(rows)} slices", markdown_table(heads, rows, left=(0, 6)) if rows else [])

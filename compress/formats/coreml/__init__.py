@@ -1,1 +1,32 @@
 """Core ML."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import App, Profile, Target
+
+_CPU = "CPU_ONLY"
+FORMAT = FormatSpec(
+    name="coreml",
+    rank=5,
+    suffix=".mlpackage",
+    stage="compress.formats.coreml.stage:CoreMl",
+    written_by="coreml",
+    own_bits=True,
+    runtimes={
+        "coreml": RuntimeSpec(
+            runtime="compress.formats.coreml.runtime:RUNTIME",
+            provider=_CPU,
+            about_values="a package runs on a Mac only, and gives its outputs alone",
+        )
+    },
+    targets=(
+        Profile(Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")),
+    ),
+    taken_by={"ios": App("Core ML", "Core ML: iOS", ("swift",))},
+    find="compress.formats.coreml.model:find_package",
+    probed="compress.formats.coreml.probed:PROBED",
+    tensors="compress.formats.coreml.read:read_tensors",
+    tensors_suffix=".mlmodel",
+    bundle="compress.formats.coreml.bundle:BUNDLE",
+)

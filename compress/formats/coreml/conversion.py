@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.errors import IntegrityError, StageError
+from compress.errors import StageError
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
-from compress.formats.coreml.quiet import quiet_coreml
-from compress.formats.onnx.parity import mixed_batches
+from compress.formats.prove import Answers, of_torch, prove
+from compress.formats.silence import silence
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -51,7 +51,9 @@ def to_coreml(
     row = _OneRow(model.module, examples).eval()
     sample = _sample(examples)
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
-    with quiet_coreml() as coremltools, torch.no_grad():
+    with silence("prints"), torch.no_grad():
+        import coremltools
+
         # Positions of 1 row and any length.
         free = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
         shapes = tuple({} if examples.padding[name] is None else {1: free} for name in sample)
@@ -59,7 +61,9 @@ def to_coreml(
             traced = torch.export.export(
                 row, tuple(sample.values()), dynamic_shapes={"values": shapes}
             ).run_decompositions({})
-            apart = _prove_same(traced.module(), model, examples, tolerance)
+            reference, found = of_torch(model.module, examples), _of_trace(traced.module(), examples)
+            what = f"As traced for Core ML the {examples.answers_are} differ from the model's"
+            apart = prove(reference, found, examples, tolerance, what).worst
             made = coremltools.convert(
                 traced,
                 convert_to="mlprogram",
@@ -106,23 +110,15 @@ def _sample(examples: Examples) -> dict[str, torch.Tensor]:
     return {name: found[name].contiguous() for name in examples.padding}
 
 
-def _prove_same(traced: Any, model: TorchModel, examples: Examples, tolerance: float) -> float:
-    """How far the trace's answers are from the model's, row by row, padding and all. Raises `IntegrityError`."""
-    worst = 0.0
-    for indices in mixed_batches(examples):
-        batch = tensors(examples, indices)
-        given = {name: batch[name] for name in examples.padding}
-        expected = answers(examples, model.module.eval()(**given), given)
-        rows = [traced(*(value[at : at + 1] for value in given.values())) for at in range(len(indices))]
-        # Unlike max, numpy's maximum does not lose a NaN.
-        worst = float(np.maximum(worst, (torch.cat(rows) - expected).abs().max().item()))
-    if not worst <= tolerance:
-        raise IntegrityError(
-            f"As traced for Core ML the {examples.answers_are} differ from the model's by {worst:.2e}.",
-            expected=f"at most {tolerance:g} on padded batches",
-            mend="raise tolerance if the difference is acceptable",
-        )
-    return worst
+def _of_trace(traced: Any, examples: Examples) -> Answers:
+    """What the trace answers, row by row, padding and all."""
+
+    def answered(indices: Sequence[int]) -> np.ndarray:
+        batch = tensors(examples, list(indices))
+        given = [batch[name] for name in examples.padding]
+        return torch.cat([traced(*(value[at : at + 1] for value in given)) for at in range(len(indices))]).numpy()
+
+    return answered
 
 
 def _words(model: TorchModel) -> nn.Embedding | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
+from compress.checkpoints.model import read_companions, write_companions
 from compress.errors import ModelError
 
 PACKAGE = "model.mlpackage"
@@ -30,7 +30,7 @@ class CoreMlModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one package, whole."""
         package = find_package(directory)
         specification = specification_of(package)

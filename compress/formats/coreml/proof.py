@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import IntegrityError
-from compress.formats.coreml.file import MilConstant, read_coreml
 from compress.formats.coreml.model import PACKAGE, CoreMlModel
+from compress.formats.coreml.read import MilProgram, read_coreml
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -32,31 +33,32 @@ def prove_stored(made: CoreMlModel, model: TorchModel) -> str:
     worst = 0.0
     for one in program.constants:
         name = _origin(one.name, known)
-        if name is None or one.scale or known[name].ndim < 2 or tuple(known[name].shape) != one.shape:
+        if name is None or one.role == "quantization" or known[name].ndim < 2 or tuple(known[name].shape) != one.shape:
             continue
         expected = known[name].float().numpy()
-        found, step = stored_values(one, made.weights)
-        off = np.abs(found - expected) - 0.5 * step - _ROUNDING * np.abs(expected) - _SMALLEST
+        found, step = stored_values(program, one, made.weights)
+        apart = np.abs(found - expected)
+        off = apart - 0.5 * step - _ROUNDING * np.abs(expected) - _SMALLEST
         if not off.max() <= 0:
             raise IntegrityError(
-                f"The stored matrix {one.name!r} differs from the model's by {np.abs(found - expected).max():.2e}.",
+                f"The stored matrix {one.name!r} differs from the model's by {apart.max():.2e}.",
                 expected="at most half a step of its grid",
                 mend="this is a defect of the stage; please report it with the recipe",
             )
         held += 1
-        worst = float(np.maximum(worst, np.abs(found - expected).max()))
+        worst = max(worst, float(apart.max()))
     if held == 0:
         raise IntegrityError("No stored matrix of the package is the model's.", expected="its weights by their names")
     matrices = sum(value.ndim > 1 and value.is_floating_point() for value in known.values())
     return f"{held} of {matrices} matrices were read back, at most {worst:.1e} from the float weights"
 
 
-def stored_values(one: MilConstant, weights: bytes) -> tuple[np.ndarray, np.ndarray]:
+def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tuple[np.ndarray, np.ndarray]:
     """A constant's values and the step of its grid, both of its shape, in float32; a step of 0 for floats."""
     values = one.values(weights).astype(np.float32)
-    if one.scaled_by is None:
+    step = program.steps.get(one.name)
+    if step is None:
         return values, np.zeros_like(values)
-    step = one.scaled_by
     for axis, size in enumerate(one.shape):
         step = np.repeat(step, size // step.shape[axis], axis)
     return values * step, step

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError, StageError
-from compress.formats.coreml.file import ARRAY_TYPES
 from compress.formats.coreml.model import find_package, specification_of, weights_of
-from compress.formats.coreml.quiet import quiet_coreml
+from compress.formats.coreml.read import ARRAY_TYPES
+from compress.formats.silence import silence
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
@@ -70,7 +70,9 @@ class CoreMlRuntime:
         reason = self.unavailable(target)
         if reason is not None:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
-        with quiet_coreml() as coremltools:
+        with silence("prints"):
+            import coremltools
+
             try:
                 units = getattr(coremltools.ComputeUnit, target.provider)
                 return CoreMlSession(coremltools.models.MLModel(str(package), compute_units=units), str(package))

@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.coreml.model import CoreMlModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class CoreMl(Stage[TorchModel, CoreMlModel]):
@@ -20,7 +21,7 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
     """
 
     packages = ("torch", "transformers", "coremltools")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["coreml"] = "coreml"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8", description="of the weights; in int8 they have a scale a channel, and arithmetic is float16"

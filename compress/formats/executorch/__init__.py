@@ -1,1 +1,40 @@
 """ExecuTorch."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import App, Profile, Target
+
+_XNNPACK = "XnnpackBackend"
+_PYTHON = App("executorch", "PyPI: executorch", ("python",))
+FORMAT = FormatSpec(
+    name="executorch",
+    rank=4,
+    suffix=".pte",
+    stage="compress.formats.executorch.stage:ExecuTorch",
+    written_by="executorch",
+    own_bits=True,
+    runtimes={
+        "executorch": RuntimeSpec(
+            runtime="compress.formats.executorch.runtime:RUNTIME",
+            provider=_XNNPACK,
+            package="executorch",
+            gives_values=True,
+        )
+    },
+    targets=(
+        Profile(
+            Target("executorch", "executorch", _XNNPACK, "ExecuTorch on this machine's processor", "executorch"),
+        ),
+    ),
+    taken_by={
+        "android": App("executorch-android", "Maven: org.pytorch:executorch-android", ("kotlin", "python")),
+        "ios": App("executorch", "Swift: pytorch/executorch", ("swift", "python")),
+        "linux-arm64": _PYTHON,
+        "desktop": _PYTHON,
+    },
+    probed="compress.formats.executorch.probed:PROBED",
+    tensors="compress.formats.executorch.read:read_tensors",
+    parts="compress.formats.executorch.parts:open_parts",
+    bundle="compress.formats.executorch.bundle:BUNDLE",
+)

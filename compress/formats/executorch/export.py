@@ -1,4 +1,4 @@
-"""A torch model as an ExecuTorch program: traced, quantized if asked, and lowered to XNNPACK."""
+"""A torch model as an ExecuTorch program: traced, quantized if asked, lowered to XNNPACK, and proven."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ import torch
 from compress.errors import StageError
 from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
-from compress.formats.executorch.quiet import quiet_executorch
 from compress.formats.executorch.runtime import the_runtime
+from compress.formats.silence import silence
+from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
-from compress.training.loop import tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
+
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from compress.formats.executorch.runtime import open_bytes
+from compress.formats.prove import measure, of_session, of_torch, prove
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
+
 
 Precision = Literal["fp32", "int8"]
 ROWS = 8
@@ -65,7 +76,7 @@ def to_executorch(
     interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
     module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
     values = tuple(sample.values())
-    with quiet_executorch(), torch.no_grad():
+    with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
             if precision == "int8" and has_convolutions(module):
@@ -180,3 +191,37 @@ def _module(node: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
+    """What to tell of a program, on padded batches and a single example. Raises `IntegrityError`.
+
+    In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
+    either way, so that it may be as far again from torch over the same integers as these are from the float model.
+    """
+    session = open_bytes(made.model, threads=1)
+    integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
+    apart = measure(of_torch(model.module, examples), integers, examples)
+    words, allowed = examples.answers_are, apart.worst + tolerance
+    what = f"In ExecuTorch the {words} differ from torch"
+    near = prove(integers, of_session(session, examples), examples, allowed, what)
+    if apart.worst <= tolerance:
+        return f"{words} differ by at most {near.worst:.1e} from torch"
+    return (
+        f"{words} differ by at most {near.worst:.1e} from torch over the same integers, which are {apart.worst:.1e} "
+        f"from the float model, where the largest is {apart.largest:.1f}"
+    )
+
+
+class _ByName:
+    """What a program was made of, called as the model that it stands for is."""
+
+    def __init__(self, made: Lowered, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        self._made, self._inputs, self._outputs = made, inputs, outputs
+
+    def eval(self) -> _ByName:
+        return self
+
+    def __call__(self, **values: Any) -> Any:
+        given = [values[name] for name in self._inputs]
+        return SimpleNamespace(**{name: self._made.source(*given) for name in self._outputs})

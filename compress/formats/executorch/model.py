@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.errors import ModelError
 
 PTE_FILE = "model.pte"
@@ -38,7 +37,7 @@ class ExecuTorchModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one program and its interface."""
         program = find_pte(directory)
         read_interface(program.parent)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.file import read_pte
 from compress.formats.executorch.model import read_interface
-from compress.formats.executorch.quiet import quiet_executorch
+from compress.formats.executorch.read import read_pte
 from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_rewrite import XnnGraph, read_graph, write_graph
-from compress.formats.parts import Maker, Run, Values, longest, padded, part_of
+from compress.formats.parts import Run, Step, Steps, Values, longest, padded
+from compress.formats.silence import silence
+from compress.targets import Target
 
 _MOVED = frozenset(
     {
@@ -37,6 +38,11 @@ _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
 
 
+def open_parts(file: Path, target: Target, length: int | None) -> ExecuTorchParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return ExecuTorchParts(file)
+
+
 class ExecuTorchParts:
     """One program, with its config beside it. Raises `ModelError` for one that is cut or broken."""
 
@@ -44,7 +50,7 @@ class ExecuTorchParts:
         content = file.read_bytes()
         read_pte(content, file)
         the_runtime()
-        with quiet_executorch():
+        with silence("process"):
             from executorch.exir._serialize._program import deserialize_pte_binary
 
             self._file = deserialize_pte_binary(content)
@@ -53,10 +59,7 @@ class ExecuTorchParts:
         self._graphs = {
             at: self._graph(one) for at, one in enumerate(self._plan.delegates) if one.id == "XnnpackBackend"
         }
-        self._reads: dict[str, list[str]] = {}
-        self._makers: dict[str, Maker] = {}
-        self._own_bits: dict[str, int] = {}
-        self._read_steps()
+        self.steps = Steps(self._steps())
 
     def _graph(self, delegate: Any) -> XnnGraph:
         return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
@@ -68,35 +71,12 @@ class ExecuTorchParts:
         return padded(taken, length) if length is not None else taken
 
     @property
-    def makers(self) -> Mapping[str, Maker]:
-        """See `NamelessParts`."""
-        return self._makers
-
-    @property
-    def reads(self) -> Mapping[str, Sequence[str]]:
-        """See `NamelessParts`."""
-        return self._reads
-
-    @property
     def outputs(self) -> Sequence[str]:
         """See `Parts`."""
         return [_outer(place) for place in self._plan.outputs]
 
-    def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
-        return self._run(values, [])
-
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        return self._run(list(cuts), list(cuts) if given is None else given)
-
-    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """See `Parts`."""
-        ends = frozenset(cuts)
-        return {name: min(self._own_bits[one] for one in part_of(name, self._reads, ends)) for name in cuts}
-
-    def _read_steps(self) -> None:
-        """Who makes and reads each value; a program writes a value before it is read."""
+    def _steps(self) -> Iterator[Step]:
+        """A program writes a value before it is read."""
         seen = set(self._plan.inputs)
         for step in _steps(self._plan):
             places = [place for place in _tensors(self._plan, step.args) if not self._stored(place)]
@@ -104,31 +84,26 @@ class ExecuTorchParts:
             seen.update(places)
             graph = self._graphs.get(getattr(step, "delegate_index", -1))
             if graph is None:
-                self._read_kernel(step, makes, [place for place in places if place not in makes])
+                yield from self._of_kernel(step, makes, [_outer(place) for place in places if place not in makes])
             else:
-                self._read_graph(step, graph)
+                yield from self._of_graph(step, graph)
 
-    def _read_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[int]) -> None:
+    def _of_kernel(self, step: Any, makes: Sequence[int], reads: Sequence[str]) -> Iterator[Step]:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
         kind = operator.rpartition("::")[2]
         stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
         bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= _FEW]
         for place in makes:
-            name = _outer(place)
-            self._reads[name] = [_outer(one) for one in reads]
-            self._own_bits[name] = min([_TABLES.get(kind, 32), *bits])
-            if kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT":
-                self._makers[name] = Maker(operator, name)
+            computes = kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT"
+            yield Step(_outer(place), operator, reads, min([_TABLES.get(kind, 32), *bits]), computes)
 
-    def _read_graph(self, step: Any, graph: XnnGraph) -> None:
+    def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[Step]:
         names = self._names(step, graph)
         for node in graph.nodes:
             for value in node.makes:
-                name = names[value]
-                self._reads[name] = [names[one] for one in node.reads]
-                self._own_bits[name] = min(graph.bits(one) for one in (value, *node.reads))
-                if node.kind not in _MOVED and graph.is_float(value):
-                    self._makers[name] = Maker(node.kind, name)
+                bits = min(graph.bits(one) for one in (value, *node.reads))
+                computes = node.kind not in _MOVED and graph.is_float(value)
+                yield Step(names[value], node.kind, [names[one] for one in node.reads], bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
         """Of a part's values: those that the program gives it, or is given, are the program's own."""
@@ -139,8 +114,9 @@ class ExecuTorchParts:
     def _stored(self, place: int) -> bool:
         return bool(self._plan.values[place].val.data_buffer_idx)
 
-    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
-        with quiet_executorch():
+    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
+        """See `NamelessParts`."""
+        with silence("process"):
             from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
             program = copy.copy(self._file.program)
@@ -157,7 +133,7 @@ class ExecuTorchParts:
 
             # The program has the bytes that the method reads its weights from.
             assert loaded
-            with quiet_executorch():
+            with silence("process"):
                 found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in order])
             return {name: found[at].numpy().copy() for at, name in enumerate(values)}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError
 from compress.formats.executorch.model import ExecuTorchModel, Interface, find_pte, read_interface
-from compress.formats.executorch.quiet import quiet_executorch
+from compress.formats.silence import silence
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 
@@ -137,7 +137,7 @@ def open_bytes(model: ExecuTorchModel, threads: int) -> ExecuTorchSession:
 @functools.cache
 def the_runtime() -> Any:
     """ExecuTorch's runtime, with its kernels for quantized tables."""
-    with quiet_executorch():
+    with silence("process"):
         # In this order: the other way round, XNNPACK refuses quantized programs.
         import executorch.runtime  # isort: skip
         import executorch.kernels.quantized  # isort: skip
@@ -146,14 +146,14 @@ def the_runtime() -> Any:
 
 
 def _opened(program: bytes, interface: Interface, where: str, threads: int) -> ExecuTorchSession:
-    from compress.formats.executorch.file import check_whole
+    from compress.formats.executorch.read import check_whole
 
     if threads < 1:
         raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
     check_whole(program, where)
     runtime = the_runtime()
     _use_threads(threads)
-    with quiet_executorch() as said:
+    with silence("process") as said:
         try:
             return ExecuTorchSession(runtime.load_program(program), interface, where, threads)
         except (RuntimeError, KeyError) as error:
@@ -166,7 +166,7 @@ def _opened(program: bytes, interface: Interface, where: str, threads: int) -> E
 
 def _use_threads(threads: int) -> None:
     """For all sessions of this process: XNNPACK has one pool of them."""
-    with quiet_executorch():
+    with silence("process"):
         from executorch.extension.pybindings import portable_lib
 
         if portable_lib._threadpool_get_thread_count() != threads:

@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.executorch.model import ExecuTorchModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
@@ -22,7 +23,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     version = 2
     packages = ("torch", "transformers", "executorch", "torchao")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["executorch"] = "executorch"
     precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
     embedding_bits: Literal[4, 8] = Field(
@@ -42,10 +43,9 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""
-        from compress.formats.executorch.export import to_executorch
-        from compress.formats.executorch.parity import prove_near
+        from compress.formats.executorch.export import prove_lowered, to_executorch
 
         examples = context.encode("train", model)
         made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
-        context.remark(f"executorch: {prove_near(made, model, examples, self.tolerance)}")
+        context.remark(f"executorch: {prove_lowered(made, model, examples, self.tolerance)}")
         return made.model

@@ -1,1 +1,23 @@
 """GGUF, for llama.cpp."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import Profile, Target
+
+FORMAT = FormatSpec(
+    name="gguf",
+    rank=6,
+    suffix=".gguf",
+    stage="compress.formats.gguf.stage:Gguf",
+    written_by="gguf",
+    runtimes={
+        "llama-cpp": RuntimeSpec(runtime="compress.formats.gguf.runtime:RUNTIME", provider="cpu", package="xllamacpp")
+    },
+    targets=(Profile(Target("llama-cpp", "llama-cpp", "cpu", "llama.cpp on this machine's processor", "gguf")),),
+    taken_by={"desktop": None},
+    probed="compress.formats.gguf.probed:PROBED",
+    tensors="compress.formats.gguf.read:read_tensors",
+    has_graph=False,
+    check_writable="compress.formats.gguf.architecture:check_writable",
+)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from compress.errors import ModelError
+from compress.formats.gguf.tokenizer import check_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TensorNameMap
@@ -26,6 +28,14 @@ _EXPERTS = "block_sparse_moe.experts"
 _MIXTURE = (_ROUTER, *(f"{_EXPERTS}.{name}" for name in ("w1", "w3", "w2")))
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ModelError` for an architecture, or a tokenizer, that GGUF has no place for."""
+    from compress.checkpoints.checkpoint import Checkpoint
+
+    GgufArchitecture.of(Checkpoint(folder))
+    check_tokenizer(folder)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.links import link_or_copy
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import link_or_copy, only_file
 
 GGUF_FILE = "model.gguf"
 
@@ -25,9 +24,9 @@ class GgufModel:
         return find_gguf(self.folder)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole GGUF file."""
-        from compress.formats.gguf.file import read_gguf
+        from compress.formats.gguf.read import read_gguf
 
         read_gguf(find_gguf(directory))
         return cls(directory)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.gguf.file import read_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaContext, LlamaModel, build, describe, library, why_missing
 from compress.formats.gguf.model import find_gguf
+from compress.formats.gguf.read import read_gguf
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.runtime import Batch, TensorType
 from compress.targets import Target

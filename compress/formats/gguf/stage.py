@@ -10,10 +10,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
 from compress.stage.stage import Context, Promise, Stage
-from compress.stages.attach_lora import AttachLora
-from compress.stages.gptq import Gptq
-from compress.stages.lora import Lora
-from compress.stages.nncf_weights import NncfWeights
+from compress.tasks.capability import GENERATES
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -28,28 +25,21 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     """
 
     packages = ("gguf",)
-    tasks = ("text-generation",)
+    requires = frozenset({GENERATES})
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own."""
-        if isinstance(earlier, Lora | AttachLora):
+        if earlier.adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
-        groups = f"a multiple of {_BLOCK}, GGUF's blocks"
-        if isinstance(earlier, Gptq | NncfWeights) and earlier.group_size % _BLOCK and earlier.group_size != -1:
-            return "group_size", groups
-        if isinstance(earlier, NncfWeights) and earlier.backup_mode == "int8_asym" and earlier.uses_backup:
-            return "backup_mode", "int8_sym or none: GGUF has no type for 8 bits with zero points"
-        if not isinstance(earlier, Gptq):
-            return None
-        if earlier.integer_tables and earlier.embedding_group_size % _BLOCK:
-            return "embedding_group_size", groups
-        most = max(earlier.choices) if earlier.mixed else earlier.bits
-        if not earlier.sym and most > _MOST_BITS_WITH_ZEROS:
-            return "sym", f"true: GGUF has no type for {most} bits with zero points"
-        if not earlier.sym and (earlier.embedding_bits == 8 or earlier.chooses_tables):
-            return "embedding_bits", "4, 5 or 16: GGUF has no type for 8 bits with zero points"
+        for weights in earlier.integers():
+            if weights.group_size % _BLOCK and weights.group_size != -1:
+                return weights.group_field, f"a multiple of {_BLOCK}, GGUF's blocks"
+        for weights in earlier.integers():
+            if weights.zero_points and weights.bits > _MOST_BITS_WITH_ZEROS:
+                reason = f"GGUF has no type for {weights.bits} bits with zero points"
+                return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
         return None
 
     def promise(self) -> Promise:

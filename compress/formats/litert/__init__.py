@@ -1,1 +1,36 @@
 """LiteRT."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import App, Profile, Target
+
+_PYTHON = App("ai-edge-litert", "PyPI: ai-edge-litert", ("python",))
+FORMAT = FormatSpec(
+    name="litert",
+    rank=3,
+    suffix=".tflite",
+    stage="compress.formats.litert.stage:LiteRt",
+    written_by="litert",
+    own_bits=True,
+    runtimes={
+        "litert": RuntimeSpec(
+            runtime="compress.formats.litert.runtime:RUNTIME",
+            provider="CPU",
+            package="ai-edge-litert",
+            gives_values=True,
+        )
+    },
+    targets=(
+        Profile(Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")),
+    ),
+    taken_by={
+        "android": App("litert", "Maven: com.google.ai.edge.litert:litert", ("kotlin", "python")),
+        "linux-arm64": _PYTHON,
+        "desktop": _PYTHON,
+    },
+    probed="compress.formats.litert.probed:PROBED",
+    tensors="compress.formats.litert.read:read_tensors",
+    parts="compress.formats.litert.parts:open_parts",
+    bundle="compress.formats.litert.bundle:BUNDLE",
+)

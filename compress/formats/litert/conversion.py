@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +15,9 @@ from torch import nn
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
+from compress.formats.silence import silence
+from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -113,20 +111,14 @@ def _quiet() -> Iterator[Any]:
     # Read once, as its converter is loaded; the second has it say nothing of kernels that nothing here calls.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            import litert_torch
+    with silence("prints"):
+        import litert_torch
 
-            shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
-            try:
-                yield litert_torch
-            finally:
-                litert_torch.config.show_progress = shown
-    finally:
-        logging.disable(before)
+        shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
+        try:
+            yield litert_torch
+        finally:
+            litert_torch.config.show_progress = shown
 
 
 def _reason(error: Exception) -> str:

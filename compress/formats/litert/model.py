@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 
 LITERT_FILE = "model.tflite"
 Precision = Literal["fp32", "fp16", "int8", "int8_weights"]
@@ -26,9 +25,9 @@ class LiteRtModel:
     companions: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> Self:
+    def load(cls, directory: Path, task: object) -> Self:
         """Open what `save` wrote. Raises `ModelError` for a folder without one whole file of that format."""
-        from compress.formats.litert.file import read_litert
+        from compress.formats.litert.read import read_litert
 
         file = find_litert(directory)
         content = file.read_bytes()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.litert.file import read_litert
-from compress.formats.parts import Maker, Run, Values, padded, part_of
+from compress.formats.litert.read import read_litert
+from compress.formats.parts import Run, Step, Steps, Values, padded
+from compress.targets import Target
 
 _FEW = 16
 """Elements below which a tensor holds scales or indices, and no weights."""
@@ -24,6 +24,11 @@ _MOVED = frozenset(
     }
 )
 """Operators that compute nothing."""
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> LiteRtParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return LiteRtParts(file, length)
 
 
 class LiteRtParts:
@@ -42,6 +47,7 @@ class LiteRtParts:
         self._graph = self._model.subgraphs[self._signature.subgraphIndex]
         self._names = [tensor.name.decode() for tensor in self._graph.tensors]
         self._places = {name: place for place, name in enumerate(self._names)}
+        self.steps = Steps(self._steps())
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         """See `NamelessParts`."""
@@ -50,66 +56,24 @@ class LiteRtParts:
         taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
         return padded(taken, length) if length is not None else taken
 
-    @cached_property
-    def makers(self) -> Mapping[str, Maker]:
-        """See `NamelessParts`."""
+    def _steps(self) -> Iterator[Step]:
         from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name
 
-        kinds = [opcode_to_name(self._model, operator.opcodeIndex) for operator in self._graph.operators]
-        return {
-            self._names[out]: Maker(kind, self._names[out])
-            for kind, operator in zip(kinds, self._graph.operators, strict=True)
-            for out in operator.outputs
-            if kind not in _MOVED and _type(self._graph.tensors[out]) == "FLOAT32"
-        }
-
-    @cached_property
-    def reads(self) -> Mapping[str, Sequence[str]]:
-        """See `NamelessParts`."""
-        return {
-            self._names[out]: [self._names[read] for read in operator.inputs if read >= 0]
-            for operator in self._graph.operators
-            for out in operator.outputs
-        }
+        tensors = self._graph.tensors
+        for operator in self._graph.operators:
+            kind, reads = opcode_to_name(self._model, operator.opcodeIndex), [at for at in operator.inputs if at >= 0]
+            for out in operator.outputs:
+                computes = kind not in _MOVED and _type(tensors[out]) == "FLOAT32"
+                bits = min(_bits(tensors[at]) for at in (out, *reads))
+                yield Step(self._names[out], kind, [self._names[at] for at in reads], bits, computes)
 
     @property
     def outputs(self) -> Sequence[str]:
         """See `Parts`."""
         return [self._names[one.tensorIndex] for one in self._signature.outputs]
 
-    def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
-        return self._run(self._graph, {}, values)
-
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        given = list(cuts) if given is None else given
-        graph = copy.copy(self._graph)
-        graph.tensors = list(graph.tensors)
-        places = {}
-        for name in given:
-            places[name] = len(graph.tensors)
-            graph.tensors.append(_empty(graph.tensors[self._places[name]], f"{name}::given"))
-        led = {self._places[name]: place for name, place in places.items()}
-        graph.operators = [_reading(operator, led) for operator in graph.operators]
-        return self._run(graph, places, list(cuts))
-
-    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """See `Parts`."""
-        ends = frozenset(cuts)
-        return {name: min(self._bits[one] for one in part_of(name, self.reads, ends)) for name in cuts}
-
-    @cached_property
-    def _bits(self) -> Mapping[str, int]:
-        """By value: the fewest bits of what its operator reads and makes."""
-        found = {}
-        for name, read in self.reads.items():
-            tensors = [self._graph.tensors[self._places[one]] for one in (name, *read)]
-            found[name] = min(_BITS.get(_type(one), 32) if np.prod(one.shape or 1) >= _FEW else 32 for one in tensors)
-        return found
-
-    def _run(self, graph: Any, given: Mapping[str, int], values: Sequence[str]) -> Run:
-        """``graph`` through its signature, whose inputs are those of the file and the tensors ``given``."""
+    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
+        """See `NamelessParts`: through a signature whose inputs are those of the file and what is given."""
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.schema_py_generated import TensorMapT
         from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
@@ -119,8 +83,13 @@ class LiteRtParts:
             one.name, one.tensorIndex = name, place
             return one
 
-        signature, model = copy.copy(self._signature), copy.copy(self._model)
-        fed = {**{_text(one.name): one.tensorIndex for one in signature.inputs}, **given}
+        graph, signature, model = copy.copy(self._graph), copy.copy(self._signature), copy.copy(self._model)
+        places = {name: len(graph.tensors) + at for at, name in enumerate(given)}
+        empty = [_empty(graph.tensors[self._places[name]], f"{name}::given") for name in given]
+        graph.tensors = [*graph.tensors, *empty]
+        led = {self._places[name]: place for name, place in places.items()}
+        graph.operators = [_reading(operator, led) for operator in graph.operators]
+        fed = {**{_text(one.name): one.tensorIndex for one in signature.inputs}, **places}
         signature.inputs = [named(name, place) for name, place in fed.items()]
         signature.outputs = [named(f"out_{at}", self._places[name]) for at, name in enumerate(values)]
         graph.inputs, graph.outputs = list(fed.values()), [self._places[name] for name in values]
@@ -161,6 +130,11 @@ def _type(tensor: Any) -> str:
 
     names: dict[int, str] = {number: name for name, number in vars(TensorType).items()}
     return names[tensor.type]
+
+
+def _bits(tensor: Any) -> int:
+    """Of a number of it; 32 for scales and indices."""
+    return _BITS.get(_type(tensor), 32) if np.prod(tensor.shape or 1) >= _FEW else 32
 
 
 def _text(name: bytes | str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from typing import Any
 
 from compress.errors import StageError
 from compress.formats.litert.model import Blocks, Precision
 from compress.formats.litert.names import LOOKED_UP
+from compress.formats.silence import silence
 
 _LOOK_UP = "EMBEDDING_LOOKUP"
 
@@ -30,7 +29,7 @@ def quantize_litert(
         return content
     recipe = _recipe(precision, table, embedding_bits, block)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it has a bar that nothing turns off
+        with silence("prints"):  # it has a bar that nothing turns off
             made = quantizer.Quantizer(content, recipe).quantize(
                 enable_progress_bar=False, enable_progress_report=False
             )

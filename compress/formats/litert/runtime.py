@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError, ModelError, StageError
-from compress.formats.litert.file import read_litert
 from compress.formats.litert.model import LiteRtModel, find_litert
+from compress.formats.litert.read import read_litert
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.targets import Target
 

@@ -10,8 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
-
-_IMAGES = "image-classification"
+from compress.tasks.capability import ANSWERS_AT_ONCE, TAKES_IMAGES, Capabilities
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -22,7 +21,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
     """
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
@@ -65,10 +64,10 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """Real examples for their lengths, for tracing and for the proof."""
         return Needs(splits=("train",))
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """What is said of texts, for images."""
         texts = ("lengths", "embedding_bits", "embedding_block_size")
-        return tuple(name for name in texts if name in self.model_fields_set) if task == _IMAGES else ()
+        return tuple(name for name in texts if name in self.model_fields_set) if TAKES_IMAGES in task else ()
 
     def promise(self) -> Promise:
         """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""
@@ -79,7 +78,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         from compress.formats.litert.conversion import to_litert, words_of
         from compress.formats.litert.quantization import quantize_litert
         from compress.formats.litert.runtime import open_bytes
-        from compress.formats.session_parity import prove_near
+        from compress.formats.prove import prove_shipped
 
         examples = context.encode("train", model)
         lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
@@ -90,7 +89,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         made = LiteRtModel(content, plain.companions)
         shipped = open_bytes(made, threads=1)
         first = shipped if self.precision == "fp32" else open_bytes(plain, threads=1)
-        context.remark(f"litert: {prove_near('LiteRT', first, shipped, model, examples, self.tolerance)}")
+        context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, model, examples, self.tolerance)}")
         return made
 
     def _block(self, width: int, context: Context) -> Blocks | None:

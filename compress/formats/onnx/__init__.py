@@ -1,1 +1,61 @@
 """ONNX."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import App, Profile, Target
+
+_RUNTIMES = "compress.formats.onnx.runtimes"
+CPU = "CPUExecutionProvider"
+APPS = {
+    "android": App("onnxruntime-android", "Maven: com.microsoft.onnxruntime:onnxruntime-android", ("kotlin", "python")),
+    "ios": App(
+        "onnxruntime-swift-package-manager",
+        "Swift: microsoft/onnxruntime-swift-package-manager",
+        ("swift", "python"),
+    ),
+    "linux-arm64": App("onnxruntime", "PyPI: onnxruntime", ("python",)),
+    "desktop": App("onnxruntime", "PyPI: onnxruntime", ("python",)),
+}
+"""What runs a graph in an app, as ONNX or in ONNX Runtime's own format."""
+FORMAT = FormatSpec(
+    name="onnx",
+    rank=0,
+    suffix=".onnx",
+    stage="compress.formats.onnx.stage:Export",
+    written_by="export",
+    runtimes={
+        "onnxruntime": RuntimeSpec(
+            runtime=f"{_RUNTIMES}.onnxruntime:RUNTIME",
+            provider=CPU,
+            package="onnxruntime",
+            on_devices=True,
+            gives_values=True,
+        ),
+        "onnxruntime-web": RuntimeSpec(
+            runtime=f"{_RUNTIMES}.web:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
+        ),
+        "onnxruntime-web-node": RuntimeSpec(
+            runtime=f"{_RUNTIMES}.node:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
+        ),
+        "onnxruntime-genai": RuntimeSpec(
+            runtime=f"{_RUNTIMES}.genai:RUNTIME", provider="cpu", package="onnxruntime-genai", generates_only=True
+        ),
+    },
+    targets=(
+        Profile(Target("cpu", "onnxruntime", CPU, "ONNX Runtime on this machine's processor", "onnx")),
+        Profile(Target("gpu", "onnxruntime", "CUDAExecutionProvider", "ONNX Runtime on an NVIDIA GPU", "onnx")),
+        Profile(Target("genai", "onnxruntime-genai", "cpu", "onnxruntime-genai on this machine's processor", "onnx")),
+        Profile(Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node", "onnx"), threads=1),
+        Profile(
+            Target("browser-webgpu", "onnxruntime-web", "webgpu", "the page on a graphics card", "onnx"), threads=1
+        ),
+    ),
+    taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},
+    find_all="compress.formats.onnx.model:find_graphs",
+    probed="compress.formats.onnx.probed:PROBED",
+    tensors="compress.formats.onnx.read:read_tensors",
+    parts="compress.formats.onnx.parts:open_parts",
+    bundle="compress.formats.onnx.bundle:BUNDLE",
+    check_writable="compress.formats.onnx.decoder.architecture:check_writable",
+)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,8 +13,9 @@ import torch
 
 from compress.errors import StageError
 from compress.formats.onnx.fusions import optimize_graph
+from compress.formats.silence import silence
+from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
-from compress.training.loop import tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -64,7 +61,7 @@ def export_onnx(
     )
     module = model.module.eval()
     try:
-        with _quiet():
+        with silence("prints"):
             program: ir.Model = OnnxExporter().export(module, inputs, config).program
     except (RuntimeError, ValueError, TypeError) as error:
         raise StageError(
@@ -127,16 +124,3 @@ def _strip(model: ir.Model) -> None:
             node.doc_string = None
             for output in node.outputs:
                 output.metadata_props.clear()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and version notes off the terminal; its errors still come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

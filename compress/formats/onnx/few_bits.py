@@ -2,7 +2,7 @@
 
 A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights may
 become float again when the graph is opened, for runtimes whose few-bit kernels are slow: what multiplies with them is
-then left as it is (`onnx_decoder.expanded` has the reason).
+then left as it is (`compress.formats.onnx.decoder.expanded` has the reason).
 """
 
 from __future__ import annotations

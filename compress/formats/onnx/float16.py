@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -11,7 +10,9 @@ from onnx import TensorProto, numpy_helper
 
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.int8.observe import open_session
-from compress.formats.onnx.parity import graph_answers, mixed_batches
+from compress.formats.onnx.parity import of_graph
+from compress.formats.prove import measure
+from compress.formats.silence import silence
 from compress.tasks.task import Examples
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -37,14 +38,10 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
             )
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with silence("logs"):
         made: onnx.ModelProto = convert_float_to_float16(
             source, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept]
         )
-    finally:
-        logging.disable(before)
     # What was recorded of values in between is partly of the old types; the runtime infers it.
     del made.graph.value_info[:]
     if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in made.graph.initializer):
@@ -66,7 +63,7 @@ def _lowest(array: np.ndarray) -> float:
     return float(array[array > _MASK].min(initial=0.0))
 
 
-def prove_near(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:
+def prove_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:
     """The largest difference of an answer's entry from ``graph``'s over how far ``graph``'s lie apart.
 
     On padded batches and a single example. Raises `IntegrityError` above ``tolerance``, `StageError` for a graph that
@@ -75,20 +72,14 @@ def prove_near(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples
     from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 
     try:
-        sessions = [open_session(graph), open_session(half)]
+        exact, found = (of_graph(open_session(one), examples) for one in (graph, half))
     except FAILURES as error:
         raise StageError(
             f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",
             mend="name the operators that it mentions in keep, and they stay in float32",
         ) from error
-    worst, lowest, highest = 0.0, np.inf, -np.inf
-    for indices in mixed_batches(examples):
-        batch = examples.batch(indices)
-        exact, found = (graph_answers(session, examples, batch) for session in sessions)
-        # Unlike max, numpy's maximum does not lose a NaN.
-        worst = float(np.maximum(worst, np.abs(found - exact).max()))
-        lowest, highest = min(lowest, float(exact.min())), max(highest, float(exact.max()))
-    share = worst / max(highest - lowest, float(np.finfo(np.float32).tiny))
+    apart = measure(exact, found, examples)
+    share = apart.worst / max(apart.highest - apart.lowest, float(np.finfo(np.float32).tiny))
     if not share <= tolerance:
         raise IntegrityError(
             f"In float16 the {examples.answers_are} differ from float32's by {share:.1%} of their range.",

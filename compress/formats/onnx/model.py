@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from compress.checkpoints.companions import read_companions, write_companions
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class OnnxModel:
         write_companions(directory, self.companions)
 
     @classmethod
-    def load(cls, directory: Path, task: str) -> OnnxModel:
+    def load(cls, directory: Path, task: object) -> OnnxModel:
         """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
         first, *others = find_graphs(directory)
         companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)

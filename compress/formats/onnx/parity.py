@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 
-from compress.errors import IntegrityError
+from compress.formats.prove import Answers, of_torch, prove
 from compress.tasks.task import Examples
-from compress.training.loop import answers, tensors
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
 
-_BATCH = 8
-_SPREAD = 32
+_MEND = "set fusions: false, try another opset, or raise tolerance if the difference is acceptable"
 
 
 def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
-    """The largest difference of a logit, or of an embedding's entry, from torch, over padded and single batches.
-
-    Batches mix lengths from the shortest to the longest example, so padding is put to the test; the first example
-    also runs alone. Raises `IntegrityError` above ``tolerance``.
-    """
+    """The largest difference of a logit, or of an embedding's entry, from torch. Raises `IntegrityError`."""
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for indices in mixed_batches(examples):
-        batch = examples.batch(indices)
-        outputs = graph_answers(session, examples, batch)
-        inputs = {name: value for name, value in tensors(examples, indices).items() if name in examples.padding}
-        with torch.inference_mode():
-            expected = answers(examples, model.module.eval()(**inputs), inputs).numpy()
-        # Unlike max, numpy's maximum does not lose a NaN.
-        worst = float(np.maximum(worst, np.abs(outputs - expected).max()))
-    if not worst <= tolerance:
-        raise IntegrityError(
-            f"The exported graph's {examples.answers_are} differ from torch by {worst:.2e}.",
-            expected=f"at most {tolerance:g} on padded batches",
-            mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
-        )
-    return worst
+    what = f"The exported graph's {examples.answers_are} differ from torch"
+    reference, found = of_torch(model.module, examples), of_graph(session, examples)
+    return prove(reference, found, examples, tolerance, what, mend=_MEND).worst
 
 
-def graph_answers(
-    session: onnxruntime.InferenceSession, examples: Examples, batch: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """What a graph answers to a batch of ``examples``."""
+def of_graph(session: onnxruntime.InferenceSession, examples: Examples) -> Answers:
+    """What a graph answers to examples."""
     names = [entry.name for entry in session.get_outputs()]
-    found = session.run(names, {entry.name: batch[entry.name] for entry in session.get_inputs()})
-    return examples.answers(dict(zip(names, found, strict=True)), batch)
+    inputs = [entry.name for entry in session.get_inputs()]
 
+    def answered(indices: Sequence[int]) -> np.ndarray:
+        batch = examples.batch(indices)
+        found = session.run(names, {name: batch[name] for name in inputs})
+        return examples.answers(dict(zip(names, found, strict=True)), batch)
 
-def mixed_batches(examples: Examples) -> list[list[int]]:
-    """Up to four batches whose members lie far apart in length, and one single example."""
-    order = np.argsort(examples.lengths(), kind="stable")
-    spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
-    groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]
-    return [[int(i) for i in group] for group in groups] + [[int(order[0])]]
+    return answered

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
 from compress.formats.onnx.int8.observe import with_outputs
-from compress.formats.onnx.runtimes.profile import CPU, own_name
-from compress.formats.parts import Maker, Run, Values
+from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
+from compress.formats.parts import Maker, Run, Values, part_of
+from compress.formats.runtimes import get_runtime
+from compress.targets import Target
 
 _GIVEN = "{}::given"
 _FEW = 16
@@ -32,6 +36,25 @@ _MOVED = frozenset(
 )
 """Operators that compute nothing; a fault of theirs shows where the value is read."""
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> OnnxParts:
+    """What ONNX Runtime makes of a file on any processor. Raises `ModelError` for one that can't be opened."""
+    with tempfile.TemporaryDirectory() as folder:
+        return parts_on(target, onnx.load(write_optimized(file, Path(folder), 1, portable=True)))
+
+
+def parts_on(target: Target, graph: onnx.ModelProto) -> OnnxParts:
+    """A graph whose parts run on a target."""
+    return OnnxParts(graph) if target.provider == CPU else OnnxParts(graph, lambda changed: _run_on(target, changed))
+
+
+def _run_on(target: Target, graph: onnx.ModelProto) -> Run:
+    """Through the target's own runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        onnx.save(graph, file)
+        return get_runtime(target.runtime).open(file, target, threads=1).predict
 
 
 def run_here(graph: onnx.ModelProto) -> Run:
@@ -67,7 +90,7 @@ class OnnxParts:
 
     @cached_property
     def reads(self) -> Mapping[str, Sequence[str]]:
-        """See `NamelessParts`."""
+        """Value -> what its node reads."""
         return {out: list(node.input) for node in self.graph.graph.node for out in node.output if out}
 
     @property
@@ -115,19 +138,8 @@ class OnnxParts:
 def part_nodes(graph: onnx.ModelProto, cuts: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
     """Cut -> the nodes from the cuts before it up to it, the one that makes it first."""
     makers = {out: node for node in graph.graph.node for out in node.output if out}
-    return {name: _part(name, makers, frozenset(cuts)) for name in cuts}
-
-
-def _part(name: str, makers: Mapping[str, onnx.NodeProto], cuts: Collection[str]) -> list[onnx.NodeProto]:
-    found, front, seen = [], [makers[name]], {name}
-    while front:
-        node = front.pop(0)
-        found.append(node)
-        for before in node.input:
-            if before in makers and before not in cuts and before not in seen:
-                seen.update(makers[before].output)
-                front.append(makers[before])
-    return found
+    reads, ends = {out: list(node.input) for out, node in makers.items()}, frozenset(cuts)
+    return {name: [makers[value] for value in part_of(name, reads, ends)] for name in cuts}
 
 
 def _lead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

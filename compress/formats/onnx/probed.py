@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from compress.formats.onnx.arrays import ProbedArrays
+from compress.checkpoints.model import write_companions
 from compress.formats.onnx.model import OnnxModel, processor_of
-from compress.formats.probed import Encode
+from compress.formats.probed import Encode, Probing, Stored, of_arrays
 from compress.tasks.task import Examples
 
+_RECORDINGS = 3
 
-@dataclass(frozen=True)
-class ProbedGraph(ProbedArrays):
-    """See `Probed`."""
 
-    model: OnnxModel
+def stored(model: OnnxModel) -> Stored:
+    """Every tensor of every graph; names are those of the weights' modules, and so of one graph alone."""
+    from onnx import numpy_helper
 
-    def logits(self, encode: Encode) -> np.ndarray:
-        """What ONNX Runtime answers."""
-        if self.model.others:
-            from compress.formats.onnx.probed_speech import speech_logits
+    tensors = (tensor for graph in model.graphs.values() for tensor in graph.graph.initializer)
+    return of_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
 
-            return speech_logits(self.model, encode)
-        return run_graph(self.model.graph.SerializeToString(), encode(processor_of(self.model)))
 
-    def stored(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Those of every graph."""
-        from onnx import numpy_helper
-
-        for graph in self.model.graphs.values():
-            for tensor in graph.graph.initializer:
-                yield tensor.name, numpy_helper.to_array(tensor)
+def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
+    """What ONNX Runtime answers."""
+    if model.others:
+        return _of_first_word(model, encode)
+    return run_graph(model.graph.SerializeToString(), encode(processor_of(model)))
 
 
 def run_graph(graph: bytes, examples: Examples) -> np.ndarray:
@@ -51,4 +44,19 @@ def run_graph(graph: bytes, examples: Examples) -> np.ndarray:
     return examples.answers(session.predict(feed(batch)), batch)
 
 
-PROBED = ProbedGraph
+def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
+    """Logits [recordings, vocabulary] of what follows the prompt in the first window of a few recordings."""
+    from compress.checkpoints.processor import load_processor
+    from compress.formats.onnx.speech.parity import teacher_forced
+    from compress.runtimes.speech_rules import read_rules
+
+    with tempfile.TemporaryDirectory() as name:
+        write_companions(Path(name), model.companions)
+        processor, rules = load_processor(Path(name)), read_rules(Path(name))
+    frames = processor.feature_extractor.nb_max_frames
+    prompt = np.array(rules.prompt, dtype=np.int64)
+    inputs = encode(processor).inputs[:_RECORDINGS]
+    return np.stack([teacher_forced(model, example["input_features"][:, :frames], prompt)[-1] for example in inputs])
+
+
+PROBED = Probing(stored, logits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compress.formats.silence import silence
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
 
 _OPERATORS = ["MatMul", "Gemm", "Attention"]
@@ -32,29 +32,24 @@ def quantize_products(
     source.CopyFrom(graph)
     del source.graph.value_info[:]
     _give_biases_to_products(source.graph)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "model.onnx"
-            quantize_dynamic(
-                source,
-                output,
-                op_types_to_quantize=_OPERATORS,
-                # ONNX Runtime makes a product and an addition of each Gemm first.
-                nodes_to_exclude=[name for node in kept for name in (node, f"{node}_MatMul")],
-                per_channel=per_channel,
-                reduce_range=reduce_range,
-                weight_type=QuantType.QInt8,
-                extra_options={
-                    "MatMulConstBOnly": True,
-                    "EnableSubgraph": True,
-                    "DefaultTensorType": onnx.TensorProto.FLOAT,
-                },
-            )
-            quantized = onnx.load(output)
-    finally:
-        logging.disable(before)
+    with silence("logs"), tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            source,
+            output,
+            op_types_to_quantize=_OPERATORS,
+            # ONNX Runtime makes a product and an addition of each Gemm first.
+            nodes_to_exclude=[name for node in kept for name in (node, f"{node}_MatMul")],
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "MatMulConstBOnly": True,
+                "EnableSubgraph": True,
+                "DefaultTensorType": onnx.TensorProto.FLOAT,
+            },
+        )
+        quantized = onnx.load(output)
     quantized.producer_name, quantized.producer_version = graph.producer_name, ""
     return quantized
 

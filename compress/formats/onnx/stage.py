@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,8 +11,10 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.stage.prediction import PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks import EMBEDDING, GENERATING, WRITTEN
+from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, Capabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,30 +70,37 @@ class Export(Stage[TorchModel, OnnxModel]):
         "large as the float model in memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
     )
 
-    def wants(self, task: str) -> type[Any]:
+    def wants(self, task: Capabilities) -> type[Any]:
         """A module or a folder, as the task's export reads it."""
-        return Checkpoint if task in WRITTEN else TorchModel
+        return Checkpoint if IS_WRITTEN in task else TorchModel
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof of equality."""
         return Needs(splits=("train",))
 
-    def idle_fields(self, task: str) -> tuple[str, ...]:
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
-        others = [*(_TRACED_ONLY if task in GENERATING else _WRITTEN_ONLY)]
-        others += _TRACED_ONLY if task in WRITTEN and task not in GENERATING else ()
-        others += [] if task in (*GENERATING, *EMBEDDING) else ["sentence_embedding"]
+        others = [*(_TRACED_ONLY if IS_WRITTEN in task else ()), *(_WRITTEN_ONLY if GENERATES not in task else ())]
+        others += [] if task & {IS_WRITTEN, EMBEDS} else ["sentence_embedding"]
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def promise(self) -> Promise:
         """Same weights, same predictions."""
         return Promise(changes_weights=False)
 
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights, unpacked."""
+        return predicted(before, before and replace(before, packed_bytes=None))
+
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
         if not isinstance(model, Checkpoint):
             return self._trace(model, context)
-        return self._write(model, context) if context.task.generates else self._write_speech(model, context)
+        return (
+            self._write(model, context)
+            if GENERATES in context.task.capabilities
+            else self._write_speech(model, context)
+        )
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
         from compress.formats.onnx.export import export_onnx

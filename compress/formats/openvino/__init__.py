@@ -1,1 +1,25 @@
 """OpenVINO IR."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import Profile, Target
+
+FORMAT = FormatSpec(
+    name="openvino",
+    rank=2,
+    suffix=".xml",
+    stage="compress.formats.openvino.stage:OpenVino",
+    written_by="openvino",
+    own_bits=True,
+    runtimes={
+        "openvino": RuntimeSpec(
+            runtime="compress.formats.openvino.runtime:RUNTIME", provider="CPU", package="openvino", gives_values=True
+        )
+    },
+    targets=(Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
+    taken_by={"desktop": None},
+    probed="compress.formats.openvino.probed:PROBED",
+    tensors="compress.formats.openvino.read:read_tensors",
+    parts="compress.formats.openvino.parts:open_parts",
+)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import StageError
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.quiet_nncf import quiet_nncf
+from compress.formats.silence import silence
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +61,9 @@ def to_openvino(
 def _tables_in_four_bits(model: Any) -> Any:
     if not any(_is_table(operator) for operator in model.get_ordered_ops()):
         return model
-    with quiet_nncf() as nncf:
+    with silence("prints"):
+        import nncf
+
         return nncf.compress_weights(
             model,
             mode=nncf.CompressWeightsMode.INT4_ASYM,
@@ -84,7 +86,9 @@ def _is_table(operator: Any) -> bool:
 
 
 def _in_eight_bits(model: Any) -> Any:
-    with quiet_nncf() as nncf:
+    with silence("prints"):
+        import nncf
+
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 

@@ -10,11 +10,17 @@ from typing import Any
 import numpy as np
 
 from compress.formats.openvino.runtime import compile_model, read_model
-from compress.formats.parts import Maker, Run, Values
+from compress.formats.parts import Maker, Run, Step, Steps, Values
+from compress.targets import Target
 
 _FEW = 16
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
 _NO_OPERATORS = ("Constant", "Parameter", "Result")
+
+
+def open_parts(file: Path, target: Target, length: int | None) -> OpenVinoParts:
+    """See `compress.formats.spec.FormatSpec`."""
+    return OpenVinoParts(file)
 
 
 class OpenVinoParts:
@@ -68,8 +74,9 @@ class OpenVinoParts:
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""
         named = _named(self._model)
-        ends = frozenset(named[name].get_friendly_name() for name in cuts)
-        return {name: _fewest_bits(named[name], ends) for name in cuts}
+        steps = Steps(_step(one) for one in self._model.get_ordered_ops() if one.get_type_name() not in _NO_OPERATORS)
+        bits = steps.bits([named[name].get_friendly_name() for name in cuts])
+        return {name: bits[named[name].get_friendly_name()] for name in cuts}
 
 
 def _named(model: Any) -> dict[str, Any]:
@@ -103,21 +110,11 @@ def _run(model: Any, values: Sequence[str], given: Mapping[str, int]) -> Run:
     return run
 
 
-def _fewest_bits(end: Any, ends: frozenset[str]) -> int:
-    """Over the operators from the cuts ``ends`` before it up to ``end``."""
-    fewest, front, seen = 32, [end], {end.get_friendly_name()}
-    while front:
-        operator = front.pop()
-        for port in operator.inputs():
-            before = port.get_source_output().get_node()
-            name = before.get_friendly_name()
-            if before.get_type_name() == "Constant":
-                kind = before.get_element_type().get_type_name()
-                if np.prod(list(before.shape)) >= _FEW:
-                    fewest = min(fewest, _BITS.get(kind, 32))
-            elif name not in ends and name not in seen:
-                seen.add(name)
-                front.append(before)
-        if operator.get_type_name() == "FakeQuantize":
-            fewest = min(fewest, 8)
-    return fewest
+def _step(operator: Any) -> Step:
+    """The fewest bits of what it reads, by the names of operators."""
+    before = [port.get_source_output().get_node() for port in operator.inputs()]
+    stored = [one for one in before if one.get_type_name() == "Constant" and np.prod(list(one.shape)) >= _FEW]
+    bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in stored]
+    name, kind = operator.get_friendly_name(), operator.get_type_name()
+    reads = [one.get_friendly_name() for one in before if one.get_type_name() != "Constant"]
+    return Step(name, kind, reads, min([8 if kind == "FakeQuantize" else 32, *bits]), computes=True)

@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class OpenVino(Stage[TorchModel, OpenVinoModel]):
@@ -19,7 +20,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     version = 2
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["openvino"] = "openvino"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8",
@@ -45,7 +46,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.openvino.runtime import open_bytes
-        from compress.formats.session_parity import prove_near
+        from compress.formats.prove import prove_shipped
 
         examples = context.encode("train", model)
         graph = export_onnx(model, examples, opset=None, fusions=False).graph
@@ -53,6 +54,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
         shipped = open_bytes(made, threads=1)
         first = shipped if plain is made else open_bytes(plain, threads=1)
-        found = prove_near("OpenVINO", first, shipped, model, examples, self.tolerance)
+        found = prove_shipped("OpenVINO", first, shipped, model, examples, self.tolerance)
         context.remark(f"openvino: {found}")
         return made

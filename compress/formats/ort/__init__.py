@@ -1,1 +1,27 @@
 """ONNX Runtime's own format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compress.formats.onnx import APPS, CPU
+from compress.formats.onnx import FORMAT as ONNX
+from compress.formats.spec import FormatSpec
+from compress.targets import Profile, Target
+
+_OPENED_BY = ("onnxruntime", "onnxruntime-web", "onnxruntime-web-node")
+FORMAT = FormatSpec(
+    name="ort",
+    rank=1,
+    suffix=".ort",
+    stage="compress.formats.ort.stage:Ort",
+    written_by="ort",
+    written_from=ONNX.name,
+    runtimes={name: replace(ONNX.runtimes[name], on_devices=False) for name in _OPENED_BY},
+    targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
+    taken_by={"node": None, "browser": None, **APPS},
+    probed="compress.formats.ort.probed:PROBED",
+    tensors="compress.formats.ort.read:read_tensors",
+    parts="compress.formats.ort.parts:open_parts",
+    bundle="compress.formats.ort.bundle:BUNDLE",
+)

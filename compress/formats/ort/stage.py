@@ -7,6 +7,7 @@ from typing import Literal
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OrtModel
 from compress.stage.stage import Context, Promise, Stage
+from compress.tasks.capability import ANSWERS_AT_ONCE
 
 
 class Ort(Stage[OnnxModel, OrtModel]):
@@ -17,7 +18,7 @@ class Ort(Stage[OnnxModel, OrtModel]):
     """
 
     packages = ("onnx", "onnxruntime")
-    tasks = ("text-classification", "feature-extraction", "image-classification")
+    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["ort"] = "ort"
 
     def promise(self) -> Promise:
@@ -26,7 +27,7 @@ class Ort(Stage[OnnxModel, OrtModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
         """Convert. Raises `StageError` for a graph that ONNX Runtime refuses."""
-        from compress.formats.ort.model import to_ort
+        from compress.formats.ort.write import to_ort
 
         made = to_ort(model)
         context.remark(f"ort: {sum(line.count(',') + 1 for line in made.operators.splitlines())} operators")

@@ -18,16 +18,16 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.formats.coreml.conversion import to_coreml
-from compress.formats.coreml.file import MilProgram, read_coreml
 from compress.formats.coreml.model import PACKAGE, CoreMlModel
 from compress.formats.coreml.proof import prove_stored, stored_values
-from compress.formats.coreml.quiet import quiet_coreml
+from compress.formats.coreml.read import MilProgram, read_coreml
 from compress.formats.coreml.runtime import CoreMlSession
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.silence import silence
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 # To import it takes seconds, in each process that collects tests.
@@ -76,7 +76,7 @@ def pictures() -> tuple[TorchModel, CoreMlModel]:
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **tiny_images.names()
     )
     torch.manual_seed(0)
-    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor(), tiny_images.TASK)
+    model = TorchModel(ResNetForImageClassification(config).eval(), tiny_images.processor())
     examples = tiny_images.context().encode("train", model)
     return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
 
@@ -86,7 +86,9 @@ def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_ou
 ) -> None:
     plain.save(tmp_path)
     assert format_of(tmp_path) == "coreml" and model_file(tmp_path) == tmp_path / PACKAGE
-    with quiet_coreml() as coremltools:
+    with silence("prints"):
+        import coremltools
+
         opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)
         specification = opened.get_spec()
         stored = coremltools.optimize.coreml.get_weights_metadata(opened, weight_threshold=0)
@@ -113,10 +115,11 @@ def test_every_float_is_stored_as_it_is_and_in_eight_bits_within_half_a_step(
 ) -> None:
     weights = {name.replace(".", "_").lower(): value for name, value in tiny_encoder().tensors().items()}
     for made, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
-        stored = {one.name: one for one in program_of(made).constants}
+        program = program_of(made)
+        stored = {one.name: one for one in program.constants}
         for name in (WORDS, QUERY):
             expected = weights[name.removeprefix("p_module_")].numpy()
-            values, _ = stored_values(stored[name + suffix], made.weights)
+            values, _ = stored_values(program, stored[name + suffix], made.weights)
             groups = np.abs(expected).max(axis=-1, keepdims=True)  # a row of 32 is one group
             step = groups / (7 if name == WORDS else 127)
             bound = 1e-7 if made is plain else 0.51 * step + 1e-3 * groups
@@ -201,7 +204,9 @@ def test_here_the_target_is_not_to_be_had(plain: CoreMlModel, tmp_path: Path, mo
 def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlModel, tmp_path: Path) -> None:
     # Core ML itself is not here; what is tested is the way there: types, rows, names.
     plain.save(tmp_path)
-    with quiet_coreml() as coremltools:
+    with silence("prints"):
+        import coremltools
+
         opened = coremltools.models.MLModel(str(tmp_path / PACKAGE), skip_model_load=True)
 
     class Asked:

@@ -17,15 +17,15 @@ import torch
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, ModelError, StageError
-from compress.formats.executorch.export import ROWS, Lowered, to_executorch
-from compress.formats.executorch.file import read_pte
+from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
-from compress.formats.executorch.parity import prove_near
+from compress.formats.executorch.read import read_pte
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import NamelessParts
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.inspect.departures import FormatComparison, compare_parts
 from compress.inspect.matched_parts import match
@@ -33,7 +33,6 @@ from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 from compress.tasks.task import Examples
 
 pytest.importorskip("executorch")
@@ -176,7 +175,7 @@ def test_it_is_near_the_float_model_and_tells_how_near(small: tuple[TorchModel, 
     found = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
     expected = torch_answers(model.module, batch)
     assert 1e-4 < np.abs(found - expected).max() < 0.25 * np.ptp(expected)
-    assert "from torch over the same integers" in prove_near(made, model, examples_of(model), 1e-3)
+    assert "from torch over the same integers" in prove_lowered(made, model, examples_of(model), 1e-3)
 
 
 def test_a_program_of_another_model_is_not_taken_for_this_one(plain: tuple[TorchModel, Lowered, Path]) -> None:
@@ -184,7 +183,7 @@ def test_a_program_of_another_model_is_not_taken_for_this_one(plain: tuple[Torch
     other = tiny.encoder(num_hidden_layers=1, seed=7)
     same = Lowered(made.model, to_answers(other))
     with pytest.raises(IntegrityError, match="In ExecuTorch the logits differ from torch by"):
-        prove_near(same, other, examples_of(other), 1e-3)
+        prove_lowered(same, other, examples_of(other), 1e-3)
 
 
 def to_answers(model: TorchModel) -> torch.nn.Module:

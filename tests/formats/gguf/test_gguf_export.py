@@ -20,8 +20,8 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.errors import ModelError
 from compress.formats.gguf.architecture import GgufArchitecture
 from compress.formats.gguf.export import FloatType, plan_gguf, write_companions, write_gguf
-from compress.formats.gguf.file import read_gguf
 from compress.formats.gguf.proof import compare_gguf
+from compress.formats.gguf.read import read_gguf
 from compress.sources.gguf_conversion import convert_gguf
 
 

@@ -18,8 +18,8 @@ from compress.formats.gguf import llama_cpp_library
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.runtime import LlamaCppSession
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.sources.gguf_conversion import convert_gguf
-from compress.targets import TARGETS
 
 TARGET = TARGETS["llama-cpp"]
 

@@ -14,17 +14,17 @@ from pydantic import ValidationError
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, ModelError, StageError
-from compress.formats.litert.file import read_litert
 from compress.formats.litert.model import LITERT_FILE, LiteRtModel
 from compress.formats.litert.quantization import quantize_litert
+from compress.formats.litert.read import read_litert
 from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
-from compress.formats.probed import probed
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
+from compress.pipeline.probed import probed
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("litert-torch"):
@@ -125,7 +125,7 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
     tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
-    assert any(np.isinf(one.values(written.content)).any() for one in tensors if one.floats)
+    assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
     looked_into = dict(probed(LiteRtModel(written.content, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
@@ -150,7 +150,7 @@ def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(writte
     packed = np.frombuffer(content, np.uint8, table.bytes, table.start)
     integers = np.stack([packed & 15, packed >> 4], axis=1).reshape(rows.shape).astype(np.int8)
     integers = np.where(integers > 7, integers - 16, integers)
-    (scales,) = (one for one in found.values() if one.scales and one.shape == (len(rows), 1))
+    (scales,) = (one for one in found.values() if one.role == "quantization" and one.shape == (len(rows), 1))
     steps = scales.values(content).astype(np.float32)
     assert (np.abs(integers * steps - rows) <= 0.51 * steps).all()
     assert found["bert.embeddings.position_embeddings.weight"].dtype == "int8"

@@ -14,12 +14,12 @@ from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
-from compress.formats.openvino.ir import read_ir
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.openvino.read import read_ir
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.runtimes.runtime import TensorType
-from compress.targets import TARGETS
 
 pytest.importorskip("openvino")
 TARGET = TARGETS["openvino"]

@@ -16,13 +16,13 @@ from compress.errors import ModelError
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.ort.file import OrtGraph, read_ort
-from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel, to_ort
+from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
+from compress.formats.ort.read import OrtGraph, read_ort
+from compress.formats.ort.write import to_ort
 from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
-from compress.inspect.statistics import load_values
 from compress.inspect.tensors import read_model
-from compress.targets import TARGETS
 
 IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
 
@@ -76,7 +76,7 @@ def test_parameters_are_counted_as_in_the_graph(source: Path, written: Path) -> 
     }
     assert after.total_bytes == after.tensor_bytes + sum(after.overhead.values())
     for tensor in read_model(written).tensors:
-        assert load_values(tensor, "ort").shape == tensor.shape
+        assert tensor.values().shape == tensor.shape
 
 
 def test_the_operators_are_those_that_are_called(source: Path, written: Path) -> None:
@@ -104,8 +104,8 @@ import logging
 import sys
 from pathlib import Path
 
-from compress.models.onnx_model import OnnxModel
-from compress.models.ort_model import to_ort
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.ort.write import to_ort
 
 before = logging.getLogger().handlers[:], logging.getLogger().level
 to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))

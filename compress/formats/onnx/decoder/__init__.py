@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.onnx.decoder.architecture import SUPPORTED, DecoderArchitecture, read_architecture
-from compress.formats.onnx.decoder.export import export_decoder
+from compress.formats.onnx.decoder.folder import export_decoder
 from compress.formats.onnx.decoder.graph import GraphSettings
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError
@@ -53,6 +54,13 @@ class DecoderArchitecture:
         compute = LlamaRotaryEmbedding.compute_default_rope_parameters
         frequencies, factor = (compute if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(self.config)
         return frequencies.float().numpy(), float(factor)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ModelError` for a decoder whose graph cannot be written."""
+    from compress.checkpoints.checkpoint import Checkpoint
+
+    read_architecture(Checkpoint(folder))
 
 
 def read_architecture(checkpoint: Checkpoint) -> DecoderArchitecture:

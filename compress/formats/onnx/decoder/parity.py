@@ -17,6 +17,7 @@ from compress.checkpoints.adapter import load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.prove import distance
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 
@@ -58,7 +59,7 @@ def prove_decoder(
         expected = module(torch.from_numpy(windows)).logits.numpy()
     del module
     exact = _with_level(model, _FP32)
-    difference = max(_differences(_Session(exact), windows, expected))
+    difference = distance(_answers(_Session(exact), windows, expected)).worst
     if not difference <= tolerance:
         raise IntegrityError(
             f"The decoder's logits differ from torch by {difference:.2e}, all arithmetic in fp32.",
@@ -84,26 +85,24 @@ def _rounding(shipped: np.ndarray, expected: np.ndarray, limit: float) -> tuple[
     return rounding, float((shipped.argmax(-1) == expected.argmax(-1)).mean())
 
 
-def _differences(session: _Session, windows: np.ndarray, expected: np.ndarray) -> Iterator[float]:
-    """The largest difference from ``expected`` in each of the three ways. NaN counts as infinite."""
+def _answers(session: _Session, windows: np.ndarray, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of ``expected`` and what the graph answers in each of the three ways, the positions that the graph gives."""
     length = windows.shape[1]
     half = length // 2
-    yield _largest(session.logits(windows), expected)
-    yield _largest(session.logits(windows[:, :half]), expected[:, :half])
+
+    def last(of: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return of[..., -found.shape[-2] :, :], found
+
+    yield last(expected, session.logits(windows))
+    yield last(expected[:, :half], session.logits(windows[:, :half]))
     for place in range(half, length):
-        yield _largest(session.more(windows[:, place : place + 1]), expected[:, place : place + 1])
+        yield last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
     mask = np.ones_like(windows)
     mask[1, half:] = 0
     padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
     if padded.shape[1] == length:
-        yield _largest(padded[0], expected[0])
-        yield _largest(padded[1, :half], expected[1, :half])
-
-
-def _largest(found: np.ndarray, expected: np.ndarray) -> float:
-    """Of the positions that the graph gives: all of them, or the last."""
-    difference = float(np.abs(found - expected[..., -found.shape[-2] :, :]).max())
-    return difference if np.isfinite(difference) else float("inf")
+        yield expected[0], padded[0]
+        yield expected[1, :half], padded[1, :half]
 
 
 def _with_level(model: OnnxModel, level: int) -> OnnxModel:

@@ -7,11 +7,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compress.checkpoints.adapter import low_rank
+from compress.checkpoints.adapter import LowRank, low_rank
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder.bit_planes import join, lift, pair, split
 from compress.formats.onnx.decoder.expanded import expand, multiply, whole
-from compress.formats.onnx.decoder.low_rank import add_low_rank
 from compress.formats.onnx.decoder.nodes import MICROSOFT, Nodes
 from compress.formats.onnx.decoder.stored_weight import INTEGERS, StoredWeight, stack, store
 
@@ -198,3 +197,30 @@ class Weights:
         if stored.kernel_bits == _NIBBLE:
             whole = pair(nodes, name, whole)
         return nodes.op("Reshape", f"{name}.blocks", [whole, nodes.integers(*stored.shape)])
+
+
+def add_low_rank(
+    nodes: Nodes,
+    name: str,
+    value: ir.Value,
+    product: ir.Value,
+    parts: Sequence[tuple[LowRank | None, int]],
+) -> ir.Value:
+    """``product`` of ``value`` plus b a ``value``.
+
+    ``parts`` are the layers that the product joins, with the outputs of each; a layer may have no factors.
+    """
+    if all(factors is None for factors, _ in parts):
+        return product
+    a = np.concatenate([factors.a.numpy() for factors, _ in parts if factors is not None])
+    b = np.zeros((sum(outputs for _, outputs in parts), len(a)), np.float32)
+    row = column = 0
+    for factors, outputs in parts:
+        if factors is not None:
+            rank = len(factors.a)
+            b[row : row + outputs, column : column + rank] = factors.b.numpy()
+            column += rank
+        row += outputs
+    narrow = nodes.op("MatMul", f"{name}.lora_A", [value, nodes.constant(f"{name}.lora_A.weight", a.T)])
+    wide = nodes.op("MatMul", f"{name}.lora_B", [narrow, nodes.constant(f"{name}.lora_B.weight", b.T)])
+    return nodes.op("Add", f"{name}.lora", [product, wide])

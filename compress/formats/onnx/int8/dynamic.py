@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
+from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
+from compress.formats.onnx.int8.settings import ReduceRange
 from compress.formats.onnx.int8.unpack import unpack_attention
 from compress.formats.onnx.quantization import quantize_products
 
@@ -19,7 +21,8 @@ class DynamicQuantizer:
 
     graph: onnx.ModelProto
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: ReduceRange = False
+    narrowed: list[str] = field(init=False, default_factory=list)
     layers: list[QuantizableLayer] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -33,4 +36,6 @@ class DynamicQuantizer:
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float."""
-        return quantize_products(self.graph, self.per_channel, self.reduce_range, [*kept, *self._small])
+        graph = quantize_products(self.graph, self.per_channel, self.reduce_range is True, [*kept, *self._small])
+        self.narrowed = keep_from_saturating(graph, self.graph) if self.reduce_range == "saturating" else []
+        return graph

@@ -14,14 +14,15 @@ import onnx
 import onnx_ir as ir
 
 from compress.errors import DataError, StageError
+from compress.formats.onnx.int8.byte_products import cut_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.kernels import make_unsigned, write_products
 from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
-from compress.formats.onnx.int8.settings import Format
+from compress.formats.onnx.int8.settings import Format, ReduceRange
 from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
-from compress.formats.quiet_nncf import quiet_nncf
+from compress.formats.silence import silence
 
 
 @dataclass
@@ -34,6 +35,8 @@ class NncfQuantizer:
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
     format: Format = "qoperator"
+    reduce_range: ReduceRange = False
+    narrowed: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False, default_factory=list)
     layers: list[QuantizableLayer] = field(init=False)
     readable: onnx.ModelProto = field(init=False)
@@ -55,7 +58,7 @@ class NncfQuantizer:
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float."""
         attention = len(self._attentions) > 0
-        made = ir.from_proto(run_nncf(self.readable, self.feeds, transformer=attention, kept=kept))
+        made = ir.from_proto(run_nncf(self.readable, self.feeds, attention, kept, self.reduce_range is not False))
         drop_redundant_qdq(made)
         protect_float_layers(made)
         make_unsigned(made)
@@ -66,25 +69,32 @@ class NncfQuantizer:
         pack_attention(made, [parts for parts in whole if parts.product in products])
         made.producer_name, made.producer_version = self.graph.producer_name, ""
         graph = ir.to_proto(made)
+        if self.reduce_range == "saturating":
+            self.narrowed = cut_saturating(graph)
         del graph.graph.value_info[:]
         return graph
 
 
 def run_nncf(
-    graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = ()
+    graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = (), narrow: bool = False
 ) -> onnx.ModelProto:
-    """NNCF's own default, telling nobody. Raises `StageError` with its words."""
+    """NNCF's own default, telling nobody, or with 7-bit weights if ``narrow``. Raises `StageError` with its words."""
     names = {value.name for value in graph.graph.input}
     given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
     source = onnx.ModelProto()
     source.CopyFrom(graph)
-    with quiet_nncf() as nncf:
+    with silence("prints"):
+        import nncf
+
         try:
             quantized: onnx.ModelProto = nncf.quantize(
                 source,
                 nncf.Dataset(given),
                 subset_size=len(given),
                 model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+                if narrow
+                else None,
                 ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
             )
         except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:

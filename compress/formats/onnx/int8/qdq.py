@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from compress.formats.onnx.int8.settings import StaticSettings, Types
+from compress.formats.silence import silence
 
 _FLOAT_OUTPUT = ("MatMul", "Gemm")
 """Products give float: what follows them (bias, GELU, normalisation, softmax) is computed in it."""
@@ -41,13 +41,11 @@ def insert_qdq(
         for name, (low, high) in ranges.items()
     }
     wanted = set(nodes)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with silence("logs"):
         quantizer = QDQQuantizer(
             source,
             settings.per_channel,
-            settings.reduce_range,
+            settings.reduce_range is True,
             weights,
             activations,
             data,
@@ -60,8 +58,6 @@ def insert_qdq(
             },
         )
         quantized: onnx.ModelProto = quantizer.quantize_model()
-    finally:
-        logging.disable(before)
     quantized.producer_name, quantized.producer_version = graph.producer_name, ""
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(graph.metadata_props)

@@ -12,8 +12,8 @@ Types = Literal["u8s8", "u8u8", "s8s8"]
 Format = Literal["qoperator", "qdq"]
 Rounding = Literal["nearest", "feedback"]
 """Of the weights of convolutions."""
-
-
+ReduceRange = bool | Literal["saturating"]
+"""7-bit weights everywhere, nowhere, or a coarser grid for those columns of weights that may saturate alone."""
 Equalization = Literal["none", "activations", "weights"]
 """Of channels, across layers."""
 
@@ -29,7 +29,7 @@ class StaticSettings:
     percentile: float = 99.99
     per_channel: bool = True
     types: Types = "u8s8"
-    reduce_range: bool = False
+    reduce_range: ReduceRange = False
     smooth: float | None = None
     bias_correction: bool = True
     format: Format = "qoperator"

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.bias import correct_biases, mean_errors
+from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.cross_layer import equalize
 from compress.formats.onnx.int8.kernels import make_unsigned, write_products
@@ -18,7 +19,7 @@ from compress.formats.onnx.int8.observe import Feed, Observed, observe
 from compress.formats.onnx.int8.qdq import Range, insert_qdq
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
 from compress.formats.onnx.int8.rounding import input_products, round_weights
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
 from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
@@ -31,7 +32,8 @@ class StaticQuantizer:
 
     ``layers`` are what can be 8-bit; ``smoothed`` and ``equalized`` those whose inputs SmoothQuant and
     cross-layer equalization evened; ``constant`` the activations
-    that were the same everywhere on the calibration data.
+    that were the same everywhere on the calibration data; ``narrowed`` the layers whose weights got a coarser grid
+    because they might saturate, in the graph that was made last.
     """
 
     graph: onnx.ModelProto
@@ -41,6 +43,7 @@ class StaticQuantizer:
     smoothed: list[str] = field(init=False, default_factory=list)
     equalized: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
+    narrowed: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Unpack, smooth and observe. Raises `StageError` and `DataError` as those do."""
@@ -87,9 +90,17 @@ class StaticQuantizer:
         ]
         pack_attention(made, again)
         graph = ir.to_proto(made)
+        if self.reduce_range == "saturating":
+            # Signed activations became unsigned above.
+            self.narrowed += cut_saturating(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del graph.graph.value_info[:]
         return graph
+
+    @property
+    def reduce_range(self) -> ReduceRange:
+        """Of weights."""
+        return self.settings.reduce_range
 
     @property
     def _feeds_back(self) -> bool:
@@ -98,9 +109,13 @@ class StaticQuantizer:
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
         made = insert_qdq(graph, nodes, self._ranges, self.settings)
+        narrow = self.reduce_range == "saturating"
+        self.narrowed = keep_from_saturating(made, graph) if narrow else []
         if self._feeds_back:
             chosen = [layer for layer in self.layers if layer.name in set(nodes)]
             round_weights(made, self._model, chosen, self._products)
+            if narrow:
+                cut_saturating(made)
         return made
 
     def _inputs(self, model: ir.Model) -> dict[str, int]:

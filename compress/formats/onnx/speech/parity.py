@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ import torch
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.prove import distance
 
 _PROMPT = 2
 """Tokens that are read at once, as a transcript's prompt is, before the others come one by one."""
@@ -33,19 +34,18 @@ def prove_whisper(
 
     module = WhisperForConditionalGeneration.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
     encoder, decoder = (_Graph(graph) for graph in model.graphs.values())
-    worst = 0.0
-    for window, tokens in zip(features, texts, strict=True):
-        batch = window[np.newaxis]
-        with torch.inference_mode():
-            answer = module(torch.from_numpy(batch), decoder_input_ids=torch.from_numpy(tokens[np.newaxis]))
-        expected = answer.logits.numpy()
-        hidden = encoder.run({"input_features": batch})["last_hidden_state"]
-        at_once = [tokens]
-        spoken = [tokens[:_PROMPT], *np.split(tokens[_PROMPT:], max(1, len(tokens) - _PROMPT))]
-        for parts in (at_once, [part for part in spoken if len(part)]):
-            found = _read(decoder, hidden, parts)
-            # Unlike max, numpy's maximum does not lose a NaN.
-            worst = float(np.maximum(worst, np.abs(found - expected).max()))
+
+    def answers() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for window, tokens in zip(features, texts, strict=True):
+            batch = window[np.newaxis]
+            with torch.inference_mode():
+                answer = module(torch.from_numpy(batch), decoder_input_ids=torch.from_numpy(tokens[np.newaxis]))
+            hidden = encoder.run({"input_features": batch})["last_hidden_state"]
+            spoken = [tokens[:_PROMPT], *np.split(tokens[_PROMPT:], max(1, len(tokens) - _PROMPT))]
+            for parts in ([tokens], [part for part in spoken if len(part)]):
+                yield answer.logits.numpy(), _read(decoder, hidden, parts)
+
+    worst = distance(answers()).worst
     if not worst <= tolerance:
         raise IntegrityError(
             f"The graphs' logits differ from torch by {worst:.2e}.",

@@ -20,6 +20,7 @@ from compress.errors import ModelError
 from compress.formats.gguf.export import plan_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
 from compress.formats.onnx.model import OnnxModel
+from compress.tasks.registry import get_task
 
 IDS = (np.arange(48).reshape(2, 24) * 3) % 150
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -30,7 +31,7 @@ def adapted(tmp_path: Path, *targets: str, quantized: bool = True, **fields: obj
     """A checkpoint with an adapter beside its files; peft makes none for a head that is tied."""
     source = save_tiny_llama(tmp_path / "source", tie_word_embeddings="lm_head" not in targets)
     checkpoint = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else source
-    module = TorchModel.load(source.folder, "text-generation").module
+    module = TorchModel.load(source.folder, get_task("text-generation")).module
     save_adapter(module, checkpoint.folder / "adapter", *targets, **fields)
     return checkpoint
 

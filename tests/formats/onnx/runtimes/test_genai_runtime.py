@@ -20,9 +20,9 @@ from compress.formats.onnx.model import GENAI_CONFIG, OnnxModel
 from compress.formats.onnx.runtimes import genai as onnxruntime_genai
 from compress.formats.onnx.runtimes.genai import GenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.runtimes.decoder import feeder
 from compress.runtimes.generation import open_decoder
-from compress.targets import TARGETS
 
 pytest.importorskip("onnxruntime_genai")
 TARGET, POSITIONS = TARGETS["genai"], 1024

@@ -15,7 +15,7 @@ from compress.errors import InputError, ModelError, StageError
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes import onnxruntime as subject
 from compress.formats.runtimes import get_runtime, why_unavailable
-from compress.targets import TARGETS
+from compress.formats.targets import TARGETS
 
 CPU = TARGETS["cpu"]
 

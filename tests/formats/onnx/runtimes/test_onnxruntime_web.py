@@ -21,12 +21,12 @@ from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
-from compress.formats.ort.conversion import convert
+from compress.formats.ort.write import convert
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
+from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType, TimesItself
 from compress.samples.fetch import cache_root, fetch
-from compress.targets import TARGETS
 
 GENERATOR = np.random.default_rng(1)
 SHORT, LONG = ({"input_ids": GENERATOR.integers(0, 100, shape)} for shape in ((3, 7), (16, 400)))
@@ -151,9 +151,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_webgpu_is_asked_for_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TARGETS["browser-webgpu"]
     assert (target.provider, target.runtime) == ("webgpu", "onnxruntime-web")
-    monkeypatch.setattr("compress.formats.runtimes.javascript._GRAPHICS", ("no-such-device",))
+    monkeypatch.setattr("compress.formats.onnx.runtimes.javascript._GRAPHICS", ("no-such-device",))
     javascript.lacking_webgpu.cache_clear()
-    monkeypatch.setattr("compress.formats.runtimes.javascript.find_chromium", lambda: "chromium")
+    monkeypatch.setattr("compress.formats.onnx.runtimes.javascript.find_chromium", lambda: "chromium")
     assert "no graphics device" in str(make_ready(target, SilentProgress()))
     other = replace(target, provider="cuda")
     assert "has no cuda (it has wasm, webgpu)" in str(why_unavailable(other))

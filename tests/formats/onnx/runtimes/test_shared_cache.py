@@ -13,8 +13,8 @@ from written_decoders import CONFIGS, Graph, random_ids, save_decoder
 from compress.errors import StageError
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
+from compress.formats.targets import TARGETS
 from compress.runtimes.decoder import Decoder
-from compress.targets import TARGETS
 
 
 def open_decoder(path: Path) -> Decoder:

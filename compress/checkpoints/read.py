@@ -1,0 +1,49 @@
+"""What a Hugging Face checkpoint stores, packed weights as their config means them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.checks import read_json
+from compress.checkpoints.safetensors_file import read_header
+from compress.checkpoints.stored_tensor import StoredTensor
+
+_PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file as a GPTQ or AWQ config in ``root`` means them: packed weights, scales and zero points."""
+    quantization = _quantization(root)
+    return [_as_meant(tensor, _packed_bits(tensor.name, quantization)) for tensor in read_header(file)]
+
+
+def _quantization(root: Path) -> dict[str, Any]:
+    """What the folder's config says of a GPTQ or AWQ checkpoint; empty for any other."""
+    if not (root / "config.json").is_file():
+        return {}
+    found = read_json(root / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _packed_bits(name: str, quantization: dict[str, Any]) -> int | None:
+    """The bits of the weights that `NAME.qweight` packs into int32: those of its layer where layers differ."""
+    bits = quantization.get("bits")
+    for pattern, changes in (quantization.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), name.rpartition(".")[0]):
+            bits = changes.get("bits", bits)
+            break
+    return bits if isinstance(bits, int) and bits > 0 else None
+
+
+def _as_meant(tensor: StoredTensor, bits: int | None) -> StoredTensor:
+    if bits is None:
+        return tensor
+    if tensor.name.endswith(".qweight") and tensor.dtype == "int32":
+        weights = tensor.elements * 32 // bits
+        packed = {"role": "weight", "dtype": f"int{bits}", "parameters": weights, "packed": True}
+        return tensor.model_copy(update=packed)
+    if tensor.name.endswith(_PACKED_COMPANIONS):
+        return tensor.model_copy(update={"role": "quantization", "parameters": 0})
+    return tensor

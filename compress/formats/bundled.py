@@ -1,0 +1,73 @@
+"""What a format gives a bundle of an app: its `BundledFormat`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pydantic import Field
+
+from compress.frozen import FrozenAliased
+from compress.runtimes.runtime import Session, TensorType
+
+
+class Axis(FrozenAliased):
+    """What a named axis may be; ``least`` is None where the file doesn't say it."""
+
+    least: int | None = Field(ge=0)
+    most: int = Field(ge=1)
+
+
+class Signature(FrozenAliased):
+    """One of several graphs in a file, each called by its name.
+
+    It takes rows of ``length`` tokens: shorter ones are filled with zeros at their end. None: its inputs have one size.
+    """
+
+    name: str
+    length: int | None
+
+
+class Interface(NamedTuple):
+    """What a model takes and gives, in its own order; ``axes`` and ``signatures`` as a manifest has them."""
+
+    inputs: Mapping[str, TensorType]
+    outputs: Mapping[str, TensorType]
+    axes: Mapping[str, Axis] = MappingProxyType({})
+    signatures: tuple[Signature, ...] = ()
+
+
+class Contents(NamedTuple):
+    """Operator domains with their versions, whether products are of 8-bit integers, and bytes of what is stored.
+
+    ``stored`` is name -> (numpy's type name, shape, bytes); ``few_bit_products``: whether some read weights so.
+    """
+
+    opsets: dict[str, int]
+    integers: bool
+    stored: dict[str, tuple[str, tuple[int, ...], int]]
+    few_bit_products: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledFormat:
+    """How a bundle looks into a model of one format, and runs it.
+
+    ``target`` is where it answers on this machine, ``library`` Hugging Face's name of what opens it. In the folder
+    `examples` of the package ``examples`` lies a `Model` in each language of its apps.
+    """
+
+    target: str
+    library: str
+    examples: str
+    interface: Callable[[Path, Session | None], Interface]
+    """What a file takes and gives. A format that is read without its runtime needs no session."""
+    contents: Callable[[Path], Contents] | None = None
+    """What a file holds, or raises `ModelError`; None where its stored tensors say it."""
+    unread_reason: Callable[[], str | None] | None = None
+    """Why files can't be looked into on this machine; None where they can wherever the target is to be had."""
+    minimum_version: Callable[[Path], str] | None = None
+    """The oldest version of the app's runtime that is known to open a file; None for the one that is here."""

@@ -1,0 +1,61 @@
+"""Core ML packages in bundles: read by their own messages anywhere, run on a Mac."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.formats.bundled import Axis, BundledFormat, Interface
+from compress.formats.coreml.model import specification_of, weights_of
+from compress.formats.coreml.read import MilProgram, read_coreml
+from compress.installation import has_package
+from compress.runtimes.runtime import Session, TensorType
+
+_FREE = "sequence_length"
+_IOS = {5: "15.0", 6: "15.0", 7: "16.0", 8: "17.0", 9: "18.0"}
+"""The first that opens a version of the specification, by coremltools' table of deployment targets."""
+
+
+def _unread_reason() -> str | None:
+    """The package with the messages is not installed."""
+    installed = has_package("coremltools")
+    return None if installed else "coremltools is not installed (pip install 'compress[coreml]')"
+
+
+def _interface(file: Path, session: Session | None) -> Interface:
+    """As the package tells it."""
+    program = _read(file)
+    inputs, axes = {}, {}
+    for name, bounds in program.inputs.items():
+        shape: list[int | str] = [low if low == high else _FREE for low, high in bounds]
+        inputs[name] = TensorType(program.types[name], tuple(shape))
+        for low, high in bounds:
+            if low != high:
+                axes[_FREE] = Axis(least=low, most=high)
+    outputs = {
+        # What depends on the input is the number of rows.
+        name: TensorType(program.types[name], tuple(1 if size is None else size for size in shape))
+        for name, shape in program.outputs.items()
+    }
+    return Interface(inputs, outputs, axes)
+
+
+def _minimum_version(file: Path) -> str:
+    """Of iOS."""
+    version = _read(file).version
+    return _IOS.get(version, f"that reads version {version} of the specification")
+
+
+def _read(package: Path) -> MilProgram:
+    specification = specification_of(package)
+    return read_coreml(specification.read_bytes(), weights_of(specification).read_bytes(), package)
+
+
+BUNDLE = BundledFormat(
+    target="coreml",
+    library="coreml",
+    examples="compress.formats.coreml",
+    interface=_interface,
+    unread_reason=_unread_reason,
+    minimum_version=_minimum_version,
+)
+"""Through the system's framework, on a Mac."""

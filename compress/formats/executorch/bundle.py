@@ -1,0 +1,29 @@
+"""ExecuTorch programs in bundles: inputs have no names but an order, and free axes have bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.formats.bundled import Axis, BundledFormat, Interface
+from compress.runtimes.runtime import Session, TensorType
+
+
+def _interface(file: Path, session: Session | None) -> Interface:
+    """Names are those of the config beside it, bounds the program's own; an output has as many rows as an input."""
+    from compress.formats.executorch.runtime import ExecuTorchSession
+
+    assert isinstance(session, ExecuTorchSession)
+    axes: dict[str, Axis] = {}
+    for name, bounds in session.bounds.items():
+        for axis, most in zip(session.input_types[name].shape, bounds, strict=True):
+            if isinstance(axis, str):
+                axes[axis] = Axis(least=None, most=most)
+    rows = next(iter(session.input_types.values())).shape[0]
+    outputs = {name: TensorType(kind.dtype, (rows, *kind.shape[1:])) for name, kind in session.output_types.items()}
+    return Interface(session.input_types, outputs, axes)
+
+
+BUNDLE = BundledFormat(
+    target="executorch", library="executorch", examples="compress.formats.executorch", interface=_interface
+)
+"""Through ExecuTorch's own runtime on this machine's processor; its package has the schema, too."""

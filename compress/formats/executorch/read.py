@@ -1,0 +1,145 @@
+"""What a `.pte` file holds: constants of the program and of its XNNPACK parts, by the package's own schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.stored_tensor import Role, StoredTensor, stored
+from compress.errors import MissingExtraError, ModelError
+from compress.formats.executorch.xnnpack_graph import read_xnnpack
+from compress.formats.silence import silence
+
+_HEADER = 40
+_NUMPY = {
+    "BYTE": "uint8", "CHAR": "int8", "SHORT": "int16", "INT": "int32", "LONG": "int64", "HALF": "float16",
+    "FLOAT": "float32", "DOUBLE": "float64", "BOOL": "bool",
+}  # fmt: skip
+_TABLES = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
+"""Operators that look rows of quantized tables up, and how many weights lie in a byte of theirs."""
+
+
+def check_whole(content: bytes, where: str) -> tuple[int, int]:
+    """Bytes of the program itself, and where its segments begin. Raises `ModelError` for a file that was cut."""
+    if content[4:6] != b"ET":
+        raise ModelError("The file is no ExecuTorch program.", where=where, expected="the letters ET at byte 4")
+    if content[8:12] != b"eh00":
+        return len(content), len(content)
+    program, base, segments = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24, 32))
+    end = max(program, base + segments)
+    if len(content) < max(end, _HEADER):
+        raise ModelError(
+            f"The program ends at byte {len(content)} of {end}.",
+            where=where,
+            mend="copy the folder again with all of its files",
+        )
+    return program, base
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The constants of a program."""
+    return list(read_pte(file.read_bytes(), file))
+
+
+def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
+    """Every constant of a program. Raises `ModelError` for a broken file, `MissingExtraError` without executorch."""
+    size, base = check_whole(content, str(where))
+    try:
+        with silence("process"):
+            from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+
+            program = _flatbuffer_to_program(content[:size])
+    except ImportError as error:
+        raise MissingExtraError("executorch", "executorch", "Looking into a .pte file") from error
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
+        raise _broken(where, error) from error
+    try:
+        found = (*_own(program, base, where), *_delegated(program, base, content, where))
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise _broken(where, error) from error
+    for one in found:
+        if one.start < 0 or one.start + one.bytes > len(content):
+            raise ModelError(
+                f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {len(content)}.",
+                where=str(where),
+                mend="copy the folder again with all of its files",
+            )
+    return found
+
+
+def _broken(where: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"The program cannot be read: {error or type(error).__name__}",
+        where=str(where),
+        mend="write it again with the stage executorch, or copy the folder again with all of its files",
+    )
+
+
+def _own(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
+    """Tensors that ExecuTorch's own kernels read; a buffer that several of them share counts once."""
+    segment, _ = _segment(program, program.constant_segment.segment_index, base)
+    offsets = program.constant_segment.offsets
+    known: set[int] = set()
+    for plan in program.execution_plan:
+        tables = dict(_tables(plan))
+        for place, value in enumerate(plan.values):
+            tensor = value.val
+            buffer = getattr(tensor, "data_buffer_idx", 0)
+            if not buffer or tensor.allocation_info is not None or buffer in known:
+                continue
+            known.add(buffer)
+            dtype, shape = _NUMPY.get(tensor.scalar_type.name, tensor.scalar_type.name), tuple(tensor.sizes)
+            role, packed = tables.get(place, (None, 1))
+            if not role:
+                role = "weight" if dtype.startswith("float") and shape else "constant"
+            span = segment + offsets[buffer], math.prod(shape) * np.dtype(dtype).itemsize
+            found = stored(f"constant.{buffer}", dtype, shape, file, span, role, packed=packed > 1)
+            yield found.model_copy(update={"parameters": found.parameters * packed})
+
+
+def _tables(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int]]]:
+    """Values that are quantized tables, and how many weights they have in a byte, or their scales and zero points."""
+    for chain in plan.chains:
+        for instruction in chain.instructions:
+            call = instruction.instr_args
+            index = getattr(call, "op_index", None)
+            kind = "" if index is None else plan.operators[index].name.rpartition("::")[2]
+            if kind in _TABLES:
+                table, *scales = call.args[:3]
+                yield table, ("weight", _TABLES[kind])
+                yield from ((place, ("quantization", 1)) for place in scales)
+
+
+def _delegated(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:
+    """What XNNPACK's parts are given, by their own description; equal constants of several parts are one."""
+    named = {one.key: _segment(program, one.segment_index, base) for one in program.named_data or ()}
+    seen: set[str] = set()
+    for plan in program.execution_plan:
+        for place, delegate in enumerate(plan.delegates):
+            if delegate.id != "XnnpackBackend":
+                continue
+            start, size = _payload(program, delegate, base)
+            for constant in read_xnnpack(content[start : start + size]):
+                if constant.key in named and constant.key not in seen:
+                    seen.add(constant.key)
+                    span, dtype = named[constant.key], constant.dtype
+                    shape = (span[1] // np.dtype(dtype).itemsize,) if constant.scale else constant.shape
+                    role: Role = "quantization" if constant.scale else "weight"
+                    yield stored(f"xnnpack.{place}.{constant.value}", dtype, shape, file, span, role)
+
+
+def _payload(program: Any, delegate: Any, base: int) -> tuple[int, int]:
+    if delegate.processed.location.name != "SEGMENT":
+        raise ValueError("a part of XNNPACK lies within the program")
+    return _segment(program, delegate.processed.index, base)
+
+
+def _segment(program: Any, index: int, base: int) -> tuple[int, int]:
+    if not program.segments:
+        return base, 0
+    found = program.segments[index]
+    return base + found.offset, found.size

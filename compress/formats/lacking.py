@@ -1,0 +1,34 @@
+"""What a format's own package lacks: everything that its spec refers to is imported and looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.formats.bundled import BundledFormat
+from compress.formats.probed import Probing
+from compress.formats.registry import FORMATS
+from compress.formats.spec import load
+from compress.runtimes.runtime import Runtime
+
+
+def lacking(form: str) -> list[str]:
+    """What a format refers to and cannot be used, with the reason; all of it is imported."""
+    faults = []
+    for what, reference in FORMATS[form].references().items():
+        try:
+            fault = _fault(what, load(reference))
+        except Exception as error:  # noqa: BLE001  # somebody else's module may raise anything while it is imported
+            fault = f"cannot be imported: {error}"
+        faults += [f"its {what} {reference} {fault}"] if fault else []
+    return faults
+
+
+def _fault(what: str, found: Any) -> str | None:
+    if what == "bundle":
+        return None if isinstance(found, BundledFormat) else "is no BundledFormat"
+    if what == "probed":
+        return None if isinstance(found, Probing) else "is no Probing"
+    if not what.startswith("runtime "):
+        return None if callable(found) else "cannot be called"
+    absent = [name for name in vars(Runtime) if not name.startswith("_") and not hasattr(found, name)]
+    return f"lacks {', '.join(absent)}" if absent else None

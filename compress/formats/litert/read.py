@@ -1,0 +1,143 @@
+"""Tensors and signatures of a LiteRT file, by the schema that its own package carries (schema.fbs)."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.stored_tensor import Content, StoredTensor, role_of, stored
+from compress.errors import ModelError
+
+_IDENTIFIER = b"TFL3"
+_BITS = {"int4": 4, "uint4": 4, "int2": 2}
+
+
+@dataclass(frozen=True)
+class LiteRtFile:
+    """What a file holds: its stored tensors, and the names by which its graphs are called."""
+
+    tensors: tuple[StoredTensor, ...]
+    signatures: tuple[str, ...]
+
+
+def read_litert(content: Content, file: Path) -> LiteRtFile:
+    """The tensors and signatures in the ``content`` of a file.
+
+    Raises `ModelError` for one that isn't whole, or is another kind, or without the package that has the schema.
+    """
+    if content[4:8] != _IDENTIFIER:
+        raise ModelError(f"{file.name} is not in LiteRT's format.", where=str(file), expected="a whole .tflite file")
+    try:
+        from ai_edge_litert.schema_py_generated import Model
+    except ImportError as error:
+        raise ModelError(
+            f"{file.name} cannot be read without the package that has its schema.",
+            where=str(file),
+            mend="pip install 'compress[litert]'",
+        ) from error
+    try:
+        model = Model.GetRootAs(content, 0)
+        signatures = tuple(
+            model.SignatureDefs(index).SignatureKey().decode() for index in range(model.SignatureDefsLength())
+        )
+        return LiteRtFile(tuple(_named_apart(_tensors(model, content, file))), signatures)
+    except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"{file.name} is cut or broken: {error}",
+            where=str(file),
+            mend="copy it again, or write it again with the stage litert",
+        ) from error
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file."""
+    return list(read_litert(file.read_bytes(), file).tensors)
+
+
+def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
+    """Tensors of one name numbered, in the order of the file."""
+    found = list(tensors)
+    often = Counter(one.name for one in found)
+    seen: Counter[str] = Counter()
+    for place, one in enumerate(found):
+        if often[one.name] > 1:
+            seen[one.name] += 1
+            name = f"{one.name}#{seen[one.name]}"
+            found[place] = one.model_copy(update={"name": name, "origin": name})
+    return found
+
+
+def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:
+    """Of every graph; a buffer that several tensors read is told once, by the first of them."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    types = {number: name.lower() for name, number in vars(TensorType).items() if isinstance(number, int)}
+    seen: set[int] = set()
+    for graph in (model.Subgraphs(index) for index in range(model.SubgraphsLength())):
+        scaling = set(_scale_tensors(graph))
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            place = _place(model, tensor.Buffer(), content)
+            if place is None or tensor.Buffer() in seen:
+                continue
+            seen.add(tensor.Buffer())
+            shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
+            name, dtype = tensor.Name().decode(), types[tensor.Type()]
+            _check_size(name, dtype, shape, place[1])
+            role = role_of(dtype, shape, index in scaling)
+            yield stored(name, dtype, shape, file, place, role, packed=dtype in _BITS)
+            yield from _scales(tensor, name, content, file)
+
+
+def _place(model: Any, index: int, content: Content) -> tuple[int, int] | None:
+    """First byte and number of bytes of a buffer, or ``None`` for an empty one. Raises `ValueError` beyond the end."""
+    buffer = model.Buffers(index)
+    if buffer.Size():  # of a file above 2 GB, behind the tables
+        start, size = buffer.Offset(), buffer.Size()
+    elif buffer.DataLength():
+        start, size = _start(buffer.DataAsNumpy(), content), buffer.DataLength()
+    else:
+        return None
+    if start + size > len(content):
+        raise ValueError(f"the buffer {index} ends at byte {start + size} of {len(content)}")
+    return start, size
+
+
+def _scale_tensors(graph: Any) -> Iterator[int]:
+    """The tensors that scale another's blocks."""
+    from ai_edge_litert.schema_py_generated import BlockwiseQuantization, QuantizationDetails
+
+    for index in range(graph.TensorsLength()):
+        quantization = graph.Tensors(index).Quantization()
+        if quantization is not None and quantization.DetailsType() == QuantizationDetails.BlockwiseQuantization:
+            details, table = BlockwiseQuantization(), quantization.Details()
+            details.Init(table.Bytes, table.Pos)
+            yield details.Scales()
+
+
+def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[StoredTensor]:
+    """The scales that lie with a tensor."""
+    quantization = tensor.Quantization()
+    if quantization is not None and quantization.ScaleLength():
+        count = quantization.ScaleLength()
+        start = _start(quantization.ScaleAsNumpy(), content)
+        yield stored(f"{name}/scale", "float32", (count,), file, (start, 4 * count), "quantization")
+
+
+def _start(view: np.ndarray, content: Content) -> int:
+    """Where an array that looks into ``content`` begins there."""
+    origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
+    return int(view.__array_interface__["data"][0] - origin)
+
+
+def _check_size(name: str, dtype: str, shape: tuple[int, ...], size: int) -> None:
+    elements = int(np.prod(shape, dtype=np.int64))
+    bits = _BITS.get(dtype) or (8 * np.dtype(dtype).itemsize if dtype not in ("string", "bfloat16") else None)
+    if bits is not None and size != -(-elements * bits // 8):
+        raise ValueError(f"{name!r}, {list(shape)} of {dtype}, has {size} bytes")

@@ -1,0 +1,53 @@
+"""ONNX graphs in bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compress.formats.bundled import BundledFormat, Contents, Interface
+from compress.formats.onnx.graph import Node, OnnxGraph, read_graph
+from compress.runtimes.runtime import Session
+from compress.runtimes.transcriber import Transcriber
+
+_FEW_BITS = "MatMulNBits"
+_INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "DynamicQuantize", "QuantizeLinear")
+
+
+def _interface(file: Path, session: Session | None) -> Interface:
+    """As ONNX Runtime tells it; of several graphs, the one that reads inputs."""
+    assert session is not None
+    first = session.encoder if isinstance(session, Transcriber) else session
+    return Interface(first.input_types, first.output_types)
+
+
+def _contents(file: Path) -> Contents:
+    import onnx
+
+    graph = read_graph(file)
+    model = onnx.load(file, load_external_data=False)
+    return contents_of(graph, {entry.domain or "ai.onnx": entry.version for entry in model.opset_import})
+
+
+def contents_of(graph: OnnxGraph, opsets: Mapping[str, int]) -> Contents:
+    """Those of a graph with these versions of its operators."""
+    integers = any(map(_computes_in_integers, graph.nodes))
+    stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
+    few_bits = any(node.op_type == _FEW_BITS for node in graph.nodes)
+    return Contents(dict(sorted(opsets.items())), integers, stored, few_bits)
+
+
+def _computes_in_integers(node: Node) -> bool:
+    """Whether what it is given is rounded to integers: a product with weights in few bits does so at level 4."""
+    return node.op_type.startswith(_INTEGER) or (node.op_type == _FEW_BITS and node.integers.get("accuracy_level") == 4)
+
+
+BUNDLE = BundledFormat(
+    target="cpu",
+    library="onnxruntime",
+    examples="compress.formats.onnx",
+    interface=_interface,
+    contents=_contents,
+    unread_reason=lambda: None,
+)
+"""Through ONNX Runtime on this machine's processor, which belongs to `compress`."""

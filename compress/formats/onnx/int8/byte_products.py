@@ -1,0 +1,188 @@
+"""Products of unsigned by signed bytes with stored weights, which is where x86 without VNNI saturates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.int8.kernels import Quantized, quantized
+from compress.numerics.saturation import cut_pairs, pairs_at_risk, without_saturation
+
+_INTEGER_INPUTS = {
+    "MatMulInteger": (0, 1, 2),
+    "QAttention": (0, 1, 6),
+    "MatMulIntegerToFloat": (0, 1, 4),
+    "QLinearMatMul": (0, 3, 2),
+}
+"""Operator -> where activations, weights and the activations' zero point stand."""
+_QUANTIZED, _SCALE, _TURNED = "_quantized", "_scale", "_Transposed"
+"""What ONNX Runtime's quantizer adds to the name of a weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class ByteProduct:
+    """``weights`` are [inner, outer]; ``unfold`` makes rows [n, inner] of the activations and their zero point.
+
+    ``stored`` is the name of the weights in the graph, ``bias`` what an integer bias is dequantized from.
+    ``seen`` says whether the activations can be had as an output of the whole graph.
+    """
+
+    layer: str
+    operator: str
+    activations: str
+    zero_point: str | int
+    stored: str
+    weights: np.ndarray
+    as_matrix: Callable[[np.ndarray], np.ndarray]
+    as_stored: Callable[[np.ndarray], np.ndarray]
+    unfold: Callable[[np.ndarray, int], np.ndarray]
+    bias: Quantized | None
+    seen: bool
+
+
+def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
+    """Every one, in branches too. Unsigned by unsigned bytes and signed by signed are multiplied in another way."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        bias = None
+        if node.op_type in _INTEGER_INPUTS:
+            given, weights, zero = (
+                node.inputs[place] if place < len(node.inputs) else None for place in _INTEGER_INPUTS[node.op_type]
+            )
+        elif node.op_type in ("MatMul", "Gemm", "Conv"):
+            first, second = quantized(node.inputs[0]), quantized(node.inputs[1])
+            if first is None or second is None:
+                continue
+            given, weights, zero = first.integers, second.integers, first.zero_point
+            bias = quantized(node.inputs[2]) if len(node.inputs) > 2 else None
+        else:
+            continue
+        array = constant(weights)
+        if (
+            given is None
+            or weights is None
+            or array is None
+            or array.dtype != np.int8
+            or (array.ndim < 3 if node.op_type == "Conv" else array.ndim != 2)
+        ):
+            continue
+        # Depthwise and other grouped convolutions have kernels of their own, which sum in 32 bits.
+        if node.attributes.get_int("group", 1) != 1:
+            continue
+        stored = np.array(0) if zero is None else constant(zero)
+        if stored is not None and stored.dtype == np.int8:
+            continue
+        place = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
+        maker = given.producer()
+        seen = maker is None or maker.graph is model.graph
+        to, back, unfold = _layout(node, array)
+        yield ByteProduct(
+            layer=str(node.name),
+            operator=node.op_type,
+            activations=str(given.name),
+            zero_point=place,
+            stored=str(weights.name),
+            weights=to(array),
+            as_matrix=to,
+            as_stored=back,
+            unfold=unfold,
+            bias=bias,
+            seen=seen,
+        )
+
+
+def keep_from_saturating(graph: onnx.ModelProto, source: onnx.ModelProto) -> list[str]:
+    """Give each product of ``graph`` that may saturate weights that can't, in place; the layers that got some.
+
+    ``source`` is the float graph that ONNX Runtime's quantizer made ``graph`` of. A bias in integers follows.
+    """
+    tensors, floats = _stored_tensors(graph.graph), _stored_tensors(source.graph)
+    products = [each for each in byte_products(ir.from_proto(graph)) if pairs_at_risk(each.weights)]
+    for product in {each.stored: each for each in products}.values():
+        name = product.stored.removesuffix(_QUANTIZED)
+        scale = tensors[name + _SCALE]
+        before = numpy_helper.to_array(scale)
+        weights = _weights(product, before.reshape(-1), floats.get(name.removesuffix(_TURNED)))
+        integers, flat = without_saturation(weights, before.reshape(-1))
+        _write(tensors[product.stored], product.as_stored(integers))
+        _write(scale, flat.reshape(before.shape))
+        if product.bias is not None:
+            held, steps = (tensors[str(value.name)] for value in (product.bias.integers, product.bias.scale))
+            wider = flat.reshape(before.shape) / before
+            _write(held, (numpy_helper.to_array(held) / wider).round().astype(np.int32))
+            _write(steps, numpy_helper.to_array(steps) * wider)
+    return [each.layer for each in products]
+
+
+def cut_saturating(graph: onnx.ModelProto) -> list[str]:
+    """Make pairs of weights that may saturate still smaller, in place, scales as they are; the layers with some."""
+    tensors = _stored_tensors(graph.graph)
+    products = [each for each in byte_products(ir.from_proto(graph)) if pairs_at_risk(each.weights)]
+    for product in products:
+        _write(tensors[product.stored], product.as_stored(cut_pairs(product.weights)))
+    return [each.layer for each in products]
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Those of branches too, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found |= _stored_tensors(attribute.g)
+    return found
+
+
+def _weights(product: ByteProduct, scales: np.ndarray, tensor: onnx.TensorProto | None) -> np.ndarray:
+    """Float weights [inner, outer]: those of ``tensor``, which may lie turned, or else what the integers stand for."""
+    rounded: np.ndarray = product.weights * scales
+    for array in () if tensor is None else (numpy_helper.to_array(tensor), numpy_helper.to_array(tensor).T):
+        if array.shape == product.as_stored(rounded).shape:
+            matrix = product.as_matrix(array)
+            if np.abs(matrix - rounded).max() <= scales.max():
+                return matrix
+    return rounded
+
+
+def _write(tensor: onnx.TensorProto, array: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+
+def _layout(node: ir.Node, array: np.ndarray) -> tuple[Callable[..., np.ndarray], ...]:
+    """Weights as they are stored to [inner, outer] and back, and what makes rows of the activations."""
+    if node.op_type != "Conv":
+        turned = bool(node.attributes.get_int("transB", 0))
+
+        def turn(matrix: np.ndarray) -> np.ndarray:
+            return matrix.T if turned else matrix
+
+        return turn, turn, lambda values, zero: values.reshape(-1, array.shape[1 if turned else 0])
+    # ONNX Runtime's integer convolution sums over kernel positions, and over channels within each.
+    outer, channels, *kernel = array.shape
+    axes = len(kernel)
+    pads = node.attributes.get_ints("pads", [0] * 2 * axes)
+    strides = node.attributes.get_ints("strides", [1] * axes)
+    dilations = node.attributes.get_ints("dilations", [1] * axes)
+
+    def as_matrix(weights: np.ndarray) -> np.ndarray:
+        return np.moveaxis(weights, (1, 0), (-2, -1)).reshape(-1, outer)
+
+    def as_stored(matrix: np.ndarray) -> np.ndarray:
+        return np.moveaxis(matrix.reshape(*kernel, channels, outer), (-2, -1), (1, 0))
+
+    def unfold(values: np.ndarray, zero: int) -> np.ndarray:
+        around = ((0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True))
+        padded = np.pad(values, around, constant_values=zero)
+        reach = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + axes)))
+        steps = (slice(None, None, step) for step in (*strides, *dilations))
+        windows = windows[:, :, *steps]
+        rows: np.ndarray = np.moveaxis(windows, 1, -1).reshape(-1, array[0].size)
+        return rows
+
+    return as_matrix, as_stored, unfold

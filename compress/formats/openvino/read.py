@@ -1,0 +1,63 @@
+"""Nodes and constants of an IR, by its XML; the weights themselves stay in their file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
+from compress.errors import ModelError
+from compress.formats.openvino.model import weights_of
+
+_TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
+_BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
+_COMPANIONS = ("/zero_point", "/scale")
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The constants of an IR, which lie in the file beside it."""
+    weights = weights_of(file)
+    return list(read_ir(file.read_bytes(), file, weights.stat().st_size, weights))
+
+
+def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> tuple[StoredTensor, ...]:
+    """The constants of an IR, bodies of loops and branches included. Raises `ModelError`.
+
+    ``size``: bytes of the ``weights``, which no constant may reach beyond.
+    """
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise ModelError("The IR declares a document type.", where=str(where), expected="plain layers and edges")
+    try:
+        constants = tuple(_constants(ElementTree.fromstring(content), weights))
+    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"The IR cannot be read: {error}", where=str(where), mend="write it again with the stage openvino"
+        ) from error
+    for one in constants:
+        if one.start < 0 or one.bytes < 0 or one.start + one.bytes > size:
+            raise ModelError(
+                f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.",
+                where=str(where),
+                mend="copy the folder again with all of its files",
+            )
+    return constants
+
+
+def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTensor]:
+    for layer in root.iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") != "Const" or data is None:
+            continue
+        shape = tuple(int(axis) for axis in data.attrib["shape"].split(",") if axis.strip())
+        kind = data.attrib["element_type"]
+        name, dtype = layer.attrib["name"], _numpy_type(kind)
+        span = int(data.attrib["offset"]), int(data.attrib["size"])
+        role = role_of(dtype, shape, scales=name.endswith(_COMPANIONS))
+        yield stored(name, dtype, shape, weights, span, role, packed=kind in _BITS)
+
+
+def _numpy_type(kind: str) -> str:
+    if kind in _TYPES or kind in _BITS:
+        return _TYPES.get(kind, kind)
+    return {"i": "int", "u": "uint"}.get(kind[0], kind[0]) + kind[1:]

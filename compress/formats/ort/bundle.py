@@ -1,0 +1,19 @@
+"""Graphs in ONNX Runtime's own format in bundles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from compress.formats.bundled import Contents
+from compress.formats.onnx.bundle import BUNDLE as ONNX
+from compress.formats.onnx.bundle import contents_of
+from compress.formats.ort.read import read_ort
+
+
+def _contents(file: Path) -> Contents:
+    """The graph is read without its versions."""
+    return contents_of(read_ort(file.read_bytes(), file).as_onnx(), {})
+
+
+BUNDLE = replace(ONNX, contents=_contents)

@@ -1,0 +1,109 @@
+"""Nodes and tensors of a file in ONNX Runtime's own format, by the package's own flatbuffers schema (ort.fbs)."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.stored_tensor import StoredTensor, stored
+from compress.errors import ModelError
+from compress.formats.onnx.graph import DTYPES, Initializer, Node, OnnxGraph
+from compress.formats.onnx.read import explained
+
+IDENTIFIER = b"ORTM"
+
+
+@dataclass(frozen=True)
+class OrtGraph:
+    """What a file holds, its branches among it; tensors of strings are left out."""
+
+    nodes: tuple[Node, ...]
+    tensors: tuple[StoredTensor, ...]
+
+    def as_onnx(self) -> OnnxGraph:
+        """The same as of an ONNX file; ``start`` and ``stop`` bound a tensor's values."""
+        stored = [
+            Initializer(one.start, one.start + one.bytes, one.name, one.shape, one.dtype, one.bytes)
+            for one in self.tensors
+        ]
+        return OnnxGraph(list(self.nodes), stored)
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file, named and counted as those of an ONNX graph are."""
+    graph = read_ort(file.read_bytes(), file)
+    return explained(graph.as_onnx(), graph.tensors)
+
+
+def read_ort(content: bytes, file: Path) -> OrtGraph:
+    """The graph in the ``content`` of a file. Raises `ModelError` for one that isn't whole, or is another kind."""
+    if content[4:8] != IDENTIFIER:
+        raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
+    ort_tools()
+    from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+    try:
+        graphs = list(_graphs(InferenceSession.GetRootAs(content, 0).Model().Graph()))
+        origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
+        nodes = tuple(_node(graph.Nodes(index)) for graph in graphs for index in range(graph.NodesLength()))
+        return OrtGraph(nodes, tuple(tensor for graph in graphs for tensor in _tensors(graph, origin, file)))
+    except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"{file.name} cannot be read: {error}", where=str(file), mend="write it again with the stage ort"
+        ) from error
+
+
+def ort_tools() -> Any:
+    """`onnxruntime.tools.ort_format_model`, which also puts the flatbuffers schema `ort_flatbuffers_py` on the path.
+
+    Importing it gives the root logger a handler, and it tells of each file that it writes.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        from onnxruntime.tools import ort_format_model
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+    return ort_format_model
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for index in range(graph.NodesLength()):
+        for attribute in _attributes(graph.Nodes(index)):
+            if attribute.G() is not None:
+                yield from _graphs(attribute.G())
+
+
+def _attributes(node: Any) -> Iterator[Any]:
+    return (node.Attributes(place) for place in range(node.AttributesLength()))
+
+
+def _node(node: Any) -> Node:
+    from onnx import AttributeProto
+
+    return Node(
+        node.OpType().decode(),
+        (node.Name() or b"").decode(),
+        [node.Inputs(index).decode() for index in range(node.InputsLength())],
+        [node.Outputs(index).decode() for index in range(node.OutputsLength())],
+        {one.Name().decode(): one.I() for one in _attributes(node) if one.Type() == AttributeProto.INT},
+    )
+
+
+def _tensors(graph: Any, origin: int, file: Path) -> Iterator[StoredTensor]:
+    for index in range(graph.InitializersLength()):
+        tensor = graph.Initializers(index)
+        shape = tuple(tensor.Dims(axis) for axis in range(tensor.DimsLength()))
+        if tensor.RawDataLength():
+            start = tensor.RawDataAsNumpy().__array_interface__["data"][0] - origin
+            span, dtype = (start, tensor.RawDataLength()), DTYPES[tensor.DataType()]
+            yield stored(tensor.Name().decode(), dtype, shape, file, span)

@@ -1,0 +1,122 @@
+"""The formats: every package in this folder that has a `FORMAT`, and those of other packages.
+
+Others register a `FormatSpec` by the entry point `compress.formats`. Importing this imports no runtime and no model.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import InputError
+from compress.formats.platforms import PLATFORMS
+from compress.formats.spec import FormatSpec, RuntimeSpec, load
+from compress.plugins import FORMATS as GROUP
+from compress.plugins import UnusablePluginError, load_plugins
+from compress.targets import Profile
+
+
+def _built_in() -> dict[str, FormatSpec]:
+    folders = [one.name for one in iter_modules([str(Path(__file__).parent)]) if one.ispkg]
+    modules = [import_module(f"compress.formats.{name}") for name in folders]
+    return {module.FORMAT.name: module.FORMAT for module in modules if hasattr(module, "FORMAT")}
+
+
+def _plugged() -> dict[str, FormatSpec]:
+    known = list(BUILT_IN.values())
+
+    def accept(found: Any) -> FormatSpec:
+        spec = _checked(found, known)
+        if spec.name not in BUILT_IN:  # which `load_plugins` leaves out
+            known.append(spec)
+        return spec
+
+    return load_plugins(GROUP, BUILT_IN, accept, lambda spec: spec.name)
+
+
+def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
+    """A plugin's format beside those that are ``known``. Raises `UnusablePluginError`."""
+    if not isinstance(found, FormatSpec):
+        raise UnusablePluginError(f"it is a {type(found).__name__}; expected a FormatSpec")
+    if found.name in BUILT_IN:
+        return found
+    for what, taken, own in (
+        ("suffix", {one.suffix for one in known}, [found.suffix]),
+        ("stage", {*_STAGES, *(one.written_by for one in known)}, [found.written_by]),
+        ("target", {one.name for one in (*PLATFORMS, *_targets(known))}, [one.name for one in found.targets]),
+    ):
+        if twice := taken.intersection(own):
+            raise UnusablePluginError(f"there is another {what} {twice.pop()}; expected a name of its own")
+    for profile in found.targets:
+        if profile.target.format != found.name or profile.target.runtime not in found.runtimes:
+            raise UnusablePluginError(f"its target {profile.name} has another format, or a runtime that it lacks")
+    if found.written_from not in (None, *BUILT_IN):
+        raise UnusablePluginError(f"it is written from {found.written_from!r}; expected one of {', '.join(BUILT_IN)}")
+    if found.bundle is None and any(found.taken_by.values()):
+        raise UnusablePluginError("apps run it and it has no bundle; expected a BundledFormat")
+    if not found.runtimes:
+        raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
+    _check_stage(found)
+    return found
+
+
+def _targets(known: Sequence[FormatSpec]) -> list[Profile]:
+    return [profile for spec in known for profile in spec.targets]
+
+
+def _check_stage(found: FormatSpec) -> None:
+    from compress.stage.stage import Stage
+
+    stage = load(found.stage)
+    if not (isinstance(stage, type) and issubclass(stage, Stage)):
+        raise UnusablePluginError(f"its stage {found.stage} is no Stage; expected a subclass of compress.stage.Stage")
+    if lacking := sorted(stage.__abstractmethods__):
+        raise UnusablePluginError(f"its stage {found.stage} lacks {', '.join(lacking)}")
+    if (kind := stage.model_fields["kind"].default) != found.written_by:
+        raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {found.written_by!r}, as it says")
+    if found.own_bits and "precision" not in stage.model_fields:
+        raise UnusablePluginError("it has bits of its own, and its stage lacks the field precision")
+    if (kind := getattr(stage.gives(), "kind", None)) != found.name:
+        raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {found.name!r}")
+
+
+_STAGES = {one.name for one in iter_modules([str(Path(__file__).parents[1] / "stages")])}
+"""Kinds of the stages that are no format's: their modules have the same names."""
+BUILT_IN: Mapping[str, FormatSpec] = _built_in()
+PLUGGED: Mapping[str, FormatSpec] = _plugged()
+FORMATS: Mapping[str, FormatSpec] = {
+    spec.name: spec
+    for some in (BUILT_IN, PLUGGED)
+    for spec in sorted(some.values(), key=lambda one: (one.rank, one.name))
+}
+"""By name; the first is meant where a recipe or a folder says nothing."""
+DEFAULT = next(iter(FORMATS))
+RUNTIMES: Mapping[str, RuntimeSpec] = ChainMap(*(dict(spec.runtimes) for spec in FORMATS.values()))
+"""By name; what opens several formats as the first of them has it."""
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(FORMATS)]
+
+
+def part_of(form: str, name: str) -> Any:
+    """What a format refers to as ``name``, or None where it refers to nothing so.
+
+    Raises `InputError` for what a plugin refers to and doesn't have, `ImportError` where a package is not installed.
+    """
+    reference = getattr(FORMATS[form], name)
+    if reference is None:
+        return None
+    try:
+        return load(reference)
+    except ImportError as error:
+        if form in BUILT_IN:
+            raise
+        raise InputError(
+            f"The plugin of the format {form!r} lacks {reference}: {error}",
+            mend="mend or uninstall the package that registers it, as `compress doctor` names it",
+        ) from error

@@ -1,0 +1,93 @@
+"""What a format says about itself: the only place that knows its name. Importing this imports no format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from compress.targets import App, Profile
+
+Reference = str
+"""`module:attribute`, imported when it is needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    """A runtime that opens files of a format: ``runtime`` refers to its `Runtime`.
+
+    ``provider`` is its own name for the processor, ``package`` the distribution whose files it is.
+    """
+
+    runtime: Reference
+    provider: str
+    package: str | None = None
+    generates_only: bool = False
+    one_batch_at_a_time: bool = False
+    """A cache of keys and values would have to be sent to it at each token."""
+    on_devices: bool = False
+    """Devices can be timed with it."""
+    gives_values: bool = False
+    """Those within a file too, on its processor."""
+    about_values: str = ""
+    """Why it gives none, where more is to be said of that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSpec:
+    """A format of models, in a package of its own that has this as `FORMAT`.
+
+    - ``suffix``: of the file, or the folder, that its runtimes open
+    - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`
+    - ``runtimes``: by name; the first where nothing else is said
+    - ``probed``: the `Probing` that looks into that model
+    - ``rank``: its place in lists; the first of all is meant where nothing is said
+    - ``written_from``: the format that it is made of, or None for weights as transformers has them
+    - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
+    - ``targets``: those of its own; ``taken_by``: other targets, and platforms, that take its files too, with what
+      runs them in an app, or None where no app is bundled with them
+    - ``find``: the one file of an artifact, ``find_all``: the files in the order in which they run, both as
+      `checkpoints.model.only_file` does where they are None
+    - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
+    - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
+    - ``has_graph``: such a file holds operators beside its tensors
+    - ``parts``: takes a file apart: (file, target, most tokens or None) -> `Parts`
+    - ``bundle``: its `BundledFormat`
+    - ``check_writable``: (folder of weights) -> None, raises `ModelError` for a language model that it has no place for
+    """
+
+    name: str
+    suffix: str
+    stage: Reference
+    written_by: str
+    runtimes: Mapping[str, RuntimeSpec]
+    probed: Reference
+    rank: int = 100
+    written_from: str | None = None
+    own_bits: bool = False
+    targets: tuple[Profile, ...] = ()
+    taken_by: Mapping[str, App | None] = field(default_factory=dict)
+    find: Reference | None = None
+    find_all: Reference | None = None
+    tensors: Reference | None = None
+    tensors_suffix: str | None = None
+    has_graph: bool = True
+    parts: Reference | None = None
+    bundle: Reference | None = None
+    check_writable: Reference | None = None
+
+    def references(self) -> dict[str, Reference]:
+        """Everything that it refers to, by what it is."""
+        names = ("stage", "probed", "find", "find_all", "tensors", "parts", "bundle", "check_writable")
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()}
+
+
+def load(reference: Reference) -> Any:
+    """What it refers to. Raises `ImportError`."""
+    module, _, name = reference.partition(":")
+    found = import_module(module)
+    if not hasattr(found, name):
+        raise ImportError(f"{module} has no {name}")
+    return getattr(found, name)

@@ -1,0 +1,63 @@
+"""Every target: those of the formats themselves, and the platforms that apps are bundled for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+
+from compress.errors import InputError
+from compress.formats.platforms import PLATFORMS
+from compress.formats.registry import FORMATS
+from compress.targets import AppProfile, Profile, Target
+
+
+def _with_formats(profile: Profile) -> Profile:
+    """With the formats that it takes beside its own, and what runs each of them in an app."""
+    taken = {form: spec.taken_by[profile.name] for form, spec in FORMATS.items() if profile.name in spec.taken_by}
+    profile = replace(profile, formats=tuple(form for form in taken if form != profile.target.format))
+    if isinstance(profile, AppProfile):
+        profile = replace(profile, apps={form: app for form, app in taken.items() if app is not None})
+    return profile
+
+
+PROFILES: Mapping[str, Profile] = {
+    profile.name: _with_formats(profile)
+    for profile in (*(one for spec in FORMATS.values() for one in spec.targets), *PLATFORMS)
+}
+TARGETS: Mapping[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
+
+
+def in_format(profile: Profile, form: str) -> Profile:
+    """The same with files of that format, through the runtime that opens them."""
+    target = profile.target
+    if form == target.format:
+        return profile
+    runtimes = FORMATS[form].runtimes
+    if target.runtime in runtimes:
+        return replace(profile, target=replace(target, format=form))
+    runtime, found = next(iter(runtimes.items()))
+    return replace(profile, target=replace(target, format=form, runtime=runtime, provider=found.provider))
+
+
+def find_profile(name: str) -> Profile:
+    """The row of that name. Raises `InputError` with the known names and the nearest."""
+    if name not in PROFILES:
+        near = get_close_matches(name, PROFILES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(PROFILES)}", mend=hint)
+    return PROFILES[name]
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises what `find_profile` raises."""
+    return find_profile(name).target
+
+
+def find_app_profile(name: str) -> AppProfile:
+    """The row of that name. Raises `InputError` where there is none, or one that no app is bundled for."""
+    profile = find_profile(name)
+    if not isinstance(profile, AppProfile):
+        bundled = [other.name for other in PROFILES.values() if isinstance(other, AppProfile)]
+        raise InputError(f"There are no bundles for the target {name!r}.", expected=f"one of {', '.join(bundled)}")
+    return profile

@@ -1,0 +1,119 @@
+"""What `gptq` costs, from a decoder's shape: arithmetic, peak memory, and the size of what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compress.quantization.config import Quantization
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
+from compress.stage.shape import Shape
+
+_ACTIVATION_BYTES = 1 << 30
+"""As in `compress.quantization.block_pass`, which imports torch."""
+_STATES_BYTES = 1 << 28
+_WIDE_TENSORS = 4
+_SQUARES = 4
+"""The widest Hessian, its permuted copies and its factor."""
+_SIDES_SHARED, _SIDES_APART = 3, 6
+"""Hessians as wide as the model for each block: of what enters the attention, what leaves it, and what enters the
+feed-forward part; and where tokens count otherwise for each layer, of query, key, value, output, gate and up."""
+_LAYERS_A_BLOCK = 7
+"""Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
+_PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
+"""As in `compress.quantization.sensitivity`."""
+_LOGITS_HELD = 3
+"""The answers to a window, their likelihoods, and the squares of those."""
+
+
+def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:
+    """Of our own quantizer, which has one block in memory at a time."""
+    if config.method == "rtn":
+        seconds = Estimate.unknown("no pass over data; seconds rather than minutes")
+    elif before is None:
+        seconds = Estimate.unknown(SIZE_UNKNOWN)
+    else:
+        seconds = plan.seconds(quantization_flops(config, before))
+    memory = None
+    if before is not None:
+        note = "one block in fp32, its largest Hessian four times, activations, or logits; without torch itself"
+        memory = Estimate(value=round(quantization_memory_bytes(config, before)), note=note)
+    return predicted(before, packed(config, before), seconds, memory)
+
+
+def packed(config: Quantization, shape: Shape | None) -> Shape | None:
+    """The shape of the GPTQ checkpoint that is made of a model."""
+    if shape is None:
+        return None
+    tables = (config.embedding_bits if config.integer_tables else None) or 32
+    return replace(shape.in_bits(config.bits, tables), packed_bytes=round(checkpoint_bytes(config, shape)))
+
+
+def quantization_flops(config: Quantization, shape: Shape) -> float:
+    """Multiplications and additions of all passes, Hessians and solver; nothing of it for rounding to nearest.
+
+    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways. A budget of
+    bits adds what `survey_flops` counts.
+    """
+    if config.method == "rtn":
+        return 0.0
+    tokens = config.samples * config.sequence_length
+    blocks = shape.attention + shape.feed_forward
+    forward = 2 * blocks * tokens
+    # One triangle of each Hessian is multiplied out.
+    sides = _SIDES_APART if config.guided else _SIDES_SHARED
+    hessians = tokens * shape.layers * (sides * shape.hidden**2 + shape.intermediate**2)
+    gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
+    return forward + gradients + hessians + _square_flops(shape) + survey_flops(config, shape)
+
+
+def survey_flops(config: Quantization, shape: Shape) -> float:
+    """What it takes to measure how sensitive each layer is; nothing where no budget asks for it.
+
+    A few tokens pass once with each layer coarse, from its block on, and once as they are; and each layer's error is
+    computed at each number of bits.
+    """
+    if not config.mixed:
+        return 0.0
+    variants = _LAYERS_A_BLOCK * shape.layers + 1
+    held = _STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
+    tokens = min(config.sequence_length, _PROBE_TOKENS, max(held, 8))
+    passes = 1 + _LAYERS_A_BLOCK * (shape.layers + 1) / 2
+    forward = 2 * tokens * passes * (shape.attention + shape.feed_forward)
+    heads = 2 * min(tokens, _JUDGED_TOKENS) * variants * shape.embeddings
+    errors = 2 * len({*config.choices, _PROBE_BITS}) * _square_flops(shape)
+    return forward + heads + errors
+
+
+def _square_flops(shape: Shape) -> float:
+    """Each layer's weights times a square as wide as its inputs: the solver's work, and half of an error's."""
+    inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
+    return 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
+
+
+def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
+    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations.
+
+    Or, where tokens are weighed, the answers to one window.
+    """
+    block = 4 * (shape.attention + shape.feed_forward) / max(shape.layers, 1)
+    widest = max(shape.hidden, shape.intermediate)
+    if config.method == "rtn":
+        return 2 * block
+    tokens = config.samples * config.sequence_length
+    activations = min(4 * _WIDE_TENSORS * tokens * widest, _ACTIVATION_BYTES)
+    states = 2 * min(4 * tokens * shape.hidden, _STATES_BYTES)
+    solving = block + 4 * _SQUARES * widest**2 + activations
+    vocabulary = shape.embeddings / max(shape.hidden, 1)
+    weighing = 4 * _LOGITS_HELD * config.sequence_length * vocabulary if config.guided else 0.0
+    return max(solving, weighing) + states
+
+
+def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
+    """The GPTQ checkpoint: packed layers, tables as float16 and, where they are quantized, as integers too."""
+    size = shape.hidden if config.group_size == -1 else config.group_size
+    bits = config.target_bits or config.bits
+    packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8
+    tables = 0.0
+    if config.embedding_bits and config.integer_tables:
+        tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
+    return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes

@@ -1,0 +1,31 @@
+"""What a task can be: the names by which stages, recipes, apps and runtimes say which tasks they are for.
+
+They are plain text, so that another package may have further ones for its tasks and stages.
+"""
+
+from __future__ import annotations
+
+Capabilities = frozenset[str]
+
+READS_ROWS = "reads rows"
+"""Example i is row i, so that there are slices; else rows are running text that is cut elsewhere."""
+TAKES_TEXT = "takes text"
+TAKES_IMAGES = "takes images"
+TAKES_AUDIO = "takes audio"
+HAS_CLASSES = "has classes"
+"""The answer is one of several classes, as logits; there are labels to learn from."""
+EMBEDS = "embeds"
+"""The answer is an embedding."""
+GENERATES = "generates"
+"""The answer is text, token by token, so that generation is what is timed and tried."""
+TRANSCRIBES = "transcribes"
+"""The answer is what a recording says, token by token."""
+ANSWERS_AT_ONCE = "answers at once"
+"""One call of the model gives the whole answer; else there is a call for each token."""
+IS_WRITTEN = "is written"
+"""The graph is written node by node from a checkpoint, quantized or not; else it is traced from a torch module."""
+
+
+def suits(capabilities: Capabilities, requires: Capabilities, excludes: Capabilities = frozenset()) -> bool:
+    """Whether a task with ``capabilities`` has all that is required and nothing that is excluded."""
+    return requires <= capabilities and not excludes & capabilities

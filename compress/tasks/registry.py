@@ -1,0 +1,75 @@
+"""Every task by its Hugging Face name, those of other packages by the entry points `compress.tasks`.
+
+Importing this imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.plugins import TASKS as GROUP
+from compress.plugins import UnusablePluginError, load_plugins
+from compress.tasks import (
+    automatic_speech_recognition,
+    feature_extraction,
+    image_classification,
+    text_classification,
+    text_generation,
+)
+from compress.tasks.capability import TAKES_TEXT, Capabilities, suits
+from compress.tasks.task import Task
+
+_MEMBERS = (*Task.__annotations__, *sorted(Task.__abstractmethods__))
+BUILT_IN: tuple[Task, ...] = (
+    text_classification.TASK,
+    text_generation.TASK,
+    image_classification.TASK,
+    feature_extraction.TASK,
+    automatic_speech_recognition.TASK,
+)
+"""In the order in which messages list them."""
+
+
+def _accept(found: Any) -> Task:
+    """Raises `UnusablePluginError` for an object without everything that `Task` has."""
+    if isinstance(found, type):
+        raise UnusablePluginError(f"{found.__name__} is a class; expected an object, such as {found.__name__}()")
+    lacking = [name for name in _MEMBERS if not hasattr(found, name)]
+    if lacking:
+        raise UnusablePluginError(f"it has no {', '.join(lacking)}; expected what compress.tasks.task.Task has")
+    task: Task = found
+    return task
+
+
+def _registered() -> dict[str, Task]:
+    known = {task.name: task for task in BUILT_IN}
+    return known | load_plugins(GROUP, known, _accept, lambda task: task.name)
+
+
+TASKS: Mapping[str, Task] = _registered()
+TASK_NAMES = tuple(TASKS)
+
+
+def get_task(name: str) -> Task:
+    """The task of that name. Raises `KeyError` for a name outside `TASK_NAMES`."""
+    return TASKS[name]
+
+
+def tasks_with(requires: Capabilities, excludes: Capabilities = frozenset()) -> tuple[str, ...]:
+    """Names of the tasks that have all of ``requires`` and nothing of ``excludes``."""
+    return tuple(name for name, task in TASKS.items() if suits(task.capabilities, requires, excludes))
+
+
+def task_of(architecture: str, has_preprocessor: bool) -> str | None:
+    """The task that the name of a model's class is for, by its longest known ending; `None` where there is none.
+
+    ``architecture`` is that of the model's config. Beside a model of text lies no preprocessor_config.json.
+    """
+    endings = {
+        ending: name
+        for name, task in TASKS.items()
+        for ending in task.architectures
+        if (TAKES_TEXT in task.capabilities) != has_preprocessor and architecture.endswith(ending)
+    }
+    return endings[max(endings, key=len)] if endings else None

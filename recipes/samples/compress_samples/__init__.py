@@ -1,0 +1,1 @@
+"""Real models and data that package registries hold, as recipes name them: `sample:NAME`."""

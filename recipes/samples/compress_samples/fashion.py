@@ -1,0 +1,61 @@
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017) as Parquet files with an image column, in fixed splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import SampleError
+from compress.progress import Progress
+from compress_samples.idx import read_idx
+from compress_samples.image_table import png, write_images
+
+CLASSES = (*("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),)
+VALIDATION_ROWS = 5_000
+"""The last of the training rows."""
+
+
+def write_splits(members: Path, files: Path, progress: Progress) -> None:
+    """Write train, validation and test.parquet (columns image, label), no picture in two of them.
+
+    Raises `SampleError` for files that are no whole IDX files, or don't fit each other.
+    """
+    train, test = _read(members, "train"), _read(members, "t10k")
+    seen = {image.tobytes() for image in test[0]}
+    kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
+    if len(kept) <= VALIDATION_ROWS:
+        raise SampleError(f"The archive holds {len(kept)} training images.", expected=f"more than {VALIDATION_ROWS}")
+    learned = kept[:-VALIDATION_ROWS]
+    judged = {train[0][row].tobytes() for row in learned}
+    held_out = [row for row in kept[-VALIDATION_ROWS:] if train[0][row].tobytes() not in judged]
+    for split, (images, labels), rows in (
+        ("train", train, learned),
+        ("validation", train, held_out),
+        ("test", test, range(len(test[0]))),
+    ):
+        label = "encoding fashion-mnist, " + split
+        encoded = [png(images[row]) for row in progress.track(rows, label, len(rows))]
+        write_images(files / f"{split}.parquet", encoded, [CLASSES[labels[row]] for row in rows])
+    dropped = len(train[0]) - len(learned) - len(held_out)
+    progress.note(
+        f"fashion-mnist: {len(learned):,} train, {len(held_out):,} validation, {len(test[0]):,} test images; "
+        f"{dropped} that stand in another split too are left out"
+    )
+
+
+def _read(members: Path, part: str) -> tuple[np.ndarray, Sequence[int]]:
+    """Images [n, 28, 28] uint8 and the ids of their classes."""
+    images = read_idx(_file(members, f"{part}-images"), 3)
+    labels: list[int] = read_idx(_file(members, f"{part}-labels"), 1).tolist()
+    if len(images) != len(labels) or max(labels, default=0) >= len(CLASSES):
+        raise SampleError(
+            f"{part} has {len(images)} images, {len(labels)} labels up to {max(labels, default=0)}.",
+            expected=f"as many of both, of {len(CLASSES)} classes",
+        )
+    return images, labels
+
+
+def _file(members: Path, beginning: str) -> Path:
+    return next(path for path in sorted(members.rglob("*")) if path.name.startswith(beginning))

@@ -1,0 +1,32 @@
+"""Images in a Parquet file, as the feature `Image` of Hugging Face datasets stores them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from PIL import Image
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An image [height, width] or [height, width, 3] uint8 as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=2)
+    return file.getvalue()
+
+
+def write_images(path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None) -> None:
+    """Columns `image` (`bytes` and an empty `path`) and, where there are any, `label`."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"image": pa.array([{"bytes": content, "path": None} for content in encoded], image)}
+    features = {"image": {"_type": "Image"}}
+    if labels is not None:
+        columns["label"] = pa.array(list(labels), pa.string())
+        features["label"] = {"dtype": "string", "_type": "Value"}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pa.parquet.write_table(table, path)

@@ -1,0 +1,216 @@
+"""Operators taken apart, and what an emulated processor answers: small graphs, made-up departures, qemu."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from arm64 import (
+    NEWEST,
+    OLD,
+    Apart,
+    EmulatedArm,
+    answers_here,
+    arm_findings,
+    departures,
+    find_emulated_arm,
+    spread,
+    take_apart,
+)
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import StageError
+from compress.formats.onnx.int8.observe import tap
+
+ROWS, INNER, COLUMNS = 3, 70, 24
+
+
+def product() -> onnx.ModelProto:
+    """x -> 8-bit product -> float -> Softmax."""
+    weight = np.random.default_rng(0).integers(-128, 128, (INNER, COLUMNS)).astype(np.int8)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["bytes", "scale", "zero"], "quantize"),
+        helper.make_node("MatMulInteger", ["bytes", "w", "zero"], ["sums"], "product"),
+        helper.make_node("Cast", ["sums"], ["floats"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Softmax", ["floats"], ["y"], "softmax"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, INNER])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, COLUMNS])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def feed() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).normal(size=(ROWS, INNER)).astype(np.float32)}
+
+
+@pytest.fixture
+def apart(feed: dict[str, np.ndarray]) -> Apart:
+    return take_apart(product(), feed)
+
+
+def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[str, np.ndarray]) -> None:
+    (values,) = tap(product(), ["bytes", "scale", "zero", "sums", "floats", "y"], [feed])
+    answers = answers_here(apart)
+    assert set(answers) == {"answer_0_0", "answer_0_1", "answer_0_2", "answer_1_0", "answer_2_0", "answer_3_0"}
+    np.testing.assert_array_equal(answers["answer_1_0"], values["sums"])
+    np.testing.assert_array_equal(answers["answer_3_0"], values["y"])
+    # No operator is another's input, so that one difference is not told twice.
+    made = {name for node in apart.graph.graph.node for name in node.output}
+    assert not made & {name for node in apart.graph.graph.node for name in node.input}
+
+
+def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
+    """One sum in 72 is off by 300; a Softmax whose last bits differ is not worth a word."""
+    here = answers_here(apart)
+    there = {name: array.copy() for name, array in here.items()}
+    assert departures(apart, here, there) == []
+    there["answer_1_0"][0, 5] += 300
+    there["answer_3_0"] *= np.float32(1 + 2e-6)
+    sums, softmax = departures(apart, here, there)
+    assert (sums.operator, sums.name, sums.steps, sums.matters) == ("MatMulInteger", "product", 300, True)
+    assert sums.share == pytest.approx(1 / (ROWS * COLUMNS))
+    assert sums.error == pytest.approx(300 / np.sqrt(np.square(here["answer_1_0"].astype(float)).sum()))
+    assert (softmax.name, softmax.steps, softmax.matters) == ("softmax", None, False)
+    assert softmax.error == pytest.approx(2e-6, rel=0.1)
+
+
+def test_answers_of_whole_files_are_told_apart_by_their_size() -> None:
+    """Of [3, 4] the root mean square is sqrt(12.5); the second example's largest value moves."""
+    ours = [np.float32([[3, 4]]), np.float32([[2, 1]])]
+    largest, same = spread(ours, [np.float32([[3, 5]]), np.float32([[2, 2.5]])])
+    assert largest == pytest.approx(1.5 / np.sqrt(2.5)) and same == 1
+    assert spread(ours[:1], [np.float32([[3, 5]])])[0] == pytest.approx(1 / np.sqrt(12.5))
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> EmulatedArm:
+    """In place of qemu: this machine's Python, which takes the same code and files."""
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\nshift 5\nunset PYTHONHOME PYTHONPATH\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return EmulatedArm(str(script), tmp_path)
+
+
+def test_an_emulator_is_given_the_graph_and_its_failure_is_told(
+    emulator: EmulatedArm, feed: dict[str, np.ndarray]
+) -> None:
+    feeds = [feed, {"x": -feed["x"]}]
+    answers = emulator.run(product(), feeds, optimize=True)
+    for given, found in zip(tap(product(), ["y"], feeds), answers, strict=True):
+        np.testing.assert_array_equal(found["y"], given["y"])
+    Path(emulator.emulator).write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
+    with pytest.raises(StageError, match="failed: lost"):
+        emulator.run(product(), feeds, optimize=True)
+
+
+def test_the_script_tells_what_an_emulated_processor_answers(
+    emulator: EmulatedArm, feed: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers first, then a processor whose product is wrong."""
+    onnx.save(product(), tmp_path / "model.onnx")
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], emulator)
+    assert operators.level == whole.level == "ok"
+    assert "operators answers as here on the same inputs" in operators.what
+    assert "y of 1 examples differs by at most 0.0e+00 of its size" in whole.what and "in 1 of them" in whole.what
+    genuine = EmulatedArm.run
+
+    def wrong(arm: EmulatedArm, *given: Any, **options: Any) -> list[dict[str, np.ndarray]]:
+        return [{name: array + 1 for name, array in each.items()} for each in genuine(arm, *given, **options)]
+
+    monkeypatch.setattr(EmulatedArm, "run", wrong)
+    operators, whole = arm_findings(tmp_path / "model.onnx", [feed], emulator)
+    assert operators.level == whole.level == "warning"
+    assert "the first operator that departs is DynamicQuantizeLinear quantize" in operators.what
+
+
+@pytest.mark.slow
+def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
+    """Exact sums, by integers of 64 bits: no saturation on ARM."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    (there,) = arm.run(apart.graph, [apart.feed], optimize=False)
+    weight = numpy_helper.to_array(product().graph.initializer[0]).astype(np.int64)
+    sums = (apart.feed["bytes"].astype(np.int64) - int(apart.feed["zero"])) @ weight
+    np.testing.assert_array_equal(there["answer_1_0"], sums)
+    assert not any(each.matters for each in departures(apart, answers_here(apart), there))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", [NEWEST, OLD])
+def test_dynamic_products_have_a_scale_for_each_row_on_an_arm_processor_with_sme(processor: str) -> None:
+    """Rows of very different size: one scale for all of them, as here, is coarse for the small ones."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-127, 128, (INNER, COLUMNS)).astype(np.int8)
+    x = generator.normal(size=(ROWS, INNER)) * np.array([[0.1], [1], [3]])
+    stored = {"w": weight, "s": np.full(COLUMNS, 0.01, np.float32), "z": np.zeros(COLUMNS, np.int8)}
+    node = helper.make_node("DynamicQuantizeMatMul", ["x", *stored], ["y"], domain="com.microsoft")
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    arrays = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
+    graph.ir_version = 8
+    (found,) = replace(arm, processor=processor).run(graph, [{"x": x.astype(np.float32)}], optimize=True)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        low, high = min(values.min(), 0), max(values.max(), 0)
+        scale = np.float32((high - low) / 255)
+        zero = np.rint(-low / scale)
+        return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+
+    scaled = np.stack([rounded(row) for row in x]) if processor == NEWEST else rounded(x)
+    np.testing.assert_allclose(found["y"], scaled @ (weight * 0.01), rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", [NEWEST, OLD])
+def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm(processor: str) -> None:
+    """accuracy_level 4: 8 bits for each block here; by other scales on a new ARM processor, not at all on an old."""
+    arm = find_emulated_arm()
+    if isinstance(arm, str):
+        pytest.skip(arm)
+    generator = np.random.default_rng(0)
+    inner, outer, block = 576, 96, 64
+    integers = generator.integers(0, 16, (outer, inner // block, block))
+    scales = generator.uniform(0.01, 0.02, (outer, inner // block, 1)).astype(np.float32)
+    x = generator.normal(size=(ROWS, inner)).astype(np.float32)
+    weight = ((integers - 8) * scales).reshape(outer, inner)
+    packed = (integers[..., 0::2] | integers[..., 1::2] << 4).astype(np.uint8)
+    arrays = [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scales[..., 0], "s")]
+    sizes = {"K": inner, "N": outer, "bits": 4, "block_size": block, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
+    graph.ir_version = 8
+    (here,) = tap(graph, ["y"], [{"x": x}])
+    (there,) = replace(arm, processor=processor).run(graph, [{"x": x}], optimize=True)
+    steps = np.abs(x.reshape(ROWS, -1, block)).max(axis=-1, keepdims=True) / 127
+    rounded = (np.rint(x.reshape(ROWS, -1, block) / steps) * steps).reshape(ROWS, inner)
+
+    def error(values: np.ndarray, expected: np.ndarray) -> float:
+        return float(np.sqrt(np.square(values - expected).sum() / np.square(expected).sum()))
+
+    assert error(here["y"], rounded @ weight.T) < 1e-5
+    assert 1e-3 < error(here["y"], x @ weight.T) < 2e-2
+    off = error(there["y"], x @ weight.T)
+    assert 1e-3 < off < 3e-2 if processor == NEWEST else off < 1e-5
+
+
+def test_what_is_lacking_for_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert str(find_emulated_arm()).startswith("there is no qemu-aarch64 on PATH")
+    (tmp_path / "qemu-aarch64").write_text("")
+    (tmp_path / "qemu-aarch64").chmod(0o755)
+    assert "has no Python with onnxruntime for it (`bash benchmarks/arm64_runtime.sh`" in str(find_emulated_arm())

@@ -1,0 +1,30 @@
+"""Measurements in a terminal: nothing cut off where there is little room."""
+
+from __future__ import annotations
+
+import pytest
+from generation_reports import generation_report
+from narrow import broken_words, shown
+
+from compress.cli.rows import render_generation, render_rows
+from compress.measurement import Measurement
+
+ROWS = (
+    Measurement(model="final", metric="accuracy[label=good]", target="cpu", value=0.75, unit="ratio", low=0.7,
+                high=0.8),
+    Measurement(model="trim_vocabulary", metric="time_per_output_token_ms_context_2048", target="browser", value=1.5,
+                unit="ms", low=1.25, high=1.75, n=12_000),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_word_is_broken(width: int) -> None:
+    measured = generation_report().measurements
+    for table in (render_rows(ROWS), render_rows(measured), render_generation(measured)):
+        assert broken_words(table, width) == []
+
+
+def test_every_figure_of_a_row_is_there_at_80_columns() -> None:
+    text = shown(render_rows(ROWS), 80)
+    for words in ("accuracy[label=good]", "75.00%", "70.00\u201380.00%", "1.50 ms", "1.25\u20131.75 ms"):
+        assert words in text

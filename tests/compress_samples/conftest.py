@@ -1,0 +1,11 @@
+"""A progress that remembers."""
+
+from __future__ import annotations
+
+import pytest
+from small_package import RecordingProgress
+
+
+@pytest.fixture
+def progress() -> RecordingProgress:
+    return RecordingProgress()

@@ -1,0 +1,79 @@
+"""What was made is held against what it was made of: no difference is lost, and one too large is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from compress.errors import IntegrityError
+from compress.formats.prove import Answers, distance, measure, mixed_batches, of_session, of_torch, prove, prove_shipped
+from compress.tasks.task import Examples
+
+MODEL = tiny.encoder(num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return tiny.context().encode("train", MODEL)
+
+
+class Shifted:
+    """A runtime's session that answers as torch does, but for what is added to the first entry."""
+
+    def __init__(self, by: float) -> None:
+        self._by = by
+
+    def predict(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            logits = MODEL.module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
+        return {
+            "logits": logits + np.eye(1, logits.size, dtype=np.float32).reshape(logits.shape) * np.float32(self._by)
+        }
+
+
+def shifted(by: float, examples: Examples) -> Answers:
+    return of_session(Shifted(by), examples)  # type: ignore[arg-type]
+
+
+def test_the_largest_difference_and_the_range_of_what_is_expected_by_hand() -> None:
+    found = distance([(np.array([1.0, -4.0]), np.array([1.5, -4.0])), (np.array([2.0]), np.array([1.75]))])
+    assert (found.worst, found.lowest, found.highest, found.largest) == (0.5, -4.0, 2.0, 4.0)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_difference_that_is_no_number_is_kept_wherever_it_is(place: int) -> None:
+    arrays = [np.zeros(2), np.zeros(2), np.zeros(2)]
+    arrays[place][1] = np.nan
+    assert np.isnan(distance((np.zeros(2), one) for one in arrays).worst)
+
+
+def test_batches_mix_the_shortest_with_the_longest_and_one_example_is_alone(examples: Examples) -> None:
+    *mixed, alone = mixed_batches(examples)
+    lengths = examples.lengths()
+    assert len(alone) == 1 and lengths[alone[0]] == lengths.min()
+    assert all(len(one) == 8 and np.ptp(lengths[one]) >= np.ptp(lengths) / 2 for one in mixed)
+
+
+@pytest.mark.parametrize("by", [0.25, np.nan])
+def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples, by: float) -> None:
+    reference = of_torch(MODEL.module, examples)
+    assert prove(reference, shifted(0.0, examples), examples, 1e-5, "It differs").worst < 1e-5
+    with pytest.raises(IntegrityError) as caught:
+        prove(reference, shifted(by, examples), examples, 0.2, "It differs from torch", mend="mend it")
+    assert caught.value.what == f"It differs from torch by {by:.2e}."
+    assert (caught.value.expected, caught.value.mend) == ("at most 0.2 on padded batches", "mend it")
+    assert measure(reference, shifted(0.25, examples), examples).worst == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the_tolerance(examples: Examples) -> None:
+    plain, small, off = Shifted(0.0), Shifted(0.5), Shifted(0.1)
+    told = prove_shipped("Strange", plain, small, MODEL, examples, 1e-3)  # type: ignore[arg-type]
+    assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in told
+    alone = prove_shipped("Strange", plain, plain, MODEL, examples, 1e-3)  # type: ignore[arg-type]
+    assert alone.endswith("from torch in fp32")
+    with pytest.raises(IntegrityError, match=r"In Strange the logits differ from torch by 1\.00e-01"):
+        prove_shipped("Strange", off, small, MODEL, examples, 1e-3)  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""Formats are what lies in their folders, and what other packages register."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress.formats.lacking import lacking
+from compress.formats.registry import BUILT_IN, DEFAULT, FORMATS
+from compress.formats.spec import FormatSpec, load
+from compress.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+LIST = """
+from compress.formats.lacking import lacking
+from compress.formats.registry import FORMATS, PLUGGED
+from compress.plugins import plugin_errors
+from compress.stages import STAGES
+print(list(FORMATS), 'export' in STAGES)
+for form in PLUGGED: print(*lacking(form), sep='\\n')
+for error in plugin_errors(): print(error)
+"""
+PLUGIN = """
+from typing import ClassVar, Literal
+from compress.checkpoints.torch_model import TorchModel
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.stage.stage import Stage
+from compress.targets import Profile, Target
+
+class ToyModel:
+    kind: ClassVar[str] = "toy"
+
+class ToyStage(Stage[TorchModel, ToyModel]):
+    kind: Literal["toy"] = "toy"
+    def run(self, model, context):
+        return ToyModel()
+
+class NoRun(Stage[TorchModel, ToyModel]):
+    kind: Literal["toy"] = "toy"
+
+class Runtime:
+    def open(self): ...
+    def build(self): ...
+
+RUNTIME = Runtime()
+
+def own(name="toy", runtime="toy"):
+    return Profile(Target(name, runtime, "cpu", "", "toy"))
+
+def spec(**changes):
+    fields = dict(
+        name="toy", suffix=".toy", stage="toy_plugin:ToyStage", written_by="toy", probed="toy_plugin:ToyModel",
+        runtimes={"toy": RuntimeSpec(runtime="toy_plugin:RUNTIME", provider="cpu")},
+    )
+    return FormatSpec(**{**fields, **changes})
+"""
+GOOD = "spec()"
+CASES = {
+    "name": ("spec(name='onnx')", "compress has one of that name built in"),
+    "suffix": ("spec(suffix='.pte')", "there is another suffix .pte"),
+    "writer": ("spec(written_by='export')", "there is another stage export"),
+    "no_format": ("spec(written_by='distill')", "there is another stage distill"),
+    "target": (
+        "spec(targets=(own(name='desktop'),))",
+        "there is another target desktop",
+    ),
+    "its_target": (
+        "spec(targets=(own(runtime='onnxruntime'),))",
+        "a runtime that it lacks",
+    ),
+    "run": ("spec(stage='toy_plugin:NoRun')", "its stage toy_plugin:NoRun lacks run"),
+    "stage": ("spec(stage='toy_plugin:Runtime')", "its stage toy_plugin:Runtime is no Stage"),
+    "missing": ("spec(stage='toy_plugin:Missing')", "toy_plugin has no Missing"),
+    "kind": ("spec(written_by='other')", "its stage is of the kind 'toy'; expected 'other'"),
+    "model": ("spec(name='other')", "its stage gives a model of the kind 'toy'; expected 'other'"),
+    "runtimes": ("spec(runtimes={})", "it has no runtime"),
+    "bits": ("spec(own_bits=True)", "its stage lacks the field precision"),
+    "source": ("spec(written_from='nothing')", "it is written from 'nothing'"),
+    "bundle": ("spec(taken_by={'android': 'an app'})", "apps run it and it has no bundle"),
+    "field": ("spec(flavour='sweet')", "unexpected keyword argument 'flavour'"),
+    "z_second": ("spec(name='toy2', suffix='.toy2', written_by='toy')", "there is another stage toy"),
+    "object": ("RUNTIME", "it is a Runtime; expected a FormatSpec"),
+    "import": ("1 / 0", "ZeroDivisionError: division by zero"),
+}
+"""What a module of its own registers, and what is said of it. Entry points are read in the order of their names."""
+
+
+def lines_of(code: str, place: Path, *path: Path) -> list[str]:
+    """What a fresh process in ``place`` prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is found where a package `toy-formats` is installed that registers a good format and all of `CASES`."""
+    folder = tmp_path_factory.mktemp("installed")
+    (folder / "toy_plugin.py").write_text(PLUGIN)
+    entries = ["[compress.formats]"]
+    for name, value in [("z_first", GOOD), *((name, value) for name, (value, _) in CASES.items())]:
+        (folder / f"toy_{name}.py").write_text(f"from toy_plugin import *\nFORMAT = {value}\n")
+        entries.append(f"the-{name} = toy_{name}:FORMAT")
+    about = folder / "toy_formats-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-formats\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text("\n".join(entries))
+    return lines_of(LIST, folder, ROOT, folder)
+
+
+def test_every_folder_with_a_format_is_one() -> None:
+    folders = [place.parent.name for place in (ROOT / "compress" / "formats").glob("*/__init__.py")]
+    assert set(BUILT_IN) == set(folders) == set(FORMATS)
+    assert DEFAULT == "onnx"
+
+
+def test_a_stage_that_is_no_formats_lies_in_a_module_of_its_name() -> None:
+    own = STAGES.keys() - {spec.written_by for spec in FORMATS.values()}
+    assert {STAGES[kind].__module__ for kind in own} == {f"compress.stages.{kind}" for kind in own}
+
+
+@pytest.mark.parametrize("spec", FORMATS.values(), ids=FORMATS)
+def test_everything_that_a_format_refers_to_is_there_and_its_stage_writes_it(spec: FormatSpec) -> None:
+    assert lacking(spec.name) == []
+    stage = load(spec.stage)
+    assert STAGES[spec.written_by] is stage and stage.model_fields["kind"].default == spec.written_by
+    assert stage.gives().kind == spec.name
+    assert ("precision" in stage.model_fields) == spec.own_bits
+    assert not spec.own_bits or "fp32" in stage.model_fields["precision"].annotation.__args__
+    assert {profile.target.format for profile in spec.targets} == {spec.name}
+
+
+def test_without_its_folder_a_format_is_gone_and_everything_else_works(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "compress", tmp_path / "compress", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(tmp_path / "compress" / "formats" / "litert")
+    code = f"""
+import compress.cli, compress.recipe_source
+from compress.formats.registry import FORMATS
+from compress.formats.targets import PROFILES
+from compress.stages import STAGES
+assert compress.__file__.startswith({str(tmp_path)!r}), compress.__file__
+print(list(FORMATS), 'litert' in STAGES, PROFILES['android'].allowed)
+"""
+    (said,) = lines_of(code, tmp_path, tmp_path)
+    assert said == f"{[form for form in FORMATS if form != 'litert']} False ('onnx', 'ort', 'executorch')"
+
+
+@pytest.mark.parametrize("form", ["coreml", "executorch", "litert", "openvino", "ort"])
+def test_nothing_outside_its_folder_imports_a_format(form: str) -> None:
+    own, importing = ROOT / "compress" / "formats" / form, re.compile(rf"(from|import) compress\.formats\.{form}\b")
+    others = [place for place in (ROOT / "compress").rglob("*.py") if own not in place.parents]
+    assert [str(place) for place in others if importing.search(place.read_text(encoding="utf-8"))] == []
+
+
+def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> None:
+    first, *faults = listed[:3]
+    assert first == f"{[*FORMATS, 'toy']} True"
+    assert faults == [
+        "its probed toy_plugin:ToyModel is no Probing",
+        "its runtime toy toy_plugin:RUNTIME lacks unavailable",
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plugin_that_cannot_be_used_is_named_with_its_package(listed: list[str], case: str) -> None:
+    name = "onnx" if case == "name" else f"the-{case}"
+    begin = f"The format {name!r} of the package toy-formats 1.2 is left out: "
+    (said,) = (line for line in listed if line.startswith(begin))
+    assert CASES[case][1] in said
+    assert len(listed) == 3 + len(CASES)

@@ -1,0 +1,105 @@
+"""One way to look at a page of ours in a headless Chromium, at any width, in light or dark, with nobody to ask."""
+
+from __future__ import annotations
+
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.runtimes.chromium import Page, open_page
+
+BOX = "const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };"
+"""JavaScript for probes: [left, top, right, bottom] of an element on the screen."""
+_OWN = re.compile(r"^(?!fonts)[\w-]+\.(google\.com|googleapis\.com|gvt1\.com)$|^start\.duckduckgo\.com$")
+"""Chromium's own services for updates and clocks, and the start page that Debian gives it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the probe gave, what the page's console said, and the hosts that were asked for anything."""
+
+    found: Any
+    said: list[str]
+    asked: list[str]
+
+
+class Browser:
+    """A tab that shows one page after the other. Requests end at a proxy, which answers none and keeps ``heard``."""
+
+    def __init__(self, tab: Page, folder: Path, heard: list[bytes]) -> None:
+        self._tab, self._folder, self._heard = tab, folder, heard
+        self._said: list[str] = []
+        note = tab._note
+
+        def listen(message: dict[str, Any]) -> None:
+            note(message)
+            parameters = message.get("params", {})
+            match message.get("method"):
+                case "Log.entryAdded":
+                    self._said.append(parameters["entry"]["text"])
+                case "Runtime.consoleAPICalled":
+                    self._said.append(" ".join(str(one.get("value")) for one in parameters["args"]))
+                case "Runtime.exceptionThrown":
+                    self._said.append(tab.errors[-1])
+
+        tab._note = listen  # type: ignore[method-assign]
+        tab.call("Log.enable")
+
+    def look(self, content: str, probe: str = "null", width: int = 1280, height: int = 900, dark: bool = False) -> Seen:
+        """Show a page as it ships, under its own policy, and evaluate ``probe``, an expression or a block that returns.
+
+        The document itself is told by `document.documentElement.outerHTML`.
+        """
+        page = self._folder / "page.html"
+        page.write_text(content, encoding="utf-8")
+        tab = self._tab
+        tab.call("Page.navigate", url="about:blank")
+        self._said.clear()
+        self._heard.clear()
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        tab.call("Emulation.setEmulatedMedia", features=[scheme])
+        tab.call("Page.navigate", url=page.as_uri())
+        tab.wait_for(f"document.readyState === 'complete' && location.href === {page.as_uri()!r}")
+        found = tab.evaluate(f"(() => {{ {BOX} {probe if 'return ' in probe else f'return {probe}'} }})()")
+        # What was said or asked while it loaded has come by the time that two frames are drawn.
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        asked = [request.split(b" ", 2)[1].decode() for request in self._heard if request.count(b" ") >= 2]
+        hosts = [re.sub(r"^\w+://|[:/].*$", "", address.split("://")[-1]) for address in asked]
+        return Seen(found, list(self._said), [host for host in hosts if not _OWN.match(host)])
+
+
+@contextmanager
+def open_browser(chromium: str, folder: Path) -> Iterator[Browser]:
+    """A browser that can reach nobody but a proxy of ours; it writes its pages into ``folder``."""
+    heard: list[bytes] = []
+
+    class Recorder(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            heard.append(self.request.recv(2000))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Recorder) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        options = (f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}", "--proxy-bypass-list=<-loopback>")
+        with open_page(*options, program=chromium) as tab:
+            yield Browser(tab, folder, heard)
+        proxy.shutdown()
+        thread.join()
+
+
+def covered(labels: list[tuple[str, float, float, float, float]], most_down: float = 4.0) -> list[str]:
+    """Which labels cover another: [text, left, top, right, bottom]. A glyph's box has some empty space above it."""
+    found = []
+    for place, (name, left, top, right, bottom) in enumerate(labels):
+        for other, left2, top2, right2, bottom2 in labels[place + 1 :]:
+            across, down = min(right, right2) - max(left, left2), min(bottom, bottom2) - max(top, top2)
+            if across > 0 and down > most_down:
+                found.append(f"{name!r} covers {other!r} by {across:.0f} x {down:.0f}")
+    return found

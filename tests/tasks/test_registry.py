@@ -1,0 +1,199 @@
+"""Tasks by name and by what they can do; a task of another package is one of them, or is named with what it lacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+
+from compress import plugins
+from compress.errors import InputError
+from compress.plugins import plugin_errors
+from compress.stages import STAGES
+from compress.tasks import capability, registry
+from compress.tasks.capability import (
+    ANSWERS_AT_ONCE,
+    EMBEDS,
+    GENERATES,
+    HAS_CLASSES,
+    READS_ROWS,
+    TAKES_IMAGES,
+    TAKES_TEXT,
+    TRANSCRIBES,
+    suits,
+)
+from compress.tasks.registry import TASK_NAMES, TASKS, task_of, tasks_with
+
+PLUGIN = """
+from compress.tasks.capability import HAS_CLASSES, READS_ROWS, TAKES_TEXT
+from compress.tasks.text_classification import TASK, TextClassification
+
+class Sentiment(TextClassification):
+    name = "sentiment"
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, "has stars"})
+
+class Half:
+    name = "half"
+    columns = ()
+    def load(self, directory, labels, trust_remote_code): ...
+
+SENTIMENT = Sentiment()
+HALF = Half()
+"""
+
+
+def test_a_task_is_known_by_its_own_name() -> None:
+    assert all(task.name == name for name, task in TASKS.items())
+    assert set(TASK_NAMES) == {
+        "text-classification",
+        "text-generation",
+        "image-classification",
+        "feature-extraction",
+        "automatic-speech-recognition",
+    }
+
+
+def test_every_capability_of_a_task_has_a_name() -> None:
+    known = {value for name, value in vars(capability).items() if name.isupper()}
+    used = frozenset[str]().union(*(task.capabilities for task in TASKS.values()))
+    assert used == known
+
+
+@pytest.mark.parametrize(
+    ("requires", "excludes", "names"),
+    [
+        ({GENERATES}, set(), {"text-generation"}),
+        ({HAS_CLASSES}, set(), {"text-classification", "image-classification"}),
+        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
+        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction"}),
+        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction"}),
+        (set(), {READS_ROWS}, {"text-generation"}),
+        ({"no such capability"}, set(), set()),
+        (set(), set(), set(TASK_NAMES)),
+    ],
+)
+def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[str], names: set[str]) -> None:
+    found = tasks_with(frozenset(requires), frozenset(excludes))
+    assert set(found) == names
+    assert list(found) == [name for name in TASK_NAMES if name in names]
+
+
+def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
+    for task in TASKS.values():
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES})
+
+
+def test_every_stage_is_for_some_task() -> None:
+    for stage in STAGES.values():
+        assert tasks_with(stage.requires, stage.excludes), stage
+        assert stage.is_for(stage.requires)
+        assert stage.is_for(stage.requires | stage.excludes) is not bool(stage.excludes)
+
+
+def test_required_and_excluded() -> None:
+    assert suits(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EMBEDS}))
+    assert not suits(frozenset({TAKES_TEXT}), frozenset({EMBEDS}))
+    assert not suits(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EMBEDS}), frozenset({TAKES_TEXT}))
+
+
+def test_names_import_neither_torch_nor_numpy() -> None:
+    code = "import sys, compress.tasks.registry; print(sorted({'torch', 'numpy', 'pyarrow'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Entry points of the group, name -> object, for the test to fill in."""
+    (tmp_path / "plugged_tasks.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plugins, "_errors", {})
+    values: dict[str, str] = {}
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(*pair, group) for pair in values.items())
+    )
+    yield values
+    sys.modules.pop("plugged_tasks", None)
+
+
+def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plugged["mine"] = "plugged_tasks:SENTIMENT"
+    found = registry._registered()
+    assert list(found) == [*TASK_NAMES, "sentiment"] and not plugin_errors()
+    monkeypatch.setattr(registry, "TASKS", found)
+    assert tasks_with(frozenset({"has stars"})) == ("sentiment",)
+    assert tasks_with(STAGES["finetune"].requires)[-1] == "sentiment"
+    assert "sentiment" not in tasks_with(STAGES["cast"].requires)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("plugged_tasks:HALF", "it has no capabilities, "),
+        ("plugged_tasks:HALF", "keep, loss, measure, probabilities"),
+        ("plugged_tasks:Sentiment", "Sentiment is a class; expected an object, such as Sentiment()"),
+        ("plugged_tasks:TASK", "compress has one of that name built in"),
+        ("not_there_at_all:TASK", "ModuleNotFoundError"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str, reason: str) -> None:
+    plugged |= {"fine": "plugged_tasks:SENTIMENT", "wrong": value}
+    assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
+    (error,) = plugin_errors()
+    assert reason in str(error) and error.package == value.partition(":")[0]
+
+
+def test_a_task_that_is_known_nowhere() -> None:
+    with pytest.raises(KeyError):
+        registry.get_task("text-clasification")
+
+
+def test_an_app_is_made_of_a_task_by_its_steps(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.bundle import kinds
+
+    plugged["mine"] = "plugged_tasks:SENTIMENT"
+    found = registry._registered()
+    monkeypatch.setattr(registry, "TASKS", found)
+    assert kinds.kind_of("sentiment") is kinds.kind_of("text-classification")
+    monkeypatch.setattr(type(found["sentiment"]), "app_steps", None)
+    with pytest.raises(InputError, match="no app for a model of sentiment"):
+        kinds.kind_of("sentiment")
+
+
+def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
+    """Of every class that transformers has for these tasks, by the names that most of them follow."""
+    from optimum.exporters.tasks import TasksManager
+
+    classes = {
+        name: (task, found)
+        for task in TASK_NAMES
+        for found in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS[task].values()
+        for name in ([found] if isinstance(found, str) else found)
+    }
+    told = {name: task_of(name, TAKES_TEXT not in TASKS[task].capabilities) for name, (task, _) in classes.items()}
+    wrong = {name for name, (task, _) in classes.items() if told[name] not in (task, None)}
+    assert wrong == set()
+    known = [name for name, (task, _) in classes.items() if told[name] == task]
+    assert len(known) > 0.9 * len(classes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has_preprocessor", "task"),
+    [
+        ("BertForSequenceClassification", False, "text-classification"),
+        ("BertModel", False, "feature-extraction"),
+        ("GPT2LMHeadModel", False, "text-generation"),
+        ("SmolLM3ForCausalLM", False, "text-generation"),
+        ("ViTForImageClassification", True, "image-classification"),
+        ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
+        ("ViTModel", True, None),
+        ("T5ForConditionalGeneration", False, None),
+        ("BertForMaskedLM", False, None),
+    ],
+)
+def test_the_longest_ending_counts(architecture: str, has_preprocessor: bool, task: str | None) -> None:
+    assert task_of(architecture, has_preprocessor) == task

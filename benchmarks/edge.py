@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / f"{RECIPE}.yaml")
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
-    parser.add_argument("--float", default="distill-2", help="label of the student before it is exported and quantized")
+    parser.add_argument("--float", default="distill", help="label of the student before it is exported and quantized")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument(
         "--only", choices=("formats", "page", "ssh", "tests"), action="append", help="parts of the table"

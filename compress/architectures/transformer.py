@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,8 @@ FAMILIES = {
     "deit": _VIT,
     "vit": _VIT,
 }
+BERT_FAMILIES = tuple(name for name, family in FAMILIES.items() if family is _BERT)
+"""Architectures built like BERT, whose classifiers read the first token."""
 
 
 def _family(module: PreTrainedModel) -> _Family:
@@ -102,6 +105,17 @@ def layer_list(module: PreTrainedModel) -> nn.ModuleList:
     layers = module.base_model.get_submodule(_family(module).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+@contextlib.contextmanager
+def with_layers(module: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let ``module`` pass through ``layers`` in place of its own, for the time of a context."""
+    own, path = layer_list(module), _family(module).layers
+    module.base_model.set_submodule(path, nn.ModuleList(layers))
+    try:
+        yield
+    finally:
+        module.base_model.set_submodule(path, own)
 
 
 def blocks(module: PreTrainedModel) -> list[Block]:

@@ -34,9 +34,9 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
-        others: tuple[str, ...] = ("temperature", "labels_weight") if EMBEDS in task else ()
+        others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if TAKES_IMAGES in task:
-            others = ("method", "representation_weight", "use_unlabeled")
+            others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import HAS_CLASSES
-from compress.training.config import Training
+from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
+from compress.training.config import FIRST_TOKEN_ONLY, Training
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
 
@@ -19,6 +21,18 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_CLASSES})
     kind: Literal["finetune"] = "finetune"
+    frozen_layers: int = Field(
+        0,
+        ge=0,
+        description="lowest layers, with the embeddings below them, that stay as they are; what they give is computed "
+        "once, so that a step costs less",
+    )
+    first_token_only: bool = FIRST_TOKEN_ONLY
+
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """`first_token_only`, where inputs are images."""
+        idle = ("first_token_only",) if self.first_token_only and TAKES_IMAGES in task else ()
+        return (*super().idle_fields(task), *idle)
 
     def needs(self) -> Needs:
         """Labeled training examples."""
@@ -44,6 +58,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
             loss=lambda module, batch: context.task.loss(forward(module, batch), batch["labels"]),
             after_step=keep_zeros(model.module),
             validate=context.validator(model),
+            frozen_layers=self.frozen_layers,
+            first_token_only=self.first_token_only,
         )
         train(trainee, self, context.seed, context.progress, "finetune")
         return model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
 from compress.tasks.capability import TAKES_IMAGES, Capabilities
+
+_LATER = ("frozen_layers", "first_token_only")
 
 
 class Augment(Frozen):
@@ -40,8 +42,10 @@ class Training(Frozen):
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
+    precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
+        "auto",
+        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where that is "
+        "faster than fp32: with AMX, or ARM's bf16",
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
@@ -52,6 +56,18 @@ class Training(Frozen):
     )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
+        return {name: value for name, value in serialize(self).items() if name not in _LATER or value}
+
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images."""
         return ("augment",) if self.augment is not None and TAKES_IMAGES not in task else ()
+
+
+FIRST_TOKEN_ONLY: bool = Field(
+    False,
+    description="compute of the last layer what a classifier reads, its first token: the same function, rounded "
+    "otherwise, for less work",
+)

@@ -34,6 +34,7 @@ from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.distillation_config import Distillation, Student
 from compress.training.loop import Trainee, train
+from compress.training.short_forward import shortened
 from compress.training.sparsity import keep_zeros
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ class Lesson:
             examples = self._examples(self.teacher)
             if settings.augment is None:
                 context.progress.note("distill: the teacher answers")
-                self.taught = torch.from_numpy(
-                    predict(self.teacher.module, examples, bf16=uses_bf16(settings.precision))
-                )
+                self.taught = torch.from_numpy(self._answered(examples))
             else:
                 _require_same_pixels(examples, self.examples)
         else:
@@ -128,12 +127,18 @@ class Lesson:
             extra=self.comparison.parameters() if self.comparison else [],
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
+            first_token_only=settings.first_token_only,
         )
         try:
             train(trainee, settings, context.seed, context.progress, "distill")
         finally:
             if self.comparison is not None:
                 self.comparison.close()
+
+    def _answered(self, examples: Examples) -> np.ndarray:
+        module = self.teacher.module.eval()
+        with shortened(module, first_token=self.settings.first_token_only):
+            return predict(module, examples, bf16=uses_bf16(self.settings.precision))
 
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.training.config import Training
+from compress.training.config import FIRST_TOKEN_ONLY, Training
 
 
 class Student(Frozen):
@@ -46,9 +46,12 @@ class Distillation(Training):
     labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
     representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
     use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
+    first_token_only: bool = FIRST_TOKEN_ONLY
 
     @model_validator(mode="after")
     def _two_models(self) -> Self:
         if self.teacher is None and self.student is None:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        if self.first_token_only and self.method != "logits":
+            raise ValueError("no first_token_only: the method compares representations of every token")
         return self

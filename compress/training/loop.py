@@ -22,6 +22,7 @@ from compress.training import processes
 from compress.training.augmentation import Augmentation
 from compress.training.config import Training
 from compress.training.freed_memory import keep_freed_memory
+from compress.training.short_forward import FrozenLayers, shortened
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 _POOL = 50
@@ -34,7 +35,8 @@ class Trainee:
     ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
     ``index`` [B] (positions in ``examples``).
     ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
-    ``validate`` returns a figure of merit; larger is better.
+    ``validate`` returns a figure of merit; larger is better. The ``frozen_layers`` lowest layers do not learn, nor do
+    the embeddings below them. ``first_token_only``: the last layer computes what a classifier reads, the first token.
     """
 
     module: nn.Module
@@ -43,6 +45,8 @@ class Trainee:
     extra: list[nn.Parameter] = field(default_factory=list)
     after_step: Callable[[int, int], None] | None = None
     validate: Callable[[], float] | None = None
+    frozen_layers: int = 0
+    first_token_only: bool = False
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -87,6 +91,9 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     accelerator = processes.accelerator()
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+    frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
+    if frozen is not None:
+        frozen.requires_grad_(False)
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
     augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
 
@@ -101,11 +108,15 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     )
     optimizer = _optimizer(trainee, config)
     module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
+    if frozen is not None and augmentation is None:
+        frozen.keep_states(trainee.examples, uses_bf16(config.precision), progress, description)
     steps = max(1, round(config.epochs * len(loader)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
-    session = _Session(trainee, config, accelerator, optimizer, schedule, steps)
+    session = _Session(trainee, config, accelerator, optimizer, schedule, steps, frozen)
     with _dropout(trainee.module, config.dropout):
         losses = session.run(module, loader, progress, description)
+    if frozen is not None:
+        frozen.requires_grad_(True)
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
@@ -169,6 +180,7 @@ class _Session:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     steps: int
+    frozen: FrozenLayers | None
 
     def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
         losses, total = [], 0.0
@@ -196,8 +208,14 @@ class _Session:
 
     def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
         device = self.accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)):
-            loss = self.trainee.loss(module, batch)
+        trainee = self.trainee
+        if self.frozen is not None:
+            self.frozen.choose(batch["index"].tolist())
+        with (
+            torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)),
+            shortened(trainee.module, self.frozen, trainee.first_token_only),
+        ):
+            loss = trainee.loss(module, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise StageError(

@@ -113,7 +113,8 @@ class FirstTokenLayer(nn.Module):
         first = hidden[:, :1]
 
         def by_head(states: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
-            return projection(states).unflatten(-1, (block.heads, block.head_size)).transpose(1, 2)
+            found: torch.Tensor = projection(states).unflatten(-1, (block.heads, block.head_size))
+            return found.transpose(1, 2)
 
         attended = scaled_dot_product_attention(
             by_head(first, block.query),

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,20 +15,11 @@ import torch
 from compress.errors import StageError
 from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
-from compress.formats.executorch.runtime import the_runtime
+from compress.formats.executorch.runtime import open_bytes, the_runtime
+from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
-
-if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
-
-
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
-
-from compress.formats.executorch.runtime import open_bytes
-from compress.formats.prove import measure, of_session, of_torch, prove
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel

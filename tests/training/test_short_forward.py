@@ -192,7 +192,7 @@ def test_what_cannot_be_shortened_is_refused() -> None:
         shortened(model.module, first_token=True),
     ):
         pass
-    with pytest.raises(StageError, match=r"Cannot freeze 3 of 3 layers\. Expected: at most 2"):
+    with pytest.raises(StageError, match="Cannot freeze 3 of 3 layers"):
         FrozenLayers(model.module, LAYERS)
     with pytest.raises(ValidationError, match="no first_token_only"):
         Distill(student={"layers": [0]}, method="minilm", first_token_only=True)  # type: ignore[arg-type]

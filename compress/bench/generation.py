@@ -20,7 +20,7 @@ from compress.bench.results import Writer
 from compress.bench.rounds import Rounds, count, note_on
 from compress.bench.session import PRECISION, BenchResult
 from compress.bench.worker import write_batches
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import DataError, InputError, StageError
 from compress.formats.model_file import model_file
 from compress.measurement import MACHINE, Measurement

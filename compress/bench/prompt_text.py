@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.checkpoints.checks import check_processor, read_json
+from compress.checkpoints.checks import check_processor
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.tokenizer import load_tokenizer
 from compress.errors import InputError, ModelError
 from compress.formats.model_file import model_file

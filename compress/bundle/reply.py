@@ -18,7 +18,7 @@ from compress.bundle.kind import Reply, Rounding
 from compress.bundle.manifest import TensorRecord
 from compress.bundle.numbers import Numbers
 from compress.bundle.steps import Generate, Postprocessing
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 from compress.evaluation.generate import end_tokens
 from compress.runtimes.decoder import PAST, PRESENT, Decoder, likeliest

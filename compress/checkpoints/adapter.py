@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.checkpoints.checks import count_not_finite, pickle_refusal, read_json
+from compress.checkpoints.checks import count_not_finite, pickle_refusal
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.errors import InputError, MissingExtraError, ModelError
 

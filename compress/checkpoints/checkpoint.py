@@ -47,7 +47,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed `config.json`."""
-        from compress.checkpoints.checks import read_json
+        from compress.checkpoints.json_file import read_json
 
         return read_json(self.folder / "config.json")
 

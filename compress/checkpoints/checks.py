@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
@@ -104,26 +104,6 @@ def count_not_finite(tensor: StoredTensor) -> int:
     values = tensor.values().reshape(-1)
     pieces = range(0, values.size, CHUNK_ELEMENTS)
     return sum(int(np.count_nonzero(~np.isfinite(values[at : at + CHUNK_ELEMENTS]))) for at in pieces)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `ModelError` for a missing file or something else in it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"The model folder has no {path.name}.",
-            where=str(path.parent),
-            expected=f"a {path.name} in Hugging Face layout",
-            mend="Name the folder that save_pretrained wrote.",
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{path.name} is not valid JSON: {error}.", where=str(path), mend="Fetch or write the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
-    return value
 
 
 def unreadable(error: OSError, path: Path) -> ModelError:

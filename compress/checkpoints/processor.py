@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checks import TOKENIZER_FILES, read_json
+from compress.checkpoints.checks import TOKENIZER_FILES
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.sentence_modules import has_modules
 from compress.checkpoints.sentence_processor import sentence_processor
 from compress.checkpoints.tokenizer import load_tokenizer

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 
 if TYPE_CHECKING:

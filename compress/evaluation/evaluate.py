@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.checkpoints.checks import check_processor, read_json
+from compress.checkpoints.checks import check_processor
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_processor
 from compress.data.membership import Part
 from compress.formats.runtimes import get_runtime

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES, read_json
+from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.formats.readers import READERS
 from compress.frozen import Frozen

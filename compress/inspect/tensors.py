@@ -55,7 +55,8 @@ def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
         return suffixes[suffix], (path,)
     if (path / "model.safetensors").is_file() or (path / INDEX).is_file():
         return "safetensors", weight_files(path)
-    for suffix, form in suffixes.items():
+    # A sentence encoder in any format has modules beside it whose weights are safetensors.
+    for suffix, form in sorted(suffixes.items(), key=lambda one: one[1] == "safetensors"):
         files = tuple(sorted(item for item in path.rglob(f"*{suffix}") if item.is_file()))
         if files:
             return form, files

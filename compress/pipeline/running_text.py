@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road

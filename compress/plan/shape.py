@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checks import check_model_folder, read_json, weight_files
+from compress.checkpoints.checks import check_model_folder, weight_files
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.formats.gguf.read import read_gguf
 from compress.stage.shape import Shape

@@ -27,7 +27,7 @@ def tell_task(document: Document, recipe_folder: Path) -> bool:
 
 def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """The task, or else why there is none."""
-    from compress.checkpoints.checks import read_json
+    from compress.checkpoints.json_file import read_json
     from compress.checkpoints.processor import PREPROCESSOR
     from compress.data.source import find
     from compress.sources.source import already_here

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 
 GENERATION_CONFIG = "generation_config.json"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.cache import cache_key
-from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS, read_json
+from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
 from compress.errors import ModelError, StorageError
 from compress.progress import Progress

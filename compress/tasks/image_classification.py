@@ -202,7 +202,7 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from compress.architectures.cut_model import is_cut, load_cut
-    from compress.checkpoints.checks import read_json
+    from compress.checkpoints.json_file import read_json
     from compress.checkpoints.plain_module import MODULE_KEY, load_plain
     from compress.tasks.classes import set_labels
 

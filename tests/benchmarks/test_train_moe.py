@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.data.dataset import Dataset
 from compress.formats.gguf.tokenizer import split_rule
 from compress.progress import SilentProgress

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.checks import INDEX, read_json
+from compress.checkpoints.checks import INDEX
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import compact
 from compress.formats.onnx.decoder.architecture import DecoderArchitecture, read_architecture
 from compress.formats.onnx.decoder.graph import GraphSettings, write_graph

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checks import read_json
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 from compress.formats.onnx.model import GENAI_CONFIG, find_graph
 

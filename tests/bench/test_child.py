@@ -70,7 +70,7 @@ def test_the_worker_imports_nothing_heavy(tmp_path: Path, batches: Path) -> None
 import sys
 from compress.bench.worker import Worker
 worker = Worker()
-target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="")
+target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="", format="onnx")
 worker.open(dict(artifact={str(model)!r}, target=target, threads=1, cores=[], batches={str(batches)!r}))
 worker.round(dict(calls=[0], untimed=1))
 tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}

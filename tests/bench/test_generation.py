@@ -83,7 +83,7 @@ def test_generating_imports_nothing_heavy(tmp_path: Path) -> None:
 import sys
 from compress.bench.worker import Worker
 worker = Worker()
-target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="")
+target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="", format="onnx")
 worker.open(dict(artifact={str(LIGHT.write(tmp_path / "m"))!r}, target=target, threads=1, cores=[],
                  batches={str(tmp_path / "nothing.npz")!r}))
 worker.generate(dict(ids=[1, 2], tokens=2, untimed=1))

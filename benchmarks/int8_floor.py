@@ -19,10 +19,11 @@ from typing import Annotated
 
 import typer
 
+from compress.checkpoints.processor import labels_of, processor_of
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.model import OnnxModel
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress

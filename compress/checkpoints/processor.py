@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from compress.checkpoints.checks import TOKENIZER_FILES
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import has_modules
 from compress.checkpoints.sentence_processor import sentence_processor
 from compress.checkpoints.tokenizer import load_tokenizer
@@ -51,3 +55,24 @@ def _require_pillow() -> None:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
+
+
+class HasCompanions(Protocol):
+    """A model with small files beside it, by their paths below its folder."""
+
+    @property
+    def companions(self) -> Mapping[str, bytes]:
+        """Path below the folder -> content."""
+
+
+def processor_of(model: HasCompanions) -> Any:
+    """The processor among a model's companion files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_companions(Path(folder), model.companions)
+        return load_processor(Path(folder))
+
+
+def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
+    """Class names in the order of their ids, as the config among the companion files has them."""
+    names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
+    return None if names is None else tuple(names[key] for key in sorted(names, key=int))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from compress.checkpoints.processor import labels_of, processor_of
 from compress.errors import DataError
 from compress.formats.onnx.int8.observe import Feed
-from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.model import OnnxModel
 from compress.numerics.sampling import spread_sample
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from compress.checkpoints.processor import labels_of, processor_of
 from compress.errors import DataError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import without_kernel
@@ -15,7 +16,7 @@ from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.model import OnnxModel, labels_of, processor_of
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import quantize_products
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
 from compress.quantization.int8_config import Int8Options

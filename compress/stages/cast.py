@@ -63,9 +63,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
         import onnx_ir as ir
 
+        from compress.checkpoints.processor import labels_of, processor_of
         from compress.formats.onnx.float16 import prove_float16, to_float16
         from compress.formats.onnx.int8.choose import refuse_unfit
-        from compress.formats.onnx.model import labels_of, processor_of
 
         refuse_unfit(ir.from_proto(model.graph))
         graph = to_float16(model.graph, self.keep)

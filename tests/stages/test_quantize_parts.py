@@ -15,10 +15,11 @@ from tiny_speech import TASK, write_recordings, write_speech
 from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import processor_of
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import StageError
-from compress.formats.onnx.model import OnnxModel, processor_of
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.onnx.speech.parity import teacher_forced
 from compress.progress import SilentProgress

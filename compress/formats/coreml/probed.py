@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.checkpoints.processor import processor_of
 from compress.formats.coreml.model import PACKAGE, CoreMlModel
 from compress.formats.coreml.read import read_coreml
-from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS

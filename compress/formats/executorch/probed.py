@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.checkpoints.processor import processor_of
 from compress.formats.executorch.model import PTE_FILE, ExecuTorchModel
 from compress.formats.executorch.read import read_pte
-from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.checkpoints.processor import processor_of
 from compress.formats.litert.model import LITERT_FILE, LiteRtModel
 from compress.formats.litert.read import read_litert
-from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.errors import ModelError
@@ -125,29 +124,6 @@ def _write(graph: onnx.ModelProto, target: Path) -> None:
     onnx.save_model(graph, target, save_as_external_data=True, location=f"{target.name}_data")
     # Saving so takes the weights out of the graph in memory.
     onnx.load_external_data_for_model(graph, str(target.parent))
-
-
-class HasCompanions(Protocol):
-    """A model with small files beside it, by their paths below its folder."""
-
-    @property
-    def companions(self) -> Mapping[str, bytes]:
-        """Path below the folder -> content."""
-
-
-def processor_of(model: HasCompanions) -> Any:
-    """The processor among a model's companion files."""
-    from compress.checkpoints.processor import load_processor
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_companions(Path(folder), model.companions)
-        return load_processor(Path(folder))
-
-
-def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
-    """Class names in the order of their ids, as the config among the companion files has them."""
-    names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
-    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
 
 
 def find_graph(artifact: Path) -> Path:

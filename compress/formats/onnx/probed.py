@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.model import write_companions
-from compress.formats.onnx.model import OnnxModel, processor_of
+from compress.checkpoints.processor import processor_of
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import Encode, Probing, Stored, of_arrays
 from compress.tasks.task import Examples
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.formats.onnx.model import processor_of
+from compress.checkpoints.processor import processor_of
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.read import read_ir
 from compress.formats.probed import Encode, Probing, Stored, answers_of

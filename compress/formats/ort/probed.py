@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.formats.onnx.model import processor_of
+from compress.checkpoints.processor import processor_of
 from compress.formats.onnx.probed import run_graph
 from compress.formats.ort.model import ORT_FILE, OrtModel
 from compress.formats.ort.read import read_ort

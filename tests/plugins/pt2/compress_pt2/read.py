@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from compress.checkpoints.processor import processor_of
 from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
 from compress.errors import ModelError
-from compress.formats.onnx.model import processor_of
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 from compress_pt2.model import FILE, Pt2Model
 

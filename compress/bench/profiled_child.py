@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import onnx_ir as ir
 
-from compress.bench.child import Child
+from compress.bench.child import Child, serving
 from compress.bench.profiled_calls import Calls
 from compress.bench.worker import write_batches
 from compress.errors import StageError
 from compress.formats.onnx.runtimes.profile import CallRun, read_profile
 from compress.targets import Target
 
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.profile_worker import main; main()"
-)
 FEWEST_PASSES = 7
 SETTLE_SECONDS = 0.02
 _WARM_UP_PASSES = 3
@@ -49,7 +43,7 @@ class ProfiledChild:
     def __init__(self, artifact: Path, calls: Calls, scratch: Path, timeout_seconds: float) -> None:
         """Start the process; ``scratch`` is an empty folder for what passes between it and here."""
         self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
-        self._child = Child(artifact.name, [sys.executable, "-P", "-c", _START, json.dumps(sys.path)])
+        self._child = Child(artifact.name, serving("compress.bench.profile_worker"))
         self._order: list[int | None] = []
         self.plain: list[list[float]] = []
         self.profiled: list[list[float]] = []
@@ -114,7 +108,5 @@ class ProfiledChild:
         self._child.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        self._child.__exit__(kind, *raised)

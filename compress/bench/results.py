@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.bench.call_plan import BATCHED, SINGLE
 from compress.bench.record import Record
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
@@ -39,20 +40,23 @@ class Writer:
         seconds: np.ndarray | None = None,
     ) -> list[Measurement]:
         """Every row of the model that was timed as ``timed_as``; ``seconds`` are those of recordings."""
-        batch = settings.batch_size
-        rows = self.single(record.single, timed_as, lengths)
-        rows += [self.speedup("speedup", record.single, timed_as, baseline)]
-        rows += [] if seconds is None else [self.real_time_factor(record.single, timed_as, seconds)]
-        rows += self.consumption(record.single, timed_as)
-        rows += [self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
+        single, batched, batch = record.timings[SINGLE], record.timings[BATCHED], settings.batch_size
+        rows = self.single(single, timed_as, lengths)
+        rows += [self.speedup("speedup", single, timed_as, baseline)]
+        rows += [] if seconds is None else [self.real_time_factor(single, timed_as, seconds)]
+        rows += self.consumption(single, timed_as)
         if settings.batched:
-            rows += self.batched(record.batched, timed_as, batch)
-            rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
+            rows += self.batched(batched, timed_as, batch)
+            rows += [self.speedup(f"speedup_batch_{batch}", batched, timed_as, baseline)]
             rows += [self.medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
         if settings.rate is not None:
             rows += self.server(record.server_ms[timed_as], settings.rate)
+        return rows + self.starts(record, timed_as)
+
+    def starts(self, record: Record, timed_as: str) -> list[Measurement]:
+        """Memory, and what the start of its processes took."""
         return [
-            *rows,
+            self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
             self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
             self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
             self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),

@@ -19,8 +19,8 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
     ``unmeasured``: why the self-test has no answers, if it has none.
     """
     article = "An" if manifest.task[0] in "aeiou" else "A"
-    one, too_large = kind.inputs.in_words(manifest.preprocessing)
-    gets, trust = kind.answers.in_words(manifest.postprocessing)
+    one, too_large = manifest.preprocessing.in_words()
+    gets, trust = manifest.postprocessing.in_words()
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     short = licence.lower()
     head = [f"license: {short}"] if _IDENTIFIER.match(short) else ["license: other", f"license_name: {_yaml(licence)}"]

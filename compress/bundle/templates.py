@@ -26,13 +26,13 @@ def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, b
     languages, form = profile.apps[manifest.format].languages, bundled(manifest.format)
     own, models = _SOURCES / EXAMPLES / kind.examples, files(form.examples) / EXAMPLES
     names = [(own, kind.example(language)) for language in languages]
-    names += [(own, name) for name in kind.inputs.helpers(languages)]
+    names += [(own, name) for name in kind.inputs.node_files if "node" in languages]
     names += [(models, _MODELS[language]) for language in languages if language in _MODELS]
     found = {}
     for folder, name in names:
         text = (folder / name).read_text(encoding="utf-8")
         if name.endswith(_WRITTEN):
-            text = _filled(text, _in_code(manifest, kind))
+            text = _filled(text, _in_code(manifest))
         found[f"{EXAMPLES}/{name}"] = text.encode()
     return found
 
@@ -57,7 +57,7 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
     return {name: text.encode() for name, text in found.items()}
 
 
-def _in_code(manifest: Manifest, kind: Kind) -> dict[str, str]:
+def _in_code(manifest: Manifest) -> dict[str, str]:
     return {
         "name": manifest.name.replace("\n", " "),
         "version": manifest.runtime.minimum_version,
@@ -66,8 +66,8 @@ def _in_code(manifest: Manifest, kind: Kind) -> dict[str, str]:
         "outputs": ", ".join(f'"{entry.name}"' for entry in manifest.outputs),
         "signatures_kotlin": ", ".join(f'"{one.name}" to {one.length or 0}' for one in manifest.signatures),
         "output": manifest.postprocessing.output,
-        **kind.inputs.in_code(manifest.preprocessing),
-        **kind.answers.in_code(manifest.postprocessing),
+        **manifest.preprocessing.in_code(),
+        **manifest.postprocessing.in_code(),
     }
 
 

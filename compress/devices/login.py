@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import base64
+import hashlib
+import math
+import re
 import shlex
+import shutil
 import stat
-from collections.abc import Awaitable
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from compress.devices.inventory import Device
-from compress.errors import DeviceError, InputError, MissingExtraError
+from compress.errors import CompressError, DeviceError, InputError
 
-try:
-    import asyncssh as asyncssh
-except ImportError:
-    raise MissingExtraError("asyncssh", "ssh", "A device") from None
-
-Answer = TypeVar("Answer")
 _CONNECT_SECONDS = 20.0
-_KEEPALIVE_SECONDS = 15
+_ALIAS = "device"
+_OPTIONS = {
+    # Nothing asked, no other way in, nothing forwarded.
+    "BatchMode": "yes",
+    "IdentitiesOnly": "yes",
+    "IdentityAgent": "none",
+    "PreferredAuthentications": "publickey",
+    "ClearAllForwardings": "yes",
+    "ControlPath": "none",
+    "StrictHostKeyChecking": "yes",
+    "HostKeyAlias": _ALIAS,
+    "CheckHostIP": "no",
+    "UpdateHostKeys": "no",
+    "GlobalKnownHostsFile": "none",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "3",
+    "LogLevel": "ERROR",
+}
+_STRANGER = ("Host key verification failed", "no matching host key type")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]+")
 
 
 class LostError(Exception):
     """The connection is gone, or as good as gone."""
-
-
-_STRANGER = (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed)
-_NOT_LET_IN = (asyncssh.PermissionDenied, asyncssh.IllegalUserName)
-_REFUSED = (*_STRANGER, *_NOT_LET_IN)
-_SFTP_GONE = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
-
-
-async def within(seconds: float, act: Awaitable[Answer]) -> Answer:
-    """Await ``act``; whatever means that the other end is not there is a `LostError`."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await act
-    except TimeoutError:
-        raise LostError(f"no answer within {seconds:.3g} s") from None
-    except (asyncssh.Error, OSError, asyncio.IncompleteReadError) as error:
-        if isinstance(error, _REFUSED) or (isinstance(error, asyncssh.SFTPError) and not isinstance(error, _SFTP_GONE)):
-            raise
-        raise LostError(str(error) or type(error).__name__) from None
 
 
 @dataclass(frozen=True)
@@ -59,97 +55,72 @@ class Login:
         """For messages."""
         return f"{self.device.user}@{self.device.host}, port {self.device.port}"
 
-    async def connect(self) -> asyncssh.SSHClientConnection:
-        """Raises `LostError`, `InputError` for keys that don't fit, `DeviceError` for a user who isn't let in."""
-        pinned = self._pinned()
-        seen: list[asyncssh.SSHKey] = []
+    def command(self, known_hosts: Path, command: str) -> list[str]:
+        """What runs ``command`` there; ``known_hosts`` is written, with the only key that the device may have.
 
-        class Client(asyncssh.SSHClient):
-            def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-                """Asked for a key other than the pinned one, which is never accepted."""
-                seen.append(key)
-                return False
-
-        try:
-            return await within(
-                2 * _CONNECT_SECONDS,
-                asyncssh.connect(
-                    self.device.host,
-                    self.device.port,
-                    username=self.device.user,
-                    client_factory=Client,
-                    client_keys=[self._identity()],
-                    known_hosts=([pinned], [], []),
-                    # Nothing of the user's own SSH settings, and no other way in.
-                    config=[],
-                    agent_path=None,
-                    agent_forwarding=False,
-                    preferred_auth="publickey",
-                    connect_timeout=_CONNECT_SECONDS,
-                    login_timeout=_CONNECT_SECONDS,
-                    keepalive_interval=_KEEPALIVE_SECONDS,
-                    keepalive_count_max=3,
-                    compression_algs=None,
-                ),
+        Raises `InputError` for a private key that can't be used, and without ssh.
+        """
+        program = shutil.which("ssh")
+        if program is None:
+            raise InputError(
+                "Devices are reached with ssh, which is not on PATH.",
+                mend="install OpenSSH's client (Debian: apt-get install openssh-client)",
             )
-        except _STRANGER as error:
-            raise self._stranger(pinned, seen[0] if seen else None, str(error)) from None
-        except _NOT_LET_IN as error:
-            raise DeviceError(
-                f"The device {self.name!r} does not let {self.device.user!r} in: {error}",
+        self._check_key()
+        known_hosts.write_text(f"{_ALIAS} {self.device.host_key}\n", encoding="utf-8")
+        options = {
+            **_OPTIONS,
+            "ConnectTimeout": str(math.ceil(_CONNECT_SECONDS)),
+            "UserKnownHostsFile": f'"{known_hosts}"',
+        }
+        given = [f"-o{name}={value}" for name, value in options.items()]
+        way = ["-i", str(self.key), "-p", str(self.device.port), "-l", self.device.user, self.device.host]
+        return [program, "-F", "none", "-T", "-e", "none", *given, *way, command]
+
+    def failure(self, said: str) -> LostError | CompressError:
+        """Why ssh itself failed, of which it ``said`` so much."""
+        if "Permission denied" in said:
+            return DeviceError(
+                f"The device {self.name!r} does not let {self.device.user!r} in: {_last_line(said)}",
                 where=self.address(),
                 expected=f"the public half of {self.device.key} in ~/.ssh/authorized_keys there",
                 mend=f"ssh-copy-id -i {shlex.quote(self.device.key)} -p {self.device.port} "
                 f"{shlex.quote(f'{self.device.user}@{self.device.host}')}",
-            ) from None
+            )
+        if any(words in said for words in _STRANGER):
+            kind, key = self.device.host_key.split()[:2]
+            digest = base64.b64encode(hashlib.sha256(base64.b64decode(key)).digest()).decode().rstrip("=")
+            seen = _FINGERPRINT.search(said)
+            return InputError(
+                f"The device {self.name!r} answers with another host key than the inventory has; nothing was sent to "
+                "it.",
+                where=self.address(),
+                expected=f"{kind} SHA256:{digest}; it showed {f'{kind} {seen[0]}' if seen else 'none of that kind'}",
+                mend=f"if it is the right machine, `ssh-keyscan -p {self.device.port} {self.device.host}` shows its "
+                "keys; compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at the machine itself, then put "
+                "the key under host_key",
+            )
+        return LostError(_last_line(said) or "the connection was closed before an answer came")
 
-    def _pinned(self) -> asyncssh.SSHKey:
-        try:
-            return asyncssh.import_public_key(self.device.host_key)
-        except asyncssh.KeyImportError as error:
-            raise InputError(
-                f"The host key of the device {self.name!r} cannot be read: {error}",
-                expected=f"a public key as `ssh-keyscan -p {self.device.port} {self.device.host}` writes it",
-            ) from None
-
-    def _identity(self) -> asyncssh.SSHKey:
+    def _check_key(self) -> None:
         try:
             if stat.S_IMODE(self.key.stat().st_mode) & 0o077:
                 raise InputError(
                     "The private key may be read by others.", where=str(self.key), mend=f"chmod 600 {self.key}"
                 )
-            return asyncssh.read_private_key(self.key)
         except OSError as error:
             raise InputError(f"The private key cannot be read: {error.strerror}", where=str(self.key)) from None
-        except asyncssh.KeyImportError as error:
+        command = ["ssh-keygen", "-y", "-P", "", "-f", str(self.key)]
+        read = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if read.returncode:
             raise InputError(
-                f"The private key cannot be used: {error}",
+                f"The private key cannot be used: {_last_line(read.stderr)}",
                 where=str(self.key),
                 expected="a private key without a passphrase, made for this",
                 mend=f"ssh-keygen -t ed25519 -N '' -f {self.key}-device",
-            ) from None
+            )
 
-    def _stranger(self, pinned: asyncssh.SSHKey, seen: asyncssh.SSHKey | None, why: str) -> InputError:
-        shown = f"{seen.get_algorithm()} {seen.get_fingerprint()}" if seen else f"none of that kind ({why})"
-        return InputError(
-            f"The device {self.name!r} answers with another host key than the inventory has; nothing was sent to it.",
-            where=self.address(),
-            expected=f"{pinned.get_algorithm()} {pinned.get_fingerprint()}; it showed {shown}",
-            mend=f"if it is the right machine, `ssh-keyscan -p {self.device.port} {self.device.host}` shows its keys; "
-            "compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at the machine itself, then put the key "
-            "under host_key",
-        )
 
-    async def why_not(self, lost: LostError) -> DeviceError | InputError:
-        """What keeps this machine from the device: a server that lacks a key of the pinned kind ends without a word."""
-        pinned = self._pinned()
-        with contextlib.suppress(LostError, asyncssh.Error):
-            asked = asyncssh.get_server_host_key(self.device.host, self.device.port, config=[])
-            shown = await within(_CONNECT_SECONDS, asked)
-            if shown is not None and shown != pinned:
-                return self._stranger(pinned, shown, str(lost))
-        return DeviceError(
-            f"The device {self.name!r} cannot be reached: {lost}.",
-            where=self.address(),
-            expected="a running SSH server at that address and port",
-        )
+def _last_line(said: str) -> str:
+    lines = said.strip().splitlines()
+    return lines[-1].strip() if lines else ""

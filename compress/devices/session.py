@@ -83,4 +83,4 @@ def _steps(connection: Connection, session: str, progress: Progress, last: dict[
             if silent == _SILENT_ENDS:
                 raise DeviceError(f"The agent on {connection.name!r} ends again and again: {lost}") from None
             progress.note(f"{connection.name}: {lost}; connecting again, the session goes on meanwhile")
-            connection.recover("touch", session=session)
+            connection.ask("touch", session=session)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
@@ -47,21 +47,13 @@ def time_artifacts(
             confidence=confidence,
             place=place,
         )
-    wanted = GenerationSettings(
-        contexts=settings.contexts,
-        tokens=settings.tokens,
-        threads=settings.threads,
-        seconds=settings.seconds,
-        budget_seconds=settings.budget_seconds,
-        launches=settings.launches,
-    )
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
     return measure_generation(
         artifacts,
         texts,
         target,
-        wanted,
+        settings,
         baseline,
         progress,
         seed,

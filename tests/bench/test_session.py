@@ -274,7 +274,7 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     with pytest.raises(ModelError, match="cannot open the graph"):
         bench({"baseline": good, "final": bad})
     assert [child.label for child in started] == ["machine", "baseline", "final"]
-    assert all(child._process.returncode is not None for child in started)
+    assert all(child._piped.process.returncode is not None for child in started)
 
 
 def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Child, "round", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench({"baseline": write_classifier(tmp_path / "m", 8, 1)})
-    assert [child._process.returncode for child in started] == [-9]
+    assert [child._piped.process.returncode for child in started] == [-9]
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

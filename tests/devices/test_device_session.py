@@ -156,4 +156,4 @@ def test_names_from_outside_are_checked_there_too(connection: Connection, field:
     with pytest.raises(DeviceError, match="is no session"):
         connection.ask("end", **field)
     with pytest.raises(DeviceError, match="is no SHA-256 digest"):
-        connection.ask("keep", blobs=["../../x"])
+        connection.ask("receive", blob="../../x", offset=0, size=0)

@@ -33,8 +33,7 @@ from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
 from compress.pipeline.quiet import quiet_libraries
 from compress.runtimes.runtime import Session
-from compress.runtimes.speech_rules import read_rules
-from compress.runtimes.transcriber import Transcriber
+from compress.runtimes.transcriber import Transcriber, read_rules
 from compress.samples.fetch import sample_directory
 
 RATIO_DB = 5.0

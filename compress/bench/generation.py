@@ -18,8 +18,10 @@ from compress.bench.rounds import Rounds
 from compress.bench.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
 from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
+from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
-from compress.errors import DataError, InputError
+from compress.checkpoints.tokenizer import load_tokenizer
+from compress.errors import DataError, InputError, ModelError
 from compress.formats.model_file import model_file
 from compress.measurement import Measurement
 from compress.progress import Progress
@@ -168,13 +170,16 @@ def _check(
 
 def _positions(file: Path) -> int | None:
     """The longest text that the config beside the file or in the folder above allows, where there is one."""
-    for folder in (file.parent, file.parent.parent):
-        if (folder / "config.json").is_file():
-            config = read_json(folder / "config.json")
-            nested = config.get("text_config") or {}
-            found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-            return found if isinstance(found, int) else None
-    return None
+    folder = _configured(file)
+    config = {} if folder is None else read_json(folder / "config.json")
+    nested = config.get("text_config") or {}
+    found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
+    return found if isinstance(found, int) else None
+
+
+def _configured(file: Path) -> Path | None:
+    """The folder of the file's config: its own, or the one above."""
+    return next((one for one in (file.parent, file.parent.parent) if (one / "config.json").is_file()), None)
 
 
 def _notes(record: Record, plan: TextPlan, conditions: Conditions) -> list[str]:
@@ -187,3 +192,33 @@ def _notes(record: Record, plan: TextPlan, conditions: Conditions) -> list[str]:
     if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
         notes.append("keys and values pass through the processor's memory between steps")
     return notes
+
+
+_CHARACTERS_A_TOKEN = 64
+"""Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
+
+
+def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
+    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the model.
+
+    Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
+    """
+    try:
+        with text.open(encoding="utf-8") as stream:
+            content = stream.read(_CHARACTERS_A_TOKEN * count)
+    except OSError as error:
+        raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
+    file = model_file(artifact)
+    folder = _configured(file)
+    if folder is None:
+        raise ModelError(
+            "There is no config.json beside the model, and so no tokenizer to read the text with.",
+            where=str(file.parent),
+            expected="a folder with config.json and the tokenizer's files",
+            mend="leave out --text: tokens are drawn at random then",
+        )
+    check_processor(folder, read_json(folder / "config.json"))
+    tokenizer = load_tokenizer(folder)
+    return [int(token) for token in tokenizer(content, verbose=False)["input_ids"][:count]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from compress.bench.child import Child
-from compress.bench.noise import Snapshot, frequency_mhz
+from compress.bench.noise import Usage, frequency_mhz
 from compress.bench.record import Conditions, Record
 from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
 from compress.bench.rounds import Pulse, Rounds, WarmUp, in_turn
@@ -182,12 +182,12 @@ class Launches:
                     record.no_energy = child.load(workload.all[name], self._conditions.timeout_seconds)
             for child in children.values():
                 self._warm_up(child, number)
-            before = Snapshot.take(_own_seconds(children, machine))
+            before = Usage.now(_own_seconds(children, machine))
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
             named = {name: children[name] for name in self._names}
             self._timing.sample(named, number, lambda kinds: self._left(began, kinds), reference)
             reference.now()
-            record.usage += Snapshot.take(_own_seconds(children, machine)).since(before)
+            record.usage += Usage.now(_own_seconds(children, machine)) - before
             frequency = frequency_mhz()
             record.frequencies_mhz += [] if frequency is None else [frequency]
 

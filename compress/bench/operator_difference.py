@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
-from compress.bench.node_rows import typical
-from compress.bench.noise import Snapshot, judge, load_average
-from compress.bench.operators import refuse_other_devices
+from compress.bench.noise import Usage, judge, load_average
+from compress.bench.operators import refuse_other_devices, typical
+from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.bench.profiled_calls import Calls
 from compress.bench.profiled_child import FEWEST_PASSES, Noted, ProfiledChild
 from compress.environment import environment, spread_cores
@@ -76,9 +75,9 @@ def compare_operators(
             child.open(target, threads, cores)
         for child in children:
             child.warm_up()
-        start = Snapshot.take(before.cpu_seconds + after.cpu_seconds)
+        start = Usage.now(before.cpu_seconds + after.cpu_seconds)
         _passes(children, seconds, progress)
-        usage = Snapshot.take(before.cpu_seconds + after.cpu_seconds).since(start)
+        usage = Usage.now(before.cpu_seconds + after.cpu_seconds) - start
         notes = (before.end(), after.end())
         layers = _layers(float_file, notes)
         files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]

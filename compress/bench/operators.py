@@ -5,27 +5,108 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
 from compress.bench.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.bench.node_rows import busy_ms, node_rows, typical, whole_row
-from compress.bench.noise import Snapshot, judge, load_average
-from compress.bench.profile import MachineLimits, Profile
+from compress.bench.noise import Usage, judge, load_average
+from compress.bench.profile import MachineLimits, Profile, Row, total
 from compress.bench.profiled_calls import Calls
 from compress.bench.profiled_child import FEWEST_PASSES, SETTLE_SECONDS, ProfiledChild
 from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import InputError, StageError
-from compress.formats.onnx.costs import GraphCost, count_graph
-from compress.formats.onnx.runtimes.profile import CPU, CallRun, shapes_of
+from compress.formats.onnx.costs import Cost, GraphCost, count_graph
+from compress.formats.onnx.runtimes.profile import CPU, CallRun, own_name, shapes_of
 from compress.formats.runtimes import why_unavailable
 from compress.inspect.node_layers import node_layers
+from compress.numerics.roofline import Roof, limit
 from compress.numerics.statistics import bootstrap_interval
 from compress.progress import Progress
 from compress.targets import Target
+
+
+def node_rows(
+    graph: ir.Graph,
+    runs: Sequence[Sequence[CallRun]],
+    costs: Sequence[GraphCost],
+    layers: Mapping[str, str],
+    roof: Roof,
+) -> tuple[Row, ...]:
+    """One row for each node of ``graph`` that ran, in its order.
+
+    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is that of `typical`.
+    """
+    ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
+    return tuple(
+        _row(
+            str(node.name),
+            node.op_type,
+            layers[str(node.name)],
+            [[run[str(node.name)].microseconds for run in calls] for calls in runs],
+            [cost.nodes[str(node.name)] for cost in costs],
+            roof,
+        )
+        for node in ran
+    )
+
+
+def typical(times: ArrayLike) -> float:
+    """Median over passes of each call, then the mean over calls, of [passes, calls].
+
+    A disturbance hits some passes of a call and so leaves its median alone.
+    """
+    return float(np.median(np.asarray(times, dtype=np.float64), axis=0).mean())
+
+
+def busy_ms(call: CallRun) -> float:
+    """How long an operator was at work in one call."""
+    return sum(run.microseconds for run in call.values()) / 1e3
+
+
+def whole_row(rows: Sequence[Row], time_ms: float) -> Row:
+    """All nodes together, in the ``time_ms`` that a call takes without profiling.
+
+    The operators that are not counted take the share of it that they have of the profiled time.
+    """
+    summed = total("whole model", rows)
+    share = summed.uncounted_ms / summed.time_ms if summed.time_ms else 0.0
+    return summed.model_copy(update={"time_ms": time_ms, "uncounted_ms": share * time_ms, "layer": None})
+
+
+def _row(
+    name: str,
+    operator: str,
+    layer: str,
+    microseconds: Sequence[Sequence[int]],
+    costs: Sequence[Cost | None],
+    roof: Roof,
+) -> Row:
+    time_ms = typical(microseconds) / 1e3
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        known = []
+    limits = [limit(roof, *cost.operations, cost.moved_bytes) for cost in known]
+    calls = len(costs)
+    return Row(
+        name=own_name(name),
+        operators=(operator,),
+        layer=layer,
+        nodes=1,
+        time_ms=time_ms,
+        uncounted_ms=0.0 if known else time_ms,
+        fp32_operations=sum(cost.operations.fp32 for cost in known) / calls,
+        int8_operations=sum(cost.operations.int8 for cost in known) / calls,
+        weight_bytes=sum(cost.weight_bytes for cost in known) / calls,
+        activation_bytes=sum(cost.activation_bytes for cost in known) / calls,
+        compute_bound_ms=1e3 * sum(each.seconds for each in limits if each.compute_s >= each.memory_s) / calls,
+        memory_bound_ms=1e3 * sum(each.seconds for each in limits if each.compute_s < each.memory_s) / calls,
+    )
+
 
 _LIMITS_EVERY = 5
 """Passes after which the machine is measured again, so that a drift hits its limits too."""
@@ -91,9 +172,9 @@ class _Session:
         self._child.open(target, self._threads, cores)
         load = load_average()
         self._child.warm_up()
-        before = Snapshot.take(self._child.cpu_seconds)
+        before = Usage.now(self._child.cpu_seconds)
         self._passes()
-        usage = Snapshot.take(self._child.cpu_seconds).since(before)
+        usage = Usage.now(self._child.cpu_seconds) - before
         noted = self._child.end()
         costs = [self._cost(noted.graph, noted.runs[0][call], call) for call in self._calls]
         limits = self._limits(max(cost.working_set_bytes for cost in costs))

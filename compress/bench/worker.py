@@ -35,7 +35,7 @@ from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve_standard_streams
 from compress.errors import StageError
 from compress.formats.runtimes import get_runtime
-from compress.runtimes.generation import GreedyDecoder, open_decoder
+from compress.runtimes.decoder import GreedyDecoder, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.targets import Target
 

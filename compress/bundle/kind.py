@@ -11,9 +11,8 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
-from compress.bundle.client import Client
+from compress.bundle.client import ONNXRUNTIME_WEB, Client
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
 from compress.bundle.steps import Preprocessing
 from compress.frozen import FrozenAliased
 from compress.runtimes.runtime import Batch, Session

@@ -11,8 +11,8 @@ import numpy as np
 
 from compress.bundle.kind import Inputs
 from compress.bundle.manifest import MODEL_FOLDER
-from compress.bundle.page_tokenizer import for_page
 from compress.bundle.reply import longest_text
+from compress.bundle.stand_ins import for_page
 from compress.bundle.steps import Prompt
 from compress.bundle.text import TEXTS, TextCase, buttons, open_tokenizer, other_ids
 from compress.errors import InputError, ModelError

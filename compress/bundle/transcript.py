@@ -11,8 +11,7 @@ from compress.bundle.steps import Transcribe
 from compress.formats.onnx.model import find_graphs
 from compress.numerics.word_errors import word_errors
 from compress.runtimes.runtime import Batch, Session
-from compress.runtimes.speech_rules import read_rules
-from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS
+from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS, read_rules
 
 
 def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:

@@ -37,8 +37,7 @@ def generation_bench(
     artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: GenerationSettings
 ) -> Measure:
     """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
-    from compress.bench.generation import measure_generation
-    from compress.bench.prompt_text import encode_text
+    from compress.bench.generation import encode_text, measure_generation
     from compress.cli.artifact import generating_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_target

@@ -14,7 +14,7 @@ import typer
 from compress.cli.finding import Finding
 
 if TYPE_CHECKING:
-    from compress.bench.difference import OperatorDifference
+    from compress.bench.profile import OperatorDifference
     from compress.inspect.departures import FormatComparison
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -11,7 +11,7 @@ from compress.cli.finding import Finding
 from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
-    from compress.bench.difference import OperatorDifference
+    from compress.bench.profile import OperatorDifference
     from compress.bench.profiled_calls import Calls
     from compress.cli.artifact import Artifact
     from compress.progress import Progress

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.devices.agent import BYTES_AT_ONCE
-from compress.devices.connection import Connection
-from compress.devices.login import LostError
+from compress.devices.connection import Connection, LostError
 from compress.digests import digest_file
 from compress.errors import DeviceError
 from compress.progress import Progress

@@ -15,12 +15,11 @@ from compress.bench.launches import Workload
 from compress.bench.place import Timed
 from compress.bench.record import Conditions, Record
 from compress.bench.service import raised_error
-from compress.devices.archive import PACKAGES, TRANSCRIBING, requirements, write_archive
 from compress.devices.blobs import Blob, send_blobs
 from compress.devices.connection import Connection
 from compress.devices.harness import IMPORTS
 from compress.devices.inventory import Device
-from compress.devices.session import begun, followed
+from compress.devices.session import PACKAGES, TRANSCRIBING, begun, followed, requirements, write_archive
 from compress.errors import DeviceError
 from compress.formats.onnx.model import find_graphs
 from compress.progress import Progress

@@ -14,7 +14,7 @@ from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import repeated_share
 from compress.progress import Progress
-from compress.runtimes.generation import open_decoder
+from compress.runtimes.decoder import open_decoder
 from compress.targets import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples

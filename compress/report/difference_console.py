@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
+from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.fitted_table import Column, FittedTable
 from compress.report.profile_words import time_text
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from compress.bench import operator_difference
-from compress.bench.difference import OperatorDifference
 from compress.bench.operator_difference import compare_operators
+from compress.bench.profile import OperatorDifference
 from compress.bench.profiled_calls import Calls
 from compress.formats.onnx.model import FLOAT_GRAPH
 from compress.formats.targets import TARGETS

@@ -90,7 +90,7 @@ def test_a_device_that_is_not_there_is_told_at_once(server: Server, tmp_path: Pa
 def test_a_device_that_accepts_and_says_nothing_is_given_up(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.devices.login._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("compress.devices.connection._CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         device = server.device(tmp_path, port=mute.getsockname()[1])
         with pytest.raises(DeviceError, match="cannot be reached"), server.connect(device):
@@ -115,7 +115,7 @@ def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old:
 def test_a_request_whose_connection_is_cut_is_made_again(server: Server, tmp_path: Path) -> None:
     python, asked = tmp_path / "python", tmp_path / "asked"
     # The first time it is asked, it waits until its connection is cut.
-    python.write_text(f"#!/bin/sh\n[ -e {asked} ] || {{ touch {asked}; sleep 60; }}\nexec {sys.executable} \"$@\"\n")
+    python.write_text(f'#!/bin/sh\n[ -e {asked} ] || {{ touch {asked}; sleep 60; }}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     with server.connect(server.device(tmp_path, python=str(python))) as connection:
         threading.Thread(target=cut_when, args=(server, asked)).start()

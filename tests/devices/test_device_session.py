@@ -8,10 +8,9 @@ import psutil
 import pytest
 from loopback_sshd import Server
 
-from compress.devices.archive import program
 from compress.devices.blobs import Blob, send_blobs
 from compress.devices.connection import Connection
-from compress.devices.session import begun, followed
+from compress.devices.session import begun, followed, program
 from compress.errors import DeviceError
 from compress.progress import SilentProgress
 

@@ -28,6 +28,8 @@ from compress.tasks.registry import get_task
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 MEASURED = ("tiny",)
 """Recipes of which every stage is measured here; that exports each of them, which takes seconds."""
+QUICK = Benchmark(budget_seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False)
+"""One launch of each model: that it is timed, and not how well, matters here."""
 HEADER = ("command:", "hardware:", "time:", "expect:")
 
 
@@ -84,7 +86,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         "model": "model",
         "data": data,
         "evaluation": evaluation,
-        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=recipe.name in MEASURED),
+        "benchmark": QUICK.model_copy(update={"every_stage": recipe.name in MEASURED}),
     }
     changed = recipe.model_copy(update=update).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
@@ -105,7 +107,9 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
         "model": "model",
         "data": recipe.data.model_copy(update={"source": None, "splits": splits, "max_length": 32}),
         "evaluation": Evaluation(windows=4, prompts=2, prompt_tokens=8, tokens=8),
-        "benchmark": recipe.benchmark.model_copy(update={"seconds": 0.1, "tokens": 4, "launches": 2, "threads": 1}),
+        "benchmark": recipe.benchmark.model_copy(
+            update={"budget_seconds": 0.1, "tokens": 4, "launches": 2, "threads": 1}
+        ),
     }
     stages = [_shrunk_generation_stage(stage.model_dump(exclude_unset=True)) for stage in recipe.stages]
     return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
@@ -128,7 +132,7 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
         "module": None,
         "module_arguments": {},
         "data": recipe.data.model_copy(update={"source": None, "splits": splits, "without_labels": ()}),
-        "benchmark": Benchmark(seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False),
+        "benchmark": QUICK,
     }
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     shrunk_recipe = recipe.model_copy(update=changes).model_dump()
@@ -141,7 +145,7 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
     changes = {
         "model": "model",
         "data": recipe.data.model_copy(update={"source": None, "splits": splits}),
-        "benchmark": Benchmark(seconds=0.1, examples=8, batched=False, launches=2, threads=1, every_stage=False),
+        "benchmark": QUICK.model_copy(update={"batched": False, "threads": 1}),
     }
     return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
 

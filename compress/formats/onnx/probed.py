@@ -49,7 +49,7 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Logits [recordings, vocabulary] of what follows the prompt in the first window of a few recordings."""
     from compress.checkpoints.processor import load_processor
     from compress.formats.onnx.speech.parity import teacher_forced
-    from compress.runtimes.speech_rules import read_rules
+    from compress.runtimes.transcriber import read_rules
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)

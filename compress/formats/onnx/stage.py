@@ -141,7 +141,7 @@ def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray],
     import numpy as np
 
     from compress.checkpoints.processor import load_processor
-    from compress.runtimes.speech_rules import read_rules
+    from compress.runtimes.transcriber import read_rules
 
     rows = context.data.split("train").slice(0, _SPEECH)
     processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt

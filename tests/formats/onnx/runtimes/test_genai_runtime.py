@@ -21,8 +21,7 @@ from compress.formats.onnx.runtimes import genai as onnxruntime_genai
 from compress.formats.onnx.runtimes.genai import GenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import feeder
-from compress.runtimes.generation import open_decoder
+from compress.runtimes.decoder import feeder, open_decoder
 
 pytest.importorskip("onnxruntime_genai")
 TARGET, POSITIONS = TARGETS["genai"], 1024

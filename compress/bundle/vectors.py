@@ -1,4 +1,4 @@
-"""Vectors of a text's tokens -> its embedding, as the model's folder says."""
+"""Answers that are numbers: scores, one a label, and embeddings, as the model's folder says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 
 from compress.bundle.kind import Answers, Numbers, Rounding, seven_figures
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import POOLED, Embed
+from compress.bundle.steps import POOLED, Embed, Softmax
 from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.errors import ModelError
+from compress.evaluation.evaluate import artifact_labels
 from compress.runtimes.runtime import Batch, Session
-from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
+from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
 
 
-def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
+def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
     """Pooling and normalisation are those of `modules.json`, unless the graph has them in it."""
     if not has_modules(model):
         raise ModelError(
@@ -39,7 +40,7 @@ def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
     return Embed.model_validate(fields)
 
 
-def _ask(session: Session, end: Embed, feed: Batch, known: Numbers) -> Numbers:
+def _ask_embedding(session: Session, end: Embed, feed: Batch, known: Numbers) -> Numbers:
     """The embedding."""
     found = _pooled(session.predict(feed)[end.output][0], end)
     if found.shape != (end.dimensions,):
@@ -81,6 +82,41 @@ EMBEDDINGS = Answers(
     meanings={LAST_HIDDEN_STATE: "one vector a token", SENTENCE_EMBEDDING: "the finished embedding"},
     # With integers, a text of two tokens came out with a cosine of 0.985 in a page.
     rounding=(Rounding(1e-3, 0.9999), Rounding(0.1, 0.97)),
-    find_end=_find_end,
-    ask=_ask,
+    find_end=_find_pooling,
+    ask=_ask_embedding,
+)
+
+
+def _find_labels(model: Path, outputs: Sequence[TensorRecord]) -> Softmax:
+    """The labels are those of the config."""
+    labels = artifact_labels(model)
+    if not labels:
+        raise ModelError(
+            "The model's config names no labels.",
+            where=str(model / "config.json"),
+            expected="an id2label with a name for each score",
+        )
+    return Softmax(output=LOGITS, labels=labels)
+
+
+def _ask_scores(session: Session, end: Softmax, feed: Batch, known: Numbers) -> Numbers:
+    """A score for each label."""
+    scores: np.ndarray = session.predict(feed)[end.output][0]
+    if len(scores) != len(end.labels):
+        raise ModelError(
+            f"The model's config names {len(end.labels)} labels, and the graph gives {len(scores)} scores.",
+            expected="an id2label in config.json with a name for each score",
+        )
+    return seven_figures(scores)
+
+
+LABELS = Answers(
+    many="scores",
+    field="logits",
+    folder="labels",
+    meanings={LOGITS: "one score a class, in the order of the labels"},
+    required=frozenset({LOGITS}),
+    rounding=(Rounding(1e-3), Rounding(0.05)),
+    find_end=_find_labels,
+    ask=_ask_scores,
 )

@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from compress.bench.piped import Piped
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Generation, Turn
-from compress.bench.service import raised_error
+from compress.bench.service import Piped, raised_error
 from compress.errors import StageError
 from compress.targets import Target
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compress.bench.child import Child, serving
 from compress.bench.machine import measure_rates
 from compress.bench.profiled_calls import Calls
-from compress.bench.service import Reply, serve_standard_streams
+from compress.bench.service import Reply, serve
 from compress.bench.worker import Answering, read_batches, timed, write_batches
 from compress.errors import StageError
 from compress.formats.onnx.model import find_graph
@@ -196,5 +196,4 @@ class ProfileWorker:
 
 def main() -> None:
     """Serve on the standard streams."""
-    worker = ProfileWorker()
-    serve_standard_streams({"open": worker.open, "turn": worker.turn, "limits": worker.limits, "end": worker.end})
+    serve(ProfileWorker())

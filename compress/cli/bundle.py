@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,7 @@ def bundle_verify(
 
     done = verify(path, signer)
     if json_:
-        typer.echo(json.dumps(done.as_dict(), indent=1))
+        typer.echo(json.dumps(asdict(done), indent=1))
         return
     typer.echo(
         f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"

@@ -14,7 +14,6 @@ from compress.bench.launches import FEWEST_LAUNCHES, Workload
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.record import Conditions, Record
 from compress.bench.results import Writer
-from compress.bench.rounds import Rounds
 from compress.bench.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
 from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
@@ -119,8 +118,8 @@ def generation_rows(writer: Writer, record: Record, model: str, context: int) ->
     read_ms = np.concatenate(first.latencies_ms(model))
     speeds = [1000 * len(latencies) / sum(latencies) for latencies in following.latencies_ms(model)]
     return [
-        _times(writer, f"time_to_first_token_ms_context_{context}", first, model),
-        _times(writer, f"time_per_output_token_ms_context_{context}", following, model),
+        *writer.times(first.by_launch(model), {f"time_to_first_token_ms_context_{context}": 0.5}),
+        *writer.times(following.by_launch(model), {f"time_per_output_token_ms_context_{context}": 0.5}),
         writer.medians(f"tokens_per_second_context_{context}", "tokens/s", speeds),
         writer.medians(f"prefill_tokens_per_second_context_{context}", "tokens/s", list(1000 * context / read_ms)),
     ]
@@ -132,12 +131,6 @@ def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, cont
         writer.speedup(f"speedup_{what}_context_{context}", record.timings[timing(context)], model, baseline)
         for what, timing in (("time_to_first_token", prompts), ("time_per_output_token", steps))
     ]
-
-
-def _times(writer: Writer, metric: str, rounds: Rounds, model: str) -> Measurement:
-    pooled = np.concatenate(rounds.latencies_ms(model))
-    (interval,) = writer.intervals(rounds.by_launch(model), (0.5,))
-    return writer.row(metric, float(np.median(pooled)), "ms", interval, pooled)
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,14 +68,9 @@ class Writer:
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
-        pooled = np.concatenate(rounds.latencies_ms(timed_as))
-        intervals = self.intervals(rounds.by_launch(timed_as), (0.5, 0.9, 0.99))
-        p90, p99 = (float(value) for value in np.quantile(pooled, [0.9, 0.99]))
-        rows = [
-            self.row("latency_ms", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self.row("latency_p90_ms", p90, "ms", intervals[1], n=len(pooled)),
-            self.row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
-        ]
+        rows = self.times(
+            rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
+        )
         buckets = length_buckets(lengths)
         if len(buckets) < 2:
             return rows
@@ -94,11 +89,9 @@ class Writer:
     def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Latency of a batch, and examples per second of each round."""
         latencies = rounds.latencies_ms(timed_as)
-        pooled = np.concatenate(latencies)
         throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
-        (interval,) = self.intervals(rounds.by_launch(timed_as), (0.5,))
         return [
-            self.row(f"latency_ms_batch_{batch_size}", float(np.median(pooled)), "ms", interval, pooled),
+            *self.times(rounds.by_launch(timed_as), {f"latency_ms_batch_{batch_size}": 0.5}),
             self.medians("throughput", "examples/s", throughput),
         ]
 
@@ -121,14 +114,8 @@ class Writer:
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
         """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
-        pooled = np.concatenate([np.asarray(launch) for launch in latencies])
-        intervals = self.intervals([[launch] for launch in latencies], (0.5, 0.99))
-        return [
-            self.row(f"latency_ms_rate_{rate:g}", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self.row(
-                f"latency_p99_ms_rate_{rate:g}", float(np.quantile(pooled, 0.99)), "ms", intervals[1], n=len(pooled)
-            ),
-        ]
+        metrics = {f"latency_ms_rate_{rate:g}": 0.5, f"latency_p99_ms_rate_{rate:g}": 0.99}
+        return self.times([[launch] for launch in latencies], metrics)
 
     def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
         """The reference kernels, timed among the rounds."""
@@ -144,19 +131,24 @@ class Writer:
             inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
             if len(inside):
                 launches.setdefault(launch, []).append(inside)
-        if not launches:
-            return []
-        pooled = np.concatenate([inside for launch in launches.values() for inside in launch])
-        (interval,) = self.intervals(list(launches.values()), (0.5,))
-        return [self.row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)]
+        return self.times(list(launches.values()), {f"latency_ms_length_{low}_{high}": 0.5}) if launches else []
 
-    def intervals(
-        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], quantiles: tuple[float, ...]
-    ) -> list[tuple[float, float] | None]:
-        """The interval of each quantile of the samples [launches][rounds][calls]; none with too few launches."""
-        if len(launches) < _FEWEST_LAUNCHES:
-            return [None] * len(quantiles)
-        return list(nested_quantile_intervals(launches, quantiles, self.seed, _RESAMPLES))
+    def times(
+        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], metrics: Mapping[str, float]
+    ) -> list[Measurement]:
+        """A quantile for each metric of the ms [launches][rounds][calls]; medians keep them.
+
+        With too few launches there are no intervals.
+        """
+        pooled = np.concatenate([np.asarray(calls) for launch in launches for calls in launch])
+        intervals: Sequence[tuple[float, float] | None] = [None] * len(metrics)
+        if len(launches) >= _FEWEST_LAUNCHES:
+            intervals = nested_quantile_intervals(launches, list(metrics.values()), self.seed, _RESAMPLES)
+        rows = []
+        for (metric, quantile), interval in zip(metrics.items(), intervals, strict=True):
+            value = float(np.median(pooled) if quantile == 0.5 else np.quantile(pooled, quantile))
+            rows.append(self.row(metric, value, "ms", interval, pooled if quantile == 0.5 else None, len(pooled)))
+        return rows
 
     def medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
         """A row of the median of ``samples``, with its interval where there are enough of them."""

@@ -72,23 +72,24 @@ def measure_generation(
     began, other = time.perf_counter(), elsewhere or {}
     check_place(artifacts, baseline, [target, *other.values()], place)
     _check(artifacts, texts, settings)
-    conditions = Conditions(
-        target=place.target(target),
-        threads=settings.threads,
-        launches=settings.launches,
-        seconds=settings.seconds,
-        precision=precision,
-        confidence=confidence,
-        seed=seed,
-        timeout_seconds=timeout_seconds,
-    )
     plan = TextPlan(sorted(set(settings.contexts)), settings.tokens, texts, other)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         nothing = Path(scratch) / "nothing.npz"
         write_batches(nothing, [])
         files = dict.fromkeys(artifacts, nothing)
-        left = seconds_left(settings.budget_seconds, began)
-        timed = place.time(Workload(artifacts, files, files, plan), conditions, baseline, left, progress)
+        conditions = Conditions(
+            target=place.target(target),
+            baseline=baseline,
+            threads=settings.threads,
+            launches=settings.launches,
+            seconds=settings.seconds,
+            precision=precision,
+            confidence=confidence,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            seconds_left=seconds_left(settings.budget_seconds, began),
+        )
+        timed = place.time(Workload(artifacts, files, files, plan), conditions, progress)
     record, rows = timed.record.undisturbed(), []
     for name in artifacts:
         if name not in record.lost:

@@ -98,8 +98,8 @@ class LostError(Exception):
 class Launches:
     """One session: launches are made until what they tell is precise enough, or time is up."""
 
-    def __init__(self, workload: Workload, conditions: Conditions, baseline: str) -> None:
-        self._workload, self._conditions, self._baseline = workload, conditions, baseline
+    def __init__(self, workload: Workload, conditions: Conditions) -> None:
+        self._workload, self._conditions, self._baseline = workload, conditions, conditions.baseline
         self._names = list(workload.artifacts)
         self._longest = 0.0
         self.record = Record({name: Rounds() for name in workload.plan.timings})

@@ -34,10 +34,7 @@ class Timed:
 
 
 class LaunchHost(Protocol):
-    """A machine that makes launches. ``conditions`` come without cores and deadline, which are the machine's own.
-
-    ``seconds_left`` is all the time that may be taken from the call on, starts included, or None.
-    """
+    """A machine that makes launches."""
 
     def target(self, target: Target) -> Target:
         """How rows name that target at this place."""
@@ -45,14 +42,7 @@ class LaunchHost(Protocol):
     def why_unavailable(self, target: Target) -> str | None:
         """Why nothing can run on ``target`` there, or ``None``."""
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed:
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
         """Make the launches of `Launches`; raises what those raise."""
 
 
@@ -67,21 +57,15 @@ class Here:
         """See `LaunchHost.why_unavailable`."""
         return why_unavailable(target)
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed:
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
         """See `LaunchHost.time`; what the runtime is missing is fetched first."""
         reason = make_ready(conditions.target, progress)
         if reason is not None:
             raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
-        deadline = None if seconds_left is None else time.perf_counter() + seconds_left
+        left = conditions.seconds_left
+        deadline = None if left is None else time.perf_counter() + left
         cores = spread_cores(conditions.threads)
-        launches = Launches(workload, replace(conditions, cores=cores, deadline=deadline), baseline)
+        launches = Launches(workload, replace(conditions, cores=cores, deadline=deadline))
         load = load_average()
         for _ in progress.track(launches, TRACKED, conditions.most_launches):
             pass

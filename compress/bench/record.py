@@ -16,9 +16,14 @@ from compress.targets import Target
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the processes run, and how long."""
+    """How the processes run, and how long.
+
+    ``seconds_left`` is all the time that may be taken from when the launches' host is asked, starts included. Cores and
+    the deadline, by the host's clock, are the host's own.
+    """
 
     target: Target
+    baseline: str
     threads: int
     launches: int
     seconds: float
@@ -28,6 +33,7 @@ class Conditions:
     timeout_seconds: float
     batched: bool = False
     rate: float | None = None
+    seconds_left: float | None = None
     cores: Sequence[int] = ()
     deadline: float | None = None
 

@@ -79,18 +79,6 @@ def measure_together(
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     timed_as = _equal_artifacts(artifacts)
-    conditions = Conditions(
-        target=place.target(target),
-        threads=settings.threads,
-        launches=settings.launches,
-        seconds=settings.seconds,
-        precision=precision,
-        confidence=confidence,
-        seed=seed,
-        timeout_seconds=timeout_seconds,
-        batched=settings.batched,
-        rate=settings.rate,
-    )
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
         drawn = draw_by_length(lengths, settings.examples, seed)
@@ -98,8 +86,21 @@ def measure_together(
         workload = _write_workload(
             {name: artifacts[name] for name in names}, examples, lengths, drawn, settings, scratch
         )
-        left = seconds_left(settings.budget_seconds, began)
-        timed = place.time(workload, conditions, timed_as[baseline], left, progress)
+        conditions = Conditions(
+            target=place.target(target),
+            baseline=timed_as[baseline],
+            threads=settings.threads,
+            launches=settings.launches,
+            seconds=settings.seconds,
+            precision=precision,
+            confidence=confidence,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            batched=settings.batched,
+            rate=settings.rate,
+            seconds_left=seconds_left(settings.budget_seconds, began),
+        )
+        timed = place.time(workload, conditions, progress)
     heard = examples[baseline].seconds
     seconds = None if heard is None else heard[drawn]
     record, rows = timed.record.undisturbed(), []

@@ -58,7 +58,7 @@ def _timed(asked: dict[str, Any], folder: Path) -> Timed:
     conditions = Conditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
     plan = (TextPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
     workload = Workload(**{kind: _paths(places, folder) for kind, places in asked["work"].items()}, plan=plan)
-    return HERE.time(workload, conditions, asked["baseline"], asked["seconds_left"], LineProgress(folder))
+    return HERE.time(workload, conditions, LineProgress(folder))
 
 
 def _paths(places: dict[str, str], folder: Path) -> dict[str, Path]:

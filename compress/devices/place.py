@@ -47,14 +47,7 @@ class DevicePlace:
             return f"devices are measured with ONNX Runtime on their processor, {self.name!r} too: `--target cpu`"
         return None
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed:
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
         """See `LaunchHost.time`. Raises `DeviceError` too."""
         places = {name: f"artifacts/{at}" for at, name in enumerate(workload.artifacts)}
         files, entries = dict(_files(workload.artifacts, places)), _entries(workload.artifacts, places)
@@ -66,8 +59,6 @@ class DevicePlace:
             "work": {"artifacts": entries, **batches},
             "plan": asdict(workload.plan),
             "conditions": asdict(conditions),
-            "baseline": baseline,
-            "seconds_left": seconds_left,
         }
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
         packages = PACKAGES + TRANSCRIBING if transcribes else PACKAGES

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir._cloner import Cloner
 
 MICROSOFT = "com.microsoft"
 OPSET = 21
@@ -73,6 +74,14 @@ class Nodes:
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 
+    def copy(
+        self, node: ir.Node, name: str, inputs: Sequence[ir.Value | None], values: dict[ir.Value, ir.Value]
+    ) -> Sequence[ir.Value]:
+        """A node of another graph with other inputs; ``values`` of this graph stand for those that it knows."""
+        cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
+        attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
+        return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
+
     def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
         """What ``write`` adds, as the branch of an `If`; its constants are the whole graph's. It gives the outputs."""
         outer, self._tape = self._tape, ir.tape.Tape()
@@ -81,6 +90,11 @@ class Nodes:
             return ir.Graph([], outputs, nodes=self._tape.nodes, name=name)
         finally:
             self._tape = outer
+
+    @property
+    def outputs(self) -> Sequence[ir.Value]:
+        """Those made so far."""
+        return self._outputs
 
     def model(self, name: str, metadata: dict[str, str] | None = None) -> ir.Model:
         """The finished graph."""

@@ -1,0 +1,151 @@
+"""Rewrites of a traced decoder, for any family: what exporters leave that ONNX Runtime has a single operator for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from compress.formats.onnx.decoder.nodes import MICROSOFT
+
+_NORM, _SKIP = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
+_SAME = (0, 2, 1, 3)
+
+
+def tidy(model: ir.Model) -> None:
+    """Apply every rewrite, in place, and drop what nothing reads any more."""
+    for rewrite in (_norm_before_turning, _reshape_of_reshape, _constant_shapes, _packed_heads, _quick_gelu, _skip_norms):
+        for node in list(model.graph):
+            rewrite(model.graph, node)
+        RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    if old.is_graph_output():
+        return
+    ir.convenience.replace_all_uses_with(old, new)
+
+
+def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind and node.domain == domain else None
+
+
+def _insert(graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], outputs: int = 1, **about: object) -> list[ir.Value]:
+    domain = str(about.pop("domain", ""))
+    node = ir.node(kind, inputs, attributes=about, domain=domain, num_outputs=outputs, name=f"{before.name}.{kind}")  # type: ignore[arg-type]
+    for index, value in enumerate(node.outputs):
+        value.name = f"{node.name}/output_{index}"
+    graph.insert_before(before, node)
+    return list(node.outputs)
+
+
+def _shape(value: ir.Value) -> list[int | str] | None:
+    if value.shape is None:
+        return None
+    axes = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
+    return None if None in axes else axes  # type: ignore[return-value]
+
+
+def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
+    """Norm over the last axis of turned heads, turned back: the same norm of heads that were not turned."""
+    if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != _SAME:
+        return
+    norm = _producer(node.inputs[0], _NORM)
+    turned = norm and _producer(norm.inputs[0], "Transpose")
+    if not turned or tuple(turned.attributes["perm"].as_ints()) != _SAME or len(norm.outputs[0].uses()) != 1:  # type: ignore[union-attr]
+        return
+    (found,) = _insert(graph, node, _NORM, [turned.inputs[0], norm.inputs[1]], **dict(norm.attributes))  # type: ignore[union-attr, arg-type]
+    found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
+    _replace(node.outputs[0], found)
+
+
+def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
+    """Reshaped to what it was: the value itself; reshaped twice: once."""
+    if node.op_type != "Reshape" or (inner := _producer(node.inputs[0], "Reshape")) is None:
+        return
+    source, wanted = inner.inputs[0], _shape(node.outputs[0])
+    assert source is not None
+    if wanted is not None and _shape(source) == wanted:
+        _replace(node.outputs[0], source)
+    elif wanted is not None and len(inner.outputs[0].uses()) == 1 and not _zeros(node):
+        node.replace_input_with(0, source)
+
+
+def _zeros(node: ir.Node) -> bool:
+    """Whether a reshape's target may copy an axis of its input by naming it 0."""
+    target = node.inputs[1]
+    known = target is not None and target.const_value is not None
+    return bool(known and (target.const_value.numpy() == 0).any())  # type: ignore[union-attr]
+
+
+def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
+    """A reshape to axes that its input has, or that are known, needs no shape computed."""
+    if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[1] is None or node.inputs[1].const_value is not None:
+        return
+    given, wanted = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if given is None or wanted is None:
+        return
+    target = [axis if isinstance(axis, int) else 0 if given[index : index + 1] == [axis] else -1 for index, axis in enumerate(wanted)]
+    if target.count(-1) > 1:
+        return
+    import numpy as np
+
+    name = "constants.int64." + "_".join(map(str, target))
+    constant = graph.initializers.get(name)
+    if constant is None:
+        constant = ir.val(name, const_value=ir.tensor(np.array(target, np.int64), name=name))
+        graph.register_initializer(constant)
+    node.replace_input_with(1, constant)
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
+    """Attention takes queries, keys and values side by side, as a joined product gives them."""
+    if node.op_type != "GroupQueryAttention":
+        return
+    split = _producer(node.inputs[0], "Split")
+    if split is None or list(node.inputs[:3]) != list(split.outputs) or any(len(value.uses()) > 1 for value in split.outputs):
+        return
+    node.replace_input_with(0, split.inputs[0])
+    node.replace_input_with(1, None)
+    node.replace_input_with(2, None)
+
+
+def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
+    """x times its sigmoid (SiLU)."""
+    if node.op_type != "Mul":
+        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        sigmoid = _producer(other, "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is value:
+            (found,) = _insert(graph, node, "QuickGelu", [value], domain=MICROSOFT, alpha=1.0)
+            found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
+            _replace(node.outputs[0], found)
+            return
+
+
+def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
+    """The norm of a sum gives the sum too."""
+    if node.op_type != _NORM or (added := _producer(node.inputs[0], "Add")) is None:
+        return
+    one, other = added.inputs
+    if one is None or other is None or _shape(one) is None or _shape(one) != _shape(other) or len(_shape(one) or ()) != 3:
+        return
+    if added.outputs[0].is_graph_output() or one.const_value is not None or other.const_value is not None:
+        return
+    epsilon = node.attributes["epsilon"].as_float()
+    outputs = _insert(graph, added, _SKIP, [one, other, node.inputs[1]], 4, domain=MICROSOFT, epsilon=epsilon)
+    for index in (1, 2):
+        outputs[index].name = ""
+    for old, new in ((node.outputs[0], outputs[0]), (added.outputs[0], outputs[3])):
+        new.shape, new.type = old.shape, old.type
+        _replace(old, new)
+
+

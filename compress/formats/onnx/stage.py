@@ -119,13 +119,13 @@ class Export(Stage[TorchModel, OnnxModel]):
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+        from compress.formats.onnx.decoder import GraphSettings, export_proven
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
-        model = export_decoder(checkpoint, settings)
-        found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
-        context.remark(f"export: {found}")
-        return model
+        windows = _windows(checkpoint, context)
+        written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
+        context.remark(f"export: {written.equality}; {written.attention}")
+        return written.model
 
     def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.formats.onnx.speech import export_whisper, prove_whisper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.onnx.decoder.fill import GraphSettings
-from compress.formats.onnx.decoder.folder import export_decoder
+from compress.formats.onnx.decoder.folder import export_decoder, export_proven
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
 
-__all__ = ["Equality", "GraphSettings", "export_decoder", "prove_decoder"]
+__all__ = ["Equality", "GraphSettings", "export_decoder", "export_proven", "prove_decoder"]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compress.checkpoints.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from compress.formats.onnx.decoder.sections import Sections, find_sections
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.weights import Weights
 from compress.formats.onnx.model import SHARED_CACHE
+from compress.runtimes.decoder import present_of
 
 REFUSAL = "padding_on_the_left_is_refused"
 _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
@@ -46,7 +48,7 @@ class GraphSettings:
     expand_on_load: bool = False
 
 
-def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> ir.Model:
+def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
     """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
     if settings.expand_on_load and any(node.op_type == plug.TAKE for node in trace.program.graph):
         raise ModelError(
@@ -55,7 +57,7 @@ def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -
             expected="a dense model",
             mend="leave expand_on_load out",
         )
-    return _Writer(checkpoint, trace, settings).write()
+    return ir.to_proto(_Writer(checkpoint, trace, settings).write())
 
 
 class _Writer:
@@ -89,26 +91,18 @@ class _Writer:
             self._values[value].shape = ir.Shape(value.const_value.shape)
         presents = self._blocks(sections, inputs)
         self._replay(sections.after)
-        outputs = {value.name: value for value in graph.outputs}
+        logits = next(value for value in graph.outputs if value.name == "logits")
         last: int | str = 1 if self._settings.last_token_only else _LENGTH
-        logits = self._values[outputs["logits"]]
-        vocabulary = int(outputs["logits"].shape[-1])  # type: ignore[index, arg-type]
-        tidied = [logits, *presents.values()]
-        shapes = [[_BATCH, last, vocabulary], *(_axes(name, self._trace.states[name], _TOTAL) for name in presents)]
-        names = ["logits", *("present" + _client_name(name).removeprefix("past_key_values").removeprefix("past") for name in presents)]
-        for value, name, shape in zip(tidied, names, shapes, strict=True):
-            self._nodes.output(self._own(value), name, ir.DataType.FLOAT, shape)
-        kept = {value.name: value.shape for value in self._nodes.outputs}
+        made = {"logits": (self._values[logits], [_BATCH, last, _size(logits)])}
+        for name, value in presents.items():
+            made[present_of(_client_name(name))] = value, _axes(name, self._trace.states[name], _TOTAL)
+        for name, (value, axes) in made.items():
+            self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
+        # The attention kernel writes new keys and values behind the old ones where both are one buffer.
         model = self._nodes.model(type(self._trace.model).__name__, {} if self._trace.unfused else {SHARED_CACHE: "1"})
         tidy(model)
-        for value in model.graph.inputs:
-            name = value.name or ""
-            if name == "input_ids":
-                value.shape = ir.Shape([_BATCH, _LENGTH])
-            elif name == "attention_mask":
-                value.shape = ir.Shape([_BATCH, _TOTAL])
-        for value in model.graph.outputs:
-            value.shape = kept[value.name]
+        for value, axis in zip(model.graph.inputs, (_LENGTH, _TOTAL), strict=False):
+            value.shape = ir.Shape([_BATCH, axis])
         return model
 
     def _own(self, value: ir.Value) -> ir.Value:
@@ -122,26 +116,33 @@ class _Writer:
         outputs = {value.name: value for value in self._trace.program.graph.outputs}
         presents: dict[str, ir.Value] = {}
         states, stream = self._trace.states, None
+        for name in () if sections.repeats else states:
+            self._values[inputs[name]] = self._past(name)
+        self._replay(sections.before)
         for index, block in enumerate(self._trace.blocks):
             own = [name for name in states if int(name.split("_")[2]) == index]
             kind = sections.kind(index)
             pairs = [(name, _of_layer(name, kind)) for name in own]
-            for name, traced in pairs:
-                value = self._nodes.input(_client_name(name), ir.DataType.FLOAT, _axes(name, states[name], "past_sequence_length"))
-                self._values[inputs[traced]] = value
-            if index == 0:
-                self._replay(sections.before)
+            for name, traced in pairs if sections.repeats else ():
+                self._values[inputs[traced]] = self._past(name)
             self._stream = stream if kind != index else None
             self._scope = block.prefix
             old, new = self._trace.blocks[kind].prefix, block.prefix
-            self._rename = lambda name, old=old, new=new: new + name.removeprefix(old) if name.startswith(f"{old}.") else name
+            self._rename = lambda name, old=old, new=new: (
+                new + name.removeprefix(old) if name.startswith(f"{old}.") else name
+            )
             self._replay(sections.blocks[kind])
             stream = self._values[sections.left[kind]]
-            presents |= {name: self._values[outputs["present" + traced.removeprefix("past")]] for name, traced in pairs}
+            made = {name: self._values.get(outputs["present" + traced.removeprefix("past")]) for name, traced in pairs}
+            presents |= {name: value for name, value in made.items() if value is not None}
         self._rename, self._scope = str, ""
         if sections.repeats and stream is not None:
             self._values[sections.left[self._trace.traced - 1]] = stream
         return presents
+
+    def _past(self, name: str) -> ir.Value:
+        axes = _axes(name, self._trace.states[name], "past_sequence_length")
+        return self._nodes.input(_client_name(name), ir.DataType.FLOAT, axes)
 
     def _replay(self, nodes: Iterable[ir.Node]) -> None:
         nodes = list(nodes)
@@ -196,10 +197,14 @@ class _Writer:
         else:
             scope = modules[0].rpartition(".")[0]
             transposed = bool(layers[0].attributes["transposed"].as_int())
-            products = self._weights.project(scope, [module.rpartition(".")[2] for module in modules], value, transposed)
+            products = self._weights.project(
+                scope, [module.rpartition(".")[2] for module in modules], value, transposed
+            )
             if len(products) < len(layers):
                 name = f"{scope}.{'_'.join(module.rpartition('.')[2] for module in modules)}.apart"
-                products = self._nodes.several("Split", name, [products[0], self._nodes.integers(*sizes)], len(sizes), axis=-1)
+                products = self._nodes.several(
+                    "Split", name, [products[0], self._nodes.integers(*sizes)], len(sizes), axis=-1
+                )
         for layer, product in zip(layers, products, strict=True):
             self._values[layer.outputs[0]] = product
             product.shape, product.type = layer.outputs[0].shape, layer.outputs[0].type
@@ -226,7 +231,9 @@ class _Writer:
             sent = send(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
             self._scope = name
-            self._rename = lambda one, name=name: f"{name}.{one.removeprefix(old)}" if one.startswith(old) else outer(one)
+            self._rename = lambda one, name=name: (
+                f"{name}.{one.removeprefix(old)}" if one.startswith(old) else outer(one)
+            )
             self._replay(parts)
             found.append((sent, self._values[_given(give, 0)]))
         self._rename, self._scope = outer, scope
@@ -255,9 +262,13 @@ class _Writer:
         if key not in self._tables:
             nodes, scope = self._nodes, f"rotary{len(self._tables) or ''}"
             bounds = {"start": 0, "stop": positions, "step": 1}
-            ends = [nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()]
+            ends = [
+                nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()
+            ]
             column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
-            angles = nodes.op("Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])])
+            angles = nodes.op(
+                "Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])]
+            )
             tables = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
             if factor != 1:
                 scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
@@ -292,6 +303,12 @@ def _experts(nodes: Sequence[ir.Node]) -> list[tuple[ir.Node, Sequence[ir.Node],
                 parts.append(node)
                 reached.update(node.outputs)
     return found
+
+
+def _size(value: ir.Value) -> int:
+    """Of the last axis."""
+    assert value.shape is not None
+    return int(value.shape[-1])  # type: ignore[arg-type]
 
 
 def _text(node: ir.Node, name: str) -> str:

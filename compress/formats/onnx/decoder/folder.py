@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
+import numpy as np
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import INDEX
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import compact
+from compress.errors import IntegrityError
 from compress.formats.onnx.decoder.fill import GraphSettings, write_graph
-from compress.formats.onnx.decoder.sections import NotRepeatable
+from compress.formats.onnx.decoder.parity import Equality, prove_decoder
+from compress.formats.onnx.decoder.sections import NotRepeatableError
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
 from compress.formats.onnx.decoder.trace import Trace, trace_decoder
 from compress.formats.onnx.model import EXTERNAL_DATA_FROM_BYTES, FLOAT_GRAPH, GENAI_CONFIG, GRAPH_FOLDER, OnnxModel
@@ -109,22 +112,55 @@ FEW_BITS_GRAPH = "model_q4.onnx"
 """What transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
 
 
-def export_decoder(
-    checkpoint: Checkpoint, settings: GraphSettings | None = None, fused: bool | None = None
-) -> OnnxModel:
+@dataclass(frozen=True)
+class Proven:
+    """A decoder with its proof; ``unfused``: why its attention is not one operator, or nothing."""
+
+    model: OnnxModel
+    equality: Equality
+    unfused: str
+
+    @property
+    def attention(self) -> str:
+        """How it is computed, in words."""
+        return f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
+
+
+def export_proven(
+    checkpoint: Checkpoint, settings: GraphSettings, windows: np.ndarray, tolerance: float, rounding_limit: float
+) -> Proven:
+    """The decoder of a checkpoint, proven on ``windows`` by `prove_decoder`.
+
+    Where the graph with attention in one operator is wrong, the model's own attention is traced instead. Raises
+    `ModelError` for what cannot be written, and `IntegrityError` where the plain graph is wrong too.
+    """
+    model, unfused = _export(checkpoint, settings)
+    try:
+        return Proven(model, prove_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
+    except IntegrityError as error:
+        if unfused:
+            raise
+        model, _ = _export(checkpoint, settings, fused=False)
+        equality = prove_decoder(model, checkpoint, windows, tolerance, rounding_limit)
+        return Proven(model, equality, error.what)
+
+
+def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
     """The decoder of a float or quantized checkpoint, proven by nothing yet: `prove_decoder` does that.
 
-    ``fused``: attention as one operator; by default where it can be. Raises `ModelError` for a model that cannot be
-    traced or a weight that cannot be written.
+    Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
-    settings = settings or GraphSettings()
+    return _export(checkpoint, settings or GraphSettings())[0]
+
+
+def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
     trace = trace_decoder(checkpoint, fused)
     try:
-        graph = ir.to_proto(write_graph(checkpoint, trace, settings))
-    except NotRepeatable:
+        graph = write_graph(checkpoint, trace, settings)
+    except NotRepeatableError:
         trace = trace_decoder(checkpoint, fused, whole=True)
-        graph = ir.to_proto(write_graph(checkpoint, trace, settings))
+        graph = write_graph(checkpoint, trace, settings)
     quantized = any(INTEGERS in one.name for one in graph.graph.initializer)
     file_name = FEW_BITS_GRAPH if quantized else FLOAT_GRAPH
     external = graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES
-    return OnnxModel(graph, file_name, companions(checkpoint, trace, file_name, external))
+    return OnnxModel(graph, file_name, companions(checkpoint, trace, file_name, external)), trace.unfused

@@ -143,7 +143,8 @@ class _Session:
         past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past")]
         # Rows in the first place; any other free axis is the length of what is kept, of which there is nothing yet.
         shapes = {
-            entry.name: (len(ids), *(axis if isinstance(axis, int) else 0 for axis in entry.shape[1:])) for entry in past
+            entry.name: (len(ids), *(axis if isinstance(axis, int) else 0 for axis in entry.shape[1:]))
+            for entry in past
         }
         self._cache = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self._mask = np.ones_like(ids) if mask is None else mask

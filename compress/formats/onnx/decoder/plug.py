@@ -1,27 +1,20 @@
 """transformers' own modules with names in place of weights, and ONNX Runtime's operators in place of attention.
 
-transformers lets attention, masks and experts be registered. A `Plug` stands behind our entries in these registries,
-and behind `nn.Linear`, `nn.Embedding` and every parameter, while a model runs inside `plugged`. In a *rehearsal* the
-numbers are arbitrary and what each attention call is gets recorded; in a *trace* each of these becomes one node that
-carries the name of a module or tensor, and no weight is needed or kept.
+A `Plug` stands behind attention, linear layers, tables and every parameter while a model runs inside `plugged`. In a
+*rehearsal* the numbers are arbitrary and what each attention call is gets recorded; in a *trace* each of these becomes
+one node that carries the name of a module or tensor, and no weight is needed or kept.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.onnx import ops
 
-from compress.checkpoints.experts import DOWN, GATE, UP, SeparateExperts
+from compress.checkpoints.experts import DOWN, GATE, UP
 from compress.formats.onnx.decoder.rotary import Rotation, rotation_of
 
 DOMAIN = "compress"
@@ -37,9 +30,9 @@ PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY, TAKE, GIVE, ENTER, LEAVE = (
     "Leave",
 )
 """The nodes that stand in a trace for what the checkpoint, or the finished graph, puts there."""
-REHEARSED, TRACED = "compress_rehearsal", "compress_trace"
-_HEAD_UNIT, _ROTARY_UNIT = 8, 16
-"""ONNX Runtime's attention takes heads of a multiple of 8, and rotates those of a multiple of 16."""
+
+_HEAD_UNIT, _ROTARY_UNIT, _PAIRS_UNIT = 8, 16, 8
+"""ONNX Runtime's attention takes heads of a multiple of 8, and rotates those of a multiple of 16, by 8 pairs each."""
 _FAR = (300_000, 997, 40, 3)
 """Positions at which a mask is asked what it lets through."""
 
@@ -118,7 +111,9 @@ class Plug:
     def parameter(self, name: str, shape: torch.Size) -> torch.Tensor:
         """A parameter: a node with its name, or arbitrary numbers."""
         if self.tracing:
-            return ops.symbolic(f"{DOMAIN}::{PARAMETER}", [], {"name": name}, dtype=torch.float32, shape=shape, version=1)
+            return ops.symbolic(
+                f"{DOMAIN}::{PARAMETER}", [], {"name": name}, dtype=torch.float32, shape=shape, version=1
+            )
         return torch.rand(shape) * 0.5 + 0.5
 
     def product(self, layer: Any, value: torch.Tensor, outputs: int, transposed: bool = False) -> torch.Tensor:
@@ -161,7 +156,9 @@ class Plug:
         if not self.tracing:
             return torch.zeros_like(hidden)
         about = {"module": experts.compress_name, "count": experts.count}
-        given = ops.symbolic(f"{DOMAIN}::{TAKE}", [hidden, chosen], about, dtype=hidden.dtype, shape=hidden.shape, version=1)
+        given = ops.symbolic(
+            f"{DOMAIN}::{TAKE}", [hidden, chosen], about, dtype=hidden.dtype, shape=hidden.shape, version=1
+        )
         beside = [experts.linear(0, role)(given) for role in (GATE, UP) if role in experts.names]
         part = experts.linear(0, DOWN)(experts._activate(torch.cat(beside, dim=-1)))
         inputs = [part, hidden, chosen, shares]
@@ -204,7 +201,16 @@ class Plug:
         return rotated
 
     def attend(
-        self, module: Any, query: Any, key: Any, value: Any, mask: Any, scale: float | None, softcap: Any, sinks: Any, others: Any
+        self,
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        scale: float | None,
+        softcap: Any,
+        sinks: Any,
+        others: Any,
     ) -> torch.Tensor:
         """[batch, length, heads, size]: in a rehearsal computed and recorded, in a trace one node."""
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -215,6 +221,8 @@ class Plug:
         sizes = query.shape[-1], value.shape[-1]
         rotation = self._rotated.get(id(query))
         both = rotation if isinstance(rotation, Rotation) and self._rotated.get(id(key)) is rotation else None
+        if both is not None and (sizes[0] % _ROTARY_UNIT or len(both.frequencies) % _PAIRS_UNIT):
+            both = None
         extra = [name for name in ("position_bias", "indices", "block_indices") if others.get(name) is not None]
         problems = {
             "its keys are changed after the cache": layer is None or id(value) not in self.updated,
@@ -233,7 +241,7 @@ class Plug:
             scale,
             float(softcap or 0.0),
             window,
-            None if sizes[0] % _ROTARY_UNIT else both,
+            both,
             next((problem for problem, so in problems.items() if so), ""),
         )
         return torch.randn(query.shape[0], query.shape[2], query.shape[1], sizes[1])
@@ -262,7 +270,13 @@ class Plug:
         if value.shape[-1] < size:
             value = nn.functional.pad(value, (0, size - value.shape[-1]))
         flat = [one.transpose(1, 2).reshape(batch, length, -1) for one in (query, key, value)]
-        inputs = [*flat, *slot.past, *(self.lengths or ()), *tables, *([None, None, sinks] if sinks is not None else [])]
+        inputs = [
+            *flat,
+            *slot.past,
+            *(self.lengths or ()),
+            *tables,
+            *([None, None, sinks] if sinks is not None else []),
+        ]
         while inputs[-1] is None:
             inputs.pop()
         present = [batch, key.shape[1], slot.past[0].shape[2] + length, size]
@@ -291,9 +305,6 @@ class Plug:
         return apart[..., : call.value_size] if call.value_size < size else apart
 
 
-_ACTIVE: ContextVar[Plug] = ContextVar("plug")
-
-
 def _window(mask_function: Any) -> int | None:
     """-1 where a mask is causal, a window's size, or None: by the mask's own function, far from any beginning."""
     counts = {}
@@ -310,149 +321,3 @@ def _window(mask_function: Any) -> int | None:
     if any(count != min(query + 1, size) for query, count in counts.items()):
         return None
     return -1 if size == _FAR[0] + 1 else size
-
-
-def _attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    sinks = sinks if s_aux is None else s_aux
-    plug = _ACTIVE.get()
-    return plug.attend(module, query, key, value, attention_mask, scaling, softcap, sinks, others), None
-
-
-def _mask(*arguments: Any, **named: Any) -> torch.Tensor:
-    names = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask")
-    return _ACTIVE.get().mask(**dict(zip(names, arguments, strict=False)), **named)
-
-
-def register() -> None:
-    """Put our functions into transformers' registries."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(REHEARSED, _attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(REHEARSED, _mask)
-    # Without a mask function of that name models make no mask at all, since the operator has its own.
-    ALL_ATTENTION_FUNCTIONS.register(TRACED, _attend)
-
-
-def prepare(model: nn.Module) -> None:
-    """Name every module, and let each parameter be asked of the plug in place of being kept, in place."""
-    for name, module in model.named_modules():
-        module.compress_name = name  # type: ignore[assignment]
-        leaves = {leaf: parameter for leaf, parameter in module._parameters.items() if parameter is not None}
-        module.compress_shapes = {leaf: tuple(parameter.shape) for leaf, parameter in leaves.items()}  # type: ignore[assignment]
-        if not leaves:
-            continue
-        for leaf in leaves:
-            del module._parameters[leaf]
-        kind = type(module)
-        module.__class__ = type(
-            kind.__name__,
-            (kind,),
-            {leaf: _property(f"{name}.{leaf}" if name else leaf, value.shape) for leaf, value in leaves.items()}
-            | {"__module__": kind.__module__},
-        )
-
-
-def _property(name: str, shape: torch.Size) -> property:
-    return property(lambda self: _ACTIVE.get().parameter(name, shape))
-
-
-def set_attention(model: nn.Module, name: str) -> None:
-    """The attention that every part of the model looks up."""
-    seen: set[int] = set()
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        while config is not None and id(config) not in seen:
-            seen.add(id(config))
-            config._attn_implementation_internal = name
-            config = getattr(config, "text_config", None)
-
-
-@contextmanager
-def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
-    """Run ``model``, prepared by `prepare`, with ``plug`` behind its attention, layers, tables, norms and experts."""
-    from transformers.pytorch_utils import Conv1D
-
-    token = _ACTIVE.set(plug)
-    with ExitStack() as stack:
-        stack.callback(_ACTIVE.reset, token)
-        for kind, forward in (
-            (nn.Linear, lambda self, input: plug.product(self, input, self.out_features)),
-            (nn.Embedding, lambda self, input: plug.rows(self, input)),
-            (Conv1D, lambda self, x: plug.product(self, x, self.nf, transposed=True)),
-            (SeparateExperts, lambda self, *given: plug.mix(self, *given)),
-        ):
-            stack.enter_context(patch.object(kind, "forward", forward))
-        for module in {sys.modules[type(part).__module__] for part in model.modules()}:
-            for name, function in list(vars(module).items()):
-                if name.startswith("apply_rotary") and callable(function):
-                    stack.enter_context(patch.object(module, name, _rotating(plug, function)))
-        for part in model.modules():
-            if any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
-                stack.enter_context(patch.object(part, "forward", _tables(plug, part)))
-            elif plug.tracing and part.compress_name in plug.norms:
-                normed = _normed(plug, *plug.norms[str(part.compress_name)])
-                stack.enter_context(patch.object(part, "forward", MethodType(normed, part)))
-        yield
-
-
-def _rotating(plug: Plug, function: Any) -> Any:
-    return lambda *arguments, **named: plug.rotate(function, arguments, named)
-
-
-def _tables(plug: Plug, module: Any) -> Any:
-    forward = module.forward
-
-    def tables(*arguments: Any, **named: Any) -> Any:
-        kind = next((one for one in (*arguments, *named.values()) if isinstance(one, str)), None)
-        return plug.rotary_tables(module, forward(*arguments, **named), kind)
-
-    return tables
-
-
-def _normed(plug: Plug, epsilon: float, offset: float) -> Any:
-    return lambda self, hidden: plug.norm(self, hidden, epsilon, offset)
-
-
-def plain_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Of every module that computes x / sqrt(mean(x^2) + epsilon) (weight + offset) its epsilon and offset.
-
-    By its answer to numbers, since classes of that name differ.
-    """
-    found = {}
-    for name, module in model.named_modules():
-        if "RMSNorm" in type(module).__name__ and (facts := _plain_norm(module)):
-            found[name] = facts
-    return found
-
-
-def _plain_norm(module: Any) -> tuple[float, float] | None:
-    kind = type(module)
-    epsilons = [getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)]
-    if not epsilons or not isinstance(getattr(kind, "weight", None), property):
-        return None
-    size = module.weight.shape
-    if len(size) != 1:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    weight, hidden = torch.randn(size, generator=generator), torch.randn(2, 3, *size, generator=generator)
-    epsilon = float(epsilons[0] or torch.finfo(torch.float32).eps)
-    normed = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
-    with patch.object(kind, "weight", weight):
-        try:
-            answer = module.forward(hidden)
-        except TypeError:
-            return None
-    offsets = (offset for offset in (0.0, 1.0) if torch.allclose(answer, normed * (weight + offset), atol=1e-5))
-    return next(((epsilon, offset) for offset in offsets), None)

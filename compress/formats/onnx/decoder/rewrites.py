@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.formats.onnx.decoder.nodes import MICROSOFT
 
-_NORM, _SKIP = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
+_NORM = "SimplifiedLayerNormalization"
+_SKIPS = {_NORM: "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SAME = (0, 2, 1, 3)
 
 
 def tidy(model: ir.Model) -> None:
     """Apply every rewrite, in place, and drop what nothing reads any more."""
-    for rewrite in (_norm_before_turning, _reshape_of_reshape, _constant_shapes, _packed_heads, _quick_gelu, _skip_norms):
+    for rewrite in (
+        _norm_before_turning,
+        _reshape_of_reshape,
+        _constant_shapes,
+        _packed_heads,
+        _quick_gelu,
+        _skip_norms,
+    ):
         for node in list(model.graph):
             rewrite(model.graph, node)
         RemoveUnusedNodesPass()(model)
@@ -37,7 +43,9 @@ def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | 
     return node if node is not None and node.op_type == kind and node.domain == domain else None
 
 
-def _insert(graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], outputs: int = 1, **about: object) -> list[ir.Value]:
+def _insert(
+    graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], outputs: int = 1, **about: object
+) -> list[ir.Value]:
     domain = str(about.pop("domain", ""))
     node = ir.node(kind, inputs, attributes=about, domain=domain, num_outputs=outputs, name=f"{before.name}.{kind}")  # type: ignore[arg-type]
     for index, value in enumerate(node.outputs):
@@ -87,12 +95,20 @@ def _zeros(node: ir.Node) -> bool:
 
 def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
     """A reshape to axes that its input has, or that are known, needs no shape computed."""
-    if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[1] is None or node.inputs[1].const_value is not None:
+    if (
+        node.op_type != "Reshape"
+        or node.inputs[0] is None
+        or node.inputs[1] is None
+        or node.inputs[1].const_value is not None
+    ):
         return
     given, wanted = _shape(node.inputs[0]), _shape(node.outputs[0])
     if given is None or wanted is None:
         return
-    target = [axis if isinstance(axis, int) else 0 if given[index : index + 1] == [axis] else -1 for index, axis in enumerate(wanted)]
+    target = [
+        axis if isinstance(axis, int) else 0 if given[index : index + 1] == [axis] else -1
+        for index, axis in enumerate(wanted)
+    ]
     if target.count(-1) > 1:
         return
     import numpy as np
@@ -111,7 +127,11 @@ def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type != "GroupQueryAttention":
         return
     split = _producer(node.inputs[0], "Split")
-    if split is None or list(node.inputs[:3]) != list(split.outputs) or any(len(value.uses()) > 1 for value in split.outputs):
+    if (
+        split is None
+        or list(node.inputs[:3]) != list(split.outputs)
+        or any(len(value.uses()) > 1 for value in split.outputs)
+    ):
         return
     node.replace_input_with(0, split.inputs[0])
     node.replace_input_with(1, None)
@@ -133,19 +153,17 @@ def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
 
 def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
     """The norm of a sum gives the sum too."""
-    if node.op_type != _NORM or (added := _producer(node.inputs[0], "Add")) is None:
+    skip = _SKIPS.get(node.op_type)
+    if skip is None or (added := _producer(node.inputs[0], "Add")) is None or added.outputs[0].is_graph_output():
         return
-    one, other = added.inputs
-    if one is None or other is None or _shape(one) is None or _shape(one) != _shape(other) or len(_shape(one) or ()) != 3:
-        return
-    if added.outputs[0].is_graph_output() or one.const_value is not None or other.const_value is not None:
+    shapes = [None if value is None or value.const_value is not None else _shape(value) for value in added.inputs]
+    if shapes[0] is None or shapes[0] != shapes[1] or len(shapes[0]) != 3:
         return
     epsilon = node.attributes["epsilon"].as_float()
-    outputs = _insert(graph, added, _SKIP, [one, other, node.inputs[1]], 4, domain=MICROSOFT, epsilon=epsilon)
+    inputs = [*added.inputs, *node.inputs[1:]]
+    outputs = _insert(graph, added, skip, inputs, 4, domain=MICROSOFT, epsilon=epsilon)
     for index in (1, 2):
         outputs[index].name = ""
     for old, new in ((node.outputs[0], outputs[0]), (added.outputs[0], outputs[3])):
         new.shape, new.type = old.shape, old.type
         _replace(old, new)
-
-

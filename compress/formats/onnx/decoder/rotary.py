@@ -30,7 +30,10 @@ class Rotation:
         angles = torch.arange(query.shape[2], dtype=torch.float32)[:, None] * torch.tensor(self.frequencies)
         cosines, sines = angles.cos() * self.factor, angles.sin() * self.factor
         for interleaved in (False, True):
-            pairs = [(_rotate(value, cosines, sines, interleaved), found) for value, found in zip((query, key), rotated)]
+            pairs = [
+                (_rotate(value, cosines, sines, interleaved), found)
+                for value, found in zip((query, key), rotated, strict=True)
+            ]
             if all(torch.allclose(ours, found, atol=_TOLERANCE) for ours, found in pairs):
                 return replace(self, interleaved=interleaved)
         return None
@@ -45,8 +48,10 @@ def rotation_of(module: Any, cosine: torch.Tensor, layer_type: str | None) -> Ro
     if frequencies is None or kind in ("dynamic", "longrope") or cosine.ndim != 3:
         return None
     factor = float(getattr(module, f"{prefix}attention_scaling", 1.0))
-    positions = int(getattr(module, "max_seq_len_cached", 0) or module.config.max_position_embeddings)
-    return Rotation(tuple(frequencies.float().tolist()), factor, positions)
+    positions = getattr(module, "max_seq_len_cached", None) or getattr(module.config, "max_position_embeddings", None)
+    if not positions:
+        return None
+    return Rotation(tuple(frequencies.float().tolist()), factor, int(positions))
 
 
 def _rotate(value: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -11,7 +11,7 @@ from compress.formats.onnx.decoder import plug
 from compress.formats.onnx.decoder.trace import Trace
 
 
-class NotRepeatable(Exception):
+class NotRepeatableError(Exception):
     """Blocks share more than their stream, so that none can be written by itself."""
 
 
@@ -35,9 +35,12 @@ class Sections:
 
 
 def find_sections(trace: Trace) -> Sections:
-    """Divide a trace. Raises `NotRepeatable` where blocks must be repeated and cannot."""
+    """Divide a trace. Raises `NotRepeatableError` where blocks must be repeated and cannot."""
     nodes = list(trace.program.graph)
-    marks = {kind: {node.attributes["index"].as_int(): node for node in nodes if _is(node, kind)} for kind in (plug.ENTER, plug.LEAVE)}
+    marks = {
+        kind: {node.attributes["index"].as_int(): node for node in nodes if _is(node, kind)}
+        for kind in (plug.ENTER, plug.LEAVE)
+    }
     left = {index: node.outputs[0] for index, node in marks[plug.LEAVE].items()}
     repeats = trace.traced < len(trace.blocks)
     owners = _owners(trace, nodes)
@@ -60,7 +63,7 @@ def find_sections(trace: Trace) -> Sections:
     mixed = any(len(own) > 1 for own in owners.values())
     if (repeats and not chained) or mixed or not chained:
         if repeats:
-            raise NotRepeatable
+            raise NotRepeatableError
         # Nothing is repeated: the whole trace in its own order, as the first block's.
         return Sections([], [nodes, *[[] for _ in range(trace.traced - 1)]], [], left, [], False)
     return Sections(before, blocks, after, left, [block.kind for block in trace.blocks], repeats)

@@ -1,15 +1,17 @@
 """The graph of a decoder without its weights, traced through transformers' own modules.
 
-Prompt and single tokens in one graph: keys and values of earlier tokens, and the states of convolutions and recurrences,
-come in and go out. A trace takes seconds for each block, so that only as many are traced as differ from each other; the
-others are written as these are.
+Prompt and single tokens in one graph: keys and values of earlier tokens, and the states of convolutions and
+recurrences, come in and go out. A trace takes seconds for each block, so that only as many are traced as differ from
+each other; the others are written as these are.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from torch import nn
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import empty_module
 from compress.errors import ModelError
+from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import plug as plugs
 from compress.formats.onnx.decoder.plug import Call, Plug, Slot
 from compress.formats.silence import silence
@@ -28,11 +31,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PAST, _NEW, _ROWS = 5, 3, 2
-"""Tokens of a trace's past, its new ones, and its rows: no two axes alike, and none of them 1, which would be frozen."""
+"""Tokens of a trace's past, its new ones, and its rows: no two axes alike, and none of 1, which would be frozen."""
 _REHEARSED = 24
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What models call the argument that holds their cache."""
 _KINDS = ("conv", "recurrent")
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What a forward pass, or torch.export, may end in."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +73,71 @@ class Trace:
     unfused: str = ""
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `ModelError` for a language model that cannot be built, or run without its weights."""
+    checkpoint = Checkpoint(folder)
+    with _refusing(checkpoint), torch.no_grad():
+        _Rehearsal(checkpoint)
+
+
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
     """Trace the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
     ``whole``: every block, whether or not it is like another. Raises `ModelError` for a model that cannot be traced.
     """
-    plugs.register()
-    model = empty_module(checkpoint).eval()
-    model.config.output_router_logits = False
-    plugs.prepare(model)
-    prefix, blocks = _blocks(model)
-    plug = Plug()
+    with _refusing(checkpoint), silence("prints"), torch.no_grad():
+        found = _Rehearsal(checkpoint)
+        described = _describe(found.prefix, found.blocks, found.plug)
+        traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
+        while len(found.blocks) > traced:
+            del found.blocks[-1]
+        unfused = _unfused(found.plug) if fused is not False else "it is traced as it is"
+        found.plug.fused = not unfused
+        states = _sample_states(found.cache, found.plug)
+        program = _trace(found, {name: state for name, state in states.items() if int(name.split("_")[2]) < traced})
+    shapes = {name: tuple(state.shape) for name, state in states.items()}
+    calls = list(found.plug.calls.values())
+    return Trace(program, found.model, described, traced, shapes, calls, unfused)
+
+
+@contextmanager
+def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of any failure inside transformers or torch that the model cannot be traced."""
     try:
-        with silence("prints"), torch.no_grad():
-            cache = _rehearse(model, plug)
-            described = _describe(prefix, blocks, plug)
-            traced = len(blocks) if whole else _needed(described)
-            for index in range(traced, len(blocks)):
-                del blocks[traced]
-            unfused = _unfused(plug) if fused is not False else "attention is traced as it is"
-            plug.fused, plug.tracing = not unfused, True
-            states = _sample_states(cache, plug)
-            present = {name: state for name, state in states.items() if int(name.split("_")[2]) < traced}
-            program = _trace(model, plug, blocks, present)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, AssertionError) as error:
+        yield
+    except ModelError:
+        raise
+    except _FAILURES as error:
+        name = next(iter(checkpoint.config.get("architectures") or ["The model"]))
         raise ModelError(
-            f"{type(model).__name__} cannot be traced: {_first_line(error)}",
+            f"{name} cannot be written as an ONNX decoder: {_first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="a decoder whose forward pass torch.export can follow",
-            mend="ship it as a checkpoint or GGUF instead",
+            mend="ship it as a GPTQ checkpoint or GGUF instead",
         ) from error
-    shapes = {name: tuple(state.shape) for name, state in states.items()}
-    return Trace(program, model, described, traced, shapes, list(plug.calls.values()), unfused)
+
+
+class _Rehearsal:
+    """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        interfaces.register()
+        self.model = empty_module(checkpoint).eval()
+        # What routers answer is for their training alone.
+        self.model.config.output_router_logits = False
+        interfaces.prepare(self.model)
+        self.prefix, self.blocks = _blocks(self.model)
+        self.plug = Plug()
+        interfaces.set_attention(self.model, interfaces.REHEARSED)
+        self.cache = _cache(self.model)
+        for index, layer in enumerate(self.cache.layers):
+            if _holds_keys(layer):
+                layer.update = MethodType(_noting(self.plug, index, layer.update), layer)
+        with interfaces.plugged(self.model, self.plug):
+            _run(self.model, self.cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
+            self.plug.norms = interfaces.plain_norms(self.model)
+        reached = {call.layer for call in self.plug.calls.values()}
+        self.plug.missed = sorted(set(self.plug.updated.values()) - reached)
 
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -103,25 +148,6 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if name is None:
         raise ModelError(f"{type(model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks")
     return name, outermost[name]
-
-
-# ---------------------------------------------------------------------- rehearsal
-
-
-def _rehearse(model: Any, plug: Plug) -> Any:
-    """Run the model once on arbitrary numbers, and record what its attention and norms are; returns its cache."""
-    plugs.set_attention(model, plugs.REHEARSED)
-    plug.clear()
-    cache = _cache(model)
-    for index, layer in enumerate(cache.layers):
-        if _holds_keys(layer):
-            layer.update = MethodType(_noting(plug, index, layer.update), layer)
-    with plugs.plugged(model, plug):
-        _run(model, cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
-        plug.norms = plugs.plain_norms(model)
-    reached = {call.layer for call in plug.calls.values()}
-    plug.missed = sorted(set(plug.updated.values()) - reached)
-    return cache
 
 
 def _noting(plug: Plug, index: int, update: Any) -> Any:
@@ -169,12 +195,7 @@ def _likeness(block: nn.Module, name: str) -> Iterator[Any]:
 
 
 def _likeness_of_call(call: Call, name: str) -> Any:
-    return call.module.removeprefix(name), *[getattr(call, one) for one in list(vars(call)) if one not in ("module", "layer")]
-
-
-def _needed(blocks: Sequence[Block]) -> int:
-    """How many of the first blocks hold one of every kind."""
-    return max(block.kind for block in blocks) + 1
+    return replace(call, module=call.module.removeprefix(name), layer=0)
 
 
 # ---------------------------------------------------------------------- trace
@@ -206,7 +227,7 @@ class _OneGraph(nn.Module):
             _put_states(layer, index, past)
             if f"past_key_{index}" in past:
                 pair = past[f"past_key_{index}"], past[f"past_value_{index}"]
-                _put_keys(layer, pair, plug, index)
+                _put_keys(layer, pair, plug, index, attention_mask.shape[1] - new)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, attention_mask.shape[1] - new :]
         logits = _call(self.model, cache, input_ids, attention_mask, positions)
         outputs = {"logits": logits}
@@ -237,7 +258,8 @@ def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> Non
                 layer.conv_kernel_size[number] = state.shape[-1]
 
 
-def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, index: int) -> None:
+def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, index: int, length: Any) -> None:
+    """``length`` of the past as the mask has it, lest the blocks depend on each other's keys."""
     layer.keys, layer.values = pair
     layer.is_initialized = True
     layer.device, layer.dtype = pair[0].device, pair[0].dtype
@@ -245,18 +267,16 @@ def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, i
         layer.get_seq_length = MethodType(lambda self: self.keys.shape[-2], layer)
         return
     plug.slots[index] = Slot(pair)
-    length = pair[0].shape[2]
     layer.get_seq_length = MethodType(lambda self: length, layer)
     layer.get_mask_sizes = MethodType(lambda self, queries: (length + queries, 0), layer)
     layer.update = MethodType(_noting(plug, index, lambda key, value, *rest, **named: (key, value)), layer)
 
 
-def _trace(
-    model: Any, plug: Plug, blocks: nn.ModuleList, states: Mapping[str, torch.Tensor]
-) -> ir.Model:
+def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    plugs.set_attention(model, plugs.TRACED if plug.fused else "eager")
+    model, plug = found.model, found.plug
+    interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
     total = _PAST + _NEW
     inputs = {
         "input_ids": torch.ones(_ROWS, _NEW, dtype=torch.long),
@@ -264,9 +284,9 @@ def _trace(
         **states,
     }
     plug.tracing = True
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(found.blocks):
         block.forward = _marked(plug, block.forward, index)
-    with plugs.plugged(model, plug):
+    with interfaces.plugged(model, plug):
         program, _ = OnnxExporter().export_program(_OneGraph(model, plug).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 
@@ -286,7 +306,7 @@ def _marked(plug: Plug, forward: Any, index: int) -> Any:
 
 
 def _sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
-    """What a cache of the rehearsal holds after some tokens, flat; keys and values as wide as the operator wants them."""
+    """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
     flat: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(cache.layers):
         if _holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
@@ -334,6 +354,8 @@ def _call(model: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positio
     taken = inspect.signature(type(model).forward).parameters
     word = next((name for name in _CACHES if name in taken), None)
     named = {} if word is None else {word: cache}
+    if not any(map(_holds_keys, cache.layers)):  # states alone: the mask is of the new tokens
+        mask = mask[:, mask.shape[1] - ids.shape[1] :]
     if "position_ids" in taken:
         named["position_ids"] = positions
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=True, **named).logits

@@ -43,7 +43,7 @@ class Weights:
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds that tensor."""
-        return name in self._checkpoint.files
+        return self._checkpoint.holds(name)
 
     def vector(self, name: str) -> ir.Value:
         """A stored tensor in float32, such as a norm's scale."""

@@ -9,8 +9,10 @@ batch may be padded on the right; padding on the left, which the attention kerne
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -30,6 +32,7 @@ from compress.runtimes.decoder import present_of
 
 REFUSAL = "padding_on_the_left_is_refused"
 _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _BATCH, _LENGTH, _TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 
 
@@ -70,7 +73,6 @@ class _Writer:
         self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load)
         self._values: dict[ir.Value, ir.Value] = {}
         self._rename: Callable[[str], str] = str
-        self._scope = ""
         self._stream: ir.Value | None = None
         self._tables: dict[str, Sequence[ir.Value]] = {}
         model = trace.model
@@ -82,8 +84,8 @@ class _Writer:
     def write(self) -> ir.Model:
         graph, sections = self._trace.program.graph, find_sections(self._trace)
         inputs = {value.name: value for value in graph.inputs}
-        for name, axes in (("input_ids", [_BATCH, _LENGTH]), ("attention_mask", [_BATCH, _TOTAL])):
-            self._values[inputs[name]] = self._nodes.input(name, ir.DataType.INT64, axes)
+        for name, axis in (("input_ids", _LENGTH), ("attention_mask", _TOTAL)):
+            self._values[inputs[name]] = self._nodes.input(name, ir.DataType.INT64, [_BATCH, axis])
             self._values[inputs[name]].shape = inputs[name].shape
         for name, value in graph.initializers.items():
             assert value.const_value is not None
@@ -93,7 +95,8 @@ class _Writer:
         self._replay(sections.after)
         logits = next(value for value in graph.outputs if value.name == "logits")
         last: int | str = 1 if self._settings.last_token_only else _LENGTH
-        made = {"logits": (self._values[logits], [_BATCH, last, _size(logits)])}
+        made: dict[str, tuple[ir.Value, list[int | str]]] = {}
+        made["logits"] = self._values[logits], [_BATCH, last, _size(logits)]
         for name, value in presents.items():
             made[present_of(_client_name(name))] = value, _axes(name, self._trace.states[name], _TOTAL)
         for name, (value, axes) in made.items():
@@ -102,7 +105,7 @@ class _Writer:
         model = self._nodes.model(type(self._trace.model).__name__, {} if self._trace.unfused else {SHARED_CACHE: "1"})
         tidy(model)
         for value, axis in zip(model.graph.inputs, (_LENGTH, _TOTAL), strict=False):
-            value.shape = ir.Shape([_BATCH, axis])
+            value.shape = ir.Shape((_BATCH, axis))
         return model
 
     def _own(self, value: ir.Value) -> ir.Value:
@@ -126,16 +129,12 @@ class _Writer:
             for name, traced in pairs if sections.repeats else ():
                 self._values[inputs[traced]] = self._past(name)
             self._stream = stream if kind != index else None
-            self._scope = block.prefix
-            old, new = self._trace.blocks[kind].prefix, block.prefix
-            self._rename = lambda name, old=old, new=new: (
-                new + name.removeprefix(old) if name.startswith(f"{old}.") else name
-            )
+            self._rename = partial(_moved, self._trace.blocks[kind].prefix, block.prefix)
             self._replay(sections.blocks[kind])
             stream = self._values[sections.left[kind]]
             made = {name: self._values.get(outputs["present" + traced.removeprefix("past")]) for name, traced in pairs}
             presents |= {name: value for name, value in made.items() if value is not None}
-        self._rename, self._scope = str, ""
+        self._rename = str
         if sections.repeats and stream is not None:
             self._values[sections.left[self._trace.traced - 1]] = stream
         return presents
@@ -162,7 +161,7 @@ class _Writer:
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
         if node.outputs[0] in self._values and node in joined and joined[node][0] is not node:
             return
-        writers = {
+        writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
             plug.PARAMETER: lambda: [self._weights.vector(self._rename(_text(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
@@ -184,14 +183,13 @@ class _Writer:
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
         inputs = [None if value is None else self._values[value] for value in node.inputs]
-        name = f"{self._scope}.{node.outputs[0].name}".lstrip(".")
-        return self._nodes.copy(node, name, inputs, self._values)
+        return self._nodes.copy(node, self._rename(_module(node)) or "graph", inputs, self._values)
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
         modules = [self._rename(_text(layer, "module")) for layer in layers]
         value = self._values[_given(layers[0], 0)]
-        sizes = [int(layer.outputs[0].shape[-1]) for layer in layers]  # type: ignore[index, arg-type]
+        sizes = [int(layer.outputs[0].shape[-1]) for layer in layers]
         if modules == [self._head]:
             products: Sequence[ir.Value] = [self._logits(value)]
         else:
@@ -201,7 +199,7 @@ class _Writer:
                 scope, [module.rpartition(".")[2] for module in modules], value, transposed
             )
             if len(products) < len(layers):
-                name = f"{scope}.{'_'.join(module.rpartition('.')[2] for module in modules)}.apart"
+                name = f"{scope}.apart"
                 products = self._nodes.several(
                     "Split", name, [products[0], self._nodes.integers(*sizes)], len(sizes), axis=-1
                 )
@@ -224,19 +222,15 @@ class _Writer:
         """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
         hidden, chosen, shares = (self._values[_given(give, index)] for index in (1, 2, 3))
         module, outer = self._rename(_text(give, "module")), self._rename
-        old = f"{_text(give, 'module')}.0."
-        found, scope = [], self._scope
+        found = []
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
             sent = send(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
-            self._scope = name
-            self._rename = lambda one, name=name: (
-                f"{name}.{one.removeprefix(old)}" if one.startswith(old) else outer(one)
-            )
+            self._rename = partial(_moved, f"{_text(give, 'module')}.0", name)
             self._replay(parts)
             found.append((sent, self._values[_given(give, 0)]))
-        self._rename, self._scope = outer, scope
+        self._rename = outer
         self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
 
@@ -287,13 +281,13 @@ def _joined(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
     return {node: group for group in groups.values() for node in group}
 
 
-def _experts(nodes: Sequence[ir.Node]) -> list[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
+def _experts(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
     """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
     found = []
     for take in nodes:
         if take.domain != plug.DOMAIN or take.op_type != plug.TAKE:
             continue
-        reached, parts = set(take.outputs), []
+        reached, parts = set(take.outputs), list[ir.Node]()
         for node in nodes:
             if node.domain == plug.DOMAIN and node.op_type == plug.GIVE:
                 if _text(node, "module") == _text(take, "module"):
@@ -305,14 +299,25 @@ def _experts(nodes: Sequence[ir.Node]) -> list[tuple[ir.Node, Sequence[ir.Node],
     return found
 
 
+def _module(node: ir.Node) -> str:
+    """The module that a traced node is in."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return str(scopes[-2]).removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
+
+
+def _moved(old: str, new: str, name: str) -> str:
+    """``name`` below ``new`` where it is below ``old``."""
+    return new + name.removeprefix(old) if name.startswith(f"{old}.") else name
+
+
 def _size(value: ir.Value) -> int:
     """Of the last axis."""
     assert value.shape is not None
-    return int(value.shape[-1])  # type: ignore[arg-type]
+    return int(value.shape[-1])
 
 
 def _text(node: ir.Node, name: str) -> str:
-    return node.attributes[name].as_string()
+    return str(node.attributes[name].as_string())
 
 
 def _given(node: ir.Node, index: int) -> ir.Value:

@@ -57,9 +57,9 @@ def register() -> None:
 def prepare(model: nn.Module) -> None:
     """Name every module, and let each parameter be asked of the plug in place of being kept, in place."""
     for name, module in model.named_modules():
-        module.compress_name = name  # type: ignore[assignment]
+        module.compress_name = name
         leaves = {leaf: parameter for leaf, parameter in module._parameters.items() if parameter is not None}
-        module.compress_shapes = {leaf: tuple(parameter.shape) for leaf, parameter in leaves.items()}  # type: ignore[assignment]
+        module.compress_shapes = {leaf: tuple(parameter.shape) for leaf, parameter in leaves.items()}
         if not leaves:
             continue
         for leaf in leaves:

@@ -65,7 +65,7 @@ class Nodes:
         **attributes: Any,
     ) -> Sequence[ir.Value]:
         """A node with several outputs, of which those at the places ``unused`` are left out."""
-        path = f"/{name.replace('.', '/')}/{kind}"
+        path = self._path(name, kind)
         if path in self._names:
             raise ValueError(f"two nodes are called {path}")
         self._names.add(path)
@@ -80,7 +80,11 @@ class Nodes:
         """A node of another graph with other inputs; ``values`` of this graph stand for those that it knows."""
         cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
         attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
-        return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
+        place, number = name, 0
+        while self._path(place, node.op_type) in self._names:
+            number += 1
+            place = f"{name}.{number}"
+        return self.several(node.op_type, place, inputs, len(node.outputs), node.domain, **attributes)
 
     def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
         """What ``write`` adds, as the branch of an `If`; its constants are the whole graph's. It gives the outputs."""
@@ -90,6 +94,10 @@ class Nodes:
             return ir.Graph([], outputs, nodes=self._tape.nodes, name=name)
         finally:
             self._tape = outer
+
+    @staticmethod
+    def _path(name: str, kind: str) -> str:
+        return f"/{name.replace('.', '/')}/{kind}"
 
     @property
     def outputs(self) -> Sequence[ir.Value]:

@@ -7,6 +7,7 @@ one node that carries the name of a module or tensor, and no weight is needed or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY, TAKE, GIVE, ENTER, LEAVE = (
 
 _HEAD_UNIT, _ROTARY_UNIT, _PAIRS_UNIT = 8, 16, 8
 """ONNX Runtime's attention takes heads of a multiple of 8, and rotates those of a multiple of 16, by 8 pairs each."""
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 _FAR = (300_000, 997, 40, 3)
 """Positions at which a mask is asked what it lets through."""
 
@@ -135,7 +137,7 @@ class Plug:
     def norm(self, module: Any, hidden: torch.Tensor, epsilon: float, offset: float) -> torch.Tensor:
         """Root mean square normalisation as one operator."""
         scale = module.weight + offset if offset else module.weight
-        about = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        about: Attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
         kind = "SimplifiedLayerNormalization"
         return ops.symbolic(kind, [hidden, scale], about, dtype=hidden.dtype, shape=hidden.shape)
 
@@ -143,7 +145,7 @@ class Plug:
         """``value`` where it enters or leaves a block."""
         if not self.tracing:
             return value
-        about = {"index": index}
+        about: Attributes = {"index": index}
         return ops.symbolic(f"{DOMAIN}::{kind}", [value], about, dtype=value.dtype, shape=value.shape, version=1)
 
     # ------------------------------------------------------------------ experts
@@ -254,18 +256,7 @@ class Plug:
         tables: list[Any] = [None, None]
         if call.rotation is not None and isinstance(rotated, _Rotated):
             query, key, rotation = rotated.query, rotated.key, call.rotation
-            about = {"frequencies": list(rotation.frequencies), "factor": rotation.factor}
-            shape = [rotation.positions, len(rotation.frequencies)]
-            tables = list(
-                ops.symbolic_multi_out(
-                    f"{DOMAIN}::{ROTARY}",
-                    [],
-                    {**about, "positions": rotation.positions},
-                    dtypes=[torch.float32] * 2,
-                    shapes=[shape, shape],
-                    version=1,
-                )
-            )
+            tables = _tables(rotation)
         batch, heads, length, size = query.shape
         if value.shape[-1] < size:
             value = nn.functional.pad(value, (0, size - value.shape[-1]))
@@ -280,7 +271,7 @@ class Plug:
         while inputs[-1] is None:
             inputs.pop()
         present = [batch, key.shape[1], slot.past[0].shape[2] + length, size]
-        about = {
+        about: Attributes = {
             "num_heads": heads,
             "kv_num_heads": key.shape[1],
             "local_window_size": -1 if call.window is None else call.window,
@@ -303,6 +294,26 @@ class Plug:
             slot.present = (presents[0], presents[1])
         apart = attended.reshape(batch, length, heads, size)
         return apart[..., : call.value_size] if call.value_size < size else apart
+
+
+def lengths_of(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The node that gives the attention its lengths: of each row less one, [batch], and in all."""
+    kinds, shapes = [torch.int32, torch.int32], [[mask.shape[0]], []]
+    rows, total = ops.symbolic_multi_out(f"{DOMAIN}::{LENGTHS}", [mask], {}, dtypes=kinds, shapes=shapes, version=1)
+    return rows, total
+
+
+def _tables(rotation: Rotation) -> list[torch.Tensor]:
+    """The node that gives the attention its cosines and sines, each [positions, pairs]."""
+    shape, kinds = [rotation.positions, len(rotation.frequencies)], [torch.float32] * 2
+    about: Attributes = {
+        "frequencies": list(rotation.frequencies),
+        "factor": rotation.factor,
+        "positions": rotation.positions,
+    }
+    return list(
+        ops.symbolic_multi_out(f"{DOMAIN}::{ROTARY}", [], about, dtypes=kinds, shapes=[shape, shape], version=1)
+    )
 
 
 def _window(mask_function: Any) -> int | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -26,10 +30,9 @@ def tidy(model: ir.Model) -> None:
             rewrite(model.graph, node)
         RemoveUnusedNodesPass()(model)
     model.graph.sort()
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
+    for value in (*model.graph.initializers.values(), *(output for node in model.graph for output in node.outputs)):
+        if not value.is_graph_output():
+            value.shape = value.type = None
 
 
 def _replace(old: ir.Value, new: ir.Value) -> None:
@@ -44,21 +47,29 @@ def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | 
 
 
 def _insert(
-    graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], outputs: int = 1, **about: object
-) -> list[ir.Value]:
-    domain = str(about.pop("domain", ""))
-    node = ir.node(kind, inputs, attributes=about, domain=domain, num_outputs=outputs, name=f"{before.name}.{kind}")  # type: ignore[arg-type]
+    graph: ir.Graph,
+    before: ir.Node,
+    like: ir.Node,
+    kind: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    domain: str = "",
+    outputs: int = 1,
+) -> Sequence[ir.Value]:
+    """The outputs of a new node ``before`` another, in the module of ``like``, which it takes the place of."""
+    name = f"{(like.name or '').rpartition('/')[0]}/{kind}"
+    node: ir.Node = ir.node(kind, inputs, attributes=dict(attributes), domain=domain, num_outputs=outputs, name=name)
     for index, value in enumerate(node.outputs):
-        value.name = f"{node.name}/output_{index}"
+        value.name = f"{name}/output_{index}"
     graph.insert_before(before, node)
-    return list(node.outputs)
+    return node.outputs
 
 
 def _shape(value: ir.Value) -> list[int | str] | None:
     if value.shape is None:
         return None
     axes = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
-    return None if None in axes else axes  # type: ignore[return-value]
+    return None if None in axes else axes
 
 
 def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
@@ -66,10 +77,12 @@ def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != _SAME:
         return
     norm = _producer(node.inputs[0], _NORM)
-    turned = norm and _producer(norm.inputs[0], "Transpose")
-    if not turned or tuple(turned.attributes["perm"].as_ints()) != _SAME or len(norm.outputs[0].uses()) != 1:  # type: ignore[union-attr]
+    turned = None if norm is None else _producer(norm.inputs[0], "Transpose")
+    if norm is None or turned is None or tuple(turned.attributes["perm"].as_ints()) != _SAME:
         return
-    (found,) = _insert(graph, node, _NORM, [turned.inputs[0], norm.inputs[1]], **dict(norm.attributes))  # type: ignore[union-attr, arg-type]
+    if len(norm.outputs[0].uses()) != 1:
+        return
+    (found,) = _insert(graph, node, norm, _NORM, [turned.inputs[0], norm.inputs[1]], norm.attributes)
     found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
     _replace(node.outputs[0], found)
 
@@ -90,7 +103,7 @@ def _zeros(node: ir.Node) -> bool:
     """Whether a reshape's target may copy an axis of its input by naming it 0."""
     target = node.inputs[1]
     known = target is not None and target.const_value is not None
-    return bool(known and (target.const_value.numpy() == 0).any())  # type: ignore[union-attr]
+    return bool(known and (target.const_value.numpy() == 0).any())
 
 
 def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
@@ -111,8 +124,6 @@ def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
     ]
     if target.count(-1) > 1:
         return
-    import numpy as np
-
     name = "constants.int64." + "_".join(map(str, target))
     constant = graph.initializers.get(name)
     if constant is None:
@@ -145,7 +156,7 @@ def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
     for value, other in (node.inputs, node.inputs[::-1]):
         sigmoid = _producer(other, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is value:
-            (found,) = _insert(graph, node, "QuickGelu", [value], domain=MICROSOFT, alpha=1.0)
+            (found,) = _insert(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, MICROSOFT)
             found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
             _replace(node.outputs[0], found)
             return
@@ -159,9 +170,9 @@ def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
     shapes = [None if value is None or value.const_value is not None else _shape(value) for value in added.inputs]
     if shapes[0] is None or shapes[0] != shapes[1] or len(shapes[0]) != 3:
         return
-    epsilon = node.attributes["epsilon"].as_float()
+    epsilon = {"epsilon": node.attributes["epsilon"].as_float()}
     inputs = [*added.inputs, *node.inputs[1:]]
-    outputs = _insert(graph, added, skip, inputs, 4, domain=MICROSOFT, epsilon=epsilon)
+    outputs = _insert(graph, added, node, skip, inputs, epsilon, MICROSOFT, outputs=4)
     for index in (1, 2):
         outputs[index].name = ""
     for old, new in ((node.outputs[0], outputs[0]), (added.outputs[0], outputs[3])):

@@ -95,4 +95,4 @@ def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
 
 
 def _is(node: ir.Node, kind: str) -> bool:
-    return node.domain == plug.DOMAIN and node.op_type == kind
+    return bool(node.domain == plug.DOMAIN and node.op_type == kind)

@@ -212,17 +212,9 @@ class _OneGraph(nn.Module):
         plug = self._plug
         plug.clear()
         cache = _cache(self.model)
-        rows, new = input_ids.shape
+        new = input_ids.shape[1]
         if plug.fused:
-            lengths = plugs.ops.symbolic_multi_out(
-                f"{plugs.DOMAIN}::{plugs.LENGTHS}",
-                [attention_mask],
-                {},
-                dtypes=[torch.int32, torch.int32],
-                shapes=[[rows], []],
-                version=1,
-            )
-            plug.lengths = (lengths[0], lengths[1])
+            plug.lengths = plugs.lengths_of(attention_mask)
         for index, layer in enumerate(cache.layers):
             _put_states(layer, index, past)
             if f"past_key_{index}" in past:
@@ -232,16 +224,18 @@ class _OneGraph(nn.Module):
         logits = _call(self.model, cache, input_ids, attention_mask, positions)
         outputs = {"logits": logits}
         for name in past:
-            kind, index, *number = name.removeprefix("past_").split("_")
-            layer = cache.layers[int(index)]
-            if kind in _KINDS:
-                found = getattr(layer, f"{kind}_states")[int(number[0])]
-            else:
-                slot = plug.slots.get(int(index))
-                pair = (layer.keys, layer.values) if slot is None else slot.present
-                found = pair[kind == "value"]
-            outputs["present" + name.removeprefix("past")] = found
+            outputs["present" + name.removeprefix("past")] = self._present(name, cache)
         return outputs
+
+    def _present(self, name: str, cache: Any) -> torch.Tensor:
+        kind, index, *number = name.removeprefix("past_").split("_")
+        layer, slot = cache.layers[int(index)], self._plug.slots.get(int(index))
+        if kind in _KINDS:
+            state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
+            return state
+        pair: Any = (layer.keys, layer.values) if slot is None else slot.present
+        found: torch.Tensor = pair[kind == "value"]
+        return found
 
 
 def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
@@ -277,9 +271,11 @@ def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
 
     model, plug = found.model, found.plug
     interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
-    total = _PAST + _NEW
+    # Recurrences go by chunks; with more than one of them their number is no constant.
+    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in model.modules())
+    total = _PAST + new
     inputs = {
-        "input_ids": torch.ones(_ROWS, _NEW, dtype=torch.long),
+        "input_ids": torch.ones(_ROWS, new, dtype=torch.long),
         "attention_mask": torch.ones(_ROWS, total, dtype=torch.long),
         **states,
     }

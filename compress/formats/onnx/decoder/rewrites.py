@@ -62,7 +62,7 @@ def _insert(
     for index, value in enumerate(node.outputs):
         value.name = f"{name}/output_{index}"
     graph.insert_before(before, node)
-    return node.outputs
+    return list(node.outputs)
 
 
 def _shape(value: ir.Value) -> list[int | str] | None:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.architectures.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
+from compress.architectures.description import Block, blocks
+from compress.architectures.transformer import keep_heads, keep_layers, keep_neurons, layer_list
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import softened_kl

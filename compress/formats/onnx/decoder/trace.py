@@ -8,6 +8,7 @@ each other; the others are written as these are.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ _REHEARSED = 24
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What models call the argument that holds their cache."""
 _KINDS = ("conv", "recurrent")
+_OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
+"""What a config says of the weights in its folder, and not of the model."""
+_MOST_KEPT = 4
 _FAILURES = (
     RuntimeError,
     ValueError,
@@ -83,8 +87,19 @@ def check_writable(folder: Path) -> None:
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
     """Trace the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
-    ``whole``: every block, whether or not it is like another. Raises `ModelError` for a model that cannot be traced.
+    ``whole``: every block, whether or not it is like another. A trace depends on the config alone, and the last ones are
+    kept. Raises `ModelError` for a model that cannot be traced.
     """
+    config = {name: value for name, value in checkpoint.config.items() if name not in _OF_WEIGHTS}
+    key = json.dumps([config, fused, whole], sort_keys=True)
+    if key not in _KEPT:
+        while len(_KEPT) >= _MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _traced(checkpoint, fused, whole)
+    return _KEPT[key]
+
+
+def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
     with _refusing(checkpoint), silence("prints"), torch.no_grad():
         found = _Rehearsal(checkpoint)
         described = _describe(found.prefix, found.blocks, found.plug)
@@ -98,6 +113,9 @@ def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool
     shapes = {name: tuple(state.shape) for name, state in states.items()}
     calls = list(found.plug.calls.values())
     return Trace(program, found.model, described, traced, shapes, calls, unfused)
+
+
+_KEPT: dict[str, Trace] = {}
 
 
 @contextmanager

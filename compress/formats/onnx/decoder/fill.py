@@ -13,6 +13,7 @@ import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from compress.errors import ModelError
 from compress.formats.onnx.decoder import plug
 from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.sections import Sections, find_sections
 from compress.formats.onnx.decoder.trace import Trace
@@ -167,6 +169,7 @@ class _Writer:
             plug.TABLE: lambda: [self._rows(node)],
             plug.LENGTHS: lambda: self._lengths(self._values[_given(node, 0)]),
             plug.ROTARY: lambda: self._rotary(node),
+            DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
             plug.ENTER: lambda: [self._stream or self._values[_given(node, 0)]],
             plug.LEAVE: lambda: [self._values[_given(node, 0)]],
         }
@@ -178,12 +181,15 @@ class _Writer:
             return
         for old, new in zip(node.outputs, found, strict=True):
             self._values[old] = new
-            if node.domain != plug.DOMAIN or node.op_type in (plug.TABLE,):
+            if node.domain != plug.DOMAIN or node.op_type in (plug.TABLE, DELTA_RULE):
                 new.shape, new.type = old.shape, old.type
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
-        inputs = [None if value is None else self._values[value] for value in node.inputs]
-        return self._nodes.copy(node, self._rename(_module(node)) or "graph", inputs, self._values)
+        return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
+
+    def _mapped(self, node: ir.Node) -> list[Any]:
+        """The new graph's values for a traced node's inputs."""
+        return [None if value is None else self._values[value] for value in node.inputs]
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""

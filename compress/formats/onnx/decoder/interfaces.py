@@ -16,6 +16,7 @@ from torch import nn
 
 from compress.checkpoints.experts import SeparateExperts
 from compress.formats.onnx.decoder.plug import Plug
+from compress.formats.onnx.decoder.recurrence import DELTA_RULES, delta_rule
 
 REHEARSED, TRACED = "compress_rehearsal", "compress_trace"
 ACTIVE: ContextVar[Plug] = ContextVar("plug")
@@ -107,6 +108,8 @@ def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
             for name, function in list(vars(module).items()):
                 if name.startswith("apply_rotary") and callable(function):
                     stack.enter_context(patch.object(module, name, _rotating(plug, function)))
+                elif name == DELTA_RULES and plug.tracing:
+                    stack.enter_context(patch.object(module, name, delta_rule))
         for part in model.modules():
             if any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
                 stack.enter_context(patch.object(part, "forward", _tables(plug, part)))

@@ -86,12 +86,12 @@ class Nodes:
             place = f"{name}.{number}"
         return self.several(node.op_type, place, inputs, len(node.outputs), node.domain, **attributes)
 
-    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
-        """What ``write`` adds, as the branch of an `If`; its constants are the whole graph's. It gives the outputs."""
+    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
+        """What ``write`` adds, as a graph within a node; its constants are the whole graph's. It gives the outputs."""
         outer, self._tape = self._tape, ir.tape.Tape()
         try:
             outputs = write()
-            return ir.Graph([], outputs, nodes=self._tape.nodes, name=name)
+            return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=name)
         finally:
             self._tape = outer
 

@@ -87,8 +87,8 @@ def check_writable(folder: Path) -> None:
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
     """Trace the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
-    ``whole``: every block, whether or not it is like another. A trace depends on the config alone, and the last ones are
-    kept. Raises `ModelError` for a model that cannot be traced.
+    ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
+    Raises `ModelError` for a model that cannot be traced.
     """
     config = {name: value for name, value in checkpoint.config.items() if name not in _OF_WEIGHTS}
     key = json.dumps([config, fused, whole], sort_keys=True)

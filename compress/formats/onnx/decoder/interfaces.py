@@ -104,6 +104,8 @@ def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
             (SeparateExperts, lambda self, *given: plug.mix(self, *given)),
         ):
             stack.enter_context(patch.object(kind, "forward", forward))
+        if plug.tracing:
+            stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
         for module in {sys.modules[type(part).__module__] for part in model.modules()}:
             for name, function in list(vars(module).items()):
                 if name.startswith("apply_rotary") and callable(function):
@@ -135,6 +137,24 @@ def _tables(plug: Plug, module: Any) -> Any:
 
 def _normed(plug: Plug, epsilon: float, offset: float) -> Any:
     return lambda self, hidden: plug.norm(self, hidden, epsilon, offset)
+
+
+_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503)
+_NEAR += (-0.00417768164, 0.246640727, 1.50140941)
+_TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613)
+_TAIL += (0.00943887047, 1.00167406, 2.83297682)
+
+
+def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
+    """erf^-1, which ONNX lacks, in single precision (Giles 2010, table 5)."""
+    far = -torch.log((1 - value) * (1 + value))
+    results = []
+    for distance, coefficients in ((far - 2.5, _NEAR), (far.sqrt() - 3, _TAIL)):
+        result = torch.full_like(value, coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = result * distance + coefficient
+        results.append(result * value)
+    return torch.where(far < 5, *results)
 
 
 def plain_norms(model: nn.Module) -> dict[str, tuple[float, float]]:

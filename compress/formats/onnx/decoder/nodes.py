@@ -16,7 +16,7 @@ _PRODUCER = "compress"
 
 
 class Nodes:
-    """A graph in the making. Every value is called after the module that makes it, as exporters do."""
+    """A graph in the making. Every value is called after the module that makes it, as exporters do, and numbered."""
 
     def __init__(self) -> None:
         self._tape = ir.tape.Tape()
@@ -65,9 +65,10 @@ class Nodes:
         **attributes: Any,
     ) -> Sequence[ir.Value]:
         """A node with several outputs, of which those at the places ``unused`` are left out."""
-        path = self._path(name, kind)
-        if path in self._names:
-            raise ValueError(f"two nodes are called {path}")
+        path, again = self._path(name, kind), 0
+        while path in self._names:
+            again += 1
+            path = self._path(f"{name}.{again}", kind)
         self._names.add(path)
         names = ["" if index in unused else f"{path}/output_{index}" for index in range(outputs)]
         values = [ir.Value(name=name) for name in names]
@@ -80,11 +81,7 @@ class Nodes:
         """A node of another graph with other inputs; ``values`` of this graph stand for those that it knows."""
         cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
         attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
-        place, number = name, 0
-        while self._path(place, node.op_type) in self._names:
-            number += 1
-            place = f"{name}.{number}"
-        return self.several(node.op_type, place, inputs, len(node.outputs), node.domain, **attributes)
+        return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
 
     def branch(self, name: str, write: Callable[[], Sequence[ir.Value]], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
         """What ``write`` adds, as a graph within a node; its constants are the whole graph's. It gives the outputs."""

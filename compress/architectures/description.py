@@ -139,7 +139,7 @@ class Block:
         """Its attention. Raises `StageError` where there is none that is known."""
         if self.attention is None:
             raise StageError(
-                f"The attention of {self.name} ({type(self.module).__name__}) is not one of heads that can be told apart.",
+                f"Heads cannot be told apart in the attention of {self.name} ({type(self.module).__name__}).",
                 expected="projections of queries, keys and values, or one of all three, and one back",
                 mend="leave heads out",
             )

@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several that follow each other."""
+    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several behind each other."""
 
     name: str
     sources: tuple[str, ...]

@@ -21,9 +21,9 @@ Values = Callable[[Any, Config], Any]
 class Piece:
     """What becomes of the tensors whose names match the whole of ``match``; several pieces of one tensor split it.
 
-    ``name``: what the `gguf` package's map calls it, with the match's groups; ``rows``: the rows [n] that are kept, of a
-    tensor of so many, in their order, of integers too; ``values``: what is stored in place of a float tensor, and where
-    ``integers`` is set, a quantized one is as ``rows`` says already.
+    ``name``: what the `gguf` package's map calls it, with the match's groups; ``rows``: the rows [n] that are kept of
+    a tensor of so many, in their order, of integers too; ``values``: what is stored in place of a float tensor, while
+    integers are refused, or, with ``integers``, lie in llama.cpp's shape already.
     """
 
     match: str
@@ -37,9 +37,9 @@ class Piece:
 class Family:
     """``name`` is GGUF's. ``keys`` are metadata beside the shared ones, each a value or a function of the config.
 
-    ``activations``: what llama.cpp may compute the feed-forward layer with, in transformers' words. ``windows``: whether
-    it attends to a window in the layers that the config says so of. ``built_in``: what it takes for granted of the
-    config's other fields.
+    ``activations``: what llama.cpp may compute the feed-forward layer with, in transformers' words. ``windows``:
+    whether it attends to a window in the layers that the config says so of. ``built_in``: what it takes for granted of
+    the config's other fields.
     """
 
     name: str

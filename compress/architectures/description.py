@@ -59,9 +59,10 @@ class Attention:
     """Attention of ``heads`` that share keys and values in ``groups``; ``owner`` holds its projections.
 
     ``rows``: of query, key and value, their outputs [heads or groups, rows of each] in their layer, which may be one
-    for all three. ``output`` reads [heads * head_size].
+    for all three. ``output`` reads [heads * head_size]. All lie in ``block``.
     """
 
+    block: nn.Module
     owner: nn.Module
     query: Linear
     key: Linear
@@ -71,6 +72,16 @@ class Attention:
     heads: int
     groups: int
     head_size: int
+
+    @property
+    def projections(self) -> tuple[Linear, ...]:
+        """Its four layers, a joint one more than once."""
+        return self.query, self.key, self.value, self.output
+
+    @property
+    def width(self) -> int:
+        """Inputs of the projection back."""
+        return self.heads * self.head_size
 
     @property
     def places(self) -> int:
@@ -85,10 +96,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Matrices that lead to ``neurons`` each, one or several in a layer, and the one that leads back."""
+    """Matrices that lead to ``neurons`` each, one or several in a layer, and the one that leads back.
+
+    ``depthwise`` convolutions lie between them and see one neuron at a time.
+    """
 
     inputs: tuple[Linear, ...]
     output: Linear
+    depthwise: tuple[nn.Conv2d, ...] = ()
 
     @property
     def neurons(self) -> int:
@@ -124,7 +139,7 @@ class Block:
         """Its attention. Raises `StageError` where there is none that is known."""
         if self.attention is None:
             raise StageError(
-                f"The attention of {self.name} ({type(self.module).__name__}) is not one of heads that can be told apart.",
+                f"Heads cannot be told apart in the attention of {self.name} ({type(self.module).__name__}).",
                 expected="projections of queries, keys and values, or one of all three, and one back",
                 mend="leave heads out",
             )
@@ -197,7 +212,7 @@ def _block(module: nn.Module, name: str, config: Any) -> Block:
     attends = _attention_paths(module, layers)
     attention = _attention(module, {name: part for name, part in layers.items() if name in attends}, config)
     rest = {name: part for name, part in layers.items() if name not in attends}
-    return Block(module, name, attention, _feed_forward(rest))
+    return Block(module, name, attention, _feed_forward(module, rest))
 
 
 def _attention_paths(module: nn.Module, layers: Mapping[str, Linear]) -> set[str]:
@@ -240,7 +255,7 @@ def _attention(module: nn.Module, layers: Mapping[str, Linear], config: Any) -> 
         rows = _rows_apart(widths, heads, size)
     if rows is None:
         return None
-    return Attention(owner, query[1], key[1], value[1], rows, output[1], heads, len(rows["key"]), size)
+    return Attention(module, owner, query[1], key[1], value[1], rows, output[1], heads, len(rows["key"]), size)
 
 
 Rows = dict[str, torch.Tensor]
@@ -289,12 +304,36 @@ def _joint_rows(config: Any, rows: int, heads: int, size: int) -> Rows | None:
     return {"query": query.view(heads, size), "key": key.view(groups, size), "value": value.view(groups, size)}
 
 
-def _feed_forward(layers: Mapping[str, Linear]) -> FeedForward | None:
+def _feed_forward(module: nn.Module, layers: Mapping[str, Linear]) -> FeedForward | None:
     output = _only(layers, _CONTRACTING)
-    inputs = tuple(layer for name, layer in layers.items() if _is(name, _EXPANDING))
+    inputs = {name: layer for name, layer in layers.items() if _is(name, _EXPANDING)}
     if output is None or not inputs:
         return None
     neurons = in_features(output[1])
-    if any(out_features(layer) % neurons or in_features(layer) != in_features(inputs[0]) for layer in inputs):
+    if any(out_features(layer) % neurons for layer in inputs.values()):
         return None
-    return FeedForward(inputs, output[1])
+    if len({in_features(layer) for layer in inputs.values()}) > 1:
+        return None
+    between = _between(module, [*inputs, output[0]], neurons)
+    depthwise = tuple(part for part in between if isinstance(part, nn.Conv2d) and part.groups == neurons)
+    if len(depthwise) < len(between):
+        return None
+    return FeedForward(tuple(inputs.values()), output[1], depthwise)
+
+
+def _between(module: nn.Module, paths: list[str], neurons: int) -> list[nn.Module]:
+    """What else in the feed-forward layer's module has something of each neuron."""
+    shared = [part for part, *others in zip(*(path.split(".")[:-1] for path in paths), strict=False)]
+    common = ""
+    for depth, part in enumerate(shared):
+        if any(path.split(".")[depth] != part for path in paths):
+            break
+        common = f"{common}.{part}" if common else part
+    if not common:
+        return []
+    layers = {id(module.get_submodule(path)) for path in paths}
+    return [
+        part
+        for part in module.get_submodule(common).modules()
+        if id(part) not in layers and any(neurons in tensor.shape for tensor in part.parameters(recurse=False))
+    ]

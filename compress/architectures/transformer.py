@@ -32,7 +32,17 @@ _HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "embed_dim", "hidden
 _OF_LAYERS = ("layer", "block", "pattern", "intermediate", "compress_")
 """Words in the names of config fields that say something of each layer."""
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
-_SLOPES = ("bloom", "mpt")
+_OF_BACKBONES = ("stage_names", "out_features", "out_indices")
+"""Config fields that follow from how many layers there are."""
+_NOT_OF_INFERENCE = ("training", "drop_prob", "p", "seed")
+_BY_NUMBER = "how far each looks back follows from their number (ALiBi)"
+_WHOLE = {
+    "bloom": _BY_NUMBER,
+    "mpt": _BY_NUMBER,
+    "big_bird": "its attention is made anew as it runs",
+    "pvt_v2": "their width is that of the layer",
+}
+"""Why heads of an architecture cannot go, where its modules don't show it."""
 _FAILURES = (
     RuntimeError,
     ValueError,
@@ -83,25 +93,33 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
 
     Raises `StageError` for a wrong index, and for an architecture whose config cannot say which are left.
     """
-    path, layers = _only_stack(module)
+    found = stacks(module)
+    before = [layer for layers in found.values() for layer in layers]
     if getattr(module.config, CHANNELS_KEY, None):
         raise StageError("Layers cannot go once channels have been cut.", mend="remove the layers first")
-    wrong = [index for index in kept if not 0 <= index < len(layers)]
+    wrong = [index for index in kept if not 0 <= index < len(before)]
     if wrong or len(set(kept)) != len(kept):
-        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(layers) - 1}")
-    remaining, before = [layers[index] for index in sorted(kept)], len(layers)
-    fields = _fields_of_layers(module.config, before, sorted(kept))
-    old = list(layers)
-    _put(layers, remaining)
-    if not _makes(module, _changed(module.config, fields), alike=True):
-        _put(layers, old)
+        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(before) - 1}")
+    old = {path: list(layers) for path, layers in found.items()}
+    remaining = {id(before[index]) for index in kept}
+    left = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}
+    fields = _fields_of_layers(module.config, len(before), sorted(kept))
+    if len(found) > 1:
+        fields["depths"] = [len(layers) for layers in left.values()]
+    whole = _makes(module, module.config, alike=True)
+    for path, layers in found.items():
+        _put(layers, left[path])
+    changed = _changed(module.config, fields)
+    if not (whole and all(left.values()) and _makes(module, changed, alike=True) and _same_beside(module, changed)):
+        for path, layers in found.items():
+            _put(layers, old[path])
         raise StageError(
-            f"The config of a {module.config.model_type!r} model cannot say which of {path} are left.",
+            f"The config of a {module.config.model_type!r} model cannot say which of {', '.join(found)} are left.",
             expected="layers that are all alike, or a list of their kinds in config.json",
             mend="cut heads or neurons instead",
         )
-    for name, value in fields.items():
-        setattr(module.config, name, value)
+    for name in (*fields, *(name for name in vars(changed) if name.lstrip("_") in _OF_BACKBONES)):
+        setattr(module.config, name, getattr(changed, name))
 
 
 def _put(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
@@ -119,7 +137,7 @@ def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str,
     fields: dict[str, Any] = {}
     own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for name, value in vars(config).items():
-        if name == own:
+        if name == own and value == count:
             fields[name] = len(kept)
         elif name in _FIRST_LAYERS and isinstance(value, int):
             fields[name] = sum(index < value for index in kept)
@@ -140,7 +158,8 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
         _keep_heads(attention, list(places))
     counts = [len(places) for places in kept]
     fields = _fields_of_heads(module.config, found[0], [len(places) for places in chosen])
-    if fields and _makes(module, _changed(module.config, fields)):
+    changed = _changed(module.config, fields)
+    if fields and _makes(module, changed) and _same_beside(module, changed):
         for name, value in fields.items():
             setattr(module.config, name, value)
     else:
@@ -150,9 +169,9 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
 def check_heads_apart(module: PreTrainedModel) -> None:
     """Raise `StageError`, with the reason, for a model of which no head can go without changing the others."""
     config = module.config
-    reasons = [_why_whole(block.attended()) for block in _those_with(blocks(module), "attention")]
-    if config.model_type in _SLOPES or getattr(config, "alibi", False):
-        reasons.insert(0, "how far each looks back follows from their number (ALiBi)")
+    found = _those_with(blocks(module), "attention")
+    reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
+    reasons += [_why_shared(module, found[0].attended()), *(_why_whole(block.attended()) for block in found)]
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", mend="leave heads out")
@@ -174,14 +193,33 @@ def _fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -
     return {config.attribute_map.get(name, name): value for name, value in fields.items()}
 
 
+def _is_norm_of_heads(name: str) -> bool:
+    """Whether a module normalises queries, keys or what is attended to, rather than what the layer gives."""
+    leaf = name.rpartition(".")[2].lower()
+    return "norm" in name.lower() and leaf.replace("_", "") != "layernorm"
+
+
+def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
+    """That a table outside the blocks has an entry for each head, or None."""
+    inside = tuple(f"{path}." for path in stacks(module))
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and part.embedding_dim == attention.heads and not name.startswith(inside):
+            return f"all layers share {name}"
+    return None
+
+
 def _why_whole(attention: Attention) -> str | None:
     """Why heads cannot be told apart, or None."""
-    width = attention.heads * attention.head_size
-    layers = {id(layer) for layer in (attention.query, attention.key, attention.value, attention.output)}
+    layers = {id(layer) for layer in attention.projections}
     for name, part in attention.owner.named_modules():
-        own = {} if id(part) in layers else dict(part.named_parameters(recurse=False))
-        if "norm" in name and any(parameter.shape == (width,) for parameter in own.values()):
+        if id(part) in layers:
+            continue
+        if _is_norm_of_heads(name) and any(
+            tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
+        ):
             return f"{name} normalises all of them at once"
+        if isinstance(part, nn.Linear) and attention.width == part.in_features != part.out_features:
+            return f"{name} reads all of them"
     return None
 
 
@@ -204,27 +242,48 @@ def _keep_heads(attention: Attention, places: Sequence[int]) -> None:
 
 
 def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> None:
-    """Cut what the attention has of each head beside its projections: sinks, biases of positions, norms of a head.
+    """Cut what the attention has of each head beside its projections: sinks, gates, biases of positions, norms.
 
     ``kept``: those that stay of so many.
     """
-    layers = {id(layer) for layer in (attention.query, attention.key, attention.value, attention.output)}
-    for name, part in list(attention.owner.named_modules()):
-        if id(part) in layers:
+    layers = {id(layer) for layer in attention.projections}
+    positions = [part for name, part in attention.block.named_modules() if "relative_position" in name]
+    inside = [*attention.owner.named_modules(), *((f"positions{n}", part) for n, part in enumerate(positions))]
+    done: set[int] = set()
+    for name, part in inside:
+        if id(part) in layers | done:
             continue
+        done.add(id(part))
         if isinstance(part, nn.ModuleList) and len(part) in kept:
             stays = [part[index] for index in kept[len(part)]]
             del part[:]
             part.extend(stays)
         for leaf, tensor in [*part.named_parameters(recurse=False)]:
-            axis = next((axis for axis, size in enumerate(tensor.shape) if size in kept), None)
-            if axis is None or ("norm" in name and tensor.ndim == 1):
-                continue
-            chosen = torch.tensor(kept[tensor.shape[axis]])
-            smaller = tensor.detach().index_select(axis, chosen).clone()
-            setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
-            if isinstance(part, nn.Embedding) and axis == 1:
-                part.embedding_dim = len(chosen)
+            if not ("norm" in name.lower() and tensor.ndim == 1):
+                _cut_parameter(attention, part, leaf, kept)
+
+
+def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mapping[int, Sequence[int]]) -> None:
+    """Cut one parameter along the axis that has an entry for each head, or for each feature of all heads."""
+    tensor = getattr(part, leaf)
+    if isinstance(part, nn.Conv2d) and part.groups < part.in_channels:
+        return
+    sizes = {size: torch.tensor(list(places)) for size, places in kept.items()}
+    columns = torch.arange(attention.width).view(attention.heads, -1)[sizes[attention.heads]].flatten()
+    sizes = {attention.width: columns, **sizes}
+    axes = tensor.shape[:1] if isinstance(part, nn.Linear | nn.Conv2d) else tensor.shape
+    axis = next((axis for axis, size in enumerate(axes) if size in sizes), None)
+    if axis is None:
+        return
+    chosen = sizes[tensor.shape[axis]]
+    smaller = tensor.detach().index_select(axis, chosen).clone()
+    setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+    if isinstance(part, nn.Embedding) and axis == 1:
+        part.embedding_dim = len(chosen)
+    elif isinstance(part, nn.Linear):
+        part.out_features = len(chosen)
+    elif isinstance(part, nn.Conv2d):
+        part.groups = part.in_channels = part.out_channels = len(chosen)
 
 
 def _count_again(attention: Attention, heads: int, groups: int) -> None:
@@ -252,13 +311,17 @@ def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
         for layer in feed_forward.inputs:
             _keep_rows(layer, feed_forward.rows(layer, neurons))
         _keep_columns(feed_forward.output, neurons)
+        for convolution in feed_forward.depthwise:
+            _keep_rows(convolution, neurons)
     counts = [len(neurons) for neurons in kept]
     config = module.config
     for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
-        if len(set(counts)) == 1 and name in vars(config) and not getattr(config, NEURONS_KEY, None):
-            if _makes(module, _changed(config, {name: counts[0]})):
-                setattr(config, name, counts[0])
-                return
+        if len(set(counts)) > 1 or name not in vars(config) or getattr(config, NEURONS_KEY, None):
+            continue
+        changed = _changed(config, {name: counts[0]})
+        if _makes(module, changed) and _same_beside(module, changed):
+            setattr(config, name, counts[0])
+            return
     setattr(config, NEURONS_KEY, counts)
 
 
@@ -276,7 +339,8 @@ def shrink_to_recorded_parts(module: PreTrainedModel) -> None:
 def _changed(config: Any, fields: Mapping[str, Any]) -> Any:
     """A config with other fields, as it is read from its file. None for fields that it refuses."""
     try:
-        made = type(config)(**{**copy.deepcopy(config.to_dict()), **fields})
+        own = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
+        made = type(config)(**copy.deepcopy({**own, **fields}))
         made.validate()
         return made
     except _FAILURES:
@@ -291,12 +355,29 @@ def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
     if config is None:
         return False
     try:
-        with torch.device("meta"):
-            made = type(module)(config)
-            shrink_to_recorded_parts(made)
+        made = _hollow(module, config)
         return _shapes(made) == _shapes(module) and (not alike or _numbers(made) == _numbers(module))
     except (*_FAILURES, StageError):
         return False
+
+
+def _same_beside(module: PreTrainedModel, config: Any) -> bool:
+    """Whether ``config`` makes all that lies outside the blocks as the model's own config does."""
+    own, other = (_hollow(module, one) for one in (module.config, config))
+    inside = tuple(f"{path}." for path in stacks(own))
+    shapes = (
+        {name: part.shape for name, part in made.named_parameters() if not name.startswith(inside)}
+        for made in (own, other)
+    )
+    return next(shapes) == next(shapes)
+
+
+def _hollow(module: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """What ``config`` makes, as it would be loaded, without weights."""
+    with torch.device("meta"):
+        made = type(module)(config)
+        shrink_to_recorded_parts(made)
+    return made
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -311,17 +392,20 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
         for path, stack in stacks(module).items()
         for name, part in stack.named_modules(prefix=path)
         for key, value in vars(part).items()
-        if isinstance(value, int | float) and not key.startswith("_") and key != "training"
+        if isinstance(value, int | float) and key not in _NOT_OF_INFERENCE and key[0] != "_"
     }
 
 
 @torch.no_grad()
-def _keep_rows(layer: Linear, rows: torch.Tensor) -> None:
+def _keep_rows(layer: Linear | nn.Conv2d, rows: torch.Tensor) -> None:
     weight = layer.weight[:, rows] if isinstance(layer, Conv1D) else layer.weight[rows]
     layer.weight = nn.Parameter(weight.clone())
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias[rows].clone())
-    setattr(layer, "nf" if isinstance(layer, Conv1D) else "out_features", len(rows))
+    if isinstance(layer, nn.Conv2d):
+        layer.groups = layer.in_channels = layer.out_channels = len(rows)
+    else:
+        setattr(layer, "nf" if isinstance(layer, Conv1D) else "out_features", len(rows))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from compress.errors import ModelError
-from compress.formats.gguf.families import FAMILIES, Family, Piece, head_size
+from compress.formats.gguf.families import FAMILIES, REFUSED, Family, Piece, head_size
 from compress.formats.gguf.tokenizer import check_tokenizer
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several that follow each other."""
+    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several behind each other."""
 
     name: str
     sources: tuple[str, ...]
@@ -99,8 +99,9 @@ class GgufArchitecture:
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
         if kind not in FAMILIES:
+            reason = f": {REFUSED[kind]}" if kind in REFUSED else ""
             raise ModelError(
-                f"The architecture {kind!r} cannot be written as GGUF here.",
+                f"The architecture {kind!r} cannot be written as GGUF here{reason}.",
                 where=where,
                 expected=f"model_type {', '.join(FAMILIES)}",
             )
@@ -205,7 +206,7 @@ class GgufArchitecture:
             "attention.layer_norm_rms_epsilon": self._first("rms_norm_eps", "norm_eps", kind=float),
             "vocab_size": int(config.vocab_size),
             "expert_count": experts or None,
-            "expert_used_count": self._first("num_experts_per_tok", "moe_k", kind=int) if experts else None,
+            "expert_used_count": self._first("num_experts_per_tok", "moe_k", "moe_topk", kind=int) if experts else None,
             **self._rotary_metadata(),
             **{key: self._first(*names, kind=kind) for key, kind, names in _OPTIONAL},
         }
@@ -323,6 +324,6 @@ def _place(tensor: NamedTensor) -> tuple[int, int, int]:
     """Tables first, then block by block, then the last norm and the head."""
     parts = tensor.name.split(".")
     if parts[0] != "blk":
-        return (2 if parts[0].startswith("output") else 0), 0, 0
+        return (2 if parts[0].startswith("output") else 0), 0, int(parts[0] == "output")
     leaf = parts[2]
     return 1, int(parts[1]), _BLOCK_ORDER.index(leaf) if leaf in _BLOCK_ORDER else len(_BLOCK_ORDER)

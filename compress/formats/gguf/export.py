@@ -213,7 +213,8 @@ class _Plan:
                 )
             return values if order is None else values[order]
 
-        return PlannedTensor(tensor.name, source, kind, tuple(made.shape), order, data, values=change)
+        shape = tuple(made.shape) if order is None else (len(order), *made.shape[1:])
+        return PlannedTensor(tensor.name, source, kind, shape, order, data, values=change)
 
     def _values(self, tensor: NamedTensor) -> Callable[[Any], Any] | None:
         given, config = tensor.piece.values if tensor.piece is not None else None, self.architecture.config

@@ -21,9 +21,9 @@ Values = Callable[[Any, Config], Any]
 class Piece:
     """What becomes of the tensors whose names match the whole of ``match``; several pieces of one tensor split it.
 
-    ``name``: what the `gguf` package's map calls it, with the match's groups; ``rows``: the rows [n] that are kept, of a
-    tensor of so many, in their order, of integers too; ``values``: what is stored in place of a float tensor, and where
-    ``integers`` is set, a quantized one is as ``rows`` says already.
+    ``name``: what the `gguf` package's map calls it, with the match's groups; ``rows``: the rows [n] that are kept of
+    a tensor of so many, in their order, of integers too; ``values``: what is stored in place of a float tensor, while
+    integers are refused, or, with ``integers``, lie in llama.cpp's shape already.
     """
 
     match: str
@@ -37,9 +37,9 @@ class Piece:
 class Family:
     """``name`` is GGUF's. ``keys`` are metadata beside the shared ones, each a value or a function of the config.
 
-    ``activations``: what llama.cpp may compute the feed-forward layer with, in transformers' words. ``windows``: whether
-    it attends to a window in the layers that the config says so of. ``built_in``: what it takes for granted of the
-    config's other fields.
+    ``activations``: what llama.cpp may compute the feed-forward layer with, in transformers' words. ``windows``:
+    whether it attends to a window in the layers that the config says so of. ``built_in``: what it takes for granted of
+    the config's other fields.
     """
 
     name: str
@@ -53,11 +53,6 @@ class Family:
 def head_size(config: Config) -> int:
     """Width of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def layer_kinds(config: Config, kind: str) -> list[bool]:
-    """Of each layer whether ``layer_types`` says that it is of a kind."""
-    return [found == kind for found in config.layer_types]
 
 
 def _pairs(config: Config, rows: int) -> np.ndarray:
@@ -133,7 +128,32 @@ _KV_B = (
 )
 _SIGMOID = {"expert_gating_func": 2}
 _GEMMA_HEADS = {"query_pre_attn_scalar": lambda config: head_size(config)}
+_GROUPED_NORM = Piece(r".*\.mamba\.norm\.weight", values=lambda tensor, config: tensor.view(config.mamba_n_groups, -1))
+_HYBRID = {
+    "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+    "ssm.inner_size": lambda config: config.mamba_expand * config.hidden_size,
+    "ssm.time_step_rank": lambda config: config.mamba_n_heads,
+    "rope.scaling.finetuned": lambda config: getattr(config, "position_embedding_type", "rope") == "rope",
+}
+_LINEAR_ATTENTION = (
+    Piece(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
+    Piece(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
+    Piece(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    Piece(r"(?!.*linear_attn\.norm).*norm\.weight", values=lambda tensor, _: tensor + 1),
+)
+_LINEAR_KEYS = {
+    "ssm.conv_kernel": lambda config: config.linear_conv_kernel_dim,
+    "ssm.state_size": lambda config: config.linear_key_head_dim,
+    "ssm.group_count": lambda config: config.linear_num_key_heads,
+    "ssm.time_step_rank": lambda config: config.linear_num_value_heads,
+    "ssm.inner_size": lambda config: config.linear_value_head_dim * config.linear_num_value_heads,
+    "attention.recurrent_layers": lambda config: [kind == "linear_attention" for kind in config.layer_types],
+    "full_attention_interval": lambda config: 4,
+}
 _LLAMA = Family("llama", (_Q_AND_K,))
+
+REFUSED = {"phimoe": "llama.cpp sends tokens to its experts in another way than transformers"}
+"""Architectures that llama.cpp opens, and computes otherwise."""
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -148,9 +168,6 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family("gemma3", (_PLUS_ONE,), activations=_GELU, windows=True, built_in=_GEMMA_HEADS),
     "phi": Family("phi2", activations=_GELU),
     "phi3": Family("phi3", keys={"attention.sliding_window": 0}),
-    "phimoe": Family(
-        "phimoe", keys={"attention.sliding_window": 0}, built_in={"lm_head_bias": True, "attention_bias": True}
-    ),
     "smollm3": Family("smollm3", (_Q_AND_K,), built_in={"no_rope_layers": lambda config: _three_of_four(config)}),
     "olmo": Family(
         "olmo",
@@ -314,7 +331,99 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
-FAMILIES["falcon_mamba"] = FAMILIES["mamba"]
+FAMILIES |= {
+    "falcon_mamba": FAMILIES["mamba"],
+    "ministral": _LLAMA,
+    "internlm3": _LLAMA,
+    "cwm": _LLAMA,
+    "ministral3": Family(
+        "mistral3",
+        (_Q_AND_K,),
+        {"attention.temperature_scale": lambda config: config.rope_parameters.get("llama_4_scaling_beta")},
+    ),
+    "granitemoeshared": FAMILIES["granitemoe"],
+    "granitemoehybrid": Family("granitehybrid", (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM), _HYBRID),
+    "exaone": Family("exaone"),
+    "jais2": Family("jais2", activations=("relu2",)),
+    "solar_open": FAMILIES["glm4_moe"],
+    "hunyuan_v1_moe": Family("hunyuan-moe", keys=_EXPERT_WIDTH),
+    "ernie4_5_moe": Family(
+        "ernie4_5-moe",
+        (
+            Piece(
+                r"(.*)\.moe_statics\.e_score_correction_bias",
+                r"\1.moe_statics.e_score_correction.bias",
+                values=lambda tensor, _: tensor[0],
+            ),
+        ),
+        {
+            "interleave_moe_layer_step": lambda config: config.moe_layer_interval,
+            "leading_dense_block_count": lambda config: config.moe_layer_start_index,
+            "expert_shared_feed_forward_length": lambda config: (
+                config.moe_num_shared_experts * config.moe_intermediate_size
+            ),
+        },
+    ),
+    "minimax_m2": Family("minimax-m2", (_ROUTER_BIAS,), {**_SIGMOID, **_EXPERT_WIDTH}),
+    "exaone_moe": Family("exaone-moe", (_ROUTER_BIAS,), _SIGMOID, windows=True),
+    "lfm2_moe": Family(
+        "lfm2moe",
+        (
+            Piece(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+            *(
+                Piece(rf"(.*)\.feed_forward\.(experts\.\d+)\.{short}\.weight", rf"\1.mlp.\2.{name}.weight")
+                for short, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj"))
+            ),
+            Piece(r"(.*)\.expert_bias", r"\1.expert_bias.bias"),
+        ),
+        {**FAMILIES["lfm2"].keys, **_SIGMOID},
+        activations=(),
+        built_in={"norm_topk_prob": True, "routed_scaling_factor": 1.0},
+    ),
+    "jamba": Family(
+        "jamba",
+        _SSM,
+        {
+            "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+            "ssm.inner_size": lambda config: config.mamba_expand * config.hidden_size,
+        },
+    ),
+    "nemotron_h": Family(
+        "nemotron_h",
+        (*_SSM2, Piece(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1))),
+        {
+            "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+            "feed_forward_length": lambda config: [
+                config.intermediate_size if kind == "mlp" else 0 for kind in config.layer_types
+            ],
+            "attention.layer_norm_epsilon": lambda config: config.layer_norm_epsilon,
+            "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
+            "ssm.inner_size": lambda config: config.mamba_num_heads * config.mamba_head_dim,
+            "ssm.time_step_rank": lambda config: config.mamba_num_heads,
+            **dict.fromkeys(("expert_count", "expert_used_count"), None),
+        },
+        activations=("relu2",),
+        built_in={"layer_types": lambda config: [kind for kind in config.layer_types if kind != "moe"]},
+    ),
+    "qwen3_next": Family(
+        "qwen3next",
+        (
+            *_LINEAR_ATTENTION,
+            Piece(r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_qkv.weight", rows=lambda config, _: _joint(config)[0]),
+            Piece(r"(.*)\.in_proj_qkvz\.weight", r"\1.in_proj_z.weight", rows=lambda config, _: _joint(config)[1]),
+        ),
+        _LINEAR_KEYS,
+    ),
+}
+
+
+def _joint(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Queries, keys and values of all groups one after the other, and gates, out of those of each group in turn."""
+    keys, group = config.linear_key_head_dim, config.linear_num_value_heads // config.linear_num_key_heads
+    values = group * config.linear_value_head_dim
+    parts = np.arange(config.linear_num_key_heads * 2 * (keys + values)).reshape(config.linear_num_key_heads, -1)
+    cut = np.split(parts, np.cumsum([keys, keys, values]), axis=1)
+    return np.concatenate([part.reshape(-1) for part in cut[:3]]), cut[3].reshape(-1)
 
 
 def _three_of_four(config: Config) -> list[int]:
@@ -328,4 +437,4 @@ def _falcon_groups(config: Config) -> int:
 
 
 def _groups_where(config: Config, kind: str) -> list[int]:
-    return [config.num_key_value_heads if so else 0 for so in layer_kinds(config, kind)]
+    return [config.num_key_value_heads if found == kind else 0 for found in config.layer_types]

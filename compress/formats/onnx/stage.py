@@ -162,7 +162,9 @@ def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     tokenizer = load_tokenizer(checkpoint.folder)
     examples = context.task.encode(rows, tokenizer, None, context.max_length)
     longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
-    length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])
+    # Recurrences go by chunks, and are proven past the first.
+    chunk = max(checkpoint.config.get(name) or 0 for name in ("chunk_size", "mamba_chunk_size"))
+    length = min([_WINDOW_LENGTH + chunk, *(int(examples.lengths()[index]) for index in longest)])
     if len(longest) < _WINDOWS or length < 4:
         raise DataError(
             "The training text is too short to prove the export on.",

@@ -139,9 +139,23 @@ def _normed(plug: Plug, epsilon: float, offset: float) -> Any:
     return lambda self, hidden: plug.norm(self, hidden, epsilon, offset)
 
 
-_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503)
+_NEAR: tuple[float, ...] = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+)
 _NEAR += (-0.00417768164, 0.246640727, 1.50140941)
-_TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613)
+_TAIL: tuple[float, ...] = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+)
 _TAIL += (0.00943887047, 1.00167406, 2.83297682)
 
 
@@ -154,7 +168,7 @@ def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
         for coefficient in coefficients[1:]:
             result = result * distance + coefficient
         results.append(result * value)
-    return torch.where(far < 5, *results)
+    return torch.where(far < 5, results[0], results[1])
 
 
 def plain_norms(model: nn.Module) -> dict[str, tuple[float, float]]:

@@ -143,7 +143,8 @@ def main(
     if write:
         about = {
             "title": "Decoders as one ONNX graph",
-            "order": 8,
+            "order": 1,
+            "page": "architectures.md",
             "command": "python benchmarks/decoders.py --write",
             "machine": "any processor: tiny random models, largest difference of a logit from torch",
             "measured": datetime.now(UTC).date().isoformat(),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from compress.architectures.transformer import blocks, keep_heads, keep_layers, keep_neurons
+from compress.architectures.description import blocks
+from compress.architectures.transformer import keep_heads, keep_layers, keep_neurons
 from compress.bench.session import measure_together
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
@@ -51,7 +52,7 @@ def main() -> None:
 
 def _cut(model: TorchModel) -> None:
     keep_layers(model.module, [0, 2, 5])
-    keep_heads(model.module, [range(block.heads // 2) for block in blocks(model.module)])
+    keep_heads(model.module, [range(block.places // 2) for block in blocks(model.module)])
     keep_neurons(model.module, [torch.arange(384) for _ in blocks(model.module)])
 
 

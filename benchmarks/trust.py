@@ -31,7 +31,8 @@ import numpy as np
 import torch
 import typer
 
-from compress.architectures.transformer import blocks, keep_heads, keep_neurons
+from compress.architectures.description import blocks
+from compress.architectures.transformer import keep_heads, keep_neurons
 from compress.architectures.vocabulary import trim
 from compress.bench.session import measure_together
 from compress.checkpoints.torch_model import TorchModel

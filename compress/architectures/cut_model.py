@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.architectures.transformer import HEADS_KEY, shrink_to_recorded_heads
+from compress.architectures.transformer import HEADS_KEY, NEURONS_KEY, shrink_to_recorded_parts
 from compress.checkpoints.channel_record import CHANNELS_KEY, shrink_to_recorded
 
 
 def is_cut(config: Any) -> bool:
-    """Whether heads or channels are recorded in ``config``."""
-    return bool(getattr(config, HEADS_KEY, None) or getattr(config, CHANNELS_KEY, None))
+    """Whether heads, neurons or channels are recorded in ``config``."""
+    return any(getattr(config, key, None) for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY))
 
 
 def load_cut(auto: Any, directory: Path, config: Any) -> Any:
@@ -27,7 +27,7 @@ def load_cut(auto: Any, directory: Path, config: Any) -> Any:
 
     def make(module: Any, own: Any, *arguments: Any, **options: Any) -> None:
         whole.__init__(module, own, *arguments, **options)
-        shrink_to_recorded_heads(module)
+        shrink_to_recorded_parts(module)
         shrink_to_recorded(module, own, str(directory / "config.json"))
 
     shrinking = type(whole.__name__, (whole,), {"__init__": make, "__module__": whole.__module__})

@@ -1,136 +1,85 @@
-"""The parts of a transformer encoder, of text or images, that compression cuts: blocks, heads, feed-forward neurons."""
+"""Cutting what `description` finds: whole blocks, heads and feed-forward neurons, each cut proven by the config.
+
+A cut that the architecture's config has no words for is recorded in it, and `cut_model` makes the same cut again as it
+loads the model.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from compress.architectures.description import Attention, Block, Linear, blocks, stacks
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.errors import StageError
 
 HEADS_KEY = "compress_attention_heads"
-"""Config key that records the heads of each layer once they differ from ``num_attention_heads``."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One encoder layer. Projections have weights [out_features, in_features]."""
-
-    module: nn.Module
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    attention_output: nn.Linear
-    feed_forward_in: nn.Linear
-    feed_forward_out: nn.Linear
-    head_size: int
-
-    @property
-    def heads(self) -> int:
-        """Attention heads left in this block."""
-        return self.query.out_features // self.head_size
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Where an architecture keeps its blocks; paths are relative to one block."""
-
-    layers: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    feed_forward_in: str
-    feed_forward_out: str
-
-
-_BERT = _Family(
-    "encoder.layer",
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
-_DISTILBERT = _Family(
-    "transformer.layer",
-    "attention.q_lin",
-    "attention.k_lin",
-    "attention.v_lin",
-    "attention.out_lin",
-    "ffn.lin1",
-    "ffn.lin2",
-)
-_VIT = _Family(
-    "layers",
-    "attention.q_proj",
-    "attention.k_proj",
-    "attention.v_proj",
-    "attention.o_proj",
-    "mlp.fc1",
-    "mlp.fc2",
-)
-FAMILIES = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": _DISTILBERT,
-    "deit": _VIT,
-    "vit": _VIT,
+"""Config key that records what is left of each layer's heads, or groups of heads with their keys and values."""
+NEURONS_KEY = "compress_feed_forward_neurons"
+"""Config key that records each layer's neurons where no field of the architecture's own says them."""
+_WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff", "dim_feedforward", "d_inner")
+_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
+_GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "embed_dim", "hidden_size", "d_attn")
+_OF_LAYERS = ("layer", "block", "pattern", "intermediate", "compress_")
+"""Words in the names of config fields that say something of each layer."""
+_FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
+_OF_BACKBONES = ("stage_names", "out_features", "out_indices")
+"""Config fields that follow from how many layers there are."""
+_NOT_OF_INFERENCE = ("training", "drop_prob", "p", "seed")
+_BY_NUMBER = "how far each looks back follows from their number (ALiBi)"
+_WHOLE = {
+    "bloom": _BY_NUMBER,
+    "mpt": _BY_NUMBER,
+    "big_bird": "its attention is made anew as it runs",
+    "pvt_v2": "their width is that of the layer",
 }
-BERT_FAMILIES = tuple(name for name, family in FAMILIES.items() if family is _BERT)
-"""Architectures built like BERT, whose classifiers read the first token."""
-
-
-def _family(module: PreTrainedModel) -> _Family:
-    family = FAMILIES.get(module.config.model_type)
-    if family is None:
-        raise StageError(
-            f"The layers of a {module.config.model_type!r} model cannot be cut yet.",
-            expected=f"one of {', '.join(FAMILIES)}",
-            mend="leave the stage out, or add the architecture to compress/architectures/transformer.py",
-        )
-    return family
+"""Why heads of an architecture cannot go, where its modules don't show it."""
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 def layer_list(module: PreTrainedModel) -> nn.ModuleList:
-    """The list of encoder layers. Raises `StageError` for an architecture outside `FAMILIES`."""
-    layers = module.base_model.get_submodule(_family(module).layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    """The one list of a model's blocks. Raises `StageError` for a model that has several, or none."""
+    return _only_stack(module)[1]
+
+
+def _only_stack(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    found = stacks(module)
+    if len(found) > 1:
+        raise StageError(
+            f"The layers of a {module.config.model_type!r} model lie in several lists.",
+            expected="one list of layers",
+            mend=f"cut heads or neurons instead; its lists are {', '.join(found)}",
+        )
+    return next(iter(found.items()))
 
 
 @contextlib.contextmanager
 def with_layers(module: PreTrainedModel, layers: Iterable[nn.Module]) -> Iterator[None]:
     """Let ``module`` pass through ``layers`` in place of its own, for the time of a context."""
-    own, path = layer_list(module), _family(module).layers
-    module.base_model.set_submodule(path, nn.ModuleList(layers))
+    path, own = _only_stack(module)
+    module.set_submodule(path, nn.ModuleList(layers))
     try:
         yield
     finally:
-        module.base_model.set_submodule(path, own)
-
-
-def blocks(module: PreTrainedModel) -> list[Block]:
-    """The encoder's blocks, first to last. Raises `StageError` for an architecture outside `FAMILIES`."""
-    family = _family(module)
-    head_size = module.config.hidden_size // module.config.num_attention_heads
-    found = []
-    for layer in layer_list(module):
-        linears = {}
-        for name in list(_Family.__dataclass_fields__)[1:]:
-            linear = layer.get_submodule(getattr(family, name))
-            assert isinstance(linear, nn.Linear)
-            linears[name] = linear
-        found.append(Block(module=layer, head_size=head_size, **linears))
-    return found
+        module.set_submodule(path, own)
 
 
 def drop_pooler(module: PreTrainedModel) -> None:
@@ -140,73 +89,327 @@ def drop_pooler(module: PreTrainedModel) -> None:
 
 
 def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Drop the encoder layers outside ``kept`` (indices from 0), in place. Raises `StageError` for a wrong index."""
-    layers = layer_list(module)
+    """Drop the blocks outside ``kept`` (indices from 0), in place.
+
+    Raises `StageError` for a wrong index, and for an architecture whose config cannot say which are left.
+    """
+    found = stacks(module)
+    before = [layer for layers in found.values() for layer in layers]
     if getattr(module.config, CHANNELS_KEY, None):
         raise StageError("Layers cannot go once channels have been cut.", mend="remove the layers first")
-    wrong = [index for index in kept if not 0 <= index < len(layers)]
+    wrong = [index for index in kept if not 0 <= index < len(before)]
     if wrong or len(set(kept)) != len(kept):
-        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(layers) - 1}")
-    remaining = [layers[index] for index in sorted(kept)]
-    heads = _recorded_heads(module)
-    del layers[len(remaining) :]
-    for index, layer in enumerate(remaining):
-        layers[index] = layer
+        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(before) - 1}")
+    old = {path: list(layers) for path, layers in found.items()}
+    remaining = {id(before[index]) for index in kept}
+    left = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}
+    fields = _fields_of_layers(module.config, len(before), sorted(kept))
+    if len(found) > 1:
+        fields["depths"] = [len(layers) for layers in left.values()]
+    whole = _makes(module, module.config, alike=True)
+    for path, layers in found.items():
+        _put(layers, left[path])
+    changed = _changed(module.config, fields)
+    if not (whole and all(left.values()) and _makes(module, changed, alike=True) and _same_beside(module, changed)):
+        for path, layers in found.items():
+            _put(layers, old[path])
+        raise StageError(
+            f"The config of a {module.config.model_type!r} model cannot say which of {', '.join(found)} are left.",
+            expected="layers that are all alike, or a list of their kinds in config.json",
+            mend="cut heads or neurons instead",
+        )
+    for name in (*fields, *(name for name in vars(changed) if name.lstrip("_") in _OF_BACKBONES)):
+        setattr(module.config, name, getattr(changed, name))
+
+
+def _put(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
+    del layers[:]
+    layers.extend(wanted)
+    for index, layer in enumerate(layers):
         for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                setattr(part, "layer_idx", index)  # noqa: B010
-    module.config.num_hidden_layers = len(remaining)
-    if heads:
-        setattr(module.config, HEADS_KEY, [heads[index] for index in sorted(kept)])
+            for name in ("layer_idx", "layer_id"):
+                if isinstance(getattr(part, name, None), int):
+                    setattr(part, name, index)
 
 
-def _recorded_heads(module: PreTrainedModel) -> list[int] | None:
-    heads: list[int] | None = getattr(module.config, HEADS_KEY, None)
-    return heads
+def _fields_of_layers(config: Any, count: int, kept: Sequence[int]) -> dict[str, Any]:
+    """The config's fields that say how many layers there are, or something of each."""
+    fields: dict[str, Any] = {}
+    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    for name, value in vars(config).items():
+        if name == own and value == count:
+            fields[name] = len(kept)
+        elif name in _FIRST_LAYERS and isinstance(value, int):
+            fields[name] = sum(index < value for index in kept)
+        elif isinstance(value, list | tuple) and len(value) == count and any(word in name for word in _OF_LAYERS):
+            fields[name] = [value[index] for index in kept]
+    return fields
 
 
 def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
-    """Cut each block's attention down to the heads in ``kept[layer]``, in place, and record the counts."""
-    for block, heads in zip(blocks(module), kept, strict=True):
-        rows = _rows_of_heads(heads, block.head_size)
-        for projection in (block.query, block.key, block.value):
-            _keep_rows(projection, rows)
-        _keep_columns(block.attention_output, rows)
-    setattr(module.config, HEADS_KEY, [len(heads) for heads in kept])
+    """Cut each block's attention down to the heads in ``kept[layer]``, in place; a block without any has none there.
+
+    Where heads share keys and values, their groups are counted. Raises `StageError` for attention that isn't known.
+    """
+    found = [block.attended() for block in _those_with(blocks(module), "attention")]
+    check_heads_apart(module)
+    chosen = [places for places in kept if len(places)]
+    for attention, places in zip(found, chosen, strict=True):
+        _keep_heads(attention, list(places))
+    counts = [len(places) for places in kept]
+    fields = _fields_of_heads(module.config, found[0], [len(places) for places in chosen])
+    changed = _changed(module.config, fields)
+    if fields and _makes(module, changed) and _same_beside(module, changed):
+        for name, value in fields.items():
+            setattr(module.config, name, value)
+    else:
+        setattr(module.config, HEADS_KEY, counts)
+
+
+def check_heads_apart(module: PreTrainedModel) -> None:
+    """Raise `StageError`, with the reason, for a model of which no head can go without changing the others."""
+    config = module.config
+    found = _those_with(blocks(module), "attention")
+    reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
+    reasons += [_why_shared(module, found[0].attended()), *(_why_whole(block.attended()) for block in found)]
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None:
+        raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", mend="leave heads out")
+
+
+def _those_with(found: Sequence[Block], part: str) -> list[Block]:
+    """The blocks with attention, or a feed-forward layer, that is known; all of them where none has."""
+    return [block for block in found if getattr(block, part) is not None] or list(found)
+
+
+def _fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
+    """The config's own fields for so many heads in all layers; none where it has no size of a head of its own."""
+    known = {"head_dim", "num_key_value_heads"} & set(vars(config))
+    if len(set(counts)) > 1 or getattr(config, HEADS_KEY, None) or not known:
+        return {}
+    fields = {"head_dim": attention.head_size, "num_attention_heads": counts[0] * attention.heads // attention.places}
+    if "num_key_value_heads" in known:
+        fields["num_key_value_heads"] = counts[0] if attention.groups > 1 else 1
+    return {config.attribute_map.get(name, name): value for name, value in fields.items()}
+
+
+def _is_norm_of_heads(name: str) -> bool:
+    """Whether a module normalises queries, keys or what is attended to, rather than what the layer gives."""
+    leaf = name.rpartition(".")[2].lower()
+    return "norm" in name.lower() and leaf.replace("_", "") != "layernorm"
+
+
+def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
+    """That a table outside the blocks has an entry for each head, or None."""
+    inside = tuple(f"{path}." for path in stacks(module))
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and part.embedding_dim == attention.heads and not name.startswith(inside):
+            return f"all layers share {name}"
+    return None
+
+
+def _why_whole(attention: Attention) -> str | None:
+    """Why heads cannot be told apart, or None."""
+    layers = {id(layer) for layer in attention.projections}
+    for name, part in attention.owner.named_modules():
+        if id(part) in layers:
+            continue
+        if _is_norm_of_heads(name) and any(
+            tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
+        ):
+            return f"{name} normalises all of them at once"
+        if isinstance(part, nn.Linear) and attention.width == part.in_features != part.out_features:
+            return f"{name} reads all of them"
+    return None
+
+
+@torch.no_grad()
+def _keep_heads(attention: Attention, places: Sequence[int]) -> None:
+    """Cut one attention down to ``places``, in place."""
+    each = attention.heads // attention.places
+    heads = [place * each + offset for place in places for offset in range(each)]
+    groups = list(places) if attention.groups > 1 else [0]
+    _cut_per_head(attention, {attention.groups: groups, attention.heads: heads})
+    chosen = {"query": heads, "key": groups, "value": groups}
+    rows: dict[int, tuple[Linear, list[torch.Tensor]]] = {}
+    for name, layer in (("query", attention.query), ("key", attention.key), ("value", attention.value)):
+        rows.setdefault(id(layer), (layer, []))[1].append(attention.rows[name][chosen[name]].flatten())
+    for layer, parts in rows.values():
+        _keep_rows(layer, torch.cat(parts).sort().values if len(parts) > 1 else parts[0])
+    columns = torch.arange(attention.heads * attention.head_size).view(attention.heads, -1)[heads].flatten()
+    _keep_columns(attention.output, columns)
+    _count_again(attention, len(heads), len(groups))
+
+
+def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> None:
+    """Cut what the attention has of each head beside its projections: sinks, gates, biases of positions, norms.
+
+    ``kept``: those that stay of so many.
+    """
+    layers = {id(layer) for layer in attention.projections}
+    positions = [part for name, part in attention.block.named_modules() if "relative_position" in name]
+    inside = [*attention.owner.named_modules(), *((f"positions{n}", part) for n, part in enumerate(positions))]
+    done: set[int] = set()
+    for name, part in inside:
+        if id(part) in layers | done:
+            continue
+        done.add(id(part))
+        if isinstance(part, nn.ModuleList) and len(part) in kept:
+            stays = [part[index] for index in kept[len(part)]]
+            del part[:]
+            part.extend(stays)
+        for leaf, tensor in [*part.named_parameters(recurse=False)]:
+            if not ("norm" in name.lower() and tensor.ndim == 1):
+                _cut_parameter(attention, part, leaf, kept)
+
+
+def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mapping[int, Sequence[int]]) -> None:
+    """Cut one parameter along the axis that has an entry for each head, or for each feature of all heads."""
+    tensor = getattr(part, leaf)
+    if isinstance(part, nn.Conv2d) and part.groups < part.in_channels:
+        return
+    sizes = {size: torch.tensor(list(places)) for size, places in kept.items()}
+    columns = torch.arange(attention.width).view(attention.heads, -1)[sizes[attention.heads]].flatten()
+    sizes = {attention.width: columns, **sizes}
+    axes = tensor.shape[:1] if isinstance(part, nn.Linear | nn.Conv2d) else tensor.shape
+    axis = next((axis for axis, size in enumerate(axes) if size in sizes), None)
+    if axis is None:
+        return
+    chosen = sizes[tensor.shape[axis]]
+    smaller = tensor.detach().index_select(axis, chosen).clone()
+    setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+    if isinstance(part, nn.Embedding) and axis == 1:
+        part.embedding_dim = len(chosen)
+    elif isinstance(part, nn.Linear):
+        part.out_features = len(chosen)
+    elif isinstance(part, nn.Conv2d):
+        part.groups = part.in_channels = part.out_channels = len(chosen)
+
+
+def _count_again(attention: Attention, heads: int, groups: int) -> None:
+    """Let the attention's modules say how many heads they have."""
+    counted = dict.fromkeys(_HEAD_COUNTS, (attention.heads, heads))
+    counted |= dict.fromkeys(_GROUP_COUNTS, (attention.groups, groups))
+    counted |= dict.fromkeys(_HEAD_WIDTHS, (attention.heads * attention.head_size, heads * attention.head_size))
+    counted["num_key_value_groups"] = (attention.heads // attention.groups, heads // groups)
+    for part in attention.owner.modules():
+        if isinstance(part, nn.Linear | Conv1D):
+            continue
+        for name, (old, new) in counted.items():
+            if vars(part).get(name) == old:
+                setattr(part, name, new)
 
 
 def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
-    """Cut each block's feed-forward layer down to the neurons in ``kept[layer]``, in place.
+    """Cut each block's feed-forward layer down to the neurons in ``kept[layer]``, in place; one without has none there.
 
-    All blocks keep the same number, which the config's ``intermediate_size`` (``hidden_dim``) then says.
+    Where all blocks keep the same number, the architecture's own field of the config says it if it has one.
     """
-    for block, neurons in zip(blocks(module), kept, strict=True):
-        _keep_rows(block.feed_forward_in, neurons)
-        _keep_columns(block.feed_forward_out, neurons)
-    name = "hidden_dim" if module.config.model_type == "distilbert" else "intermediate_size"
-    setattr(module.config, name, len(kept[0]))
+    chosen = [neurons for neurons in kept if len(neurons)]
+    found = [block.fed_forward() for block in _those_with(blocks(module), "feed_forward")]
+    for feed_forward, neurons in zip(found, chosen, strict=True):
+        for layer in feed_forward.inputs:
+            _keep_rows(layer, feed_forward.rows(layer, neurons))
+        _keep_columns(feed_forward.output, neurons)
+        for convolution in feed_forward.depthwise:
+            _keep_rows(convolution, neurons)
+    counts = [len(neurons) for neurons in kept]
+    config = module.config
+    for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
+        if len(set(counts)) > 1 or name not in vars(config) or getattr(config, NEURONS_KEY, None):
+            continue
+        changed = _changed(config, {name: counts[0]})
+        if _makes(module, changed) and _same_beside(module, changed):
+            setattr(config, name, counts[0])
+            return
+    setattr(config, NEURONS_KEY, counts)
 
 
-def shrink_to_recorded_heads(module: PreTrainedModel) -> None:
-    """Give a freshly built model the projection sizes that `HEADS_KEY` records, before its weights are loaded."""
-    heads = _recorded_heads(module)
+def shrink_to_recorded_parts(module: PreTrainedModel) -> None:
+    """Give a freshly built model the sizes that its config records, before its weights are loaded."""
+    heads, neurons = (getattr(module.config, key, None) for key in (HEADS_KEY, NEURONS_KEY))
     if heads:
-        keep_heads(module, [range(count) for count in heads])
+        for block, count in zip(blocks(module), heads, strict=True):
+            if count:
+                _keep_heads(block.attended(), range(count))
+    if neurons:
+        keep_neurons(module, [torch.arange(count) for count in neurons])
 
 
-def _rows_of_heads(heads: Iterable[int], head_size: int) -> torch.Tensor:
-    return torch.tensor([head * head_size + offset for head in heads for offset in range(head_size)])
+def _changed(config: Any, fields: Mapping[str, Any]) -> Any:
+    """A config with other fields, as it is read from its file. None for fields that it refuses."""
+    try:
+        own = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
+        made = type(config)(**copy.deepcopy({**own, **fields}))
+        made.validate()
+        return made
+    except _FAILURES:
+        return None
+
+
+def _makes(module: PreTrainedModel, config: Any, alike: bool = False) -> bool:
+    """Whether ``config`` makes a model whose blocks have the parameters of ``module``, in name and shape.
+
+    ``alike``: and the same numbers, such as a scale that follows from how many blocks there are.
+    """
+    if config is None:
+        return False
+    try:
+        made = _hollow(module, config)
+        return _shapes(made) == _shapes(module) and (not alike or _numbers(made) == _numbers(module))
+    except (*_FAILURES, StageError):
+        return False
+
+
+def _same_beside(module: PreTrainedModel, config: Any) -> bool:
+    """Whether ``config`` makes all that lies outside the blocks as the model's own config does."""
+    own, other = (_hollow(module, one) for one in (module.config, config))
+    inside = tuple(f"{path}." for path in stacks(own))
+    shapes = (
+        {name: part.shape for name, part in made.named_parameters() if not name.startswith(inside)}
+        for made in (own, other)
+    )
+    return next(shapes) == next(shapes)
+
+
+def _hollow(module: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """What ``config`` makes, as it would be loaded, without weights."""
+    with torch.device("meta"):
+        made = type(module)(config)
+        shrink_to_recorded_parts(made)
+    return made
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    lists = stacks(module).items()
+    return {name: part.shape for path, stack in lists for name, part in stack.named_parameters(prefix=path)}
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Whole and real numbers that the blocks' modules have as attributes."""
+    return {
+        f"{name}.{key}": value
+        for path, stack in stacks(module).items()
+        for name, part in stack.named_modules(prefix=path)
+        for key, value in vars(part).items()
+        if isinstance(value, int | float) and key not in _NOT_OF_INFERENCE and key[0] != "_"
+    }
 
 
 @torch.no_grad()
-def _keep_rows(linear: nn.Linear, rows: torch.Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight[rows].clone())
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias[rows].clone())
-    linear.out_features = len(rows)
+def _keep_rows(layer: Linear | nn.Conv2d, rows: torch.Tensor) -> None:
+    weight = layer.weight[:, rows] if isinstance(layer, Conv1D) else layer.weight[rows]
+    layer.weight = nn.Parameter(weight.clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[rows].clone())
+    if isinstance(layer, nn.Conv2d):
+        layer.groups = layer.in_channels = layer.out_channels = len(rows)
+    else:
+        setattr(layer, "nf" if isinstance(layer, Conv1D) else "out_features", len(rows))
 
 
 @torch.no_grad()
-def _keep_columns(linear: nn.Linear, columns: torch.Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight[:, columns].clone())
-    linear.in_features = len(columns)
+def _keep_columns(layer: Linear, columns: torch.Tensor) -> None:
+    weight = layer.weight[columns] if isinstance(layer, Conv1D) else layer.weight[:, columns]
+    layer.weight = nn.Parameter(weight.clone())
+    setattr(layer, "nx" if isinstance(layer, Conv1D) else "in_features", len(columns))

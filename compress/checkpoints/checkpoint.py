@@ -59,10 +59,23 @@ class Checkpoint:
 
         return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}
 
+    @cached_property
+    def aliases(self) -> Mapping[str, str]:
+        """Stored names of tensors that transformers' modules call otherwise, such as GPT-NeoX's head."""
+        from compress.checkpoints.stored_names import stored_names
+
+        return stored_names(self.folder)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name, or one that transformers calls so."""
+        return name in self.files or ("model_type" in self.config and self.aliases.get(name) in self.files)
+
     def stored(self, name: str) -> torch.Tensor:
         """One tensor as it is stored, mapped from its file. Raises `ModelError` for a name that isn't there."""
         from safetensors import safe_open
 
+        if name not in self.files and self.holds(name):
+            name = self.aliases[name]
         if name not in self.files:
             raise ModelError(
                 f"The checkpoint has no tensor {name!r}.",

@@ -97,13 +97,13 @@ class _Places:
     moved: dict[str, str] = field(default_factory=dict)
 
     def note(self, path: str, stored: str) -> None:
-        """That the module ``path`` is called ``stored`` in the files. Raises `ModelError` for one at another depth."""
+        """That the module ``path`` is called ``stored`` in the files; one at another depth keeps its name.
+
+        `Checkpoint.aliases` has where its tensors are.
+        """
         own, other = path.split("."), stored.split(".")
         if len(own) != len(other):
-            raise ModelError(
-                f"The module {path!r} has its tensors in {stored!r}, which no renaming of modules gives.",
-                expected="a mixture of experts such as Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE or DeepSeek-V3",
-            )
+            return
         for depth, (one, new) in enumerate(zip(own, other, strict=True)):
             if one != new:
                 self.moved[".".join(own[: depth + 1])] = new

@@ -145,12 +145,13 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
     try:
-        config = AutoConfig.for_model(**fields)
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with init_empty_weights(include_buffers=False):
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"transformers makes no causal language model of this config: {str(error).strip().splitlines()[0]}",
             where=str(checkpoint.folder / "config.json"),

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from compress.architectures.transformer import HEADS_KEY, blocks, drop_pooler, keep_layers
+from compress.architectures.description import Attention, blocks
+from compress.architectures.transformer import HEADS_KEY, NEURONS_KEY, drop_pooler, keep_layers
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
@@ -64,7 +65,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
     unknown = [name for name in origin.config or {} if not hasattr(config, name)]
     if unknown:
         raise StageError(f"The config of a {config.model_type!r} model has no field {unknown[0]!r}.")
-    for key in (HEADS_KEY, CHANNELS_KEY):
+    for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY):
         if hasattr(config, key):
             # The new model has as many heads or channels in each layer as its config says.
             delattr(config, key)
@@ -220,8 +221,9 @@ class _Comparison:
         teacher_blocks, student_blocks = blocks(teacher), blocks(student)
         widths: tuple[int, int] = student.config.hidden_size, teacher.config.hidden_size
         if method in ("tinybert", "minilm"):
-            comparison.heads = teacher_blocks[-1].heads
-            counts = {block.heads for block in (*teacher_blocks, *student_blocks)}
+            comparison.heads = teacher_blocks[-1].attended().heads
+            found = [block.attended() for block in (*teacher_blocks, *student_blocks)]
+            counts = {count for attention in found for count in (attention.heads, attention.groups)}
             if len(counts) != 1:
                 raise StageError(
                     f"method: {method} compares attention head by head; the models have {sorted(counts)} heads.",
@@ -242,7 +244,7 @@ class _Comparison:
         for index, (student_block, teacher_block) in enumerate(pairs):
             for role, block in (("student", student_block), ("teacher", teacher_block)):
                 for name in ("query", "key", "value"):
-                    comparison._capture(f"{role}.{index}", name, getattr(block, name))
+                    comparison._capture(f"{role}.{index}", name, block.attended())
         return comparison
 
     def parameters(self) -> list[nn.Parameter]:
@@ -275,12 +277,13 @@ class _Comparison:
             loss = loss + attention_mse(mine, theirs, mask)
         return loss
 
-    def _capture(self, owner: str, name: str, layer: nn.Linear) -> None:
+    def _capture(self, owner: str, name: str, attention: Attention) -> None:
         store = self.captured.setdefault(owner, {})
 
         def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            store[name] = output
+            store[name] = attention.of(name, output)
 
+        layer: nn.Module = getattr(attention, name)
         self.hooks.append(layer.register_forward_hook(keep))
 
     def _scores(self, owner: str, other: str) -> torch.Tensor:

@@ -13,11 +13,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from compress.architectures.transformer import BERT_FAMILIES, Block, blocks, layer_list, with_layers
+from compress.architectures.description import Block, Linear, blocks
+from compress.architectures.transformer import layer_list, with_layers
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.task import Examples
 
+BERT_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra")
+"""Architectures built like BERT, whose classifiers read the first token."""
 _BATCH = 64
 _KEPT_BYTES = 1 << 30
 
@@ -110,16 +113,16 @@ class FirstTokenLayer(nn.Module):
         """``mask`` is what attention adds or allows, [B, 1, length, length], or ``None``."""
         (block,) = self._block
         layer: Any = block.module
-        first = hidden[:, :1]
+        first, attention = hidden[:, :1], block.attended()
 
-        def by_head(states: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
-            found: torch.Tensor = projection(states).unflatten(-1, (block.heads, block.head_size))
+        def by_head(states: torch.Tensor, projection: Linear) -> torch.Tensor:
+            found: torch.Tensor = projection(states).unflatten(-1, (attention.heads, attention.head_size))
             return found.transpose(1, 2)
 
         attended = scaled_dot_product_attention(
-            by_head(first, block.query),
-            by_head(hidden, block.key),
-            by_head(hidden, block.value),
+            by_head(first, attention.query),
+            by_head(hidden, attention.key),
+            by_head(hidden, attention.value),
             attn_mask=None if mask is None else mask[:, :, :1],
             dropout_p=layer.attention.self.dropout.p if layer.training else 0.0,
         )

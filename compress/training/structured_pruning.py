@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from compress.architectures.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
+from compress.architectures.description import Block, Linear, blocks, in_features, stacks
+from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import softened_kl
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from compress.stage.stage import Context
 
 _BATCH = 32
+_PROVEN = 8
+_ALIKE = 1e-3
 
 
 def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
@@ -41,14 +45,74 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
 
 
 def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
-    found = blocks(model.module)
-    heads, neurons = _importance(model.module, found, settings, examples, context)
+    module = model.module
     if settings.heads:
-        count = _kept(found[0].heads, settings.heads, "attention heads")
-        keep_heads(model.module, [most_important(scores, count).tolist() for scores in heads])
-    if settings.feed_forward:
-        count = _kept(found[0].feed_forward_in.out_features, settings.feed_forward, "feed-forward neurons")
-        keep_neurons(model.module, [most_important(scores, count) for scores in neurons])
+        check_heads_apart(module)
+    found = blocks(module)
+    scores = _importance(module, found, settings, examples, context)
+    heads, neurons = (
+        [most_important(one, _kept(one, share, what)).tolist() for one in each]
+        for each, share, what in (
+            (scores[0], settings.heads, "attention heads"),
+            (scores[1], settings.feed_forward, "feed-forward neurons"),
+        )
+    )
+    expected = None if examples is None else _masked(module, found, heads, neurons, examples)
+    try:
+        if settings.heads:
+            keep_heads(module, heads)
+        if settings.feed_forward:
+            keep_neurons(module, [torch.tensor(kept) for kept in neurons])
+        answers = None if expected is None else predict(module, expected[1])
+    except RuntimeError as error:
+        raise _not_described(module, str(error).splitlines()[0]) from error
+    if expected is not None and answers is not None:
+        off = float(np.abs(answers - expected[0]).max() / (np.abs(expected[0]).max() or 1.0))
+        if off > _ALIKE:
+            raise _not_described(module, f"its answers are {off:.1e} from those with these parts as zeros")
+
+
+def _not_described(module: Any, what: str) -> StageError:
+    return StageError(
+        f"Heads or neurons of a {module.config.model_type!r} model cannot go: {what}.",
+        expected="a model without what was cut that answers as the whole one does with zeros there",
+        mend="leave heads and feed_forward out, and report the architecture",
+    )
+
+
+def _masked(
+    module: Any, found: Sequence[Block], heads: Sequence[list[int]], neurons: Sequence[list[int]], examples: Examples
+) -> tuple[np.ndarray, Examples]:
+    """The uncut model's answers to a few examples with zeros for all that goes, and these examples."""
+    few = replace(
+        examples,
+        inputs=examples.inputs[:_PROVEN],
+        labels=None if examples.labels is None else examples.labels[:_PROVEN],
+        sizes=None if examples.sizes is None else examples.sizes[:_PROVEN],
+    )
+    handles = []
+    for block, places, kept in zip(found, heads, neurons, strict=True):
+        for total, chosen, layer in (
+            (block.places, places, block.attention and block.attention.output),
+            (block.neurons, kept, block.feed_forward and block.feed_forward.output),
+        ):
+            if layer is not None and total:
+                stays = torch.zeros(total)
+                stays[chosen] = 1.0
+                handles.append(layer.register_forward_pre_hook(_mask(stays)))
+    try:
+        return predict(module, few), few
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask(stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        inputs = arguments[0]
+        return (inputs * stays.repeat_interleave(inputs.shape[-1] // len(stays)), *arguments[1:])
+
+    return hook
 
 
 def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples | None:
@@ -65,16 +129,18 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     )
 
 
-def _kept(total: int, share_removed: float, what: str) -> int:
-    count = round(total * (1 - share_removed))
-    if count < 1:
-        raise StageError(f"Removing {share_removed:.0%} of {total} {what} leaves none.", mend="remove a smaller share")
+def _kept(scores: torch.Tensor, share_removed: float, what: str) -> int:
+    count = round(len(scores) * (1 - share_removed))
+    if count < 1 and len(scores):
+        raise StageError(
+            f"Removing {share_removed:.0%} of {len(scores)} {what} leaves none.", mend="remove a smaller share"
+        )
     return count
 
 
 def _remove_layers(model: TorchModel, count: int, examples: Examples, context: Context) -> None:
     """Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL)."""
-    total = len(layer_list(model.module))
+    total = sum(map(len, stacks(model.module).values()))
     if count >= total:
         raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
     reference = torch.from_numpy(predict(model.module, examples))
@@ -91,21 +157,20 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
 
 
 def _importance(
-    module: nn.Module, found: list[Block], settings: Pruning, examples: Examples | None, context: Context
+    module: nn.Module, found: Sequence[Block], settings: Pruning, examples: Examples | None, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Scores of the heads [heads] and neurons [neurons] of each block."""
+    """Scores of the heads [heads] and neurons [neurons] of each block, none where a block has none that can go."""
+    parts = [(block.places, block.attention and block.attention.output) for block in found]
+    parts += [(block.neurons, block.feed_forward and block.feed_forward.output) for block in found]
+    scores = [torch.zeros(count) for count, _ in parts]
+    read = [(index, layer) for index, (_, layer) in enumerate(parts) if layer is not None]
     if settings.importance == "magnitude":
-        heads = [_squared_norms(block.attention_output, block.head_size) for block in found]
-        return heads, [_squared_norms(block.feed_forward_out, 1) for block in found]
+        for index, layer in read:
+            scores[index] = _squared_norms(layer, in_features(layer) // len(scores[index]))
+        return scores[: len(found)], scores[len(found) :]
     assert examples is not None
-    heads = [torch.zeros(block.heads) for block in found]
-    neurons = [torch.zeros(block.feed_forward_in.out_features) for block in found]
     inputs: dict[nn.Module, torch.Tensor] = {}
-    handles = [
-        linear.register_forward_pre_hook(_keep_input(inputs))
-        for block in found
-        for linear in (block.attention_output, block.feed_forward_out)
-    ]
+    handles = [layer.register_forward_pre_hook(_keep_input(inputs)) for _, layer in read]
     module.eval()
     order = np.argsort(examples.lengths(), kind="stable")
     starts = range(0, len(order), _BATCH)
@@ -113,15 +178,13 @@ def _importance(
         batch = tensors(examples, order[start : start + _BATCH].tolist())
         outputs = forward(module, batch)
         loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
-        layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
-        gradients = torch.autograd.grad(loss, [inputs[layer] for layer in layers])
-        for index, block in enumerate(found):
-            attention, feed_forward = inputs[layers[2 * index]], inputs[layers[2 * index + 1]]
-            heads[index] += taylor_importance(attention.detach(), gradients[2 * index], block.head_size)
-            neurons[index] += taylor_importance(feed_forward.detach(), gradients[2 * index + 1], 1)
+        gradients = torch.autograd.grad(loss, [inputs[layer] for _, layer in read])
+        for (index, layer), gradient in zip(read, gradients, strict=True):
+            size = in_features(layer) // len(scores[index])
+            scores[index] += taylor_importance(inputs[layer].detach(), gradient, size)
     for handle in handles:
         handle.remove()
-    return heads, neurons
+    return scores[: len(found)], scores[len(found) :]
 
 
 def _keep_input(
@@ -133,6 +196,8 @@ def _keep_input(
     return hook
 
 
-def _squared_norms(output: nn.Linear, group_size: int) -> torch.Tensor:
+def _squared_norms(output: Linear, group_size: int) -> torch.Tensor:
     """Squared norms of the output weights of each group of input features, [in_features / group_size]."""
-    return output.weight.detach().square().sum(dim=0).view(-1, group_size).sum(dim=1)
+    weight = output.weight.detach()
+    weight = weight.T if isinstance(output, Conv1D) else weight
+    return weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)

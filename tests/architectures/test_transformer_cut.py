@@ -12,7 +12,8 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from compress.architectures.transformer import HEADS_KEY, blocks, keep_heads, keep_layers, keep_neurons
+from compress.architectures.description import blocks
+from compress.architectures.transformer import HEADS_KEY, keep_heads, keep_layers, keep_neurons
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.tasks.registry import get_task
@@ -71,7 +72,7 @@ def test_removed_heads_are_as_if_zero(model: TorchModel):
     close(model, expected)
     # A head has SIZE rows of three projections with their biases, and SIZE columns of the output projection.
     assert before - model.parameters() == (2 + 3) * SIZE * (4 * tiny.WIDTH + 3)
-    assert [block.heads for block in blocks(model.module)] == [2, 1]
+    assert [block.places for block in blocks(model.module)] == [2, 1]
     assert getattr(model.module.config, HEADS_KEY) == [2, 1]
     assert model.module.config.num_attention_heads == tiny.HEADS
 
@@ -122,7 +123,7 @@ def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_pa
     model.save(tmp_path)
     loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
     torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
-    assert [block.heads for block in blocks(loaded.module)] == [2, 1]
+    assert [block.places for block in blocks(loaded.module)] == [2, 1]
 
 
 def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
@@ -154,7 +155,12 @@ def test_a_cut_model_still_learns(model: TorchModel):
     batch = model.processor(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
     model.module(**batch).logits.square().sum().backward()
     for block in blocks(model.module):
-        for layer in (block.query, block.value, block.attention_output, block.feed_forward_in):
+        for layer in (
+            block.attended().query,
+            block.attended().value,
+            block.attended().output,
+            block.fed_forward().inputs[0],
+        ):
             assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
 
 

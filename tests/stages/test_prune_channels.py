@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.architectures.transformer import HEADS_KEY, blocks
+from compress.architectures.description import blocks
+from compress.architectures.transformer import HEADS_KEY
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
@@ -174,8 +175,8 @@ def test_heads_neurons_and_layers_of_a_vit(tmp_path: Path) -> None:
     model = tiny_images.vit(num_hidden_layers=3, num_attention_heads=4)
     with torch.no_grad():
         for block, head in zip(blocks(model.module), (2, 0, 3), strict=True):
-            block.attention_output.weight[:, head * 8 : head * 8 + 8] = 0
-            block.feed_forward_out.weight[:, 10:22] = 0
+            block.attended().output.weight[:, head * 8 : head * 8 + 8] = 0
+            block.fed_forward().output.weight[:, 10:22] = 0
         layer = model.module.vit.layers[1]
         for part in (layer.attention.o_proj, layer.mlp.fc2):
             torch.nn.init.zeros_(part.weight)

@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from compress.architectures.transformer import Block, blocks
+from compress.architectures.description import Block, blocks
 from compress.stages.prune import Prune
 from compress.tasks.forward import forward, tensors
 from compress.training.structured_pruning import _importance
@@ -31,9 +31,9 @@ def test_importance_is_the_sum_of_absolute_gate_gradients(architecture: str):
     expected = [torch.zeros_like(gates) for gates in (*heads, *neurons)]
     for index in range(len(examples)):
         hooks = [
-            gated(block.attention_output, g.repeat_interleave(SIZE)) for block, g in zip(found, heads, strict=True)
+            gated(block.attended().output, g.repeat_interleave(SIZE)) for block, g in zip(found, heads, strict=True)
         ]
-        hooks += [gated(block.feed_forward_out, g) for block, g in zip(found, neurons, strict=True)]
+        hooks += [gated(block.fed_forward().output, g) for block, g in zip(found, neurons, strict=True)]
         batch = tensors(examples, [index])
         loss = nn.functional.cross_entropy(forward(model.module, batch).logits, batch["labels"])
         for total, gradient in zip(expected, torch.autograd.grad(loss, [*heads, *neurons]), strict=True):

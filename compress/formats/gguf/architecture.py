@@ -1,9 +1,10 @@
-"""Llama-like decoders in GGUF's terms: metadata, names of tensors, and the order of rows in queries and keys."""
+"""A decoder in GGUF's terms: metadata, and where each tensor of a checkpoint goes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,156 +12,250 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from compress.errors import ModelError
+from compress.formats.gguf.families import FAMILIES, REFUSED, Family, Piece, head_size
 from compress.formats.gguf.tokenizer import check_tokenizer
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter, TensorNameMap
+    from gguf import GGUFWriter
 
     from compress.checkpoints.checkpoint import Checkpoint
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""`model_type` of config.json -> GGUF's name."""
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-_DENSE = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-_ROUTER = "block_sparse_moe.gate"
-_EXPERTS = "block_sparse_moe.experts"
-_MIXTURE = (_ROUTER, *(f"{_EXPERTS}.{name}" for name in ("w1", "w3", "w2")))
-_NORMS = ("input_layernorm", "post_attention_layernorm")
-_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_STACKED = re.compile(r"(.*)(\.experts|\.norms)\.(\d+)\.(.+)")
+"""Tensors that follow each other in one of llama.cpp's."""
+_ALWAYS_FLOAT32 = re.compile(
+    r".*(\.bias|_norm\.weight|ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|conv1d\.weight|shortconv\.conv\.weight"
+    r"|ssm_[ad]|sinks\.weight)"
+)
+"""What llama.cpp's own converter keeps in 32 bits, matrices or not."""
+_BLOCK_ORDER = (
+    *("attn_q", "attn_k", "attn_v", "attn_output"),
+    *("ffn_gate_inp", "ffn_gate", "ffn_gate_exps", "ffn_up", "ffn_up_exps", "ffn_down", "ffn_down_exps"),
+    *("attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"),
+)
+_OPTIONAL: tuple[tuple[str, type, tuple[str, ...]], ...] = (
+    ("attention.layer_norm_epsilon", float, ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")),
+    ("expert_feed_forward_length", int, ("moe_intermediate_size",)),
+    ("expert_shared_feed_forward_length", int, ("shared_expert_intermediate_size", "shared_intermediate_size")),
+    ("expert_shared_count", int, ("n_shared_experts", "moe_num_shared_experts")),
+    ("leading_dense_block_count", int, ("first_k_dense_replace", "num_dense_layers")),
+    ("expert_weights_scale", float, ("routed_scaling_factor",)),
+    ("expert_weights_norm", bool, ("norm_topk_prob",)),
+    ("expert_group_count", int, ("n_group",)),
+    ("expert_group_used_count", int, ("topk_group",)),
+    ("attn_logit_softcapping", float, ("attn_logit_softcapping",)),
+    ("final_logit_softcapping", float, ("final_logit_softcapping",)),
+    ("attention.scale", float, ("attention_multiplier",)),
+    ("embedding_scale", float, ("embedding_multiplier",)),
+    ("residual_scale", float, ("residual_multiplier",)),
+    ("logit_scale", float, ("logits_scaling", "logit_scale")),
+    ("ssm.conv_kernel", int, ("conv_kernel", "mamba_d_conv")),
+    ("ssm.state_size", int, ("state_size", "mamba_d_state", "ssm_state_size")),
+    ("ssm.time_step_rank", int, ("time_step_rank", "mamba_dt_rank")),
+    ("ssm.group_count", int, ("n_groups", "mamba_n_groups")),
+)
+"""Metadata that are written where the config has one of the fields."""
 
 
 def check_writable(folder: Path) -> None:
     """Raise `ModelError` for an architecture, or a tokenizer, that GGUF has no place for."""
     from compress.checkpoints.checkpoint import Checkpoint
 
-    GgufArchitecture.of(Checkpoint(folder))
+    GgufArchitecture.of(Checkpoint(folder)).tensors()
     check_tokenizer(folder)
 
 
 @dataclass(frozen=True)
-class GgufArchitecture:
-    """A decoder as its `config.json` describes it, with transformers' defaults. ``where`` names that file."""
+class NamedTensor:
+    """A tensor ``name`` of the file, and the checkpoint's that it is made of: one, or several behind each other."""
 
-    config: Mapping[str, Any]
+    name: str
+    sources: tuple[str, ...]
+    piece: Piece | None
+
+    @property
+    def always_float32(self) -> bool:
+        """Whether it is small and llama.cpp wants it in 32 bits."""
+        return _ALWAYS_FLOAT32.fullmatch(self.name) is not None
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """A decoder as transformers builds it from the config.json at ``where``.
+
+    ``shapes`` are those of its tensors, by the names that they have in files; ``tied`` are modules that may lie there
+    again; ``ignored`` are patterns of what older versions wrote and nobody reads.
+    """
+
+    config: Any
     where: str
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
         """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
-        from transformers import AutoConfig
+        from compress.architectures.hollow import hollow_decoder, stored_shapes
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
-        if kind not in ARCHITECTURES:
+        if kind not in FAMILIES:
+            reason = f": {REFUSED[kind]}" if kind in REFUSED else ""
             raise ModelError(
-                f"The architecture {kind!r} cannot be written as GGUF here.",
+                f"The architecture {kind!r} cannot be written as GGUF here{reason}.",
                 where=where,
-                expected=f"model_type {', '.join(ARCHITECTURES)}",
+                expected=f"model_type {', '.join(FAMILIES)}",
             )
-        return cls(AutoConfig.from_pretrained(checkpoint.folder).to_dict(), where)
+        model = hollow_decoder(checkpoint.folder)
+        ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+        tied = frozenset(name.rpartition(".")[0] for name in getattr(model, "all_tied_weights_keys", None) or ())
+        return cls(model.config, where, stored_shapes(model), tied, ignored)
 
     def __post_init__(self) -> None:
         """Raise `ModelError` for settings that GGUF cannot express."""
-        kind, activation = self.config["model_type"], self.config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise self._unknown("hidden_act", activation, "silu")
-        window = self.config.get("sliding_window")
-        if kind in ("mistral", "mixtral") and window is not None and window < self.config["max_position_embeddings"]:
-            raise self._unknown("sliding_window", window, "null: llama.cpp attends to all of the text")
-        if self._rotation not in ("default", "linear", "llama3"):
-            raise self._unknown("rope_type", self._rotation, "default, linear or llama3")
+        for name in ("hidden_activation", "hidden_act", "activation_function", "activation"):
+            activation = getattr(self.config, name, None)
+            if isinstance(activation, str):
+                if self.family.activations and activation not in self.family.activations:
+                    raise self._unknown(name, activation, " or ".join(self.family.activations))
+                break
+        if self._windowed and not self._windows_are_known:
+            raise self._unknown("sliding_window", self._window, "null: llama.cpp attends to all of the text")
+        if self._rotation not in ("default", "linear", "llama3", "yarn", "longrope"):
+            raise self._unknown("rope_type", self._rotation, "default, linear, llama3, yarn or longrope")
+        for name, wanted in self.family.built_in.items():
+            expected = wanted(self.config) if callable(wanted) else wanted
+            found = getattr(self.config, name, expected)
+            if found != expected and found is not None:
+                raise self._unknown(name, found, f"{expected!r}, with which llama.cpp computes this architecture")
+
+    @property
+    def family(self) -> Family:
+        """What is particular to the architecture."""
+        return FAMILIES[self.config.model_type]
 
     @property
     def name(self) -> str:
         """GGUF's name of the architecture."""
-        return ARCHITECTURES[self.config["model_type"]]
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder layers."""
-        return int(self.config["num_hidden_layers"])
-
-    @property
-    def tied(self) -> bool:
-        """Whether the embedding table is the output layer too."""
-        return bool(self.config["tie_word_embeddings"])
+        return self.family.name
 
     @property
     def head_size(self) -> int:
         """Width of an attention head."""
-        return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
+        return head_size(self.config)
 
-    @property
-    def key_heads(self) -> int:
-        """Heads of keys and values."""
-        return int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
+    def is_ignored(self, tensor: str) -> bool:
+        """Whether nobody reads a tensor of that name, such as a table of rotary frequencies."""
+        patterns = (r"rotary_emb\.inv_freq", *self.ignored)
+        return any(re.search(pattern, tensor) for pattern in patterns)
 
-    @property
-    def experts(self) -> int:
-        """How many experts a block has; 0 where it is dense."""
-        return int(self.config.get("num_local_experts") or 0) if self.config["model_type"] == "mixtral" else 0
-
-    def modules(self) -> list[str]:
-        """Every module that has a weight, in the checkpoint's names, in the order of the forward pass.
-
-        Experts are one module to llama.cpp; `parts` says which ones they are in the checkpoint.
-        """
-        inner = _ATTENTION + (_MIXTURE if self.experts else _DENSE) + _NORMS
-        inner += _HEAD_NORMS if self.name == "qwen3" else ()
-        layers = [f"model.layers.{index}.{name}" for index in range(self.blocks) for name in inner]
-        return [EMBEDDING, *layers, "model.norm", *([] if self.tied else [HEAD])]
-
-    def parts(self, module: str) -> list[str]:
-        """The checkpoint's modules whose weights follow each other in a tensor of llama.cpp: experts, or one alone."""
-        before, experts, leaf = module.partition(f"{_EXPERTS}.")
-        return [f"{before}{experts}{number}.{leaf}" for number in range(self.experts)] if experts else [module]
-
-    def is_router(self, module: str) -> bool:
-        """Whether a module chooses experts: llama.cpp's own converter keeps its weight in 32 bits."""
-        return module.endswith(f".{_ROUTER}")
-
-    def names(self) -> TensorNameMap:
-        """The `gguf` package's map from transformers' names to its own."""
+    def tensors(self) -> list[NamedTensor]:
+        """Every tensor of the file, in its order. Raises `ModelError` for one that GGUF has no name for."""
         import gguf
 
-        by_name = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-        return gguf.get_tensor_name_map(by_name[self.name], self.blocks)
+        numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+        names = gguf.get_tensor_name_map(numbers[self.name], self.config.num_hidden_layers)
+        found: dict[str, tuple[dict[int, str], Piece | None]] = {}
+        for source in self.shapes:
+            for target, piece in self._targets(source):
+                stacked = _STACKED.fullmatch(target)
+                number = int(stacked[3]) if stacked else 0
+                called = f"{stacked[1]}{stacked[2]}.{stacked[4]}".replace(".norms.", ".") if stacked else target
+                own = names.get_name(called, try_suffixes=(".weight", ".bias"))
+                if own is None:
+                    raise ModelError(f"GGUF has no name for the tensor {source!r}.", where=self.where)
+                found.setdefault(own, ({}, piece))[0][number] = source
+        named = (
+            NamedTensor(own, tuple(sources[number] for number in sorted(sources)), piece)
+            for own, (sources, piece) in found.items()
+        )
+        return sorted(named, key=_place)
 
-    def row_order(self, module: str) -> np.ndarray | None:
-        """The rows in the order that llama.cpp keeps them, or None where it is the same.
-
-        Its llama turns neighbouring pairs of a head; transformers turns the first half against the second.
-        """
-        if self.name != "llama" or not module.endswith((".q_proj", ".k_proj")):
-            return None
-        heads = int(self.config["num_attention_heads"]) if module.endswith(".q_proj") else self.key_heads
-        pairs = np.arange(heads * self.head_size).reshape(heads, 2, self.head_size // 2)
-        rows: np.ndarray = pairs.swapaxes(1, 2).reshape(-1)
-        return rows
+    def _targets(self, source: str) -> Iterator[tuple[str, Piece | None]]:
+        matches = [(re.fullmatch(piece.match, source), piece) for piece in self.family.pieces]
+        known = [(match, piece) for match, piece in matches if match is not None]
+        for match, piece in known:
+            yield source if piece.name is None else match.expand(piece.name), piece
+        if not known:
+            yield source, None
 
     def add_metadata(self, writer: GGUFWriter) -> None:
         """Add the sizes and constants of the architecture."""
-        config = self.config
-        writer.add_context_length(config["max_position_embeddings"])
-        writer.add_embedding_length(config["hidden_size"])
-        writer.add_block_count(self.blocks)
-        writer.add_feed_forward_length(config["intermediate_size"])
-        writer.add_head_count(config["num_attention_heads"])
-        writer.add_head_count_kv(self.key_heads)
-        writer.add_key_length(self.head_size)
-        writer.add_value_length(self.head_size)
-        writer.add_rope_dimension_count(self.head_size)
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        writer.add_vocab_size(config["vocab_size"])
-        if self.experts:
-            writer.add_expert_count(self.experts)
-            writer.add_expert_used_count(config["num_experts_per_tok"])
-        writer.add_rope_freq_base(float(self._rotary["rope_theta"]))
-        if self._rotation == "linear":
-            from gguf import RopeScalingType
+        from gguf import GGUFValueType
 
-            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(float(self._rotary["factor"]))
+        kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
+        kinds |= {str: GGUFValueType.STRING, list: GGUFValueType.ARRAY}
+        for key, value in self.metadata().items():
+            writer.add_key_value(f"{self.name}.{key}", value, kinds[type(value)])
+
+    def metadata(self) -> dict[str, Any]:
+        """Sizes and constants by their names behind that of the architecture, in the file's order."""
+        config, heads = self.config, self._first("num_attention_heads", kind=int)
+        experts = self._first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", kind=int)
+        size = self.head_size if heads else None
+        found: dict[str, Any] = {
+            "context_length": self._first("max_position_embeddings", "max_seq_len", kind=int),
+            "embedding_length": int(config.hidden_size),
+            "block_count": int(config.num_hidden_layers),
+            "feed_forward_length": self._first("intermediate_size", "n_inner", "ffn_hidden_size", kind=int)
+            or 4 * config.hidden_size,
+            "attention.head_count": heads,
+            "attention.head_count_kv": self._first("num_key_value_heads", kind=int) or heads,
+            "attention.key_length": size,
+            "attention.value_length": size,
+            "rope.dimension_count": self._rotated,
+            "attention.layer_norm_rms_epsilon": self._first("rms_norm_eps", "norm_eps", kind=float),
+            "vocab_size": int(config.vocab_size),
+            "expert_count": experts or None,
+            "expert_used_count": self._first("num_experts_per_tok", "moe_k", "moe_topk", kind=int) if experts else None,
+            **self._rotary_metadata(),
+            **{key: self._first(*names, kind=kind) for key, kind, names in _OPTIONAL},
+        }
+        if self._windows_are_known:
+            found["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
+            found["attention.sliding_window_pattern"] = self._windowed_layers
+        found |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _first(self, *names: str, kind: type) -> Any:
+        """The first of the config's fields that is set, as a ``kind``."""
+        values = (getattr(self.config, name, None) for name in names)
+        found = next((value for value in values if value is not None), None)
+        return None if found is None else kind(found)
+
+    def _rotary_metadata(self) -> dict[str, Any]:
+        rotary, found = self._rotary, {}
+        if "rope_theta" in rotary:
+            found["rope.freq_base"] = float(rotary["rope_theta"])
+        if self._rotation in ("linear", "yarn", "longrope"):
+            found["rope.scaling.type"] = self._rotation
+        if self._rotation in ("linear", "yarn"):
+            found["rope.scaling.factor"] = float(rotary["factor"])
+        if self._rotation in ("yarn", "longrope"):
+            length = rotary.get("original_max_position_embeddings") or self.config.original_max_position_embeddings
+            found["rope.scaling.original_context_length"] = int(length)
+        if self._rotation == "yarn":
+            for name in ("beta_fast", "beta_slow"):
+                if rotary.get(name) is not None:
+                    found[f"rope.scaling.yarn_{name}"] = float(rotary[name])
+        if self._rotation == "longrope":
+            stretch = self.config.max_position_embeddings / found["rope.scaling.original_context_length"]
+            length = found["rope.scaling.original_context_length"]
+            attention = math.sqrt(1 + math.log(stretch) / math.log(length)) if stretch > 1 else 1.0
+            found["rope.scaling.attn_factor"] = rotary.get("attention_factor") or attention
+        windowed = self._rotary_of("sliding_attention")
+        if windowed is not None:
+            found["rope.freq_base_swa"] = float(windowed["rope_theta"])
+        return found
+
+    def factors(self) -> dict[str, np.ndarray]:
+        """Tensors by which rotary frequencies are divided, float32 [rotated / 2], by their names."""
+        found: dict[str, np.ndarray] = {}
+        if (llama3 := self.rotary_factors()) is not None:
+            found["rope_freqs.weight"] = llama3
+        if self._rotation == "longrope":
+            for name in ("long", "short"):
+                found[f"rope_factors_{name}.weight"] = np.asarray(self._rotary[f"{name}_factor"], np.float32)
+        return found
 
     def rotary_factors(self) -> np.ndarray | None:
         """What each frequency is divided by, [head_size / 2] float32, where Llama 3's scaling is used.
@@ -178,13 +273,57 @@ class GgufArchitecture:
         factors: np.ndarray = (1 / ((1 - share) / factor + share)).astype(np.float32)
         return factors
 
+    def _rotary_of(self, kind: str) -> dict[str, Any] | None:
+        """Where layers of several kinds rotate differently, what those of ``kind`` do."""
+        found = getattr(self.config, "rope_parameters", None) or {}
+        return dict(found[kind]) if isinstance(found.get(kind), dict) else None
+
     @property
     def _rotary(self) -> dict[str, Any]:
-        return dict(self.config["rope_parameters"])
+        own = self._rotary_of("full_attention")
+        return dict(getattr(self.config, "rope_parameters", None) or {}) if own is None else own
+
+    @property
+    def _rotated(self) -> int | None:
+        if "rope_theta" not in self._rotary:
+            return None
+        return int(self.head_size * float(self._rotary.get("partial_rotary_factor") or 1.0))
 
     @property
     def _rotation(self) -> str:
         return str(self._rotary.get("rope_type", "default"))
 
+    @property
+    def _window(self) -> int | None:
+        window = getattr(self.config, "sliding_window", None)
+        return None if window is None else int(window)
+
+    @property
+    def _windowed_layers(self) -> list[bool]:
+        """Of each layer whether it attends to the last tokens alone."""
+        kinds = getattr(self.config, "layer_types", None)
+        if self._window is None or kinds is None:
+            return [self._window is not None] * self.config.num_hidden_layers
+        return [kind == "sliding_attention" for kind in kinds]
+
+    @property
+    def _windowed(self) -> bool:
+        shorter = self._window is not None and self._window < self.config.max_position_embeddings
+        return shorter and any(self._windowed_layers)
+
+    @property
+    def _windows_are_known(self) -> bool:
+        windows = self.family.windows
+        return windows(self.config) if callable(windows) else windows
+
     def _unknown(self, field: str, found: object, expected: str) -> ModelError:
         return ModelError(f"GGUF cannot say {field}: {found!r}.", where=self.where, expected=expected)
+
+
+def _place(tensor: NamedTensor) -> tuple[int, int, int]:
+    """Tables first, then block by block, then the last norm and the head."""
+    parts = tensor.name.split(".")
+    if parts[0] != "blk":
+        return (2 if parts[0].startswith("output") else 0), 0, int(parts[0] == "output")
+    leaf = parts[2]
+    return 1, int(parts[1]), _BLOCK_ORDER.index(leaf) if leaf in _BLOCK_ORDER else len(_BLOCK_ORDER)

@@ -1,6 +1,6 @@
 """A GGUF file written from a checkpoint tensor by tensor, quantized integers as they are.
 
-The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py) for Llama, Mistral, Mixtral, Qwen2 and Qwen3.
+The layout is that of llama.cpp's own converter (convert_hf_to_gguf.py).
 One tensor is in memory at a time; the experts of a block are one, of the type that holds the finest of them.
 """
 
@@ -21,7 +21,7 @@ from compress.checkpoints.adapter import ADAPTER
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import PROCESSOR_FILES
 from compress.errors import ModelError
-from compress.formats.gguf.architecture import GgufArchitecture
+from compress.formats.gguf.architecture import GgufArchitecture, NamedTensor
 from compress.formats.gguf.blocks import BLOCK, block_type, check_blocks, pack_blocks, row_bytes
 from compress.formats.gguf.tokenizer import add_tokenizer
 
@@ -38,9 +38,10 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 class PlannedTensor:
     """One tensor of the file to be. ``source`` is the checkpoint's name of it, or None for what is computed.
 
-    ``shape`` is in torch's order; ``order`` are the rows of the source as the file has them, None for its own order.
-    ``parts`` are the experts of which it is made, of its own type each; they have the sources and orders.
-    ``data`` gives bytes [rows, bytes of a row] of a quantized tensor, and values of ``shape`` of any other.
+    ``shape`` is in torch's order; ``order`` are the rows of the source as the file has them, None for its own order;
+    ``values`` is what is made of a float source. ``parts`` are the tensors of which it is made, of its own type each;
+    they have the sources, orders and values. ``data`` gives bytes [rows, bytes of a row] of a quantized tensor, and
+    values of ``shape`` of any other.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PlannedTensor:
     order: np.ndarray | None
     data: Callable[[], np.ndarray]
     parts: tuple[PlannedTensor, ...] = ()
+    values: Callable[[Any], Any] | None = None
 
 
 class _Written(np.ndarray[Any, np.dtype[Any]]):
@@ -74,24 +76,10 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
         )
     architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
-    names = architecture.names()
-    planned = []
-    for module in architecture.modules():
-        own = names.get_name(module)
-        if own is None:
-            raise ModelError(f"GGUF has no name for the module {module!r}.", where=architecture.where)
-        parts = architecture.parts(module)
-        wanted: FloatType = "f32" if architecture.is_router(module) else float_type
-        if parts == [module]:
-            planned.append(_weight(checkpoint, architecture, module, f"{own}.weight", wanted))
-        else:
-            planned.append(_stacked(checkpoint, architecture, parts, f"{own}.weight", wanted))
-        if f"{module}.bias" in checkpoint.files:
-            order = architecture.row_order(module)
-            planned.append(_float(checkpoint, f"{module}.bias", f"{own}.bias", order, "f32"))
-    factors = architecture.rotary_factors()
-    if factors is not None:
-        planned.append(PlannedTensor("rope_freqs.weight", None, "F32", factors.shape, None, lambda: factors))
+    plan = _Plan(checkpoint, architecture, float_type)
+    planned = [plan.tensor(tensor) for tensor in architecture.tensors()]
+    for name, factors in architecture.factors().items():
+        planned.append(PlannedTensor(name, None, "F32", factors.shape, None, lambda factors=factors: factors))
     return planned
 
 
@@ -135,75 +123,102 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
             shutil.copyfile(checkpoint.folder / name, folder / name)
 
 
-def _stacked(
-    checkpoint: Checkpoint, architecture: GgufArchitecture, modules: list[str], name: str, float_type: FloatType
-) -> PlannedTensor:
-    """The weights of several modules as one tensor [modules, rows, columns], of one type that holds them all."""
-    parts = [_weight(checkpoint, architecture, module, name, float_type) for module in modules]
-    kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, BLOCK))
-    floats = {kind for kind in kinds if kind in ("F16", "F32")}
-    if floats and len(kinds) > 1:
-        kept = next(module for module, part in zip(modules, parts, strict=True) if part.kind in floats)
-        raise ModelError(
-            f"GGUF has one type for all experts of a block, and {kept} is not quantized as the others are.",
-            where=str(checkpoint.folder),
-            mend="quantize all experts of a block, or none",
-        )
-    alike = tuple(_weight(checkpoint, architecture, module, name, float_type, kinds[-1]) for module in modules)
-    shape = (len(alike), *alike[0].shape)
-    return PlannedTensor(name, None, kinds[-1], shape, None, lambda: np.stack([part.data() for part in alike]), alike)
+@dataclass(frozen=True)
+class _Plan:
+    checkpoint: Checkpoint
+    architecture: GgufArchitecture
+    float_type: FloatType
 
+    def tensor(self, tensor: NamedTensor) -> PlannedTensor:
+        """One of the file's tensors: a checkpoint's own, or several that follow each other."""
+        if len(tensor.sources) == 1:
+            return self._part(tensor, tensor.sources[0])
+        return self._stacked(tensor)
 
-def _weight(
-    checkpoint: Checkpoint,
-    architecture: GgufArchitecture,
-    module: str,
-    name: str,
-    float_type: FloatType,
-    wider: str | None = None,
-) -> PlannedTensor:
-    """A module's weight; ``wider`` is a type to use in place of the smallest that holds it."""
-    order = architecture.row_order(module)
-    about = _quantization(checkpoint, module)
-    if about is None:
-        return _float(checkpoint, f"{module}.weight", name, order, float_type)
-    bits, group_size, symmetric, shape = about
-    where = f"{module} of {checkpoint.folder}"
-    check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
-    kind = wider or block_type(bits, symmetric, where)
-
-    def data() -> np.ndarray:
-        weight = checkpoint.quantized(module)
-        assert weight is not None, "a quantized module stays one"
-        if symmetric and not weight.symmetric:
-            raise ModelError("The layer has zero points, and its config says sym: true.", where=where)
-        return pack_blocks(weight if order is None else _reordered(weight, order), kind)
-
-    return PlannedTensor(name, f"{module}.weight", kind, shape, order, data)
-
-
-def _float(
-    checkpoint: Checkpoint, source: str, name: str, order: np.ndarray | None, float_type: FloatType
-) -> PlannedTensor:
-    """A tensor in floating point; vectors are always F32, as llama.cpp wants them."""
-    import torch
-
-    stored = checkpoint.stored(source)
-    kind = "F32" if stored.ndim == 1 else float_type.upper()
-    wanted = torch.float32 if kind == "F32" else torch.float16
-
-    def data() -> np.ndarray:
-        tensor = checkpoint.stored(source)
-        values: np.ndarray = tensor.to(wanted).numpy()
-        if not np.isfinite(values).all():
+    def _stacked(self, tensor: NamedTensor) -> PlannedTensor:
+        """Several tensors as one [tensors, rows, columns], of one type that holds them all."""
+        parts = [self._part(tensor, source) for source in tensor.sources]
+        kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, BLOCK))
+        floats = {kind for kind in kinds if kind in ("F16", "F32")}
+        if floats and len(kinds) > 1:
+            kept = next(part.source for part in parts if part.kind in floats)
             raise ModelError(
-                f"The tensor {source!r} holds values beyond float16's range, or NaN.",
-                where=str(checkpoint.folder),
-                mend="write it with float_type: f32",
+                f"GGUF has one type for all experts of a block, and {str(kept).removesuffix('.weight')} is not "
+                "quantized as the others are.",
+                where=str(self.checkpoint.folder),
+                mend="quantize all experts of a block, or none",
             )
-        return values if order is None else values[order]
+        alike = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
+        shape = (len(alike), *alike[0].shape)
 
-    return PlannedTensor(name, source, kind, tuple(stored.shape), order, data)
+        def data() -> np.ndarray:
+            return np.stack([part.data() for part in alike])
+
+        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, data, alike)
+
+    def _part(self, tensor: NamedTensor, source: str, wider: str | None = None) -> PlannedTensor:
+        """A tensor of the checkpoint; ``wider`` is a type to use in place of the smallest that holds its integers."""
+        module, _, leaf = source.rpartition(".")
+        about = _quantization(self.checkpoint, module) if leaf == "weight" else None
+        if about is None:
+            return self._float(tensor, source)
+        if tensor.piece is not None and tensor.piece.values is not None and not tensor.piece.integers:
+            raise ModelError(
+                f"GGUF keeps {module} in another shape, in which its integers have no place.",
+                where=str(self.checkpoint.folder),
+                mend=f"leave the layer in floating point: keep: ['*.{module.rpartition('.')[2]}']",
+            )
+        return self._integers(tensor, module, about, wider)
+
+    def _integers(
+        self, tensor: NamedTensor, module: str, about: tuple[int, int, bool, tuple[int, int]], wider: str | None
+    ) -> PlannedTensor:
+        bits, group_size, symmetric, shape = about
+        where = f"{module} of {self.checkpoint.folder}"
+        check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
+        kind, order = wider or block_type(bits, symmetric, where), self._order(tensor, shape[0])
+
+        def data() -> np.ndarray:
+            weight = self.checkpoint.quantized(module)
+            assert weight is not None, "a quantized module stays one"
+            if symmetric and not weight.symmetric:
+                raise ModelError("The layer has zero points, and its config says sym: true.", where=where)
+            return pack_blocks(weight if order is None else _reordered(weight, order), kind)
+
+        rows = shape[0] if order is None else len(order)
+        return PlannedTensor(tensor.name, f"{module}.weight", kind, (rows, shape[1]), order, data)
+
+    def _order(self, tensor: NamedTensor, rows: int) -> np.ndarray | None:
+        given = tensor.piece.rows if tensor.piece is not None else None
+        return None if given is None else given(self.architecture.config, rows)
+
+    def _float(self, tensor: NamedTensor, source: str) -> PlannedTensor:
+        """A tensor in floating point; vectors are always F32, as llama.cpp wants them."""
+        import torch
+
+        stored = self.checkpoint.stored(source)
+        order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
+        made = stored if change is None else change(stored.to("meta"))
+        kind = "F32" if made.ndim == 1 or tensor.always_float32 else self.float_type.upper()
+        wanted = torch.float32 if kind == "F32" else torch.float16
+
+        def data() -> np.ndarray:
+            found = self.checkpoint.stored(source)
+            values: np.ndarray = (found if change is None else change(found.float())).to(wanted).numpy()
+            if not np.isfinite(values).all():
+                raise ModelError(
+                    f"The tensor {source!r} holds values beyond float16's range, or NaN.",
+                    where=str(self.checkpoint.folder),
+                    mend="write it with float_type: f32",
+                )
+            return values if order is None else values[order]
+
+        shape = tuple(made.shape) if order is None else (len(order), *made.shape[1:])
+        return PlannedTensor(tensor.name, source, kind, shape, order, data, values=change)
+
+    def _values(self, tensor: NamedTensor) -> Callable[[Any], Any] | None:
+        given, config = tensor.piece.values if tensor.piece is not None else None, self.architecture.config
+        return None if given is None else lambda found: given(found, config)
 
 
 def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, tuple[int, int]] | None:
@@ -235,18 +250,16 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
 
 def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> None:
     """Raise `ModelError` for a module that is missing, and for one that would be left out."""
-    known = {part for module in architecture.modules() for part in architecture.parts(module)}
-    found = {name.rpartition(".")[0] for name in checkpoint.files}
-    if architecture.tied:
-        found.discard("lm_head")
-    found = {module for module in found if not module.endswith("rotary_emb")}
+    known = {name.rpartition(".")[0] for name in architecture.shapes}
+    ours = (name for name in checkpoint.files if not architecture.is_ignored(name))
+    found = {name.rpartition(".")[0] for name in ours} - (architecture.tied - known)
     missing, unknown = sorted(known - found), sorted(found - known)
     if missing or unknown:
         what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
         count = len(missing or unknown)
         raise ModelError(
             f"The checkpoint {what}{' and more' if count > 3 else ''}, which is not how a "
-            f"{architecture.config['model_type']} is made.",
+            f"{architecture.config.model_type} is made.",
             where=str(checkpoint.folder),
             expected="the modules of transformers' own class, no more and no fewer",
         )

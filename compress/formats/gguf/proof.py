@@ -56,7 +56,8 @@ def _expected(checkpoint: Checkpoint, planned: PlannedTensor) -> tuple[np.ndarra
     module, _, part = planned.source.rpartition(".")
     quantized = checkpoint.quantized(module) if part == "weight" else None
     if quantized is None:
-        array: np.ndarray = checkpoint.stored(planned.source).float().numpy()
+        stored = checkpoint.stored(planned.source).float()
+        array: np.ndarray = (stored if planned.values is None else planned.values(stored)).numpy()
         magnitude = float(np.abs(array).max())
     else:
         array = quantized.dequantize().numpy()

@@ -57,5 +57,5 @@ FORMAT = FormatSpec(
     tensors="compress.formats.onnx.read:read_tensors",
     parts="compress.formats.onnx.parts:open_parts",
     bundle="compress.formats.onnx.bundle:BUNDLE",
-    check_writable="compress.formats.onnx.decoder.architecture:check_writable",
+    check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

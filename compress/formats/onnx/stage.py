@@ -119,13 +119,13 @@ class Export(Stage[TorchModel, OnnxModel]):
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+        from compress.formats.onnx.decoder import GraphSettings, export_proven
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
-        model = export_decoder(checkpoint, settings)
-        found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
-        context.remark(f"export: {found}")
-        return model
+        windows = _windows(checkpoint, context)
+        written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
+        context.remark(f"export: {written.equality}; {written.attention}")
+        return written.model
 
     def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.formats.onnx.speech import export_whisper, prove_whisper
@@ -162,7 +162,9 @@ def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     tokenizer = load_tokenizer(checkpoint.folder)
     examples = context.task.encode(rows, tokenizer, None, context.max_length)
     longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
-    length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])
+    # Recurrences go by chunks, and are proven past the first.
+    chunk = max(checkpoint.config.get(name) or 0 for name in ("chunk_size", "mamba_chunk_size"))
+    length = min([_WINDOW_LENGTH + chunk, *(int(examples.lengths()[index]) for index in longest)])
     if len(longest) < _WINDOWS or length < 4:
         raise DataError(
             "The training text is too short to prove the export on.",

@@ -1,0 +1,48 @@
+"""A model without weights: transformers' own modules on the meta device, and what its files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.errors import ModelError
+
+_FAILURES = (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError, RuntimeError)
+
+
+def hollow_decoder(folder: Path) -> Any:
+    """The causal language model that ``folder``'s config.json describes, without its weights.
+
+    Raises `ModelError` for an architecture that transformers doesn't know or cannot build.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with init_empty_weights(include_buffers=False):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except _FAILURES as error:
+        lines = str(error).strip().splitlines()
+        raise ModelError(
+            f"The model cannot be built as a causal language model: {lines[0] if lines else type(error).__name__}",
+            where=str(folder / "config.json"),
+            expected="an architecture that transformers' AutoModelForCausalLM knows",
+        ) from error
+
+
+def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
+    """Shapes of the tensors that `save_pretrained` writes, by the names that they have in files.
+
+    A tied head isn't among them. Experts that transformers joins as it loads are one by one where files have them so.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return {name: tensor.shape for name, tensor in revert_weight_conversion(model, state).items()}

@@ -57,7 +57,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, ""),
     "qwen3_next": ({**SIZES, **EXPERTS, **LINEAR}, ""),  # the gated delta rule
     "mamba2": ({**SIZES, **MAMBA}, "no attention"),
-    "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "goes past transformers' interface"),
+    "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "no attention that goes through"),
     "deepseek_v3": (
         {**SIZES, **LATENT, **EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_key_value_heads": 4},
         "keys are changed after the cache",

@@ -66,7 +66,7 @@ def _in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
     names = {
         name
         for name, layer in layers.items()
-        if layer is not head and layer.in_features % _GROUP == 0 and f"{name}.weight" in source.files
+        if layer is not head and not layer.in_features % _GROUP and not layer.out_features % _GROUP
     }
     tensors: dict[str, torch.Tensor] = {}
     for name in source.files:

@@ -104,7 +104,8 @@ class _Writer:
         for name, (value, axes) in made.items():
             self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
-        model = self._nodes.model(type(self._trace.model).__name__, {} if self._trace.unfused else {SHARED_CACHE: "1"})
+        shared = not self._trace.unfused and not self._trace.keeps_states
+        model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
         tidy(model)
         for value, axis in zip(model.graph.inputs, (_LENGTH, _TOTAL), strict=False):
             value.shape = ir.Shape((_BATCH, axis))

@@ -37,7 +37,7 @@ def companions(checkpoint: Checkpoint, trace: Trace, file_name: str, external_da
     files = {path.name: compact(path) for path in names}
     files["config.json"] = _json(_config(checkpoint, file_name, external_data))
     sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
-    if len(sizes) == 1 and all(name.startswith(("past_key_", "past_value_")) for name in trace.states):
+    if len(sizes) == 1 and not trace.keeps_states:
         files[GENAI_CONFIG] = _json(_genai_config(checkpoint, trace, file_name))
     return files
 

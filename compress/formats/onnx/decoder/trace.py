@@ -76,6 +76,11 @@ class Trace:
     calls: Sequence[Call]
     unfused: str = ""
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether something else than keys and values goes from token to token."""
+        return any(not name.startswith(("past_key_", "past_value_")) for name in self.states)
+
 
 def check_writable(folder: Path) -> None:
     """Raise `ModelError` for a language model that cannot be built, or run without its weights."""
@@ -180,10 +185,10 @@ def _noting(plug: Plug, index: int, update: Any) -> Any:
 def _unfused(plug: Plug) -> str:
     if not plug.calls:
         return "it has no attention that goes through transformers' interface"
-    if plug.missed:
-        return f"the attention of layer {plug.missed[0]} goes past transformers' interface"
     problems = [call for call in plug.calls.values() if call.problem]
-    return f"{problems[0].module}: {problems[0].problem}" if problems else ""
+    if problems:
+        return f"{problems[0].module}: {problems[0].problem}"
+    return f"the attention of layer {plug.missed[0]} goes past transformers' interface" if plug.missed else ""
 
 
 def _describe(prefix: str, blocks: nn.ModuleList, plug: Plug) -> list[Block]:

@@ -72,7 +72,7 @@ def answer_findings(
     ):
         raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
     file = _file_for(model, found, target, progress)
-    examples = _examples(found, file, progress)
+    examples = found.examples(progress, file)
     reference = _reference(model, found, target, against, examples, progress)
     chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
     batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
@@ -109,13 +109,6 @@ def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) 
         )
     progress.note(f"taking the run's model for {target.name} from its cache")
     return final_for(run, found.recipe, target, progress)
-
-
-def _examples(found: Artifact, file: Path, progress: Progress) -> Examples:
-    from compress.evaluation.evaluate import encode_for
-
-    rows, asked = found.dataset(progress).split("test"), found.recipe
-    return encode_for(file, found.task, rows, asked.data.max_length, asked.evaluation)
 
 
 def _reference(

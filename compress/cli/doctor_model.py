@@ -53,12 +53,10 @@ def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -
 
 def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
     """The model's folder or file, and what each graph is asked for a few test examples if a recipe says how."""
-    from compress.cli.artifact import MODEL, RECIPE, find_artifact
+    from compress.cli.artifact import MODEL, find_artifact, has_recipe
 
-    beside = any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
-    if recipe is None and not beside and model.exists():
+    if recipe is None and not has_recipe(model) and model.exists():
         return (model / MODEL if (model / MODEL).is_dir() else model), None
-    from compress.evaluation.evaluate import encode_for
     from compress.formats.onnx.model import find_graphs
     from compress.inspect.transcription_calls import transcription_calls
     from compress.numerics.sampling import spread_sample
@@ -66,11 +64,11 @@ def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[P
 
     quiet_libraries()
     found = find_artifact(model, recipe)
-    asked = found.recipe
-    rows = found.dataset(progress).split("test")
-    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    examples = found.examples(progress)
     several = len(find_graphs(found.folder)) > 1
-    chosen = spread_sample(examples.lengths(), examples.classes, _RECORDINGS if several else _EXAMPLES, asked.seed)
+    chosen = spread_sample(
+        examples.lengths(), examples.classes, _RECORDINGS if several else _EXAMPLES, found.recipe.seed
+    )
     batches = [examples.batch([int(place)]) for place in chosen]
     return found.folder, transcription_calls(found.folder, batches, _CALLS) if several else [batches]
 

@@ -29,10 +29,10 @@ def speed_findings(
 
     Raises `InputError` for a float file that was named and can't be compared.
     """
-    from compress.cli.artifact import find_artifact
+    from compress.cli.artifact import find_artifact, has_recipe
     from compress.errors import InputError
 
-    if against is None and recipe is None and not _has_recipe(model):
+    if against is None and recipe is None and not has_recipe(model):
         return [], []
     found = find_artifact(model, recipe)
     floats = against if against is not None else _of_run(model, found.recipe)
@@ -48,12 +48,6 @@ def speed_findings(
         )
     differences = _differences(found, floats, seconds, progress)
     return [finding for each in differences for finding in _named(each, len(differences) > 1)], differences
-
-
-def _has_recipe(model: Path) -> bool:
-    from compress.cli.artifact import RECIPE
-
-    return any((folder / RECIPE).is_file() for folder in (model, model.parent, model / "latest"))
 
 
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
@@ -94,14 +88,10 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
 def _calls(found: Artifact, progress: Progress) -> Sequence[Calls]:
     """What each graph is called with, one example at a time; a decoder is asked once for the prompt, and for tokens."""
     from compress.bench.profiled_calls import CALLS, Calls, batch_calls
-    from compress.evaluation.evaluate import encode_for
     from compress.formats.onnx.model import find_graphs
     from compress.inspect.transcription_calls import transcription_calls
 
-    asked = found.recipe
-    rows = found.dataset(progress).split("test")
-    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
-    calls = batch_calls(examples, 1, asked.seed)
+    calls = batch_calls(found.examples(progress), 1, found.recipe.seed)
     if len(find_graphs(found.folder)) == 1:
         return [calls]
     recordings = calls.batches[:_RECORDINGS]

@@ -84,8 +84,7 @@ def _update(run: Found, path: Path, rules: Policy, why: str | None, as_json: boo
     import json
 
     from compress.cli.compared import find_side
-    from compress.compare.baseline import write_baseline
-    from compress.compare.update import lowered, origin
+    from compress.compare.baseline import lowered, origin, write_baseline
     from compress.compare.words import sentence
     from compress.errors import InputError
 

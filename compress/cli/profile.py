@@ -89,7 +89,6 @@ def _calls(
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
     from compress.errors import InputError
-    from compress.evaluation.evaluate import encode_for
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
 
@@ -99,8 +98,7 @@ def _calls(
     if given:
         expected = "--phase and --context" if generates else "--batch-size"
         raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected=expected)
-    rows = found.dataset(progress).split("test")
-    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    examples = found.examples(progress)
     if not generates:
         return batch_calls(examples, batch_size or 1, asked.seed)
     length = context or min(asked.benchmark.contexts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from compress.compare.baseline import git
 from compress.compare.hosts import host_words
 from compress.nightly.record import Host
 
@@ -15,7 +15,6 @@ _IDENTITY = (
     *("processor", "features", "cores", "cores_granted", "cores_quota"),
     *("memory_bytes", "memory_limit_bytes", "governor", "platform"),
 )
-_GIT_SECONDS = 20
 
 
 def host_of(environment: dict[str, Any]) -> Host:
@@ -39,17 +38,8 @@ def software_of(environment: dict[str, Any]) -> dict[str, Any]:
 
 def commit_of(folder: Path) -> str | None:
     """The commit of the repository around ``folder``, with `+changes` if files differ from it; None without one."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = git(folder, "status", "--porcelain", "--untracked-files=no")
     return commit + ("+changes" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -18,7 +18,6 @@ from compress.measurement import Measurement
 from compress.pipeline.budgets import Shipped, shipped, shipped_row
 from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.road import Road
-from compress.pipeline.slices import slices_of
 from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
 from compress.pipeline.sparse_note import sparse_notes
 from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
@@ -120,7 +119,7 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
     """Everything on one target, into ``findings``."""
     road, name = session.road, session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
-        parts, notes = slices_of(road, session.artifacts[BASELINE])
+        parts, notes = session.parts()
         findings.parts = parts
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *filter(None, [session.examples(BASELINE).note])]

@@ -22,13 +22,12 @@ from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.pipeline.budgets import explained, target_limits
+from compress.pipeline.data_checks import check_running_text, check_slices
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
-from compress.pipeline.running_text import check_running_text
-from compress.pipeline.slices import check_slices
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe

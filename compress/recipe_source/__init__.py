@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.errors import Problem, RecipeError
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -55,7 +54,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
     check_parts(document, parts, targets)
     if document.problems:
-        raise RecipeError(sorted(document.problems, key=_reading_order))
+        raise document.refusal()
     assert header is not None
     given = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
     read = {"stages": tuple(part.stage for part in parts if part)}
@@ -134,7 +133,3 @@ def _stage_part(document: Document, index: int, item: Any) -> Part | None:
     whole = validate(STAGES[kind], {**fields, "kind": kind}, document, below)
     part = whole or salvage(STAGES[kind], {**fields, "kind": kind})
     return Part(index, kind, below, fields, part, whole=whole is not None)
-
-
-def _reading_order(problem: Problem) -> tuple[bool, int]:
-    return problem.line is None, problem.line or 0

@@ -53,7 +53,7 @@ class Artifact:
         return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
 
     def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> Road:
-        """The recipe's road with a cache of its own below ``scratch``; what is given of ``benchmark`` replaces its own."""
+        """The recipe's road, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
         from compress.pipeline.road import Road
 
         given = {name: value for name, value in benchmark.items() if value is not None}

@@ -127,11 +127,11 @@ def _write(result: GateResult, format: GateFormat) -> None:
 
             write_text(html_gate(result))
         case GateFormat.junit:
-            from compress.compare.views.junit import junit_gate
+            from compress.compare.views.build_servers import junit_gate
 
             write_text(junit_gate(result))
         case GateFormat.github:
-            from compress.compare.views.github import github_gate
+            from compress.compare.views.build_servers import github_gate
 
             write_text(github_gate(result))
         case GateFormat.console:

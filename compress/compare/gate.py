@@ -35,6 +35,11 @@ class GateResult(FrozenAliased):
     judgements: tuple[Judgement, ...]
 
     @property
+    def status(self) -> Status:
+        """The gravest of all."""
+        return "failed" if self.failed else "warned" if self.having("warned") else "passed"
+
+    @property
     def failed(self) -> bool:
         """Whether the exit code is 1."""
         return any(judgement.status == "failed" for judgement in self.judgements)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 from rich.console import Group, RenderableType
@@ -11,9 +10,9 @@ from rich.text import Text
 from compress.fitted_table import Column, FittedTable
 from compress.metrics import format_seconds
 from compress.nightly.page import verdict
-from compress.nightly.record import Finding, Night, Outcome, first_line
+from compress.nightly.record import Night, Outcome, first_line
 from compress.report.junit import Case, Suite, junit_xml
-from compress.report.markdown import escape_markdown, markdown_table
+from compress.report.markdown import render_markdown
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
 
@@ -27,32 +26,19 @@ def night_table(night: Night) -> RenderableType:
     parts: list[RenderableType] = [table]
     parts += [Text(f"\u2717 {found.sentence}", style="red") for found in night.findings]
     parts += [Text(note, style="yellow") for note in night.all_notes]
-    state, sentence = verdict(night)
-    parts.append(Text(f"{sentence[:1].upper()}{sentence[1:]}.", style=_STYLES[state]))
+    parts.append(Text(_sentence(night), style=_STYLES[verdict(night)[0]]))
     return Group(*parts)
 
 
 def night_markdown(night: Night) -> str:
     """Verdict, culprits, entries and notes."""
-    return "\n".join(_markdown(night)).rstrip() + "\n"
-
-
-def _markdown(night: Night) -> Iterator[str]:
-    _, sentence = verdict(night)
-    yield f"# {escape_markdown(f'{night.suite}, {night.label}')}"
-    yield from ("", f"**{escape_markdown(sentence[:1].upper() + sentence[1:])}.** {escape_markdown(night.host.words)}")
-    yield ""
-    yield from (f"- **{escape_markdown(found.culprit)}**: {_rest(found)}" for found in night.findings)
-    yield from ("", "## Entries", "")
     rows = [(one.entry, one.status, _took(one), first_line(one.reason)) for one in night.outcomes]
-    yield from markdown_table(("Entry", "Verdict", "Time", "Outcome"), rows, left=(0, 1, 3))
-    if night.all_notes:
-        yield from ("", "## Notes", "")
-        yield from (f"- {escape_markdown(note)}" for note in night.all_notes)
+    return render_markdown("nightly/templates/night.md", night=night, verdict=_sentence(night), rows=rows)
 
 
-def _rest(found: Finding) -> str:
-    return escape_markdown(found.what + (f", since {found.since}" if found.since else ""))
+def _sentence(night: Night) -> str:
+    _, sentence = verdict(night)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def night_junit(night: Night) -> str:

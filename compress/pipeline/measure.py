@@ -117,7 +117,7 @@ def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) 
 
 def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     """Everything on one target, into ``findings``."""
-    road, name = session.road, session.target.name
+    name = session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
         parts, notes = session.parts()
         findings.parts = parts

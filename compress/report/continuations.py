@@ -38,6 +38,11 @@ def _common_beginning(one: str, other: str) -> int:
     return next(apart, min(len(one), len(other)))
 
 
+def cells(pairs: list[Written]) -> list[tuple[str, str, str]]:
+    """Prompt, the baseline's text, the final model's."""
+    return [(pair.prompt, pair.baseline.text, pair.final.text) for pair in pairs]
+
+
 def alike(pairs: list[Written]) -> str:
     """`2 of 8 continuations are the same to the end`."""
     same = sum(pair.baseline.text == pair.final.text for pair in pairs)

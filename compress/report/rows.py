@@ -102,6 +102,14 @@ def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
     return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
 
 
+def limit_cells(report: Report) -> list[tuple[str, ...]]:
+    """Each limit: metric, target, bound, what was found, verdict."""
+    return [
+        (limit.metric, limit.target, limit_bound(limit), limit_found(report, limit), limit_state(limit))
+        for limit in report.limits
+    ]
+
+
 def stage_remarks(report: Report) -> list[str]:
     """What stages found or chose, each line beginning with a stage's label."""
     return [

@@ -217,6 +217,12 @@ class Report(FrozenRecord):
         return tuple(target for target in self.targets if not WEIGHED.issuperset(self.metrics(target)))
 
     @property
+    def headed(self) -> tuple[str, ...]:
+        """Those that have headline figures: a skipped one has none unless all are."""
+        gone = {skip.target for skip in self.skipped}
+        return tuple(target for target in self.targets if target not in gone) or self.targets
+
+    @property
     def missed(self) -> tuple[LimitResult, ...]:
         """The limits that make the exit code 1."""
         return tuple(limit for limit in self.limits if limit.missed)

@@ -44,7 +44,6 @@ def html_comparison(comparison: Comparison) -> str:
 
 def html_gate(result: GateResult) -> str:
     """Every judgement against its margin, then what no rule judges."""
-    status = "missed" if result.failed else "warned" if result.having("warned") else "passed"
     known = [judgement.change for judgement in result.judgements]
     others = [change for change in words.ordered(result.comparison) if change not in known]
     judged = [
@@ -57,7 +56,7 @@ def html_gate(result: GateResult) -> str:
         for one in result.judgements
         if one.change is None
     ]
-    verdict = status, words.gate_sentence(result)
+    verdict = _CHIPS[result.status][0], words.gate_sentence(result)
     return _page("gate", "gate", result.comparison, verdict, result.to_json(), others, judged, lacking)
 
 

@@ -2,88 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from compress.compare.change import Comparison
-from compress.compare.gate import GateResult
-from compress.compare.words import (
-    comparison_sentence,
-    evidence,
-    figures,
-    gate_sentence,
-    judged_name,
-    judgement_text,
-    margin_text,
-    ordered,
-    side_text,
-    verdict_text,
-)
-from compress.report.markdown import escape_markdown, markdown_table
+from compress.compare import words
+from compress.compare.change import Change, Comparison
+from compress.compare.gate import GateResult, Judgement
+from compress.report.markdown import render_markdown
 
 _MARKS = {"failed": "\u274c", "warned": "\u26a0\ufe0f", "passed": "\u2705"}
 _SIGNS = {"worse": "\u274c", "can't tell": "\u2754", "better": "\u2705", "same": "\u2796"}
-_HEADS = ("", "Metric", "On", "Before", "Now", "Change", "Interval")
 MOST_FLIPS = 20
 
 
 def markdown_comparison(comparison: Comparison) -> str:
     """Verdict, table, and folded: slices, flips, evidence."""
-    rows = []
-    for change in ordered(comparison):
-        cells = [_SIGNS[change.verdict], change.metric, change.target, *figures(change)]
-        rows.append([*cells, margin_text(change), verdict_text(change)])
-    lines = [f"**{escape_markdown(comparison_sentence(comparison))}.**", ""]
-    lines += markdown_table((*_HEADS, "Matters from", "Verdict"), rows, left=(0, 1, 2, 8))
-    return _whole([*lines, *_details(comparison)])
+    cells = [[_SIGNS[change.verdict], *words.change_cells(change)] for change in words.ordered(comparison)]
+    return _page(comparison, words.comparison_sentence(comparison), "Matters from", cells)
 
 
 def markdown_gate(result: GateResult) -> str:
     """Verdict, what failed and why, the table, and folded: every other metric, slices, flips, evidence."""
-    status = "failed" if result.failed else "warned" if result.having("warned") else "passed"
-    lines = [f"**{_MARKS[status]} {escape_markdown(gate_sentence(result))}.**", ""]
-    lines += [f"- {escape_markdown(judgement_text(judgement))}" for judgement in result.having("failed")]
-    lines += [""] if result.failed else []
-    rows = []
-    for judgement in result.judgements:
-        change = judgement.change
-        cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
-        cells += figures(change) if change else [""] * 4
-        rows.append([*cells, judgement.margin, verdict_text(change) if change else judgement.reason])
-    lines += markdown_table((*_HEADS, "Allowed", "Verdict"), rows, left=(0, 1, 2, 8))
     judged = [judgement.change for judgement in result.judgements]
-    others = [change for change in ordered(result.comparison) if change not in judged]
-    rest = [[change.metric, change.target, *figures(change), verdict_text(change)] for change in others]
-    if rest:
-        table = markdown_table((*_HEADS[1:], "Verdict"), rest, left=(0, 1, 6))
-        lines += _folded(f"{len(rest)} metrics that no rule judges", table)
-    unknown = [f"- {escape_markdown(judgement_text(judgement))}" for judgement in result.having("warned")]
-    lines += _folded("What could not be told, and why", unknown)
-    return _whole([*lines, *_details(result.comparison)])
+    return _page(
+        result.comparison,
+        f"{_MARKS[result.status]} {words.gate_sentence(result)}",
+        "Allowed",
+        [[_MARKS[judgement.status], *words.judgement_cells(judgement)] for judgement in result.judgements],
+        result.having("failed"),
+        result.having("warned"),
+        [change for change in words.ordered(result.comparison) if change not in judged],
+    )
 
 
-def _details(comparison: Comparison) -> Iterator[str]:
-    rows = [
-        [part.name, f"{part.rows:,}", *figures(part.change), verdict_text(part.change)] for part in comparison.slices
-    ]
-    heads = ("Slice", "Rows", "Before", "Now", "Change", "Interval", "Verdict")
-    yield from _folded(f"Accuracy in {len(rows)} slices", markdown_table(heads, rows, left=(0, 6)) if rows else [])
-    flipped = [
-        [f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example]
+def _page(
+    comparison: Comparison,
+    sentence: str,
+    margin: str,
+    cells: Sequence[Sequence[str]],
+    failed: Sequence[Judgement] = (),
+    warned: Sequence[Judgement] = (),
+    others: Sequence[Change] = (),
+) -> str:
+    flips = [
+        (f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example)
         for flip in comparison.flips[:MOST_FLIPS]
     ]
-    flip_heads = ("Flip", "Row", "Label", "Before", "Now", "Example")
-    what = f"{len(flipped)} of {len(comparison.flips)} listed flips"
-    yield from _folded(what, markdown_table(flip_heads, flipped, left=(0, 2, 3, 4, 5)) if flipped else [])
-    facts = [f"baseline: {side_text(comparison.baseline)}", f"candidate: {side_text(comparison.candidate)}"]
+    slices = [(part.name, f"{part.rows:,}", part.change) for part in comparison.slices]
+    sides = [f"baseline: {words.side_text(comparison.baseline)}", f"candidate: {words.side_text(comparison.candidate)}"]
     methods = [f"{change.metric}: {change.method}" for change in comparison.changes]
-    lines = [f"- {escape_markdown(line)}" for line in (*facts, *evidence(comparison), *methods)]
-    yield from _folded("Where the figures come from", lines)
-
-
-def _folded(summary: str, lines: Sequence[str]) -> Iterator[str]:
-    if lines:
-        yield from ("", f"<details><summary>{escape_markdown(summary)}</summary>", "", *lines, "", "</details>")
-
-
-def _whole(lines: Sequence[str]) -> str:
-    return "\n".join(lines).rstrip() + "\n"
+    return render_markdown(
+        "compare/templates/comparison.md",
+        comparison=comparison,
+        sentence=sentence,
+        margin=margin,
+        cells=cells,
+        failed=failed,
+        warned=[words.judgement_text(one) for one in warned],
+        others=[(one.metric, one.target, *words.figures(one), words.verdict_text(one)) for one in others],
+        slices=[(name, rows, *words.figures(one), words.verdict_text(one)) for name, rows, one in slices],
+        flips=flips,
+        evidence=[*sides, *words.evidence(comparison), *methods],
+        words=words,
+    )

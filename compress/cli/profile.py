@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from compress.bench.profiled_calls import Calls
+    from compress.bench.profiled_calls import Calls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
-
-
-class TextPhase(StrEnum):
-    """What a decoder does."""
-
-    token = "token"
-    prompt = "prompt"
 
 
 def profile(
@@ -32,7 +24,8 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 1.")] = None,
     phase: Annotated[
-        TextPhase | None, typer.Option(help="Of text generation: a token after a prompt (default), or the prompt.")
+        Literal["token", "prompt"] | None,
+        typer.Option(help="Of text generation: a token after a prompt (default), or the prompt."),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Of text generation: tokens of the prompt; default: the recipe's fewest.")
@@ -84,7 +77,11 @@ def profile(
 
 
 def _calls(
-    found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
+    found: Artifact,
+    batch_size: int | None,
+    phase: Literal["token", "prompt"] | None,
+    context: int | None,
+    progress: Progress,
 ) -> Calls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
@@ -102,4 +99,4 @@ def _calls(
     if not generates:
         return batch_calls(examples, batch_size or 1, asked.seed)
     length = context or min(asked.benchmark.contexts)
-    return text_calls(beginning(examples, CALLS * (length + 1)), (phase or TextPhase.token).value, length)
+    return text_calls(beginning(examples, CALLS * (length + 1)), phase or "token", length)

@@ -77,11 +77,7 @@ def profile(
 
 
 def _calls(
-    found: Artifact,
-    batch_size: int | None,
-    phase: Literal["token", "prompt"] | None,
-    context: int | None,
-    progress: Progress,
+    found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
 ) -> Calls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.bench.profiled_calls import CALLS, batch_calls, text_calls

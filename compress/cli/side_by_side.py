@@ -54,8 +54,9 @@ def compare_now(
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
         road = after.road(folder, progress, threads=threads, budget_seconds=budget_seconds)
-        times = {"precision": _precision(policy, metric), "confidence": policy.time_confidence}
-        report = _measured(TargetSession(road, Profile(place), artifacts, **times), folder)
+        sharp, sure = _precision(policy, metric), policy.time_confidence
+        session = TargetSession(road, Profile(place), artifacts, precision=sharp, confidence=sure)
+        report = _measured(session, folder)
         found_at = with_absolute_paths(after.recipe, after.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(found_at), encoding="utf-8")
         found = compare_reports(

@@ -25,11 +25,11 @@ def slice_changes(
     The slices are the candidate's, or the baseline's where the candidate's report keeps none. ``margin`` is a
     difference of shares: 0.005 is half a point.
     """
-    rows, raw = sides.rows(metric, target), sides.outcomes(metric, target)
+    (before, after), raw = sides.rows(metric, target), sides.outcomes(metric, target)
     slices = {
         name: (part.rows, part.indices()) for name, part in (sides.candidate.slices or sides.baseline.slices).items()
     }
-    if raw is None or None in rows or not slices or {*raw[0], *raw[1]} - {0.0, 1.0}:
+    if raw is None or before is None or after is None or not slices or {*raw[0], *raw[1]} - {0.0, 1.0}:
         return ()
     if any(indices[-1] >= len(raw[0]) for _, indices in slices.values()):
         return ()
@@ -37,10 +37,10 @@ def slice_changes(
     note = f"{len(slices)} slices are judged together: each interval is made at {each:.2%}" if len(slices) > 1 else None
     changes = []
     for name, (count, indices) in slices.items():
-        kept = [[outcomes[index] for index in indices] for outcomes in raw]
-        found = paired_difference(*kept, each)
-        parts = [row.model_copy(update={"value": fmean(part)}) for row, part in zip(rows, kept, strict=True) if row]
-        pair = Pair(*parts, Margin(margin, relative=False))
+        old, new = ([outcomes[index] for index in indices] for outcomes in raw)
+        found = paired_difference(old, new, each)
+        part = (before.model_copy(update={"value": fmean(old)}), after.model_copy(update={"value": fmean(new)}))
+        pair = Pair(part[0], part[1], Margin(margin, relative=False))
         changes.append(SliceChange(name=name, rows=count, change=make_change(pair, found, each, count, _METHOD, note)))
     return tuple(sorted(changes, key=lambda part: part.change.effect))
 

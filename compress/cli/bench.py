@@ -96,7 +96,7 @@ def _bench_on_data(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()

@@ -41,8 +41,8 @@ def generation_bench(
     from compress.bench.prompt_text import encode_text
     from compress.cli.artifact import generating_artifact
     from compress.cli.console_progress import ConsoleProgress
+    from compress.formats.silence import quiet_libraries
     from compress.formats.targets import find_target
-    from compress.pipeline.quiet import quiet_libraries
 
     place = find_target(target)
     quiet_libraries()

@@ -64,7 +64,7 @@ def compare(
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
     from compress.cli.output import show
-    from compress.compare.policy_file import read_policy
+    from compress.compare.gate import read_policy
     from compress.compare.reports import compare_reports
     from compress.compare.views import comparison_view
     from compress.recipe.policy import COMPARE
@@ -184,7 +184,7 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
 def _find_side(given: Path) -> Side:
     """The report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
     from compress.compare.baseline import load_baseline
-    from compress.report.locate import find_report
+    from compress.report.run_folder import find_report
 
     path = find_report(given)
     folder = path.resolve().parent
@@ -193,7 +193,7 @@ def _find_side(given: Path) -> Side:
 
 def _find_policy(given: Path | None, run: Side) -> tuple[Policy, str]:
     """The policy of a gate and where it comes from: the file, else the run's recipe, else the defaults."""
-    from compress.compare.policy_file import SECTION, read_policy
+    from compress.compare.gate import SECTION, read_policy
     from compress.recipe.policy import Policy
 
     if given is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.finding import Finding
+from compress.cli.doctor_model import Finding
 from compress.errors import InputError
 from compress.tasks.capability import GENERATES, READS_ROWS
 
@@ -46,12 +46,12 @@ def answer_findings(
     from compress.formats.parts import NamelessParts, longest
     from compress.formats.registry import RUNTIMES
     from compress.formats.runtimes import make_ready
+    from compress.formats.silence import quiet_libraries
     from compress.formats.targets import TARGETS
     from compress.inspect.departures import compare_parts
     from compress.inspect.matched_parts import match
     from compress.inspect.open_parts import gives_values, open_parts
     from compress.numerics.sampling import spread_sample
-    from compress.pipeline.quiet import quiet_libraries
 
     if not gives_values(target):
         why = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
@@ -117,7 +117,7 @@ def _reference(
     """The float file that was named, or the run's: its export, or for a format written from weights, those."""
     from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
     from compress.formats.registry import FORMATS
-    from compress.pipeline.slow_int8_note import float_label
+    from compress.pipeline.notes import float_label
 
     run = run_of(model)
     place = against

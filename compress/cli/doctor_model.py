@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from compress.cli.finding import Finding
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from compress.formats.onnx.int8.observe import Feed
@@ -58,9 +56,9 @@ def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[P
     if recipe is None and not has_recipe(model) and model.exists():
         return (model / MODEL if (model / MODEL).is_dir() else model), None
     from compress.formats.onnx.model import find_graphs
+    from compress.formats.silence import quiet_libraries
     from compress.inspect.transcription_calls import transcription_calls
     from compress.numerics.sampling import spread_sample
-    from compress.pipeline.quiet import quiet_libraries
 
     quiet_libraries()
     found = find_artifact(model, recipe)
@@ -110,3 +108,12 @@ def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[F
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
+
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    advice: str | None = None

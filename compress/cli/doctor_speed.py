@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.finding import Finding
+from compress.cli.doctor_model import Finding
 from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def speed_findings(
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
     """The float file that a run's integers were made of, if its cache still has it."""
     from compress.cli.run_outputs import outputs_of, run_of
-    from compress.pipeline.slow_int8_note import float_label, has_integers
+    from compress.pipeline.notes import float_label, has_integers
 
     label = float_label(recipe) if has_integers(recipe) else None
     run = run_of(model) if label else None
@@ -65,8 +65,8 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     from compress.bench.operator_difference import compare_operators
     from compress.errors import InputError
     from compress.formats.onnx.model import find_graphs
+    from compress.formats.silence import quiet_libraries
     from compress.formats.targets import TARGETS
-    from compress.pipeline.quiet import quiet_libraries
 
     quiet_libraries()
     graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)

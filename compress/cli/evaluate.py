@@ -37,7 +37,7 @@ def evaluate(
     profile = Profile(find_target(target))
     if by_slice and READS_ROWS not in found.task.capabilities:
         raise InputError(f"There are no slices of running text, which {found.task.name} is judged on.")
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
     from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()

@@ -47,7 +47,7 @@ def profile(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
     from compress.bench.operators import profile_operators, refuse_other_devices
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
 
     refuse_other_devices(place)
     quiet_libraries()
@@ -56,7 +56,7 @@ def profile(
     calls = _calls(found, batch_size, phase, context, progress)
     result = profile_operators(found.folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
     if html is not None:
-        from compress.report.profile_page import profile_page
+        from compress.report.profile_views import profile_page
 
         try:
             html.write_text(profile_page(result), encoding="utf-8")
@@ -68,7 +68,7 @@ def profile(
         return
     from rich.console import Console
 
-    from compress.report.profile_console import console_profile
+    from compress.report.profile_views import console_profile
     from compress.report.profile_words import method_notes
 
     Console().print(console_profile(result))

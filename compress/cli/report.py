@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Show the report of a finished run."""
     from compress.cli.output import show
-    from compress.report.locate import find_report
+    from compress.report.run_folder import find_report
     from compress.report.schema import parse_report, read_text
 
     path = find_report(run)

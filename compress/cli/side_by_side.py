@@ -40,7 +40,7 @@ def compare_now(
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
     place = find_target(target)
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
     from compress.pipeline.run import with_absolute_paths
     from compress.pipeline.target_session import TargetSession
     from compress.recipe_source import dump_recipe

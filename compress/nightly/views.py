@@ -1,18 +1,24 @@
-"""A night for the console, as Markdown and as JUnit cases."""
+"""A night for the console, as Markdown and as JUnit cases, and writing them into its folder."""
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from compress.cache import storage_errors
 from compress.fitted_table import Column, FittedTable
 from compress.metrics import format_seconds
-from compress.nightly.page import verdict
+from compress.nightly.entry_run import relative
+from compress.nightly.page import night_page, verdict
 from compress.nightly.record import Night, Outcome, first_line
+from compress.nightly.run import NightDone
 from compress.report.junit import Case, Suite, junit_xml
 from compress.report.markdown import render_markdown
+from compress.report.run_folder import point_latest
+from compress.report.write import write_whole
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
 
@@ -65,3 +71,24 @@ def _suite(night: Night, outcome: Outcome) -> Suite:
 
 def _took(outcome: Outcome) -> str:
     return format_seconds(outcome.seconds) if outcome.seconds else ""
+
+
+def write_night(done: NightDone, description: str = "") -> None:
+    """Write night.json, night.md, junit.xml and night.html, then turn `latest` to them. Raises `StorageError`."""
+    contents = {
+        "night.json": night_json(done),
+        "night.md": night_markdown(done.night),
+        "junit.xml": night_junit(done.night),
+        "night.html": night_page(done.night, done.nights, done.series, description),
+    }
+    for name, content in contents.items():
+        write_whole(done.folder / name, content)
+    with storage_errors(done.folder):
+        point_latest(done.folder)
+
+
+def night_json(done: NightDone) -> str:
+    """The night as JSON, with its exit code and where its files lie."""
+    content = done.night.model_dump(mode="json")
+    whole = {**content, "exit_code": done.night.exit_code, "folder": relative(done.folder)}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"

@@ -17,9 +17,8 @@ from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.pipeline.budgets import Shipped, shipped, shipped_row
 from compress.pipeline.formats import can_write, measurable, why_not
+from compress.pipeline.notes import processor_notes, slow_int8_notes, sparse_notes
 from compress.pipeline.road import Road
-from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
-from compress.pipeline.sparse_note import sparse_notes
 from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
 from compress.report.predictions import Answers
 from compress.report.schema import (

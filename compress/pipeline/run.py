@@ -21,20 +21,20 @@ from compress.data.source import find
 from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
+from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.data_checks import check_running_text, check_slices
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
-from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
-from compress.report.folders import new_folder, point_latest
 from compress.report.limits import check_limits
 from compress.report.predictions import write_predictions
+from compress.report.run_folder import new_folder, point_latest
 from compress.report.schema import Report
 from compress.report.write import write_report, write_whole
 from compress.stage.stage import Stage

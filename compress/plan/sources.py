@@ -22,8 +22,8 @@ from compress.plan.data_size import folder_bytes, read_size
 from compress.plan.shape import read_shape
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
-from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
+from compress.samples.sample import find_sample
 from compress.sources.source import find_model
 from compress.stage.prediction import Text
 from compress.stage.shape import Shape

@@ -16,7 +16,7 @@ from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
-from compress.samples.catalog import INSTALL, known_samples
+from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile

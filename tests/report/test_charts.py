@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.charts.labels import Box, place_labels
+from compress.charts.plot import Box, place_labels
 from compress.measurement import Measurement
 from compress.metrics import describe_metric
 from compress.report.charts import Point, latency_by_length, latency_curves, pareto, percentile, trade_off

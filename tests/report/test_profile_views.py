@@ -9,8 +9,7 @@ import pytest
 from narrow import broken_words, shown
 from rich.console import Console
 
-from compress.report.profile_console import bar, console_profile
-from compress.report.profile_page import artifact_name, profile_page
+from compress.report.profile_views import artifact_name, bar, console_profile, profile_page
 from compress.report.profile_words import (
     count_text,
     giga_text,

@@ -10,10 +10,9 @@ import pytest
 
 from compress.errors import SampleError
 from compress.samples import apt_client
-from compress.samples.apt_client import apt_download, unpacked_tar
-from compress.samples.catalog import find_sample
+from compress.samples.clients import apt_download, unpacked_tar
 from compress.samples.fetch import fetch
-from compress.samples.sample import Package, Sample
+from compress.samples.sample import Package, Sample, find_sample
 
 NO_NETWORK = """Err:1 http://mirror/debian trixie/main amd64 tiny all 1.0-1
   Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)

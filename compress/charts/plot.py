@@ -1,4 +1,4 @@
-"""A chart that is drawn part by part, in the values of its data: scales with round ticks, marks, labels that cover nothing."""
+"""A chart that is drawn part by part, in the values of its data: scales, marks, labels that cover nothing."""
 
 from __future__ import annotations
 

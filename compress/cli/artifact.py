@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compress.data.dataset import Dataset, load_dataset
 from compress.errors import InputError
+from compress.evaluation.evaluate import encode_for
 from compress.formats.model_file import format_of, model_files
+from compress.pipeline.road import Road
+from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-
-if TYPE_CHECKING:
-    from compress.data.dataset import Dataset
-    from compress.pipeline.road import Road
-    from compress.progress import Progress
-    from compress.targets import AppProfile
-    from compress.tasks.task import Examples, Task
+from compress.targets import AppProfile
+from compress.tasks.registry import get_task
+from compress.tasks.task import Examples, Task
 
 RECIPE = "recipe.yaml"
 MODEL = "model"
@@ -35,27 +35,19 @@ class Artifact:
     @property
     def task(self) -> Task:
         """The recipe's task."""
-        from compress.tasks.registry import get_task
-
         return get_task(self.recipe.task)
 
     def dataset(self, progress: Progress) -> Dataset:
         """The recipe's data."""
-        from compress.data.dataset import load_dataset
-
         return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
 
     def examples(self, progress: Progress, folder: Path | None = None) -> Examples:
         """The test split as the processor encodes it that lies beside the model, or in ``folder``."""
-        from compress.evaluation.evaluate import encode_for
-
         rows = self.dataset(progress).split("test")
         return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
 
     def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> Road:
         """The recipe's road, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
-        from compress.pipeline.road import Road
-
         given = {name: value for name, value in benchmark.items() if value is not None}
         settings = self.recipe.benchmark.model_copy(update=given)
         return Road(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compress.cli.doctor_model import Finding
+from compress.cli.output import Finding
 
 if TYPE_CHECKING:
     from compress.bench.difference import OperatorDifference

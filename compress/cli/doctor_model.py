@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from compress.formats.onnx.int8.observe import Feed
-    from compress.inspect.integer_kernels import Kernel
-    from compress.inspect.saturation import Saturation
-    from compress.progress import Progress
-    from compress.targets import Processor
+from compress.cli.artifact import MODEL, find_artifact, has_recipe
+from compress.cli.output import Finding
+from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.model import find_graphs
+from compress.formats.silence import quiet_libraries
+from compress.inspect.integer_kernels import Kernel, read_kernels
+from compress.inspect.saturation import Saturation, find_saturation
+from compress.inspect.transcription_calls import transcription_calls
+from compress.numerics.sampling import spread_sample
+from compress.progress import Progress
+from compress.targets import Processor, find_processor
 
 _EXAMPLES = 32
 _RECORDINGS, _CALLS = 4, 8
@@ -25,9 +29,6 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
 
     Raises `InputError` and `ModelError` for what can't be read.
     """
-    from compress.formats.onnx.model import find_graphs
-    from compress.targets import find_processor
-
     processor = find_processor(target or "cpu")
     folder, feeds = real_inputs(model, recipe, progress)
     graphs = find_graphs(folder)
@@ -39,9 +40,6 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
 def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -> Iterator[Finding]:
     import onnx
 
-    from compress.inspect.integer_kernels import read_kernels
-    from compress.inspect.saturation import find_saturation
-
     yield from _kernels(read_kernels(graph))
     if processor.sums_in_32_bits:
         yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
@@ -51,14 +49,8 @@ def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -
 
 def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
     """The model's folder or file, and what each graph is asked for a few test examples if a recipe says how."""
-    from compress.cli.artifact import MODEL, find_artifact, has_recipe
-
     if recipe is None and not has_recipe(model) and model.exists():
         return (model / MODEL if (model / MODEL).is_dir() else model), None
-    from compress.formats.onnx.model import find_graphs
-    from compress.formats.silence import quiet_libraries
-    from compress.inspect.transcription_calls import transcription_calls
-    from compress.numerics.sampling import spread_sample
 
     quiet_libraries()
     found = find_artifact(model, recipe)
@@ -108,12 +100,3 @@ def _saturation(found: Sequence[Saturation], processor: Processor) -> Iterator[F
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
-
-    level: Literal["ok", "warning", "problem"]
-    what: str
-    advice: str | None = None

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from compress.cli.doctor_model import Finding
+from compress.bench.difference import OperatorDifference
+from compress.bench.operator_difference import compare_operators
+from compress.bench.profiled_calls import CALLS, Calls, batch_calls
+from compress.cli.artifact import Artifact, find_artifact, has_recipe
+from compress.cli.output import Finding
+from compress.cli.run_outputs import outputs_of, run_of
+from compress.errors import InputError
+from compress.formats.onnx.model import find_graphs
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import TARGETS
+from compress.inspect.transcription_calls import transcription_calls
+from compress.pipeline.notes import float_label, has_integers
+from compress.progress import Progress
+from compress.recipe.recipe import Recipe
+from compress.report.difference_console import cause_text, verdict_text
 from compress.tasks.capability import GENERATES, READS_ROWS
-
-if TYPE_CHECKING:
-    from compress.bench.difference import OperatorDifference
-    from compress.bench.profiled_calls import Calls
-    from compress.cli.artifact import Artifact
-    from compress.progress import Progress
-    from compress.recipe.recipe import Recipe
 
 _NAMED = 3
 _RECORDINGS = 2
@@ -29,9 +35,6 @@ def speed_findings(
 
     Raises `InputError` for a float file that was named and can't be compared.
     """
-    from compress.cli.artifact import find_artifact, has_recipe
-    from compress.errors import InputError
-
     if against is None and recipe is None and not has_recipe(model):
         return [], []
     found = find_artifact(model, recipe)
@@ -52,9 +55,6 @@ def speed_findings(
 
 def _of_run(model: Path, recipe: Recipe) -> Path | None:
     """The float file that a run's integers were made of, if its cache still has it."""
-    from compress.cli.run_outputs import outputs_of, run_of
-    from compress.pipeline.notes import float_label, has_integers
-
     label = float_label(recipe) if has_integers(recipe) else None
     run = run_of(model) if label else None
     return outputs_of(run).get(label) if run and label else None
@@ -62,12 +62,6 @@ def _of_run(model: Path, recipe: Recipe) -> Path | None:
 
 def _differences(found: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
     """One graph against its float graph after the other. Raises `InputError` for a model of another number of them."""
-    from compress.bench.operator_difference import compare_operators
-    from compress.errors import InputError
-    from compress.formats.onnx.model import find_graphs
-    from compress.formats.silence import quiet_libraries
-    from compress.formats.targets import TARGETS
-
     quiet_libraries()
     graphs, float_graphs = find_graphs(found.folder), find_graphs(floats)
     if len(graphs) != len(float_graphs):
@@ -87,10 +81,6 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
 
 def _calls(found: Artifact, progress: Progress) -> Sequence[Calls]:
     """What each graph is called with, one example at a time; a decoder is asked once for the prompt, and for tokens."""
-    from compress.bench.profiled_calls import CALLS, Calls, batch_calls
-    from compress.formats.onnx.model import find_graphs
-    from compress.inspect.transcription_calls import transcription_calls
-
     calls = batch_calls(found.examples(progress), 1, found.recipe.seed)
     if len(find_graphs(found.folder)) == 1:
         return [calls]
@@ -105,7 +95,6 @@ def _named(difference: OperatorDifference, several: bool) -> Iterator[Finding]:
 
 
 def _findings(difference: OperatorDifference) -> Iterator[Finding]:
-    from compress.report.difference_console import cause_text, verdict_text
 
     verdict = difference.verdict
     yield Finding("ok" if verdict == "faster" else "warning", verdict_text(difference))

@@ -1,9 +1,10 @@
-"""Writing a view to standard output."""
+"""What commands say: views on standard output, and what `compress doctor` found."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -19,3 +20,12 @@ def show(view: RenderableType) -> None:
     from rich.console import Console
 
     Console(file=sys.stdout).print(view)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``advice`` says how to mend what isn't ``ok``."""
+
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    advice: str | None = None

@@ -5,17 +5,23 @@ from __future__ import annotations
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from compress.cli.artifact import RECIPE, find_artifact
+from compress.cli.console_progress import ConsoleProgress
+from compress.compare.change import Comparison
+from compress.compare.reports import compare_reports
 from compress.errors import InputError
-from compress.report.schema import BASELINE
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import find_target
+from compress.pipeline.measure import data_record, test_labels
+from compress.pipeline.run import with_absolute_paths
+from compress.pipeline.target_session import TargetSession
+from compress.recipe.policy import Policy, default_margin
+from compress.recipe_source import dump_recipe
+from compress.report.predictions import write_predictions
+from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
+from compress.targets import Profile
 from compress.tasks.capability import GENERATES
-
-if TYPE_CHECKING:
-    from compress.compare.change import Comparison
-    from compress.pipeline.target_session import TargetSession
-    from compress.recipe.policy import Policy
-    from compress.report.schema import Report
 
 
 def compare_now(
@@ -31,21 +37,10 @@ def compare_now(
 
     Times are sampled until their ratio is known within half of what the policy calls a change, or time is up.
     """
-    from compress.cli.artifact import RECIPE, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.compare.reports import compare_reports
-    from compress.formats.targets import find_target
-
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
     place = find_target(target)
-    from compress.formats.silence import quiet_libraries
-    from compress.pipeline.run import with_absolute_paths
-    from compress.pipeline.target_session import TargetSession
-    from compress.recipe_source import dump_recipe
-    from compress.report.schema import FINAL
-    from compress.targets import Profile
 
     quiet_libraries()
     progress, artifacts = ConsoleProgress(), {BASELINE: before.folder, FINAL: after.folder}
@@ -72,10 +67,6 @@ def compare_now(
 
 def _measured(session: TargetSession, folder: Path) -> Report:
     """One report of both models, whose answers go into ``folder``."""
-    from compress.pipeline.measure import data_record, test_labels
-    from compress.report.predictions import write_predictions
-    from compress.report.schema import Report, SliceRecord
-
     road, started = session.road, datetime.now(UTC).astimezone()
     parts, notes = session.parts()
     measured = [*session.sizes(), *session.accuracies(parts), *session.choices(), *session.similarities()]
@@ -97,8 +88,6 @@ def _measured(session: TargetSession, folder: Path) -> Report:
 
 def _precision(policy: Policy, metric: str) -> float:
     """Half of what the policy calls a change of a time."""
-    from compress.recipe.policy import default_margin
-
     rule = policy.rule(metric)
     margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
     return (margin or 0.0) / 2

@@ -1,4 +1,4 @@
-"""What a report says of files with many zeros, of INT8 that came out slower than float, and of processors not made for it."""
+"""What a report says of files with many zeros, of INT8 that came out slower, and of processors not made for it."""
 
 from __future__ import annotations
 

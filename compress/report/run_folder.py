@@ -1,4 +1,4 @@
-"""Folders of runs: named after the time they were begun, with a link to the latest, and the report that a person means."""
+"""Folders of runs, named after the time they began, with a link to the latest; and the report that a person means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Package files by pip, npm and apt-get, the way their user set them up: nothing is installed, no script of a package runs."""
+"""Package files by pip, npm and apt-get, as their user set them up; nothing is installed, no script runs."""
 
 from __future__ import annotations
 

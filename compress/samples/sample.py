@@ -1,4 +1,4 @@
-"""What a sample is: files of package managers, each pinned to its bytes, and what is made of them; and which there are."""
+"""What a sample is, and which there are: files of package managers, pinned to their bytes, and what is made of them."""
 
 from __future__ import annotations
 

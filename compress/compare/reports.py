@@ -8,20 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from compress.compare import effects
 from compress.compare.change import Change, Comparison, Flip, Side, SliceChange, Uncompared
-from compress.compare.effects import (
-    Pair,
-    Reference,
-    exact_change,
-    is_paired,
-    launch_change,
-    paired_change,
-    reference,
-    time_change,
-    unjudged_change,
-    unpaired_change,
-    withhold,
-)
+from compress.compare.effects import Pair, Reference
 from compress.compare.flips import flips
 from compress.compare.hosts import HostDifferences, host_differences, host_words
 from compress.compare.sides import Sides
@@ -158,41 +147,43 @@ class _Ways:
 
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
         if known.name in WEIGHED:
-            return exact_change(pair)
+            return effects.exact_change(pair)
         if _varies(known):
             return self._time(pair, known, confidence)
         if known.style in ("bytes", "count"):
             exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
             # Memory hardly varies between sessions, but does with the machine.
-            change = exact_change(pair) if exact else time_change(pair, confidence, 0.0, (), None)
+            change = effects.exact_change(pair) if exact else effects.time_change(pair, confidence, 0.0, (), None)
             return self._bound_to_host(change)
-        if is_paired(pair) and self.sides.same_rows():
-            return paired_change(pair, confidence)
+        if effects.is_paired(pair) and self.sides.same_rows():
+            return effects.paired_change(pair, confidence)
         if pair.before.low is None or pair.after.low is None:
-            return unjudged_change(pair, "no interval is kept with this figure")
+            return effects.unjudged_change(pair, "no interval is kept with this figure")
         same = self.sides.same_rows()
         apart = "kept without the outcomes of single examples" if same else "of different test data"
-        return unpaired_change(pair, confidence, f"not paired: {apart}")
+        return effects.unpaired_change(pair, confidence, f"not paired: {apart}")
 
     def _time(self, pair: Pair, known: Metric, confidence: float) -> Change:
         before, after = pair.before, pair.after
         if before.value <= 0 or after.value <= 0:
-            return unjudged_change(pair, "a time or rate that is not positive has no ratio")
+            return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
         if self.one_session:
             return self._time_of_one_session(pair, confidence)
         if (before.value, before.low, before.high) == (after.value, after.low, after.high) and before.low is not None:
             self.reused = True
-            return exact_change(pair, _REUSED)
+            return effects.exact_change(pair, _REUSED)
         references = self._references(pair, known)
         note = None if references else "no reference kernel on both sides: how fast the machine was is not known"
-        change = time_change(pair, confidence, self.policy.session_spread, references, note)
+        change = effects.time_change(pair, confidence, self.policy.session_spread, references, note)
         return self._bound_to_host(self._bound_to_noise(change))
 
     def _time_of_one_session(self, pair: Pair, confidence: float) -> Change:
         ratios = self._launch_ratios(pair)
         if len(ratios) > 1:
-            return launch_change(pair, ratios, confidence)
-        return time_change(pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians")
+            return effects.launch_change(pair, ratios, confidence)
+        return effects.time_change(
+            pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians"
+        )
 
     def _launch_ratios(self, pair: Pair) -> tuple[float, ...]:
         """Baseline over candidate, one a launch, where the session kept them."""
@@ -219,13 +210,13 @@ class _Ways:
             rows = [report.find(MACHINE, name, pair.after.target) for report in reports]
             usable = [row for row in rows if row is not None and _is_finite(row) and row.value > 0]
             if len(usable) == 2:
-                found.append(reference(name, *usable))
+                found.append(effects.reference(name, *usable))
         return tuple(found)
 
     def _bound_to_host(self, change: Change) -> Change:
         if not self.hosts.machine or self.across_hosts:
             return change
-        return withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
+        return effects.withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
 
     def _bound_to_noise(self, change: Change) -> Change:
         noisy = [
@@ -233,7 +224,7 @@ class _Ways:
             for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
             if (reasons := unfit_machine(report.environment))
         ]
-        return withhold(change, "; ".join(noisy)) if noisy else change
+        return effects.withhold(change, "; ".join(noisy)) if noisy else change
 
     def _absent(self, metric: str, target: str, baseline_lacks: bool) -> Uncompared:
         side = "baseline" if baseline_lacks else "candidate"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,41 +36,13 @@ def time_artifacts(
 
     Raises what `measure_together` or `measure_generation` raises.
     """
+    shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "place": place}
     if GENERATES not in task.capabilities:
-        return measure_together(
-            artifacts,
-            examples,
-            target,
-            settings,
-            baseline,
-            progress,
-            seed,
-            precision=precision,
-            confidence=confidence,
-            place=place,
-        )
-    wanted = GenerationSettings(
-        contexts=settings.contexts,
-        tokens=settings.tokens,
-        threads=settings.threads,
-        seconds=settings.seconds,
-        budget_seconds=settings.budget_seconds,
-        launches=settings.launches,
-    )
+        return measure_together(artifacts, examples, target, settings, baseline, progress, seed, **shared)
+    wanted = GenerationSettings(**{field.name: getattr(settings, field.name) for field in fields(GenerationSettings)})
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
-    return measure_generation(
-        artifacts,
-        texts,
-        target,
-        wanted,
-        baseline,
-        progress,
-        seed,
-        precision=precision,
-        confidence=confidence,
-        place=place,
-    )
+    return measure_generation(artifacts, texts, target, wanted, baseline, progress, seed, **shared)
 
 
 def beginning(examples: Examples, tokens: int) -> list[int]:

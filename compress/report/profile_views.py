@@ -13,21 +13,9 @@ from rich.text import Text
 
 from compress.bench.profile import Profile, Row
 from compress.fitted_table import Column, FittedTable
-from compress.report import profile_words, rows
+from compress.report import profile_words as words
+from compress.report import rows
 from compress.report.html import render
-from compress.report.profile_words import (
-    binds_text,
-    call_text,
-    count_text,
-    giga_text,
-    interval_text,
-    limit_facts,
-    rate_text,
-    share_text,
-    time_text,
-    verdict_text,
-    working_set_text,
-)
 from compress.report.roofline_chart import roofline_chart
 
 _BAR = 5
@@ -46,24 +34,27 @@ def console_profile(profile: Profile) -> RenderableType:
 
 def _whole(profile: Profile) -> RenderableType:
     whole = profile.whole
-    what = "" if profile.phase == "batch" else f", {call_text(profile)}"
+    what = "" if profile.phase == "batch" else f", {words.call_text(profile)}"
     title = Text(f"{profile.artifact} on {profile.target}{what}", overflow="fold")
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=SIMPLE)
     table.add_column()
     table.add_column(justify="right")
-    uncounted = f" (without {time_text(whole.uncounted_ms)} not counted)" if whole.uncounted_ms else ""
+    uncounted = f" (without {words.time_text(whole.uncounted_ms)} not counted)" if whole.uncounted_ms else ""
     facts = [
-        ("A call takes", f"{time_text(whole.time_ms)} ({interval_text(profile)})"),
-        ("The machine would need", time_text(whole.limit_ms)),
-        ("Share of the limit", share_text(whole.share_of_roof) + uncounted),
-        ("Binds", binds_text(whole)),
-        ("Operations", f"{count_text(whole.operations)} ({count_text(whole.int8_operations)} on 8-bit integers)"),
-        ("Reached", f"{rate_text(whole.operations_per_s, 'OP')}, {rate_text(whole.bytes_per_s, 'B')}"),
-        *((f"Limit: {name[:1].lower()}{name[1:]}", value) for name, value in limit_facts(profile.limits)),
+        ("A call takes", f"{words.time_text(whole.time_ms)} ({words.interval_text(profile)})"),
+        ("The machine would need", words.time_text(whole.limit_ms)),
+        ("Share of the limit", words.share_text(whole.share_of_roof) + uncounted),
+        ("Binds", words.binds_text(whole)),
+        (
+            "Operations",
+            f"{words.count_text(whole.operations)} ({words.count_text(whole.int8_operations)} on 8-bit integers)",
+        ),
+        ("Reached", f"{words.rate_text(whole.operations_per_s, 'OP')}, {words.rate_text(whole.bytes_per_s, 'B')}"),
+        *((f"Limit: {name[:1].lower()}{name[1:]}", value) for name, value in words.limit_facts(profile.limits)),
     ]
     for name, value in facts:
         table.add_row(name, Text(value))
-    return Group(table, Text(verdict_text(profile)), Text(working_set_text(profile.limits)), Text(""))
+    return Group(table, Text(words.verdict_text(profile)), Text(words.working_set_text(profile.limits)), Text(""))
 
 
 def _rows(title: str, head: str, rows: Sequence[Row]) -> FittedTable:
@@ -73,14 +64,14 @@ def _rows(title: str, head: str, rows: Sequence[Row]) -> FittedTable:
     together = sum(row.time_ms for row in rows) or 1.0
     for row in rows:
         share = row.time_ms / together
-        bound = binds_text(row)
+        bound = words.binds_text(row)
         table.add(
             row.name,
-            time_text(row.time_ms),
+            words.time_text(row.time_ms),
             f"{bar(share)} {share:5.1%}",
-            giga_text(row.operations_per_s) if row.counted else "",
-            giga_text(row.bytes_per_s) if row.counted else "",
-            share_text(row.share_of_roof),
+            words.giga_text(row.operations_per_s) if row.counted else "",
+            words.giga_text(row.bytes_per_s) if row.counted else "",
+            words.share_text(row.share_of_roof),
             (bound, _STYLES[bound]),
         )
     return table
@@ -103,7 +94,7 @@ def profile_page(profile: Profile) -> str:
         name=name,
         profile=profile,
         drawing=roofline_chart(profile),
-        words=profile_words,
+        words=words,
         rows=rows,
     )
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from compress.compare import words
 from compress.compare.change import Change, Comparison, Side
-from compress.compare.gate import GateResult
+from compress.compare.gate import GateResult, Judgement
 from compress.compare.views import forest
 from compress.report.html import render
 
@@ -22,15 +22,6 @@ class Row(NamedTuple):
     name: str
     change: Change
     allowed: str
-    chip: tuple[str, str]
-
-
-class Lacking(NamedTuple):
-    """A judgement without figures, and why it has none."""
-
-    name: str
-    target: str
-    reason: str
     chip: tuple[str, str]
 
 
@@ -51,12 +42,8 @@ def html_gate(result: GateResult) -> str:
         for one in result.judgements
         if one.change
     ]
-    lacking = [
-        Lacking(words.judged_name(one), one.target, one.reason, _CHIPS[one.status])
-        for one in result.judgements
-        if one.change is None
-    ]
     verdict = _CHIPS[result.status][0], words.gate_sentence(result)
+    lacking = [(one, _CHIPS[one.status]) for one in result.judgements if one.change is None]
     return _page("gate", "gate", result.comparison, verdict, result.to_json(), others, judged, lacking)
 
 
@@ -68,7 +55,7 @@ def _page(
     json: str,
     others: Sequence[Change],
     judged: Sequence[Row] = (),
-    lacking: Sequence[Lacking] = (),
+    lacking: Sequence[tuple[Judgement, tuple[str, str]]] = (),
 ) -> str:
     slices = sorted(comparison.slices, key=lambda part: part.change.effect)
     return render(

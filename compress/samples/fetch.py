@@ -7,14 +7,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from compress.cache import locked
 from compress.digests import digest_file
 from compress.errors import StorageError
 from compress.progress import Progress, SilentProgress
@@ -73,7 +71,8 @@ def fetch(
         return home / "files"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{home.name}.lock", progress):
+        waiting = "waiting for another process that fetches the same sample"
+        with locked(root / f"{home.name}.lock", lambda: progress.note(waiting)):
             problem = damage(home, contents=verify)
             if problem:
                 if home.exists():
@@ -107,20 +106,6 @@ def damage(home: Path, *, contents: bool = False) -> str | None:
         if contents and digest_file(found[name]) != digest:
             return f"{name} has another SHA-256"
     return None
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.note("waiting for another process that fetches the same sample")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(sample: Sample, home: Path, progress: Progress, download: Download | None) -> None:

@@ -130,7 +130,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
         return
     from rich.console import Console
 
-    from compress.cli.rows import render_generation, render_rows
+    from compress.cli.output import render_generation, render_rows
     from compress.metrics import context_of
 
     rows = [row for row in result.measurements if context_of(row.metric) is None]

@@ -27,7 +27,7 @@ def evaluate(
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.rows import render_rows
+    from compress.cli.output import render_rows
     from compress.errors import InputError
     from compress.formats.targets import find_target
     from compress.targets import Profile

@@ -1,19 +1,25 @@
-"""One entry of a night: run in a process of its own, then judged."""
+"""One entry of a night: run in a process of its own, ended when its time is up, then judged."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import math
+import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from compress.cache import storage_errors
 from compress.errors import CompressError, InputError
 from compress.measurement import Measurement
-from compress.nightly.child import GRACE_SECONDS, Ended, run_process
 from compress.nightly.judge import Judged, judge_entry
 from compress.nightly.record import Finding, Outcome, Status
 from compress.nightly.suite import Entry
@@ -134,3 +140,66 @@ def relative(path: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return path.name
+
+
+GRACE_SECONDS = 20.0
+"""From the request to end (SIGTERM) to the end without asking (SIGKILL)."""
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code (negative: the signal), how long it took, whether its time was up."""
+
+    exit_code: int
+    seconds: float
+    timed_out: bool
+
+
+def run_process(
+    command: Sequence[str], output: Path, log: Path, limit_seconds: float, grace_seconds: float = GRACE_SECONDS
+) -> Ended:
+    """Run ``command`` with its standard output and error in files, and no input, for at most ``limit_seconds``.
+
+    It and everything it started are ended when its time is up, and when this process is interrupted.
+    """
+    began = time.monotonic()
+    with output.open("wb") as out, log.open("wb") as err:
+        # A session of its own, so that a Ctrl-C at the terminal reaches this process alone, which then ends it.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, env=dict(os.environ)
+        )
+        try:
+            timed_out = not _ends_within(process, limit_seconds)
+        finally:
+            _end(process, grace_seconds)
+    return Ended(process.returncode, time.monotonic() - began, timed_out)
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """End the process and its descendants: first asked, then killed. What has ended already is left alone."""
+    family = _family(process.pid)
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        _ends_within(process, grace_seconds)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        whole = psutil.Process(pid)
+        return [whole, *whole.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

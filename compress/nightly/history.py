@@ -93,13 +93,11 @@ class History:
         units: dict[tuple[str, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
-                key = (*row[:4], row[4], row[5])
-                found.setdefault(key, []).append(Point(row[6], row[7], row[8], row[9], row[10], bool(row[11])))
-                units[key] = row[12]
+                found.setdefault(row[:6], []).append(Point(*row[6:11], bool(row[11])))
+                units[row[:6]] = row[12]
         return tuple(
-            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
+            Series(*key[:4], units[key], Host(digest=key[4], words=key[5]), tuple(points))
             for key, points in found.items()
-            for entry, model, metric, target, digest, words in [key]
         )
 
     @contextmanager

@@ -128,15 +128,11 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    for rows, notes in (_continued(findings, session), _timed(findings, session, remeasure)):
-        findings.measurements += rows
-        findings.notes += notes
-
-
-def _continued(findings: Findings, session: TargetSession) -> tuple[list[Measurement], list[str]]:
-    rows, continuations, notes = session.generations()
+    repeated, continuations, notes = session.generations()
+    timed, further = _timed(findings, session, remeasure)
+    findings.measurements += repeated + timed
     findings.continuations += continuations
-    return rows, notes
+    findings.notes += notes + further
 
 
 def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:

@@ -96,14 +96,9 @@ def _target(target: TargetPlan) -> tuple[str, ...]:
 
 
 def _limit(limit: Limit) -> tuple[str, ...]:
-    word, bound = ("at least", limit.at_least) if limit.at_least is not None else ("at most", limit.at_most)
-    return (
-        limit.metric,
-        limit.target,
-        f"{word} {bound:g}"
-        + (f" of {limit.of}" if limit.of else "")
-        + (f" on {limit.processor}" if limit.processor else ""),
-    )
+    words = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
+    words += f" of {limit.of}" if limit.of else ""
+    return limit.metric, limit.target, words + (f" on {limit.processor}" if limit.processor else "")
 
 
 def _processor(plan: Plan) -> str:

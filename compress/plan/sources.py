@@ -20,8 +20,7 @@ from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.plan.contents import SourcePlan
-from compress.plan.data_size import folder_bytes, read_size
-from compress.plan.shape import read_shape
+from compress.plan.headers import folder_bytes, read_shape, read_size
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory

@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.measurement import Measurement
-from compress.metrics import (
-    describe_metric,
-    format_value,
-    improvement,
-    quality_metric,
-    shortest_context,
-    significant,
-)
+from compress.metrics import describe_metric, format_value, improvement, quality_metric, shortest_context, significant
 from compress.report.limits import paired_ratio_interval
 from compress.report.schema import BASELINE, FINAL, Report
 

@@ -44,7 +44,7 @@ def check_limits(
             value=final.value if final else None,
             low=final.low if final else None,
             high=final.high if final else None,
-            bound=limit.at_least if limit.at_least is not None else limit.at_most,
+            bound=limit.bound,
             of=limit.of,
             processor=limit.processor,
             passed=known["verdict"] == "kept",
@@ -165,8 +165,7 @@ def _absent(rows: Sequence[Measurement], model: str, limit: Limit) -> str:
 
 def _within(limit: Limit, value: float) -> bool:
     """A value that differs from the bound by rounding alone has reached it; NaN never has."""
-    bound = limit.at_least if limit.at_least is not None else limit.at_most
-    assert bound is not None
+    bound = limit.bound
     if math.isclose(value, bound, rel_tol=1e-12):
         return True
     return value > bound if limit.at_least is not None else value < bound
@@ -174,8 +173,7 @@ def _within(limit: Limit, value: float) -> bool:
 
 def limit_text(limit: Limit, unit: str = "") -> str:
     """`>= 98.5% of baseline`, `<= 20 MB`, `>= 6x`."""
-    sign, bound = (">=", limit.at_least) if limit.at_least is not None else ("<=", limit.at_most)
-    assert bound is not None
+    sign, bound = ">=" if limit.at_least is not None else "<=", limit.bound
     if limit.of is not None:
         return f"{sign} {bound * 100:.6g}% of {limit.of}"
     metric = describe_metric(limit.metric, unit)

@@ -61,3 +61,13 @@ def test_largest_tensors_and_statistics(tmp_path: Path) -> None:
         "0",
         "0.000%",
     ]
+
+
+def test_no_name_is_cut_in_80_columns(tmp_path: Path) -> None:
+    budget = budget_of(classifier(tmp_path / "m.onnx"), weights=True)
+    console = Console(file=StringIO(), width=80)
+    write_budget(budget, 9, 99, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"\n{tensor.name} " in text for tensor in budget.tensors)
+    assert "\u2026" not in text

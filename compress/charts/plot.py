@@ -172,11 +172,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The coordinate of ``value``; values outside are drawn at the border."""
-        low, high, value = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, self._clip(value)))
+        inside = min(max(value, self.low), self.high)
+        low, high, value = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, inside))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def _clip(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
 
     def ticks(self, count: int = 5) -> list[float]:
         """Round values within the scale."""

@@ -154,13 +154,10 @@ def _lines(file: BaselineFile) -> str:
 
 def _block(value: Any, indent: str) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        inner = (json.dumps(_filled(item), ensure_ascii=False) for item in value)
+        filled = ({name: held for name, held in item.items() if held is not None} for item in value)
+        inner = (json.dumps(item, ensure_ascii=False) for item in filled)
         return "[\n" + ",\n".join(indent + item for item in inner) + "\n" + indent[2:] + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _filled(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: held for name, held in value.items() if held is not None}
 
 
 def _is_outcomes(row: Measurement) -> bool:

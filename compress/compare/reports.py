@@ -55,10 +55,11 @@ def compare_reports(
     compared = [ways.compare(metric, target) for target, metric in ways.metrics()]
     changes = tuple(found for found in compared if isinstance(found, Change))
     if not changes:
+        targets = ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
         raise InputError(
             "The two have no measurement in common.",
             where=f"{names[0]} ({before}) and {names[1]} ({policy.model})",
-            expected=f"rows on one target: {_targets(policy, baseline, candidate)}",
+            expected=f"rows on one target: {targets}",
         )
     return Comparison(
         baseline=_side(baseline, names[0], before),
@@ -80,10 +81,6 @@ def _require(report: Report, model: str, name: str) -> None:
     raise InputError(
         f"There is no model {model!r} in this report.", where=name, expected=f"one of {known or 'none: it is empty'}"
     )
-
-
-def _targets(policy: Policy, baseline: Report, candidate: Report) -> str:
-    return ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
 
 
 def _side(report: Report, name: str, model: str) -> Side:

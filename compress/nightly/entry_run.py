@@ -26,7 +26,7 @@ from compress.nightly.suite import Entry
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.report.schema import Report, load_report
+from compress.report.schema import load_report
 
 _TAIL_LINES = 12
 
@@ -90,7 +90,11 @@ class EntryRun:
             report = load_report(output)
         except InputError as error:
             return self._failed(outcome, str(error))
-        unusable = [row for row in report.measurements if not _is_finite(row)]
+        unusable = [
+            row
+            for row in report.measurements
+            if not all(map(math.isfinite, (row.value, row.low or 0.0, row.high or 0.0)))
+        ]
         if unusable:
             first = f"{unusable[0].metric} of {unusable[0].model} is {unusable[0].value}"
             return self._failed(outcome, f"not every measurement is a finite number: {first}")
@@ -100,7 +104,9 @@ class EntryRun:
         reason = judged.findings[0].short if judged.findings else judged.summary
         noise = str((report.environment.get("noise") or {}).get("verdict", ""))
         kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes, "noise": noise}
-        return EntryDone(outcome.model_copy(update=kept), judged.findings, _without_samples(report), judged)
+        # The samples stay in the report.
+        rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
+        return EntryDone(outcome.model_copy(update=kept), judged.findings, rows, judged)
 
     def _command(self) -> list[str]:
         options = [part for override in self.entry.overrides for part in ("--set", override)]
@@ -124,15 +130,6 @@ def _what_failed(ended: Ended, log: Path, limit_seconds: float, by_budget: bool)
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
         return f"it was ended by {name}{hint}. Its last words:\n{said}"
     return said.removeprefix("error: ") or f"it ended with exit code {ended.exit_code}"
-
-
-def _is_finite(row: Measurement) -> bool:
-    return all(value is None or math.isfinite(value) for value in (row.value, row.low, row.high))
-
-
-def _without_samples(report: Report) -> tuple[Measurement, ...]:
-    """The rows for the history; the samples stay in the report."""
-    return tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
 
 
 def relative(path: Path) -> str:

@@ -37,7 +37,7 @@ class Shipped(NamedTuple):
 def shipped(profile: Profile, folder: Path) -> Shipped:
     """What a target gets for the model in ``folder``; each file deflated where the target is downloaded."""
     model = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    count = _deflated if profile.downloaded else _plain
+    count = _deflated if profile.downloaded else lambda path: path.stat().st_size
     runtime = _runtime_files(profile)
     return Shipped(
         {name: count(path) for name, path in model.items()},
@@ -108,10 +108,6 @@ def _runtime_files(profile: Profile) -> list[Path] | None:
         return None
     places = [Path(str(file.locate())) for file in listed or ()]
     return [place for place in places if place.is_file()] or None
-
-
-def _plain(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _deflated(path: Path) -> int:

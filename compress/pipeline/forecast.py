@@ -40,7 +40,8 @@ class Forecast:
         recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
         named = references(recipe.stages)
         names = [recipe.model, *(one.name for one in named if one.kind == "model")]
-        models = {name: _model(name, self.folder, cache) for name in names}
+        kept = cache.root / "models"
+        models = {name: already_here(str(find(name, self.folder) or name), kept) for name in names}
         folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
         known = None not in (*models.values(), *folders.values())
         if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
@@ -61,10 +62,6 @@ def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
             break
         known[label], before = entry.digest, label
     return known
-
-
-def _model(reference: str, folder: Path, cache: Cache) -> Path | None:
-    return already_here(str(find(reference, folder) or reference), cache.root / "models")
 
 
 def _data_is_here(recipe: Recipe, folder: Path) -> bool:

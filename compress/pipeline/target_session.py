@@ -152,7 +152,8 @@ class TargetSession:
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
-                **_saturating(),
+                # Where 8-bit products may saturate, answers are the processor's own.
+                **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
             }
         )
@@ -312,11 +313,6 @@ class TargetSession:
         file = find_inventory(None, [self.road.folder, Path()])
         device = choose_devices(read_inventory(file), [name], file)[name]
         return DevicePlace(name, device, file.absolute().parent)
-
-
-def _saturating() -> dict[str, str]:
-    """The processor, where 8-bit products may saturate: answers are its own then."""
-    return {} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}
 
 
 def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from compress.plan.contents import Plan, SourcePlan, StagePlan, TargetPlan
+from compress.plan.contents import Plan, SourcePlan, StagePlan
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
@@ -37,7 +37,11 @@ def render_plan(plan: Plan) -> RenderableType:
             [_stage(stage) for stage in plan.stages],
         ),
         *_notes(plan),
-        _table("targets", ("target", "here", ""), [_target(target) for target in plan.targets]),
+        _table(
+            "targets",
+            ("target", "here", ""),
+            [(one.name, "yes" if one.available else "no, will be skipped", one.reason) for one in plan.targets],
+        ),
     ]
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
@@ -89,10 +93,6 @@ def _notes(plan: Plan) -> list[RenderableType]:
                 users.setdefault((quantity, estimate.note), []).append(stage.label)
     lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
     return [Text("\n".join(lines), style="dim")] if lines else []
-
-
-def _target(target: TargetPlan) -> tuple[str, ...]:
-    return target.name, "yes" if target.available else "no, will be skipped", target.reason
 
 
 def _limit(limit: Limit) -> tuple[str, ...]:

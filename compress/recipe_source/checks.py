@@ -61,7 +61,7 @@ def check_parts(document: Document, parts: list[Part | None], targets: Sequence[
     _check_chain(document, parts)
     _check_formats(document, [part for part in parts if part], profiles)
     _check_references(document, parts, labels)
-    _check_labels(document, labels)
+    _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
     _check_limits(document, labels, [profile.name for profile in profiles])
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
@@ -177,10 +177,6 @@ def _field_with(part: Part, value: str) -> FieldPath:
 
 def _listed(labels: tuple[str, ...]) -> str:
     return ", ".join((START, *labels))
-
-
-def _check_labels(document: Document, labels: tuple[str, ...]) -> None:
-    _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
 
 
 def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _check_options(
 ) -> None:
     """Fields of the stage ``kind``, by its own model, where the recipe hasn't that stage itself."""
     names = [name for name in STAGES[kind].model_fields if name != "kind"]
-    for field in _unknown(options, names):
+    for field in [field for field in options if field not in names]:
         near = nearest_name(field, (*OWN_FIELDS, *names))
         expected = f"{near_or_all(None, OWN_FIELDS, 'field')}, or of the stage {kind}: {', '.join(names) or 'none'}"
         document.problem((*path, field), "an unknown field", expected, near)
@@ -134,7 +134,3 @@ def _check_options(
         document.problem((*path, next(iter(known))), f"a field of {kind}, a stage of this recipe", f"it at {place}")
     elif known:
         validate(STAGES[kind], {**known, "kind": kind}, document, path)
-
-
-def _unknown(options: Iterable[str], names: Sequence[str]) -> list[str]:
-    return [field for field in options if field not in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import commonprefix
 from typing import NamedTuple
 
 from compress.report.schema import BASELINE, FINAL, ContinuationRecord, Report
@@ -28,14 +29,8 @@ def written(report: Report, target: str) -> list[Written]:
         strict=False,
     )
     return [
-        Written(before.prompt, before, after, _common_beginning(before.text, after.text)) for before, after in pairs
+        Written(before.prompt, before, after, len(commonprefix((before.text, after.text)))) for before, after in pairs
     ]
-
-
-def _common_beginning(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    apart = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(apart, min(len(one), len(other)))
 
 
 def cells(pairs: list[Written]) -> list[tuple[str, str, str]]:

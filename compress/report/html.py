@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compress import metrics
-from compress.measurement import Measurement
 from compress.report import charts, continuations, headline, layers, rows, slices
 from compress.report.schema import Report
 
@@ -40,22 +39,17 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    described = metrics.describe_metric
     found.filters |= {
         "as_class": lambda name: Markup(f' class="{escape(name)}"') if name else "",
         "bytes": metrics.format_bytes,
         "digest": lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",
-        "interval": lambda row: metrics.format_interval(
-            metrics.describe_metric(row.metric, row.unit), row.low, row.high
-        ),
+        "interval": lambda row: metrics.format_interval(described(row.metric, row.unit), row.low, row.high),
         "seconds": metrics.format_seconds,
         "signs": rows.signs,
-        "value": lambda row: metrics.format_value(_metric(row), row.value),
+        "value": lambda row: metrics.format_value(described(row.metric, row.unit), row.value),
     }
     return found
-
-
-def _metric(row: Measurement) -> metrics.Metric:
-    return metrics.describe_metric(row.metric, row.unit)
 
 
 def _assets(template: PurePosixPath, suffix: str) -> Markup:

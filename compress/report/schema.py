@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -239,15 +239,12 @@ class Report(FrozenRecord):
 
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
         """The row of that model, metric and target, if it was measured."""
-        return next(self._rows(model, metric, target), None)
+        wanted = (model, metric, target)
+        return next((row for row in self.measurements if (row.model, row.metric, row.target) == wanted), None)
 
     def metrics(self, target: str) -> dict[str, str]:
         """Metric -> unit of everything measured on ``target``, in the order of the rows."""
         return {row.metric: row.unit for row in self.measurements if row.target == target}
-
-    def _rows(self, model: str, metric: str, target: str) -> Iterator[Measurement]:
-        wanted = (model, metric, target)
-        return (row for row in self.measurements if (row.model, row.metric, row.target) == wanted)
 
     def to_json(self) -> str:
         """`report.json`: indented, with one line for each row, however many raw samples that holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import commonprefix
+from itertools import takewhile
 from typing import NamedTuple
 
 from compress.report.schema import BASELINE, FINAL, ContinuationRecord, Report
@@ -28,9 +28,11 @@ def written(report: Report, target: str) -> list[Written]:
         (record for record in mine if record.model == FINAL),
         strict=False,
     )
-    return [
-        Written(before.prompt, before, after, len(commonprefix((before.text, after.text)))) for before, after in pairs
-    ]
+    found = []
+    for before, after in pairs:
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(before.text, after.text, strict=False))
+        found.append(Written(before.prompt, before, after, len(list(shared))))
+    return found
 
 
 def cells(pairs: list[Written]) -> list[tuple[str, str, str]]:

@@ -30,6 +30,11 @@ def render(template: str, title: str, json: str, **values: Any) -> str:
     return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
 
 
+def render_text(template: str, **values: Any) -> str:
+    """A template of this package as it stands, every value escaped."""
+    return _templates().get_template(template).render(**values)
+
+
 @cache
 def _templates() -> Environment:
     found = Environment(

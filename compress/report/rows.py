@@ -51,7 +51,9 @@ def limit_found(report: Report, limit: LimitResult) -> str:
     else:
         known = format_interval(metric, limit.low, limit.high)
         found = f"{value} ({known})" if known else value
-    return "; ".join(filter(None, (found, _chance(limit), limit.reason)))
+    # Why a target is not to be had is said once, of the target.
+    gone = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
+    return "; ".join(filter(None, (found, _chance(limit), "target skipped" if gone else limit.reason)))
 
 
 def _chance(limit: LimitResult) -> str:

@@ -151,7 +151,7 @@ def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callabl
     row = report.measurements[0].model_copy(update={"target": skip.target})
     page = parse(html_page(report.model_copy(update={"measurements": (*report.measurements, row)})))
     assert not {"On cpu", f"On {skip.target}"} & set(page.texts)
-    assert sum(skip.reason in text for text in page.texts) == 1
+    assert sum(skip.reason in text for text in page.texts if not text.lstrip().startswith("{")) == 1
 
 
 @pytest.mark.parametrize("name", ["page.css", "page.js"])

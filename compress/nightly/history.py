@@ -89,14 +89,15 @@ class History:
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
-        found: dict[tuple[str, ...], list[Point]] = {}
-        units: dict[tuple[str, ...], str] = {}
+        found: dict[tuple[Any, ...], list[Point]] = {}
+        units: dict[tuple[Any, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
-                found.setdefault(row[:6], []).append(Point(*row[6:11], bool(row[11])))
+                point = Point(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
+                found.setdefault(row[:6], []).append(point)
                 units[row[:6]] = row[12]
         return tuple(
-            Series(*key[:4], units[key], Host(digest=key[4], words=key[5]), tuple(points))
+            Series(*key[:4], unit=units[key], host=Host(digest=key[4], words=key[5]), points=tuple(points))
             for key, points in found.items()
         )
 

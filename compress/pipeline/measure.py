@@ -15,11 +15,11 @@ from compress.errors import DeviceError, InputError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.pipeline.budgets import Shipped, shipped, shipped_row
+from compress.pipeline.budgets import Shipped, shipped, shipped_row, size_rows
 from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.notes import processor_notes, slow_int8_notes, sparse_notes
 from compress.pipeline.road import Road
-from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
+from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,

@@ -17,7 +17,7 @@ from compress.cache import cache_key
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.digests import digest_directory, size_bytes
+from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
@@ -25,14 +25,14 @@ from compress.evaluation.generate import as_text, continue_prompts, prompts_of, 
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
-from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
 from compress.numerics.calibration import calibration_bins
+from compress.pipeline.budgets import size_rows
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
-from compress.targets import Profile, Target, find_processor
+from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES
 from compress.tasks.task import Examples
 
@@ -41,20 +41,6 @@ _EVALUATION_VERSION = 2
 """Raised when the same outputs would be kept otherwise."""
 _LABELS = "labels"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
-
-
-def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
-    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all."""
-    budget = budget_of(folder)
-    figures = {
-        "size_bytes": ("bytes", size_bytes(folder)),
-        "parameters": ("parameters", budget.parameters),
-        "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
-    }
-    return [
-        Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
-        for metric, (unit, value) in figures.items()
-    ]
 
 
 class TargetSession:

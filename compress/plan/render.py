@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from compress.fitted_table import Column, FittedTable
 from compress.plan.contents import Plan, SourcePlan, StagePlan
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from compress.fitted_table import FittedTable
-
 
 def render_plan(plan: Plan) -> RenderableType:
     """Sources, stages, targets, limits and totals, one under the other."""
-    from rich.console import Group
-    from rich.text import Text
-
     totals = Text(
         f"here   {_processor(plan)}\n"
         f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
@@ -49,8 +44,6 @@ def render_plan(plan: Plan) -> RenderableType:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
-    from compress.fitted_table import Column, FittedTable
-
     table = FittedTable(title, [Column(heading) for heading in columns])
     for row in rows:
         table.add(*row)
@@ -83,8 +76,6 @@ def _stage(stage: StagePlan) -> tuple[str, ...]:
 
 def _notes(plan: Plan) -> list[RenderableType]:
     """Each way of estimating, and each reason for having none, once, with its stages."""
-    from rich.text import Text
-
     users: dict[tuple[str, str], list[str]] = {}
     for stage in plan.stages:
         estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+
+from rich.console import RenderableType
 
 from compress.compare.change import Comparison
 from compress.compare.gate import GateResult
@@ -10,9 +12,6 @@ from compress.compare.views.build_servers import github_gate, junit_gate
 from compress.compare.views.console import console_comparison, console_gate
 from compress.compare.views.html import html_comparison, html_gate
 from compress.compare.views.markdown import markdown_comparison, markdown_gate
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def comparison_view(comparison: Comparison, name: str) -> RenderableType:
@@ -23,6 +22,8 @@ def comparison_view(comparison: Comparison, name: str) -> RenderableType:
 
 def gate_view(result: GateResult, name: str) -> RenderableType:
     """The same of a gate."""
-    views = {"console": console_gate, "markdown": markdown_gate, "html": html_gate}
-    views |= {"json": GateResult.to_json, "junit": junit_gate, "github": github_gate}
-    return views[name](result)
+    views: dict[str, Callable[[GateResult], RenderableType]] = {
+        "console": console_gate, "markdown": markdown_gate, "html": html_gate,
+        "junit": junit_gate, "github": github_gate,
+    }  # fmt: skip
+    return result.to_json() if name == "json" else views[name](result)

@@ -13,7 +13,6 @@ from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli.console_progress import ConsoleProgress
 from compress.devices.inventory import Device, choose_devices, find_inventory, read_inventory
-from compress.devices.place import DevicePlace
 from compress.errors import CompressError, InputError
 from compress.progress import Progress
 
@@ -49,6 +48,8 @@ def chosen_devices(names: Sequence[str], inventory: Path | None, recipe: Path | 
 
 def bench_on_devices(chosen: Chosen, measure: Measure) -> Outcome:
     """Measure on every device at once; one that fails keeps none of the others from its result."""
+    from compress.devices.place import DevicePlace
+
     devices, folder = chosen
     console, stopped, found = ConsoleProgress(), threading.Event(), Outcome()
     if len(devices) == 1:

@@ -97,7 +97,7 @@ class History:
                 found.setdefault(row[:6], []).append(point)
                 units[row[:6]] = row[12]
         return tuple(
-            Series(*key[:4], unit=units[key], host=Host(digest=key[4], words=key[5]), points=tuple(points))
+            Series(key[0], key[1], key[2], key[3], units[key], Host(digest=key[4], words=key[5]), tuple(points))
             for key, points in found.items()
         )
 

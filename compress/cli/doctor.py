@@ -61,7 +61,9 @@ def doctor(
 
     machine = environment()
     if model is None:
-        _refuse_options({"--target": target, "--recipe": recipe, "--against": against})
+        for name, value in (("--target", target), ("--recipe", recipe), ("--against", against)):
+            if value is not None:
+                raise InputError(f"{name} means nothing without a model.", expected=f"compress doctor MODEL {name} ...")
         from compress.cli.doctor_machine import machine_findings
 
         seen = _Seen(machine_findings(machine))
@@ -99,12 +101,6 @@ def _show(difference: OperatorDifference, named: bool) -> None:
     Console().print(console_difference(difference))
     for note in difference.notes:
         typer.echo(note, err=True)
-
-
-def _refuse_options(options: dict[str, object]) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(f"{name} means nothing without a model.", expected=f"compress doctor MODEL {name} ...")
 
 
 def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:

@@ -29,7 +29,7 @@ def run_of(model: Path) -> Path | None:
 def outputs_of(run: Path) -> dict[str, Path]:
     """Stage's label -> the folder of its output, for those that are still in the cache of a run's folder."""
     stages = json.loads((run / _REPORT).read_text(encoding="utf-8")).get("stages", [])
-    place = _artifacts(run) / "cache"
+    place = run.parents[2] / "cache"
     if not place.is_dir():
         return {}
     cache = Cache(place)
@@ -43,7 +43,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     Raises `InputError` where the cache has lost what it is written from, or nothing leads to that format.
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
-    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, _artifacts(run), progress)
+    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
     reason = why_not(road, target)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
@@ -71,7 +71,3 @@ def _walk(road: Road) -> None:
             )
         road.finished[label] = road.apply(label, stage, before)
         before = label
-
-
-def _artifacts(run: Path) -> Path:
-    return run.parents[2]

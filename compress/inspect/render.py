@@ -6,14 +6,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.fitted_table import Column, FittedTable
+from compress.fitted_table import Column, FittedTable, bar
 from compress.inspect.budget import Budget, Module
 from compress.inspect.statistics import TensorStatistics
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown, but not what is below them."""
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEFT_OUT = "for lack of room only in --json"
 
 
@@ -49,13 +48,6 @@ def format_count(count: int) -> str:
             return f"{size:.0f}" if not unit else f"{size:.1f}{unit}"
         size /= 1000
     return f"{size:.1f}B"
-
-
-def bar(share: float) -> str:
-    """A bar of `BAR_CELLS` cells, in eighths of a cell."""
-    eighths = round(max(0.0, min(1.0, share)) * BAR_CELLS * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(BAR_CELLS)
 
 
 def _summary(budget: Budget) -> Table:
@@ -98,7 +90,7 @@ def _branch(table: FittedTable, module: Module, name: str, level: int, depth: in
         name = f"{name}.{module.name}"
     figures = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
     shown = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
-    table.add(shown, (bar(module.share), "cyan"), *figures, (_types(module), "dim"))
+    table.add(shown, (bar(module.share, BAR_CELLS), "cyan"), *figures, (_types(module), "dim"))
     for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
         _branch(table, child, child.name, level + 1, depth)
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.fitted_table import Column, FittedTable
+from compress.inspect.render import format_bytes
 from compress.plan.contents import Plan, SourcePlan, StagePlan
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
@@ -115,9 +116,4 @@ def _seconds(estimate: Estimate) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    if value is None:
-        return "?"
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} bytes"
+    return "?" if value is None else format_bytes(round(value))

@@ -12,14 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.bench.profile import Profile, Row
-from compress.fitted_table import Column, FittedTable
+from compress.fitted_table import Column, FittedTable, bar
 from compress.report import profile_words as words
 from compress.report import rows
 from compress.report.html import render
 from compress.report.roofline_chart import roofline_chart
 
 _BAR = 5
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
 
 
@@ -68,20 +67,13 @@ def _rows(title: str, head: str, rows: Sequence[Row]) -> FittedTable:
         table.add(
             row.name,
             words.time_text(row.time_ms),
-            f"{bar(share)} {share:5.1%}",
+            f"{bar(share, _BAR)} {share:5.1%}",
             words.giga_text(row.operations_per_s) if row.counted else "",
             words.giga_text(row.bytes_per_s) if row.counted else "",
             words.share_text(row.share_of_roof),
             (bound, _STYLES[bound]),
         )
     return table
-
-
-def bar(share: float) -> str:
-    """``share`` of `_BAR` characters in eighths, padded with spaces."""
-    eighths = round(min(max(share, 0.0), 1.0) * _BAR * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
 
 
 def profile_page(profile: Profile) -> str:

@@ -97,7 +97,9 @@ def suite_schema() -> dict[str, Any]:
 def _check_entries(document: Document, folder: Path) -> None:
     entries = document.values.get("entries")
     known = [
-        (index, entry) for index, entry in enumerate(entries if isinstance(entries, list) else ()) if _is_named(entry)
+        (index, entry)
+        for index, entry in enumerate(entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
     ]
     names = [entry["name"] if isinstance(entry.get("name"), str) else Path(entry["recipe"]).stem for _, entry in known]
     counts, seen = Counter(names), set[str]()
@@ -114,10 +116,6 @@ def _check_entries(document: Document, folder: Path) -> None:
                 document.problem(
                     (*place, "targets", position), describe(target), f"one of {', '.join(TARGETS)}", near
                 )  # fmt: skip
-
-
-def _is_named(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
 
 
 def _check_recipe(document: Document, folder: Path, place: tuple[str | int, ...], recipe: str) -> None:

@@ -61,11 +61,6 @@ def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
     ]
 
 
-def shipped_row(profile: Profile, found: Shipped) -> Measurement:
-    """The row of the final model."""
-    return Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
-
-
 def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> list[Limit]:
     """The limits of the targets themselves, to be judged like the recipe's."""
     limits = []

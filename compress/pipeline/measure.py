@@ -15,7 +15,7 @@ from compress.errors import DeviceError, InputError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.pipeline.budgets import Shipped, shipped, shipped_row, size_rows
+from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.formats import can_write, measurable, why_not
 from compress.pipeline.notes import processor_notes, slow_int8_notes, sparse_notes
 from compress.pipeline.road import Road
@@ -110,8 +110,10 @@ def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) 
     """What is shipped to a target that has a budget."""
     findings.finals[profile.name] = artifacts[FINAL]
     if profile.max_bytes is not None:
-        findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
-        findings.measurements.append(shipped_row(profile, findings.shipped[profile.name]))
+        found = findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
+        findings.measurements.append(
+            Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
+        )
 
 
 def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,10 +93,13 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             verdicts=recipe.verdicts,
         )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
-        last = recipe.labels()[-1]
+        made = road.folder_of(recipe.labels()[-1])
         with storage_errors(folder):
-            _copy_model(road.finished[last].entry.folder, folder / MODEL)
-            _copy_targets(findings.finals, road.finished[last].entry.folder, folder / TARGETS)
+            _copy_model(made, folder / MODEL)
+            # What each target got that isn't the last stage's output itself.
+            for name, source in findings.finals.items():
+                if source != made:
+                    _copy_model(source, folder / TARGETS / name)
         write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
@@ -172,13 +175,6 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}")
     shutil.copytree(source, partial)
     partial.rename(folder)
-
-
-def _copy_targets(finals: Mapping[str, Path], model: Path, folder: Path) -> None:
-    """What each target got that isn't the last stage's output itself."""
-    for name, source in finals.items():
-        if source != model:
-            _copy_model(source, folder / name)
 
 
 def _lock(road: Road) -> dict[str, object]:

@@ -105,8 +105,7 @@ def _show(difference: OperatorDifference, named: bool) -> None:
 
 def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.doctor_model import model_findings
-    from compress.cli.doctor_speed import speed_findings
+    from compress.cli.doctor_model import model_findings, speed_findings
     from compress.formats.targets import TARGETS
     from compress.targets import PROCESSORS
 

@@ -16,8 +16,7 @@ from compress.compare.reports import compare_reports
 from compress.compare.views.build_servers import escape_data, escape_property, github_gate, junit_gate
 from compress.compare.views.console import console_comparison, console_gate
 from compress.compare.views.forest import axis_of, places, ticks
-from compress.compare.views.html import html_comparison, html_gate
-from compress.compare.views.markdown import markdown_comparison, markdown_gate
+from compress.compare.views.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.compare.words import effect_text, interval_text, margin_text, sentence, value_text
 from compress.recipe.policy import Policy
 

@@ -10,8 +10,7 @@ from compress.compare.change import Comparison
 from compress.compare.gate import GateResult
 from compress.compare.views.build_servers import github_gate, junit_gate
 from compress.compare.views.console import console_comparison, console_gate
-from compress.compare.views.html import html_comparison, html_gate
-from compress.compare.views.markdown import markdown_comparison, markdown_gate
+from compress.compare.views.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 
 
 def comparison_view(comparison: Comparison, name: str) -> RenderableType:

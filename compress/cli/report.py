@@ -28,9 +28,8 @@ def report(
         show(text)
         return
     from compress.report.console import console_table
-    from compress.report.html import html_page
     from compress.report.junit import junit_report
-    from compress.report.markdown import markdown_report
+    from compress.report.pages import html_page, markdown_report
 
     views = {"console": console_table, "markdown": markdown_report, "html": html_page, "junit": junit_report}
     show(views[format](found))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from compress.report.html import render_text
+from compress.report.pages import render_text
 from compress.report.rows import environment_rows, limit_found
 from compress.report.schema import LimitResult, Report
 

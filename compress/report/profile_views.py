@@ -15,7 +15,7 @@ from compress.bench.profile import Profile, Row
 from compress.fitted_table import Column, FittedTable, bar
 from compress.report import profile_words as words
 from compress.report import rows
-from compress.report.html import render
+from compress.report.pages import render
 from compress.report.roofline_chart import roofline_chart
 
 _BAR = 5

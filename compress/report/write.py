@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 
 from compress.errors import StorageError
-from compress.report.html import html_page
-from compress.report.markdown import markdown_report
+from compress.report.pages import html_page, markdown_report
 from compress.report.schema import Report
 
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from compress.report.html import html_page
+from compress.report.pages import html_page
 from compress.report.schema import Report, Skipped, parse_report
 from compress.stage.record import StageRecord, StageTable
 

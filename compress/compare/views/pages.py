@@ -1,4 +1,4 @@
-"""By templates: one self-contained page in the manner of the report's, or Markdown for the comment of a pull request."""
+"""By templates: a self-contained page in the manner of the report, and Markdown for the comment of a pull request."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from compress.compare import words
 from compress.compare.change import Change, Comparison, Side
 from compress.compare.gate import GateResult, Judgement
 from compress.compare.views import forest
-from compress.report.html import render
-from compress.report.markdown import render_markdown
+from compress.report.pages import render, render_markdown
 
 _FAILED, _WARNED, _PASSED = ("missed", "\u2717 failed"), ("warned", "? can't tell"), ("passed", "\u2713 passed")
 _CHIPS = {"failed": _FAILED, "warned": _WARNED, "passed": _PASSED}

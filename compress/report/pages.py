@@ -1,28 +1,92 @@
-"""Markdown by jinja2, and the report as such."""
+"""Pages and Markdown by jinja2. Pages are self-contained: no request leaves them, and their policy forbids any."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compress import metrics
 from compress.metrics import Metric, format_measurement, improvement
-from compress.report import continuations, headline, rows, slices
+from compress.report import charts, continuations, headline, layers, rows, slices
 from compress.report.schema import BASELINE, Report
 
+_PARTS = PurePosixPath("report/templates/page.html")
+_STRICT: dict[str, Any] = {
+    "loader": PackageLoader("compress", ""), "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True
+}  # fmt: skip
 _SPECIAL = re.compile(r"([\\`*\[\]|]|^[>#+-])")
 _BLANK = re.compile(r"\n{3,}")
 Cells = list[list[str]]
 
 
+def render(template: str, title: str, json: str, **values: Any) -> str:
+    """The page of a template of this package, with ``json`` kept in it for whoever saves it.
+
+    Every value but markup is escaped. Files of style and script that lie beside the template under its name are added
+    to those of all pages, and admitted by digest, so that nothing injected could run.
+    """
+    style, script = (_assets(PurePosixPath(template), suffix) for suffix in (".css", ".js"))
+    page = _templates().get_template(template)
+    return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
+
+
+def render_text(template: str, **values: Any) -> str:
+    """A template of this package as it stands, every value escaped."""
+    return _templates().get_template(template).render(**values)
+
+
+@cache
+def _templates() -> Environment:
+    found = Environment(autoescape=True, **_STRICT)
+    described = metrics.describe_metric
+    found.filters |= {
+        "as_class": lambda name: Markup(f' class="{escape(name)}"') if name else "",
+        "bytes": metrics.format_bytes,
+        "digest": lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",
+        "interval": lambda row: metrics.format_interval(described(row.metric, row.unit), row.low, row.high),
+        "seconds": metrics.format_seconds,
+        "signs": rows.signs,
+        "value": lambda row: metrics.format_value(described(row.metric, row.unit), row.value),
+    }
+    return found
+
+
+def _assets(template: PurePosixPath, suffix: str) -> Markup:
+    """The style or script of all pages, and that of this one."""
+    found = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, template)]
+    return Markup("".join(file.read_text(encoding="utf-8") for file in found if file.is_file()))
+
+
+def html_page(report: Report) -> str:
+    """The whole page of a report."""
+    return render(
+        "report/templates/report.html",
+        f"{report.recipe} \u00b7 compress report",
+        report.to_json(),
+        report=report,
+        stored=layers.stored_bytes(report),
+        charts=charts,
+        continuations=continuations,
+        headline=headline,
+        layers=layers,
+        metrics=metrics,
+        rows=rows,
+        slices=slices,
+    )
+
+
 def render_markdown(template: str, **values: Any) -> str:
     """A template of this package. Every value is escaped; blank lines in a row count as one, so templates have air."""
-    return _BLANK.sub("\n\n", _templates().get_template(template).render(**values)).strip() + "\n"
+    return _BLANK.sub("\n\n", _markdown_templates().get_template(template).render(**values)).strip() + "\n"
 
 
 def escape_markdown(value: str) -> str:
@@ -32,13 +96,9 @@ def escape_markdown(value: str) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def _markdown_templates() -> Environment:
     found = Environment(
-        loader=PackageLoader("compress", ""),
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)), **_STRICT
     )
     found.filters["cell"] = rows.format_cell
     found.globals |= {"table": _table, "section": _section, "listed": _listed, "folded": _folded}

@@ -19,8 +19,8 @@ from compress.frozen import Frozen
 from compress.measurement import MACHINE, Measurement
 from compress.metrics import describe_metric
 from compress.recipe.policy import Policy
+from compress.report.run_folder import write_whole
 from compress.report.schema import Report, invalid_fields, pack_bits, parse_report, read_text, unpack_bits
-from compress.report.write import write_whole
 from compress.stage.record import FrozenRecord
 
 SCHEMA = 1

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from compress.compare.change import Flip
-from compress.compare.sides import Sides
+from compress.compare.change import Flip, Sides
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import shown

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from compress.compare import effects
-from compress.compare.change import Change, Comparison, Flip, Side, SliceChange, Uncompared
+from compress.compare.change import Change, Comparison, Flip, Side, Sides, SliceChange, Uncompared
 from compress.compare.effects import Pair, Reference
 from compress.compare.flips import flips
 from compress.compare.hosts import HostDifferences, host_differences, host_words
-from compress.compare.sides import Sides
 from compress.compare.slices import slice_changes
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import fmean
 
-from compress.compare.change import SliceChange
+from compress.compare.change import Sides, SliceChange
 from compress.compare.effects import Pair, make_change
-from compress.compare.sides import Sides
 from compress.numerics.paired import paired_difference
 from compress.recipe.policy import Margin
 

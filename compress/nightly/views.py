@@ -22,9 +22,8 @@ from compress.nightly.run import NightDone
 from compress.nightly.trend import Series
 from compress.report.junit import Case, Suite, junit_xml
 from compress.report.pages import render, render_markdown
-from compress.report.run_folder import point_latest
+from compress.report.run_folder import point_latest, write_whole
 from compress.report.schema import FINAL
-from compress.report.write import write_whole
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
 

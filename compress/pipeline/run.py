@@ -33,10 +33,10 @@ from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
+from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
-from compress.report.run_folder import new_folder, point_latest
+from compress.report.run_folder import new_folder, point_latest, write_whole
 from compress.report.schema import Report
-from compress.report.write import write_report, write_whole
 from compress.stage.stage import Stage
 
 Item = TypeVar("Item")

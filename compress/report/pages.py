@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from compress import metrics
 from compress.metrics import Metric, format_measurement, improvement
 from compress.report import charts, continuations, headline, layers, rows, slices
+from compress.report.run_folder import write_whole
 from compress.report.schema import BASELINE, Report
 
 _PARTS = PurePosixPath("report/templates/page.html")
@@ -171,3 +172,14 @@ def _against(report: Report, target: str, wanted: Sequence[Metric]) -> tuple[lis
             row, before = report.find(model, metric.name, target), base[metric.name]
             cells[-1].append(improvement(metric, row.value, before.value) if row and before else "")
     return ["Model", *(metric.title for metric in compared)], cells
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md and report.html, each whole or not at all. Raises `StorageError`."""
+    contents = {
+        "report.json": report.to_json(),
+        "report.md": markdown_report(report),
+        "report.html": html_page(report),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from compress.errors import InputError
-from compress.report.write import write_whole
+from compress.report.run_folder import write_whole
 
 PREDICTIONS = "predictions.parquet"
 

@@ -1,12 +1,13 @@
-"""Folders of runs, named after the time they began, with a link to the latest; and the report that a person means."""
+"""Folders of runs: named after the time they began, with a link to the latest, files written whole, and finding a report."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from compress.errors import InputError
+from compress.errors import InputError, StorageError
 
 LATEST = "latest"
 
@@ -59,3 +60,26 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
 def _known(runs: Path) -> str:
     names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
     return f", or name one of: {', '.join(names)}" if names else ""
+
+
+def write_whole(path: Path, content: str | bytes, what: str = "report") -> None:
+    """Write beside ``path`` and rename into place. Raises `StorageError`, saying ``what`` could not be written."""
+    beside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            beside = Path(file.name)
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+    except OSError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise StorageError(
+            f"The {what} cannot be written: {error.strerror or error}",
+            where=str(path),
+            expected="a folder on a disk with room for it",
+            mend="free some space, then run again: finished stages are cached",
+        ) from error

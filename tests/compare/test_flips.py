@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny_run
 
+from compress.compare.change import Sides
 from compress.compare.flips import flips
-from compress.compare.sides import Sides
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.measurement import Measurement

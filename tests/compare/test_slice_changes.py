@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from compress.compare.sides import Sides
+from compress.compare.change import Sides
 from compress.compare.slices import largest_change, slice_changes
 from compress.measurement import Measurement
 from compress.numerics.paired import difference_of_shares

@@ -22,7 +22,7 @@ def run(
     from rich.console import Console
 
     from compress.cli.console_progress import ConsoleProgress
-    from compress.pipeline.forecast import Forecast
+    from compress.pipeline.keys import Forecast
     from compress.plan import make_plan
     from compress.recipe_source import read_recipe
 
@@ -68,7 +68,7 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
-    from compress.pipeline.forecast import Forecast
+    from compress.pipeline.keys import Forecast
     from compress.plan import make_plan, render_plan
     from compress.recipe_source import read_recipe
 

@@ -1,4 +1,4 @@
-"""What is compared and what is found: two models with their reports, one row a metric, one record for views and the gate."""
+"""Two models with their reports, and what a comparison finds: one row a metric, one record for views and the gate."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -171,20 +172,16 @@ def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
 
 def _with_since(found: Finding, earlier: Sequence[Night], host: Host) -> Finding:
     """The finding with the first of the nights in a row that had it."""
+    about = attrgetter("entry", "kind", "metric", "target")
     first = None
     for night in reversed([one for one in earlier if one.host.digest == host.digest]):
         outcome = next((one for one in night.outcomes if one.entry == found.entry), None)
         if outcome is None or (outcome.status == "not run" and found.kind != "budget"):
             continue
-        if not any(_is_same(found, other) for other in night.findings):
+        if about(found) not in map(about, night.findings):
             break
         first = night
     return found.model_copy(update={"since": first.label}) if first else found
-
-
-def _is_same(found: Finding, other: Finding) -> bool:
-    keys = ("entry", "kind", "metric", "target")
-    return all(getattr(found, key) == getattr(other, key) for key in keys)
 
 
 def _merged(findings: Sequence[Finding], drifts: Sequence[Finding]) -> Iterator[Finding]:

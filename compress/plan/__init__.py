@@ -15,8 +15,7 @@ from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
 from compress.installation import extra_with, has_package
-from compress.plan.contents import Plan, StagePlan, TargetPlan
-from compress.plan.render import render_plan
+from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Folders of runs: named after the time they began, with a link to the latest, files written whole, and finding a report."""
+"""Folders of runs, named after the time they began: a link to the latest, files written whole, finding a report."""
 
 from __future__ import annotations
 

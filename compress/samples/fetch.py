@@ -1,4 +1,4 @@
-"""Fetch samples into the user's cache: verified, unpacked with nothing outside their folder, put in place in one step."""
+"""Fetch samples into the user's cache: verified, unpacked into their folder alone, put in place in one step."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from compress.cli.console_progress import ConsoleProgress
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.quantization.int8_calibration import calibration_set

@@ -23,7 +23,7 @@ from compress.checkpoints.quantized_module import load_module
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
 from compress.sources.source import resolve_model
 from compress.stage.stage import Context

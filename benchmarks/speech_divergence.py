@@ -31,7 +31,7 @@ from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber, read_rules
 from compress.samples.fetch import sample_directory

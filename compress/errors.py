@@ -2,7 +2,7 @@
 
 CompressError                   exit code
 ├── InputError                  2   what the user gave cannot be used
-│   ├── RecipeError             2   a recipe, with *all* its problems
+│   ├── RecipeError             2   a recipe or a file like it, with *all* its problems
 │   ├── ModelError              2   a model folder, file or identifier
 │   ├── DataError               2   a data file, split, column or label
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
@@ -55,7 +55,7 @@ class InputError(CompressError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a recipe. ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``."""
+    """One mistake in such a file. ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``."""
 
     file: str
     line: int | None
@@ -71,13 +71,13 @@ class Problem:
 
 
 class RecipeError(InputError):
-    """A recipe with one or more problems, all reported at once."""
+    """A recipe, or another file that is read as strictly, with one or more problems, all reported at once."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", mend: str | None = None) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"The recipe has {count}:\n{lines}")
+        super().__init__(f"{subject} has {count}:\n{lines}", mend=mend)
 
 
 class ModelError(InputError):

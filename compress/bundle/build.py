@@ -13,15 +13,7 @@ from compress.bundle.format import bundled, minimum_version, open_model, shape_o
 from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
-from compress.bundle.manifest import (
-    CARD,
-    MANIFEST,
-    MODEL_FOLDER,
-    SELFTEST,
-    FileRecord,
-    Manifest,
-    Runtime,
-)
+from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
 from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.bundle.signature import sign

@@ -44,7 +44,7 @@ def bundle(
     profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)
     from compress.bundle.build import Wanted, build
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
 
     quiet_libraries()
     source = recipe or found.recipe_folder / RECIPE

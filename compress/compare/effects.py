@@ -131,7 +131,10 @@ def time_change(
     before, after = (logarithm(_own_interval(row, confidence)) for row in (pair.before, pair.after))
     ratio = difference_of_estimates(before, after)
     sign = -1.0 if pair.metric.style == "rate" else 1.0
-    found = ratio if not references else _hull([_divided(ratio, known, sign, confidence) for known in references])
+    found = ratio
+    if by_each := [_divided(ratio, known, sign, confidence) for known in references]:
+        values, lows, highs = zip(*by_each, strict=True)
+        found = Estimate(fmean(values), min(lows), max(highs))
     spread = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2) * session_spread
     found = relative(allow_for(found, spread))
     by = f", divided by {' and '.join(known.name for known in references)}" if references else ""
@@ -226,8 +229,3 @@ def _divided(ratio: Estimate, known: Reference, sign: float, confidence: float) 
     slower = widen(known.log_ratio, _MEASURED_CONFIDENCE, confidence)
     turned = slower if sign > 0 else Estimate(-slower.value, -slower.high, -slower.low)
     return difference_of_estimates(turned, ratio)
-
-
-def _hull(estimates: list[Estimate]) -> Estimate:
-    middle = fmean(found.value for found in estimates)
-    return Estimate(middle, min(found.low for found in estimates), max(found.high for found in estimates))

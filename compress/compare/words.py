@@ -65,6 +65,19 @@ def figures(change: Change) -> list[str]:
     return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
 
 
+def change_cells(change: Change) -> list[str]:
+    """A change as a row: metric, target, `figures`, which changes matter, verdict."""
+    return [change.metric, change.target, *figures(change), margin_text(change), verdict_text(change)]
+
+
+def judgement_cells(judgement: Judgement) -> list[str]:
+    """A judgement as a row: metric, target, `figures`, what is allowed, verdict or why there is none."""
+    change = judgement.change
+    known = figures(change) if change else [""] * 4
+    last = verdict_text(change) if change else judgement.reason
+    return [judged_name(judgement), judgement.target, *known, judgement.margin, last]
+
+
 def margin_text(change: Change) -> str:
     """The smallest change that matters; `any` where every one does."""
     return scaled_text(change, change.margin, plus=False) if change.margin else "any"

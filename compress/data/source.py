@@ -13,7 +13,7 @@ from compress.data.files import Rows, read_file
 from compress.data.hub import HubSplit as HubSplit
 from compress.data.hub import read_hub_split
 from compress.errors import DataError
-from compress.samples.catalog import find_sample
+from compress.samples.sample import find_sample
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 OpenSample = Callable[[str], Path | None]

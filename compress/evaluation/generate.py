@@ -66,16 +66,6 @@ def end_tokens(artifact: Path) -> set[int]:
     return set()
 
 
-def repetition_of(
-    artifact: Path, examples: Examples, evaluation: Evaluation, target: Target, threads: int, progress: Progress
-) -> Measurement:
-    """How much one artifact repeats itself after the beginnings of the windows that it is judged by."""
-    prompts = prompts_of(examples, evaluation)
-    text = f"continue texts on {target.name}"
-    written = continue_prompts(artifact, prompts, evaluation.tokens, target, threads, progress, text)
-    return repetition_row(written, artifact.name, target.name)
-
-
 def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
     """The mean share of repeated runs of four tokens, with its interval over prompts."""
     shares = [repeated_share(np.asarray(tokens)) for tokens in written]

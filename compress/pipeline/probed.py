@@ -23,10 +23,6 @@ def probed(model: Model) -> Probed:
     return found
 
 
-def _weights(model: TorchModel) -> Stored:
-    return of_arrays((name, tensor.numpy()) for name, tensor in model.tensors().items())
-
-
 def _answers(model: TorchModel, encode: Encode) -> np.ndarray:
     """What the module itself answers."""
     from compress.tasks.forward import predict
@@ -59,5 +55,5 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     return np.asarray(found.flatten(0, 1))
 
 
-_MODULE = Probing(_weights, _answers)
+_MODULE = Probing(lambda model: of_arrays((name, one.numpy()) for name, one in model.tensors().items()), _answers)
 _CHECKPOINT = Probing(_stored, _logits)

@@ -26,7 +26,7 @@ from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.probed import probed
-from compress.pipeline.resources import Meter
+from compress.pipeline.resources import metered
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
@@ -205,7 +205,7 @@ class Road:
         return Finished(entry, record, found)
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
-        with Meter() as meter:
+        with metered() as meter:
             model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
                 digests, weight = probed(model).digests(), self._weight(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,33 +35,12 @@ def time_artifacts(
 
     Raises what `measure_together` or `measure_generation` raises.
     """
+    shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "place": place}
     if GENERATES not in task.capabilities:
-        return measure_together(
-            artifacts,
-            examples,
-            target,
-            settings,
-            baseline,
-            progress,
-            seed,
-            precision=precision,
-            confidence=confidence,
-            place=place,
-        )
+        return measure_together(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
-    return measure_generation(
-        artifacts,
-        texts,
-        target,
-        settings,
-        baseline,
-        progress,
-        seed,
-        precision=precision,
-        confidence=confidence,
-        place=place,
-    )
+    return measure_generation(artifacts, texts, target, settings, baseline, progress, seed, **shared)
 
 
 def beginning(examples: Examples, tokens: int) -> list[int]:

@@ -17,10 +17,9 @@ from nights import ignore, night, outcome, row
 
 from compress.environment import environment
 from compress.nightly.history import History
-from compress.nightly.host import commit_of, host_of, software_of
-from compress.nightly.run import NightDone, NightRun
+from compress.nightly.run import NightDone, NightRun, commit_of, host_of, software_of
 from compress.nightly.suite import read_suite
-from compress.nightly.write import write_night
+from compress.nightly.views import write_night
 
 HERE = host_of(environment())
 

@@ -27,8 +27,7 @@ import compress.installation
 import compress.plan
 from compress.errors import InputError
 from compress.plan import machine_flops_per_second, make_plan, render_plan
-from compress.plan.data_size import read_size
-from compress.plan.shape import read_shape
+from compress.plan.headers import read_shape, read_size
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import PlanContext
 from compress.stage.shape import Shape

@@ -8,9 +8,9 @@ import pytest
 
 from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
-from compress.report.locate import find_report
+from compress.report.pages import write_report
+from compress.report.run_folder import find_report, write_whole
 from compress.report.schema import Report, load_report
-from compress.report.write import write_report, write_whole
 from compress.stage.record import StageRecord
 
 

@@ -24,12 +24,7 @@ def quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) -> 
     Products have 8-bit weights, a scale a channel, and inputs rounded in each call, a scale a token. Tables have a
     scale a row; the one with most rows has ``embedding_bits`` bits, where 4 have a scale for every 32 weights.
     """
-    from torchao.quantization import (
-        Int8DynamicActivationIntxWeightConfig,
-        IntxWeightOnlyConfig,
-        MappingType,
-        quantize_,
-    )
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, MappingType, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     tables = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]

@@ -1,13 +1,35 @@
-"""Whether a language model can be judged and timed by the recipe's text, asked before its stages begin."""
+"""Whether models can be judged and timed by the recipe's rows or text, asked before its stages begin."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from compress.checkpoints.json_file import read_json
+from compress.data.membership import character_lengths, find_parts
+from compress.data.slices import Unit
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.tasks.capability import READS_ROWS
+
+
+def check_slices(road: Road) -> None:
+    """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
+    if road.slices and READS_ROWS not in road.task.capabilities:
+        raise DataError(
+            f"There are no slices of running text, which {road.task.name} is judged on.",
+            where="slices",
+            mend="remove them from the recipe",
+        )
+    if READS_ROWS not in road.task.capabilities:
+        return
+
+    def lengths(unit: Unit) -> np.ndarray:
+        """Tokens are not counted before there is a tokenizer."""
+        return character_lengths(road.data, SPLIT) if unit == "characters" else np.ones(len(road.data.split(SPLIT)))
+
+    find_parts(road.slices, road.data, SPLIT, lengths)
 
 
 def check_running_text(road: Road) -> None:

@@ -1,4 +1,4 @@
-"""A comparison or a gate as one self-contained page, in the manner of the report's."""
+"""By templates: a self-contained page in the manner of the report, and Markdown for the comment of a pull request."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from compress.compare import words
 from compress.compare.change import Change, Comparison, Side
-from compress.compare.gate import GateResult
+from compress.compare.gate import GateResult, Judgement
 from compress.compare.views import forest
-from compress.report.html import render
+from compress.report.pages import render, render_markdown
 
 _FAILED, _WARNED, _PASSED = ("missed", "\u2717 failed"), ("warned", "? can't tell"), ("passed", "\u2713 passed")
 _CHIPS = {"failed": _FAILED, "warned": _WARNED, "passed": _PASSED}
@@ -25,15 +25,6 @@ class Row(NamedTuple):
     chip: tuple[str, str]
 
 
-class Lacking(NamedTuple):
-    """A judgement without figures, and why it has none."""
-
-    name: str
-    target: str
-    reason: str
-    chip: tuple[str, str]
-
-
 def html_comparison(comparison: Comparison) -> str:
     """Every change against its margin, slices, flips, and where the figures come from."""
     worse = any(change.verdict == "worse" for change in comparison.changes)
@@ -44,7 +35,6 @@ def html_comparison(comparison: Comparison) -> str:
 
 def html_gate(result: GateResult) -> str:
     """Every judgement against its margin, then what no rule judges."""
-    status = "missed" if result.failed else "warned" if result.having("warned") else "passed"
     known = [judgement.change for judgement in result.judgements]
     others = [change for change in words.ordered(result.comparison) if change not in known]
     judged = [
@@ -52,12 +42,8 @@ def html_gate(result: GateResult) -> str:
         for one in result.judgements
         if one.change
     ]
-    lacking = [
-        Lacking(words.judged_name(one), one.target, one.reason, _CHIPS[one.status])
-        for one in result.judgements
-        if one.change is None
-    ]
-    verdict = status, words.gate_sentence(result)
+    verdict = _CHIPS[result.status][0], words.gate_sentence(result)
+    lacking = [(one, _CHIPS[one.status]) for one in result.judgements if one.change is None]
     return _page("gate", "gate", result.comparison, verdict, result.to_json(), others, judged, lacking)
 
 
@@ -69,7 +55,7 @@ def _page(
     json: str,
     others: Sequence[Change],
     judged: Sequence[Row] = (),
-    lacking: Sequence[Lacking] = (),
+    lacking: Sequence[tuple[Judgement, tuple[str, str]]] = (),
 ) -> str:
     slices = sorted(comparison.slices, key=lambda part: part.change.effect)
     return render(
@@ -97,3 +83,60 @@ def _row(name: str, change: Change, allowed: str) -> Row:
 def _short(side: Side) -> str:
     name = side.name.rstrip("/").removesuffix("/report.json").rpartition("/")[2]
     return name if side.model == "final" else f"{name} ({side.model})"
+
+
+_MARKS = {"failed": "\u274c", "warned": "\u26a0\ufe0f", "passed": "\u2705"}
+_SIGNS = {"worse": "\u274c", "can't tell": "\u2754", "better": "\u2705", "same": "\u2796"}
+MOST_FLIPS = 20
+
+
+def markdown_comparison(comparison: Comparison) -> str:
+    """Verdict, table, and folded: slices, flips, evidence."""
+    cells = [[_SIGNS[change.verdict], *words.change_cells(change)] for change in words.ordered(comparison)]
+    return _markdown(comparison, words.comparison_sentence(comparison), "Matters from", cells)
+
+
+def markdown_gate(result: GateResult) -> str:
+    """Verdict, what failed and why, the table, and folded: every other metric, slices, flips, evidence."""
+    judged = [judgement.change for judgement in result.judgements]
+    return _markdown(
+        result.comparison,
+        f"{_MARKS[result.status]} {words.gate_sentence(result)}",
+        "Allowed",
+        [[_MARKS[judgement.status], *words.judgement_cells(judgement)] for judgement in result.judgements],
+        result.having("failed"),
+        result.having("warned"),
+        [change for change in words.ordered(result.comparison) if change not in judged],
+    )
+
+
+def _markdown(
+    comparison: Comparison,
+    sentence: str,
+    margin: str,
+    cells: Sequence[Sequence[str]],
+    failed: Sequence[Judgement] = (),
+    warned: Sequence[Judgement] = (),
+    others: Sequence[Change] = (),
+) -> str:
+    flips = [
+        (f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example)
+        for flip in comparison.flips[:MOST_FLIPS]
+    ]
+    slices = [(part.name, f"{part.rows:,}", part.change) for part in comparison.slices]
+    sides = [f"baseline: {words.side_text(comparison.baseline)}", f"candidate: {words.side_text(comparison.candidate)}"]
+    methods = [f"{change.metric}: {change.method}" for change in comparison.changes]
+    return render_markdown(
+        "compare/templates/comparison.md",
+        comparison=comparison,
+        sentence=sentence,
+        margin=margin,
+        cells=cells,
+        failed=failed,
+        warned=[words.judgement_text(one) for one in warned],
+        others=[(one.metric, one.target, *words.figures(one), words.verdict_text(one)) for one in others],
+        slices=[(name, rows, *words.figures(one), words.verdict_text(one)) for name, rows, one in slices],
+        flips=flips,
+        evidence=[*sides, *words.evidence(comparison), *methods],
+        words=words,
+    )

@@ -62,7 +62,7 @@ def read_companions(directory: Path, but: Collection[Path] = (), below: Path | N
 def write_companions(directory: Path, companions: Mapping[str, bytes]) -> None:
     """Write them into ``directory``, each at its path."""
     for name, content in companions.items():
-        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
 
 

@@ -175,7 +175,7 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         worst = compared.worst
         yield Finding(
             "ok",
-            f"{target.name}: none of {compared.parts} parts departs from {reference}; given its values, {_part(worst)} "
+            f"{target.name}: none of {compared.parts} parts departs from {reference}; on what it reads, {_part(worst)} "
             f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
         )
     else:
@@ -190,7 +190,7 @@ def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Tar
     more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
     return Finding(
         "warning",
-        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: given its values it errs "
+        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on what it reads it errs "
         f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
         f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
         f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{more}",

@@ -1,8 +1,4 @@
-"""A file taken apart at some of its values: what each part makes of given inputs, whatever format it is in.
-
-A part is what lies between the values at which the file is cut. It takes those before it as they are given and makes
-one value, so that no part's error is told again by the parts behind it.
-"""
+"""The values within a file, whatever format it is in."""
 
 from __future__ import annotations
 
@@ -42,15 +38,11 @@ class Parts(Protocol):
     def whole(self, values: Sequence[str]) -> Run:
         """The file as it is, giving ``values`` of it."""
 
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """The file cut at the values ``given`` (by default all of ``cuts``), giving the values ``cuts``.
-
-        A batch holds the inputs and what is given in place of each such value. Behind names stand examples of their
-        values, for types and shapes.
-        """
-
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """The fewest bits of a number that the part before each cut stores or computes with: 32 where all is float."""
+        """The fewest bits of a number that the part before each cut stores or computes with: 32 where all is float.
+
+        A part is what lies between the values at which the file is cut.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,38 +57,38 @@ class Step:
     operator: str
     reads: Sequence[str]
     bits: int
-    computes: bool
+    computes: bool = True
 
 
 class Steps:
     """How the values of a file are made."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
-        self.by_value = {step.value: step for step in steps}
-        self.reads = {step.value: step.reads for step in self.by_value.values()}
-        self.makers = {one.value: Maker(one.operator, one.value) for one in self.by_value.values() if one.computes}
+        self._by_value = {step.value: step for step in steps}
+        self.reads = {name: step.reads for name, step in self._by_value.items()}
+        self.makers = {name: Maker(one.operator, name) for name, one in self._by_value.items() if one.computes}
 
     def bits(self, cuts: Sequence[str]) -> dict[str, int]:
         """See `Parts`."""
         ends = frozenset(cuts)
-        return {name: min(self.by_value[one].bits for one in part_of(name, self.reads, ends)) for name in cuts}
+        return {name: min(self._by_value[one].bits for one in part_of(name, self.reads, ends)) for name in cuts}
 
 
 @runtime_checkable
 class NamelessParts(Protocol):
-    """A file whose values have names of its own, which no other file knows."""
+    """A file whose values have names of its own, which no other file knows; their makers are those of its ``steps``."""
 
     steps: Steps
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The values that are the file's answers."""
+        """See `Parts`."""
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """See `Parts`."""
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         """The same batches as it takes them, all of one shape."""
-
-    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
-        """The file giving ``values`` of it, where a batch holds those that are ``given`` beside the inputs."""
 
 
 def part_of(value: str, reads: Mapping[str, Sequence[str]], cuts: Collection[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.checkpoints.checks import CHUNK_ELEMENTS
+from compress.checkpoints.processor import processor_of
 from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.formats.runtimes import why_unavailable
+from compress.formats.readers import READERS
+from compress.formats.registry import FORMATS
+from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
 
 if TYPE_CHECKING:
+    from compress.formats.model_file import FileModel
     from compress.runtimes.runtime import Session
     from compress.tasks.task import Examples
 
@@ -81,6 +86,20 @@ def of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
     for name, array in arrays:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
+
+
+def of_files(form: str) -> Probing:
+    """The way into a `FileModel` of that format: as its reader reads it, and its own target answers."""
+    target = FORMATS[form].targets[0].name
+    return Probing(_of_files, lambda model, encode: answers_of(opened(model), encode(processor_of(model))), target)
+
+
+def _of_files(model: FileModel) -> Stored:
+    reader = READERS[model.kind]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        for file in Path(folder).rglob(f"*{reader.suffix}"):
+            yield from ((tensor, tensor.data()) for tensor in reader.read(file, Path(folder)))
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:

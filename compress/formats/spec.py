@@ -41,7 +41,7 @@ class FormatSpec:
     - ``suffix``: of the file, or the folder, that its runtimes open
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`
     - ``runtimes``: by name; the first where nothing else is said
-    - ``probed``: the `Probing` that looks into that model
+    - ``probed``: the `Probing` that looks into that model, where it is no `FileModel`
     - ``rank``: its place in lists; the first of all is meant where nothing is said
     - ``written_from``: the format that it is made of, or None for weights as transformers has them
     - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
@@ -62,12 +62,12 @@ class FormatSpec:
     stage: Reference
     written_by: str
     runtimes: Mapping[str, RuntimeSpec]
-    probed: Reference
     rank: int = 100
     written_from: str | None = None
     own_bits: bool = False
     targets: tuple[Profile, ...] = ()
     taken_by: Mapping[str, App | None] = field(default_factory=dict)
+    probed: Reference | None = None
     find: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None

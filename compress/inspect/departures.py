@@ -1,8 +1,9 @@
-"""Where a file departs from its reference: each part is given the reference's values, and its own error is judged.
+"""Where a file departs from its reference: each part is held against what the reference makes of the same values.
 
-A part's error is the root mean square of the differences over the spread of the reference's value there. It departs
-where that is more than what the bits explain: what the reference itself makes of the same values when it is rounded as
-coarsely as the file is in that part.
+The reference is cut at the values that both have, and given the file's, so that no part's error is told again by the
+parts behind it. A part's error is the root mean square of the differences over the spread of the value there. It
+departs where that is more than what the bits explain: what the reference itself makes of the same values when it is
+rounded as coarsely as the file is in that part.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class Gap:
 class Departure:
     """A part that errs more than its bits explain; all errors are shares of the spread of the value there.
 
-    ``error`` is the part's own, given the reference's values, ``explained`` what its ``bits`` explain. In the file as
-    it runs, the largest error of what the part reads is ``before``, that of what it makes ``after``. ``alone`` is the
-    error of the answers if only this part errs, where that was asked. ``weights`` is the reference's node with them.
+    ``error`` is the part's own, on the values that it is given, ``explained`` what its ``bits`` explain. Beside the
+    reference as it runs, the largest error of what the part reads is ``before``, that of what it makes ``after``.
+    ``alone`` is the error of the answers if only this part errs. ``weights`` is the reference's node with them.
     """
 
     value: str
@@ -89,11 +90,11 @@ class FormatComparison:
 
 @dataclass(frozen=True)
 class _Runs:
-    """What answers a batch: the reference, the candidate as it runs, and its parts given the reference's values."""
+    """What answers a batch: the reference, the candidate, and the reference's parts given the candidate's values."""
 
     whole: Run
     running: Run
-    own: Run
+    parts: Run
 
 
 @dataclass(frozen=True)
@@ -121,29 +122,25 @@ def compare_parts(
     if not shared:
         return None
     whole, running = float_parts.whole(shared), candidate.whole(shared)
-    cuts = _cuts(shared, whole(batches[0]), running(batches[0]))
-    if not cuts:
+    ours, theirs = whole(batches[0]), running(batches[0])
+    names = [name for name in shared if _comparable(ours[name], theirs[name])]
+    if not names:
         return None
-    names = list(cuts)
     bits = candidate.bits(names)
-    runs = _Runs(whole, running, candidate.apart(cuts))
-    sums = _sum(float_parts, runs, cuts, bits, batches, progress)
+    runs = _Runs(whole, running, float_parts.apart(names, names))
+    sums = _sum(float_parts, runs, bits, batches, progress)
     nodes = part_nodes(reference, names)
-    answer = float_parts.outputs[0] if float_parts.outputs[0] in cuts else names[-1]
+    answer = float_parts.outputs[0] if float_parts.outputs[0] in names else names[-1]
     stored = frozenset(one.name for one in reference.graph.initializer if len(one.dims) > 1)
     judged = [_judged(name, sums, bits[name], nodes[name], candidate, layers, stored) for name in names]
     bad = [one for one in judged if one.error > max(NOISE, FACTOR * one.explained)]
-    told = [_alone(one, answer, float_parts, runs, cuts, batches) for one in bad]
+    told = [_alone(one, answer, float_parts, runs, batches) for one in bad]
     worst = max(told or judged, key=lambda one: one.error / max(NOISE, one.explained))
     return FormatComparison(len(names), len(batches), sums.running[answer].error, worst, tuple(told))
 
 
-def _cuts(names: Sequence[str], ours: Values, theirs: Values) -> dict[str, np.ndarray]:
-    """The values to cut at, as the candidate has them, in the order of ``names``: floats of one shape in both."""
-    return {name: theirs[name] for name in names if _comparable(ours[name], theirs[name])}
-
-
 def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Floats of one shape in both, and no mask."""
     if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
         return False
     return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
@@ -152,25 +149,22 @@ def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
 def _sum(
     reference: OnnxParts,
     runs: _Runs,
-    cuts: Mapping[str, np.ndarray],
     bits: Mapping[str, int],
     batches: Sequence[Values],
     progress: Progress,
 ) -> _Sums:
-    names = list(cuts)
+    names = list(bits)
     coarse = min(8 if fewest < 16 else fewest for fewest in bits.values())
-    rounded = OnnxParts(_rounded(reference.graph, bits)).apart(
-        {name: array.astype(np.float32) for name, array in cuts.items()}
-    )
+    rounded = OnnxParts(_rounded(reference.graph, bits)).apart(names, names)
     sums = _Sums({name: Gap() for name in names}, {name: Gap() for name in names}, {name: Gap() for name in names})
     for batch in progress.track(batches, "compare the values of both", len(batches)):
-        values = runs.whole(batch)
-        given = {name: values[name] for name in names}
-        found = runs.own({**batch, **given}), rounded({**batch, **_all_rounded(given, coarse)}), runs.running(batch)
-        for name, expected in given.items():
-            sums.own[name].add(expected, found[0][name])
-            sums.rounded[name].add(expected, on_coarse_grid(found[1][name], coarse))
-            sums.running[name].add(expected, found[2][name])
+        values, found = runs.whole(batch), runs.running(batch)
+        given = {name: found[name] for name in names}
+        expected, coarser = runs.parts({**batch, **given}), rounded({**batch, **_all_rounded(given, coarse)})
+        for name in names:
+            sums.own[name].add(expected[name], found[name])
+            sums.rounded[name].add(expected[name], on_coarse_grid(coarser[name], coarse))
+            sums.running[name].add(values[name], found[name])
     return sums
 
 
@@ -229,21 +223,13 @@ def _layer(weight: str, operator: str) -> str:
     return found[0] if found else module
 
 
-def _alone(
-    one: Departure,
-    answer: str,
-    reference: OnnxParts,
-    runs: _Runs,
-    cuts: Mapping[str, np.ndarray],
-    batches: Sequence[Values],
-) -> Departure:
-    """With the error of the answers where the reference is given what this part alone makes."""
+def _alone(one: Departure, answer: str, reference: OnnxParts, runs: _Runs, batches: Sequence[Values]) -> Departure:
+    """With the error of the answers where the reference's value is off by what this part adds."""
     if answer == one.value:
         return replace(one, alone=one.error)
-    shown = {one.value: cuts[one.value].astype(np.float32), answer: np.empty(0, np.float32)}
-    patched, gap = reference.apart(shown, given=[one.value]), Gap()
+    patched, gap = reference.apart([answer], [one.value]), Gap()
     for batch in batches:
-        values = runs.whole(batch)
-        wrong = runs.own({**batch, **{name: values[name] for name in cuts}})[one.value]
-        gap.add(values[answer], patched({**batch, one.value: wrong})[answer])
+        values, found = runs.whole(batch), runs.running(batch)
+        added = found[one.value] - runs.parts({**batch, **found})[one.value]
+        gap.add(values[answer], patched({**batch, one.value: values[one.value] + added})[answer])
     return replace(one, alone=gap.error)

@@ -1,16 +1,16 @@
-"""A file whose values have no names that the reference knows: they are found by what they are.
+"""A file whose values have no names that the reference knows: they are found by their numbers.
 
 On one batch a value of the file is the reference's where their numbers are the same but for rounding, in whatever
-layout. What is found is given the reference's values, so that what lies behind a fault is found too. Where nothing
-more is, values stay that a fault keeps from being known: of those that correlate, or are made of the same known values,
-a pair is tried, and kept if it makes values behind it known.
+layout. The reference is given the file's values that are known, so that errors from before don't count. Where that
+doesn't lead to the answers, a fault keeps values from being known: the first that it may be in is tried with the file's
+values that are made of the same known ones, and held where values behind it become known by that.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
@@ -24,15 +24,12 @@ _ROUNDS = 20
 """How often at most what is known is given, and known anew; errors that come from before are gone then."""
 _FEWEST = 16
 """Elements that tell a value from another."""
-_LIKE = 0.5
-"""Correlation below which numbers do not tell how a value is laid out."""
-_TRIALS = 24
-"""Pairs of one place that are tried, the likeliest first."""
+_TRIALS = 64
+"""Pairs that are tried for one fault, in the order in which the reference makes their values."""
 _MOST_AXES = 4
 """Axes longer than 1 up to which every order of them is looked at."""
 _SAMPLE = 4096
 """Numbers of a large value that are looked at; they are drawn once for all, the same for every value of a size."""
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,54 +54,37 @@ class Layout:
         return [size for size in self.shape if size > 1]
 
 
-def orders_of(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def layouts_of(shape: tuple[int, ...], other: tuple[int, ...]) -> list[Layout]:
     """Every order of the axes longer than 1, the plainest first."""
     long = range(len([size for size in shape if size > 1]))
-    return list(permutations(long)) if len(long) <= _MOST_AXES else [tuple(long)]
+    orders = permutations(long) if len(long) <= _MOST_AXES else [tuple(long)]
+    return [Layout(shape, order, other) for order in orders]
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """``other`` holds the numbers of ``value`` in ``layout``, but for ``error``, a share of the value's spread.
-
-    ``correlation`` is what remains of likeness if they may have another scale and mean.
-    """
+    """``own`` of the file holds the numbers of ``value`` in ``layout``, but for ``error``, a share of its spread."""
 
     value: str
-    other: str
+    own: str
     layout: Layout
     error: float
-    correlation: float
 
 
-def alike(values: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[Likeness]:
+def alike(values: Values, others: Values) -> Iterator[Likeness]:
     """For each value and other of one size, that layout in which they differ least."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, array in others.items():
         by_size[array.size].append(name)
-    found: list[Likeness] = []
-    for name, array in values.items():
-        names = by_size[array.size]
-        if names:
-            found += _alike(name, array, {one: others[one] for one in names})
-    return found
-
-
-def _alike(name: str, array: np.ndarray, others: Mapping[str, np.ndarray]) -> Iterator[Likeness]:
-    orders, places = orders_of(array.shape), _places(array.size)
-    flat = [Layout(array.shape, order, (array.size,)) for order in orders]
-    ours = np.stack([one.there(array)[places] for one in flat]).astype(np.float64)
-    theirs = np.stack([other.ravel()[places] for other in others.values()]).astype(np.float64)
-    count, spread = len(places), max(float(array.std()), _TINY)
-    squares = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T + (ours**2).sum(axis=1, keepdims=True)
-    errors = np.sqrt(np.maximum(squares, 0) / count) / spread
-    same = _unit(ours) @ _unit(theirs).T
-    # What is left between equal numbers is the rounding of the sums, so that the first of equal layouts is taken.
-    best = errors.round(6).argmin(axis=0)
-    for place, (other, held) in enumerate(others.items()):
-        way = int(best[place])
-        layout = Layout(array.shape, orders[way], held.shape)
-        yield Likeness(name, other, layout, round(float(errors[way, place]), 6), float(same[way, place]))
+    for value, array in values.items():
+        places = _places(array.size)
+        laid_out = np.stack([one.there(array)[places] for one in layouts_of(array.shape, (array.size,))])
+        for own in by_size[array.size]:
+            squares = np.square(laid_out - others[own].ravel()[places].astype(np.float64)).mean(axis=1)
+            # What is left between equal numbers is the rounding of the sums, so that the first of equal layouts counts.
+            errors = (np.sqrt(squares) / array.std()).round(6)
+            best = int(errors.argmin())
+            yield Likeness(value, own, layouts_of(array.shape, others[own].shape)[best], float(errors[best]))
 
 
 def _places(size: int) -> np.ndarray:
@@ -114,54 +94,38 @@ def _places(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size, _SAMPLE)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Each row less its mean, of length 1."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    unit: np.ndarray = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), _TINY)
-    return unit
-
-
 @dataclass(frozen=True)
 class MatchedParts:
     """``file`` by the names that its reference has for its values, as far as they are known."""
 
     file: NamelessParts
-    known: Mapping[str, tuple[str, Layout]]
-    """The reference's name -> the file's own, and how it lays the value out."""
+    known: Mapping[str, Likeness]
+    """By the reference's name."""
 
     @property
     def makers(self) -> Mapping[str, Maker]:
         """See `Parts`."""
-        return {name: self.file.steps.makers[own] for name, (own, _) in self.known.items()}
+        return {name: self.file.steps.makers[one.own] for name, one in self.known.items()}
 
     @property
     def outputs(self) -> Sequence[str]:
         """See `Parts`."""
-        own = set(self.file.outputs)
-        return [name for name, (one, _) in self.known.items() if one in own]
+        return [name for name, one in self.known.items() if one.own in self.file.outputs]
 
     def whole(self, values: Sequence[str]) -> Run:
         """See `Parts`."""
-        return self._run(values, ())
+        run = self.file.whole([self.known[name].own for name in values])
 
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        return self._run(list(cuts), list(cuts) if given is None else given)
+        def answered(batch: Values) -> Values:
+            found = run(batch)
+            return {name: self.known[name].layout.back(found[self.known[name].own]) for name in values}
+
+        return answered
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""
-        found = self.file.steps.bits([self.known[name][0] for name in cuts])
-        return {name: found[self.known[name][0]] for name in cuts}
-
-    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
-        own = {name: self.known[name] for name in (*values, *given)}
-        run = self.file.run([own[name][0] for name in values], [own[name][0] for name in given])
-
-        def answered(batch: Values) -> Values:
-            found = run({**batch, **{own[name][0]: own[name][1].there(batch[name]) for name in given}})
-            return {name: own[name][1].back(found[own[name][0]]) for name in values}
-
-        return answered
+        found = self.file.steps.bits([self.known[name].own for name in cuts])
+        return {name: found[self.known[name].own] for name in cuts}
 
 
 def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedParts:
@@ -169,108 +133,93 @@ def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedPa
 
     Whatever the result is given must have the shapes of ``batch``.
     """
-    values = reference.whole(reference.computed)(batch)
-    matching = _Matching(file, {name: one for name, one in values.items() if _telling(one)}, reference.reads, batch)
-    answer, own = reference.outputs[0], file.outputs[0]
-    shape = values[answer].shape
-    matching.held[answer] = own, Layout(shape, orders_of(shape)[0], matching.own[own].shape)
+    matching = _Matching(file, reference, batch)
     matching.know_the_same()
-    while matching.know_by_trial():
-        matching.know_the_same()
-    return MatchedParts(file, {name: matching.known[name] for name in values if name in matching.known})
+    while matching.error_of_answer() > _SAME and matching.know_by_trial():
+        pass
+    return MatchedParts(file, {name: one for name in reference.computed if (one := matching.known.get(name))})
 
 
 @dataclass
 class _Matching:
     file: NamelessParts
-    values: Mapping[str, np.ndarray]
-    reads: Mapping[str, Sequence[str]]
+    reference: OnnxParts
     batch: Values
-    same: dict[str, tuple[str, Layout]] = field(default_factory=dict)
-    held: dict[str, tuple[str, Layout]] = field(default_factory=dict)
+    same: dict[str, Likeness] = field(default_factory=dict)
+    held: dict[str, Likeness] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.own: Values = self.file.run(list(self.file.steps.makers))(self.batch)
+        found = self.file.whole(list(self.file.steps.makers))(self.batch)
+        self.own = {name: value for name, value in found.items() if _telling(value) or name in self.file.outputs}
+        self.answer, own = self.reference.outputs[0], self.file.outputs[0]
+        self.values = self._given({})
+        shape = self.values[self.answer].shape
+        layout = layouts_of(shape, self.own[own].shape)[0]
+        self.held[self.answer] = Likeness(self.answer, own, layout, 0.0)
 
     @property
-    def known(self) -> dict[str, tuple[str, Layout]]:
+    def known(self) -> dict[str, Likeness]:
         return {**self.same, **self.held}
 
     def know_the_same(self) -> None:
-        """Give what is known its reference's values and know what is the same then, until that changes no more."""
+        """Give the reference what is known, and know what is the same then, until that changes no more."""
         for _ in range(_ROUNDS):
-            self.own = self._given(self.known)
-            found = {one.value: (one.other, one.layout) for one in self._same(self.own, self.held)}
-            if found == self.same:
+            self.values = self._given(self.known)
+            found = self._same(self.values)
+            if found.keys() == self.same.keys():
                 return
             self.same = found
 
+    def error_of_answer(self) -> float:
+        """Of the answers, where the reference is given what is known."""
+        own = self.own[self.held[self.answer].own]
+        return next(alike({self.answer: self.values[self.answer]}, {"own": own})).error
+
     def know_by_trial(self) -> bool:
-        """Hold that pair by which most behind it becomes known; whether there is any."""
-        for pairs in self._candidates():
-            tried = [(self._gain(pair), -at, pair) for at, pair in enumerate(pairs)]
-            gain, _, best = max(tried, key=lambda one: one[:2])
-            if gain > 0:
-                self.held[best.value] = best.other, best.layout
+        """Hold the first pair by which others become known, or else the first of all; whether others did."""
+        pairs = list(self._candidates())
+        before = self.same.keys()
+        for pair in pairs[:_TRIALS]:
+            self.held[pair.value] = pair
+            if self._same(self._given(self.known)).keys() - before:
+                self.know_the_same()
                 return True
+            del self.held[pair.value]
+        self.held |= {pair.value: pair for pair in pairs[:1]}
         return False
 
-    def _given(self, known: Mapping[str, tuple[str, Layout]]) -> Values:
-        """All of the file's values where those that are known are the reference's."""
-        given = {own: layout.there(self.values[name]) for name, (own, layout) in known.items() if name in self.values}
-        return self.file.run(list(self.own), list(given))({**self.batch, **given})
+    def _given(self, known: Mapping[str, Likeness]) -> Values:
+        """The reference's values where those that are known are the file's."""
+        given = {name: one.layout.back(self.own[one.own]) for name, one in known.items()}
+        return self.reference.apart(self.reference.computed, list(given))({**self.batch, **given})
 
-    def _same(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> Iterator[Likeness]:
-        """Pairs of which each is the other's likeliest, none of them in ``known``."""
-        values, others = self._unknown(own, known)
-        seen: set[str] = set()
-        for one in sorted(alike(values, others), key=lambda one: one.error):
-            if one.error > _SAME:
-                return
-            if one.value not in seen and one.other not in seen:
-                seen.update((one.value, one.other))
+    def _same(self, values: Values) -> dict[str, Likeness]:
+        """Pairs of which each is the other's likeliest, none of them held."""
+        taken = {one.own for one in self.held.values()}
+        ours = {name: value for name, value in values.items() if name not in self.held and _telling(value)}
+        theirs = {name: value for name, value in self.own.items() if name not in taken}
+        found: dict[str, Likeness] = {}
+        for one in sorted(alike(ours, theirs), key=lambda one: one.error):
+            if one.error <= _SAME and one.value not in found and one.own not in taken:
+                taken.add(one.own)
+                found[one.value] = one
+        return found
+
+    def _candidates(self) -> Iterator[Likeness]:
+        """For the values that lead to the answers unknown, in order, what may be them: it is made of the same."""
+        known, names = self.known, {one.own: name for name, one in self.known.items()}
+        behind = set(part_of(self.answer, self.reference.reads, known)) - {self.answer}
+        ours = {name: self.values[name] for name in self.reference.computed if name in behind}
+        theirs = {name: value for name, value in self.own.items() if name not in names}
+        made = {name: _made_of(name, self.file.steps.reads, names) for name in theirs}
+        for one in alike({name: value for name, value in ours.items() if _telling(value)}, theirs):
+            if made[one.own] == _made_of(one.value, self.reference.reads, {name: name for name in known}):
                 yield one
 
-    def _unknown(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> tuple[Values, Values]:
-        taken = {one for one, _ in known.values()}
-        values = {name: value for name, value in self.values.items() if name not in known}
-        return values, {name: value for name, value in own.items() if name not in taken and _telling(value)}
 
-    def _candidates(self) -> Iterator[list[Likeness]]:
-        """For one value after the other, what may be it, and what else that may be; the likeliest first."""
-        values, others = self._unknown(self.own, self.known)
-        pairs = alike(values, others)
-        like = [one for one in pairs if abs(one.correlation) > _LIKE]
-        known_by = {own: name for name, (own, _) in self.known.items()}
-        made = {one: self._made_of(one, self.reads, {name: name for name in self.known}) for one in values}
-        theirs = {one: self._made_of(one, self.file.steps.reads, known_by) for one in others}
-        unlike = [one for one in pairs if abs(one.correlation) <= _LIKE and made[one.value] == theirs[one.other]]
-        for value in values:
-            own = {one.other for one in (*like, *unlike) if one.value == value}
-            near = sorted((one for one in like if one.other in own), key=lambda one: -round(abs(one.correlation), 3))
-            far = sorted(_in_every_layout(one for one in unlike if one.other in own), key=_plainness)
-            if own:
-                yield [*near, *far][:_TRIALS]
-
-    def _made_of(self, one: str, reads: Mapping[str, Sequence[str]], known_by: Mapping[str, str]) -> frozenset[str]:
-        """The known values that a value is made of, by the reference's names."""
-        read = {read for made in part_of(one, reads, known_by) for read in reads[made]}
-        return frozenset(known_by[one] for one in read if one in known_by)
-
-    def _gain(self, pair: Likeness) -> float:
-        known = {**self.known, pair.value: (pair.other, pair.layout)}
-        before = {one.value for one in self._same(self.own, known)}
-        return sum(1 - one.error / _SAME for one in self._same(self._given(known), known) if one.value not in before)
-
-
-def _in_every_layout(pairs: Iterable[Likeness]) -> Iterator[Likeness]:
-    for one in pairs:
-        for order in orders_of(one.layout.shape):
-            yield replace(one, layout=replace(one.layout, order=order))
-
-
-def _plainness(one: Likeness) -> int:
-    return orders_of(one.layout.shape).index(one.layout.order)
+def _made_of(value: str, reads: Mapping[str, Sequence[str]], known: Mapping[str, str]) -> set[str]:
+    """The known values that a value is made of, by the reference's names."""
+    return {known[read] for made in part_of(value, reads, known) for read in reads[made] if read in known}
 
 
 def _telling(value: np.ndarray) -> bool:

@@ -25,7 +25,6 @@ FORMAT = FormatSpec(
     ),
     taken_by={"ios": App("Core ML", "Core ML: iOS", ("swift",))},
     find="compress.formats.coreml.model:find_package",
-    probed="compress.formats.coreml.probed:PROBED",
     tensors="compress.formats.coreml.read:read_tensors",
     tensors_suffix=".mlmodel",
     bundle="compress.formats.coreml.bundle:BUNDLE",

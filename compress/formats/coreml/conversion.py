@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
-from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
+from compress.formats.coreml.model import CoreMlModel, package_of, specification_of, weights_of
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.tasks.forward import answers, tensors
@@ -168,7 +168,7 @@ def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]
     for feature, name in zip([*told.input, *told.output], names, strict=True):
         coremltools.utils.rename_feature(specification, feature.name, name)
     specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-    return CoreMlModel(specification.SerializeToString(deterministic=True), weights, model.companions())
+    return CoreMlModel(package_of(specification.SerializeToString(deterministic=True), weights), model.companions())
 
 
 def _reason(error: Exception) -> str:

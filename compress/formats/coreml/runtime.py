@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from compress.errors import ModelError, StageError
 from compress.formats.coreml.model import find_package, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 _UNITS = "CPU_ONLY"
@@ -65,11 +64,9 @@ class CoreMlRuntime:
 
     def open(self, artifact: Path, target: Target, threads: int) -> CoreMlSession:
         """Open the one package of ``artifact``; Core ML decides by itself how many ``threads`` work."""
+        check_target(self, target, threads)
         package = find_package(artifact)
         weights_of(specification_of(package))
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
         with silence("prints"):
             import coremltools
 
@@ -87,9 +84,7 @@ class CoreMlRuntime:
         """Why this machine lacks the target: it is no Mac, or the package is not installed."""
         if sys.platform != "darwin":
             return "Core ML runs on macOS only"
-        if importlib.util.find_spec("coremltools") is None:
-            return "coremltools is not installed (pip install 'compress[coreml]')"
-        return None
+        return why_missing("coremltools", "coremltools", "coreml")
 
     def build(self) -> str:
         """The package's version and the system's, which Core ML is part of."""

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from compress.errors import StageError
-from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
+from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
-from compress.formats.executorch.runtime import open_bytes, the_runtime
+from compress.formats.executorch.runtime import the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
+from compress.formats.runtimes import opened
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
@@ -82,7 +83,7 @@ def to_executorch(
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise StageError(f"The model cannot be traced for ExecuTorch: {_first_line(error)}") from error
         program = _lowered(traced)
-    return Lowered(ExecuTorchModel(program, with_interface(model.companions(), interface)), module)
+    return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
 
 def _with_plain_attention(module: Any) -> torch.nn.Module:
@@ -191,7 +192,7 @@ def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, toleranc
     In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
     either way, so that it may be as far again from torch over the same integers as these are from the float model.
     """
-    session = open_bytes(made.model, threads=1)
+    session = opened(made.model)
     integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
     apart = measure(of_torch(model.module, examples), integers, examples)
     words, allowed = examples.answers_are, apart.worst + tolerance

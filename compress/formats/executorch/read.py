@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.checkpoints.stored_tensor import Role, StoredTensor, stored
 from compress.errors import MissingExtraError, ModelError
-from compress.formats.executorch.xnnpack_graph import read_xnnpack
+from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.silence import silence
 
 _HEADER = 40
@@ -123,7 +123,7 @@ def _delegated(program: Any, base: int, content: bytes, file: Path) -> Iterator[
             if delegate.id != "XnnpackBackend":
                 continue
             start, size = _payload(program, delegate, base)
-            for constant in read_xnnpack(content[start : start + size]):
+            for constant in read_graph(content[start : start + size]).constants:
                 if constant.key in named and constant.key not in seen:
                     seen.add(constant.key)
                     span, dtype = named[constant.key], constant.dtype

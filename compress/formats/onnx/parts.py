@@ -107,24 +107,22 @@ class OnnxParts:
         """See `Parts`."""
         return self.start(with_outputs(self.graph, values))
 
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        given = list(cuts) if given is None else given
+    def apart(self, values: Sequence[str], given: Sequence[str]) -> Run:
+        """The graph giving ``values`` of it, where a batch holds, beside the inputs, floats that are ``given``.
+
+        Nodes read these in place of what was made.
+        """
         changed = onnx.ModelProto()
         changed.CopyFrom(self.graph)
         graph = changed.graph
         _lead(graph, {name: _GIVEN.format(name) for name in given})
         del graph.output[:], graph.value_info[:]
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in cuts)
-        for name in given:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(cuts[name].dtype)
-            axes = [None] * cuts[name].ndim
-            graph.input.append(onnx.helper.make_tensor_value_info(_GIVEN.format(name), kind, axes))
-        run = self.start(changed)
-        types = {name: cuts[name].dtype for name in given}
-        return lambda batch: run(
-            {**batch, **{_GIVEN.format(name): batch[name].astype(kind, copy=False) for name, kind in types.items()}}
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+        graph.input.extend(
+            onnx.helper.make_tensor_value_info(_GIVEN.format(name), onnx.TensorProto.FLOAT, None) for name in given
         )
+        run = self.start(changed)
+        return lambda batch: run({**batch, **{_GIVEN.format(name): batch[name].astype(np.float32) for name in given}})
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""

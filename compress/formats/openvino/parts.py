@@ -50,26 +50,14 @@ class OpenVinoParts:
         model = self._model.clone()
         named = _named(model)
         results = [openvino.opset13.result(_port(named[name], name)) for name in values]
-        return _run(openvino.Model(results, model.get_parameters()), values, {})
+        request = compile_model(openvino.Model(results, model.get_parameters())).create_infer_request()
+        inputs = {port.any_name: port.get_element_type().to_dtype() for port in model.inputs}
 
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        import openvino
+        def run(batch: Values) -> Values:
+            found = request.infer({name: batch[name].astype(kind, copy=False) for name, kind in inputs.items()})
+            return {name: np.array(found[place]) for place, name in enumerate(values)}
 
-        given = list(cuts) if given is None else given
-        model = self._model.clone()
-        named = _named(model)
-        ports = {name: _port(named[name], name) for name in cuts}
-        parameters = {}
-        for name in given:
-            port = ports[name]
-            parameters[name] = openvino.opset13.parameter(port.get_partial_shape(), port.get_element_type())
-            for reader in port.get_target_inputs():
-                reader.replace_source_output(parameters[name].output(0))
-        results = [openvino.opset13.result(port) for port in ports.values()]
-        cut = openvino.Model(results, [*model.get_parameters(), *parameters.values()])
-        order = {name: len(model.get_parameters()) + place for place, name in enumerate(given)}
-        return _run(cut, list(cuts), order)
+        return run
 
     def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
         """See `Parts`."""
@@ -94,22 +82,6 @@ def _port(operator: Any, name: str) -> Any:
     return next(output for output in operator.outputs() if name in output.get_names())
 
 
-def _run(model: Any, values: Sequence[str], given: Mapping[str, int]) -> Run:
-    """``given``: the places, among the inputs, of values that have no input's name."""
-    request = compile_model(model).create_infer_request()
-    places = set(given.values())
-    inputs = {port.any_name: place for place, port in enumerate(model.inputs) if place not in places}
-    inputs |= given
-    kinds = [port.get_element_type().to_dtype() for port in model.inputs]
-
-    def run(batch: Values) -> Values:
-        fed = {place: batch[name].astype(kinds[place], copy=False) for name, place in inputs.items()}
-        found = request.infer(fed)
-        return {name: np.array(found[place]) for place, name in enumerate(values)}
-
-    return run
-
-
 def _step(operator: Any) -> Step:
     """The fewest bits of what it reads, by the names of operators."""
     before = [port.get_source_output().get_node() for port in operator.inputs()]
@@ -117,4 +89,4 @@ def _step(operator: Any) -> Step:
     bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in stored]
     name, kind = operator.get_friendly_name(), operator.get_type_name()
     reads = [one.get_friendly_name() for one in before if one.get_type_name() != "Constant"]
-    return Step(name, kind, reads, min([8 if kind == "FakeQuantize" else 32, *bits]), computes=True)
+    return Step(name, kind, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))

@@ -105,7 +105,7 @@ def test_in_fp32_it_answers_as_torch_does_for_any_rows_and_lengths(
 def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lowered, Path]) -> None:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    read: Any = deserialize_pte_binary(small[1].model.program)
+    read: Any = deserialize_pte_binary(small[1].model.own[PTE_FILE])
     (plan,) = read.program.execution_plan
     calls = [type(one.instr_args).__name__ for chain in plan.chains for one in chain.instructions]
     kernels = [

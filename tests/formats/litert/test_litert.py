@@ -60,7 +60,7 @@ def small(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in 8 bits, its table of words in 4."""
     folder = tmp_path_factory.mktemp("litert") / "int8"
     folder.mkdir()
-    LiteRtModel(quantize_litert(written.content, "int8", WORDS, 4, 32), {}).save(folder)
+    LiteRtModel({LITERT_FILE: quantize_litert(written.content, "int8", WORDS, 4, 32)}, {}).save(folder)
     return folder
 
 
@@ -126,7 +126,7 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
     tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
     assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
-    looked_into = dict(probed(LiteRtModel(written.content, {})).float_arrays())
+    looked_into = dict(probed(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
 
@@ -138,7 +138,7 @@ def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> Non
     assert np.abs(answers(small, inputs) - logits).max() > 1e-4
     eight = quantize_litert(written.content, "int8_weights", WORDS, None, 32)
     (folder := small.parent / "weights").mkdir()
-    LiteRtModel(eight, {}).save(folder)
+    LiteRtModel({LITERT_FILE: eight}, {}).save(folder)
     np.testing.assert_allclose(answers(folder, inputs), logits, atol=near / 2)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from compress.errors import InputError, MissingExtraError, ModelError, StageError
 from compress.formats.onnx.runtimes.genai_config import read_genai_config
 from compress.runtimes.decoder import likeliest
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, why_missing
 from compress.targets import Target
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
@@ -200,20 +200,16 @@ class GenaiRuntime:
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
-        return None if _installed() else "onnxruntime-genai is not installed (pip install 'compress[genai]')"
+        return why_missing("onnxruntime_genai", "onnxruntime-genai", "genai")
 
     def build(self) -> str:
         """Its version, and that of the ONNX Runtime within which it computes."""
         return f"{version('onnxruntime-genai')}, onnxruntime {version('onnxruntime')}"
 
 
-def _installed() -> bool:
-    return importlib.util.find_spec("onnxruntime_genai") is not None
-
-
 @functools.cache
 def _library() -> ModuleType:
-    if not _installed():
+    if importlib.util.find_spec("onnxruntime_genai") is None:
         raise MissingExtraError("onnxruntime-genai", "genai", "The target genai")
     import onnxruntime_genai
 

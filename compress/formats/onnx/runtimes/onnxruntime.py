@@ -15,7 +15,7 @@ from compress.errors import InputError, StageError
 from compress.formats.model_file import model_files
 from compress.formats.onnx.runtimes.failures import cannot_open, reason
 from compress.formats.onnx.runtimes.shared_cache import SharedCache, says_so
-from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import Target
 
@@ -114,12 +114,8 @@ class OnnxRuntime:
 
         ``threads`` work within an operator.
         """
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        check_target(self, target, threads)
         graphs = model_files(artifact)
-        lacking = self.unavailable(target)
-        if lacking is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {lacking}")
         sessions = [self._open(graph, target, threads) for graph in graphs]
         return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
 

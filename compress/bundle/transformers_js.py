@@ -8,8 +8,7 @@ from pathlib import Path
 from compress.bundle.client import APACHE, MIT, Runs, copy_licence_of_onnxruntime, licence_of
 from compress.bundle.manifest import Licence
 from compress.errors import BundleError, StageError
-from compress.formats.onnx.runtimes.transformers_js import CLIENT, LIBRARY, WASM_SCRIPT
-from compress.formats.onnx.runtimes.web_package import WASM
+from compress.formats.onnx.runtimes.web_package import CLIENT, LIBRARY, WASM, WASM_SCRIPT
 from compress.progress import Progress
 from compress.runtimes.chromium import NAMES, open_page
 from compress.runtimes.loopback import Loopback

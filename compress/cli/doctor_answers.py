@@ -43,13 +43,12 @@ def answer_findings(
     from compress.cli.artifact import find_artifact
     from compress.formats.model_file import model_files
     from compress.formats.onnx.parts import OnnxParts
-    from compress.formats.parts import NamelessParts, longest
+    from compress.formats.parts import longest
     from compress.formats.registry import RUNTIMES
     from compress.formats.runtimes import make_ready
     from compress.formats.targets import TARGETS
-    from compress.inspect.departures import compare_parts
+    from compress.inspect.departures import compare_parts, gives_values, open_parts
     from compress.inspect.matched_parts import match
-    from compress.inspect.open_parts import gives_values, open_parts
     from compress.numerics.sampling import spread_sample
     from compress.pipeline.quiet import quiet_libraries
 
@@ -77,7 +76,7 @@ def answer_findings(
     chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
     batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
     parts = open_parts(file, target, longest(batches))
-    if isinstance(parts, NamelessParts):
+    if parts.shaped is not None:
         progress.note("finding out which values of the file are which of the reference's")
         batches = parts.shaped(batches)
         parts = match(parts, OnnxParts(reference.graph), batches[0])

@@ -11,20 +11,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 
-from compress.formats.onnx.parts import OnnxParts, part_nodes
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Values
+from compress.formats.registry import RUNTIMES, part_of
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import Progress
+from compress.targets import Target
 
 NOISE = 1e-4
 """Error of a float part up to which only the order of its sums differs, or how it computes an exponential."""
 FACTOR = 4.0
 """How many times what the bits explain a part may err: a file's ranges are not those of the batch at hand."""
 _PARAMETER = re.compile(r"\.(weight|bias)\b")
+
+
+def gives_values(target: Target) -> bool:
+    """Whether `open_parts` looks into files there."""
+    runtime = RUNTIMES[target.runtime]
+    return runtime.gives_values and runtime.provider == target.provider
+
+
+def open_parts(artifact: Path, target: Target, length: int | None = None) -> Parts:
+    """The one file of ``artifact``, as ``target`` runs it. Raises `ModelError` for one that can't be opened.
+
+    ``length`` tokens are the most that it will be given, which some formats have to know.
+    """
+    parts: Parts = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
+    return parts
 
 
 @dataclass
@@ -118,7 +137,7 @@ def compare_parts(
     ``layers`` has the layer of each node of ``reference`` by its name.
     """
     float_parts = OnnxParts(reference)
-    shared = [name for name in float_parts.computed if name in candidate.makers]
+    shared = [name for name in float_parts.computed if name in candidate.steps]
     if not shared:
         return None
     whole, running = float_parts.whole(shared), candidate.whole(shared)
@@ -129,7 +148,7 @@ def compare_parts(
     bits = candidate.bits(names)
     runs = _Runs(whole, running, float_parts.apart(names, names))
     sums = _sum(float_parts, runs, bits, batches, progress)
-    nodes = part_nodes(reference, names)
+    nodes = float_parts.nodes(names)
     answer = float_parts.outputs[0] if float_parts.outputs[0] in names else names[-1]
     stored = frozenset(one.name for one in reference.graph.initializer if len(one.dims) > 1)
     judged = [_judged(name, sums, bits[name], nodes[name], candidate, layers, stored) for name in names]
@@ -155,7 +174,7 @@ def _sum(
 ) -> _Sums:
     names = list(bits)
     coarse = min(8 if fewest < 16 else fewest for fewest in bits.values())
-    rounded = OnnxParts(_rounded(reference.graph, bits)).apart(names, names)
+    rounded = OnnxParts(_rounded(reference, bits)).apart(names, names)
     sums = _Sums({name: Gap() for name in names}, {name: Gap() for name in names}, {name: Gap() for name in names})
     for batch in progress.track(batches, "compare the values of both", len(batches)):
         values, found = runs.whole(batch), runs.running(batch)
@@ -172,14 +191,14 @@ def _all_rounded(values: Values, bits: int) -> Values:
     return {name: on_coarse_grid(array, bits) for name, array in values.items()}
 
 
-def _rounded(graph: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelProto:
+def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
     """A copy whose weights have as many bits as the candidate has in the part that reads them."""
     fewest: dict[str, int] = {}
-    for name, nodes in part_nodes(graph, list(bits)).items():
+    for name, nodes in reference.nodes(bits).items():
         for read in (read for node in nodes for read in node.input):
             fewest[read] = min(bits[name], fewest.get(read, 32))
     changed = onnx.ModelProto()
-    changed.CopyFrom(graph)
+    changed.CopyFrom(reference.graph)
     for stored in changed.graph.initializer:
         if len(stored.dims) > 1 and stored.data_type == onnx.TensorProto.FLOAT and fewest.get(stored.name, 32) < 32:
             array = on_coarse_grid(onnx.numpy_helper.to_array(stored), fewest[stored.name])
@@ -197,7 +216,7 @@ def _judged(
     stored: frozenset[str],
 ) -> Departure:
     before = [sums.running[read].error for node in nodes for read in node.input if read in sums.running]
-    maker = candidate.makers[name]
+    maker = candidate.steps[name]
     return Departure(
         value=name,
         operator=maker.operator,

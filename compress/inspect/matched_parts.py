@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 import numpy as np
 
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of
+from compress.formats.parts import LARGEST, Parts, Run, Step, Values
 
 _SAME = 0.05
 """Share of a value's spread up to which two values are one, but for what 8 bits make of it."""
@@ -94,41 +94,7 @@ def _places(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size, _SAMPLE)
 
 
-@dataclass(frozen=True)
-class MatchedParts:
-    """``file`` by the names that its reference has for its values, as far as they are known."""
-
-    file: NamelessParts
-    known: Mapping[str, Likeness]
-    """By the reference's name."""
-
-    @property
-    def makers(self) -> Mapping[str, Maker]:
-        """See `Parts`."""
-        return {name: self.file.steps.makers[one.own] for name, one in self.known.items()}
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [name for name, one in self.known.items() if one.own in self.file.outputs]
-
-    def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
-        run = self.file.whole([self.known[name].own for name in values])
-
-        def answered(batch: Values) -> Values:
-            found = run(batch)
-            return {name: self.known[name].layout.back(found[self.known[name].own]) for name in values}
-
-        return answered
-
-    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """See `Parts`."""
-        found = self.file.steps.bits([self.known[name].own for name in cuts])
-        return {name: found[self.known[name].own] for name in cuts}
-
-
-def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedParts:
+def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
     """``file`` by the names that ``reference`` has for its values, of which the answers' first are known to be one.
 
     Whatever the result is given must have the shapes of ``batch``.
@@ -137,19 +103,37 @@ def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedPa
     matching.know_the_same()
     while matching.error_of_answer() > _SAME and matching.know_by_trial():
         pass
-    return MatchedParts(file, {name: one for name in reference.computed if (one := matching.known.get(name))})
+    known = matching.known
+    names = {one.own: name for name, one in known.items()}
+
+    def named(own: str) -> str:
+        return names.get(own, f"the file's {own}")
+
+    def step(one: Step) -> Step:
+        return replace(one, value=named(one.value), reads=list(map(named, one.reads)))
+
+    def whole(values: Sequence[str]) -> Run:
+        run = file.whole([known[name].own for name in values])
+
+        def answered(batch: Values) -> Values:
+            found = run(batch)
+            return {name: known[name].layout.back(found[known[name].own]) for name in values}
+
+        return answered
+
+    return Parts(map(step, file.steps.values()), [names[one] for one in file.outputs if one in names], whole)
 
 
 @dataclass
 class _Matching:
-    file: NamelessParts
+    file: Parts
     reference: OnnxParts
     batch: Values
     same: dict[str, Likeness] = field(default_factory=dict)
     held: dict[str, Likeness] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        found = self.file.whole(list(self.file.steps.makers))(self.batch)
+        found = self.file.whole(self.file.computed)(self.batch)
         self.own = {name: value for name, value in found.items() if _telling(value) or name in self.file.outputs}
         self.answer, own = self.reference.outputs[0], self.file.outputs[0]
         self.values = self._given({})
@@ -208,18 +192,18 @@ class _Matching:
     def _candidates(self) -> Iterator[Likeness]:
         """For the values that lead to the answers unknown, in order, what may be them: it is made of the same."""
         known, names = self.known, {one.own: name for name, one in self.known.items()}
-        behind = set(part_of(self.answer, self.reference.reads, known)) - {self.answer}
+        behind = set(self.reference.part(self.answer, known)) - {self.answer}
         ours = {name: self.values[name] for name in self.reference.computed if name in behind}
         theirs = {name: value for name, value in self.own.items() if name not in names}
-        made = {name: _made_of(name, self.file.steps.reads, names) for name in theirs}
+        made = {name: _made_of(name, self.file, names) for name in theirs}
         for one in alike({name: value for name, value in ours.items() if _telling(value)}, theirs):
-            if made[one.own] == _made_of(one.value, self.reference.reads, {name: name for name in known}):
+            if made[one.own] == _made_of(one.value, self.reference, {name: name for name in known}):
                 yield one
 
 
-def _made_of(value: str, reads: Mapping[str, Sequence[str]], known: Mapping[str, str]) -> set[str]:
+def _made_of(value: str, parts: Parts, known: Mapping[str, str]) -> set[str]:
     """The known values that a value is made of, by the reference's names."""
-    return {known[read] for made in part_of(value, reads, known) for read in reads[made] if read in known}
+    return {known[read] for made in parts.part(value, known) for read in parts.reads[made] if read in known}
 
 
 def _telling(value: np.ndarray) -> bool:

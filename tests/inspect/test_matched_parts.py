@@ -16,12 +16,11 @@ from compress.errors import InputError
 from compress.formats.litert.quantization import quantize_litert
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import NamelessParts, Values, longest
+from compress.formats.parts import Values, longest
 from compress.formats.targets import TARGETS
-from compress.inspect.departures import FormatComparison, compare_parts
+from compress.inspect.departures import FormatComparison, compare_parts, open_parts
 from compress.inspect.matched_parts import Layout, alike, layouts_of, match
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
 
 LENGTHS = (9, 14, 16, 12)
@@ -67,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def compare(reference: Path, file: Path) -> FormatComparison:
     given = batches()
     parts = open_parts(file, TARGETS["litert"], longest(given))
-    assert isinstance(parts, NamelessParts)
+    assert parts.shaped is not None
     graph, shaped = onnx.load(reference), parts.shaped(given)
     assert {batch["input_ids"].shape for batch in shaped} == {(1, 16)}
     known = match(parts, OnnxParts(graph), shaped[0])

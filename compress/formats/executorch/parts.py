@@ -1,4 +1,4 @@
-"""An ExecuTorch program taken apart at what its kernels give each other, and at the values within XNNPACK's parts.
+"""The values within an ExecuTorch program: what its kernels give each other, and those within XNNPACK's parts.
 
 What runs are the program's own kernels, constants and XNNPACK graphs, with more outputs, and with memory in which no
 value takes another's place.
@@ -19,7 +19,7 @@ from compress.formats.executorch.model import read_interface
 from compress.formats.executorch.read import read_pte
 from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
-from compress.formats.parts import Run, Step, Steps, Values, longest, padded
+from compress.formats.parts import FEW, Parts, Run, Step, Values, longest, padded
 from compress.formats.silence import silence
 from compress.targets import Target
 
@@ -32,18 +32,18 @@ _MOVED = frozenset(
     }
 )
 """Kernels and nodes that compute nothing."""
-_FEW = 16
 _BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
 _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> ExecuTorchParts:
+def open_parts(file: Path, target: Target, length: int | None) -> Parts:
     """See `compress.formats.spec.FormatSpec`."""
-    return ExecuTorchParts(file)
+    program = _Program(file)
+    return Parts(program.steps(), program.outputs, program.whole, program.shaped)
 
 
-class ExecuTorchParts:
+class _Program:
     """One program, with its config beside it. Raises `ModelError` for one that is cut or broken."""
 
     def __init__(self, file: Path) -> None:
@@ -59,23 +59,17 @@ class ExecuTorchParts:
         self._graphs = {
             at: self._graph(one) for at, one in enumerate(self._plan.delegates) if one.id == "XnnpackBackend"
         }
-        self.steps = Steps(self._steps())
+        self.outputs = [_outer(place) for place in self._plan.outputs]
 
     def _graph(self, delegate: Any) -> XnnGraph:
         return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
-        """See `NamelessParts`."""
         taken: list[Values] = [{name: batch[name] for name in self._inputs} for batch in batches]
         length = longest(taken)
         return padded(taken, length) if length is not None else taken
 
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [_outer(place) for place in self._plan.outputs]
-
-    def _steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step]:
         """A program writes a value before it is read."""
         seen = set(self._plan.inputs)
         for step in _steps(self._plan):
@@ -92,10 +86,10 @@ class ExecuTorchParts:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
         kind = operator.rpartition("::")[2]
         stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
-        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= _FEW]
+        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= FEW]
         for place in makes:
             computes = kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT"
-            yield Step(_outer(place), operator, reads, min([_TABLES.get(kind, 32), *bits]), computes)
+            yield Step(_outer(place), operator, _outer(place), reads, min([_TABLES.get(kind, 32), *bits]), computes)
 
     def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[Step]:
         names = self._names(step, graph)
@@ -103,7 +97,8 @@ class ExecuTorchParts:
             for value in node.makes:
                 bits = min(graph.bits(one) for one in (value, *node.reads))
                 computes = node.kind not in _MOVED and graph.is_float(value)
-                yield Step(names[value], node.kind, [names[one] for one in node.reads], bits, computes)
+                reads = [names[one] for one in node.reads]
+                yield Step(names[value], node.kind, names[value], reads, bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
         """Of a part's values: those that the program gives it, or is given, are the program's own."""
@@ -115,7 +110,6 @@ class ExecuTorchParts:
         return bool(self._plan.values[place].val.data_buffer_idx)
 
     def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
         with silence("process"):
             from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 

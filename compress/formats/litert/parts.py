@@ -1,4 +1,4 @@
-"""A LiteRT file taken apart at its values, which have numbers for names."""
+"""The values within a LiteRT file, which have numbers for names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from compress.errors import InputError
 from compress.formats.litert.read import read_litert
-from compress.formats.parts import Run, Step, Steps, Values, padded
+from compress.formats.parts import FEW, Parts, Run, Step, Values, padded
 from compress.targets import Target
 
-_FEW = 16
-"""Elements below which a tensor holds scales or indices, and no weights."""
 _BITS = {"INT8": 8, "UINT8": 8, "INT16": 16, "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16}
 _MOVED = frozenset(
     {
@@ -26,12 +24,13 @@ _MOVED = frozenset(
 """Operators that compute nothing."""
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> LiteRtParts:
+def open_parts(file: Path, target: Target, length: int | None) -> Parts:
     """See `compress.formats.spec.FormatSpec`."""
-    return LiteRtParts(file, length)
+    graph = _Graph(file, length)
+    return Parts(graph.steps(), graph.outputs, graph.whole, graph.shaped)
 
 
-class LiteRtParts:
+class _Graph:
     """One graph of a file: that of the shortest signature which holds ``length`` tokens, or the only one."""
 
     def __init__(self, file: Path, length: int | None) -> None:
@@ -47,16 +46,15 @@ class LiteRtParts:
         self._graph = self._model.subgraphs[self._signature.subgraphIndex]
         self._names = [tensor.name.decode() for tensor in self._graph.tensors]
         self._places = {name: place for place, name in enumerate(self._names)}
-        self.steps = Steps(self._steps())
+        self.outputs = [self._names[one.tensorIndex] for one in self._signature.outputs]
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
-        """See `NamelessParts`."""
         length = _length(self._model, self._signature)
         names = [one.name.decode() for one in self._signature.inputs]
         taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
         return padded(taken, length) if length is not None else taken
 
-    def _steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step]:
         from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name, type_to_name
 
         tensors = self._graph.tensors
@@ -65,15 +63,11 @@ class LiteRtParts:
             for out in operator.outputs:
                 computes = kind not in _MOVED and type_to_name(tensors[out].type) == "FLOAT32"
                 bits = min(_bits(tensors[at]) for at in (out, *reads))
-                yield Step(self._names[out], kind, [self._names[at] for at in reads], bits, computes)
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [self._names[one.tensorIndex] for one in self._signature.outputs]
+                name = self._names[out]
+                yield Step(name, kind, name, [self._names[at] for at in reads], bits, computes)
 
     def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`: through the signature, which gives ``values`` in place of its own outputs."""
+        """Through the signature, which gives ``values`` in place of its own outputs."""
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.schema_py_generated import TensorMapT
         from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
@@ -117,4 +111,4 @@ def _bits(tensor: Any) -> int:
     """Of a number of it; 32 for scales and indices."""
     from ai_edge_litert.tools.flatbuffer_utils import type_to_name
 
-    return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= _FEW else 32
+    return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= FEW else 32

@@ -23,14 +23,12 @@ from compress.formats.executorch.read import read_pte
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import NamelessParts
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
-from compress.inspect.departures import FormatComparison, compare_parts
+from compress.inspect.departures import FormatComparison, compare_parts, open_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType
 from compress.tasks.task import Examples
@@ -258,7 +256,7 @@ def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_health
 
 def departing(reference: Path, folder: Path) -> FormatComparison:
     parts, graph = open_parts(folder, TARGET), onnx.load(reference)
-    assert isinstance(parts, NamelessParts)
+    assert parts.shaped is not None
     batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
     known = match(parts, OnnxParts(graph), batches[0])
     found = compare_parts(graph, node_modules(reference), known, batches, SilentProgress())

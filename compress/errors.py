@@ -120,3 +120,8 @@ class IntegrityError(StageError):
 
 class StorageError(StageError):
     """The disk is full, or a cache entry cannot be read or written."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line that an error of another package says, or its kind where it says none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,8 +14,7 @@ import numpy as np
 from compress.checkpoints.checks import CHUNK_ELEMENTS
 from compress.checkpoints.processor import processor_of
 from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.formats.readers import READERS
-from compress.formats.registry import FORMATS
+from compress.formats.registry import FORMATS, part_of
 from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
 
@@ -95,11 +94,11 @@ def of_files(form: str) -> Probing:
 
 
 def _of_files(model: FileModel) -> Stored:
-    reader = READERS[model.kind]
+    spec, read_tensors = FORMATS[model.kind], part_of(model.kind, "tensors")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
-        for file in Path(folder).rglob(f"*{reader.suffix}"):
-            yield from ((tensor, tensor.data()) for tensor in reader.read(file, Path(folder)))
+        for file in Path(folder).rglob(f"*{spec.tensors_suffix or spec.suffix}"):
+            yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:

@@ -12,11 +12,10 @@ from pydantic import Field
 from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.stored_tensor import StoredTensor
-from compress.formats.readers import READERS
 from compress.frozen import Frozen
 from compress.inspect.layers import group_layers
 from compress.inspect.statistics import TensorStatistics, measure_weights
-from compress.inspect.tensors import Contents, read_model
+from compress.inspect.tensors import READERS, Contents, read_model
 from compress.progress import Progress, SilentProgress
 
 _TOKENIZER_FILES = (

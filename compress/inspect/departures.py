@@ -9,6 +9,7 @@ rounded as coarsely as the file is in that part.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,24 +108,6 @@ class FormatComparison:
     departures: tuple[Departure, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """What answers a batch: the reference, the candidate, and the reference's parts given the candidate's values."""
-
-    whole: Run
-    running: Run
-    parts: Run
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """By value: the part's own error, what rounding does to it, and the error in the file as it runs."""
-
-    own: Mapping[str, Gap]
-    rounded: Mapping[str, Gap]
-    running: Mapping[str, Gap]
-
-
 def compare_parts(
     reference: onnx.ModelProto,
     layers: Mapping[str, str],
@@ -145,17 +128,15 @@ def compare_parts(
     names = [name for name in shared if _comparable(ours[name], theirs[name])]
     if not names:
         return None
-    bits = candidate.bits(names)
-    runs = _Runs(whole, running, float_parts.apart(names, names))
-    sums = _sum(float_parts, runs, bits, batches, progress)
-    nodes = float_parts.nodes(names)
-    answer = float_parts.outputs[0] if float_parts.outputs[0] in names else names[-1]
-    stored = frozenset(one.name for one in reference.graph.initializer if len(one.dims) > 1)
-    judged = [_judged(name, sums, bits[name], nodes[name], candidate, layers, stored) for name in names]
+    comparing = _Comparing(float_parts, candidate, layers, names, whole, running)
+    for batch in progress.track(batches, "compare the values of both", len(batches)):
+        comparing.add(batch)
+    judged = [comparing.judged(name) for name in names]
     bad = [one for one in judged if one.error > max(NOISE, FACTOR * one.explained)]
-    told = [_alone(one, answer, float_parts, runs, batches) for one in bad]
+    told = [replace(one, alone=comparing.alone(one, batches)) for one in bad]
     worst = max(told or judged, key=lambda one: one.error / max(NOISE, one.explained))
-    return FormatComparison(len(names), len(batches), sums.running[answer].error, worst, tuple(told))
+    answers = comparing.running_gap[comparing.answer].error
+    return FormatComparison(len(names), len(batches), answers, worst, tuple(told))
 
 
 def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -165,30 +146,65 @@ def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
 
 
-def _sum(
-    reference: OnnxParts,
-    runs: _Runs,
-    bits: Mapping[str, int],
-    batches: Sequence[Values],
-    progress: Progress,
-) -> _Sums:
-    names = list(bits)
-    coarse = min(8 if fewest < 16 else fewest for fewest in bits.values())
-    rounded = OnnxParts(_rounded(reference, bits)).apart(names, names)
-    sums = _Sums({name: Gap() for name in names}, {name: Gap() for name in names}, {name: Gap() for name in names})
-    for batch in progress.track(batches, "compare the values of both", len(batches)):
-        values, found = runs.whole(batch), runs.running(batch)
-        given = {name: found[name] for name in names}
-        expected, coarser = runs.parts({**batch, **given}), rounded({**batch, **_all_rounded(given, coarse)})
-        for name in names:
-            sums.own[name].add(expected[name], found[name])
-            sums.rounded[name].add(expected[name], on_coarse_grid(coarser[name], coarse))
-            sums.running[name].add(values[name], found[name])
-    return sums
+class _Comparing:
+    """By value: the part's own error, what rounding does to it, and the error in the file as it runs."""
 
+    def __init__(
+        self,
+        reference: OnnxParts,
+        candidate: Parts,
+        layers: Mapping[str, str],
+        names: Sequence[str],
+        whole: Run,
+        running: Run,
+    ) -> None:
+        """``names`` are the values to cut at, ``whole`` gives them in the reference, ``running`` in the candidate."""
+        self.reference, self.candidate, self.layers, self.names = reference, candidate, layers, names
+        self.whole, self.running, self.parts = whole, running, reference.apart(names, names)
+        self.answer = reference.outputs[0] if reference.outputs[0] in names else names[-1]
+        self.nodes, self.bits = reference.nodes(names), candidate.bits(names)
+        self.coarse = min(8 if fewest < 16 else fewest for fewest in self.bits.values())
+        self.rounded = OnnxParts(_rounded(reference, self.bits)).apart(names, names)
+        self.own_gap, self.rounded_gap, self.running_gap = (defaultdict[str, Gap](Gap) for _ in range(3))
 
-def _all_rounded(values: Values, bits: int) -> Values:
-    return {name: on_coarse_grid(array, bits) for name, array in values.items()}
+    def add(self, batch: Values) -> None:
+        """Count what one batch shows."""
+        values, found = self.whole(batch), self.running(batch)
+        coarser = self.rounded({**batch, **{name: on_coarse_grid(found[name], self.coarse) for name in self.names}})
+        expected = self.parts({**batch, **found})
+        for name in self.names:
+            self.own_gap[name].add(expected[name], found[name])
+            self.rounded_gap[name].add(expected[name], on_coarse_grid(coarser[name], self.coarse))
+            self.running_gap[name].add(values[name], found[name])
+
+    def judged(self, name: str) -> Departure:
+        """The part that makes a value."""
+        nodes, maker, bits = self.nodes[name], self.candidate.steps[name], self.bits[name]
+        reads = [read for node in nodes for read in node.input]
+        stored = {one.name for one in self.reference.graph.graph.initializer if len(one.dims) > 1}
+        return Departure(
+            value=name,
+            operator=maker.operator,
+            name=maker.name,
+            layer=_layer(self.layers.get(nodes[0].name, ""), nodes[0].op_type),
+            bits=bits,
+            error=self.own_gap[name].error,
+            explained=self.rounded_gap[name].error if bits < 32 else 0.0,
+            before=max((self.running_gap[read].error for read in reads if read in self.running_gap), default=0.0),
+            after=self.running_gap[name].error,
+            weights=next((node.name for node in nodes if stored.intersection(node.input)), ""),
+        )
+
+    def alone(self, one: Departure, batches: Sequence[Values]) -> float:
+        """The error of the answers where the reference's value is off by what this part adds."""
+        if self.answer == one.value:
+            return one.error
+        patched, gap = self.reference.apart([self.answer], [one.value]), Gap()
+        for batch in batches:
+            values, found = self.whole(batch), self.running(batch)
+            added = found[one.value] - self.parts({**batch, **found})[one.value]
+            gap.add(values[self.answer], patched({**batch, one.value: values[one.value] + added})[self.answer])
+        return gap.error
 
 
 def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
@@ -206,49 +222,8 @@ def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
     return changed
 
 
-def _judged(
-    name: str,
-    sums: _Sums,
-    bits: int,
-    nodes: Sequence[onnx.NodeProto],
-    candidate: Parts,
-    layers: Mapping[str, str],
-    stored: frozenset[str],
-) -> Departure:
-    before = [sums.running[read].error for node in nodes for read in node.input if read in sums.running]
-    maker = candidate.steps[name]
-    return Departure(
-        value=name,
-        operator=maker.operator,
-        name=maker.name,
-        layer=_layer(layers.get(nodes[0].name, ""), nodes[0].op_type),
-        bits=bits,
-        error=sums.own[name].error,
-        explained=sums.rounded[name].error if bits < 32 else 0.0,
-        before=max(before, default=0.0),
-        after=sums.running[name].error,
-        weights=_weighty(nodes, stored),
-    )
-
-
-def _weighty(nodes: Sequence[onnx.NodeProto], stored: frozenset[str]) -> str:
-    return next((node.name for node in nodes if stored.intersection(node.input)), "")
-
-
 def _layer(weight: str, operator: str) -> str:
     """The module path behind a weight's name; an attention fused whole is no part of its own."""
     module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]
     found = re.match(r".*?att(entio)?n\b", module) if "Attention" in operator else None
     return found[0] if found else module
-
-
-def _alone(one: Departure, answer: str, reference: OnnxParts, runs: _Runs, batches: Sequence[Values]) -> Departure:
-    """With the error of the answers where the reference's value is off by what this part adds."""
-    if answer == one.value:
-        return replace(one, alone=one.error)
-    patched, gap = reference.apart([answer], [one.value]), Gap()
-    for batch in batches:
-        values, found = runs.whole(batch), runs.running(batch)
-        added = found[one.value] - runs.parts({**batch, **found})[one.value]
-        gap.add(values[answer], patched({**batch, one.value: values[one.value] + added})[answer])
-    return replace(one, alone=gap.error)

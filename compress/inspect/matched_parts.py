@@ -33,58 +33,49 @@ _SAMPLE = 4096
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The axes of ``shape`` that are longer than 1 in another ``order``, and all of it as ``other``."""
-
-    shape: tuple[int, ...]
-    order: tuple[int, ...]
-    other: tuple[int, ...]
-
-    def there(self, array: np.ndarray) -> np.ndarray:
-        """An array of ``shape``, laid out as ``other``."""
-        return array.reshape(self._long()).transpose(self.order).reshape(self.other)
-
-    def back(self, array: np.ndarray) -> np.ndarray:
-        """An array of ``other``, laid out as ``shape``."""
-        long = self._long()
-        moved = array.reshape([long[axis] for axis in self.order])
-        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
-
-    def _long(self) -> list[int]:
-        return [size for size in self.shape if size > 1]
-
-
-def layouts_of(shape: tuple[int, ...], other: tuple[int, ...]) -> list[Layout]:
-    """Every order of the axes longer than 1, the plainest first."""
-    long = range(len([size for size in shape if size > 1]))
-    orders = permutations(long) if len(long) <= _MOST_AXES else [tuple(long)]
-    return [Layout(shape, order, other) for order in orders]
-
-
-@dataclass(frozen=True)
 class Likeness:
-    """``own`` of the file holds the numbers of ``value`` in ``layout``, but for ``error``, a share of its spread."""
+    """``own`` of the file holds the numbers of ``value``, but for ``error``, a share of its spread.
+
+    ``value`` has ``shape``; in ``own`` the axes that are longer than 1 come in another ``order``, in whatever shape.
+    """
 
     value: str
     own: str
-    layout: Layout
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
     error: float
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """An array laid out as ``own``, as ``value`` is."""
+        long = _long(self.shape)
+        moved = array.reshape([long[axis] for axis in self.order])
+        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
+
+
+def orders_of(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every order of the axes longer than 1, the plainest first."""
+    long = range(len(_long(shape)))
+    return list(permutations(long)) if len(long) <= _MOST_AXES else [tuple(long)]
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size > 1]
 
 
 def alike(values: Values, others: Values) -> Iterator[Likeness]:
-    """For each value and other of one size, that layout in which they differ least."""
+    """For each value and other of one size, that order of axes in which they differ least."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, array in others.items():
         by_size[array.size].append(name)
     for value, array in values.items():
-        places = _places(array.size)
-        laid_out = np.stack([one.there(array)[places] for one in layouts_of(array.shape, (array.size,))])
+        places, orders, long = _places(array.size), orders_of(array.shape), array.reshape(_long(array.shape))
+        ours = np.stack([long.transpose(order).ravel()[places] for order in orders])
         for own in by_size[array.size]:
-            squares = np.square(laid_out - others[own].ravel()[places].astype(np.float64)).mean(axis=1)
-            # What is left between equal numbers is the rounding of the sums, so that the first of equal layouts counts.
+            squares = np.square(ours - others[own].ravel()[places].astype(np.float64)).mean(axis=1)
+            # What is left between equal numbers is the rounding of the sums, so that the first of equal orders counts.
             errors = (np.sqrt(squares) / array.std()).round(6)
             best = int(errors.argmin())
-            yield Likeness(value, own, layouts_of(array.shape, others[own].shape)[best], float(errors[best]))
+            yield Likeness(value, own, array.shape, orders[best], float(errors[best]))
 
 
 def _places(size: int) -> np.ndarray:
@@ -117,7 +108,7 @@ def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
 
         def answered(batch: Values) -> Values:
             found = run(batch)
-            return {name: known[name].layout.back(found[known[name].own]) for name in values}
+            return {name: known[name].back(found[known[name].own]) for name in values}
 
         return answered
 
@@ -138,8 +129,7 @@ class _Matching:
         self.answer, own = self.reference.outputs[0], self.file.outputs[0]
         self.values = self._given({})
         shape = self.values[self.answer].shape
-        layout = layouts_of(shape, self.own[own].shape)[0]
-        self.held[self.answer] = Likeness(self.answer, own, layout, 0.0)
+        self.held[self.answer] = Likeness(self.answer, own, shape, orders_of(shape)[0], 0.0)
 
     @property
     def known(self) -> dict[str, Likeness]:
@@ -174,7 +164,7 @@ class _Matching:
 
     def _given(self, known: Mapping[str, Likeness]) -> Values:
         """The reference's values where those that are known are the file's."""
-        given = {name: one.layout.back(self.own[one.own]) for name, one in known.items()}
+        given = {name: one.back(self.own[one.own]) for name, one in known.items()}
         return self.reference.apart(self.reference.computed, list(given))({**self.batch, **given})
 
     def _same(self, values: Values) -> dict[str, Likeness]:

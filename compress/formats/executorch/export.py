@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from compress.errors import StageError
+from compress.errors import StageError, first_line
 from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
 from compress.formats.executorch.runtime import the_runtime
@@ -81,7 +81,7 @@ def to_executorch(
                 quantize_dynamic(module, embedding_bits)
             traced = torch.export.export(module, values, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise StageError(f"The model cannot be traced for ExecuTorch: {_first_line(error)}") from error
+            raise StageError(f"The model cannot be traced for ExecuTorch: {first_line(error)}") from error
         program = _lowered(traced)
     return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
@@ -143,7 +143,7 @@ def _lowered(traced: Any) -> bytes:
         edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
         made = edge.to_executorch(config)
     except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
-        raise _refused(traced, _first_line(error), str(error)) from error
+        raise _refused(traced, first_line(error), str(error)) from error
     operators = {
         f"{one.name}.{one.overload}" if one.overload else one.name
         for plan in made.executorch_program.execution_plan
@@ -180,10 +180,6 @@ def _module(node: Any) -> str:
     path, kind = next(reversed(stack.values()), ("", ""))
     where = re.sub(r"^(L\['self'\]\.)?module\.?", "", str(path)) or "the model"
     return f"{where} ({getattr(kind, '__name__', str(kind).rpartition('.')[2])})"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:

@@ -112,7 +112,7 @@ def test_the_stage_tells_lengths_and_difference(written: Written) -> None:
 
 
 def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
-    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE).tensors}
+    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE)}
     for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
         np.testing.assert_array_equal(found[name].values(written.content), written.model.tensors()[name].numpy())
     budget = budget_of(written.folder)
@@ -124,7 +124,7 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 
 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
-    tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
+    tensors = read_litert(written.content, written.folder / LITERT_FILE)
     assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
     looked_into = dict(probed(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
@@ -144,7 +144,7 @@ def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> Non
 
 def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(written: Written, small: Path) -> None:
     content = (small / LITERT_FILE).read_bytes()
-    found = {one.name: one for one in read_litert(content, small / LITERT_FILE).tensors}
+    found = {one.name: one for one in read_litert(content, small / LITERT_FILE)}
     table, rows = found[WORDS], written.model.tensors()[WORDS].numpy()
     assert (table.dtype, table.shape, table.bytes) == ("int4", rows.shape, rows.size // 2)
     packed = np.frombuffer(content, np.uint8, table.bytes, table.start)

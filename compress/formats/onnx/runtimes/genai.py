@@ -38,8 +38,8 @@ class GenaiSession:
     provider = PROVIDER
 
     def __init__(self, model: Any, folder: Path, threads: int, vocabulary: int, positions: int) -> None:
-        self._model, self._folder = model, folder
-        self._vocabulary, self._positions = vocabulary, positions
+        self._model, self.where = model, str(folder)
+        self.vocabulary, self._positions = vocabulary, positions
         self.input_types = {_IDS: TensorType("int64", (None, None))}
         self.output_types = {_LOGITS: TensorType("float32", (None, None, vocabulary))}
         self.settings: dict[str, Any] = {
@@ -52,12 +52,9 @@ class GenaiSession:
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
         ids = self._checked(batch)
-        generator = self._generator(*ids.shape)
-        try:
-            generator.append_tokens(ids.astype(np.int32))
-            return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
-        except RuntimeError as error:
-            raise self._failed(error) from error
+        generator = self.generator(*ids.shape)
+        self.append(generator, ids)
+        return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
 
     def decoder(self) -> GenaiDecoder:
         """Greedy generation with onnxruntime-genai's own cache."""
@@ -68,7 +65,7 @@ class GenaiSession:
         if wanted > self._positions:
             raise InputError(
                 f"A text of {wanted} tokens is longer than the model can place.",
-                where=str(self._folder),
+                where=self.where,
                 expected=f"at most {self._positions} tokens, its context_length",
             )
         length = _FIRST_LENGTH
@@ -76,31 +73,22 @@ class GenaiSession:
             length *= 2
         return min(length, self._positions)
 
-    def begin(self, ids: Sequence[int], room: int) -> Any:
-        """A generation that has read ``ids``, with room for so many tokens."""
-        generator = self._generator(1, room)
-        self.append(generator, ids)
-        return generator
-
-    def append(self, generator: Any, ids: Sequence[int]) -> None:
-        """Let a generation read on."""
-        fed = np.array([ids], dtype=np.int64)
-        self._check_ids(fed)
+    def append(self, generator: Any, ids: np.ndarray) -> None:
+        """Let a generation read ``ids`` [n, length]. Raises `InputError` for those of no token."""
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if outside.size:
+            raise InputError(
+                f"A token has the id {int(outside[0])}.",
+                where=self.where,
+                expected=f"0 to {self.vocabulary - 1}",
+            )
         try:
-            generator.append_tokens(fed.astype(np.int32))
+            generator.append_tokens(ids.astype(np.int32))
         except RuntimeError as error:
             raise self._failed(error) from error
 
-    def likeliest(self, generator: Any) -> int:
-        """The token that follows. Raises `StageError` where logits are not finite."""
-        return likeliest(generator.get_logits()[0, -1], str(self._folder))
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self._vocabulary
-
-    def _generator(self, rows: int, length: int) -> Any:
+    def generator(self, rows: int, length: int) -> Any:
+        """A generation with room for so many tokens. Raises what `room` does."""
         genai = _library()
         self.room(length)
         try:
@@ -111,35 +99,25 @@ class GenaiSession:
             raise self._failed(error) from error
 
     def _failed(self, error: RuntimeError) -> StageError:
-        return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=str(self._folder))
+        return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=self.where)
 
     def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:
-            raise InputError(f"The batch lacks the model's input {_IDS}.", where=str(self._folder))
+            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
         ids = np.asarray(batch[_IDS])
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(
                 f"{_IDS} has the type {ids.dtype} and the shape {list(ids.shape)}.",
-                where=str(self._folder),
+                where=self.where,
                 expected="integers [n, length]",
             )
         if not np.asarray(batch.get(_MASK, 1)).all():
             raise InputError(
                 "onnxruntime-genai pads on the left, where the graph takes no padding, and the batch has some.",
-                where=str(self._folder),
+                where=self.where,
                 expected="texts of one length in a batch",
             )
-        self._check_ids(ids)
         return ids
-
-    def _check_ids(self, ids: np.ndarray) -> None:
-        outside = ids[(ids < 0) | (ids >= self._vocabulary)]
-        if outside.size:
-            raise InputError(
-                f"A token has the id {int(outside[0])}.",
-                where=str(self._folder),
-                expected=f"0 to {self._vocabulary - 1}",
-            )
 
 
 class GenaiDecoder:
@@ -170,11 +148,10 @@ class GenaiDecoder:
         if len(self._ids) > self._room:
             # The old one's cache goes before the new one's comes.
             self._generator = None
-            self._room = self._session.room(len(self._ids))
-            self._generator = self._session.begin(self._ids, self._room)
-        else:
-            self._session.append(self._generator, ids)
-        return self._session.likeliest(self._generator)
+            self._room, ids = self._session.room(len(self._ids)), self._ids
+            self._generator = self._session.generator(1, self._room)
+        self._session.append(self._generator, np.array([ids], dtype=np.int64))
+        return likeliest(self._generator.get_logits()[0, -1], self._session.where)
 
 
 class GenaiRuntime:

@@ -26,11 +26,7 @@ def model_file(artifact: Path) -> Path:
 
 def file_of(artifact: Path, form: str) -> Path:
     """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    find = part_of(form, "find")
-    if find is None:
-        return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
-    found: Path = find(artifact)
-    return found
+    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
 
 
 def model_files(artifact: Path) -> tuple[Path, ...]:

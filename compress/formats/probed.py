@@ -17,6 +17,7 @@ from compress.checkpoints.stored_tensor import StoredTensor, stored
 from compress.formats.registry import FORMATS, part_of
 from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
+from compress.runtimes.decoder import feeder
 
 if TYPE_CHECKING:
     from compress.formats.model_file import FileModel
@@ -104,7 +105,7 @@ def _of_files(model: FileModel) -> Stored:
 def answers_of(session: Session, examples: Examples) -> np.ndarray:
     """What a session answers to all ``examples`` at once."""
     batch = examples.batch(range(len(examples)))
-    return examples.answers(session.predict(batch), batch)
+    return examples.answers(session.predict(feeder(session, "the stage's model")(batch)), batch)
 
 
 def _is_infinite(values: np.ndarray) -> bool:

@@ -47,8 +47,7 @@ class FormatSpec:
     - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
     - ``targets``: those of its own; ``taken_by``: other targets, and platforms, that take its files too, with what
       runs them in an app, or None where no app is bundled with them
-    - ``find``: the one file of an artifact, ``find_all``: the files in the order in which they run, both as
-      `checkpoints.model.only_file` does where they are None
+    - ``find_all``: the files of an artifact in the order in which they run, where there may be several
     - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
     - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
     - ``has_graph``: such a file holds operators beside its tensors
@@ -68,7 +67,6 @@ class FormatSpec:
     targets: tuple[Profile, ...] = ()
     taken_by: Mapping[str, App | None] = field(default_factory=dict)
     probed: Reference | None = None
-    find: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None
     tensors_suffix: str | None = None
@@ -79,7 +77,7 @@ class FormatSpec:
 
     def references(self) -> dict[str, Reference]:
         """Everything that it refers to, by what it is."""
-        names = ("stage", "probed", "find", "find_all", "tensors", "parts", "bundle", "check_writable")
+        names = ("stage", "probed", "find_all", "tensors", "parts", "bundle", "check_writable")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()}
 

@@ -64,22 +64,6 @@ def _item_id(content: bytes, kind: bytes = b"model") -> str:
     return str(uuid.uuid5(_NAMES, hashlib.sha256(kind + content).hexdigest()))
 
 
-def find_package(artifact: Path) -> Path:
-    """The only `.mlpackage` at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    if artifact.suffix == ".mlpackage" and artifact.is_dir():
-        return artifact
-    found = sorted(artifact.rglob("*.mlpackage")) if artifact.is_dir() else []
-    if len(found) != 1:
-        names = ", ".join(place.relative_to(artifact).as_posix() for place in found) or "none"
-        raise ModelError(
-            f"There are {len(found)} .mlpackage folders ({names}).",
-            where=str(artifact),
-            expected="exactly one",
-            mend="name the package itself" if found else "write one with the stage coreml first",
-        )
-    return found[0]
-
-
 def specification_of(package: Path) -> Path:
     """The message within a package. Raises `ModelError` where it is missing."""
     return _there(package / "Data" / _SPECIFICATION, package)

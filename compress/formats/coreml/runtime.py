@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError, StageError
-from compress.formats.coreml.model import find_package, specification_of, weights_of
+from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
+from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
@@ -65,7 +66,7 @@ class CoreMlRuntime:
     def open(self, artifact: Path, target: Target, threads: int) -> CoreMlSession:
         """Open the one package of ``artifact``; Core ML decides by itself how many ``threads`` work."""
         check_target(self, target, threads)
-        package = find_package(artifact)
+        package = file_of(artifact, CoreMlModel.kind)
         weights_of(specification_of(package))
         with silence("prints"):
             import coremltools

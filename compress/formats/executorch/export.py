@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,6 @@ import torch
 
 from compress.errors import StageError, first_line
 from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
-from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
 from compress.formats.executorch.runtime import the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.runtimes import opened
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["fp32", "int8"]
+EmbeddingBits = Literal[4, 8]
+_GROUP = 32
+"""Weights that share a scale in a table of 4 bits."""
 ROWS = 8
 """Rows at once that a program has room for; its memory is laid out for as many when it is loaded."""
 _CALIBRATION_EXAMPLES = 128
@@ -72,13 +74,13 @@ def to_executorch(
     with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
-            if precision == "int8" and has_convolutions(module):
+            if precision == "int8" and _has_convolutions(module):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
-                module = quantize_static(graph, _calibration(examples, tuple(sample)))
+                module = _quantize_static(graph, _calibration(examples, tuple(sample)))
                 # A traced model's inputs have names of their own.
                 shapes = shapes["values"]
             elif precision == "int8":
-                quantize_dynamic(module, embedding_bits)
+                _quantize_dynamic(module, embedding_bits)
             traced = torch.export.export(module, values, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise StageError(f"The model cannot be traced for ExecuTorch: {first_line(error)}") from error
@@ -125,6 +127,66 @@ def _calibration(examples: Examples, names: Sequence[str]) -> list[tuple[torch.T
     chosen = np.linspace(0, len(examples) - 1, min(_CALIBRATION_EXAMPLES, len(examples))).round().astype(int).tolist()
     batches = [tensors(examples, chosen[at : at + ROWS]) for at in range(0, len(chosen), ROWS)]
     return [tuple(batch[name] for name in names) for batch in batches]
+
+
+def _has_convolutions(module: torch.nn.Module) -> bool:
+    """Whether 8 bits need ranges of inputs that were seen: XNNPACK has no convolution that finds them by itself."""
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
+    return any(isinstance(layer, kinds) for layer in module.modules())
+
+
+def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) -> None:
+    """Linear layers and embedding tables, in place.
+
+    Products have 8-bit weights, a scale a channel, and inputs rounded in each call, a scale a token. Tables have a
+    scale a row; the one with most rows has ``embedding_bits`` bits, where 4 have a scale for every 32 weights.
+    """
+    from torchao.quantization import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxWeightOnlyConfig,
+        MappingType,
+        quantize_,
+    )
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    tables = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    for table in tables:
+        # It only matters to training, and keeps the operator for quantized tables from being found.
+        table.padding_idx = None
+        few = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
+        config = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, "int4" if few else "int8"),
+            granularity=PerGroup(_GROUP) if few else PerAxis(0),
+        )
+        quantize_(module, config, _only(table))
+    products = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=MappingType.SYMMETRIC
+    )
+    quantize_(module, products)
+
+
+def _only(table: torch.nn.Module) -> Callable[[torch.nn.Module, str], bool]:
+    return lambda layer, name: layer is table
+
+
+def _quantize_static(
+    graph: torch.fx.GraphModule, calibration: Iterable[tuple[torch.Tensor, ...]]
+) -> torch.fx.GraphModule:
+    """Convolutions and products of a traced model, with ranges of what ``calibration`` leads to (PT2E)."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(graph, quantizer)
+    with torch.no_grad():
+        for inputs in calibration:
+            prepared(*inputs)
+    made: torch.fx.GraphModule = convert_pt2e(prepared)
+    return made
 
 
 def _lowered(traced: Any) -> bytes:

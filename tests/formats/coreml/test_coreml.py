@@ -189,7 +189,7 @@ def test_what_is_not_whole_is_refused(plain: CoreMlModel, tmp_path: Path) -> Non
     weights.unlink()
     with pytest.raises(ModelError, match=r"lacks weight\.bin"):
         CoreMlModel.load(tmp_path, "text-classification")
-    with pytest.raises(ModelError, match=r"There are 0 \.mlpackage"):
+    with pytest.raises(ModelError, match=r"holds 0 \.mlpackage"):
         CoreMlModel.load(data, "text-classification")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -18,6 +18,9 @@ from compress.formats.onnx.runtimes.failures import cannot_open, reason
 from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
 
 onnxruntime.disable_telemetry_events()
 
@@ -86,6 +89,13 @@ class OnnxSession:
         if not says_so(self._session):
             return None
         return _SharedCache(self._session, names, self.input_types, str(self._graph))
+
+
+def session_of(graph: onnx.ModelProto) -> OnnxSession:
+    """A graph in memory, on the processor. Raises ONNX Runtime's errors."""
+    provider = "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), session_options(0), providers=[provider])
+    return OnnxSession(session, Path("the stage's graph"), provider, 0)
 
 
 class _SharedCache:

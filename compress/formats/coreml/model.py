@@ -7,7 +7,7 @@ import json
 import uuid
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.errors import not_whole
 from compress.formats.model_file import FileModel
 
 PACKAGE = "model.mlpackage"
@@ -76,10 +76,6 @@ def weights_of(specification: Path) -> Path:
 
 def _there(file: Path, package: Path) -> Path:
     if not file.is_file():
-        raise ModelError(
-            f"The package lacks {file.name}.",
-            where=str(package),
-            expected=f"{file.relative_to(package).as_posix()} within it",
-            mend="copy the folder again with all of its files",
-        )
+        within = f"{file.relative_to(package).as_posix()} within it"
+        raise not_whole(f"The package lacks {file.name}.", package, within)
     return file

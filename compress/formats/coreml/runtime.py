@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import ModelError, StageError
+from compress.errors import StageError, broken
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.model_file import file_of
@@ -75,11 +75,7 @@ class CoreMlRuntime:
                 units = getattr(coremltools.ComputeUnit, target.provider)
                 return CoreMlSession(coremltools.models.MLModel(str(package), compute_units=units), str(package))
             except (RuntimeError, ValueError) as error:
-                raise ModelError(
-                    f"Core ML cannot open the package: {error}",
-                    where=str(package),
-                    mend="write it again with the stage coreml, or copy the folder again with all of its files",
-                ) from error
+                raise broken(f"Core ML cannot open the package: {error}", package, "coreml") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: it is no Mac, or the package is not installed."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.errors import ModelError, not_whole
 from compress.formats.model_file import FileModel
 
 PTE_FILE = "model.pte"
@@ -50,12 +50,7 @@ def read_interface(folder: Path) -> Interface:
     """What the `config.json` beside a program tells. Raises `ModelError`."""
     config = folder / CONFIG
     if not config.is_file():
-        raise ModelError(
-            f"The program's {CONFIG} is missing, which names its inputs.",
-            where=str(folder),
-            expected=f"{CONFIG} beside it",
-            mend="copy the folder again with all of its files",
-        )
+        raise not_whole(f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it")
     try:
         told = json.loads(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError, StageError
+from compress.errors import InputError, StageError, broken, not_whole
 from compress.formats.executorch.model import ExecuTorchModel, Interface, read_interface
 from compress.formats.executorch.read import check_whole
 from compress.formats.model_file import file_of
@@ -26,18 +26,17 @@ _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float
 class ExecuTorchSession:
     """A program's method. It takes as many rows at once as the program has room for, and more in turns."""
 
-    def __init__(self, program: Any, interface: Interface, where: str, threads: int) -> None:
+    def __init__(self, program: Any, interface: Interface, file: Path, threads: int) -> None:
         # It has the bytes that the method reads its weights from.
         self._program = program
         self._method = program.load_method(METHOD)
-        self._where = where
+        self._where = str(file)
         about = self._method.metadata
         if (about.num_inputs(), about.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
-            raise ModelError(
+            raise not_whole(
                 f"The program has {about.num_inputs()} inputs and {about.num_outputs()} outputs, "
                 f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
-                where=where,
-                mend="copy the folder again with all of its files",
+                file,
             )
         self._bounds = [tuple(about.input_tensor_meta(place).sizes()) for place in range(about.num_inputs())]
         self.inputs = tuple(interface.inputs)
@@ -116,18 +115,15 @@ class ExecuTorchRuntime:
         check_target(self, target, threads)
         file = file_of(artifact, ExecuTorchModel.kind)
         program, interface = file.read_bytes(), read_interface(file.parent)
-        check_whole(program, str(file))
+        check_whole(program, file)
         runtime = the_runtime()
         _use_threads(threads)
         with silence("process") as said:
             try:
-                return ExecuTorchSession(runtime.load_program(program), interface, str(file), threads)
+                return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
             except (RuntimeError, KeyError) as error:
-                raise ModelError(
-                    f"ExecuTorch cannot open the program: {_reason(error, said())}",
-                    where=str(file),
-                    mend="write it again with the stage executorch, or copy the folder again with all of its files",
-                ) from error
+                what = f"ExecuTorch cannot open the program: {_reason(error, said())}"
+                raise broken(what, file, "executorch") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""

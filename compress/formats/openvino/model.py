@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.errors import not_whole
 from compress.formats.model_file import FileModel
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
@@ -26,10 +26,5 @@ def weights_of(graph: Path) -> Path:
     """The weights beside an IR. Raises `ModelError` where they are missing."""
     weights = graph.with_suffix(".bin")
     if not weights.is_file():
-        raise ModelError(
-            f"The weights of {graph.name} are missing.",
-            where=str(graph.parent),
-            expected=f"{weights.name} beside it",
-            mend="copy the folder again with all of its files",
-        )
+        raise not_whole(f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it")
     return weights

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import ModelError, StageError
+from compress.errors import ModelError, StageError, broken
 from compress.formats.model_file import file_of
 from compress.formats.openvino.model import OpenVinoModel, weights_of
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
@@ -98,11 +98,7 @@ def compile_model(model: openvino.Model) -> openvino.CompiledModel:
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
-    return ModelError(
-        f"OpenVINO cannot open the IR: {_reason(error)}",
-        where=str(graph),
-        mend="write it again with the stage openvino, or copy the folder again with all of its files",
-    )
+    return broken(f"OpenVINO cannot open the IR: {_reason(error)}", graph, "openvino")
 
 
 @functools.cache

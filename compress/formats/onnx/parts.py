@@ -35,13 +35,12 @@ _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantiz
 
 
 def open_parts(file: Path, target: Target, length: int | None) -> OnnxParts:
-    """What ONNX Runtime makes of a file on any processor. Raises `ModelError` for one that can't be opened."""
+    """What ONNX Runtime makes of a file on any processor, whose parts run on ``target``.
+
+    Raises `ModelError` for one that can't be opened.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return parts_on(target, onnx.load(write_optimized(file, Path(folder), 1, portable=True)))
-
-
-def parts_on(target: Target, graph: onnx.ModelProto) -> OnnxParts:
-    """A graph whose parts run on a target."""
+        graph = onnx.load(write_optimized(file, Path(folder), 1, portable=True))
     return OnnxParts(graph) if target.provider == CPU else OnnxParts(graph, lambda changed: _run_on(target, changed))
 
 

@@ -21,6 +21,6 @@ FORMAT = FormatSpec(
     targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.read:read_tensors",
-    parts="compress.formats.ort.parts:open_parts",
+    parts="compress.formats.onnx.parts:open_parts",
     bundle="compress.formats.ort.bundle:BUNDLE",
 )

@@ -3,7 +3,7 @@
 On one batch a value of the file is the reference's where their numbers are the same but for rounding, in whatever
 layout. The reference is given the file's values that are known, so that errors from before don't count. Where that
 doesn't lead to the answers, a fault keeps values from being known: the first that it may be in is tried with the file's
-values that are made of the same known ones, and held where values behind it become known by that.
+values that are like it or are made of the same known ones, and held where values behind it become known by that.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import numpy as np
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Step, Values
 
-_SAME = 0.05
-"""Share of a value's spread up to which two values are one, but for what 8 bits make of it."""
+_SAME = ((32, 1e-3), (16, 0.01), (8, 0.05), (0, 0.2))
+"""Share of a value's spread up to which two values are one, where a part has that many bits or more."""
 _ROUNDS = 20
 """How often at most what is known is given, and known anew; errors that come from before are gone then."""
+_LIKE = 0.9
+"""Share of a value's spread up to which another may be the same with a fault."""
 _FEWEST = 16
 """Elements that tell a value from another."""
 _TRIALS = 64
@@ -92,7 +94,7 @@ def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
     """
     matching = _Matching(file, reference, batch)
     matching.know_the_same()
-    while matching.error_of_answer() > _SAME and matching.know_by_trial():
+    while not matching.leads_to_the_answers() and matching.know_by_trial():
         pass
     known = matching.known
     names = {one.own: name for name, one in known.items()}
@@ -144,10 +146,11 @@ class _Matching:
                 return
             self.same = found
 
-    def error_of_answer(self) -> float:
-        """Of the answers, where the reference is given what is known."""
-        own = self.own[self.held[self.answer].own]
-        return next(alike({self.answer: self.values[self.answer]}, {"own": own})).error
+    def leads_to_the_answers(self) -> bool:
+        """Whether the answers are the same where the reference is given what is known."""
+        own = self.held[self.answer].own
+        (found,) = alike({self.answer: self.values[self.answer]}, {own: self.own[own]})
+        return found.error <= self._rounding(own)
 
     def know_by_trial(self) -> bool:
         """Hold the first pair by which others become known, or else the first of all; whether others did."""
@@ -174,21 +177,30 @@ class _Matching:
         theirs = {name: value for name, value in self.own.items() if name not in taken}
         found: dict[str, Likeness] = {}
         for one in sorted(alike(ours, theirs), key=lambda one: one.error):
-            if one.error <= _SAME and one.value not in found and one.own not in taken:
+            if one.value not in found and one.own not in taken and one.error <= self._rounding(one.own):
                 taken.add(one.own)
                 found[one.value] = one
         return found
 
+    def _rounding(self, own: str) -> float:
+        """The error up to which a value of the file may be the reference's, by the bits of its part."""
+        part = self.file.part(own, {one.own for one in self.known.values()})
+        bits = min(self.file.steps[one].bits for one in part)
+        return next(share for least, share in _SAME if bits >= least)
+
     def _candidates(self) -> Iterator[Likeness]:
-        """For the values that lead to the answers unknown, in order, what may be them: it is made of the same."""
+        """For the values that lead to the answers unknown, in order, what is like them, or is made of the same."""
         known, names = self.known, {one.own: name for name, one in self.known.items()}
         behind = set(self.reference.part(self.answer, known)) - {self.answer}
-        ours = {name: self.values[name] for name in self.reference.computed if name in behind}
         theirs = {name: value for name, value in self.own.items() if name not in names}
         made = {name: _made_of(name, self.file, names) for name in theirs}
-        for one in alike({name: value for name, value in ours.items() if _telling(value)}, theirs):
-            if made[one.own] == _made_of(one.value, self.reference, {name: name for name in known}):
-                yield one
+        for name in self.reference.computed:
+            if name in behind and _telling(self.values[name]):
+                before = _made_of(name, self.reference, {one: one for one in known})
+                plain = orders_of(self.values[name].shape)[0]
+                for one in sorted(alike({name: self.values[name]}, theirs), key=lambda one: one.error):
+                    if one.error < _LIKE or made[one.own] == before:
+                        yield one if one.error < _LIKE else replace(one, order=plain)
 
 
 def _made_of(value: str, parts: Parts, known: Mapping[str, str]) -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 
@@ -71,11 +71,12 @@ def alike(values: Values, others: Values) -> Iterator[Likeness]:
         by_size[array.size].append(name)
     for value, array in values.items():
         places, orders, long = _places(array.size), orders_of(array.shape), array.reshape(_long(array.shape))
+        spread = float(array.std()) or float(np.abs(array).max()) or 1.0
         ours = np.stack([long.transpose(order).ravel()[places] for order in orders])
         for own in by_size[array.size]:
             squares = np.square(ours - others[own].ravel()[places].astype(np.float64)).mean(axis=1)
             # What is left between equal numbers is the rounding of the sums, so that the first of equal orders counts.
-            errors = (np.sqrt(squares) / array.std()).round(6)
+            errors = (np.sqrt(squares) / spread).round(6)
             best = int(errors.argmin())
             yield Likeness(value, own, array.shape, orders[best], float(errors[best]))
 
@@ -153,16 +154,14 @@ class _Matching:
         return found.error <= self._rounding(own)
 
     def know_by_trial(self) -> bool:
-        """Hold the first pair by which others become known, or else the first of all; whether others did."""
-        pairs = list(self._candidates())
+        """Hold the first pair by which others become known; whether there is any."""
         before = self.same.keys()
-        for pair in pairs[:_TRIALS]:
+        for pair in islice(self._candidates(), _TRIALS):
             self.held[pair.value] = pair
             if self._same(self._given(self.known)).keys() - before:
                 self.know_the_same()
                 return True
             del self.held[pair.value]
-        self.held |= {pair.value: pair for pair in pairs[:1]}
         return False
 
     def _given(self, known: Mapping[str, Likeness]) -> Values:

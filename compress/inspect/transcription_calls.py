@@ -39,7 +39,8 @@ def transcription_calls(folder: Path, recordings: Iterable[Batch], most: int) ->
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
     recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
-    transcriber = Transcriber(*recorders, folder)
+    encoder, decoder = recorders
+    transcriber = Transcriber(encoder, decoder, folder)
     found: tuple[list[Feed], list[Feed]] = ([], [])
     for recording in recordings:
         transcriber.predict(recording)

@@ -127,4 +127,5 @@ def words_of(model: TorchModel) -> str | None:
     table = word_table(model.module)
     if table is None:
         return None
-    return next(name for name, value in model.module.named_parameters() if value is table.weight)
+    name: str = next(name for name, value in model.module.named_parameters() if value is table.weight)
+    return name

@@ -120,3 +120,19 @@ class IntegrityError(StageError):
 
 class StorageError(StageError):
     """The disk is full, or a cache entry cannot be read or written."""
+
+
+def not_whole(what: str, where: object, expected: str | None = None) -> ModelError:
+    """The error of an artifact that something is missing from."""
+    return ModelError(what, where=str(where), expected=expected, mend="copy the folder again with all of its files")
+
+
+def broken(what: str, where: object, stage: str) -> ModelError:
+    """The error of a file that cannot be opened; ``stage`` makes such files."""
+    again = f"write it again with the stage {stage}, or copy the folder again with all of its files"
+    return ModelError(what, where=str(where), mend=again)
+
+
+def first_line(error: Exception) -> str:
+    """The first line that an error of another package says, or its kind where it says none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

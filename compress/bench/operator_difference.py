@@ -19,8 +19,8 @@ from compress.bench.profiled_calls import Calls
 from compress.bench.profiled_child import FEWEST_PASSES, Noted, ProfiledChild
 from compress.environment import environment, spread_cores
 from compress.formats.onnx.model import find_graph
+from compress.inspect.integer_kernels import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
 from compress.inspect.layers import layers_of
-from compress.inspect.node_causes import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
 from compress.inspect.node_layers import UNNAMED, node_modules, origins_in
 from compress.numerics.statistics import bootstrap_interval, geometric_interval
 from compress.progress import Progress

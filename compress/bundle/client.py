@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from compress.bundle.manifest import Licence
 from compress.errors import BundleError, StageError
-from compress.formats.onnx.runtimes.transformers_js import CLIENT
-from compress.formats.onnx.runtimes.web_package import PACKAGES
+from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
 from compress.progress import Progress
 from compress.runtimes.chromium import NAMES, open_page
 from compress.runtimes.loopback import Loopback

@@ -16,15 +16,14 @@ from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import NamelessParts, Values, longest
+from compress.formats.parts import Values, longest
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.runtimes import make_ready
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.inspect.departures import Departure, FormatComparison, compare_parts
+from compress.inspect.departures import Departure, FormatComparison, compare_parts, gives_values, open_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import gives_values, open_parts
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.notes import float_label
 from compress.progress import Progress
@@ -79,7 +78,7 @@ def answer_findings(
     chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
     batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
     parts = open_parts(file, target, longest(batches))
-    if isinstance(parts, NamelessParts):
+    if parts.shaped is not None:
         progress.note("finding out which values of the file are which of the reference's")
         batches = parts.shaped(batches)
         parts = match(parts, OnnxParts(reference.graph), batches[0])
@@ -157,7 +156,7 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         worst = compared.worst
         yield Finding(
             "ok",
-            f"{target.name}: none of {compared.parts} parts departs from {reference}; given its values, {_part(worst)} "
+            f"{target.name}: none of {compared.parts} parts departs from {reference}; on what it reads, {_part(worst)} "
             f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
         )
     else:
@@ -172,7 +171,7 @@ def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Tar
     more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
     return Finding(
         "warning",
-        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: given its values it errs "
+        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on what it reads it errs "
         f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
         f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
         f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{more}",

@@ -9,7 +9,7 @@ from compress.checkpoints.checks import weight_files
 from compress.checkpoints.model import Model
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.torch_model import TorchModel
-from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays
+from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays, of_files
 from compress.formats.registry import part_of
 
 
@@ -19,8 +19,8 @@ def probed(model: Model) -> Probed:
         return _MODULE(model)
     if isinstance(model, Checkpoint):
         return _CHECKPOINT(model)
-    found: Probed = part_of(model.kind, "probed")(model)
-    return found
+    found: Probing = part_of(model.kind, "probed") or of_files(model.kind)
+    return found(model)
 
 
 def _answers(model: TorchModel, encode: Encode) -> np.ndarray:

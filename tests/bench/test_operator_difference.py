@@ -17,8 +17,7 @@ from compress.bench.profile import OperatorDifference
 from compress.bench.profiled_calls import Calls
 from compress.formats.onnx.model import FLOAT_GRAPH
 from compress.formats.targets import TARGETS
-from compress.inspect.integer_kernels import read_kernels
-from compress.inspect.node_causes import APART, FASTER, OTHER
+from compress.inspect.integer_kernels import APART, FASTER, OTHER, read_kernels
 from compress.progress import SilentProgress
 
 WIDTH, ROWS = 384, 2

@@ -19,9 +19,8 @@ from compress.formats.ort.read import ort_tools, read_ort
 from compress.formats.ort.write import convert
 from compress.formats.runtimes import make_ready
 from compress.formats.targets import TARGETS
-from compress.inspect.departures import FormatComparison, Gap, compare_parts
+from compress.inspect.departures import FormatComparison, Gap, compare_parts, open_parts
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import open_parts
 from compress.numerics.coarse_rounding import on_coarse_grid
 from compress.progress import SilentProgress
 

@@ -36,7 +36,7 @@ FORMAT = FormatSpec(
             runtime=f"{_RUNTIMES}.web:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
         ),
         "onnxruntime-web-node": RuntimeSpec(
-            runtime=f"{_RUNTIMES}.node:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
+            runtime=f"{_RUNTIMES}.web:IN_NODE", provider="wasm", one_batch_at_a_time=True, gives_values=True
         ),
         "onnxruntime-genai": RuntimeSpec(
             runtime=f"{_RUNTIMES}.genai:RUNTIME", provider="cpu", package="onnxruntime-genai", generates_only=True

@@ -45,7 +45,7 @@ from compress.formats.onnx.quantization import quantize_embeddings, quantize_pro
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.numerics.decision import decide
-from compress.numerics.paired import difference_of_shares, discordant
+from compress.numerics.differences import difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
 from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from compress.data.media import identities, shown
-from compress.data.text_identity import normalised
 from compress.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 
 Key = tuple[str, ...]
 _SHOWN = 3
@@ -48,3 +48,8 @@ def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Calla
         expected="texts of the test split in no other split, whatever their case and spacing",
         mend=f"`data.drop_overlap: true` leaves them out of {split}",
     )
+
+
+def normalised(text: str) -> str:
+    """``text`` casefolded, with every run of white space as one space."""
+    return " ".join(text.casefold().split())

@@ -18,11 +18,11 @@ import onnx
 from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
-from compress.numerics.bisection import fewest
 from compress.progress import Progress
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples, Task
+
 
 Merit = Callable[[onnx.ModelProto], float]
 _EVALUATED_AT_ONCE = 32
@@ -190,3 +190,23 @@ def merit_of(task: Task, examples: Examples) -> Merit:
         return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
 
     return merit
+
+
+def fewest(count: int, holds: Callable[[int], bool], go_on: Callable[[], bool] = lambda: True) -> int:
+    """The least k in 0..``count`` for which ``holds(k)``, if more never hurts; ``count`` itself holds by definition.
+
+    Asks of 1, 2, 4 and so on first, since a few are enough most often, and bisects what is left: at most
+    2 + 2 log2(k) questions. Stops with what is known to hold when ``go_on()`` is false.
+    """
+    if count == 0 or holds(0):
+        return 0
+    fails, good = 0, count
+    while good - fails > 1 and go_on():
+        middle = (fails + good) // 2
+        if good == count:
+            middle = min(middle, max(2 * fails, 1))
+        if holds(middle):
+            good = middle
+        else:
+            fails = middle
+    return good

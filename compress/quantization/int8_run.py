@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import onnx
 import onnx_ir as ir
 
 from compress.checkpoints.processor import labels_of, processor_of
-from compress.errors import DataError
+from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
-from compress.formats.onnx.int8.choose import without_kernel
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
+from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
 from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
 from compress.formats.onnx.int8.settings import StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
 from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
-from compress.quantization.int8_keep import Keeping, kept_layers
 
 if TYPE_CHECKING:
     import onnx
 
     from compress.stage.stage import Context
+
 
 MadeQuantizer = DynamicQuantizer | StaticQuantizer | NncfQuantizer
 _VALIDATION = "validation"
@@ -125,3 +127,40 @@ def _record(found: Search, graph: onnx.ModelProto) -> None:
     facts = {"floor": found.floor, "metric": found.merit, "float_metric": found.float_merit}
     counts = {"evaluations": found.evaluations, "layers_measured": found.passes}
     graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
+
+
+class Keeping:
+    """A quantizer that leaves the layers of ``names`` in float, whatever else is asked for."""
+
+    def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
+        self._quantizer, self._names = quantizer, tuple(names)
+        self.layers: list[QuantizableLayer] = [layer for layer in quantizer.layers if layer.name not in self._names]
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """See `Quantizer.quantize`."""
+        return self._quantizer.quantize([*self._names, *kept])
+
+
+def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:
+    """Names of the layers whose own name or whose weight's fits one of ``patterns``.
+
+    Raises `StageError` for a pattern that fits none, and where no layer is left.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        fitting = {each.name for each in layers if fnmatchcase(each.name, pattern) or fnmatchcase(each.weight, pattern)}
+        if not fitting:
+            weights = [layer.weight for layer in layers]
+            near = get_close_matches(pattern, weights, n=3, cutoff=0) or weights[:3]
+            raise StageError(
+                f"No layer's name or weight fits {pattern!r}.",
+                where="quantize, keep",
+                expected=f"patterns such as {', '.join(map(repr, near))}",
+                mend="`compress inspect` on the export shows the weights' names",
+            )
+        found |= fitting
+    if len(found) == len(layers):
+        raise StageError(
+            "Every layer is to be kept in float.", where="quantize, keep", expected="some left to quantize"
+        )
+    return [layer.name for layer in layers if layer.name in found]

@@ -12,7 +12,7 @@ from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
-from compress.training.distillation_config import Distillation
+from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
 

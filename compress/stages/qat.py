@@ -10,8 +10,8 @@ from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import HAS_CLASSES
+from compress.training.config import QuantizationAwareTraining
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.training.qat_config import QuantizationAwareTraining
 
 
 class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):

@@ -10,8 +10,8 @@ from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
+from compress.training.config import ScaleTuning
 from compress.training.prediction import recovery_prediction
-from compress.training.recovery_config import ScaleTuning
 
 
 class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):

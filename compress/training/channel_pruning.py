@@ -23,12 +23,11 @@ from compress.checkpoints.channel_record import layer_sizes, record
 from compress.checkpoints.plain_module import PlainModule
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.numerics.channel_budget import ladder, least_loss, nearest_rung
 from compress.numerics.pruning import channel_products, most_important
 from compress.tasks.forward import forward, labels_or_answers, tensors
 from compress.tasks.task import Examples
-from compress.training.channel_costs import Figure, layer_costs
-from compress.training.pruning_config import Pruning
+from compress.training.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
+from compress.training.config import Pruning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

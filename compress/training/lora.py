@@ -22,9 +22,9 @@ from compress.checkpoints.adapter import (
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.checkpoints.quantized_module import empty_module, load_module
 from compress.errors import StageError
+from compress.training.config import AdapterTraining
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
-from compress.training.recovery_config import AdapterTraining
 
 if TYPE_CHECKING:
     from peft import PeftModel

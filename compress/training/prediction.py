@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
-from compress.training.config import Training
-from compress.training.recovery_config import Recovery
+from compress.training.config import Recovery, Training
 
 FLOPS_FORWARD = 2
 """A multiplication and an addition for each parameter and token (Kaplan et al. 2020, section 2.1)."""

@@ -34,8 +34,8 @@ from compress.numerics.distillation import softened_kl
 from compress.tasks.forward import forward, predict
 from compress.tasks.task import Examples
 from compress.training.batch_norm import fold_batch_norms
+from compress.training.config import QuantizationAwareTraining
 from compress.training.loop import Trainee, train
-from compress.training.qat_config import QuantizationAwareTraining
 from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
 from compress.training.sparsity import keep_zeros
 

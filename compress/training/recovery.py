@@ -17,9 +17,8 @@ from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
 from compress.numerics.head_divergence import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
-from compress.training.config import Training
+from compress.training.config import Recovery, Training
 from compress.training.loop import Trainee, train
-from compress.training.recovery_config import Recovery
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,11 +10,11 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import grids, learn_vectors, load_module
-from compress.checkpoints.rewrite import write_changed
+from compress.checkpoints.shards import write_changed
 from compress.errors import StageError
+from compress.training.config import ScaleTuning
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
-from compress.training.recovery_config import ScaleTuning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

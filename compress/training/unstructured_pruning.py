@@ -14,8 +14,8 @@ from compress.errors import StageError
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
 from compress.tasks.forward import forward
+from compress.training.config import Pruning
 from compress.training.loop import Trainee, train
-from compress.training.pruning_config import Pruning
 from compress.training.sparsity import sparse_layers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from compress.compare.slices import largest_change, slice_changes, why_no_slices
 from compress.measurement import Measurement
-from compress.numerics.paired import difference_of_shares
+from compress.numerics.differences import difference_of_shares
 from compress.report.schema import DataRecord, Report, SliceRecord
 
 ROWS = 200

@@ -18,9 +18,9 @@ from as_avx2 import hold, run_held
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.environment import processor_class
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
 from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.inspect.saturation import find_saturation
 from compress.numerics.saturation import pairwise_saturating
 

@@ -23,11 +23,10 @@ from compress.errors import ModelError
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass, gram
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, logits
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears, plan_layers
-from compress.quantization.logits import logits
 from compress.quantization.sensitivity import Survey
 from compress.stages.gptq import Gptq
 

@@ -17,9 +17,8 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.digests import size_bytes
 from compress.errors import CompressError, DataError, ModelError, StageError
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, last_hidden
 from compress.quantization.calibration import calibration_windows
-from compress.quantization.logits import last_hidden
 from compress.stages.gptq import Gptq
 
 SMALL = {"group_size": 32, "samples": 6, "sequence_length": 24, "precision": "fp32"}

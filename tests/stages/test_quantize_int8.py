@@ -14,8 +14,8 @@ from onnx import TensorProto
 
 from compress.data.dataset import Dataset
 from compress.errors import DataError, StageError
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_calibration import METADATA, OneByOne
 from compress.quantization.int8_run import LAYERS

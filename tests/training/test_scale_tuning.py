@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import load_module
-from compress.checkpoints.rewrite import write_changed
+from compress.checkpoints.shards import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import TensorProto, helper
 
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.bias import correct_biases, mean_errors
@@ -16,13 +17,12 @@ from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_la
 from compress.formats.onnx.int8.cross_layer import equalize
 from compress.formats.onnx.int8.kernels import make_unsigned, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
-from compress.formats.onnx.int8.qdq import Range, insert_qdq
-from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
+from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.rounding import input_products, round_weights
-from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
+from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings, Types
 from compress.formats.onnx.int8.smooth import smooth
-from compress.formats.onnx.int8.stay_float import protect_float_layers
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
+from compress.formats.silence import silence
 from compress.numerics.activation_range import find_range
 
 
@@ -144,3 +144,65 @@ class StaticQuantizer:
         nodes = [*(layer.name for layer in self.layers), *self._passing]
         coarse = self._rounded(graph, nodes)
         return mean_errors(graph, coarse, self.layers, observed, self.feeds)
+
+
+_FLOAT_OUTPUT = ("MatMul", "Gemm")
+"""Products give float: what follows them (bias, GELU, normalisation, softmax) is computed in it."""
+_KNOWN = ("onnx.infer", "onnxruntime.quant")
+"""Keeps the quantizer from inferring shapes, which those of fused operators contradict."""
+
+Range = tuple[float, float]
+
+
+def insert_qdq(
+    graph: onnx.ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], settings: StaticSettings
+) -> onnx.ModelProto:
+    """A copy of ``graph`` in which the nodes named are computed from 8-bit values.
+
+    ``ranges`` has lowest and highest value of each float tensor that they read, and of those that convolutions and
+    nodes between them write.
+    """
+    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    del source.graph.value_info[:]
+    source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
+    source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
+    activations, weights = quant_types(settings.types)
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    wanted = set(nodes)
+    with silence("logs"):
+        quantizer = QDQQuantizer(
+            source,
+            settings.per_channel,
+            settings.reduce_range is True,
+            weights,
+            activations,
+            data,
+            sorted(wanted),
+            [],
+            sorted({node.op_type for node in source.graph.node if node.name in wanted}),
+            {
+                "WeightSymmetric": settings.types != "u8u8",
+                "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT),
+            },
+        )
+        quantized: onnx.ModelProto = quantizer.quantize_model()
+    quantized.producer_name, quantized.producer_version = graph.producer_name, ""
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(graph.metadata_props)
+    del quantized.graph.value_info[:]
+    return quantized
+
+
+def quant_types(types: Types) -> tuple[object, object]:
+    """ONNX Runtime's types of activations and weights."""
+    from onnxruntime.quantization import QuantType
+
+    known = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+    return known[types[:2]], known[types[2:]]

@@ -47,6 +47,12 @@ class CompressError(Exception):
         return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says first, or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class InputError(CompressError):
     """What the user gave cannot be used."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.errors import InputError, ModelError
 from compress.formats.model_file import model_file
 

@@ -13,8 +13,7 @@ from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import has_modules
 from compress.checkpoints.sentence_processor import sentence_processor
-from compress.checkpoints.tokenizer import load_tokenizer
-from compress.errors import MissingExtraError, ModelError
+from compress.errors import MissingExtraError, ModelError, first_line
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -32,29 +31,32 @@ def load_processor(folder: Path) -> Any:
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
     import transformers
 
-    options: dict[str, str] = {}
+    expected = f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type"
     if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        auto = transformers.AutoProcessor
-    elif "sampling_rate" in read_json(folder / PREPROCESSOR):
-        auto = transformers.AutoFeatureExtractor
-    else:
-        _require_pillow()
-        auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
-    try:
-        return auto.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise ModelError(
-            f"The processor cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            where=str(folder),
-            expected=f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type",
-        ) from error
-
-
-def _require_pillow() -> None:
+        return _load(transformers.AutoProcessor, folder, "processor", expected)
+    if "sampling_rate" in read_json(folder / PREPROCESSOR):
+        return _load(transformers.AutoFeatureExtractor, folder, "processor", expected)
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
+    return _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder in Hugging Face layout. Raises `ModelError` where it does not load."""
+    import transformers
+
+    return _load(transformers.AutoTokenizer, folder, "tokenizer", "the tokenizer's files in Hugging Face layout")
+
+
+def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
+    try:
+        return auto.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"The {what} cannot be loaded: {first_line(error)}", where=str(folder), expected=expected
+        ) from error
 
 
 class HasCompanions(Protocol):

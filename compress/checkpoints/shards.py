@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 
-SHARD_BYTES = 2_000_000_000
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int, index_one: bool = False
+) -> None:
+    """Write `model.safetensors`, or shards of about ``shard_bytes`` with their index; holds one shard in memory.
 
-
-def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `model.safetensors`, or shards of about ``shard_bytes`` with their index; holds one shard in memory."""
+    With ``index_one`` even a single file has an index.
+    """
     parts: list[Path] = []
     names: dict[str, int] = {}
     held: dict[str, torch.Tensor] = {}
@@ -31,12 +33,13 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shar
         held[name], names[name] = tensor, len(parts)
         size, total = size + tensor.nbytes, total + tensor.nbytes
     parts.append(_write(folder, len(parts), held))
-    if len(parts) == 1:
-        parts[0].rename(folder / WEIGHTS)
-        return
     shards = [f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
+    if len(parts) == 1:
+        shards = [WEIGHTS]
     for part, shard in zip(parts, shards, strict=True):
         part.rename(folder / shard)
+    if len(parts) == 1 and not index_one:
+        return
     index = {"metadata": {"total_size": total}, "weight_map": {name: shards[names[name]] for name in sorted(names)}}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

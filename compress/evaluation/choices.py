@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.data.questions import Question
 from compress.errors import DataError, ModelError
 from compress.formats.runtimes import get_runtime

@@ -7,6 +7,7 @@ sees the bits which the exported graph gives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,19 +17,24 @@ _SMALLEST_RANGE = 1e-30
 
 
 def rounded(values: torch.Tensor) -> torch.Tensor:
-    """The nearest whole numbers, halves to even; the gradient passes (straight-through: Bengio et al. 2013, 4)."""
-    result: torch.Tensor = _Rounded.apply(values)  # type: ignore[no-untyped-call]
+    """The nearest whole numbers, halves to even; the gradient passes."""
+    return straight_through(values, torch.round)
+
+
+def straight_through(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``rounding(values)``; the gradient passes as if they were not rounded (Bengio et al. 2013, section 4)."""
+    result: torch.Tensor = _StraightThrough.apply(values, rounding)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Rounded(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        return values.round()
+    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return rounding(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
 
 
 def nearest_on_grid(steps: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:

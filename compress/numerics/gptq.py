@@ -91,12 +91,11 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     _check(weight, hessian)
     inputs = _prepare(hessian, settings)
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
-    return GptqSolution(
-        _stack([band.quantized for band in bands]),
-        torch.cat([band.losses for band in bands]),
-        torch.cat([band.energies for band in bands]),
-        inputs.damping,
-        int((~inputs.live).sum()),
+    return replace(
+        bands[0],
+        quantized=_stack([band.quantized for band in bands]),
+        losses=torch.cat([band.losses for band in bands]),
+        energies=torch.cat([band.energies for band in bands]),
     )
 
 
@@ -222,16 +221,7 @@ def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-@dataclass(frozen=True)
-class _Band:
-    """Some rows, solved: ``losses`` is diag(E H E^T), ``energies`` is diag(W H W^T)."""
-
-    quantized: QuantizedWeight
-    losses: torch.Tensor
-    energies: torch.Tensor
-
-
-def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Band:
+def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> GptqSolution:
     columns = weight.T.clone(memory_format=torch.contiguous_format)
     columns[~inputs.live] = 0
     grid = _find_grid(columns, settings, inputs.importance)
@@ -243,7 +233,7 @@ def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Ba
     del ordered
     losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
     losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
-    return _Band(grid.weight(integers), losses, energies)
+    return GptqSolution(grid.weight(integers), losses, energies, inputs.damping, int((~inputs.live).sum()))
 
 
 def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx
+
+from compress.numerics.fake_quantization import straight_through
 
 _PIECE_ELEMENTS = 1 << 22
 """Large matrices are turned into floats by pieces that stay in the processor's cache."""
@@ -22,12 +23,8 @@ def dequantize(integers: torch.Tensor, scales: torch.Tensor, group_size: int, dt
 
 
 def stored_as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``values`` rounded to what a file of ``dtype`` can hold; the gradient passes as if they were not rounded.
-
-    The straight-through estimator (Bengio et al. 2013, section 4).
-    """
-    result: torch.Tensor = _StoredAs.apply(values, dtype)  # type: ignore[no-untyped-call]
-    return result
+    """``values`` rounded to what a file of ``dtype`` can hold; the gradient passes as if they were not rounded."""
+    return straight_through(values, lambda exact: exact.to(dtype).to(exact.dtype))
 
 
 class _Dequantize(torch.autograd.Function):
@@ -55,16 +52,6 @@ class _Dequantize(torch.autograd.Function):
             for start in range(0, len(integers), rows)
         ]
         return None, torch.cat(sums), None, None
-
-
-class _StoredAs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return values.to(dtype).to(values.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
 
 
 def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:

@@ -46,7 +46,7 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
-    from compress.checkpoints.tokenizer import load_tokenizer
+    from compress.checkpoints.processor import load_tokenizer
     from compress.quantization.build import build_skeleton, last_hidden
 
     skeleton = build_skeleton(model)

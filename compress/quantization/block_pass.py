@@ -23,11 +23,7 @@ import torch
 from torch import nn
 
 from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
-from compress.environment import uses_bf16
 from compress.errors import StageError
-from compress.quantization.config import Quantization
-from compress.quantization.layers import linears
-from compress.quantization.skeleton import Call, Skeleton
 
 _PANEL = 192
 """Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
@@ -39,47 +35,6 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
 Quantize = Callable[[Sequence[str], torch.Tensor], None]
 """Given the names of layers that share their input and its Hessian, replace their weights."""
-
-
-ACTIVATION_BYTES = 1 << 30
-"""How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
-_WIDE_TENSORS = 4
-"""Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
-
-
-@dataclass(frozen=True)
-class BlockRun:
-    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
-
-    skeleton: Skeleton
-    index: int
-    windows: int
-    size: int
-    calls: Mapping[int, Call]
-    bf16: bool
-
-    @classmethod
-    def of(cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor) -> BlockRun:
-        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them."""
-        size = batch_size(skeleton.blocks[index], ids)
-        calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, uses_bf16(config.precision))
-
-    def slices(self) -> list[slice]:
-        """The windows of each batch."""
-        return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
-
-
-def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
-    """Windows at a time, so that a block's activations keep to `ACTIVATION_BYTES`."""
-    widest = max(max(part.in_features, part.out_features) for part in linears(block, "").values())
-    window = 4 * _WIDE_TENSORS * ids.shape[1] * widest
-    return int(min(max(ACTIVATION_BYTES // window, 1), len(ids)))
 
 
 class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error

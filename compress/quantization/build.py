@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.experts_as_stored import separate_experts
-from compress.errors import ModelError, StageError
+from compress.checkpoints.experts import separate_experts
+from compress.errors import ModelError, StageError, first_line
 from compress.quantization.skeleton import Skeleton
 
 _ROWS_AT_ONCE = 8192
@@ -32,7 +32,7 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise ModelError(
-            f"The model cannot be built as a causal language model: {_first_line(error)}",
+            f"The model cannot be built as a causal language model: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="an architecture that transformers' AutoModelForCausalLM knows",
         ) from error
@@ -138,11 +138,6 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     pieces = zip(torch.split(one, _ROWS_AT_ONCE), torch.split(other, _ROWS_AT_ONCE), strict=True)
     return all(torch.equal(a, b) for a, b in pieces)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @torch.no_grad()

@@ -12,23 +12,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from compress.checkpoints.experts import owner_of
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.experts import experts_of, owner_of
 from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
-from compress.quantization.block_pass import BlockRun, gram
+from compress.quantization.block_pass import gram
 from compress.quantization.config import Quantization
-from compress.quantization.kept import States, write_states, write_whole
+from compress.quantization.kept import write_whole
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Skeleton
+from compress.quantization.states import BlockRun, States
 
 _HEAD, _EMBEDDING = "head", "embedding"
 
@@ -107,19 +107,15 @@ class Gradients:
         rows = self.skeleton.checkpoint.stored(f"{self.skeleton.name(self.skeleton.embedding)}.weight")[self.ids[0]]
         return float(self.skeleton.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return (*self.ids.shape, self.skeleton.hidden_size)
-
     @torch.no_grad()
     def _embedded(self) -> States:
         batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
         return self._kept("enter-00000.bin", "what enters the first block", batches)
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
-        """In a file alone, since those of all blocks are wanted again. Raises `StageError` if one is not finite."""
-        checked = (_finite(batch, what) for batch in batches)
-        return replace(write_states(self.folder / name, self._shape, checked), held=None)
+        """In a file. Raises `StageError` if one is not finite."""
+        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size))
+        return states.write(_finite(batch, what) for batch in batches)
 
     @torch.no_grad()
     def _forwards(self, index: int, states: States) -> States:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,15 +39,7 @@ class OneByOne(Sequence[Feed]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, place: int) -> Feed: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Feed]: ...
-
-    def __getitem__(self, place: int | slice) -> Feed | Sequence[Feed]:
-        if isinstance(place, slice):
-            return OneByOne(self._examples, self._rows[place], self._lengths)
+    def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
         feed = self._examples.batch([int(self._rows[place])])
         return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
 

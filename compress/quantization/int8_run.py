@@ -16,12 +16,11 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
 from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.quantization.int8_calibration import CalibrationSet, calibration_set
-from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     if chosen is not None:
         chosen.record(graph)
         context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
-    if made.reduce_range == "saturating":
+    if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
         if made.equalized:
@@ -93,19 +92,7 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
         return DynamicQuantizer(model.graph, options.per_channel, options.narrowing())
     if options.statistics == "nncf":
         return NncfQuantizer(model.graph, chosen.feeds, options.format, options.narrowing())
-    settings = StaticSettings(
-        options.calibration_method,
-        options.percentile,
-        options.per_channel,
-        options.types,
-        options.narrowing(),
-        options.smooth_quant,
-        options.bias_correction,
-        options.format,
-        options.weight_rounding,
-        options.cross_layer_equalization,
-    )
-    return StaticQuantizer(model.graph, chosen.feeds, settings)
+    return StaticQuantizer(model.graph, chosen.feeds, options)
 
 
 def _search(model: OnnxModel, quantizer: Quantizer, options: Int8Options, share: float, context: Context) -> Search:

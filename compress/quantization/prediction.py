@@ -9,7 +9,7 @@ from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Predi
 from compress.stage.shape import Shape
 
 _ACTIVATION_BYTES = 1 << 30
-"""As in `compress.quantization.block_pass`, which imports torch."""
+"""As in `compress.quantization.states`, which imports torch."""
 _STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4

@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.checkpoints.experts import SeparateExperts, owner_of
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.experts import SeparateExperts, experts_of, owner_of
 from compress.errors import StageError
 from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.progress import Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -145,14 +145,13 @@ def _padded(weight: QuantizedWeight) -> QuantizedWeight:
     if not missing:
         return weight
     middle = 1 << (weight.bits - 1)
-    return QuantizedWeight(
-        integers=_with_rows(weight.integers, missing, middle),
-        scales=_with_rows(weight.scales, missing, 1),
-        zero_points=_with_rows(weight.zero_points, missing, middle),
-        bits=weight.bits,
-        group_size=weight.group_size,
+
+    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
+        return torch.cat([values, values.new_full((missing, values.shape[1]), fill)])
+
+    return replace(
+        weight,
+        integers=padded(weight.integers, middle),
+        scales=padded(weight.scales, 1),
+        zero_points=padded(weight.zero_points, middle),
     )
-
-
-def _with_rows(values: torch.Tensor, count: int, fill: int) -> torch.Tensor:
-    return torch.cat([values, values.new_full((count, values.shape[1]), fill)])

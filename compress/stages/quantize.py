@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.errors import StageError
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
-from compress.quantization.int8_config import Int8Options
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Needs, Promise, Stage

@@ -41,8 +41,6 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
-        from dataclasses import replace
-
         import numpy as np
 
         from compress.checkpoints.sentence_modules import Dense
@@ -58,7 +56,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
             )
         examples = context.encode("train", model)
         order = np.random.default_rng(context.seed).permutation(len(examples))[: self.examples]
-        chosen = replace(examples, inputs=[examples.inputs[index] for index in np.sort(order)], labels=None)
+        chosen = examples.subset(np.sort(order))
         if len(chosen) < self.dimensions:
             raise StageError(
                 f"reduce_dimensions: {len(chosen)} training texts do not span {self.dimensions} dimensions.",

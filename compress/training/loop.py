@@ -102,7 +102,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         return batch if augmentation is None else augmentation.vary(batch, indices, sampler.epoch)
 
     loader: DataLoader[int] = DataLoader(
-        _Positions(len(trainee.examples)),  # type: ignore[arg-type]
+        range(len(trainee.examples)),  # type: ignore[arg-type]  # batches are fetched whole, by their places
         batch_sampler=sampler,
         collate_fn=collate,
     )
@@ -121,19 +121,6 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
     return losses
-
-
-class _Positions:
-    """A map-style dataset of its own indices; the collate function fetches whole batches."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 @contextlib.contextmanager

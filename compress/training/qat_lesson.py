@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -170,12 +169,7 @@ class QatLesson:
     def _some(self, count: int) -> Examples:
         """Up to ``count`` of the training examples, the same for the same seed."""
         drawn = np.random.default_rng(self.context.seed).permutation(len(self.examples))[:count]
-        return replace(
-            self.examples,
-            inputs=[self.examples.inputs[int(place)] for place in drawn],
-            labels=None,
-            sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
-        )
+        return self.examples.subset(drawn)
 
 
 def _bits(settings: QuantizationAwareTraining) -> str:

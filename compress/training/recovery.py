@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_tokenizer
 from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
-from compress.checkpoints.tokenizer import load_tokenizer
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import DataError, StageError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,12 +56,7 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     examples = context.encode("train", model)
     count = min(settings.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    return replace(
-        examples,
-        inputs=[examples.inputs[i] for i in chosen],
-        labels=None if examples.labels is None else examples.labels[chosen],
-        sizes=None if examples.sizes is None else examples.sizes[chosen],
-    )
+    return examples.subset(chosen)
 
 
 def _kept(total: int, share_removed: float, what: str) -> int:

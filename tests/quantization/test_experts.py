@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.experts import experts_of
 from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
 from compress.numerics.gptq import GptqSettings, round_to_nearest
@@ -232,7 +232,7 @@ def test_rounding_to_nearest_counts_no_tokens(tmp_path: Path) -> None:
 def test_the_whole_and_its_batches_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sleepy(tmp_path / "source")
     whole = layers_of(quantized(source, tmp_path / "whole", bits=8).folder)
-    monkeypatch.setattr("compress.quantization.block_pass.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
+    monkeypatch.setattr("compress.quantization.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
     pieces = layers_of(quantized(source, tmp_path / "pieces", bits=8).folder)
     assert whole.keys() == pieces.keys()
     for name, layer in whole.items():

@@ -70,8 +70,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
 def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
     whole = quantized(source, tmp_path / "whole")
-    monkeypatch.setattr("compress.quantization.block_pass.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
-    monkeypatch.setattr("compress.quantization.kept.MEMORY_BYTES", 0)
+    monkeypatch.setattr("compress.quantization.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
     pieces = quantized(source, tmp_path / "pieces")
     # Rounding in another order flips a weight here and there, and that spreads; the errors stay what they are.
     errors = [layers_of(result.folder) for result in (whole, pieces)]

@@ -156,7 +156,7 @@ def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
 
-    from compress.checkpoints.tokenizer import load_tokenizer
+    from compress.checkpoints.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, 64)
     tokenizer = load_tokenizer(checkpoint.folder)

@@ -1,8 +1,8 @@
 """Take out `QuantizeLinear` and `DequantizeLinear` that no integer kernel of ONNX Runtime's processor takes up.
 
 Other people's quantizers put them where their own runtime gains by it: around additions, look-ups, products of two
-activations. ONNX Runtime computes those in float, so there such a pair costs time twice, and accuracy. What stays float between
-integers is protected from ONNX Runtime.
+activations. ONNX Runtime computes those in float, so there such a pair costs time twice, and accuracy. What stays float
+between integers is protected from ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from compress.formats.onnx.int8.kernels import make_unsigned, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.rounding import input_products, round_weights
-from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings, Types
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
 from compress.formats.silence import silence
@@ -38,7 +38,7 @@ class StaticQuantizer:
 
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
-    settings: StaticSettings
+    options: Int8Options
     layers: list[QuantizableLayer] = field(init=False)
     smoothed: list[str] = field(init=False, default_factory=list)
     equalized: list[str] = field(init=False, default_factory=list)
@@ -53,19 +53,24 @@ class StaticQuantizer:
         self._attentions = unpack_attention(model)
         self.layers = find_layers(model)
         self._passing = between(model, [layer.name for layer in self.layers])
-        if self.settings.smooth is not None:
+        if self.options.smooth_quant is not None:
             inputs = self._inputs(model)
             seen = observe(ir.to_proto(model), inputs, self.feeds)
-            self.smoothed = smooth(model, self.layers, seen, self.settings.smooth)
-        if self.settings.equalization != "none":
+            self.smoothed = smooth(model, self.layers, seen, self.options.smooth_quant)
+        if self.options.cross_layer_equalization != "none":
             seen = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-            self.equalized = equalize(model, seen, self.settings.equalization)
+            self.equalized = equalize(model, seen, self.options.cross_layer_equalization)
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-        self._ranges = self._find_ranges(observed)
-        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if self._feeds_back else {}
+        method, percentile = self.options.calibration_method, self.options.percentile
+        self._ranges = {name: find_range(seen.histogram, method, percentile) for name, seen in observed.items()}
+        self._products = (
+            input_products(ir.to_proto(model), self.layers, self.feeds)
+            if self.options.weight_rounding == "feedback"
+            else {}
+        )
         self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
-        self._errors = self._bias_errors(observed) if self.settings.bias_correction else {}
+        self._errors = self._bias_errors(observed) if self.options.bias_correction else {}
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float. Inputs and outputs stay."""
@@ -78,11 +83,11 @@ class StaticQuantizer:
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_redundant_qdq(made)
         protect_float_layers(made)
-        if self.settings.format == "qoperator":
+        if self.options.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])
             write_products(made)
         products = {str(node.name): node.op_type for node in made.graph}
-        packed = ("MatMulIntegerToFloat",) if self.settings.format == "qoperator" else ()
+        packed = ("MatMulIntegerToFloat",) if self.options.format == "qoperator" else ()
         again = [
             parts
             for parts in self._attentions
@@ -90,28 +95,19 @@ class StaticQuantizer:
         ]
         pack_attention(made, again)
         graph = ir.to_proto(made)
-        if self.reduce_range == "saturating":
+        if self.options.narrowing() == "saturating":
             # Signed activations became unsigned above.
             self.narrowed += cut_saturating(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del graph.graph.value_info[:]
         return graph
 
-    @property
-    def reduce_range(self) -> ReduceRange:
-        """Of weights."""
-        return self.settings.reduce_range
-
-    @property
-    def _feeds_back(self) -> bool:
-        return self.settings.rounding == "feedback"
-
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
-        made = insert_qdq(graph, nodes, self._ranges, self.settings)
-        narrow = self.reduce_range == "saturating"
+        made = insert_qdq(graph, nodes, self._ranges, self.options)
+        narrow = self.options.narrowing() == "saturating"
         self.narrowed = keep_from_saturating(made, graph) if narrow else []
-        if self._feeds_back:
+        if self.options.weight_rounding == "feedback":
             chosen = [layer for layer in self.layers if layer.name in set(nodes)]
             round_weights(made, self._model, chosen, self._products)
             if narrow:
@@ -133,12 +129,6 @@ class StaticQuantizer:
                     found.setdefault(str(value.name), 1)
         return found
 
-    def _find_ranges(self, observed: Mapping[str, Observed]) -> dict[str, Range]:
-        settings = self.settings
-        return {
-            name: find_range(seen.histogram, settings.method, settings.percentile) for name, seen in observed.items()
-        }
-
     def _bias_errors(self, observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
@@ -155,7 +145,7 @@ Range = tuple[float, float]
 
 
 def insert_qdq(
-    graph: onnx.ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], settings: StaticSettings
+    graph: onnx.ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], options: Int8Options
 ) -> onnx.ModelProto:
     """A copy of ``graph`` in which the nodes named are computed from 8-bit values.
 
@@ -170,7 +160,7 @@ def insert_qdq(
     del source.graph.value_info[:]
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
     source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
-    activations, weights = quant_types(settings.types)
+    activations, weights = quant_types(options.types)
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
@@ -179,8 +169,8 @@ def insert_qdq(
     with silence("logs"):
         quantizer = QDQQuantizer(
             source,
-            settings.per_channel,
-            settings.reduce_range is True,
+            options.per_channel,
+            options.narrowing() is True,
             weights,
             activations,
             data,
@@ -188,7 +178,7 @@ def insert_qdq(
             [],
             sorted({node.op_type for node in source.graph.node if node.name in wanted}),
             {
-                "WeightSymmetric": settings.types != "u8u8",
+                "WeightSymmetric": options.types != "u8u8",
                 "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT),
             },
         )
@@ -200,7 +190,7 @@ def insert_qdq(
     return quantized
 
 
-def quant_types(types: Types) -> tuple[object, object]:
+def quant_types(types: str) -> tuple[object, object]:
     """ONNX Runtime's types of activations and weights."""
     from onnxruntime.quantization import QuantType
 

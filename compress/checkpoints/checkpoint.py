@@ -61,7 +61,7 @@ class Checkpoint:
 
     def stored(self, name: str) -> torch.Tensor:
         """One tensor as it is stored, mapped from its file. Raises `ModelError` for a name that isn't there."""
-        from safetensors import safe_open
+        from compress.checkpoints.safetensors_file import read_tensor
 
         if name not in self.files:
             raise ModelError(
@@ -69,9 +69,7 @@ class Checkpoint:
                 where=str(self.folder),
                 expected="every weight of the architecture that config.json names",
             )
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+        return read_tensor(self.files[name], name)
 
     def weight(self, module: str) -> torch.Tensor:
         """The weight of a module in float32, dequantized where it is quantized."""
@@ -102,39 +100,27 @@ class Checkpoint:
 
     def layer_settings(self, module: str) -> dict[str, Any]:
         """`bits` and `group_size` of a quantized layer: those of the whole, with what `dynamic` says of its name."""
-        import re
-
-        whole = self.quantization or {}
-        settings = {"bits": whole["bits"], "group_size": whole["group_size"]}
-        for pattern, changes in (whole.get("dynamic") or {}).items():
-            if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
-                return settings | {key: changes[key] for key in settings if key in changes}
-        return settings
+        return layer_settings(self.quantization or {}, module)
 
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
         """`bits`, `group_size` and `rows` of each table in `TABLES`, by the module's name."""
         import json
 
-        from safetensors import safe_open
+        from compress.checkpoints.safetensors_file import read_metadata
 
         path = self.folder / TABLES
-        if not path.is_file():
-            return {}
-        with safe_open(path, framework="pt") as file:
-            found: dict[str, dict[str, int]] = json.loads(file.metadata()["tables"])
-            return found
+        found: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
+        return found
 
     def _table(self, module: str) -> QuantizedWeight:
         from dataclasses import replace
 
-        from safetensors import safe_open
-
         from compress.checkpoints.gptq_layout import PARTS, unpack_layer
+        from compress.checkpoints.safetensors_file import read_tensor
 
         about = self.tables[module]
-        with safe_open(self.folder / TABLES, framework="pt") as file:
-            tensors = {part: file.get_tensor(f"{module}.{part}") for part in PARTS}
+        tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
         padded = unpack_layer(tensors, about["bits"], about["group_size"], stored_less_one=False)
         rows = slice(about["rows"])
         return replace(
@@ -143,6 +129,17 @@ class Checkpoint:
             scales=padded.scales[rows],
             zero_points=padded.zero_points[rows],
         )
+
+
+def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """See `Checkpoint.layer_settings`; of a `quantization_config`, which may lack either."""
+    import re
+
+    settings = {key: quantization.get(key) for key in ("bits", "group_size")}
+    for pattern, changes in (quantization.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+            return settings | {key: changes[key] for key in settings if key in changes}
+    return settings
 
 
 @dataclass(frozen=True)

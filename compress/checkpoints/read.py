@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.checkpoint import layer_settings
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
@@ -16,7 +16,7 @@ _PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """The tensors of a file as a GPTQ or AWQ config in ``root`` means them: packed weights, scales and zero points."""
     quantization = _quantization(root)
-    return [_as_meant(tensor, _packed_bits(tensor.name, quantization)) for tensor in read_header(file)]
+    return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in read_header(file)]
 
 
 def _quantization(root: Path) -> dict[str, Any]:
@@ -27,18 +27,9 @@ def _quantization(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _packed_bits(name: str, quantization: dict[str, Any]) -> int | None:
-    """The bits of the weights that `NAME.qweight` packs into int32: those of its layer where layers differ."""
-    bits = quantization.get("bits")
-    for pattern, changes in (quantization.get("dynamic") or {}).items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), name.rpartition(".")[0]):
-            bits = changes.get("bits", bits)
-            break
-    return bits if isinstance(bits, int) and bits > 0 else None
-
-
-def _as_meant(tensor: StoredTensor, bits: int | None) -> StoredTensor:
-    if bits is None:
+def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
+    """``bits`` are those of the weights that `NAME.qweight` packs into int32, where the config says them."""
+    if not isinstance(bits, int) or bits < 1:
         return tensor
     if tensor.name.endswith(".qweight") and tensor.dtype == "int32":
         weights = tensor.elements * 32 // bits

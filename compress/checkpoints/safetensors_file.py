@@ -9,10 +9,13 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
 from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
@@ -58,6 +61,24 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
     tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
     _check_layout(path, tensors, 8 + length, size)
     return tuple(tensors)
+
+
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """One tensor, mapped from its file: read as it is used."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, str] = file.metadata()
+        return found
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architectures.watched import given, hooked
 from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
 from compress.errors import StageError
 
@@ -103,7 +104,7 @@ class BlockPass:
                 names = firsts[name].names
                 quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
 
-        with self._watched(before):
+        with given(self.linears, before):
             return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
@@ -123,7 +124,7 @@ class BlockPass:
                 groups.append(_Group([name], owner, rank if owner else different))
             last[:] = [inputs]
 
-        with self._watched(before):
+        with given(self.linears, before):
             self.run(self.batches[0]()[:1])
         self._all_called([name for group in groups for name in group.names])
         return groups
@@ -157,7 +158,7 @@ class BlockPass:
         for batch in self.batches:
             hidden = batch()
             tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
-            with self._watched(before), suppress(_Seen):
+            with given(self.linears, before), suppress(_Seen):
                 self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
@@ -179,13 +180,10 @@ class BlockPass:
             tokens += len(chosen)
             raise _Seen
 
-        handle = experts.register_forward_pre_hook(before, with_kwargs=True)
-        try:
+        with hooked([experts.register_forward_pre_hook(before, with_kwargs=True)]):
             for batch in self.batches:
                 with suppress(_Seen):
                     self.run(batch())
-        finally:
-            handle.remove()
         rehearsal.sent, rehearsal.tokens = sent, tokens
 
     def _seat(self, name: str) -> tuple[str, int, int]:
@@ -213,20 +211,6 @@ class BlockPass:
         finally:
             for experts in self.experts.values():
                 experts.rehearsal = None
-
-    @contextmanager
-    def _watched(self, before: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-        """Call ``before`` with a layer's name and inputs whenever one is about to be applied."""
-
-        def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            return lambda module, arguments: before(name, arguments[0])
-
-        handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in self.linears.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _finite(self, group: Sequence[str], hessian: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(hessian.diagonal()).all()):

@@ -47,17 +47,6 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     return skeleton
 
 
-def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Raise `ModelError` for a model whose weights are integers."""
-    if checkpoint.quantization is not None:
-        raise ModelError(
-            "The model is quantized already.",
-            where=str(checkpoint.folder / "config.json"),
-            expected="float weights",
-            mend="start from the model that it was made of",
-        )
-
-
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
 

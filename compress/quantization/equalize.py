@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compress.architectures.watched import given, made
 from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.numerics.equalization import equalizing, share
-from compress.quantization.build import build_skeleton, check_not_quantized
+from compress.quantization.build import build_skeleton
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.write import SHARD_BYTES, write_beside_weights
 
@@ -37,7 +39,7 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
 
     Raises `StageError` where nothing could be equalized, and `ModelError` as `build_skeleton` does.
     """
-    check_not_quantized(checkpoint)
+    refuse_quantized(checkpoint.folder)
     work = _Work(build_skeleton(checkpoint), strength, context)
     folder = context.scratch / "equalized"
     with storage_errors(context.scratch):
@@ -150,8 +152,8 @@ def find_folds(modules: Modules, run: Run, head_size: int) -> tuple[list[Fold], 
     before = run()
     folds: list[Fold] = []
     alone: list[str] = []
-    for consumers, columns, given in groups:
-        candidates = _candidates(modules, consumers, makers.get(given), columns, head_size)
+    for consumers, columns, value in groups:
+        candidates = _candidates(modules, consumers, makers.get(value), columns, head_size)
         fold = next((fold for fold in candidates if _holds(fold, modules, run, before)), None)
         if fold is None:
             alone.extend(consumers)
@@ -169,40 +171,23 @@ def _weight(module: nn.Module) -> torch.Tensor:
 def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int, int]], dict[int, str]]:
     """The linear layers that share an input, with its width and identity; and which module made what."""
     readers: dict[int, list[str]] = {}
-    widths: dict[int, int] = {}
     makers: dict[int, str] = {}
-    held: list[torch.Tensor] = []  # else an identity might be given to another tensor
+    held: dict[int, torch.Tensor] = {}  # else an identity might be given to another tensor
 
-    def reads(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            held.append(arguments[0])
-            readers.setdefault(id(arguments[0]), []).append(name)
-            widths[id(arguments[0])] = arguments[0].shape[-1]
+    def reads(name: str, values: torch.Tensor) -> None:
+        held[id(values)] = values
+        readers.setdefault(id(values), []).append(name)
 
-        return hook
-
-    def makes(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: object, output: object) -> None:
-            if isinstance(output, torch.Tensor):
-                held.append(output)
-                makers[id(output)] = name
-
-        return hook
+    def makes(name: str, values: torch.Tensor) -> None:
+        held[id(values)] = values
+        makers[id(values)] = name
 
     linears = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
-    vectors = {
-        name: part
-        for name, part in modules.items()
-        if name not in linears and any(True for _ in part.parameters(recurse=False))
-    }
-    handles = [part.register_forward_pre_hook(reads(name)) for name, part in linears.items()]
-    handles += [part.register_forward_hook(makes(name)) for name, part in vectors.items()]
-    try:
+    others = {name: part for name, part in modules.items() if name not in linears}
+    vectors = {name: part for name, part in others.items() if any(True for _ in part.parameters(recurse=False))}
+    with given(linears, reads), made(vectors, makes):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(tuple(names), widths[given], given) for given, names in readers.items()], makers
+    return [(tuple(names), held[value].shape[-1], value) for value, names in readers.items()], makers
 
 
 def _candidates(

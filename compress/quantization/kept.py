@@ -7,12 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from compress.checkpoints.safetensors_file import read_header, read_metadata, read_tensor
 from compress.quantization.layers import Layer
 
 
@@ -35,8 +35,7 @@ class Finished:
         if not self.file(index).is_file():
             return None
         try:
-            with safe_open(self.file(index), framework="pt") as file:
-                return tuple(Layer(**layer) for layer in json.loads(file.metadata()["layers"]))
+            return layers_in(self.file(index))
         except SafetensorError:
             return None
 
@@ -46,17 +45,21 @@ class Finished:
 
     def names(self, index: int) -> tuple[str, ...]:
         """The tensors that are kept of a block."""
-        with safe_open(self.file(index), framework="pt") as file:
-            return tuple(file.keys())
+        return tuple(tensor.name for tensor in read_header(self.file(index)))
 
     def tensor(self, index: int, name: str) -> torch.Tensor:
         """One tensor that is kept of a block, mapped from its file."""
-        return mapped(self.file(index), name)
+        return read_tensor(self.file(index), name)
 
 
 def layers_to_text(layers: Sequence[Layer]) -> str:
-    """Layers as JSON, which `Layer(**entry)` reads."""
+    """Layers as JSON, for a file's metadata."""
     return json.dumps([layer.to_json() | {"bits": layer.bits} for layer in layers])
+
+
+def layers_in(path: Path) -> tuple[Layer, ...]:
+    """The layers that a file's metadata tell of."""
+    return tuple(Layer(**layer) for layer in json.loads(read_metadata(path)["layers"]))
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -66,17 +69,3 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def mapped(path: Path, name: str) -> torch.Tensor:
-    """One tensor of a safetensors file, read as it is used."""
-    with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself."""
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, Any] = file.metadata()
-        return found

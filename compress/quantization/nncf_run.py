@@ -14,13 +14,14 @@ from torch import nn
 
 from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.gptq_layout import pack_layer
 from compress.checkpoints.quantized_module import load_module
 from compress.errors import StageError
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.progress import Progress
 from compress.quantization.allocation import FLOAT_BITS
-from compress.quantization.build import build_skeleton, check_not_quantized
+from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import NncfOptions
 from compress.quantization.kept import Finished
@@ -40,7 +41,7 @@ _NAMED = 3
 
 def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Context) -> QuantizedCheckpoint:
     """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`."""
-    check_not_quantized(checkpoint)
+    refuse_quantized(checkpoint.folder)
     skeleton = build_skeleton(checkpoint)
     plan = plan_layers(skeleton, options.equivalent)
     tables = plan_tables(skeleton, options.equivalent, None)

@@ -14,8 +14,9 @@ from torch import nn
 
 from compress.cache import disk_full, storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.checks import refuse_quantized
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
-from compress.quantization.build import build_skeleton, check_not_quantized
+from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients, Importance
@@ -43,7 +44,7 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     """
     keep_freed_memory(_KEPT_BYTES)
-    check_not_quantized(checkpoint)
+    refuse_quantized(checkpoint.folder)
     skeleton = build_skeleton(checkpoint)
     plan = plan_layers(skeleton, config)
     plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])

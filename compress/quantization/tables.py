@@ -11,10 +11,11 @@ import torch
 
 from compress.checkpoints.checkpoint import TABLES
 from compress.checkpoints.gptq_layout import PARTS, pack_layer
+from compress.checkpoints.safetensors_file import read_tensor
 from compress.errors import ModelError
 from compress.numerics.quantized_weight import QuantizedWeight
 from compress.quantization.config import Quantization
-from compress.quantization.kept import layers_to_text, mapped, metadata, write_whole
+from compress.quantization.kept import layers_in, layers_to_text, write_whole
 from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layers
@@ -39,7 +40,7 @@ class Tables:
 
     def floats(self, name: str) -> torch.Tensor:
         """What the integers of a table stand for, float16, mapped."""
-        return mapped(self.folder / _FLOATS, f"{name}.weight")
+        return read_tensor(self.folder / _FLOATS, f"{name}.weight")
 
 
 def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
@@ -78,7 +79,7 @@ def quantize_tables(
     """
     folder.mkdir(exist_ok=True)
     if (folder / _FLOATS).is_file():
-        return tuple(Layer(**layer) for layer in json.loads(metadata(folder / _FLOATS)["layers"]))
+        return layers_in(folder / _FLOATS)
     packed: dict[str, torch.Tensor] = {}
     floats: dict[str, torch.Tensor] = {}
     found: list[Layer] = []

@@ -10,7 +10,6 @@ from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Promise, Reference, Stage
-from compress.stages.equalize import Equalize
 from compress.tasks.capability import GENERATES
 
 
@@ -32,9 +31,7 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        if isinstance(earlier, Equalize):
-            return None, "a recipe without equalize, or merge_lora before it"
-        return None
+        return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
 
     def promise(self) -> Promise:
         """The base stays as it is."""

@@ -23,6 +23,7 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
+    scales_inputs = True
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
 

@@ -8,7 +8,7 @@ from typing import Literal
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction
 from compress.stage.shape import Shape
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.config import AdapterTraining
 from compress.training.prediction import recovery_prediction
@@ -26,14 +26,6 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     requires = frozenset({GENERATES})
     adapter_beside = True
     kind: Literal["lora"] = "lora"
-
-    def needs(self) -> Needs:
-        """Text to learn from."""
-        return Needs(splits=("train",))
-
-    def refers_to(self) -> tuple[str, ...]:
-        """The teacher's label."""
-        return (self.teacher,)
 
     def promise(self) -> Promise:
         """The base stays as it is."""

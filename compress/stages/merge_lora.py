@@ -10,7 +10,6 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, predicted
 from compress.stage.shape import Shape
 from compress.stage.stage import Context, Reference, Stage
-from compress.stages.equalize import Equalize
 
 
 class MergeLora(Stage[TorchModel, TorchModel]):
@@ -26,9 +25,7 @@ class MergeLora(Stage[TorchModel, TorchModel]):
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        if isinstance(earlier, Equalize):
-            return None, "a recipe without equalize, or merge_lora before it"
-        return None
+        return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """No parameter comes or goes."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from compress.architectures.watched import given, hooked, made
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -36,38 +37,16 @@ def fold_batch_norms(module: nn.Module, run: Run) -> int:
 
 def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
     """Normalisations and the layers whose outputs they are given; each of both is called once."""
-    watch = _Watch()
-    parts = [part for part in module.modules() if isinstance(part, _Norm | _Layer)]
-    handles = [
-        part.register_forward_pre_hook(watch.reads)
-        if isinstance(part, _Norm)
-        else part.register_forward_hook(watch.makes)
-        for part in parts
-    ]
-    _run(run, handles)
-    return {
-        norm: watch.makers[given]
-        for norm, given in watch.given.items()
-        if given in watch.makers and watch.calls[norm] == 1 == watch.calls[watch.makers[given]] and _fits(norm)
-    }
-
-
-@dataclass
-class _Watch:
-    makers: dict[int, _Layer] = field(default_factory=dict)
-    given: dict[_Norm, int] = field(default_factory=dict)
-    calls: dict[nn.Module, int] = field(default_factory=dict)
-    held: list[torch.Tensor] = field(default_factory=list)
-    """Else an identity might be given to another tensor."""
-
-    def makes(self, layer: Any, arguments: object, output: torch.Tensor) -> None:
-        self.held.append(output)
-        self.makers[id(output)] = layer
-        self.calls[layer] = self.calls.get(layer, 0) + 1
-
-    def reads(self, norm: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        self.given[norm] = id(arguments[0])
-        self.calls[norm] = self.calls.get(norm, 0) + 1
+    norms: dict[_Norm, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Norm)}
+    layers: dict[_Layer, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Layer)}
+    with (
+        given({part: part for part in norms}, lambda norm, values: norms[norm].append(values)),
+        made({part: part for part in layers}, lambda layer, values: layers[layer].append(values)),
+    ):
+        run()
+    makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
+    found = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
+    return {norm: layer for norm, layer in found.items() if len(norms[norm]) == 1 == len(layers[layer]) and _fits(norm)}
 
 
 def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
@@ -83,15 +62,8 @@ def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
 
     handles = [layer.register_forward_hook(hide) for layer in pairs.values()]
     handles += [norm.register_forward_pre_hook(show) for norm in pairs]
-    return bool(torch.isfinite(_run(run, handles)).all())
-
-
-def _run(run: Run, handles: list[Any]) -> torch.Tensor:
-    try:
-        return run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles):
+        return bool(torch.isfinite(run()).all())
 
 
 def _fits(norm: _Norm) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compress.architectures.channels import Coupling, Side
+from compress.architectures.watched import made
 
 Figure = Literal["multiplications", "parameters"]
 
@@ -94,19 +95,15 @@ def _width(layer: Any, side: Side) -> int:
 def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, float]:
     """At how many places of an image each convolution and linear layer is computed."""
     found: dict[str, float] = {}
+    layers = {name: layer for name, layer in network.named_modules() if _products(layer)}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, arguments: Any, output: torch.Tensor) -> None:
-            width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
-            found[name] = found.get(name, 0.0) + output.numel() / len(output) / int(width)
+    def count(name: str, output: torch.Tensor) -> None:
+        layer = layers[name]
+        width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
+        found[name] = found.get(name, 0.0) + output.numel() / len(output) / int(width)
 
-        return hook
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in network.named_modules() if _products(layer)]
-    with torch.no_grad():
+    with torch.no_grad(), made(layers, count):
         run()
-    for handle in handles:
-        handle.remove()
     return found
 
 

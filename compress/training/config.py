@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from compress.frozen import Frozen
 from compress.numerics.sparse_pattern import Pattern
+from compress.stage.stage import Needs
 from compress.targets import find_processor
 from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
@@ -91,6 +92,14 @@ class Recovery(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
+
+    def needs(self) -> Needs:
+        """Text to learn from."""
+        return Needs(splits=("train",))
+
+    def refers_to(self) -> tuple[str, ...]:
+        """The teacher's label."""
+        return (self.teacher,)
 
 
 class ScaleTuning(Recovery):

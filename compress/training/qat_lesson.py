@@ -60,7 +60,6 @@ class QatLesson:
     def teach(self) -> onnx.ModelProto:
         """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
         settings, context, module = self.settings, self.context, self.model.module.eval()
-        _refuse_quantized(self.model)
         self._fold()
         chosen, shared = self._choose()
         if settings.augment is None:
@@ -174,17 +173,6 @@ class QatLesson:
 
 def _bits(settings: QuantizationAwareTraining) -> str:
     return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
-
-
-def _refuse_quantized(model: TorchModel) -> None:
-    """Raises `StageError` for a checkpoint whose weights are integers already."""
-    method = getattr(model.module.config, "quantization_config", None)
-    if method is not None:
-        raise StageError(
-            "The model is quantized already: its config has a quantization_config.",
-            expected="a float model, as `finetune` or `distill` gives it",
-            mend="start from the float model; quantizing twice loses accuracy for nothing",
-        )
 
 
 def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[Parts]]:

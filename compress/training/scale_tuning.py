@@ -10,6 +10,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import grids, learn_vectors, load_module
+from compress.checkpoints.safetensors_file import read_tensor
 from compress.checkpoints.shards import write_changed
 from compress.errors import StageError
 from compress.training.config import ScaleTuning
@@ -78,8 +79,5 @@ def tuned_tensors(
 
 def _padded(checkpoint: QuantizedCheckpoint, name: str, scales: torch.Tensor) -> torch.Tensor:
     """The scales [groups, rows] with the rows that the file adds after them, as they stand there."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint.folder / TABLES, framework="pt") as file:
-        stored: torch.Tensor = file.get_tensor(name)
+    stored = read_tensor(checkpoint.folder / TABLES, name)
     return torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.architectures.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
+from compress.architectures.watched import given
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import softened_kl
@@ -95,36 +95,21 @@ def _importance(
     heads = [torch.zeros(block.heads) for block in found]
     neurons = [torch.zeros(block.feed_forward_in.out_features) for block in found]
     inputs: dict[nn.Module, torch.Tensor] = {}
-    handles = [
-        linear.register_forward_pre_hook(_keep_input(inputs))
-        for block in found
-        for linear in (block.attention_output, block.feed_forward_out)
-    ]
+    layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
     module.eval()
     order = np.argsort(examples.lengths(), kind="stable")
     starts = range(0, len(order), _BATCH)
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, order[start : start + _BATCH].tolist())
-        outputs = forward(module, batch)
+        with given({layer: layer for layer in layers}, inputs.__setitem__):
+            outputs = forward(module, batch)
         loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
-        layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
         gradients = torch.autograd.grad(loss, [inputs[layer] for layer in layers])
         for index, block in enumerate(found):
             attention, feed_forward = inputs[layers[2 * index]], inputs[layers[2 * index + 1]]
             heads[index] += taylor_importance(attention.detach(), gradients[2 * index], block.head_size)
             neurons[index] += taylor_importance(feed_forward.detach(), gradients[2 * index + 1], 1)
-    for handle in handles:
-        handle.remove()
     return heads, neurons
-
-
-def _keep_input(
-    store: dict[nn.Module, torch.Tensor],
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        store[layer] = arguments[0]
-
-    return hook
 
 
 def _squared_norms(output: nn.Linear, group_size: int) -> torch.Tensor:

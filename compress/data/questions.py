@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.data.files import Rows, read_file
-from compress.data.source import find
+from compress.data.files import Rows
+from compress.data.source import find_file, read_columns
 from compress.errors import DataError
 
 COLUMNS = ("prompt", "choices", "answer")
@@ -24,12 +24,7 @@ class Question:
 
 def find_questions(reference: str, folder: Path) -> list[Question]:
     """Read the file of that name below ``folder``, or else below the current directory. Raises `DataError`."""
-    found = find(reference, folder)
-    if found is None or not found.is_file():
-        raise DataError(
-            f"{reference} does not exist.", where="evaluation.questions", expected=f"a file in {folder.resolve()}"
-        )
-    return read_questions(found)
+    return read_questions(find_file(reference, folder, "evaluation.questions"))
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -37,14 +32,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises `DataError` that names the row.
     """
-    rows = read_file(path, COLUMNS)
-    for name in COLUMNS:
-        if name not in rows.names:
-            raise DataError(
-                f"{rows.name} has no column {name!r}.",
-                where=str(path),
-                expected=f"the columns {', '.join(COLUMNS)}; choices is a list, so JSONL, JSON or Parquet",
-            )
+    rows = read_columns(path, COLUMNS, "; choices is a list, so JSONL, JSON or Parquet")
     return [_question(rows, index) for index in range(len(rows.columns["prompt"]))]
 
 

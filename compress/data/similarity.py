@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.config import FILE_SUFFIXES, is_sample
-from compress.data.files import Rows, read_file
-from compress.data.source import find
+from compress.data.files import Rows
+from compress.data.source import find_file, read_columns
 from compress.errors import DataError
 from compress.progress import Progress
 from compress.samples.fetch import sample_directory
@@ -35,24 +35,12 @@ def find_rated_pairs(reference: str, folder: Path, progress: Progress) -> list[R
     if is_sample(reference):
         files = sorted(path for path in sample_directory(reference, progress).iterdir() if path.suffix in FILE_SUFFIXES)
         return [read_rated_pairs(path) for path in files]
-    found = find(reference, folder)
-    if found is None or not found.is_file():
-        raise DataError(
-            f"{reference} does not exist.",
-            where="evaluation.similarity",
-            expected=f"a sample, or a file in {folder.resolve()}",
-        )
-    return [read_rated_pairs(found)]
+    return [read_rated_pairs(find_file(reference, folder, "evaluation.similarity", "a sample, or a file"))]
 
 
 def read_rated_pairs(path: Path) -> RatedPairs:
     """Rows with `text`, `pair` and `score`, larger for what is more alike. Raises `DataError` that names the row."""
-    rows = read_file(path, COLUMNS)
-    for name in COLUMNS:
-        if name not in rows.names:
-            raise DataError(
-                f"{rows.name} has no column {name!r}.", where=str(path), expected=f"the columns {', '.join(COLUMNS)}"
-            )
+    rows = read_columns(path, COLUMNS)
     texts, pairs = (tuple(_texts(rows, name)) for name in COLUMNS[:2])
     scores = tuple(_score(rows, index, value) for index, value in enumerate(rows.columns["score"]))
     if len(scores) < _LEAST or len(set(scores)) < 2:

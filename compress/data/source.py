@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -86,6 +86,27 @@ def read(location: Location, wanted: Collection[str]) -> Rows:
     if isinstance(location, Path):
         return (read_class_folder if location.is_dir() else read_file)(location, wanted)
     return read_hub_split(location, wanted)
+
+
+def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
+    """The rows of a file that must have all of ``names``. Raises `DataError`."""
+    rows = read_file(path, names)
+    for name in names:
+        if name not in rows.names:
+            raise DataError(
+                f"{rows.name} has no column {name!r}.",
+                where=str(path),
+                expected=f"the columns {', '.join(names)}{note}",
+            )
+    return rows
+
+
+def find_file(reference: str, folder: Path, field: str, expected: str = "a file") -> Path:
+    """As `find`. Raises `DataError` where there is no such file."""
+    found = find(reference, folder)
+    if found is None or not found.is_file():
+        raise DataError(f"{reference} does not exist.", where=field, expected=f"{expected} in {folder.resolve()}")
+    return found
 
 
 def find(reference: str, folder: Path) -> Path | None:

@@ -12,8 +12,6 @@ from compress.checkpoints.experts import separate_experts
 from compress.errors import ModelError, StageError, first_line
 from compress.quantization.skeleton import Skeleton
 
-_ROWS_AT_ONCE = 8192
-
 
 def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     """The model of a folder without its weights.
@@ -54,7 +52,11 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
-    useful = {name: module for name, module in outermost.items() if _holds_linear(module)}
+    useful = {
+        name: module
+        for name, module in outermost.items()
+        if any(isinstance(part, nn.Linear) for part in module.modules())
+    }
     if len(useful) != 1:
         found = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
         raise StageError(
@@ -63,10 +65,6 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             mend="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
         )
     return next(iter(useful.items()))
-
-
-def _holds_linear(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def _read_rows_as_needed(skeleton: Skeleton) -> None:
@@ -114,19 +112,12 @@ def _check_tables(skeleton: Skeleton) -> None:
             where=str(skeleton.checkpoint.folder),
             expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
         )
-    if skeleton.tied and len(stored) == 2 and not _equal(*(skeleton.checkpoint.stored(name) for name in stored)):
+    if skeleton.tied and len(stored) == 2 and not torch.equal(*(skeleton.checkpoint.stored(name) for name in stored)):
         raise ModelError(
             f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
             where=str(skeleton.checkpoint.folder),
             expected="one tensor for both, or tie_word_embeddings: false in config.json",
         )
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    pieces = zip(torch.split(one, _ROWS_AT_ONCE), torch.split(other, _ROWS_AT_ONCE), strict=True)
-    return all(torch.equal(a, b) for a, b in pieces)
 
 
 @torch.no_grad()

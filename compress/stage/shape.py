@@ -41,6 +41,15 @@ class Shape:
         """The same with weights of so many bits."""
         return replace(self, matrix_bits=matrices, table_bits=tables)
 
+    def first_token_only(self) -> Shape:
+        """What multiplies a token where the last layer gives the first one alone: there, what makes keys and values."""
+        layers = max(self.layers, 1)
+        shares = {
+            "attention": self.attention * (1 - 0.5 / layers),
+            "feed_forward": self.feed_forward * (1 - 1 / layers),
+        }
+        return replace(self, **shares)
+
     def with_layers(self, layers: int) -> Shape:
         """The same with as many layers, all of them alike."""
         share = layers / self.layers if self.layers else 1.0

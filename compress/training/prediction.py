@@ -15,6 +15,9 @@ FLOPS_TRAINING = 6
 TRAINING_BYTES = 16
 """For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
 
+KEPT_STATES_BYTES = 1 << 30
+"""What frozen layers give to all examples is kept in memory up to that size; else each step computes it."""
+
 Flops = Callable[[Shape, Shape, float], float | None]
 """Of a training by its input's shape, its output's, and the tokens of an epoch; ``None`` where data is missing."""
 

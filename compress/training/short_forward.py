@@ -17,9 +17,9 @@ from compress.architectures.transformer import BERT_FAMILIES, Block, blocks, lay
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.task import Examples
+from compress.training.prediction import KEPT_STATES_BYTES
 
 _BATCH = 64
-_KEPT_BYTES = 1 << 30
 
 
 class FrozenLayers(nn.Module):
@@ -56,7 +56,7 @@ class FrozenLayers(nn.Module):
         """Compute the states of every example, where they are not too large to be kept."""
         (module,) = self._module
         lengths = examples.lengths()
-        if 4 * int(lengths.sum()) * module.config.hidden_size > _KEPT_BYTES:
+        if 4 * int(lengths.sum()) * module.config.hidden_size > KEPT_STATES_BYTES:
             return
         module.eval()
         order = np.argsort(lengths, kind="stable")

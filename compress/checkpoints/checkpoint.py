@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import link_or_copy
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
+    from compress.checkpoints.stored_tensor import StoredTensor
     from compress.numerics.quantized_weight import QuantizedWeight
+
 
 TABLES = "quantized_tables.safetensors"
 """Integers of embeddings and tied heads, which the GPTQ format has no place for: `NAME.qweight` and so on as in
@@ -47,8 +52,6 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed `config.json`."""
-        from compress.checkpoints.json_file import read_json
-
         return read_json(self.folder / "config.json")
 
     @cached_property
@@ -105,8 +108,6 @@ class Checkpoint:
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
         """`bits`, `group_size` and `rows` of each table in `TABLES`, by the module's name."""
-        import json
-
         from compress.checkpoints.safetensors_file import read_metadata
 
         path = self.folder / TABLES
@@ -114,8 +115,6 @@ class Checkpoint:
         return found
 
     def _table(self, module: str) -> QuantizedWeight:
-        from dataclasses import replace
-
         from compress.checkpoints.gptq_layout import PARTS, unpack_layer
         from compress.checkpoints.safetensors_file import read_tensor
 
@@ -133,8 +132,6 @@ class Checkpoint:
 
 def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
     """See `Checkpoint.layer_settings`; of a `quantization_config`, which may lack either."""
-    import re
-
     settings = {key: quantization.get(key) for key in ("bits", "group_size")}
     for pattern, changes in (quantization.get("dynamic") or {}).items():
         if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
@@ -147,3 +144,35 @@ class QuantizedCheckpoint(Checkpoint):
     """A checkpoint in GPTQ format (the AutoGPTQ layout), with its embedding tables beside it."""
 
     kind: ClassVar[str] = "quantized checkpoint"
+
+
+_PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file as a GPTQ or AWQ config in ``root`` means them: packed weights, scales and zero points."""
+    from compress.checkpoints.safetensors_file import read_header
+
+    quantization = _quantization(root)
+    return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in read_header(file)]
+
+
+def _quantization(root: Path) -> dict[str, Any]:
+    """What the folder's config says of a GPTQ or AWQ checkpoint; empty for any other."""
+    if not (root / "config.json").is_file():
+        return {}
+    found = read_json(root / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
+    """``bits`` are those of the weights that `NAME.qweight` packs into int32, where the config says them."""
+    if not isinstance(bits, int) or bits < 1:
+        return tensor
+    if tensor.name.endswith(".qweight") and tensor.dtype == "int32":
+        weights = tensor.elements * 32 // bits
+        packed = {"role": "weight", "dtype": f"int{bits}", "parameters": weights, "packed": True}
+        return tensor.model_copy(update=packed)
+    if tensor.name.endswith(_PACKED_COMPANIONS):
+        return tensor.model_copy(update={"role": "quantization", "parameters": 0})
+    return tensor

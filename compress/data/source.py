@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from compress.data.class_folder import read_class_folder
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
-from compress.data.files import Rows, read_file
+from compress.data.files import Rows, read_class_folder, read_file
 from compress.errors import DataError, MissingExtraError
 from compress.samples.catalog import find_sample
 

@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from compress.data.class_folder import LABEL, read_class_folder
+from compress.data.files import LABEL, read_class_folder
 from compress.errors import DataError
 from compress.stage.prediction import Text
 

@@ -25,7 +25,7 @@ from compress.errors import StageError
 from compress.numerics.equalization import equalizing, share
 from compress.quantization.build import build_skeleton
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.write import SHARD_BYTES, write_beside_weights
+from compress.quantization.write import write_beside_weights
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -46,7 +46,7 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_beside_weights(checkpoint, folder, dtype="float32")
-        write_shards(folder, work.tensors(), SHARD_BYTES)
+        write_shards(folder, work.tensors())
     context.remark(work.summary())
     return Checkpoint(folder)
 

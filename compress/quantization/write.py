@@ -26,7 +26,6 @@ from compress.quantization.tables import Tables
 
 LAYERS = "quantized_layers.json"
 """What became of every layer, beside the checkpoint."""
-SHARD_BYTES = 500_000_000
 _ROWS = 8192
 """Rows that are stored as float16 at a time."""
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -55,7 +54,7 @@ class Result:
         write_beside_weights(self.source, folder, dtype="float16", quantization_config=self.quantization())
         has_tables = any(table.bits for table in self.tables)
         # With an index, since gptqmodel would take `TABLES` for the weights.
-        write_shards(folder, self._tensors(), SHARD_BYTES, index_one=has_tables)
+        write_shards(folder, self._tensors(), index_one=has_tables)
         if has_tables:
             link_or_copy(self.work.packed, folder / TABLES)
         _write_json(folder / "quantize_config.json", self.quantization())

@@ -53,7 +53,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         """Train ``model`` in place on the ``train`` split."""
         from compress.tasks.forward import forward
         from compress.training.loop import Trainee, train
-        from compress.training.sparsity import keep_zeros
+        from compress.training.unstructured_pruning import keep_zeros
 
         trainee = Trainee(
             model.module,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.data.overlap import normalised
+from compress.data.dataset import normalised
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT

@@ -35,7 +35,7 @@ from compress.tasks.task import Examples
 from compress.training.config import Distillation, Student
 from compress.training.loop import Trainee, train
 from compress.training.short_forward import shortened
-from compress.training.sparsity import keep_zeros
+from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

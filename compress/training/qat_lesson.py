@@ -18,7 +18,7 @@ from compress.environment import uses_bf16
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
-from compress.formats.onnx.int8.kernels import write_products
+from compress.formats.onnx.int8.kernels import Parts, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
 from compress.formats.onnx.int8.trained import (
     FOUR_BITS_FROM,
@@ -27,7 +27,6 @@ from compress.formats.onnx.int8.trained import (
     store_in_four_bits,
     write_integers,
 )
-from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
 from compress.numerics.distillation import softened_kl
 from compress.tasks.forward import forward, predict
@@ -36,7 +35,7 @@ from compress.training.batch_norm import fold_batch_norms
 from compress.training.config import QuantizationAwareTraining
 from compress.training.loop import Trainee, train
 from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
-from compress.training.sparsity import keep_zeros
+from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

@@ -16,11 +16,10 @@ import onnx_ir as ir
 from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import cut_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, find_layers, name_nodes, refuse_unfit
-from compress.formats.onnx.int8.kernels import make_unsigned, write_products
+from compress.formats.onnx.int8.kernels import make_unsigned, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.settings import Format, ReduceRange
-from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
 from compress.formats.silence import silence
 
 

@@ -24,7 +24,7 @@ class GptqSettings:
     columns with the largest diagonal of the Hessian first; scales are found before any column is rounded and groups are
     of neighbouring columns all the same, so that inference needs no permutation. ``damping``: the share of the mean
     diagonal that is added to the diagonal. ``refinement_sweeps``: passes of coordinate descent over integers and scales
-    after the rounding. Raises `ValueError` for values that mean nothing.
+    after the rounding.
     """
 
     bits: int = 4
@@ -34,16 +34,6 @@ class GptqSettings:
     damping: float = 0.05
     scale_search: bool = True
     refinement_sweeps: int = 0
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, found {self.bits}")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, found {self.group_size}")
-        if not 0 <= self.damping <= _LARGEST_DAMPING:
-            raise ValueError(f"damping must be 0 to {_LARGEST_DAMPING:g}, found {self.damping}")
-        if self.refinement_sweeps < 0:
-            raise ValueError(f"refinement_sweeps must not be negative, found {self.refinement_sweeps}")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.experts import separate_experts
-from compress.errors import ModelError, StageError, first_line
+from compress.checkpoints.quantized_module import empty_module
+from compress.errors import ModelError, StageError
 from compress.quantization.skeleton import Skeleton
 
 
@@ -19,24 +19,9 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise ModelError(
-            f"The model cannot be built as a causal language model: {first_line(error)}",
-            where=str(checkpoint.folder / "config.json"),
-            expected="an architecture that transformers' AutoModelForCausalLM knows",
-        ) from error
+    model: Any = empty_module(checkpoint).eval()
     # What routers answer is for their training alone.
     model.config.output_router_logits = False
-    separate_experts(model, checkpoint)
     prefix, blocks = find_blocks(model)
     skeleton = Skeleton(checkpoint, model, prefix, blocks)
     _read_rows_as_needed(skeleton)

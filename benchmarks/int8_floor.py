@@ -27,8 +27,8 @@ from compress.formats.onnx.model import OnnxModel
 from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
-from compress.quantization.int8_calibration import calibration_set
 from compress.quantization.int8_floor import Merit, merit_of, search
+from compress.quantization.int8_run import calibration_set
 from compress.recipe_source import read_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"

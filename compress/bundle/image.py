@@ -15,8 +15,7 @@ import numpy as np
 from compress.bundle.kind import Case
 from compress.bundle.pictures import noise, pictures
 from compress.bundle.steps import Channels, Crop, PrepareImage, Preprocessing, Resize
-from compress.data.images import Mode, decode
-from compress.data.media import media
+from compress.data.media import Mode, decode, media
 from compress.errors import BundleError, DataError, InputError, ModelError
 from compress.runtimes.runtime import Batch
 from compress.targets import Language

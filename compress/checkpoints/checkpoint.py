@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from compress.checkpoints.stored_tensor import StoredTensor
-    from compress.numerics.quantized_weight import QuantizedWeight
+    from compress.numerics.integer_grid import QuantizedWeight
 
 
 TABLES = "quantized_tables.safetensors"

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import separate_experts
 from compress.errors import ModelError, first_line
-from compress.numerics.grouped_scales import dequantize, stored_as
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.fake_quantization import dequantize, stored_as
+from compress.numerics.integer_grid import QuantizedWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.frozen import FrozenAliased
-from compress.numerics.decision import Verdict
+from compress.numerics.differences import Verdict
 
 SCHEMA = 1
 

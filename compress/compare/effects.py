@@ -12,9 +12,9 @@ import numpy as np
 from compress.compare.change import Change
 from compress.measurement import Measurement
 from compress.metrics import Metric, describe_metric
-from compress.numerics.decision import decide, samples_to_settle
 from compress.numerics.differences import (
     allow_for,
+    decide,
     difference_of_estimates,
     difference_of_shares,
     discordant,
@@ -22,6 +22,7 @@ from compress.numerics.differences import (
     mcnemar_mid_p,
     paired_bootstrap,
     relative,
+    samples_to_settle,
     widen,
 )
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval

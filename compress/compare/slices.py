@@ -8,8 +8,7 @@ import numpy as np
 
 from compress.compare.change import Change, SliceChange
 from compress.measurement import Measurement
-from compress.numerics.decision import decide, samples_to_settle
-from compress.numerics.differences import paired_difference
+from compress.numerics.differences import decide, paired_difference, samples_to_settle
 from compress.numerics.statistics import Estimate
 from compress.report.schema import FINAL, Report, SliceRecord
 

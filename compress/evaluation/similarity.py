@@ -12,7 +12,7 @@ from compress.data.similarity import RatedPairs
 from compress.evaluation.evaluate import predict
 from compress.measurement import Measurement
 from compress.numerics.correlation import pearson, spearman
-from compress.numerics.retrieval import normalized
+from compress.numerics.embeddings import normalized
 from compress.progress import Progress
 from compress.targets import Target
 from compress.tasks.feature_extraction import EMBEDDING

@@ -16,7 +16,7 @@ import onnx
 
 from compress.formats.onnx.parts import OnnxParts, part_nodes
 from compress.formats.parts import LARGEST, Parts, Run, Values
-from compress.numerics.coarse_rounding import on_coarse_grid
+from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import Progress
 
 NOISE = 1e-4

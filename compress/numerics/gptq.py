@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.numerics.integer_grid import IntegerGrid, find_grid, round_columns
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import IntegerGrid, QuantizedWeight, find_grid, round_columns
 from compress.numerics.rounding_refinement import refine_columns
 
 _BLOCK = 64

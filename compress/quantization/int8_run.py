@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -16,17 +19,19 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
 from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
+from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
-from compress.quantization.int8_calibration import CalibrationSet, calibration_set
+from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
 
 if TYPE_CHECKING:
     import onnx
 
     from compress.stage.stage import Context
+    from compress.tasks.task import Examples
 
 
 MadeQuantizer = DynamicQuantizer | StaticQuantizer | NncfQuantizer
@@ -151,3 +156,63 @@ def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> 
             "Every layer is to be kept in float.", where="quantize, keep", expected="some left to quantize"
         )
     return [layer.name for layer in layers if layer.name in found]
+
+
+_SPLIT = "train"
+METADATA = "compress.calibration"
+"""The key of the record among a graph's metadata."""
+
+
+class OneByOne(Sequence[Feed]):
+    """Examples as batches of one, made when they are asked for.
+
+    ``lengths`` are those of the last axes that a graph fixes: of a longer recording its first window is taken.
+    """
+
+    def __init__(self, examples: Examples, rows: np.ndarray, lengths: Mapping[str, int] | None = None) -> None:
+        self._examples, self._rows, self._lengths = examples, rows, lengths or {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
+        feed = self._examples.batch([int(self._rows[place])])
+        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """One feed for each example, so that nothing is padded; ``rows`` are their places in the split."""
+
+    feeds: Sequence[Feed]
+    rows: np.ndarray
+    labels: int
+    seed: int
+
+    def __str__(self) -> str:
+        kinds = f" of {self.labels} labels" if self.labels else ""
+        return f"{len(self.feeds)} examples{kinds}, all lengths, seed {self.seed}"
+
+    def record(self, graph: onnx.ModelProto) -> None:
+        """Write into ``graph``, in place, what it was calibrated on."""
+        digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        facts = {"split": _SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
+        graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, "rows_sha256": digest}, sort_keys=True))
+
+
+def calibration_set(model: OnnxModel, context: Context, count: int) -> CalibrationSet:
+    """``count`` training examples (or all) of all labels and lengths alike. Raises `DataError` for an empty split."""
+    rows = context.data.split(_SPLIT)
+    if len(rows) == 0:
+        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
+    examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
+    classes = examples.classes
+    chosen = spread_sample(examples.lengths(), classes, count, context.seed)
+    kinds = 0 if classes is None else len(np.unique(classes[chosen]))
+    return CalibrationSet(OneByOne(examples, chosen, _fixed_lengths(model.graph)), chosen, kinds, context.seed)
+
+
+def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:
+    """The last axis of each input that says how long it is."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
+    return {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}

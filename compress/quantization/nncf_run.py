@@ -18,16 +18,15 @@ from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.gptq_layout import pack_layer
 from compress.checkpoints.quantized_module import load_module
 from compress.errors import StageError
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 from compress.progress import Progress
 from compress.quantization.allocation import FLOAT_BITS
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import NncfOptions
-from compress.quantization.kept import Finished
+from compress.quantization.kept import Finished, Tables, keep_tables, plan_tables
 from compress.quantization.layers import Layer, plan_layers
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.tables import Tables, keep_tables, plan_tables
 from compress.quantization.write import Result
 
 if TYPE_CHECKING:

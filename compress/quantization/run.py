@@ -20,13 +20,12 @@ from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients, Importance
-from compress.quantization.kept import Finished
+from compress.quantization.kept import TABLE_BITS, Finished, Tables, plan_tables, quantize_tables
 from compress.quantization.layers import Layer, about_starved, linears, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layers
 from compress.quantization.stream import Stream
-from compress.quantization.tables import TABLE_BITS, Tables, plan_tables, quantize_tables
 from compress.quantization.write import Result
 from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
 

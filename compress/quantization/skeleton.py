@@ -20,7 +20,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError, StageError
-from compress.quantization.head_product import head_product
+from compress.numerics.language_head import head_product
 
 
 @dataclass(frozen=True)

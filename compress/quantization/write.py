@@ -20,9 +20,8 @@ from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.quantization.config import Quantization
-from compress.quantization.kept import Finished
+from compress.quantization.kept import Finished, Tables
 from compress.quantization.layers import Layer
-from compress.quantization.tables import Tables
 
 LAYERS = "quantized_layers.json"
 """What became of every layer, beside the checkpoint."""

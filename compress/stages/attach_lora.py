@@ -43,6 +43,6 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""
-        from compress.training.lora import attach
+        from compress.training.quantized_recovery import attach
 
         return attach(model, context.locate(self.adapter), context)

@@ -43,6 +43,6 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""
-        from compress.training.lora import train_adapter
+        from compress.training.quantized_recovery import train_adapter
 
         return train_adapter(model, self, context)

@@ -85,8 +85,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.formats.onnx.int8.choose import refuse_unfit
-        from compress.formats.onnx.int8.positions import quantize_rows_in_order
-        from compress.formats.onnx.quantization import quantize_embeddings
+        from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
         from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))

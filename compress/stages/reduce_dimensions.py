@@ -44,7 +44,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
         import numpy as np
 
         from compress.checkpoints.sentence_modules import Dense
-        from compress.numerics.rotation import kept_share, principal_rotation
+        from compress.numerics.embeddings import kept_share, principal_rotation
         from compress.tasks.forward import predict
 
         modules = model.processor.modules

@@ -42,6 +42,6 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""
-        from compress.training.scale_tuning import tune_scales
+        from compress.training.quantized_recovery import tune_scales
 
         return tune_scales(model, self, context)

@@ -147,8 +147,7 @@ class FeatureExtraction(Task):
         scored again with the exact query.
         """
         from compress.measurement import Measurement
-        from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
-        from compress.numerics.retrieval import normalized, ranks
+        from compress.numerics.embeddings import binary_ranks, from_int8, normalized, ranges_of, ranks, to_int8
         from compress.tasks.classes import outcome_row
 
         assert labels is not None, "held_out asks for pairs"
@@ -180,7 +179,7 @@ class FeatureExtraction(Task):
 
         Embeddings of different dimensions have no cosine.
         """
-        from compress.numerics.retrieval import nearest, normalized, overlap
+        from compress.numerics.embeddings import nearest, normalized, overlap
 
         own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
         found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))

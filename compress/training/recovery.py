@@ -15,7 +15,7 @@ from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedL
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
-from compress.numerics.head_divergence import Head, head_divergence, token_scores
+from compress.numerics.language_head import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
 from compress.training.config import Recovery, Training
 from compress.training.loop import Trainee, train

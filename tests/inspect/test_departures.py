@@ -22,7 +22,7 @@ from compress.formats.targets import TARGETS
 from compress.inspect.departures import FormatComparison, Gap, compare_parts
 from compress.inspect.node_layers import node_modules
 from compress.inspect.open_parts import open_parts
-from compress.numerics.coarse_rounding import on_coarse_grid
+from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import SilentProgress
 
 LAYERS, WIDTH, WORDS = 4, 64, 50

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from compress.numerics.decision import decide
 from compress.numerics.differences import (
     allow_for,
+    decide,
     difference_of_estimates,
     difference_of_shares,
     discordant,

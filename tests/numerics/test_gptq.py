@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from layer_problems import layer_problem
 
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 ROWS, COLUMNS = 12, 150
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from compress.numerics import retrieval
-from compress.numerics.retrieval import nearest, normalized, overlap, rank_among, ranks, top
+from compress.numerics.embeddings import nearest, normalized, overlap, rank_among, ranks, top
 
 
 def test_a_rank_counts_what_scores_higher_or_as_high() -> None:

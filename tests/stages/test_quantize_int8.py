@@ -17,8 +17,7 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.numerics.sampling import spread_sample
-from compress.quantization.int8_calibration import METADATA, OneByOne
-from compress.quantization.int8_run import LAYERS
+from compress.quantization.int8_run import LAYERS, METADATA, OneByOne
 from compress.stages.quantize import Quantize
 
 

@@ -17,8 +17,8 @@ from compress.checkpoints.shards import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales
+from compress.training.quantized_recovery import learn, tuned_tensors
 from compress.training.recovery import Lesson, make_windows
-from compress.training.scale_tuning import learn, tuned_tensors
 
 QUICK: dict[str, Any] = {
     "steps": 40,

@@ -11,14 +11,13 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.bias import correct_biases, mean_errors
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.correction import correct_biases, input_products, mean_errors, round_weights
 from compress.formats.onnx.int8.cross_layer import equalize
 from compress.formats.onnx.int8.kernels import make_unsigned, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
-from compress.formats.onnx.int8.rounding import input_products, round_weights
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.silence import silence

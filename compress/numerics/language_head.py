@@ -1,7 +1,7 @@
 """Products with a language model's head, its largest matrix, and the KL of next-token distributions that they make.
 
-n: tokens, W: width, V: vocabulary. Logits of a whole batch would fill memory many times over, so they are made for a few tokens at a time, and their
-gradient is worked out on the way: dKL/dlogits = softmax(student) - softmax(teacher).
+n: tokens, W: width, V: vocabulary. Logits of a whole batch would fill memory many times over, so they are made for a
+few tokens at a time, and their gradient is worked out on the way: dKL/dlogits = softmax(student) - softmax(teacher).
 """
 
 from __future__ import annotations

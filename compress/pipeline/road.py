@@ -32,8 +32,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
 from compress.sources.source import find_model, resolve_model
-from compress.stage.record import StageRecord
-from compress.stage.stage import Context, Stage, references
+from compress.stage.stage import Context, Stage, StageRecord, references
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task

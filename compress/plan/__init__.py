@@ -20,8 +20,7 @@ from compress.plan.render import render_plan
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import Estimate, PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task

@@ -12,7 +12,7 @@ from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.formats.gguf.read import read_gguf
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _EMBEDDING = re.compile(r"embed|embd|wte|wpe")

@@ -25,8 +25,7 @@ from compress.recipe.recipe import Recipe
 from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
 from compress.sources.source import find_model
-from compress.stage.prediction import Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import get_task

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compress.quantization.config import Quantization
-from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
 
 _ACTIVATION_BYTES = 1 << 30
 """As in `compress.quantization.states`, which imports torch."""

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
 from compress.training.config import Distillation

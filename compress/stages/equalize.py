@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 

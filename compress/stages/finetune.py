@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.config import FIRST_TOKEN_ONLY, Training

@@ -7,8 +7,7 @@ from typing import Literal
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import NncfOptions
 from compress.quantization.prediction import packed
-from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
-from compress.stage.prediction import Estimate, PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning

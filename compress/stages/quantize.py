@@ -9,8 +9,7 @@ from pydantic import Field
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import Capabilities
 

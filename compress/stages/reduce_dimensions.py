@@ -8,8 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS
 

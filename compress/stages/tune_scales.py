@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.config import ScaleTuning

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
 from compress.training.config import Recovery, Training
 
 FLOPS_FORWARD = 2

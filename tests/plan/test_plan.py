@@ -31,8 +31,7 @@ from compress.plan import machine_flops_per_second, make_plan, render_plan
 from compress.plan.data_size import read_size
 from compress.plan.shape import read_shape
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import PlanContext, Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Shape, Text
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune

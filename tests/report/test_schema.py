@@ -11,7 +11,7 @@ from compress.measurement import Measurement
 from compress.report.locate import find_report
 from compress.report.schema import Report, load_report
 from compress.report.write import write_report, write_whole
-from compress.stage.record import StageRecord
+from compress.stage.stage import StageRecord
 
 
 def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:

@@ -11,8 +11,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, Capabilities
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import nn
 
@@ -20,6 +19,7 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
 from compress.formats.onnx.int8.kernels import Parts, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
+from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.int8.trained import (
     FOUR_BITS_FROM,
     IntegerLayer,
@@ -128,7 +128,7 @@ class QatLesson:
         write_integers(graph, places, layers)
         if self.settings.format == "qoperator":
             write_products(graph)
-            _pack(graph, attentions)
+            pack_attention(graph, attentions)
         made: onnx.ModelProto = ir.to_proto(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del made.graph.value_info[:]
@@ -181,16 +181,9 @@ def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Lay
     return match_layers(graph, weights), attentions
 
 
-def _pack(graph: ir.Model, attentions: list[Parts]) -> None:
-    """Put attention together again, in place, that of integers and that which stayed in float."""
-    products = {str(node.name): node.op_type for node in graph.graph}
-    whole = [parts for parts in attentions if products[parts.product] in ("MatMul", "MatMulIntegerToFloat")]
-    pack_attention(graph, whole)
-
-
 def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> tuple[float, float]:
     """The largest and the mean difference of a probability, through ONNX Runtime's integer kernels."""
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     names = [entry.name for entry in session.get_inputs()]
     parts = []
     for first in range(0, len(examples), _BATCH):

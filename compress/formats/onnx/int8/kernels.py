@@ -107,14 +107,18 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> Parts:
 
 
 def pack_attention(model: ir.Model, attentions: Collection[Parts]) -> None:
-    """Put each attention together again, in place: `QAttention` where its product was quantized, else `Attention`.
+    """Put each attention together again, in place: `Attention`, or `QAttention` where its product was quantized.
 
-    The product is quantized where `kernels` has written it as `MatMulIntegerToFloat`.
+    That is where `write_products` has made it `MatMulIntegerToFloat`; one that is computed from dequantized values
+    stays apart.
     """
     graph = model.graph
     nodes = {str(node.name): node for node in graph}
     for parts in attentions:
-        product, heads = nodes[parts.product], nodes[parts.heads]
+        product = nodes.get(parts.product)
+        if product is None or (product.op_type == "MatMul" and quantized(product.inputs[1]) is not None):
+            continue
+        heads = nodes[parts.heads]
         mask = heads.inputs[4] if len(heads.inputs) > 4 else None
         if product.op_type == "MatMul":
             bias = nodes[parts.bias].inputs[1]

@@ -62,9 +62,7 @@ class NncfQuantizer:
         make_unsigned(made)
         if self.format == "qoperator":
             write_products(made)
-        products = {str(node.name): node.op_type for node in made.graph}
-        whole = [parts for parts in self._attentions if self.format == "qoperator" or parts.product in kept]
-        pack_attention(made, [parts for parts in whole if parts.product in products])
+        pack_attention(made, self._attentions)
         made.producer_name, made.producer_version = self.graph.producer_name, ""
         graph = ir.to_proto(made)
         if self.reduce_range == "saturating":

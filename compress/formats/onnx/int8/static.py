@@ -84,14 +84,7 @@ class StaticQuantizer:
         if self.options.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])
             write_products(made)
-        products = {str(node.name): node.op_type for node in made.graph}
-        packed = ("MatMulIntegerToFloat",) if self.options.format == "qoperator" else ()
-        again = [
-            parts
-            for parts in self._attentions
-            if products[parts.product] in packed or parts.product in kept or parts.product not in chosen
-        ]
-        pack_attention(made, again)
+        pack_attention(made, self._attentions)
         graph = ir.to_proto(made)
         if self.options.narrowing() == "saturating":
             # Signed activations became unsigned above.

@@ -68,19 +68,11 @@ class Search:
 
     def rows(self) -> list[tuple[str, str, float, int, str]]:
         """Each layer's damage and gain under `COLUMNS`, the worst first."""
+        now = [_FLOAT if each.layer.name in self.kept else _INT8 for each in self.damages]
         return [
-            (
-                each.layer.name,
-                each.layer.operator,
-                each.error,
-                each.saved_bytes,
-                _FLOAT if self._is_kept(each) else _INT8,
-            )
-            for each in self.damages
+            (each.layer.name, each.layer.operator, each.error, each.saved_bytes, what)
+            for each, what in zip(self.damages, now, strict=True)
         ]
-
-    def _is_kept(self, damage: Damage) -> bool:
-        return damage.layer.name in self.kept
 
     def verdict(self) -> str:
         """What was decided, in a line."""

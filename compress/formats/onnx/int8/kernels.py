@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -18,31 +19,16 @@ from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
 MICROSOFT = "com.microsoft"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Names of the nodes that stand for one attention."""
+class Parts(NamedTuple):
+    """Names of the nodes that stand for one attention; its product with the packed weights keeps its name.
 
-    name: str
+    ``bias`` is the addition after it, ``split`` gives queries, keys and values, ``heads`` is `MultiHeadAttention`.
+    """
 
-    @property
-    def product(self) -> str:
-        """Of hidden states with the packed weights."""
-        return self.name
-
-    @property
-    def bias(self) -> str:
-        """The addition after the product."""
-        return f"{self.name}/bias"
-
-    @property
-    def split(self) -> str:
-        """Into queries, keys and values."""
-        return f"{self.name}/split"
-
-    @property
-    def heads(self) -> str:
-        """`MultiHeadAttention`."""
-        return f"{self.name}/heads"
+    product: str
+    bias: str
+    split: str
+    heads: str
 
 
 def unpack_attention(model: ir.Model) -> list[Parts]:
@@ -76,7 +62,7 @@ def _axes(value: ir.Value) -> int | None:
 
 
 def _unpack(graph: ir.Graph, node: ir.Node) -> Parts:
-    parts = Parts(str(node.name))
+    parts = Parts(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
     hidden, weight, bias = node.inputs[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     kind = node.outputs[0].type
@@ -129,7 +115,7 @@ def pack_attention(model: ir.Model, attentions: Collection[Parts]) -> None:
             packed = ir.node("QAttention", inputs, domain=MICROSOFT)
         for attribute in heads.attributes.values():
             packed.attributes.add(attribute)
-        packed.name = parts.name
+        packed.name = parts.product
         old, new = heads.outputs[0], packed.outputs[0]
         new.type, new.shape = old.type, old.shape
         graph.insert_before(heads, packed)

@@ -35,7 +35,6 @@ class NncfQuantizer:
     format: Format = "qoperator"
     reduce_range: ReduceRange = False
     narrowed: list[str] = field(init=False, default_factory=list)
-    constant: list[str] = field(init=False, default_factory=list)
     layers: list[QuantizableLayer] = field(init=False)
     readable: onnx.ModelProto = field(init=False)
 

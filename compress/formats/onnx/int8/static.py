@@ -143,6 +143,7 @@ def insert_qdq(
     ``ranges`` has lowest and highest value of each float tensor that they read, and of those that convolutions and
     nodes between them write.
     """
+    from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -151,7 +152,8 @@ def insert_qdq(
     del source.graph.value_info[:]
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
     source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
-    activations, weights = quant_types(options.types)
+    known = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+    activations, weights = known[options.types[:2]], known[options.types[2:]]
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
@@ -179,11 +181,3 @@ def insert_qdq(
     quantized.metadata_props.extend(graph.metadata_props)
     del quantized.graph.value_info[:]
     return quantized
-
-
-def quant_types(types: str) -> tuple[object, object]:
-    """ONNX Runtime's types of activations and weights."""
-    from onnxruntime.quantization import QuantType
-
-    known = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
-    return known[types[:2]], known[types[2:]]

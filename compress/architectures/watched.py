@@ -14,6 +14,10 @@ Key = TypeVar("Key")
 Told = Callable[[Key, torch.Tensor], None]
 
 
+class Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error
+    """What was to be seen of a forward pass has been seen."""
+
+
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Take hooks off again, whatever happens meanwhile."""

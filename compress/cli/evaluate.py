@@ -48,14 +48,14 @@ def evaluate(
     if GENERATES in found.task.capabilities and wanted.prompts:
         rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
     if wanted.questions:
-        from compress.data.questions import find_questions
+        from compress.data.judged import find_questions
         from compress.evaluation.choices import choice_rows, choice_scores
 
         questions = find_questions(wanted.questions, found.recipe_folder)
         scores = choice_scores(found.folder, questions, place, threads, progress, f"choices on {target}")
         rows += choice_rows(questions, scores, found.folder.name, target)
     if wanted.similarity:
-        from compress.data.similarity import find_rated_pairs
+        from compress.data.judged import find_rated_pairs
         from compress.evaluation.similarity import cosines, similarity_rows
 
         rated = find_rated_pairs(wanted.similarity, found.recipe_folder, progress)

@@ -36,7 +36,7 @@ def compare_now(
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
     place = find_target(target)
-    from compress.data.questions import find_questions
+    from compress.data.judged import find_questions
     from compress.pipeline.quiet import quiet_libraries
     from compress.pipeline.run import with_absolute_paths
     from compress.pipeline.side_by_side import measure_side_by_side

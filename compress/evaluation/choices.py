@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.processor import load_tokenizer
-from compress.data.questions import Question
+from compress.data.judged import Question
 from compress.errors import DataError, ModelError
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.processor import load_processor
-from compress.data.similarity import RatedPairs
+from compress.data.judged import RatedPairs
 from compress.evaluation.evaluate import predict
 from compress.measurement import Measurement
 from compress.numerics.correlation import pearson, spearman

@@ -10,8 +10,8 @@ import numpy as np
 
 from compress.bench.session import PRECISION
 from compress.data.dataset import Dataset
+from compress.data.judged import Question
 from compress.data.membership import Part, character_lengths, find_parts
-from compress.data.questions import Question
 from compress.data.slices import Unit
 from compress.evaluation.choices import choice_rows, choice_scores
 from compress.evaluation.evaluate import Predictions, encode_for, predict, slice_rows

@@ -13,9 +13,8 @@ import numpy as np
 from compress.bench.session import TIMING_VERSION
 from compress.cache import cache_key
 from compress.data.dataset import TEST
+from compress.data.judged import Question, RatedPairs
 from compress.data.membership import Part
-from compress.data.questions import Question
-from compress.data.similarity import RatedPairs
 from compress.digests import digest_directory, size_bytes
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores

@@ -57,12 +57,12 @@ def allocate(
     ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
-    choices = [sorted(sensitivity.losses[layer.name]) for layer in layers]
+    choices = [sorted(sensitivity[layer.name]) for layer in layers]
     units = [
-        [Option(stored_bits(layer, bits, config.sym), sensitivity.losses[layer.name][bits]) for bits in options]
+        [Option(stored_bits(layer, bits, config.sym), sensitivity[layer.name][bits]) for bits in options]
         for layer, options in zip(layers, choices, strict=True)
     ]
-    of_tables = sensitivity.losses.get(TABLES, {})
+    of_tables = sensitivity.get(TABLES, {})
     units.append(
         [
             Option(sum(stored_bits(table, bits, config.sym) for table in tables), of_tables.get(bits, 0.0))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.architectures.watched import given, hooked
+from compress.architectures.watched import Seen, given, hooked
 from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
 from compress.errors import StageError
 
@@ -36,10 +36,6 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
 Quantize = Callable[[Sequence[str], torch.Tensor], None]
 """Given the names of layers that share their input and its Hessian, replace their weights."""
-
-
-class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error
-    """The inputs of the layers asked for have been seen."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +149,12 @@ class BlockPass:
                 share = count / seen[name]
                 totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
             if name == groups[-1].names[0]:
-                raise _Seen
+                raise Seen
 
         for batch in self.batches:
             hidden = batch()
             tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
-            with given(self.linears, before), suppress(_Seen):
+            with given(self.linears, before), suppress(Seen):
                 self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
@@ -178,11 +174,11 @@ class BlockPass:
             chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
             sent.add_(experts.routed(chosen))
             tokens += len(chosen)
-            raise _Seen
+            raise Seen
 
         with hooked([experts.register_forward_pre_hook(before, with_kwargs=True)]):
             for batch in self.batches:
-                with suppress(_Seen):
+                with suppress(Seen):
                     self.run(batch())
         rehearsal.sent, rehearsal.tokens = sent, tokens
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architectures.watched import Seen
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.safetensors_file import read_header
@@ -29,10 +30,6 @@ class Call:
 
     positional: tuple[Any, ...]
     named: dict[str, Any]
-
-
-class _Reached(Exception):  # noqa: N818 - it ends a forward pass early and is no error
-    """The first block was called."""
 
 
 @dataclass
@@ -161,9 +158,9 @@ class Skeleton:
 
         def note(*positional: Any, **named: Any) -> None:
             seen.append((positional, named))
-            raise _Reached
+            raise Seen
 
-        with self._standing_in(note), suppress(_Reached):
+        with self._standing_in(note), suppress(Seen):
             self._body(ids)
         return seen[0]
 

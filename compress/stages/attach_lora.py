@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Promise, Reference, Stage
+from compress.stage.stage import Context, Promise, Stage
+from compress.stages.merge_lora import GivenAdapter
 from compress.tasks.capability import GENERATES
 
 
-class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
 
     `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
@@ -22,15 +21,6 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     requires = frozenset({GENERATES})
     adapter_beside = True
     kind: Literal["attach_lora"] = "attach_lora"
-    adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
-
-    def paths(self) -> dict[str, Reference]:
-        """The adapter."""
-        return {"adapter": Reference(self.adapter, "adapter")}
-
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
 
     def promise(self) -> Promise:
         """The base stays as it is."""

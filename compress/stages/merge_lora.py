@@ -7,15 +7,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.frozen import Frozen
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Reference, Stage
 
 
-class MergeLora(Stage[TorchModel, TorchModel]):
-    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+class GivenAdapter(Frozen):
+    """An adapter that was trained elsewhere."""
 
-    packages = ("torch", "transformers", "peft")
-    kind: Literal["merge_lora"] = "merge_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 
     def paths(self) -> dict[str, Reference]:
@@ -25,6 +24,13 @@ class MergeLora(Stage[TorchModel, TorchModel]):
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
         return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
+
+
+class MergeLora(GivenAdapter, Stage[TorchModel, TorchModel]):
+    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+
+    packages = ("torch", "transformers", "peft")
+    kind: Literal["merge_lora"] = "merge_lora"
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """No parameter comes or goes."""

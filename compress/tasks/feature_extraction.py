@@ -69,7 +69,7 @@ class FeatureExtraction(Task):
 
         from compress.architectures.transformer import drop_pooler
         from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.sentence_processor import sentence_processor
+        from compress.checkpoints.processor import sentence_processor
 
         refuse_quantized(directory)
         try:

@@ -1,4 +1,4 @@
-"""Pairs of texts with a score of how similar people find them: data that embeddings are judged by."""
+"""Data that a model is judged by beside its own rows: multiple-choice questions, and rated pairs of texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,59 @@ from compress.errors import DataError
 from compress.progress import Progress
 from compress.samples.fetch import sample_directory
 
-COLUMNS = ("text", "pair", "score")
+_QUESTION_COLUMNS = ("prompt", "choices", "answer")
+
+
+@dataclass(frozen=True)
+class Question:
+    """``answer`` counts from 0."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def find_questions(reference: str, folder: Path) -> list[Question]:
+    """Read the file of that name below ``folder``, or else below the current directory. Raises `DataError`."""
+    return read_questions(find_file(reference, folder, "evaluation.questions"))
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Rows with `prompt`, `choices` (a list of two texts or more) and `answer` (its place from 0, or its text).
+
+    Raises `DataError` that names the row.
+    """
+    rows = read_columns(path, _QUESTION_COLUMNS, "; choices is a list, so JSONL, JSON or Parquet")
+    return [_question(rows, index) for index in range(len(rows.columns["prompt"]))]
+
+
+def _question(rows: Rows, index: int) -> Question:
+    prompt, choices, answer = (rows.columns[name][index] for name in _QUESTION_COLUMNS)
+    place = rows.place(index)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError("The prompt is no text.", where=place, expected="the text that a choice follows")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
+        raise DataError(
+            f"The choices are {choices!r:.60}.", where=place, expected="a list of two texts or more, none of them empty"
+        )
+    if len(set(choices)) < len(choices):
+        raise DataError("A choice stands there twice.", where=place, expected="distinct texts")
+    return Question(prompt, tuple(choices), _place(answer, choices, place))
+
+
+def _place(answer: Any, choices: list[str], place: str) -> int:
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    raise DataError(
+        f"The answer is {answer!r:.60}.",
+        where=place,
+        expected=f"0 to {len(choices) - 1}, or one of the choices as it stands",
+    )
+
+
+_PAIR_COLUMNS = ("text", "pair", "score")
 _LEAST = 4
 """Pairs without which a correlation has no interval."""
 
@@ -40,8 +92,8 @@ def find_rated_pairs(reference: str, folder: Path, progress: Progress) -> list[R
 
 def read_rated_pairs(path: Path) -> RatedPairs:
     """Rows with `text`, `pair` and `score`, larger for what is more alike. Raises `DataError` that names the row."""
-    rows = read_columns(path, COLUMNS)
-    texts, pairs = (tuple(_texts(rows, name)) for name in COLUMNS[:2])
+    rows = read_columns(path, _PAIR_COLUMNS)
+    texts, pairs = (tuple(_texts(rows, name)) for name in _PAIR_COLUMNS[:2])
     scores = tuple(_score(rows, index, value) for index, value in enumerate(rows.columns["score"]))
     if len(scores) < _LEAST or len(set(scores)) < 2:
         raise DataError(

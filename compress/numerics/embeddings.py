@@ -113,7 +113,7 @@ def hamming(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
 
 
 def binary_ranks(queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray, k: int) -> np.ndarray:
-    """Ranks of `retrieval.ranks`, up to ``k``, when the corpus is kept in bits; what is not found has more than ``k``.
+    """Ranks of `ranks`, up to ``k``, when the corpus is kept in bits; what is not found has more than ``k``.
 
     The ``RESCORED`` x k nearest by Hamming distance are scored again: exact query times bits as -1 and 1 (Yamada et
     al. 2021, section 3.2).

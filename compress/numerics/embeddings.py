@@ -31,7 +31,7 @@ def ranks(queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np
     found = np.empty(len(queries), dtype=np.int64)
     for start, scores in _scores(queries, corpus):
         stop = start + len(scores)
-        found[start:stop] = _ranks(scores, wanted[start:stop], given)
+        found[start:stop] = rank_among(scores, given[None, :] == wanted[start:stop, None])
     return found
 
 
@@ -71,10 +71,6 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _scores(queries: np.ndarray, corpus: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(queries), _CHUNK):
         yield start, queries[start : start + _CHUNK] @ corpus.T
-
-
-def _ranks(scores: np.ndarray, wanted: np.ndarray, given: np.ndarray) -> np.ndarray:
-    return rank_among(scores, given[None, :] == wanted[:, None])
 
 
 RESCORED = 4

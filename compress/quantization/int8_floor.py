@@ -92,23 +92,26 @@ def search(
     feeds: Sequence[Feed],
     seconds: float,
     progress: Progress,
+    left: Sequence[str] = (),
 ) -> Search:
     """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
-    Damage is measured on ``feeds``. After ``seconds`` the best that is known to hold is taken. Raises `StageError`
-    where not even one 8-bit layer can stay.
+    The layers ``left`` are float in any case. Damage is measured on ``feeds``. After ``seconds`` the best that is known
+    to hold is taken. Raises `StageError` where not even one 8-bit layer can stay.
     """
     deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
     floor = share * float_merit
-    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(), merit)}
+    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
     damages: list[Damage] = []
     if asked[0][1] < floor:
-        damages = rank(graph, quantizer, feeds, progress)
+        damages = rank(graph, quantizer, feeds, progress, left)
 
     def holds(count: int) -> bool:
         if count not in asked:
-            asked[count] = _judged(quantizer.quantize([damage.layer.name for damage in damages[:count]]), merit)
+            asked[count] = _judged(
+                quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])]), merit
+            )
         return asked[count][1] >= floor
 
     count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
@@ -135,14 +138,16 @@ def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, floa
     return graph, merit(graph)
 
 
-def rank(graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress) -> list[Damage]:
-    """Every layer's damage, the worst first."""
+def rank(
+    graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress, left: Sequence[str] = ()
+) -> list[Damage]:
+    """The damage of every layer but those ``left``, the worst first."""
     expected = _outputs(graph, feeds)
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
-    names = [layer.name for layer in quantizer.layers]
+    layers = [layer for layer in quantizer.layers if layer.name not in left]
     found = []
-    for layer in progress.track(quantizer.layers, "Measuring each layer's damage", len(names)):
-        alone = quantizer.quantize([name for name in names if name != layer.name])
+    for layer in progress.track(layers, "Measuring each layer's damage", len(layers)):
+        alone = quantizer.quantize([other.name for other in quantizer.layers if other is not layer])
         pairs = zip(_outputs(alone, feeds), expected, strict=True)
         error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)
         found.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -24,7 +24,7 @@ from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.numerics.sampling import spread_sample
-from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
+from compress.quantization.int8_floor import COLUMNS, Search, merit_of, search
 
 if TYPE_CHECKING:
     import onnx
@@ -46,15 +46,13 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     for operator, count in without_kernel(ir.from_proto(model.graph)).items():
         context.remark(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     made = _quantizer(model, options, chosen)
-    quantizer: Quantizer = made
-    if options.keep:
-        names = kept_layers(made.layers, options.keep)
-        quantizer = Keeping(made, names)
-        context.remark(f"quantize: {', '.join(names)} left in float, as the recipe says")
+    left = kept_layers(made.layers, options.keep) if options.keep else []
+    if left:
+        context.remark(f"quantize: {', '.join(left)} left in float, as the recipe says")
     if options.accuracy_floor is None:
-        graph = quantizer.quantize()
+        graph = made.quantize(left)
     else:
-        found = _search(model, quantizer, options, options.accuracy_floor, context)
+        found = _search(model, made, left, options, options.accuracy_floor, context)
         graph = found.graph
         context.remark(f"quantize: {found.verdict()}")
         for name in found.kept:
@@ -64,7 +62,7 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
         _record(found, graph)
     if chosen is not None:
         chosen.record(graph)
-        context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
+        context.remark(f"quantize: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
     if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
@@ -99,14 +97,16 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
     return StaticQuantizer(model.graph, chosen.feeds, options)
 
 
-def _search(model: OnnxModel, quantizer: Quantizer, options: Int8Options, share: float, context: Context) -> Search:
+def _search(
+    model: OnnxModel, made: MadeQuantizer, left: Sequence[str], options: Int8Options, share: float, context: Context
+) -> Search:
     rows = context.data.split(_VALIDATION)
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
     feeds = calibration_set(model, context, options.damage_examples).feeds
     merit = merit_of(context.task, examples)
-    return search(model.graph, quantizer, merit, share, feeds, options.search_seconds, context.progress)
+    return search(model.graph, made, merit, share, feeds, options.search_seconds, context.progress, left)
 
 
 def _record(found: Search, graph: onnx.ModelProto) -> None:
@@ -118,18 +118,6 @@ def _record(found: Search, graph: onnx.ModelProto) -> None:
     facts = {"floor": found.floor, "metric": found.merit, "float_metric": found.float_merit}
     counts = {"evaluations": found.evaluations, "layers_measured": found.passes}
     graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
-
-
-class Keeping:
-    """A quantizer that leaves the layers of ``names`` in float, whatever else is asked for."""
-
-    def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
-        self._quantizer, self._names = quantizer, tuple(names)
-        self.layers: list[QuantizableLayer] = [layer for layer in quantizer.layers if layer.name not in self._names]
-
-    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """See `Quantizer.quantize`."""
-        return self._quantizer.quantize([*self._names, *kept])
 
 
 def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compress.numerics import retrieval
+from compress.numerics import embeddings
 from compress.numerics.embeddings import nearest, normalized, overlap, rank_among, ranks, top
 
 
@@ -20,7 +20,7 @@ def test_another_text_with_the_same_words_is_as_right() -> None:
 
 
 def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "_CHUNK", 7)  # so that there are several, the last one short
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several, the last one short
     generator = np.random.default_rng(0)
     queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
     given = generator.integers(0, 12, 31)

@@ -47,11 +47,8 @@ class Shape:
     def first_token_only(self) -> Shape:
         """What multiplies a token where the last layer gives the first one alone: there, what makes keys and values."""
         layers = max(self.layers, 1)
-        shares = {
-            "attention": self.attention * (1 - 0.5 / layers),
-            "feed_forward": self.feed_forward * (1 - 1 / layers),
-        }
-        return replace(self, **shares)
+        attention, feed_forward = self.attention * (1 - 0.5 / layers), self.feed_forward * (1 - 1 / layers)
+        return replace(self, attention=attention, feed_forward=feed_forward)
 
     def with_layers(self, layers: int) -> Shape:
         """The same with as many layers, all of them alike."""

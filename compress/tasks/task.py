@@ -73,12 +73,11 @@ class Examples:
         import numpy as np
 
         places = np.fromiter(rows, dtype=np.int64)
-
-        def some(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else values[places]
-
-        beside = {"labels": some(self.labels), "sizes": some(self.sizes), "seconds": some(self.seconds)}
-        return replace(self, inputs=[self.inputs[int(place)] for place in places], **beside)
+        labels, sizes, seconds = (
+            None if values is None else values[places] for values in (self.labels, self.sizes, self.seconds)
+        )
+        inputs = [self.inputs[int(place)] for place in places]
+        return replace(self, inputs=inputs, labels=labels, sizes=sizes, seconds=seconds)
 
     def lengths(self) -> np.ndarray:
         """The last axis of each example's first input, [n]: tokens, frames, or the width of an image.

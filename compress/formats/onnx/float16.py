@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from compress.errors import IntegrityError, StageError, first_line
+from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.parity import of_graph
 from compress.formats.prove import measure
@@ -75,7 +75,7 @@ def prove_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examp
         exact, found = (of_graph(open_session(one), examples) for one in (graph, half))
     except FAILURES as error:
         raise StageError(
-            f"ONNX Runtime does not open the float16 graph: {first_line(error)}",
+            f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",
             mend="name the operators that it mentions in keep, and they stay in float32",
         ) from error
     apart = measure(exact, found, examples)

@@ -48,7 +48,7 @@ from compress.environment import environment, spread_cores
 from compress.errors import CompressError, DataError, StageError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.silence import quiet_libraries
-from compress.numerics.decision import decide, samples_to_settle
+from compress.numerics.differences import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
 from compress.tasks.task import Examples
 

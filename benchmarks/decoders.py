@@ -28,7 +28,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.gptq_layout import pack_layer
 from compress.errors import CompressError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 RESULTS = Path(__file__).parent / "results" / "decoders.json"
 COLUMNS = ["model", "fp32", "4 bits", "attention", "nodes", "seconds", "why"]

@@ -30,8 +30,8 @@ from compress.stage.stage import Context
 from compress.stages.gptq import Gptq
 from compress.stages.tune_scales import TuneScales
 from compress.tasks.registry import get_task
+from compress.training.quantized_recovery import learn
 from compress.training.recovery import Lesson, Windows, make_windows
-from compress.training.scale_tuning import learn
 
 TASK = "text-generation"
 STEPS, BATCH, LENGTH = 100, 2, 512

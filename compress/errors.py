@@ -47,6 +47,12 @@ class CompressError(Exception):
         return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says first, or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class InputError(CompressError):
     """What the user gave cannot be used."""
 
@@ -131,8 +137,3 @@ def broken(what: str, where: object, stage: str) -> ModelError:
     """The error of a file that cannot be opened; ``stage`` makes such files."""
     again = f"write it again with the stage {stage}, or copy the folder again with all of its files"
     return ModelError(what, where=str(where), mend=again)
-
-
-def first_line(error: Exception) -> str:
-    """The first line that an error of another package says, or its kind where it says none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -19,7 +19,7 @@ from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
 from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, InputError, ModelError
 from compress.formats.model_file import model_file
 from compress.measurement import Measurement

@@ -14,8 +14,7 @@ import numpy as np
 from compress.bundle.kind import Case, Inputs
 from compress.bundle.pictures import noise, pictures
 from compress.bundle.steps import Channels, Crop, PrepareImage, Resize
-from compress.data.images import Mode, decode
-from compress.data.media import media
+from compress.data.media import Mode, decode, media
 from compress.errors import BundleError, DataError, InputError, ModelError
 from compress.runtimes.runtime import Batch
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
@@ -9,11 +12,6 @@ from compress.errors import ModelError
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import Loader
-
-
-import os
-import shutil
-from collections.abc import Collection, Mapping
 
 
 @runtime_checkable

@@ -11,10 +11,10 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.experts_as_stored import separate_experts
-from compress.errors import ModelError
-from compress.numerics.grouped_scales import dequantize, stored_as
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.checkpoints.experts import separate_experts
+from compress.errors import ModelError, first_line
+from compress.numerics.fake_quantization import dequantize, stored_as
+from compress.numerics.integer_grid import QuantizedWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,7 +153,7 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"transformers makes no causal language model of this config: {str(error).strip().splitlines()[0]}",
+            f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",
         ) from error

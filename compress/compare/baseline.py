@@ -21,7 +21,7 @@ from compress.metrics import describe_metric
 from compress.recipe.policy import Policy
 from compress.report.run_folder import write_whole
 from compress.report.schema import Report, invalid_fields, pack_bits, parse_report, read_text, unpack_bits
-from compress.stage.record import FrozenRecord
+from compress.stage.stage import FrozenRecord
 
 SCHEMA = 1
 KIND = "compress baseline"

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from compress.frozen import FrozenAliased
 from compress.measurement import Measurement
-from compress.numerics.decision import Verdict
+from compress.numerics.differences import Verdict
 from compress.report.schema import FINAL, Report
 
 SCHEMA = 1

@@ -12,10 +12,20 @@ import numpy as np
 from compress.compare.change import Change
 from compress.measurement import Measurement
 from compress.metrics import Metric, describe_metric
-from compress.numerics.decision import decide, samples_to_settle
-from compress.numerics.paired import difference_of_shares, discordant, mcnemar_mid_p, paired_bootstrap
+from compress.numerics.differences import (
+    allow_for,
+    decide,
+    difference_of_estimates,
+    difference_of_shares,
+    discordant,
+    logarithm,
+    mcnemar_mid_p,
+    paired_bootstrap,
+    relative,
+    samples_to_settle,
+    widen,
+)
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
-from compress.numerics.unpaired import allow_for, difference_of_estimates, logarithm, relative, widen
 from compress.recipe.policy import Margin
 
 _MEASURED_CONFIDENCE = 0.95

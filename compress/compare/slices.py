@@ -7,7 +7,7 @@ from statistics import fmean
 
 from compress.compare.change import Sides, SliceChange
 from compress.compare.effects import Pair, make_change
-from compress.numerics.paired import paired_difference
+from compress.numerics.differences import paired_difference
 from compress.recipe.policy import Margin
 
 _METHOD = "paired outcomes, adjusted Wald interval (Agresti and Min 2005), Bonferroni over slices"

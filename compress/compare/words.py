@@ -5,7 +5,7 @@ from __future__ import annotations
 from compress.compare.change import Change, Comparison, Side
 from compress.compare.gate import GateResult, Judgement
 from compress.metrics import describe_metric, format_value, significant
-from compress.numerics.decision import Verdict
+from compress.numerics.differences import Verdict
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")

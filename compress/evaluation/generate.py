@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval

@@ -21,7 +21,7 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Values
 from compress.formats.registry import RUNTIMES, part_of
-from compress.numerics.coarse_rounding import on_coarse_grid
+from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import Progress
 from compress.targets import Target
 

@@ -31,7 +31,7 @@ class TensorReader:
 
 
 READERS = {
-    "safetensors": TensorReader(".safetensors", "compress.checkpoints.read:read_tensors", graph=False),
+    "safetensors": TensorReader(".safetensors", "compress.checkpoints.checkpoint:read_tensors", graph=False),
     **{
         spec.name: TensorReader(spec.tensors_suffix or spec.suffix, spec.tensors, spec.has_graph)
         for spec in FORMATS.values()

@@ -42,9 +42,8 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
-    from compress.checkpoints.tokenizer import load_tokenizer
-    from compress.quantization.build import build_skeleton
-    from compress.quantization.logits import last_hidden
+    from compress.checkpoints.processor import load_tokenizer
+    from compress.quantization.build import build_skeleton, last_hidden
 
     skeleton = build_skeleton(model)
     windows = [example["input_ids"] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]

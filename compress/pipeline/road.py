@@ -15,8 +15,7 @@ from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
-from compress.data.questions import Question, find_questions
-from compress.data.similarity import RatedPairs, find_rated_pairs
+from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.digests import digest_directory
@@ -32,8 +31,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
 from compress.sources.source import find_model, resolve_model
-from compress.stage.record import StageRecord
-from compress.stage.stage import Context, Stage, references
+from compress.stage.stage import Context, Stage, StageRecord, references
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task

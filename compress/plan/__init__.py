@@ -19,8 +19,7 @@ from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import Estimate, PlanContext
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task

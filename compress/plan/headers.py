@@ -14,11 +14,10 @@ from typing import Any
 from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
-from compress.data.class_folder import LABEL, read_class_folder
+from compress.data.files import LABEL, read_class_folder
 from compress.errors import DataError
 from compress.formats.gguf.read import read_gguf
-from compress.stage.prediction import Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape, Text
 
 _HEAD_BYTES = 1 << 16
 

@@ -14,8 +14,7 @@ from compress.checkpoints.checks import refuse_quantized
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
-from compress.data.questions import find_questions
-from compress.data.similarity import find_rated_pairs
+from compress.data.judged import find_questions, find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
@@ -26,8 +25,7 @@ from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
 from compress.sources.source import find_model
-from compress.stage.prediction import Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import get_task

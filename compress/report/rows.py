@@ -16,7 +16,7 @@ from compress.metrics import (
     improvement,
 )
 from compress.report.schema import BASELINE, LimitResult, Report
-from compress.stage.record import Cell, StageRecord, StageTable
+from compress.stage.stage import Cell, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

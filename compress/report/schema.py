@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
-from compress.stage.record import FrozenRecord, StageRecord
+from compress.stage.stage import FrozenRecord, StageRecord
 
 SCHEMA = 1
 BASELINE = "baseline"

@@ -10,7 +10,7 @@ import pytest
 from compress.compare.change import Sides
 from compress.compare.slices import largest_change, slice_changes
 from compress.measurement import Measurement
-from compress.numerics.paired import difference_of_shares
+from compress.numerics.differences import difference_of_shares
 from compress.report.schema import DataRecord, Report, SliceRecord
 
 ROWS = 200

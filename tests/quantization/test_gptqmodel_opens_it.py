@@ -13,7 +13,7 @@ from gptqmodel_environment import run_there
 from safetensors.torch import load_file, save_file
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.quantization.logits import logits
+from compress.quantization.build import logits
 from compress.stages.gptq import Gptq
 
 pytestmark = pytest.mark.slow

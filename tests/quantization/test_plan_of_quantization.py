@@ -26,7 +26,7 @@ from compress.quantization.prediction import (
     survey_flops,
 )
 from compress.quantization.sensitivity import Survey
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape
 from compress.stages.gptq import Gptq
 
 

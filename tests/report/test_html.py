@@ -13,7 +13,7 @@ import pytest
 
 from compress.report.pages import html_page
 from compress.report.schema import Report, Skipped, parse_report
-from compress.stage.record import StageRecord, StageTable
+from compress.stage.stage import StageRecord, StageTable
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))

@@ -11,7 +11,7 @@ from compress.measurement import Measurement
 from compress.report.pages import write_report
 from compress.report.run_folder import find_report, write_whole
 from compress.report.schema import Report, load_report
-from compress.stage.record import StageRecord
+from compress.stage.stage import StageRecord
 
 
 def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compress.measurement import Measurement
 from compress.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
-from compress.numerics.paired import difference_of_shares
+from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
 from compress.report.pages import html_page, markdown_report
 from compress.report.schema import Report, SliceRecord, parse_report

@@ -103,7 +103,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     def _lengths(self, model: TorchModel, texts: Any, context: Context) -> tuple[int, ...]:
         """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
-        from compress.numerics.covering_lengths import covering_lengths
+        from compress.numerics.sampling import covering_lengths
 
         positions = getattr(model.module.config, "max_position_embeddings", context.max_length)
         longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))

@@ -11,8 +11,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, Capabilities
 
@@ -156,7 +155,7 @@ def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
 
-    from compress.checkpoints.tokenizer import load_tokenizer
+    from compress.checkpoints.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, 64)
     tokenizer = load_tokenizer(checkpoint.folder)

@@ -1,10 +1,12 @@
-"""How two models differ on the same examples: intervals and tests that know which outcomes belong together."""
+"""How two models differ: on the same examples, of which outcomes belong together, or measured apart;
+and whether a difference is worse, better, the same, or not yet known."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -111,3 +113,82 @@ def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, found {confidence}")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate:
+    """candidate - baseline, with the interval that their own independent ones imply.
+
+    MOVER (Zou and Donner 2008): low = d - √((candidate - its low)² + (baseline's high - baseline)²), high
+    likewise. From Wilson intervals of two shares it is method 10 of Newcombe 1998. Confidence is that of the two.
+    """
+    value = candidate.value - baseline.value
+    below = math.hypot(candidate.value - candidate.low, baseline.high - baseline.value)
+    above = math.hypot(candidate.high - candidate.value, baseline.value - baseline.low)
+    return Estimate(value, value - below, value + above)
+
+
+def widen(estimate: Estimate, confidence: float, wanted: float) -> Estimate:
+    """The estimate with its interval taken from ``confidence`` to ``wanted``, both sides by the normal quantiles."""
+    normal = NormalDist()
+    scale = normal.inv_cdf((1 + wanted) / 2) / normal.inv_cdf((1 + confidence) / 2)
+    value, low, high = estimate
+    return Estimate(value, value - (value - low) * scale, value + (high - value) * scale)
+
+
+def logarithm(estimate: Estimate) -> Estimate:
+    """Natural logarithms of a positive estimate and its bounds. Raises `ValueError` for others."""
+    if not 0 < estimate.low <= estimate.value <= estimate.high < math.inf:
+        raise ValueError(f"expected 0 < low <= value <= high, found {estimate}")
+    return Estimate(*map(math.log, estimate))
+
+
+def relative(log_ratio: Estimate) -> Estimate:
+    """From the logarithm of a ratio to the ratio less 1: ln 1.05 -> 0.05."""
+    return Estimate(*map(math.expm1, log_ratio))
+
+
+def allow_for(estimate: Estimate, half: float) -> Estimate:
+    """The estimate with a further independent uncertainty of ± ``half`` at the same confidence."""
+    value, low, high = estimate
+    return Estimate(value, value - math.hypot(value - low, half), value + math.hypot(high - value, half))
+
+
+Verdict = Literal["better", "same", "worse", "can't tell"]
+"""What a comparison says of one metric."""
+
+
+def decide(loss: Estimate, margin: float) -> Verdict:
+    """The verdict on a change whose positive direction is the bad one; ``margin`` is the smallest that matters.
+
+    *worse* if the interval excludes 0 and the estimate reaches the margin, *better* likewise on the other side,
+    *same* if the whole interval lies within the margin on both sides (equivalence by two one-sided tests,
+    Schuirmann 1987), else *can't tell*. With a margin of 0 any change that the interval shows counts, and *same*
+    is an interval of width 0. Raises `ValueError` for a negative margin or values that are no interval.
+    """
+    if not margin >= 0:
+        raise ValueError(f"expected a margin of at least 0, found {margin}")
+    if not loss.low <= loss.value <= loss.high:
+        raise ValueError(f"expected low <= value <= high, found {loss}")
+    if loss.low > 0 and loss.value >= margin:
+        return "worse"
+    if loss.high < 0 and loss.value <= -margin:
+        return "better"
+    if (-margin < loss.low and loss.high < margin) or loss.low == loss.high == 0:
+        return "same"
+    return "can't tell"
+
+
+def samples_to_settle(loss: Estimate, margin: float, n: int) -> int | None:
+    """How many samples beyond ``n`` should turn *can't tell* into a verdict, if the estimate stays where it is.
+
+    The interval narrows with the square root of the samples. It has to get narrower than the distance to 0 if
+    the estimate reaches the margin, and than the distance to the margin otherwise. ``None`` where no number of samples
+    would do (the estimate is at the margin itself, or at 0 with a margin of 0); 0 where it is settled already.
+    """
+    if decide(loss, margin) != "can't tell":
+        return 0
+    half = max(loss.high - loss.value, loss.value - loss.low)
+    wanted = abs(loss.value) if abs(loss.value) >= margin else margin - abs(loss.value)
+    if wanted <= 0 or not math.isfinite(half / wanted):
+        return None
+    return max(1, math.ceil(n * (half / wanted) ** 2) - n)

@@ -11,17 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from compress.numerics.decision import decide
-from compress.numerics.paired import (
+from compress.numerics.differences import (
+    allow_for,
+    decide,
+    difference_of_estimates,
     difference_of_shares,
     discordant,
+    logarithm,
     mcnemar_mid_p,
     mcnemar_mid_p_one_sided,
     paired_bootstrap,
     paired_difference,
+    relative,
+    widen,
 )
 from compress.numerics.statistics import Estimate, wilson_interval
-from compress.numerics.unpaired import allow_for, difference_of_estimates, logarithm, relative, widen
 
 
 def error_rates(n: int, discordance: float, difference: float, confidence: float) -> tuple[float, float]:

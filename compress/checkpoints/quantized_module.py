@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts_as_stored import separate_experts
+from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_conv1d
 from compress.errors import ModelError
 from compress.numerics.grouped_scales import dequantize, stored_as
 from compress.numerics.quantized_weight import QuantizedWeight
@@ -158,6 +159,7 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
         ) from error
     module.tie_weights()
     separate_experts(module, checkpoint)
+    linear_for_conv1d(module)
     return module
 
 
@@ -230,7 +232,10 @@ def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
             places.setdefault(parameter, []).append(name)
     for parameter, names in places.items():
         name = next((name for name in names if name in checkpoint.files), names[0])
-        filled = nn.Parameter(_stored(checkpoint, name, parameter.shape))
+        owner, _, leaf = name.rpartition(".")
+        turned = leaf == "weight" and isinstance(module.get_submodule(owner), TransposedLinear)
+        stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
+        filled = nn.Parameter(stored.T.contiguous() if turned else stored)
         for place in names:
             _replace(module, place, filled)
 

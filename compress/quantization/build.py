@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architectures.hollow import hollow_decoder
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts_as_stored import separate_experts
+from compress.checkpoints.transposed_linear import linear_for_conv1d
 from compress.errors import ModelError, StageError
 from compress.quantization.skeleton import Skeleton
 
@@ -21,26 +23,13 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise ModelError(
-            f"The model cannot be built as a causal language model: {_first_line(error)}",
-            where=str(checkpoint.folder / "config.json"),
-            expected="an architecture that transformers' AutoModelForCausalLM knows",
-        ) from error
+    model = hollow_decoder(checkpoint.folder)
     # What routers answer is for their training alone.
     model.config.output_router_logits = False
     separate_experts(model, checkpoint)
+    transposed = linear_for_conv1d(model)
     prefix, blocks = find_blocks(model)
-    skeleton = Skeleton(checkpoint, model, prefix, blocks)
+    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed)
     _read_rows_as_needed(skeleton)
     _check_tables(skeleton)
     skeleton.fill_surroundings()
@@ -138,8 +127,3 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     pieces = zip(torch.split(one, _ROWS_AT_ONCE), torch.split(other, _ROWS_AT_ONCE), strict=True)
     return all(torch.equal(a, b) for a, b in pieces)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

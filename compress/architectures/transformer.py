@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.architectures.description import Attention, Block, Linear, blocks, stacks
+from compress.architectures.description import Attention, Block, Linear, blocks, out_features, stacks
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.errors import StageError
 
@@ -218,7 +218,8 @@ def _why_whole(attention: Attention) -> str | None:
             tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
         ):
             return f"{name} normalises all of them at once"
-        if isinstance(part, nn.Linear) and attention.width == part.in_features != part.out_features:
+        hidden = out_features(attention.output)
+        if isinstance(part, nn.Linear) and part.in_features == attention.width != hidden:
             return f"{name} reads all of them"
     return None
 

@@ -81,6 +81,11 @@ def _half(number: int) -> Values:
     return lambda tensor, _: tensor.chunk(2, dim=-2)[number]
 
 
+def _every_other(first: int) -> Values:
+    """Gates or what they open, which lie in turns in gpt-oss's experts [experts, columns, rows]; and their biases."""
+    return lambda tensor, _: tensor.transpose(1, -1)[:, first::2] if tensor.ndim > 2 else tensor[:, first::2]
+
+
 def _latent(keys: bool) -> Values:
     """Keys, transposed, or values of each head [heads, ...] out of DeepSeek's joint up-projection."""
 
@@ -276,19 +281,8 @@ FAMILIES: dict[str, Family] = {
         (
             Piece(r"(.*)\.sinks", r"\1.sinks.weight"),
             *(
-                Piece(
-                    r"(.*)\.gate_up_proj",
-                    rf"\1.{name}.weight",
-                    values=lambda tensor, _, first=first: tensor.transpose(-1, -2)[:, first::2],
-                )
-                for first, name in enumerate(("gate_proj", "up_proj"))
-            ),
-            *(
-                Piece(
-                    r"(.*)\.gate_up_proj_bias",
-                    rf"\1.{name}.bias",
-                    values=lambda tensor, _, first=first: tensor[:, first::2],
-                )
+                Piece(rf"(.*)\.gate_up_proj{bias}", rf"\1.{name}.{leaf}", values=_every_other(first))
+                for bias, leaf in (("", "weight"), ("_bias", "bias"))
                 for first, name in enumerate(("gate_proj", "up_proj"))
             ),
             Piece(r"(.*)\.down_proj", r"\1.down_proj.weight", values=lambda tensor, _: tensor.transpose(-1, -2)),

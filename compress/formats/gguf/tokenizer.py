@@ -110,7 +110,8 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _normal_steps(content: dict[str, Any]) -> list[dict[str, Any]]:
     normalizer = content.get("normalizer") or {}
-    return normalizer.get("normalizers", [normalizer] if normalizer else [])
+    found: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    return found
 
 
 def _begins_with_space(content: dict[str, Any]) -> bool:
@@ -120,19 +121,21 @@ def _begins_with_space(content: dict[str, Any]) -> bool:
     return any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
 
 
+def _shows_spaces(step: dict[str, Any]) -> bool:
+    kind, of_space = step.get("type"), step.get("pattern") == {"String": " "}
+    if kind == "Metaspace":
+        return step.get("replacement") == _SPACE and not step.get("split", True)
+    return (
+        (kind == "Prepend" and step.get("prepend") == _SPACE)
+        or (kind == "Replace" and of_space and step.get("content") == _SPACE)
+        or (kind == "Split" and of_space)
+    )
+
+
 def _check_sentence_piece(content: dict[str, Any], place: str) -> None:
     """Raise `ModelError` for a SentencePiece-like tokenizer that does more than make spaces visible."""
-    space = {"String": " "}
-    known = (
-        lambda step: step.get("type") == "Prepend" and step.get("prepend") == _SPACE,
-        lambda step: step.get("type") == "Replace" and step.get("pattern") == space and step.get("content") == _SPACE,
-        lambda step: (
-            step.get("type") == "Metaspace" and step.get("replacement") == _SPACE and not step.get("split", True)
-        ),
-        lambda step: step.get("type") == "Split" and step.get("pattern") == space,
-    )
     steps = [*_normal_steps(content), *_steps(content.get("pre_tokenizer"))]
-    odd = next((step for step in steps if not any(is_known(step) for is_known in known)), None)
+    odd = next((step for step in steps if not _shows_spaces(step)), None)
     if odd is not None or not steps:
         raise ModelError(
             f"llama.cpp does not prepare text as this SentencePiece-like tokenizer does ({(odd or {}).get('type')}).",

@@ -95,6 +95,7 @@ class GgufArchitecture:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
         """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
+        from compress.architectures.cut_model import is_cut
         from compress.architectures.hollow import hollow_decoder, stored_shapes
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
@@ -106,6 +107,12 @@ class GgufArchitecture:
                 expected=f"model_type {', '.join(FAMILIES)}",
             )
         model = hollow_decoder(checkpoint.folder)
+        if is_cut(model.config):
+            raise ModelError(
+                f"Parts of the {kind} were cut in a way that its own config has no words for, nor has GGUF.",
+                where=where,
+                expected="as many heads and neurons in all layers as the architecture's own fields say",
+            )
         ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         tied = frozenset(name.rpartition(".")[0] for name in getattr(model, "all_tied_weights_keys", None) or ())
         return cls(model.config, where, stored_shapes(model), tied, ignored)
@@ -223,7 +230,8 @@ class GgufArchitecture:
         return None if found is None else kind(found)
 
     def _rotary_metadata(self) -> dict[str, Any]:
-        rotary, found = self._rotary, {}
+        rotary = self._rotary
+        found: dict[str, Any] = {}
         if "rope_theta" in rotary:
             found["rope.freq_base"] = float(rotary["rope_theta"])
         if self._rotation in ("linear", "yarn", "longrope"):

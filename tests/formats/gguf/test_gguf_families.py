@@ -8,6 +8,7 @@ import pytest
 import tiny_decoders
 from gguf_families import judge
 
+from compress.architectures.transformer import keep_heads
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.gguf.architecture import check_writable
@@ -46,6 +47,19 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=words):
+        check_writable(tmp_path)
+
+
+def test_heads_that_the_config_says_are_cut_in_the_file_too(tmp_path: Path) -> None:
+    model = tiny_decoders.save("llama", tmp_path)
+    keep_heads(model, [[1], [0]])
+    model.save_pretrained(tmp_path)
+    planned = {tensor.name: tensor.shape for tensor in plan_gguf(Checkpoint(tmp_path))}
+    assert planned["blk.1.attn_q.weight"] == (32, 64) and planned["blk.1.attn_k.weight"] == (16, 64)
+    other = tiny_decoders.save("gpt2", tmp_path)
+    keep_heads(other, [[1], [0]])
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="were cut in a way that its own config has no words for"):
         check_writable(tmp_path)
 
 

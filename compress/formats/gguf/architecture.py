@@ -221,6 +221,8 @@ class GgufArchitecture:
             found["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
             found["attention.sliding_window_pattern"] = self._windowed_layers
         found |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
+        dense = found["expert_count"] is None
+        found = {key: value for key, value in found.items() if not (dense and key.startswith("expert_"))}
         return {key: value for key, value in found.items() if value is not None}
 
     def _first(self, *names: str, kind: type) -> Any:

@@ -394,10 +394,19 @@ FAMILIES |= {
             "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
             "ssm.inner_size": lambda config: config.mamba_num_heads * config.mamba_head_dim,
             "ssm.time_step_rank": lambda config: config.mamba_num_heads,
-            **dict.fromkeys(("expert_count", "expert_used_count"), None),
+            "expert_count": None,
         },
         activations=("relu2",),
         built_in={"layer_types": lambda config: [kind for kind in config.layer_types if kind != "moe"]},
+    ),
+    "qwen3_5_text": Family(
+        "qwen35",
+        _LINEAR_ATTENTION,
+        {
+            **_LINEAR_KEYS,
+            "rope.dimension_sections": lambda config: [*config.rope_parameters["mrope_section"], 0][:4],
+        },
+        built_in={"linear_num_value_heads": lambda config: config.linear_num_key_heads},
     ),
     "qwen3_next": Family(
         "qwen3next",

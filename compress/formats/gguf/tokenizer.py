@@ -147,12 +147,15 @@ def _check_sentence_piece(content: dict[str, Any], place: str) -> None:
 def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
     """A score for each token, the higher the sooner it is merged; those of a letter or of none have 0.
 
-    Raises `ModelError` where merges of one token come between those of others, since then scores cannot say it.
+    Raises `ModelError` where merges of one token come between those of others, since then scores cannot say it. Added
+    tokens are found before anything is merged.
     """
     scores: dict[str, float] = {}
-    last = None
+    added, last = {token["content"] for token in content.get("added_tokens") or ()}, None
     for merge in content["model"].get("merges") or ():
         token = "".join(merge.split(" ") if isinstance(merge, str) else merge)
+        if token in added:
+            continue
         if token != last and token in scores:
             raise ModelError(
                 f"The tokenizer merges {token!r} at several places, which scores of tokens cannot say.",

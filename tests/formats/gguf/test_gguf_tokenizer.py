@@ -13,7 +13,7 @@ from quantized import tiny_tokenizer
 from compress.errors import ModelError
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
-from compress.formats.gguf.tokenizer import SPLITS, split_rule
+from compress.formats.gguf.tokenizer import SPLITS, check_tokenizer, split_rule
 
 OTHERS = (
     "",
@@ -52,6 +52,12 @@ def test_llama_cpp_finds_the_same_tokens_of_a_sentence_piece_like_one(prefix: bo
     model = LlamaModel(tmp_path / "tiny.gguf")
     for text in (*TEXTS, *OTHERS[2:-1]):
         assert model.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_an_added_token_may_be_merged_at_several_places(tmp_path: Path) -> None:
+    content = SCATTERED | {"added_tokens": [{"content": "abc", "id": 3}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert check_tokenizer(tmp_path) == "default"
 
 
 def test_names_of_special_tokens_are_read_as_such_on_demand(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from compress.architectures.description import Attention, Linear, out_features
+from compress.architectures.description import Attention, Linear
 
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
 _GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
@@ -25,9 +25,6 @@ def why_whole(attention: Attention) -> str | None:
             tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
         ):
             return f"{name} normalises all of them at once"
-        hidden = out_features(attention.output)
-        if isinstance(part, nn.Linear) and part.in_features == attention.width != hidden:
-            return f"{name} reads all of them"
     return None
 
 

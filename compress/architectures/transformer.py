@@ -37,6 +37,7 @@ _WHOLE = {
     "bloom": _BY_NUMBER,
     "mpt": _BY_NUMBER,
     "big_bird": "its attention is made anew as it runs",
+    "convbert": "half of what is attended to comes from a convolution",
     "pvt_v2": "their width is that of the layer",
 }
 """Why heads of an architecture cannot go, where its modules don't show it."""

@@ -31,7 +31,7 @@ def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what:
         ("olmo2", "heads", "q_norm normalises all of them at once"),
         ("bloom", "heads", r"follows from their number \(ALiBi\)"),
         ("mpnet", "heads", r"all layers share encoder\.relative_attention_bias"),
-        ("convbert", "heads", "conv_out_layer reads all of them"),
+        ("convbert", "heads", "comes from a convolution"),
         ("mamba", "heads", "Heads cannot be told apart in the attention of backbone.layers.0"),
         ("mixtral", "neurons", "has no feed-forward layer that can be cut"),
         ("minicpm3", "layers", "cannot say which of model.layers are left"),

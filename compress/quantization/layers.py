@@ -113,7 +113,7 @@ def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple
     for name, part in linears(block, prefix).items():
         kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
         size = part.in_features if config.group_size == -1 else config.group_size
-        kept = kept or _narrow(part.out_features, part.in_features, size)
+        kept = kept or _narrow(part.out_features, part.in_features)
         if not kept:
             found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
         else:
@@ -121,12 +121,10 @@ def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple
     return (*found, *_others(block, prefix, config))
 
 
-def _narrow(rows: int, columns: int, group_size: int) -> str:
+def _narrow(rows: int, columns: int) -> str:
     """Why a small matrix, such as one of low rank, is left alone, or nothing; a large one has to fit."""
     small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
-    if not small or (fits(rows, columns) and columns % group_size == 0):
-        return ""
-    return f"narrow: {rows} x {columns} is no multiple of 32, or not of the group size {group_size}"
+    return f"narrow: {rows} x {columns} is no multiple of 32" if small and not fits(rows, columns) else ""
 
 
 def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:

@@ -41,7 +41,7 @@ SPLITS: dict[tuple[str, ...], str] = {
 """Patterns of the steps that split text before it becomes bytes -> llama.cpp's name for them."""
 _SPACE = "▁"
 _SENTENCE_PIECE = "default"
-_EXPECTED = "a BPE tokenizer that splits as GPT-2, SmolLM, Llama, Qwen2, GPT-4o or DeepSeek-V3 do"
+_EXPECTED = "a byte-level BPE tokenizer that splits as GPT-2, SmolLM, Llama 3, Qwen2, GPT-4o or DeepSeek-V3 do"
 
 
 def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:

@@ -336,7 +336,12 @@ FAMILIES |= {
         {"attention.temperature_scale": lambda config: config.rope_parameters.get("llama_4_scaling_beta")},
     ),
     "granitemoeshared": FAMILIES["granitemoe"],
-    "granitemoehybrid": Family("granitehybrid", (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM), _HYBRID),
+    "granitemoehybrid": Family(
+        "granitehybrid",
+        (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM),
+        _HYBRID,
+        built_in={"num_local_experts": lambda config: max(config.num_local_experts, 1)},
+    ),
     "exaone": Family("exaone"),
     "jais2": Family("jais2", activations=("relu2",)),
     "solar_open": FAMILIES["glm4_moe"],

@@ -35,6 +35,7 @@ def test_llama_cpp_answers_as_transformers(name: str, tmp_path: Path) -> None:
         ("gemma2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar: 24"),
         ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob: True"),
         ("starcoder2", {"sliding_window": 6}, "sliding_window: 6"),
+        ("granitemoehybrid", {"num_local_experts": 0}, "num_local_experts: 0"),
         ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_layers: \[1, 0\]"),
     ],
 )

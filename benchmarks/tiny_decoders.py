@@ -163,6 +163,18 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "helium": ("helium", {}),
     "dots1": ("dots1", DEEPSEEK | {"n_group": 1, "topk_group": 1}),
     "minicpm3": ("minicpm3", LATENT),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 4,
+            "linear_conv_kernel_dim": 4,
+            "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+        },
+    ),
     "qwen3_next": (
         "qwen3_next",
         EXPERTS

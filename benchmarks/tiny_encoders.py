@@ -63,16 +63,7 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("swin", _STAGES),
     "swinv2": ("swinv2", _STAGES | {"image_size": 16}),
     "segformer": ("segformer", _PYRAMID),
-    "pvt": ("pvt", _PYRAMID),
-    "pvt_v2": ("pvt_v2", _PYRAMID | {"num_encoder_blocks": 2}),
-    "levit": (
-        "levit",
-        {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2], "key_dim": [8, 8, 8]},
-    ),
-    "hiera": (
-        "hiera",
-        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "query_stride": [2, 2], "image_size": [32, 32]},
-    ),
+    "pvt_v2": ("pvt_v2", _PYRAMID),
     "ast": ("audio-spectrogram-transformer", {"max_length": 32, "num_mel_bins": 32}),
 }
 

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.errors import StageError
 
-Linear = nn.Linear | Conv1D
+Linear = Any
+"""An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is its transpose."""
 
 _QUERIES = ("q_proj", "query", "q_lin", "q", "query_proj", "q_head", "wq", "q_b_proj")
 _LATENT = ("kv_b_proj",)
@@ -300,8 +301,12 @@ def _joint_rows(config: Any, rows: int, heads: int, size: int) -> Rows | None:
     if config.model_type in _BY_HEAD:
         parts = places.view(groups, heads // groups + 2, size)
         return {"query": parts[:, :-2].reshape(heads, size), "key": parts[:, -2], "value": parts[:, -1]}
-    query, key, value = places.split([heads * size, groups * size, groups * size])
-    return {"query": query.view(heads, size), "key": key.view(groups, size), "value": value.view(groups, size)}
+    queries, keys = heads * size, (heads + groups) * size
+    return {
+        "query": places[:queries].view(heads, size),
+        "key": places[queries:keys].view(groups, size),
+        "value": places[keys:].view(groups, size),
+    }
 
 
 def _feed_forward(module: nn.Module, layers: Mapping[str, Linear]) -> FeedForward | None:

@@ -15,9 +15,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from compress.architectures.description import Attention, Block, Linear, blocks, stacks
+from compress.architectures.attention_cut import keep_columns, keep_places, keep_rows, why_whole
+from compress.architectures.description import Attention, Block, blocks, stacks
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.errors import StageError
 
@@ -26,9 +26,6 @@ HEADS_KEY = "compress_attention_heads"
 NEURONS_KEY = "compress_feed_forward_neurons"
 """Config key that records each layer's neurons where no field of the architecture's own says them."""
 _WIDTHS = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff", "dim_feedforward", "d_inner")
-_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_q_heads")
-_GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-_HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "embed_dim", "hidden_size", "d_attn")
 _OF_LAYERS = ("layer", "block", "pattern", "intermediate", "compress_")
 """Words in the names of config fields that say something of each layer."""
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
@@ -40,6 +37,7 @@ _WHOLE = {
     "bloom": _BY_NUMBER,
     "mpt": _BY_NUMBER,
     "big_bird": "its attention is made anew as it runs",
+    "convbert": "half of what is attended to comes from a convolution",
     "pvt_v2": "their width is that of the layer",
 }
 """Why heads of an architecture cannot go, where its modules don't show it."""
@@ -155,7 +153,7 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
     check_heads_apart(module)
     chosen = [places for places in kept if len(places)]
     for attention, places in zip(found, chosen, strict=True):
-        _keep_heads(attention, list(places))
+        keep_places(attention, list(places))
     counts = [len(places) for places in kept]
     fields = _fields_of_heads(module.config, found[0], [len(places) for places in chosen])
     changed = _changed(module.config, fields)
@@ -171,7 +169,7 @@ def check_heads_apart(module: PreTrainedModel) -> None:
     config = module.config
     found = _those_with(blocks(module), "attention")
     reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
-    reasons += [_why_shared(module, found[0].attended()), *(_why_whole(block.attended()) for block in found)]
+    reasons += [_why_shared(module, found[0].attended()), *(why_whole(block.attended()) for block in found)]
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", mend="leave heads out")
@@ -193,12 +191,6 @@ def _fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -
     return {config.attribute_map.get(name, name): value for name, value in fields.items()}
 
 
-def _is_norm_of_heads(name: str) -> bool:
-    """Whether a module normalises queries, keys or what is attended to, rather than what the layer gives."""
-    leaf = name.rpartition(".")[2].lower()
-    return "norm" in name.lower() and leaf.replace("_", "") != "layernorm"
-
-
 def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
     """That a table outside the blocks has an entry for each head, or None."""
     inside = tuple(f"{path}." for path in stacks(module))
@@ -206,98 +198,6 @@ def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
         if isinstance(part, nn.Embedding) and part.embedding_dim == attention.heads and not name.startswith(inside):
             return f"all layers share {name}"
     return None
-
-
-def _why_whole(attention: Attention) -> str | None:
-    """Why heads cannot be told apart, or None."""
-    layers = {id(layer) for layer in attention.projections}
-    for name, part in attention.owner.named_modules():
-        if id(part) in layers:
-            continue
-        if _is_norm_of_heads(name) and any(
-            tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
-        ):
-            return f"{name} normalises all of them at once"
-        if isinstance(part, nn.Linear) and attention.width == part.in_features != part.out_features:
-            return f"{name} reads all of them"
-    return None
-
-
-@torch.no_grad()
-def _keep_heads(attention: Attention, places: Sequence[int]) -> None:
-    """Cut one attention down to ``places``, in place."""
-    each = attention.heads // attention.places
-    heads = [place * each + offset for place in places for offset in range(each)]
-    groups = list(places) if attention.groups > 1 else [0]
-    _cut_per_head(attention, {attention.groups: groups, attention.heads: heads})
-    chosen = {"query": heads, "key": groups, "value": groups}
-    rows: dict[int, tuple[Linear, list[torch.Tensor]]] = {}
-    for name, layer in (("query", attention.query), ("key", attention.key), ("value", attention.value)):
-        rows.setdefault(id(layer), (layer, []))[1].append(attention.rows[name][chosen[name]].flatten())
-    for layer, parts in rows.values():
-        _keep_rows(layer, torch.cat(parts).sort().values if len(parts) > 1 else parts[0])
-    columns = torch.arange(attention.heads * attention.head_size).view(attention.heads, -1)[heads].flatten()
-    _keep_columns(attention.output, columns)
-    _count_again(attention, len(heads), len(groups))
-
-
-def _cut_per_head(attention: Attention, kept: Mapping[int, Sequence[int]]) -> None:
-    """Cut what the attention has of each head beside its projections: sinks, gates, biases of positions, norms.
-
-    ``kept``: those that stay of so many.
-    """
-    layers = {id(layer) for layer in attention.projections}
-    positions = [part for name, part in attention.block.named_modules() if "relative_position" in name]
-    inside = [*attention.owner.named_modules(), *((f"positions{n}", part) for n, part in enumerate(positions))]
-    done: set[int] = set()
-    for name, part in inside:
-        if id(part) in layers | done:
-            continue
-        done.add(id(part))
-        if isinstance(part, nn.ModuleList) and len(part) in kept:
-            stays = [part[index] for index in kept[len(part)]]
-            del part[:]
-            part.extend(stays)
-        for leaf, tensor in [*part.named_parameters(recurse=False)]:
-            if not ("norm" in name.lower() and tensor.ndim == 1):
-                _cut_parameter(attention, part, leaf, kept)
-
-
-def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mapping[int, Sequence[int]]) -> None:
-    """Cut one parameter along the axis that has an entry for each head, or for each feature of all heads."""
-    tensor = getattr(part, leaf)
-    if isinstance(part, nn.Conv2d) and part.groups < part.in_channels:
-        return
-    sizes = {size: torch.tensor(list(places)) for size, places in kept.items()}
-    columns = torch.arange(attention.width).view(attention.heads, -1)[sizes[attention.heads]].flatten()
-    sizes = {attention.width: columns, **sizes}
-    axes = tensor.shape[:1] if isinstance(part, nn.Linear | nn.Conv2d) else tensor.shape
-    axis = next((axis for axis, size in enumerate(axes) if size in sizes), None)
-    if axis is None:
-        return
-    chosen = sizes[tensor.shape[axis]]
-    smaller = tensor.detach().index_select(axis, chosen).clone()
-    setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
-    if isinstance(part, nn.Embedding) and axis == 1:
-        part.embedding_dim = len(chosen)
-    elif isinstance(part, nn.Linear):
-        part.out_features = len(chosen)
-    elif isinstance(part, nn.Conv2d):
-        part.groups = part.in_channels = part.out_channels = len(chosen)
-
-
-def _count_again(attention: Attention, heads: int, groups: int) -> None:
-    """Let the attention's modules say how many heads they have."""
-    counted = dict.fromkeys(_HEAD_COUNTS, (attention.heads, heads))
-    counted |= dict.fromkeys(_GROUP_COUNTS, (attention.groups, groups))
-    counted |= dict.fromkeys(_HEAD_WIDTHS, (attention.heads * attention.head_size, heads * attention.head_size))
-    counted["num_key_value_groups"] = (attention.heads // attention.groups, heads // groups)
-    for part in attention.owner.modules():
-        if isinstance(part, nn.Linear | Conv1D):
-            continue
-        for name, (old, new) in counted.items():
-            if vars(part).get(name) == old:
-                setattr(part, name, new)
 
 
 def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
@@ -309,10 +209,10 @@ def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
     found = [block.fed_forward() for block in _those_with(blocks(module), "feed_forward")]
     for feed_forward, neurons in zip(found, chosen, strict=True):
         for layer in feed_forward.inputs:
-            _keep_rows(layer, feed_forward.rows(layer, neurons))
-        _keep_columns(feed_forward.output, neurons)
+            keep_rows(layer, feed_forward.rows(layer, neurons))
+        keep_columns(feed_forward.output, neurons)
         for convolution in feed_forward.depthwise:
-            _keep_rows(convolution, neurons)
+            keep_rows(convolution, neurons)
     counts = [len(neurons) for neurons in kept]
     config = module.config
     for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
@@ -331,7 +231,7 @@ def shrink_to_recorded_parts(module: PreTrainedModel) -> None:
     if heads:
         for block, count in zip(blocks(module), heads, strict=True):
             if count:
-                _keep_heads(block.attended(), range(count))
+                keep_places(block.attended(), range(count))
     if neurons:
         keep_neurons(module, [torch.arange(count) for count in neurons])
 
@@ -394,22 +294,3 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(part).items()
         if isinstance(value, int | float) and key not in _NOT_OF_INFERENCE and key[0] != "_"
     }
-
-
-@torch.no_grad()
-def _keep_rows(layer: Linear | nn.Conv2d, rows: torch.Tensor) -> None:
-    weight = layer.weight[:, rows] if isinstance(layer, Conv1D) else layer.weight[rows]
-    layer.weight = nn.Parameter(weight.clone())
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias[rows].clone())
-    if isinstance(layer, nn.Conv2d):
-        layer.groups = layer.in_channels = layer.out_channels = len(rows)
-    else:
-        setattr(layer, "nf" if isinstance(layer, Conv1D) else "out_features", len(rows))
-
-
-@torch.no_grad()
-def _keep_columns(layer: Linear, columns: torch.Tensor) -> None:
-    weight = layer.weight[columns] if isinstance(layer, Conv1D) else layer.weight[:, columns]
-    layer.weight = nn.Parameter(weight.clone())
-    setattr(layer, "nx" if isinstance(layer, Conv1D) else "in_features", len(columns))

@@ -65,7 +65,7 @@ class Checkpoint:
     @cached_property
     def aliases(self) -> Mapping[str, str]:
         """Stored names of tensors that transformers' modules call otherwise, such as GPT-NeoX's head."""
-        from compress.checkpoints.stored_names import stored_names
+        from compress.checkpoints.hollow import stored_names
 
         return stored_names(self.folder)
 

@@ -9,7 +9,7 @@ numbers in place of weights, and where they come out says it all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +135,11 @@ _SHIFT = 40
 def separate_experts(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """Replace fused experts by `SeparateExperts`, in place, and call all modules as the tensors of ``checkpoint`` are.
 
-    Does nothing to a model without fused experts, and leaves those alone that `why_not_separable` finds fault with.
+    Leaves experts alone that `why_not_separable` finds fault with.
     Raises `ModelError` where the checkpoint has other tensors than transformers would write.
     """
     fused = {name: part for name, part in model.named_modules() if is_fused(part) and not why_not_separable(part)}
-    places = _stored_places(model, fused) if fused else _Places()
+    places = _stored_places(model, fused, set(checkpoint.files))
     for name, part in fused.items():
         if name in places.names:
             owner, _, leaf = name.rpartition(".")
@@ -213,7 +213,7 @@ class _Places:
                 self.moved[".".join(own[: depth + 1])] = new
 
 
-def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module]) -> _Places:
+def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files: Collection[str]) -> _Places:
     from transformers.core_model_loading import revert_weight_conversion
 
     names = list(model.state_dict())
@@ -228,12 +228,13 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module]) -> _P
         name = names[int(marks.flatten()[0]) >> _SHIFT]
         owner, _, leaf = name.rpartition(".")
         if owner not in fused:
-            moved.append((owner, stored.rpartition(".")[0]))
+            # A head that the files call otherwise, such as GPT-NeoX's, is one too.
+            moved += [(owner, stored.rpartition(".")[0])] if fused or (name not in files and stored in files) else []
         elif (found := _MATRIX.fullmatch(stored)) and marks.ndim == 2:
             role = _role(getattr(fused[owner], leaf), leaf, marks, int(found["expert"]))
             places.names.setdefault(owner, {})[role] = found["name"]
             moved.append((owner, found["prefix"]))
-    for path, other in moved if places.names else ():
+    for path, other in moved if places.names or not fused else ():
         places.note(path, other)
     return places
 

@@ -12,7 +12,9 @@ from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import separate_experts
-from compress.errors import ModelError, first_line
+from compress.checkpoints.hollow import hollow_decoder
+from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_conv1d
+from compress.errors import ModelError
 from compress.numerics.fake_quantization import dequantize, stored_as
 from compress.numerics.integer_grid import QuantizedWeight
 
@@ -142,23 +144,10 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
     """The checkpoint's architecture, its parameters on the meta device. Raises `ModelError`."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with init_empty_weights(include_buffers=False):
-            module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"transformers makes no causal language model of this config: {first_line(error)}",
-            where=str(checkpoint.folder / "config.json"),
-            expected="an architecture that AutoModelForCausalLM knows",
-        ) from error
+    module: PreTrainedModel = hollow_decoder(checkpoint.folder)
     module.tie_weights()
     separate_experts(module, checkpoint)
+    linear_for_conv1d(module)
     return module
 
 
@@ -231,7 +220,10 @@ def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
             places.setdefault(parameter, []).append(name)
     for parameter, names in places.items():
         name = next((name for name in names if name in checkpoint.files), names[0])
-        filled = nn.Parameter(_stored(checkpoint, name, parameter.shape))
+        owner, _, leaf = name.rpartition(".")
+        turned = leaf == "weight" and isinstance(module.get_submodule(owner), TransposedLinear)
+        stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
+        filled = nn.Parameter(stored.T.contiguous() if turned else stored)
         for place in names:
             _replace(module, place, filled)
 

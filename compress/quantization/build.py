@@ -9,6 +9,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import empty_module
+from compress.checkpoints.transposed_linear import TransposedLinear
 from compress.errors import ModelError, StageError
 from compress.quantization.skeleton import Skeleton
 
@@ -22,8 +23,9 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     model: Any = empty_module(checkpoint).eval()
     # What routers answer is for their training alone.
     model.config.output_router_logits = False
+    transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
     prefix, blocks = find_blocks(model)
-    skeleton = Skeleton(checkpoint, model, prefix, blocks)
+    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed)
     _read_rows_as_needed(skeleton)
     _check_tables(skeleton)
     skeleton.fill_surroundings()

@@ -16,6 +16,7 @@ from compress.quantization.config import Quantization
 from compress.quantization.skeleton import Skeleton
 
 _SHOWN = 7
+_NARROW = 128
 _FUSED_ON_DISK = "checkpoints of this architecture keep all experts in one tensor"
 
 
@@ -112,11 +113,18 @@ def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple
     for name, part in linears(block, prefix).items():
         kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
         size = part.in_features if config.group_size == -1 else config.group_size
+        kept = kept or _narrow(part.out_features, part.in_features)
         if not kept:
             found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
         else:
             found.append(Layer(name, part.out_features, part.in_features, None, why=kept))
     return (*found, *_others(block, prefix, config))
+
+
+def _narrow(rows: int, columns: int) -> str:
+    """Why a small matrix, such as one of low rank, is left alone, or nothing; a large one has to fit."""
+    small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
+    return f"narrow: {rows} x {columns} is no multiple of 32" if small and not fits(rows, columns) else ""
 
 
 def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:

@@ -46,6 +46,8 @@ class Skeleton:
     blocks: nn.ModuleList
     shipped: torch.dtype = torch.float32
     exact: Collection[str] = ()
+    transposed: Collection[str] = ()
+    """Layers whose weights lie transposed in the checkpoint."""
     gives_tuple: bool | None = None
     table: torch.Tensor | None = None
     """Embeddings to use in place of the checkpoint's, once they are quantized."""
@@ -87,6 +89,7 @@ class Skeleton:
         """One parameter in float32. Raises `ModelError` where the file's shape is not ``shape``."""
         if leaf == "weight":
             found = self.checkpoint.weight(module)
+            found = found.T.contiguous() if module in self.transposed else found
         else:
             found = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
         if found.shape != shape:

@@ -91,20 +91,23 @@ def _masked(
         sizes=None if examples.sizes is None else examples.sizes[:_PROVEN],
     )
     handles = []
-    for block, places, kept in zip(found, heads, neurons, strict=True):
-        for total, chosen, layer in (
-            (block.places, places, block.attention and block.attention.output),
-            (block.neurons, kept, block.feed_forward and block.feed_forward.output),
-        ):
-            if layer is not None and total:
-                stays = torch.zeros(total)
-                stays[chosen] = 1.0
-                handles.append(layer.register_forward_pre_hook(_mask(stays)))
+    for (count, layer), kept in zip(_readers(found), (*heads, *neurons), strict=True):
+        if layer is not None:
+            stays = torch.zeros(count)
+            stays[kept] = 1.0
+            handles.append(layer.register_forward_pre_hook(_mask(stays)))
     try:
         return predict(module, few), few
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _readers(found: Sequence[Block]) -> list[tuple[int, Linear | None]]:
+    """How many heads each block has, and the layer that reads them, then the same of neurons."""
+    heads = [(block.places, None if block.attention is None else block.attention.output) for block in found]
+    neurons = [(block.neurons, None if block.feed_forward is None else block.feed_forward.output) for block in found]
+    return [*heads, *neurons]
 
 
 def _mask(stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
@@ -160,8 +163,7 @@ def _importance(
     module: nn.Module, found: Sequence[Block], settings: Pruning, examples: Examples | None, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Scores of the heads [heads] and neurons [neurons] of each block, none where a block has none that can go."""
-    parts = [(block.places, block.attention and block.attention.output) for block in found]
-    parts += [(block.neurons, block.feed_forward and block.feed_forward.output) for block in found]
+    parts = _readers(found)
     scores = [torch.zeros(count) for count, _ in parts]
     read = [(index, layer) for index, (_, layer) in enumerate(parts) if layer is not None]
     if settings.importance == "magnitude":
@@ -200,4 +202,5 @@ def _squared_norms(output: Linear, group_size: int) -> torch.Tensor:
     """Squared norms of the output weights of each group of input features, [in_features / group_size]."""
     weight = output.weight.detach()
     weight = weight.T if isinstance(output, Conv1D) else weight
-    return weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
+    norms: torch.Tensor = weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
+    return norms

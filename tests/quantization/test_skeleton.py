@@ -75,10 +75,10 @@ def test_rotary_positions_are_there_although_no_file_has_them(tmp_path: Path) ->
 
 
 def test_an_architecture_without_blocks_of_linear_layers(tmp_path: Path) -> None:
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=160, n_embd=32, n_layer=2, n_head=2))
+    model = transformers.XLMWithLMHeadModel(transformers.XLMConfig(vocab_size=160, emb_dim=32, n_layers=2, n_heads=2))
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(StageError, match="GPT2LMHeadModel cannot be quantized block by block") as caught:
+    with pytest.raises(StageError, match="XLMWithLMHeadModel cannot be quantized block by block") as caught:
         build_skeleton(Checkpoint(tmp_path))
     assert "torch.nn.Linear" in str(caught.value.expected)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from quantized import save_tiny_llama
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.gguf.tokenizer import SPLITS
 
 ROWS = 352
 """Embedding rows; a few more than the tokenizer has tokens."""
@@ -21,10 +23,6 @@ TEXTS = (
     "  Two spaces, a\ttab and 3.14 --- naïve café, 東京, Ωmega.",
     "def cat(x):\n    return x + 1  # the mat",
 )
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -33,7 +31,6 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
@@ -43,9 +40,9 @@ def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
     if rule == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    pattern = {"llama-bpe": LLAMA3, "qwen2": QWEN2}[rule]
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    patterns = next(patterns for patterns, name in SPLITS.items() if name == rule)
+    steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def train_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
@@ -64,6 +61,21 @@ def train_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
     )
     fast.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
     return fast
+
+
+def train_sentence_piece(prefix: bool = True) -> PreTrainedTokenizerFast:
+    """At most 340 tokens of a BPE that falls back to bytes and shows spaces, as Llama 2's and Gemma's do."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    shown = [normalizers.Replace(" ", "\u2581")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *shown] if prefix else shown)
+    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][: len(SPECIAL)]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def save_mergeable_llama(folder: Path, seed: int = 0, rule: str = "smollm", **changes: Any) -> Checkpoint:

@@ -95,7 +95,8 @@ class GgufArchitecture:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
         """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
-        from compress.architectures.hollow import hollow_decoder, stored_shapes
+        from compress.architectures.cut_model import is_cut
+        from compress.checkpoints.hollow import hollow_decoder, stored_shapes
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
         if kind not in FAMILIES:
@@ -106,6 +107,12 @@ class GgufArchitecture:
                 expected=f"model_type {', '.join(FAMILIES)}",
             )
         model = hollow_decoder(checkpoint.folder)
+        if is_cut(model.config):
+            raise ModelError(
+                f"Parts of the {kind} were cut in a way that its own config has no words for, nor has GGUF.",
+                where=where,
+                expected="as many heads and neurons in all layers as the architecture's own fields say",
+            )
         ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         tied = frozenset(name.rpartition(".")[0] for name in getattr(model, "all_tied_weights_keys", None) or ())
         return cls(model.config, where, stored_shapes(model), tied, ignored)
@@ -214,6 +221,8 @@ class GgufArchitecture:
             found["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
             found["attention.sliding_window_pattern"] = self._windowed_layers
         found |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
+        dense = found["expert_count"] is None
+        found = {key: value for key, value in found.items() if not (dense and key.startswith("expert_"))}
         return {key: value for key, value in found.items() if value is not None}
 
     def _first(self, *names: str, kind: type) -> Any:
@@ -223,7 +232,8 @@ class GgufArchitecture:
         return None if found is None else kind(found)
 
     def _rotary_metadata(self) -> dict[str, Any]:
-        rotary, found = self._rotary, {}
+        rotary = self._rotary
+        found: dict[str, Any] = {}
         if "rope_theta" in rotary:
             found["rope.freq_base"] = float(rotary["rope_theta"])
         if self._rotation in ("linear", "yarn", "longrope"):

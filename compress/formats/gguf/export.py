@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -79,7 +80,7 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
     plan = _Plan(checkpoint, architecture, float_type)
     planned = [plan.tensor(tensor) for tensor in architecture.tensors()]
     for name, factors in architecture.factors().items():
-        planned.append(PlannedTensor(name, None, "F32", factors.shape, None, lambda factors=factors: factors))
+        planned.append(PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors)))
     return planned
 
 

@@ -81,6 +81,11 @@ def _half(number: int) -> Values:
     return lambda tensor, _: tensor.chunk(2, dim=-2)[number]
 
 
+def _every_other(first: int) -> Values:
+    """Gates or what they open, which lie in turns in gpt-oss's experts [experts, columns, rows]; and their biases."""
+    return lambda tensor, _: tensor.transpose(1, -1)[:, first::2] if tensor.ndim > 2 else tensor[:, first::2]
+
+
 def _latent(keys: bool) -> Values:
     """Keys, transposed, or values of each head [heads, ...] out of DeepSeek's joint up-projection."""
 
@@ -276,19 +281,8 @@ FAMILIES: dict[str, Family] = {
         (
             Piece(r"(.*)\.sinks", r"\1.sinks.weight"),
             *(
-                Piece(
-                    r"(.*)\.gate_up_proj",
-                    rf"\1.{name}.weight",
-                    values=lambda tensor, _, first=first: tensor.transpose(-1, -2)[:, first::2],
-                )
-                for first, name in enumerate(("gate_proj", "up_proj"))
-            ),
-            *(
-                Piece(
-                    r"(.*)\.gate_up_proj_bias",
-                    rf"\1.{name}.bias",
-                    values=lambda tensor, _, first=first: tensor[:, first::2],
-                )
+                Piece(rf"(.*)\.gate_up_proj{bias}", rf"\1.{name}.{leaf}", values=_every_other(first))
+                for bias, leaf in (("", "weight"), ("_bias", "bias"))
                 for first, name in enumerate(("gate_proj", "up_proj"))
             ),
             Piece(r"(.*)\.down_proj", r"\1.down_proj.weight", values=lambda tensor, _: tensor.transpose(-1, -2)),
@@ -342,7 +336,12 @@ FAMILIES |= {
         {"attention.temperature_scale": lambda config: config.rope_parameters.get("llama_4_scaling_beta")},
     ),
     "granitemoeshared": FAMILIES["granitemoe"],
-    "granitemoehybrid": Family("granitehybrid", (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM), _HYBRID),
+    "granitemoehybrid": Family(
+        "granitehybrid",
+        (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM),
+        _HYBRID,
+        built_in={"num_local_experts": lambda config: max(config.num_local_experts, 1)},
+    ),
     "exaone": Family("exaone"),
     "jais2": Family("jais2", activations=("relu2",)),
     "solar_open": FAMILIES["glm4_moe"],
@@ -400,10 +399,19 @@ FAMILIES |= {
             "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
             "ssm.inner_size": lambda config: config.mamba_num_heads * config.mamba_head_dim,
             "ssm.time_step_rank": lambda config: config.mamba_num_heads,
-            **dict.fromkeys(("expert_count", "expert_used_count"), None),
+            "expert_count": None,
         },
         activations=("relu2",),
         built_in={"layer_types": lambda config: [kind for kind in config.layer_types if kind != "moe"]},
+    ),
+    "qwen3_5_text": Family(
+        "qwen35",
+        _LINEAR_ATTENTION,
+        {
+            **_LINEAR_KEYS,
+            "rope.dimension_sections": lambda config: [*config.rope_parameters["mrope_section"], 0][:4],
+        },
+        built_in={"linear_num_value_heads": lambda config: config.linear_num_key_heads},
     ),
     "qwen3_next": Family(
         "qwen3next",

@@ -1,7 +1,8 @@
-"""A byte-level BPE tokenizer as metadata of a GGUF file, as llama.cpp reads it.
+"""A BPE tokenizer as metadata of a GGUF file, as llama.cpp reads it.
 
-llama.cpp splits text by one of the rules that are built into it, and the file only names the rule. Which one it is
-follows from `tokenizer.json` alone, not from the model's name, so that a tokenizer whose rule is another is refused.
+Of a byte-level one llama.cpp splits text by one of the rules that are built into it, and the file only names the rule.
+Which one it is follows from `tokenizer.json` alone, not from the model's name, so that a tokenizer whose rule is
+another is refused. One like SentencePiece's has scores in place of merges: the sooner a token is merged, the higher.
 """
 
 from __future__ import annotations
@@ -18,12 +19,29 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {
-    _CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe",
-    _CONTRACTIONS + _WORDS + r"\p{N}" + _REST: "qwen2",
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASES = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
+SPLITS: dict[tuple[str, ...], str] = {
+    (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
+    (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
+    (f"{_CASES[0]}{_CONTRACTIONS}?|{_CASES[1]}{_CONTRACTIONS}?" + r"|\p{N}{1,3}" + _SLASH,): "gpt-4o",
+    (f"{_CASES[0]}|{_CASES[1]}" + r"|\p{N}" + _SLASH,): "tekken",
+    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _SPACES,): "qwen35",
+    (
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",  # noqa: RUF001
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+        r"| ?[\p{P}\p{S}]+[\r\n]*" + _SPACES,
+    ): "deepseek-v3",
+    (r" ?[^(\s|.,!?…。，、।۔،)]+",): "bloom",  # noqa: RUF001
 }
-_EXPECTED = "a byte-level BPE tokenizer that splits as GPT-2, SmolLM, Llama 3 or Qwen2 do"
+"""Patterns of the steps that split text before it becomes bytes -> llama.cpp's name for them."""
+_SPACE = "▁"
+_SENTENCE_PIECE = "default"
+_EXPECTED = "a byte-level BPE tokenizer that splits as GPT-2, SmolLM, Llama 3, Qwen2, GPT-4o or DeepSeek-V3 do"
 
 
 def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
@@ -36,11 +54,15 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     rule, place = check_tokenizer(folder), str(folder / TOKENIZER)
     content = read_json(folder / TOKENIZER)
     tokens, types = _vocabulary(content, rows, place)
-    writer.add_tokenizer_model("gpt2")
+    scores = None if rule != _SENTENCE_PIECE else _scores(content, place)
+    writer.add_tokenizer_model("gpt2" if scores is None else "llama")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
+    if scores is not None:
+        writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
+        writer.add_add_space_prefix(_begins_with_space(content))
     writer.add_token_types(types)
-    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows)
+    special = gguf.SpecialVocab(folder, load_merges=scores is None, n_vocab=rows)
     # llama.cpp has defaults of its own for each rule; the file says what this tokenizer does.
     special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
     special.add_to_gguf(writer, quiet=True)
@@ -49,6 +71,10 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
 def check_tokenizer(folder: Path) -> str:
     """llama.cpp's name for the rule by which the tokenizer of ``folder`` splits text. Raises `ModelError` for none."""
     content, place = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
+    if (content.get("model") or {}).get("byte_fallback"):
+        _check_sentence_piece(content, place)
+        _scores(content, place)
+        return _SENTENCE_PIECE
     _check_kind(content, place)
     return split_rule(content, place)
 
@@ -64,10 +90,10 @@ def split_rule(content: dict[str, Any], place: str) -> str:
             return "gpt-2"
         if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and splits_words:
             return "smollm"
-        if kinds == ["Split", "ByteLevel"] and not splits_words:
-            pattern = (steps[0].get("pattern") or {}).get("Regex", "")
-            if pattern in _SPLITS:
-                return _SPLITS[pattern]
+        if set(kinds[:-1]) == {"Split"} and not splits_words:
+            patterns = tuple((step.get("pattern") or {}).get("Regex", "") for step in steps[:-1])
+            if patterns in SPLITS:
+                return SPLITS[patterns]
     raise ModelError(
         f"llama.cpp has no rule that splits text as this tokenizer does ({', '.join(map(str, kinds)) or 'none'}).",
         where=place,
@@ -82,12 +108,70 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [pre_tokenizer] if inner is None else [step for part in inner for step in _steps(part)]
 
 
+def _normal_steps(content: dict[str, Any]) -> list[dict[str, Any]]:
+    normalizer = content.get("normalizer") or {}
+    found: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    return found
+
+
+def _begins_with_space(content: dict[str, Any]) -> bool:
+    """Whether a SentencePiece-like tokenizer puts a space before a text."""
+    steps = _steps(content.get("pre_tokenizer"))
+    schemes = [step.get("prepend_scheme", "always") for step in steps if step.get("type") == "Metaspace"]
+    return any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
+
+
+def _shows_spaces(step: dict[str, Any]) -> bool:
+    kind, of_space = step.get("type"), step.get("pattern") == {"String": " "}
+    if kind == "Metaspace":
+        return step.get("replacement") == _SPACE and not step.get("split", True)
+    return (
+        (kind == "Prepend" and step.get("prepend") == _SPACE)
+        or (kind == "Replace" and of_space and step.get("content") == _SPACE)
+        or (kind == "Split" and of_space)
+    )
+
+
+def _check_sentence_piece(content: dict[str, Any], place: str) -> None:
+    """Raise `ModelError` for a SentencePiece-like tokenizer that does more than make spaces visible."""
+    steps = [*_normal_steps(content), *_steps(content.get("pre_tokenizer"))]
+    odd = next((step for step in steps if not _shows_spaces(step)), None)
+    if odd is not None or not steps:
+        raise ModelError(
+            f"llama.cpp does not prepare text as this SentencePiece-like tokenizer does ({(odd or {}).get('type')}).",
+            where=place,
+            expected="one that makes spaces visible, and nothing else",
+        )
+
+
+def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
+    """A score for each token, the higher the sooner it is merged; those of a letter or of none have 0.
+
+    Raises `ModelError` where merges of one token come between those of others, since then scores cannot say it. Added
+    tokens are found before anything is merged.
+    """
+    scores: dict[str, float] = {}
+    added, last = {token["content"] for token in content.get("added_tokens") or ()}, None
+    for merge in content["model"].get("merges") or ():
+        token = "".join(merge.split(" ") if isinstance(merge, str) else merge)
+        if token in added:
+            continue
+        if token != last and token in scores:
+            raise ModelError(
+                f"The tokenizer merges {token!r} at several places, which scores of tokens cannot say.",
+                where=place,
+                expected="merges that follow from scores, as SentencePiece's do",
+            )
+        scores.setdefault(token, -float(len(scores) + 1))
+        last = token
+    return scores
+
+
 def _check_kind(content: dict[str, Any], place: str) -> None:
     model = content.get("model") or {}
     normalizer = (content.get("normalizer") or {}).get("type")
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        found = "SentencePiece-like BPE" if model.get("byte_fallback") else f"{model.get('type')}"
-        raise ModelError(f"The tokenizer's model is {found}.", where=place, expected=_EXPECTED)
+    if model.get("type") != "BPE":
+        raise ModelError(f"The tokenizer's model is {model.get('type')}.", where=place, expected=_EXPECTED)
     # Composed characters are the rule in text, and llama.cpp's own converter leaves the step out as well.
     if normalizer not in (None, "NFC"):
         raise ModelError(
@@ -108,9 +192,13 @@ def _vocabulary(content: dict[str, Any], rows: int, place: str) -> tuple[list[st
 
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [int(TokenType.UNUSED)] * rows
-    entries = [(token, row, TokenType.NORMAL) for token, row in content["model"]["vocab"].items()]
+    letters = {content["model"].get("unk_token"): TokenType.UNKNOWN} if content["model"].get("byte_fallback") else {}
+    letters |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)} if letters else {}
+    vocabulary = content["model"]["vocab"].items()
+    entries = [(token, row, letters.get(token, TokenType.NORMAL)) for token, row in vocabulary]
     for added in content.get("added_tokens") or ():
         kind = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
+        kind = letters.get(added["content"], kind)
         entries.append((added["content"], added["id"], kind))
     for token, row, kind in entries:
         if not 0 <= row < rows:

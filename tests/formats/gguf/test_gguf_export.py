@@ -165,7 +165,6 @@ def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt_neox"}, "'gpt_neox' cannot be written"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window: 16"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type: 'dynamic'"),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mergeable import TEXTS, save_mergeable_llama, train_tokenizer
+from mergeable import TEXTS, save_mergeable_llama, train_sentence_piece, train_tokenizer
 from quantized import tiny_tokenizer
 
 from compress.errors import ModelError
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
-from compress.formats.gguf.tokenizer import split_rule
+from compress.formats.gguf.tokenizer import SPLITS, check_tokenizer, split_rule
 
 OTHERS = (
     "",
@@ -26,8 +26,14 @@ OTHERS = (
     "<mark>cat<mark>",
 )
 
+SCATTERED = {
+    "pre_tokenizer": None,
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    "model": {"type": "BPE", "byte_fallback": True, "merges": [["a", "b"], ["ab", "c"], ["b", "c"], ["a", "bc"]]},
+}
 
-@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+
+@pytest.mark.parametrize("rule", ["gpt-2", "smollm", *SPLITS.values()])
 def test_llama_cpp_finds_the_same_tokens(rule: str, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", rule=rule)
     write_gguf(source, tmp_path / "tiny.gguf")
@@ -35,6 +41,23 @@ def test_llama_cpp_finds_the_same_tokens(rule: str, tmp_path: Path) -> None:
     assert split_rule(json.loads((source.folder / "tokenizer.json").read_text()), "") == rule
     for text in (*TEXTS, *OTHERS):
         assert model.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_finds_the_same_tokens_of_a_sentence_piece_like_one(prefix: bool, tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    tokenizer = train_sentence_piece(prefix)
+    tokenizer.save_pretrained(source.folder)
+    write_gguf(source, tmp_path / "tiny.gguf")
+    model = LlamaModel(tmp_path / "tiny.gguf")
+    for text in (*TEXTS, *OTHERS[2:-1]):
+        assert model.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_an_added_token_may_be_merged_at_several_places(tmp_path: Path) -> None:
+    content = SCATTERED | {"added_tokens": [{"content": "abc", "id": 3}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert check_tokenizer(tmp_path) == "default"
 
 
 def test_names_of_special_tokens_are_read_as_such_on_demand(tmp_path: Path) -> None:
@@ -50,7 +73,8 @@ def test_names_of_special_tokens_are_read_as_such_on_demand(tmp_path: Path) -> N
         ({"pre_tokenizer": None}, r"\(none\)"),
         ({"normalizer": {"type": "Lowercase"}}, r"changes its text first \(Lowercase\)"),
         ({"model": {"type": "WordPiece"}}, "model is WordPiece"),
-        ({"model": {"type": "BPE", "byte_fallback": True}}, "SentencePiece-like"),
+        ({"model": {"type": "BPE", "byte_fallback": True}}, "SentencePiece-like tokenizer does"),
+        (SCATTERED, r"merges 'abc' at several places"),
         ({"added_tokens": [{"id": 4000, "content": "<far>"}]}, "'<far>' has the id 4000"),
     ],
 )

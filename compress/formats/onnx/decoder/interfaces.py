@@ -92,15 +92,12 @@ def set_attention(model: nn.Module, name: str) -> None:
 @contextmanager
 def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
     """Run ``model``, prepared by `prepare`, with ``plug`` behind its attention, layers, tables, norms and experts."""
-    from transformers.pytorch_utils import Conv1D
-
     token = ACTIVE.set(plug)
     with ExitStack() as stack:
         stack.callback(ACTIVE.reset, token)
         for kind, forward in (
-            (nn.Linear, lambda self, input: plug.product(self, input, self.out_features)),
+            (nn.Linear, lambda self, input: plug.product(self, input)),
             (nn.Embedding, lambda self, input: plug.rows(self, input)),
-            (Conv1D, lambda self, x: plug.product(self, x, self.nf, transposed=True)),
             (SeparateExperts, lambda self, *given: plug.mix(self, *given)),
         ):
             stack.enter_context(patch.object(kind, "forward", forward))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.onnx import ops
 
 from compress.checkpoints.experts import DOWN, GATE, UP
+from compress.checkpoints.transposed_linear import TransposedLinear
 from compress.formats.onnx.decoder.rotary import Rotation, rotation_of
 
 DOMAIN = "compress"
@@ -118,12 +119,12 @@ class Plug:
             )
         return torch.rand(shape) * 0.5 + 0.5
 
-    def product(self, layer: Any, value: torch.Tensor, outputs: int, transposed: bool = False) -> torch.Tensor:
+    def product(self, layer: Any, value: torch.Tensor) -> torch.Tensor:
         """What a linear layer gives."""
-        shape = [*value.shape[:-1], outputs]
+        shape = [*value.shape[:-1], layer.out_features]
         if not self.tracing:
             return torch.randn(shape) * 0.5
-        about = {"module": layer.compress_name, "transposed": int(transposed)}
+        about: Attributes = {"module": layer.compress_name, "transposed": int(isinstance(layer, TransposedLinear))}
         return ops.symbolic(f"{DOMAIN}::{LINEAR}", [value], about, dtype=value.dtype, shape=shape, version=1)
 
     def rows(self, table: Any, ids: torch.Tensor) -> torch.Tensor:

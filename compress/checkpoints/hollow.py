@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compress.errors import ModelError
+from compress.errors import ModelError, first_line
 
 _FAILURES = (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError, RuntimeError)
 
@@ -28,11 +28,10 @@ def hollow_decoder(folder: Path) -> Any:
         with init_empty_weights(include_buffers=False):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     except _FAILURES as error:
-        lines = str(error).strip().splitlines()
         raise ModelError(
-            f"The model cannot be built as a causal language model: {lines[0] if lines else type(error).__name__}",
+            f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(folder / "config.json"),
-            expected="an architecture that transformers' AutoModelForCausalLM knows",
+            expected="an architecture that AutoModelForCausalLM knows",
         ) from error
 
 
@@ -46,3 +45,22 @@ def stored_shapes(model: Any) -> Mapping[str, torch.Size]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     return {name: tensor.shape for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def stored_names(folder: Path) -> dict[str, str]:
+    """Tensors of the causal model of a folder that are stored whole under another name: by theirs, the stored one.
+
+    Asked of transformers' own conversion, the one that `save_pretrained` applies: it is given a number for each tensor.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    model = hollow_decoder(folder)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    names = list(shapes)
+    marks = {name: torch.tensor(index).expand(shapes[name]) for index, name in enumerate(names)}
+    found = {}
+    for stored, mark in revert_weight_conversion(model, marks).items():
+        name = names[int(mark.flatten()[0])] if mark.numel() else stored
+        if name != stored and mark.shape == shapes[name]:
+            found[name] = stored
+    return found

@@ -1,0 +1,151 @@
+"""Of which architectures heads, neurons and layers can be cut: tiny models with random weights, all of them.
+
+    .venv/bin/python benchmarks/cut_architectures.py [NAME ...]
+
+A cut model has to answer as the whole one with zeros in place of what went, or with a layer passed over, and again
+after it was saved and loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tiny_decoders
+import tiny_encoders
+import torch
+import typer
+from torch import nn
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from compress.architectures.cut_model import load_cut
+from compress.architectures.description import Linear, blocks, in_features, stacks
+from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.errors import CompressError, StageError
+
+_ALIKE = 1e-4
+"""Of the standard deviation of the whole model's answers."""
+_MOVED = 1e-3
+Answer = Callable[[Any], torch.Tensor]
+ALL = {**tiny_encoders.TEXTS, **tiny_encoders.IMAGES, **tiny_decoders.DECODERS}
+
+
+def build(name: str) -> tuple[Any, Answer]:
+    """A tiny model, and what asks one like it."""
+    if name in tiny_decoders.DECODERS:
+        model, inputs = tiny_decoders.build(name), {"input_ids": tiny_decoders.some_ids(2, 12)}
+    else:
+        model = tiny_encoders.build(name)
+        inputs = tiny_encoders.inputs(model)
+
+    def answer(asked: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            output = asked(**inputs)
+        found: torch.Tensor = output.logits if "logits" in output else output[0]
+        return found
+
+    return model, answer
+
+
+def cut_heads(whole: Any, cut: Any) -> None:
+    """Another head, or group of heads, of each block: zeros in ``whole``, gone in ``cut``."""
+    check_heads_apart(whole)
+    kept = []
+    for index, block in enumerate(blocks(whole)):
+        places = [place for place in range(block.places) if place != index % block.places]
+        kept.append(places)
+        if places:
+            output = block.attended().output
+            _zero(output, [place for place in range(block.places) if place not in places], block.places)
+    keep_heads(cut, kept)
+
+
+def cut_neurons(whole: Any, cut: Any) -> None:
+    """Every other neuron of each block."""
+    kept = [torch.arange(0, block.neurons, 2) for block in blocks(whole)]
+    for block in blocks(whole):
+        if block.neurons:
+            _zero(block.fed_forward().output, list(range(1, block.neurons, 2)), block.neurons)
+    keep_neurons(cut, kept)
+
+
+def cut_layer(whole: Any, cut: Any) -> None:
+    """The first layer that can go."""
+    layers = [layer for stack in stacks(whole).values() for layer in stack]
+    for index, layer in enumerate(layers):
+        try:
+            keep_layers(cut, [other for other in range(len(layers)) if other != index])
+        except StageError:
+            if index == len(layers) - 1:
+                raise
+        else:
+            layer.register_forward_hook(_passed_over, with_kwargs=True)
+            return
+
+
+CUTS: dict[str, Callable[[Any, Any], None]] = {"heads": cut_heads, "neurons": cut_neurons, "layers": cut_layer}
+
+
+def trial(name: str, what: str) -> str:
+    """Nothing where a cut model is right, or what stands against it."""
+    model, answer = build(name)
+    whole, cut, before = copy.deepcopy(model), copy.deepcopy(model), answer(model)
+    try:
+        CUTS[what](whole, cut)
+    except CompressError as error:
+        return str(error).splitlines()[0]
+    expected, found = answer(whole), answer(cut)
+    unit = before.std()
+    off, moved = float((found - expected).abs().max() / unit), float((expected - before).abs().max() / unit)
+    again = float((_loaded_again(cut, answer) - found).abs().max() / unit)
+    right = off < _ALIKE and again < _ALIKE and moved > _MOVED
+    return "" if right else f"{off:.1e} off, {again:.1e} when loaded again, moved by {moved:.1e}"
+
+
+def _zero(layer: Linear, places: list[int], count: int) -> None:
+    size = in_features(layer) // count
+    columns = [place * size + offset for place in places for offset in range(size)]
+    with torch.no_grad():
+        if isinstance(layer, Conv1D):
+            layer.weight[columns] = 0
+        else:
+            layer.weight[:, columns] = 0
+
+
+def _passed_over(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    hidden = arguments[0] if arguments else named["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
+    class Same:
+        """An Auto class that makes what the model is."""
+
+        from_config = staticmethod(type(model))
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return answer(load_cut(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
+
+
+def main(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Print a row for each model."""
+    typer.echo(f"| model | {' | '.join(CUTS)} |\n|---|{'---|' * len(CUTS)}")
+    right = 0
+    for name in names or list(ALL):
+        try:
+            found = [trial(name, what) for what in CUTS]
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            found = [f"{type(error).__name__}: {str(error).splitlines()[0]}"] * len(CUTS)
+        right += not found[0] and not found[2]
+        typer.echo(f"| {name} | {' | '.join(one or 'yes' for one in found)} |")
+    typer.echo(f"\nHeads and layers of {right} can be cut, of {len(names or ALL)}.")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -119,16 +119,15 @@ def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelEr
 
 @contextmanager
 def _without_cache(module: PreTrainedModel) -> Iterator[None]:
-    """A decoder used as an encoder gives no keys and values back."""
-    config = module.config
-    before = getattr(config, "use_cache", None)
-    if before:
-        config.use_cache = False
+    """A decoder used as an encoder gives no keys and values back, and XLNet no memories."""
+    before = {name: True for name in ("use_cache", "use_mems_eval") if getattr(module.config, name, False)}
+    for name in before:
+        setattr(module.config, name, False)
     try:
         yield
     finally:
-        if before:
-            config.use_cache = before
+        for name, value in before.items():
+            setattr(module.config, name, value)
 
 
 def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]:

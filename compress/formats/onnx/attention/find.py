@@ -44,7 +44,7 @@ class _Writer:
         domain: str = "",
         **attributes: object,
     ) -> ir.Value:
-        made = ir.node(operator, inputs, attributes=attributes, domain=domain)  # type: ignore[arg-type]
+        made = ir.node(operator, inputs, attributes=attributes, domain=domain)
         made.name = f"{self._name}_{self._count}"
         self._count += 1
         output = made.outputs[0]

@@ -78,9 +78,9 @@ class Plug:
                 return None
             dtype = options.get("dtype", torch.float32)
             hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
-            made = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
-            return self._known(made, padding, causal=False)
-        made = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+            row = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
+            return self._known(row, padding, causal=False)
+        made: torch.Tensor = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
         if function is causal_mask_function and flat and options.get("q_offset", 0) == 0:
             return self._known(made, padding, causal=True)
         return made
@@ -171,7 +171,7 @@ def traced(inputs: Inputs) -> torch.Tensor:
         shape=[batch, length, heads * size],
         version=1,
     )
-    return attended.unflatten(2, (heads, size))
+    return attended.reshape(batch, length, heads, size)
 
 
 @contextmanager

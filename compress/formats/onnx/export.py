@@ -18,6 +18,7 @@ from compress.formats.onnx.attention.lower import lower_attention
 from compress.formats.onnx.attention.plug import Plug, plugged, traced
 from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
+from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
@@ -143,6 +144,7 @@ def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]
     if not attention:
         fuse_for_onnxruntime(program, "cpu")
         return 0, ""
+    write_einsum(program)
     find_attention(program)
     fuse_for_onnxruntime(program, "cpu")
     count, left = lower_attention(program), count_unfused(program)

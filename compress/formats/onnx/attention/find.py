@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.attention.plug import DOMAIN, OPERATOR
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant, only_consumer
+from compress.formats.onnx.fusions.graph import Writer, clean, constant, only_consumer
 
 MASK_INPUT = "attention_mask"
 _TURN = (0, 2, 1, 3)
@@ -28,34 +28,6 @@ class _Scores:
     node: ir.Node
     scale: float = 1.0
     terms: list[tuple[ir.Value, float]] = field(default_factory=list)
-
-
-class _Writer:
-    """Nodes made before one that is there, with the shapes that are known of them."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node, name: str) -> None:
-        self.graph, self._before, self._name, self._count = graph, before, name, 0
-
-    def node(
-        self,
-        operator: str,
-        inputs: Sequence[ir.Value | None],
-        shape: Sequence[int | ir.SymbolicDim | None] | None,
-        domain: str = "",
-        **attributes: object,
-    ) -> ir.Value:
-        made = ir.node(operator, inputs, attributes=attributes, domain=domain)
-        made.name = f"{self._name}_{self._count}"
-        self._count += 1
-        output = made.outputs[0]
-        output.name = f"{made.name}_output"
-        output.dtype, output.shape = ir.DataType.FLOAT, None if shape is None else ir.Shape(shape)
-        self.graph.insert_before(self._before, made)
-        return output
-
-    def constant(self, array: np.ndarray) -> ir.Value:
-        self._count += 1
-        return add_initializer(self.graph, f"{self._name}_{self._count - 1}", array)
 
 
 def find_attention(model: ir.Model) -> int:
@@ -105,7 +77,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     shape = [query.axes[0], heads, query.axes[2], size]
     if _rank(end.outputs[0]) != 4 or list(end.outputs[0].shape or ())[1::2] != [heads, size]:
         return False
-    writer = _Writer(graph, end, f"attention_{index}")
+    writer = Writer(graph, end, f"attention_{index}")
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
@@ -209,7 +181,7 @@ def _split_again(node: ir.Node, merged: ir.Value) -> _Scores | None:
     if found is None:
         return None
     assert isinstance(node.graph, ir.Graph)
-    writer = _Writer(node.graph, node, f"{node.outputs[0].name}_split")
+    writer = Writer(node.graph, node, f"{node.outputs[0].name}_split")
     shape = node.outputs[0].shape
     found.terms = [(writer.node("Reshape", [term, node.inputs[1]], shape), share) for term, share in found.terms]
     return found
@@ -237,7 +209,7 @@ def _filled(node: ir.Node) -> _Scores | None:
         if found is not None and node.graph is not None:
             graph = node.graph
             assert isinstance(graph, ir.Graph)
-            writer = _Writer(graph, node, f"{node.outputs[0].name}_mask")
+            writer = Writer(graph, node, f"{node.outputs[0].name}_mask")
             zero = writer.constant(np.array(0, np.float32))
             lowest = writer.constant(np.array(np.finfo(np.float32).min))
             parts = [zero, lowest] if place == 1 else [lowest, zero]
@@ -247,7 +219,7 @@ def _filled(node: ir.Node) -> _Scores | None:
     return None
 
 
-def _flat(writer: _Writer, heads: _Heads) -> ir.Value:
+def _flat(writer: Writer, heads: _Heads) -> ir.Value:
     """[batch, length, heads * size] of a tensor read as [batch, length, heads, size]."""
     source, axes = heads.source, heads.axes
     if heads.perm != (0, 1, 2, 3):
@@ -256,7 +228,7 @@ def _flat(writer: _Writer, heads: _Heads) -> ir.Value:
     return writer.node("Reshape", [source, writer.constant(np.array([0, 0, -1]))], [axes[0], axes[1], whole])
 
 
-def _sorted(graph: ir.Graph, scores: _Scores, writer: _Writer) -> tuple[ir.Value | None, ir.Value | None] | None:
+def _sorted(graph: ir.Graph, scores: _Scores, writer: Writer) -> tuple[ir.Value | None, ir.Value | None] | None:
     """Padding [batch, keys] and the sum of all other terms; ``None`` where that hasn't every key of every query."""
     mask = next((value for value in graph.inputs if value.name == MASK_INPUT), None)
     padding, bias, whole = None, None, False

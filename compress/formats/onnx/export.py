@@ -54,7 +54,8 @@ def export_onnx(
 
     ``leave_out`` names rewrites of `compress.formats.onnx.fusions` to do without, for measuring what each is worth.
     Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
-    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`.
+    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`, and
+    `ModelError` for a model that computes with one length alone.
     """
     model.module.eval()
     attention = fusions and ATTENTION not in leave_out

@@ -62,7 +62,7 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int) -> bool:
         return False
     if len(parts) == 1 and sorted(parts[0]) == sorted(out):
         made = _turned(writer, first, parts[0], out)
-    elif len(parts) == 2 and second is not None and (letters := _Letters(*parts, out)).plain:
+    elif len(parts) == 2 and second is not None and (letters := _Letters(parts[0], parts[1], out)).plain:
         weight = constant(second)
         if weight is not None and not letters.batch:
             made = _projected(writer, first, weight, letters)
@@ -107,7 +107,6 @@ def _multiplied(writer: Writer, first: ir.Value, second: ir.Value, letters: _Let
     batch, rows, columns, summed = letters.batch, letters.rows, letters.columns, letters.summed
     left = _turned(writer, first, letters.left, batch + rows + summed)
     right = _turned(writer, second, letters.right, batch + summed + columns)
-    known = left.shape is not None and right.shape is not None
-    shape = [*left.shape[:-1], right.shape[-1]] if known else None  # type: ignore[index,misc]
+    shape = None if left.shape is None or right.shape is None else [*left.shape[:-1], right.shape[-1]]
     product = writer.node("MatMul", [left, right], shape)
     return _turned(writer, product, batch + rows + columns, letters.out)

@@ -68,7 +68,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     if scores is None or end is None or not _along_keys(softmax):
         return False
     query, key, value = (_heads(each) for each in (*scores.node.inputs, weighted.inputs[1]))
-    if query is None or key is None or value is None:
+    if query is None or key is None or value is None or value.factor != 1:
         return False
     key = key.turned((0, 1, 3, 2))
     heads, size = query.axes[1], value.axes[3]

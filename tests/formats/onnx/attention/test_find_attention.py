@@ -190,6 +190,14 @@ def test_other_softmaxes_are_left_alone(made: Callable[[], ir.Model]):
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_values_that_are_scaled_stay_scaled():
+    steps = [*FORMS["padding"], ("Mul", ["v_heads", "half"], ["v_scaled"], {}), END[0]]
+    steps += [("MatMul", ["weights", "v_scaled"], ["context"], {}), *AFTER]
+    model, expected = model_of(steps), run(model_of(steps), **feed())
+    fused(model)
+    np.testing.assert_allclose(run(model, **feed()), expected, atol=1e-5)
+
+
 def test_a_row_that_is_no_mask_is_left_alone():
     # One row for all queries, made of the scores of other ones.
     steps = [

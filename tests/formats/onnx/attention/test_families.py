@@ -42,6 +42,7 @@ RELATIVE = {
     "num_heads": 4,
     "vocab_size": VOCABULARY,
     "decoder_start_token_id": 0,
+    "eos_token_id": 2,
 }
 WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
 FAMILIES: dict[str, tuple[dict[str, Any], str, int]] = {

@@ -84,10 +84,10 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
     sample = _two_lengths(examples)
     inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
     failure: Exception | None = None
-    for deferred in (False, True):
+    for shortest, deferred in ((_SMALLEST_LENGTH, False), (2 * _SMALLEST_LENGTH, True)):
         config = OnnxConfig(
             dynamic=True,
-            dynamic_shapes=_free(model, examples),
+            dynamic_shapes=_free(model, examples, shortest),
             opset_version=opset,
             prefer_deferred_runtime_asserts_over_guards=deferred,
         )
@@ -103,13 +103,13 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
     raise _refused(model, failure) from failure
 
 
-def _free(model: TorchModel, examples: Examples) -> dict[str, dict[int, torch.export.Dim]]:
-    """The axes of each input that are free."""
+def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
+    """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
     longest = getattr(model.module.config, "max_position_embeddings", None)
     # XLNet says -1, and models with relative positions say nothing.
-    longest = longest if isinstance(longest, int) and longest > _SMALLEST_LENGTH else _LONGEST
+    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
-    length = torch.export.Dim(_AXES[1], min=_SMALLEST_LENGTH, max=longest)
+    length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
     return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}
 
 

@@ -206,5 +206,5 @@ def test_the_longest_text_is_what_the_config_says_where_it_says_one(said: int | 
     from compress.formats.onnx.export import _free
 
     module: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=said))
-    free = _free(TorchModel(module, None), exported("bert").examples)
+    free = _free(TorchModel(module, None), exported("bert").examples, 2)
     assert free["input_ids"][1].max == longest and free["input_ids"][1].min == 2

@@ -19,7 +19,7 @@ from compress.bench.session import measure_together
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.export import ATTENTION, export_onnx
 from compress.formats.onnx.fusions import REWRITES
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
@@ -31,8 +31,8 @@ from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 
-NOTHING = tuple(REWRITES)
-VARIANTS = {"exporter alone": NOTHING, "all rewrites": (), **{f"without {name}": (name,) for name in REWRITES}}
+NOTHING = (ATTENTION, *REWRITES)
+VARIANTS = {"exporter alone": NOTHING, "all rewrites": (), **{f"without {name}": (name,) for name in NOTHING}}
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ class Contract:
     def _size(self, before: Weight, after: Weight) -> None:
         limit = self.promise.max_size_ratio
         self.found.append(("size", f"{after.files:,} bytes, {after.files / before.files:.1%} of its input"))
-        if limit is not None and after.tensors > limit * before.tensors:
+        if limit is not None and after.tensors > limit * before.tensors + self.promise.overhead_bytes:
             share = after.tensors / before.tensors
             raise self._fail(
                 f"the result's tensors have {after.tensors:,} bytes, {share:.0%} of its input's; at most {limit:.0%} "

@@ -16,6 +16,9 @@ from compress.tasks.capability import Capabilities
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
 
+_OVERHEAD_BYTES = 32_768
+"""Scales, and tensors that stay float since they are small: more than half of a model of some ten thousand weights."""
+
 
 class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized as they come, or by calibration.
@@ -71,7 +74,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
         whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
-        return Promise(max_size_ratio=0.5 if whole else 0.95)
+        return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant."""

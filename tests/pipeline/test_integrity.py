@@ -145,6 +145,10 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
     assert dict(contract.found)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
     with pytest.raises(IntegrityError, match="at most 30% was promised"):
         Contract("squeeze", Promise(max_size_ratio=0.3))._size(before, after)
+    over = int(after.tensors - 0.3 * before.tensors)
+    Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over + 1))._size(before, after)
+    with pytest.raises(IntegrityError, match="at most 30% was promised"):
+        Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over - 1))._size(before, after)
 
 
 def test_a_result_as_small_as_promised(tmp_path: Path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,26 +12,37 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from compress.errors import StageError
+from compress.errors import ModelError, StageError
+from compress.formats.onnx.attention.find import count_unfused, find_attention
+from compress.formats.onnx.attention.lower import lower_attention
+from compress.formats.onnx.attention.plug import Plug, plugged, traced
+from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
+from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from compress.checkpoints.torch_model import TorchModel
 
 _AXES = ("batch_size", "sequence_length")
-_SMALLEST_LENGTH = 2
+_SMALLEST_LENGTH, _LONGEST = 2, 512
+_GUARD = "Constraints violated"
+ATTENTION = "attention"
+"""Among the names of rewrites: attention plugged in, or found in the graph."""
 _PRODUCER = "compress"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph, and how often each rewrite matched in it."""
+    """A graph, how often each rewrite matched in it, and how much attention is no operator of its own, and why."""
 
     graph: onnx.ModelProto
     rewrites: dict[str, int] = field(default_factory=dict)
+    unfused: str = ""
 
 
 def export_onnx(
@@ -42,36 +54,103 @@ def export_onnx(
 
     ``leave_out`` names rewrites of `compress.formats.onnx.fusions` to do without, for measuring what each is worth.
     Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
-    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`.
+    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`, and
+    `ModelError` for a model that computes with one length alone.
+    """
+    model.module.eval()
+    attention = fusions and ATTENTION not in leave_out
+    probed = probe(model.module, examples) if attention else Probed(refused="left out")
+    program = _trace(model, examples, opset, plug=attention and probed.refused is None)
+    _tell_shapes(program)
+    rewrites, unfused = {}, ""
+    if fusions:
+        found, unfused = _fuse(program, attention, probed)
+        rewrites = {ATTENTION: found} if attention else {}
+        rewrites |= optimize_graph(program, leave_out)
+    _name_axes(program)
+    _tell_shapes(program)
+    _strip(program)
+    return Exported(ir.to_proto(program), rewrites, unfused)
+
+
+def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool) -> ir.Model:
+    """Two examples of different length, with free axes.
+
+    Where torch can't prove what a model's branches ask of every length (MobileBERT, XLNet, T5), it is left to
+    the proof that the graph is equal.
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     sample = _two_lengths(examples)
     inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
-    longest = getattr(model.module.config, "max_position_embeddings", 512)
+    failure: Exception | None = None
+    for shortest, deferred in ((_SMALLEST_LENGTH, False), (2 * _SMALLEST_LENGTH, True)):
+        config = OnnxConfig(
+            dynamic=True,
+            dynamic_shapes=_free(model, examples, shortest),
+            opset_version=opset,
+            prefer_deferred_runtime_asserts_over_guards=deferred,
+        )
+        try:
+            attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
+            with silence("prints"), _without_cache(model.module), attention:
+                program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
+            return program
+        except (RuntimeError, ValueError, TypeError) as error:
+            failure = error
+            if _GUARD not in str(error):
+                break
+    raise _refused(model, failure) from failure
+
+
+def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
+    """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
+    longest = getattr(model.module.config, "max_position_embeddings", None)
+    # XLNet says -1, and models with relative positions say nothing.
+    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
-    length = torch.export.Dim(_AXES[1], min=_SMALLEST_LENGTH, max=longest)
-    config = OnnxConfig(
-        dynamic=True,
-        dynamic_shapes={
-            name: {0: batch} if examples.padding[name] is None else {0: batch, 1: length} for name in inputs
-        },
-        opset_version=opset,
-        ort_fusions="cpu" if fusions else None,
-    )
-    module = model.module.eval()
+    length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
+    return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}
+
+
+def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelError:
+    text = str(error)
+    if _GUARD in text:
+        guard = next((line for line in text.splitlines() if line.strip().startswith("-")), text)
+        return ModelError(
+            f"{type(model.module).__name__} computes with the length of its input as with a fixed number.",
+            expected="a model whose graph holds for every length",
+            mend=f"choose another family; the exporter says: {' '.join(guard.split())[:300]}",
+        )
+    return StageError(f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false")
+
+
+@contextmanager
+def _without_cache(module: PreTrainedModel) -> Iterator[None]:
+    """A decoder used as an encoder gives no keys and values back, and XLNet no memories."""
+    before = {name: True for name in ("use_cache", "use_mems_eval") if getattr(module.config, name, False)}
+    for name in before:
+        setattr(module.config, name, False)
     try:
-        with silence("prints"):
-            program: ir.Model = OnnxExporter().export(module, inputs, config).program
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise StageError(
-            f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false"
-        ) from error
-    rewrites = optimize_graph(program, leave_out) if fusions else {}
-    _name_axes(program)
-    _tell_shapes(program)
-    _strip(program)
-    return Exported(ir.to_proto(program), rewrites)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module.config, name, value)
+
+
+def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]:
+    """ONNX Runtime's operators, in place: how many are attention, and what of it is left and why."""
+    from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
+
+    if not attention:
+        fuse_for_onnxruntime(program, "cpu")
+        return 0, ""
+    write_einsum(program)
+    find_attention(program)
+    fuse_for_onnxruntime(program, "cpu")
+    count, left = lower_attention(program), count_unfused(program)
+    reasons = "; ".join(probed.unfused) or "of a form that no operator has"
+    return count, f"attention unfused in {left} places: {reasons}" if left else ""
 
 
 def _two_lengths(examples: Examples) -> list[int]:

@@ -272,6 +272,7 @@ def _table() -> dict[tuple[str, str], Operator]:
         "FastGelu": _with_bias(8, 1),
         "Gelu": _each_output(5),
         "QuickGelu": _each_output(3),
+        "RotaryEmbedding": _each_output(3),
         "SkipLayerNormalization": lambda call: Operations((7 + call.has(3) + call.has(4)) * call.out.elements),
         "SkipSimplifiedLayerNormalization": _with_bias(5, 3),
         "DynamicQuantizeMatMul": _dynamic_product,

@@ -115,6 +115,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         context.remark(
             f"export: {examples.answers_are} differ by at most {difference:.1e} from torch; rewrites: {matched}"
         )
+        if exported.unfused:
+            context.remark(f"export: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:

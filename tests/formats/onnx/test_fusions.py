@@ -17,12 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.fusions import (
     REWRITES,
     fold_constant_embeddings,
-    fuse_encoder_attention,
     optimize_graph,
     pool_globally,
     select_first_token_early,
     split_skip_normalization,
 )
+from compress.formats.onnx.fusions.einsum import write_einsum
 
 ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
 ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]
@@ -83,81 +83,6 @@ def test_rewrites_give_the_same_bytes_each_time():
     occupied = [bytearray(size) for size in range(3000)]
     assert optimize_graph(first) == optimize_graph(second) and occupied
     assert ir.to_proto(first).SerializeToString() == ir.to_proto(second).SerializeToString()
-
-
-# Attention
-
-
-def with_other_mask(change: Callable[[onnx.ModelProto], None]) -> ir.Model:
-    proto = ir.to_proto(exported().unfused())
-    change(proto)
-    return ir.from_proto(proto)
-
-
-def _rename_mask(proto: onnx.ModelProto) -> None:
-    next(entry for entry in proto.graph.input if entry.name == "attention_mask").name = "token_mask"
-    for node in proto.graph.node:
-        node.input[:] = ["token_mask" if name == "attention_mask" else name for name in node.input]
-
-
-def _scores_masks(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
-    """The additions of a mask that a softmax reads, with the mask's position among their inputs."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    adds = [makers[node.input[0]] for node in proto.graph.node if node.op_type == "Softmax"]
-    assert len(adds) == tiny.LAYERS and {node.op_type for node in adds} == {"Add"}
-    return [(node, 1) for node in adds]
-
-
-def _add_another_mask(proto: onnx.ModelProto) -> None:
-    proto.graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, [1, 1, 1, 1]))
-    for index, (node, place) in enumerate(_scores_masks(proto)):
-        both = helper.make_node("Add", [node.input[place], "bias"], [f"both_{index}"])
-        node.input[place] = f"both_{index}"
-        proto.graph.node.insert(list(proto.graph.node).index(node), both)
-
-
-def _mask_from_weights(proto: onnx.ModelProto) -> None:
-    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "constant_mask"))
-    for node, place in _scores_masks(proto):
-        node.input[place] = "constant_mask"
-
-
-def _mask_from_hidden_states(proto: onnx.ModelProto) -> None:
-    hidden = next(node for node in proto.graph.node if node.op_type == "LayerNormalization").output[0]
-    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 2], np.int64), "last_axes"))
-    for index, (node, place) in enumerate(_scores_masks(proto)):
-        mean = helper.make_node("ReduceMean", [hidden, "last_axes"], [f"mean_{index}"], keepdims=1)
-        four = helper.make_node("Reshape", [f"mean_{index}", "four_axes"], [f"four_{index}"])
-        both = helper.make_node("Add", [node.input[place], f"four_{index}"], [f"both_{index}"])
-        node.input[place] = f"both_{index}"
-        at = list(proto.graph.node).index(node)
-        for new in (both, four, mean):
-            proto.graph.node.insert(at, new)
-    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 1, 1], np.int64), "four_axes"))
-
-
-@pytest.mark.parametrize("change", [_rename_mask, _add_another_mask, _mask_from_weights, _mask_from_hidden_states])
-def test_attention_under_another_mask_is_left_alone(change: Callable[[onnx.ModelProto], None]):
-    model = with_other_mask(change)
-    before = ir.to_proto(model).SerializeToString()
-    inputs = inputs_for("bert")
-    more = {"token_mask": inputs["attention_mask"], "bias": np.zeros((1, 1, 1, 1), np.float32)}
-    expected = run(before, **inputs, **more)
-    assert fuse_encoder_attention(model) == 0
-    assert operators(model)["Softmax"] == tiny.LAYERS and operators(model)["Attention"] == 0
-    counts = optimize_graph(model)
-    assert counts["attention"] == 0 and counts["skip_normalization"] > 0
-    np.testing.assert_allclose(run(model, **inputs, **more), expected, atol=5e-6)
-
-
-def test_scores_that_something_else_reads_are_left_alone():
-    proto = ir.to_proto(exported().unfused())
-    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
-    proto.graph.output.append(helper.make_tensor_value_info(softmax.output[0], TensorProto.FLOAT, None))
-    model, inputs = ir.from_proto(proto), inputs_for("bert")
-    expected = run(proto, **inputs)
-    assert fuse_encoder_attention(model) == tiny.LAYERS - 1
-    np.testing.assert_allclose(run(model, **inputs), expected, atol=5e-6)
 
 
 def test_heads_and_scale_are_those_of_the_model():
@@ -345,3 +270,46 @@ def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
 )
 def test_other_means_are_left_alone(model: ir.Model):
     assert pool_globally(model) == 0 and operators(model) == {"ReduceMean": 1}
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "operators_left"),
+    [
+        ("ibnd,jbnd->bnij", [(5, 2, 3, 4), (6, 2, 3, 4)], {"Transpose": 2, "MatMul": 1}),
+        ("bnij,jbnd->ibnd", [(2, 3, 5, 6), (6, 2, 3, 4)], {"Transpose": 2, "MatMul": 1}),
+        ("ijbn->bnij", [(5, 6, 2, 3)], {"Transpose": 1}),
+        # Left as they are: two axes summed at once, an axis that is in one operand alone.
+        ("bnij,bnij->b", [(2, 3, 4, 5), (2, 3, 4, 5)], {"Einsum": 1}),
+        ("bij,bjk->bi", [(2, 3, 4), (2, 4, 5)], {"Einsum": 1}),
+    ],
+)
+def test_einsums_become_products_and_turns(
+    equation: str, shapes: list[tuple[int, ...]], operators_left: dict[str, int]
+):
+    arrays = {name: whole(*shape, seed=place) for place, (name, shape) in enumerate(zip("ab", shapes, strict=False))}
+    node = helper.make_node("Einsum", list(arrays), ["y"], equation=equation)
+    model = graph_of([node], {name: (TensorProto.FLOAT, array.shape) for name, array in arrays.items()}, CHOSEN, {})
+    assert write_einsum(model) == ("Einsum" not in operators_left)
+    assert operators(model) == operators_left
+    assert (run(model, **arrays) == np.einsum(equation, *arrays.values())).all()
+
+
+@pytest.mark.parametrize(
+    ("equation", "given", "stored"),
+    [
+        ("ibh,hnd->ibnd", (5, 2, 8), (8, 3, 4)),
+        ("ibnd,hnd->ibh", (5, 2, 3, 4), (8, 3, 4)),
+        ("ibh,hk->ibk", (5, 2, 8), (8, 7)),
+    ],
+)
+def test_einsums_with_stored_weights_become_products_of_matrices(
+    equation: str, given: tuple[int, ...], stored: tuple[int, ...]
+):
+    x, weight = whole(*given), whole(*stored, seed=1)
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
+    model = graph_of([node], {"x": (TensorProto.FLOAT, given)}, CHOSEN, {"w": weight})
+    assert write_einsum(model) == 1 and operators(model)["MatMul"] == 1 and operators(model)["Einsum"] == 0
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    # A quantizer finds a matrix.
+    assert product.inputs[1].const_value.shape.rank() == 2
+    assert (run(model, x=x) == np.einsum(equation, x, weight)).all()

@@ -213,6 +213,7 @@ def test_packed_types_take_half_a_byte() -> None:
         ("FastGelu", MICROSOFT, 9, {"b": ones(8)}),
         ("Gelu", MICROSOFT, 5, {}),
         ("QuickGelu", MICROSOFT, 3, {}),
+        ("RotaryEmbedding", MICROSOFT, 3, {"ids": ones(2, 1), "cos": ones(1, 4), "sin": ones(1, 4)}),
         ("Sum", "", 2, {"r": (FLOAT, (2, 5, 8)), "s": (FLOAT, (2, 5, 8))}),
         ("Cast", "", 0, {}),
     ],

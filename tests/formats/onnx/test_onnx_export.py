@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,8 @@ from exports import Exported, batch, export, exported, run
 from onnx import numpy_helper
 
 import compress
-from compress.errors import IntegrityError
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import IntegrityError, ModelError
 from compress.formats.onnx.parity import prove_equal
 from compress.tasks.task import Examples
 
@@ -179,3 +182,29 @@ def test_a_single_row_can_be_traced():
     made = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)
     assert prove_equal(made.graph(), model, examples, 1e-3) < 2e-5
     assert Counter(node.op_type for node in made.graph().graph.node)["Softmax"] == 1
+
+
+def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest.MonkeyPatch):
+    from compress.formats.onnx.export import export_onnx
+
+    model = tiny.encoder("bert", num_hidden_layers=1)
+    forward = model.module.forward
+
+    def counting(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        found = forward(input_ids=input_ids, attention_mask=attention_mask)
+        found.logits = found.logits + sum(range(input_ids.shape[1]))
+        return found
+
+    monkeypatch.setattr(model.module, "forward", counting)
+    with pytest.raises(ModelError, match="length of its input as with a fixed number") as caught:
+        export_onnx(model, tiny.context().encode("train", model), None, fusions=False)
+    assert "BertForSequenceClassification" in str(caught.value) and "Constraints violated" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "longest"), [(-1, 512), (None, 512), (40, 40)])
+def test_the_longest_text_is_what_the_config_says_where_it_says_one(said: int | None, longest: int):
+    from compress.formats.onnx.export import _free
+
+    module: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=said))
+    free = _free(TorchModel(module, None), exported("bert").examples, 2)
+    assert free["input_ids"][1].max == longest and free["input_ids"][1].min == 2

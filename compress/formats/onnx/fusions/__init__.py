@@ -6,14 +6,12 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.attention import fuse_encoder_attention
 from compress.formats.onnx.fusions.average_pool import pool_globally
 from compress.formats.onnx.fusions.embeddings import fold_constant_embeddings
 from compress.formats.onnx.fusions.first_token import select_first_token_early
 from compress.formats.onnx.fusions.normalization import split_skip_normalization
 
 REWRITES: dict[str, Callable[[ir.Model], int]] = {
-    "attention": fuse_encoder_attention,
     "constant_embeddings": fold_constant_embeddings,
     "skip_normalization": split_skip_normalization,
     "first_token": select_first_token_early,

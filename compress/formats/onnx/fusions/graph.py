@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -31,3 +33,33 @@ def clean(model: ir.Model) -> None:
     """Drop unused nodes and initializers and put the rest in topological order."""
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
+
+
+class Writer:
+    """Nodes made before one that is there, with the shapes that are known of them."""
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, name: str) -> None:
+        self.graph, self._before, self._name, self._count = graph, before, name, 0
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        shape: Sequence[int | ir.SymbolicDim | None] | None,
+        domain: str = "",
+        **attributes: object,
+    ) -> ir.Value:
+        """One more node of float32 with one output, which is returned."""
+        made = ir.node(operator, inputs, attributes=attributes, domain=domain)
+        made.name = f"{self._name}_{self._count}"
+        self._count += 1
+        output = made.outputs[0]
+        output.name = f"{made.name}_output"
+        output.dtype, output.shape = ir.DataType.FLOAT, None if shape is None else ir.Shape(shape)
+        self.graph.insert_before(self._before, made)
+        return output
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """A stored array."""
+        self._count += 1
+        return add_initializer(self.graph, f"{self._name}_{self._count - 1}", array)

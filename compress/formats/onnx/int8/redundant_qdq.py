@@ -14,6 +14,8 @@ from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
 from compress.formats.onnx.int8.choose import BRIDGES
 from compress.formats.onnx.int8.kernels import quantized
 
+_BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Concat")
+
 
 def drop_redundant_qdq(model: ir.Model) -> int:
     """Lead readers that stay in float past the pairs, in place; returns how many readers.
@@ -38,7 +40,7 @@ def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
         return 0
     source = node.inputs[0]
     maker = source.producer() if source is not None else None
-    if maker is not None and _ends_convolution(maker):
+    if maker is not None and (_ends_convolution(maker) or _clips(maker)):
         return 0
     if maker is not None and maker.op_type == "QuantizeLinear":
         before = maker.inputs[0]
@@ -57,6 +59,15 @@ def _ends_convolution(node: ir.Node) -> bool:
     if before is not None and before.op_type in ("Relu", "Clip") and before.inputs[0] is not None:
         before = before.inputs[0].producer()
     return before is not None and before.op_type == "Conv" and _useful(before)
+
+
+def _clips(node: ir.Node) -> bool:
+    """Whether a quantization stands for a `Relu` that the quantizer took out: nothing below zero has an integer."""
+    zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+    if zero is None or zero.size != 1 or zero.item() != np.iinfo(zero.dtype).min:
+        return False
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return before is not None and before.op_type in _BELOW_ZERO_TOO
 
 
 def _useful(node: ir.Node) -> bool:

@@ -164,3 +164,19 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
         graph = StaticQuantizer(whole, images(32), settings).quantize(kept=("first", "pointwise", "classifier"))
         shifts[corrected] = np.abs((run(graph, images(32)) - run(whole, images(32))).mean(axis=0)).mean()
     assert shifts[True] < 0.7 * shifts[False]
+
+
+def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
+    # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
+    whole = network()
+    residual = next(place for place, node in enumerate(whole.graph.node) if node.name == "residual")
+    del whole.graph.node[residual:]
+    whole.graph.node.extend(
+        [
+            helper.make_node("Add", ["c2", "a0"], ["sum"], name="residual"),
+            helper.make_node("Relu", ["sum"], ["positive"], name="after"),
+            helper.make_node("GlobalAveragePool", ["positive"], ["pooled"], name="pool"),
+            helper.make_node("Flatten", ["pooled"], ["y"], name="flat"),
+        ]
+    )
+    assert error(StaticQuantizer(whole, images(), PLAIN).quantize(), whole) < 0.05

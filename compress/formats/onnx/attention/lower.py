@@ -1,0 +1,172 @@
+"""Traced or found attention as ONNX Runtime's own operator: `Attention` where it can project too, `MultiHeadAttention`.
+
+`com.microsoft.Attention` takes packed projections, whose bias `MultiHeadAttention` is slow with, and its quantized form
+is a single integer kernel (`QAttention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.formats.onnx.attention.find import MASK_INPUT
+from compress.formats.onnx.attention.plug import BIAS, DOMAIN, OPERATOR, QUERY
+from compress.formats.onnx.fusions.graph import add_initializer, clean, constant, only_consumer
+
+MICROSOFT = "com.microsoft"
+_MASK_FILL = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One product that makes queries, keys and values, and its bias."""
+
+    hidden: ir.Value
+    weight: ir.Value
+    bias: np.ndarray
+
+
+def lower_attention(model: ir.Model) -> int:
+    """Write every attention as an operator that ONNX Runtime has, in place; returns how many.
+
+    Expects a graph in which the three projections are packed into one product.
+    """
+    graph = model.graph
+    found = [node for node in graph if node.op_type == OPERATOR]
+    _bias_before_split(graph)
+    clean(model)
+    casts: dict[ir.Value, ir.Value] = {}
+    for index, node in enumerate(found):
+        _lower(graph, node, index, casts)
+    if found:
+        model.opset_imports.pop(DOMAIN, None)
+        model.opset_imports.setdefault(MICROSOFT, 1)
+        clean(model)
+    return len(found)
+
+
+def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.Value]) -> None:
+    query, key, value, padding, bias = (*node.inputs, None, None)[: BIAS + 1]
+    attributes = {"num_heads": node.attributes.get_int("num_heads"), "scale": node.attributes.get_float("scale")}
+    causal = node.attributes.get_int("unidirectional", 0)
+    attributes |= {"unidirectional": 1} if causal else {}
+    if padding is not None:
+        attributes["mask_filter_value"] = _MASK_FILL
+        padding = _plain_cast(graph, padding, casts)
+    flat = [_before_split_heads(each) for each in (query, key, value)]
+    packed = _packed(flat) if bias is None else None
+    name = f"attention_{index}"
+    if packed is not None:
+        stored = add_initializer(graph, f"{name}_bias", packed.bias)
+        inputs = [packed.hidden, packed.weight, stored, padding]
+        made = ir.node("Attention", inputs, attributes=attributes, domain=MICROSOFT, name=name)
+    else:
+        inputs = [*flat, None, padding, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        made = ir.node("MultiHeadAttention", inputs, attributes=attributes, domain=MICROSOFT, name=name)
+    old, new = node.outputs[0], made.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    graph.insert_before(node, made)
+    end = _merged_again(old)
+    end.replace_all_uses_with(new, replace_graph_outputs=True)
+    if end is not old:
+        old.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+
+
+def _plain_cast(graph: ir.Graph, padding: ir.Value, casts: dict[ir.Value, ir.Value]) -> ir.Value:
+    """The mask as int32: one cast of the input itself, for all."""
+    source: ir.Value | None = padding
+    while source is not None and (node := source.producer()) is not None and node.op_type == "Cast":
+        source = node.inputs[0]
+    if source is None or not source.is_graph_input() or source.name != MASK_INPUT:
+        return padding
+    if source not in casts:
+        cast = ir.node("Cast", [source], attributes={"to": ir.DataType.INT32})
+        made = casts[source] = cast.outputs[0]
+        made.name, made.dtype, made.shape = f"{MASK_INPUT}_int32", ir.DataType.INT32, source.shape
+        graph.insert_before(graph[0], cast)
+    return casts[source]
+
+
+def _before_split_heads(value: ir.Value | None) -> ir.Value | None:
+    """``value`` before reshapes that split its last axis into heads and merged it again."""
+    current = value
+    while current is not None and (node := current.producer()) is not None and node.op_type == "Reshape":
+        current = node.inputs[0]
+        if current is not None and current.shape is not None and len(current.shape) == 3 and value is not None:
+            same = value.shape is None or current.shape[2] == value.shape[2]
+            return current if same else value
+    return value
+
+
+def _merged_again(value: ir.Value) -> ir.Value:
+    """What ``value`` is after its last axis was split into heads and merged."""
+    split = only_consumer(value, "Reshape")
+    merged = only_consumer(split.outputs[0], "Reshape") if split is not None else None
+    if merged is None or value.shape is None:
+        return value
+    end = merged.outputs[0]
+    same = end.shape is not None and len(end.shape) == 3 and end.shape[2] == value.shape[2]
+    return end if same else value
+
+
+def _packed(values: Sequence[ir.Value | None]) -> _Packed | None:
+    """The product that three values of one width are the split of, in this order."""
+    query = values[QUERY]
+    split = query.producer() if query is not None else None
+    if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
+        return None
+    sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
+    if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(each.uses())) != 1 for each in split.outputs):
+        return None
+    product, bias = split.inputs[0].producer(), None
+    if product is not None and product.op_type == "Add":
+        bias = constant(product.inputs[1])
+        product = product.inputs[0].producer() if product.inputs[0] is not None else None
+        if bias is None:
+            return None
+    if product is None or product.op_type != "MatMul" or constant(product.inputs[1]) is None:
+        return None
+    hidden, weight = product.inputs
+    assert hidden is not None and weight is not None
+    zeros = np.zeros(int(sizes.sum()), np.float32)
+    return _Packed(hidden, weight, zeros if bias is None else bias)
+
+
+def _bias_before_split(graph: ir.Graph) -> None:
+    """Biases that are added to each part of a split product, added to all of it: the product's kernel takes them up."""
+    for count, split in enumerate(node for node in list(graph) if node.op_type == "Split"):
+        given = split.inputs[0]
+        product = given.producer() if given is not None else None
+        if product is None or product.op_type != "MatMul" or constant(product.inputs[1]) is None:
+            continue
+        added = [only_consumer(output, "Add") for output in split.outputs]
+        biases = [_vector(node, output) for node, output in zip(added, split.outputs, strict=True)]
+        widths = constant(split.inputs[1]) if len(split.inputs) > 1 else None
+        if widths is None or given is None or not any(bias is not None for bias in biases):
+            continue
+        parts = [
+            np.zeros(width, np.float32) if bias is None else bias for bias, width in zip(biases, widths, strict=True)
+        ]
+        whole = add_initializer(graph, f"packed_bias_{count}", np.concatenate(parts))
+        total = ir.node("Add", [given, whole], name=f"packed_bias_{count}_add")
+        total.outputs[0].type, total.outputs[0].shape = given.type, given.shape
+        graph.insert_before(split, total)
+        split.replace_input_with(0, total.outputs[0])
+        for node, bias, output in zip(added, biases, split.outputs, strict=True):
+            if node is not None and bias is not None:
+                node.outputs[0].replace_all_uses_with(output)
+
+
+def _vector(node: ir.Node | None, output: ir.Value) -> np.ndarray | None:
+    """The bias that an addition gives ``output``, one number for each place of its last axis."""
+    if node is None or node.outputs[0].is_graph_output():
+        return None
+    array = next((found for value in node.inputs if (found := constant(value)) is not None), None)
+    width = None if output.shape is None else output.shape[-1]
+    return array if array is not None and array.ndim == 1 and array.shape[0] == width else None

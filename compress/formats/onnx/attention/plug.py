@@ -1,0 +1,193 @@
+"""Attention functions for transformers' registries: one that shows what a model attends to, one that is traced.
+
+transformers calls attention and makes masks by name (`ALL_ATTENTION_FUNCTIONS`, `ALL_MASK_ATTENTION_FUNCTIONS`). Under
+the name that is registered here both are ours: each call becomes the inputs of one operator, which `probe` computes
+with torch and `export` writes into the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.onnx import ops
+
+DOMAIN, OPERATOR = "compress", "EncoderAttention"
+"""What a traced call is until `lower` writes it as ONNX Runtime's: the exporter's own rewrites don't know it."""
+QUERY, KEY, VALUE, PADDING, BIAS = range(5)
+"""Inputs: three of [batch, length, heads * size], int32 [batch, keys], [1 or batch, 1 or heads, length, keys]."""
+_NAME = "compress_encoder"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call: ``groups`` heads of keys serve ``heads`` of queries. ``unfused`` says why it isn't one operator."""
+
+    heads: int
+    groups: int
+    scale: float
+    mask: str
+    biased: bool
+    unfused: str | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the operator takes: query, key and value [batch, heads, length, size], all with as many heads."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    padding: torch.Tensor | None
+    bias: torch.Tensor | None
+    causal: bool
+    scale: float
+
+
+@dataclass
+class _Mask:
+    made: torch.Tensor
+    padding: torch.Tensor | None
+    causal: bool
+
+
+Compute = Callable[[Inputs], torch.Tensor]
+"""From inputs to what is attended to, [batch, length, heads, size]."""
+
+
+@dataclass
+class Plug:
+    """The two functions under one name, and the calls that came. A mask that a model passes on is known by identity."""
+
+    compute: Compute
+    calls: list[AttentionCall] = field(default_factory=list)
+    _masks: dict[int, _Mask] = field(default_factory=dict)
+
+    def mask(self, *args: Any, **options: Any) -> torch.Tensor | None:
+        """As transformers' `eager_mask`, with one row for all queries where padding is all there is to hide."""
+        from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
+
+        padding, function = options.get("attention_mask"), options.get("mask_function", causal_mask_function)
+        flat = padding is None or padding.ndim == 2
+        if function is bidirectional_mask_function and flat:
+            if padding is None:
+                return None
+            dtype = options.get("dtype", torch.float32)
+            hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
+            row = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
+            return self._known(row, padding, causal=False)
+        made: torch.Tensor = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+        if function is causal_mask_function and flat and options.get("q_offset", 0) == 0:
+            return self._known(made, padding, causal=True)
+        return made
+
+    def _known(self, made: torch.Tensor, padding: torch.Tensor | None, causal: bool) -> torch.Tensor:
+        self._masks[id(made)] = _Mask(made, None if padding is None else padding.to(torch.int32), causal)
+        return made
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        position_bias: torch.Tensor | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """The interface's function: [batch, heads, length, size] each, to [batch, length, heads, size]."""
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        groups = key.shape[1]
+        if groups != query.shape[1]:
+            key, value = (each.repeat_interleave(query.shape[1] // groups, 1) for each in (key, value))
+        known = self._masks.get(id(attention_mask))
+        given = attention_mask if known is None else None
+        bias = _added(position_bias, given, query.shape[2], key.shape[2])
+        inputs = Inputs(
+            query, key, value, known.padding if known else None, bias, known.causal if known else False, scale
+        )
+        unfused = "soft cap of scores" if softcap else "sinks" if s_aux is not None else None
+        mask = ("causal" if known.causal else "padding") if known else "none" if given is None else "as made"
+        self.calls.append(AttentionCall(query.shape[1], groups, scale, mask, position_bias is not None, unfused))
+        if unfused is not None:
+            return by_definition(inputs, softcap, s_aux), None
+        return self.compute(inputs), None
+
+
+def _added(
+    position_bias: torch.Tensor | None, mask: torch.Tensor | None, length: int, keys: int
+) -> torch.Tensor | None:
+    """Bias and mask as one float tensor, its last axes whole."""
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.finfo(torch.float32).min
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest)
+    if position_bias is not None and mask is not None:
+        return position_bias + mask
+    bias = mask if position_bias is None else position_bias
+    if bias is None:
+        return None
+    bias = bias if bias.ndim == 4 else bias.unsqueeze(1)
+    return bias.expand(-1, -1, length, keys)
+
+
+def by_definition(inputs: Inputs, softcap: float | None = None, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(Q Kᵀ · scale + bias) V with torch's own operators."""
+    scores = inputs.query @ inputs.key.transpose(-1, -2) * inputs.scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    lowest = torch.finfo(scores.dtype).min
+    if inputs.bias is not None:
+        scores = scores + inputs.bias
+    if inputs.causal:
+        places = torch.arange(scores.shape[-1])
+        scores = scores.masked_fill(places[None, :] > places[: scores.shape[-2], None], lowest)
+    if inputs.padding is not None:
+        scores = scores.masked_fill(inputs.padding[:, None, None, :] == 0, lowest)
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    return (weights @ inputs.value).transpose(1, 2)
+
+
+def traced(inputs: Inputs) -> torch.Tensor:
+    """The call as one node of the graph that is being traced."""
+    batch, heads, length, _ = inputs.query.shape
+    size = inputs.value.shape[-1]
+    flat = [each.transpose(1, 2).flatten(2) for each in (inputs.query, inputs.key, inputs.value)]
+    attended: torch.Tensor = ops.symbolic(
+        f"{DOMAIN}::{OPERATOR}",
+        [*flat, inputs.padding, inputs.bias],
+        {"num_heads": heads, "scale": inputs.scale, "unidirectional": int(inputs.causal)},
+        dtype=inputs.query.dtype,
+        shape=[batch, length, heads * size],
+        version=1,
+    )
+    return attended.reshape(batch, length, heads, size)
+
+
+@contextmanager
+def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
+    """Have ``module``, its parts and their configs call ``plug``; all is as it was behind it."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
+    before = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, plug.attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, plug.mask)
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = _NAME
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name

@@ -1,0 +1,143 @@
+"""What is plugged into transformers: it sees every call, computes what torch computes, and leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
+
+from compress.formats.onnx.attention.plug import Inputs, Plug, by_definition, plugged
+from compress.formats.onnx.attention.probe import probe
+from compress.tasks.task import Examples
+
+SHAPE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "num_labels": 3,
+}
+DECODER = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def examples() -> Examples:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"input_ids": generator.integers(3, 60, length), "attention_mask": np.ones(length, np.int64)}
+        for length in generator.integers(3, 20, 24)
+    ]
+    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
+
+
+def made(kind: Any, config: Any) -> Any:
+    torch.manual_seed(0)
+    module = kind(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return module
+
+
+def heads(count: int = 2, length: int = 5, keys: int = 5, size: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, count, length if seed == 0 else keys, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: bool):
+    query, key, value = (heads(seed=seed) for seed in range(3))
+    padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]) if padded else None
+    bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9)) if biased else None
+    mask = torch.zeros(2, 2, 5, 5) if bias is None else bias.expand(2, 2, 5, 5)
+    if causal:
+        mask = mask.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+    if padding is not None:
+        mask = mask.masked_fill(padding[:, None, None, :] == 0, float("-inf"))
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    found = by_definition(Inputs(query, key, value, padding, bias, causal, 0.3))
+    torch.testing.assert_close(found.transpose(1, 2), expected)
+
+
+def test_each_call_of_an_encoder_is_described():
+    found = probe(tiny.encoder("bert").module, tiny.context().encode("train", tiny.encoder("bert")))
+    assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS
+    call = found.calls[0]
+    assert (call.heads, call.groups, call.mask, call.biased) == (tiny.HEADS, tiny.HEADS, "padding", False)
+    assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
+
+
+def test_windows_causes_and_groups_are_told_apart():
+    local = made(
+        ModernBertForSequenceClassification,
+        ModernBertConfig(
+            **SHAPE,
+            local_attention=4,
+            global_attn_every_n_layers=2,
+            cls_token_id=1,
+            sep_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    assert [call.mask for call in probe(local, examples()).calls] == ["padding", "as made"]
+    causal = made(Qwen3ForSequenceClassification, Qwen3Config(**DECODER, bos_token_id=1, eos_token_id=2))
+    found = probe(causal, examples())
+    assert found.refused is None and {(call.mask, call.heads, call.groups) for call in found.calls} == {
+        ("causal", 4, 2)
+    }
+
+
+def test_a_soft_cap_is_computed_and_named():
+    config = Gemma2Config(**DECODER, attn_logit_softcapping=5.0, sliding_window=64, bos_token_id=1, eos_token_id=2)
+    found = probe(made(Gemma2ForSequenceClassification, config), examples())
+    assert found.refused is None and found.unfused == ("soft cap of scores",)
+
+
+def test_attention_past_the_interface_is_named():
+    config = MPNetConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
+    found = probe(made(MPNetForSequenceClassification, config), examples())
+    assert found.refused is None and found.calls == () and "past transformers' interface" in found.unfused[0]
+
+
+def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.bert import modeling_bert
+
+    model = tiny.encoder("bert")
+    given = tiny.context().encode("train", model)
+    assert probe(model.module, given).refused is None
+
+    def twice(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *more: Any, **options: Any) -> Any:
+        return nn.functional.scaled_dot_product_attention(query, key, 2 * more[0]).transpose(1, 2), None
+
+    mapping = modeling_bert.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(mapping, model.module.config._attn_implementation, twice)
+    found = probe(model.module, given)
+    assert found.refused is not None and "answers otherwise" in found.refused
+    assert probe(model.module, given).unfused == (found.refused,)
+
+
+def test_models_are_as_they_were_afterwards():
+    module = tiny.encoder("bert").module
+    before = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
+    with pytest.raises(ZeroDivisionError), plugged(module, Plug(by_definition)):
+        assert module.config._attn_implementation not in before
+        raise ZeroDivisionError
+    assert before == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]

@@ -47,9 +47,9 @@ from compress.digests import digest_file
 from compress.environment import environment, spread_cores
 from compress.errors import CompressError, DataError, StageError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.numerics.decision import decide, samples_to_settle
+from compress.formats.silence import quiet_libraries
+from compress.numerics.differences import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
-from compress.pipeline.quiet import quiet_libraries
 from compress.tasks.task import Examples
 
 MARGIN = 0.03

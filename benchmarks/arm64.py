@@ -24,8 +24,7 @@ import onnxruntime
 import typer
 
 from compress.cli.console_progress import ConsoleProgress
-from compress.cli.doctor_model import real_inputs
-from compress.cli.finding import Finding
+from compress.cli.doctor_model import Finding, real_inputs
 from compress.errors import CompressError, StageError
 from compress.formats.onnx.int8.observe import Feed, tap
 from compress.formats.onnx.model import find_graphs

@@ -19,10 +19,10 @@ from compress.bench.generation import GenerationSettings, measure_generation
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.digests import size_bytes
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.numerics.gptq import GptqSettings, round_to_nearest
-from compress.numerics.quantized_weight import QuantizedWeight
-from compress.pipeline.quiet import quiet_libraries
+from compress.numerics.integer_grid import QuantizedWeight
 from compress.progress import SilentProgress
 from compress.sources.source import resolve_model
 

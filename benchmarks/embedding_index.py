@@ -20,8 +20,7 @@ from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
-from compress.numerics.retrieval import normalized
-from compress.numerics.rotation import kept_share, principal_rotation
+from compress.numerics.embeddings import kept_share, normalized, principal_rotation
 from compress.samples.fetch import sample_directory
 from compress.tasks.feature_extraction import EMBEDDING, TASK
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 # out, in, and how many of them: q and o, k and v, gate and up, down, in each of 30 blocks.
 SHAPES = {(576, 576): 60, (192, 576): 60, (1536, 576): 60, (576, 1536): 30}

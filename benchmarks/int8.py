@@ -46,11 +46,11 @@ from compress.errors import CompressError, InputError
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.inspect.integer_kernels import read_kernels
 from compress.measurement import Measurement
 from compress.metrics import describe_metric
-from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe.policy import Margin

@@ -21,15 +21,14 @@ import typer
 
 from compress.checkpoints.processor import labels_of, processor_of
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.pipeline.road import Road
 from compress.progress import Progress
-from compress.quantization.int8_calibration import calibration_set
-from compress.quantization.int8_config import Int8Options
 from compress.quantization.int8_floor import Merit, merit_of, search
+from compress.quantization.int8_run import calibration_set
 from compress.recipe_source import read_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
@@ -88,7 +87,9 @@ def compare(
     model, context = road.load("export", OnnxModel), road.context("benchmark")
     assert isinstance(model, OnnxModel), "the recipe's last stage is its export"
     feeds = calibration_set(model, context, options.calibration_examples).feeds
-    settings = StaticSettings(options.calibration_method, options.percentile)
+    settings = Int8Options(
+        reduce_range=False, calibration_method=options.calibration_method, percentile=options.percentile
+    )
     quantizer = StaticQuantizer(model.graph, feeds, settings)
     rows = road.data.split("validation")
     merit = merit_of(road.task, road.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length))

@@ -38,8 +38,8 @@ from compress.bench.generation import GenerationSettings, measure_generation
 from compress.cli.console_progress import ConsoleProgress
 from compress.environment import environment
 from compress.errors import CompressError
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.pipeline.quiet import quiet_libraries
 
 START = "fp32"
 

@@ -100,7 +100,6 @@ PermitRootLogin prohibit-password
 UsePAM no
 StrictModes no
 MaxStartups 100
-Subsystem sftp internal-sftp
 {variables}
 """
 

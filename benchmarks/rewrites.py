@@ -21,11 +21,10 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.fusions import REWRITES
-from compress.formats.onnx.int8.positions import quantize_rows_in_order
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
+from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory

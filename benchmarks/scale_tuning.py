@@ -23,15 +23,15 @@ from compress.checkpoints.quantized_module import load_module
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
 from compress.sources.source import resolve_model
 from compress.stage.stage import Context
 from compress.stages.gptq import Gptq
 from compress.stages.tune_scales import TuneScales
 from compress.tasks.registry import get_task
+from compress.training.quantized_recovery import learn
 from compress.training.recovery import Lesson, Windows, make_windows
-from compress.training.scale_tuning import learn
 
 TASK = "text-generation"
 STEPS, BATCH, LENGTH = 100, 2, 512

@@ -38,8 +38,8 @@ from compress.environment import environment
 from compress.errors import CompressError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.run import Run, run
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe

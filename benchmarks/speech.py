@@ -35,9 +35,9 @@ from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory

@@ -25,16 +25,15 @@ from scipy.special import log_softmax
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_processor
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.runtimes.runtime import Session
-from compress.runtimes.speech_rules import read_rules
-from compress.runtimes.transcriber import Transcriber
+from compress.runtimes.transcriber import Transcriber, read_rules
 from compress.samples.fetch import sample_directory
 
 RATIO_DB = 5.0
@@ -80,7 +79,7 @@ def _ways(whole: OnnxModel, calibration: Windows) -> Mapping[str, OnnxModel]:
 
     def static() -> onnx.ModelProto:
         feeds = [{"input_features": window[np.newaxis]} for window in calibration]
-        return StaticQuantizer(first, feeds, StaticSettings("mse")).quantize()
+        return StaticQuantizer(first, feeds, Int8Options(reduce_range=False, calibration_method="mse")).quantize()
 
     dynamic = quantize_products(first, per_channel=True, reduce_range=False)
     few = {bits: quantize_matrices(second, FewBits(bits, 32))[0] for bits in (4, 8)}

@@ -18,8 +18,8 @@ from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
 from compress.devices.place import DevicePlace
 from compress.evaluation.evaluate import encode_for
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.timing import time_artifacts
 
 METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")

@@ -23,7 +23,7 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.environment import has_bf16
 from compress.errors import CompressError, InputError
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.progress import Progress
 from compress.tasks.registry import get_task
 

@@ -40,15 +40,13 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.environment import environment
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.positions import quantize_rows_in_order
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
+from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 from compress.formats.runtimes import get_runtime
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.numerics.decision import decide
-from compress.numerics.paired import difference_of_shares, discordant
+from compress.numerics.differences import decide, difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
-from compress.pipeline.quiet import quiet_libraries
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory

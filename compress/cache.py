@@ -105,21 +105,13 @@ class Cache:
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep other runs from making the same entry; ``on_wait`` is called if another run is making it now."""
-        lock = self._lock(key)
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=_AT_ONCE_SECONDS)
-            except TimeoutError:
-                on_wait()
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            with locked(self._lock(key), on_wait):
+                yield
 
-    def _lock(self, key: str) -> FileLock:
-        return FileLock(self.root / f"{key}.lock")
+    def _lock(self, key: str) -> Path:
+        return self.root / f"{key}.lock"
 
     def store(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """Let ``write`` fill a folder and return its record, then give it its final name, in place of any other.
@@ -166,19 +158,12 @@ class Cache:
         return sum(self._remove(key, folder) or 0 for key, folder in zip(keys, partial, strict=True))
 
     def _remove(self, key: str, folder: Path) -> int | None:
-        lock = self._lock(key)
-        with storage_errors(folder):
-            try:
-                lock.acquire(timeout=_AT_ONCE_SECONDS)
-            except TimeoutError:
-                return None
-            try:
-                freed = size_bytes(folder)
-                self._discard(folder)
-                Path(lock.lock_file).unlink(missing_ok=True)
-            finally:
-                lock.release()
-        return freed
+        with storage_errors(folder), contextlib.suppress(TimeoutError), FileLock(self._lock(key), _AT_ONCE_SECONDS):
+            freed = size_bytes(folder)
+            self._discard(folder)
+            self._lock(key).unlink(missing_ok=True)
+            return freed
+        return None
 
     def _discard(self, folder: Path) -> None:
         """Take the name away before the files, so that nobody meets half an entry."""
@@ -245,6 +230,21 @@ def _difference(content: Path, record: Mapping[str, Any]) -> str | None:
         except FileNotFoundError:
             return f"{name} is missing"
     return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file; ``on_wait`` is called if another process has it now."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_AT_ONCE_SECONDS)
+    except TimeoutError:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

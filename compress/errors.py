@@ -2,7 +2,7 @@
 
 CompressError                   exit code
 ├── InputError                  2   what the user gave cannot be used
-│   ├── RecipeError             2   a recipe, with *all* its problems
+│   ├── RecipeError             2   a recipe or a file like it, with *all* its problems
 │   ├── ModelError              2   a model folder, file or identifier
 │   ├── DataError               2   a data file, split, column or label
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
@@ -47,6 +47,12 @@ class CompressError(Exception):
         return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says first, or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class InputError(CompressError):
     """What the user gave cannot be used."""
 
@@ -55,7 +61,7 @@ class InputError(CompressError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a recipe. ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``."""
+    """One mistake in such a file. ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``."""
 
     file: str
     line: int | None
@@ -71,13 +77,13 @@ class Problem:
 
 
 class RecipeError(InputError):
-    """A recipe with one or more problems, all reported at once."""
+    """A recipe, or another file that is read as strictly, with one or more problems, all reported at once."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", mend: str | None = None) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"The recipe has {count}:\n{lines}")
+        super().__init__(f"{subject} has {count}:\n{lines}", mend=mend)
 
 
 class ModelError(InputError):
@@ -120,3 +126,14 @@ class IntegrityError(StageError):
 
 class StorageError(StageError):
     """The disk is full, or a cache entry cannot be read or written."""
+
+
+def not_whole(what: str, where: object, expected: str | None = None) -> ModelError:
+    """The error of an artifact that something is missing from."""
+    return ModelError(what, where=str(where), expected=expected, mend="copy the folder again with all of its files")
+
+
+def broken(what: str, where: object, stage: str) -> ModelError:
+    """The error of a file that cannot be opened; ``stage`` makes such files."""
+    again = f"write it again with the stage {stage}, or copy the folder again with all of its files"
+    return ModelError(what, where=str(where), mend=again)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 Split = Callable[[str], list[str]]
 _GAP = 2
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _WORDS = re.compile(r"\S+\s*|\s+")
 _JOINTS = re.compile(r"[^\s_/,=\[(.-]*[_/,=\[(.-]+\s*|\S+\s*|\s+")
 """Where names may be broken if words alone leave too little room: behind `_`, `/` and their like."""
@@ -99,6 +100,12 @@ class FittedTable:
         whole = self.columns[place].right
         parts = "\n".join(cells).split("\n") if whole else [part for cell in cells for part in split(cell)]
         return max(cell_len(part.rstrip()) for part in [*split(heading), *parts, " "])
+
+
+def bar(share: float, cells: int) -> str:
+    """A bar of so many cells, in eighths of a cell, padded with spaces."""
+    full, rest = divmod(round(min(max(share, 0.0), 1.0) * cells * 8), 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(cells)
 
 
 def _parts(cell: str | tuple[str, str]) -> tuple[str, str]:

@@ -114,14 +114,22 @@ _GENERATION = {
 }
 """Text generation, each after a prompt of N tokens: `tokens_per_second_context_512`."""
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
-_BATCH = re.compile(r"^latency_ms_batch_(\d+)$")
-_RATE = re.compile(r"^latency_(p99_)?ms_rate_([\d.e+]+)$")
-_SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
-_RECALL = re.compile(r"^recall_at_(\d+)(?:_(int8|binary))?$")
-_CORRELATION = re.compile(r"^(spearman|pearson)_(.+)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
+_NUMBERED = (
+    (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
+    (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
+    (re.compile(r"^latency_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency at {0}/s"),
+    (re.compile(r"^latency_p99_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency p99 at {0}/s"),
+    (re.compile(r"^speedup_batch_(\d+)$"), _KNOWN["speedup"], "Speed-up, batch {0}"),
+    (re.compile(r"^recall_at_(\d+)$"), _KNOWN["recall"], "Recall at {0}"),
+    (re.compile(r"^recall_at_(\d+)_(int8|binary)$"), replace(_KNOWN["recall"], quality=False),
+     "Recall at {0}, {1} embeddings"),
+    (re.compile(r"^spearman_(.+)$"), Metric("", "", "plain", "higher"), "Spearman correlation, {0}"),
+    (re.compile(r"^pearson_(.+)$"), Metric("", "", "plain", "higher"), "Pearson correlation, {0}"),
+)  # fmt: skip
+"""What metrics are like whose names hold a number or a name, and their titles."""
 
 
 def describe_metric(name: str, unit: str = "") -> Metric:
@@ -131,23 +139,12 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     if part := slice_of(name):
         whole = describe_metric(part[0], unit)
         return replace(whole, name=name, title=f"{whole.title}, {part[1]}", quality=False)
-    if match := _LENGTH.match(name):
-        return replace(_time(name, f"Latency, {match[1]}\u2013{match[2]} tokens"), unit=unit)
-    if match := _BATCH.match(name):
-        return replace(_time(name, f"Latency, batch {match[1]}"), unit=unit)
-    if match := _RATE.match(name):
-        return replace(_time(name, f"Latency{' p99' if match[1] else ''} at {match[2]}/s"), unit=unit)
-    if match := _SPEEDUP.match(name):
-        return replace(_KNOWN["speedup"], name=name, title=f"Speed-up, batch {match[1]}", unit=unit)
+    for pattern, known, title in _NUMBERED:
+        if match := pattern.match(name):
+            return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
     if generated := context_of(name):
         known = _GENERATION[generated[0]]
         return replace(known, name=name, title=f"{known.title}, context {generated[1]}", unit=unit or known.unit)
-    if match := _RECALL.match(name):
-        found = replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
-        return replace(found, title=f"{found.title}, {match[2]} embeddings", quality=False) if match[2] else found
-    if match := _CORRELATION.match(name):
-        title = f"{match[1].capitalize()} correlation, {match[2]}"
-        return Metric(name, title, "plain", "higher", unit=unit)
     title = name.replace("_", " ").strip().capitalize() or name
     if name.endswith("_bytes") or unit in {"byte", "bytes", "B"}:
         return Metric(name, title.removesuffix(" bytes"), "bytes", "lower", "smaller", "larger", unit=unit)

@@ -77,9 +77,18 @@ def _cell(text: str) -> str:
 
 def results() -> str:
     """What was measured, from the JSON files of `benchmarks/results`, as Markdown."""
+    return _measured("# Results", "results.md")
+
+
+def architectures() -> str:
+    """Which architectures become what, a row each, from those files of `benchmarks/results` that are of this page."""
+    return _measured("# Architectures", "architectures.md")
+
+
+def _measured(title: str, page_name: str) -> str:
     pages = sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=lambda page: page["order"])
-    lines = ["# Results", "", "Written by `make docs` from `benchmarks/results/*.json`."]
-    for page in pages:
+    lines = [title, "", "Written by `make docs` from `benchmarks/results/*.json`."]
+    for page in (one for one in pages if one.get("page", "results.md") == page_name):
         how = f"`{page['command']}`, measured {page['measured']} on {page['machine']}."
         lines += ["", f"## {page['title']}", "", how]
         lines += ["", page["text"]] if "text" in page else []
@@ -111,6 +120,7 @@ PAGES = {
     "reference/commands.md": commands,
     "reference/stages.md": stages,
     "results.md": results,
+    "architectures.md": architectures,
     "extending.md": extending,
 }
 SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema}

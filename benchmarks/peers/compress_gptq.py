@@ -16,7 +16,7 @@ from language_setting import LanguageSetting
 from quantizing import answer
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
 from compress.stages.gptq import Gptq
 

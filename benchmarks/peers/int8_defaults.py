@@ -16,8 +16,8 @@ from pathlib import Path
 
 import onnx
 
-from compress.formats.onnx.int8.nncf_quantizer import run_nncf
 from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.static import run_nncf
 
 
 def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:

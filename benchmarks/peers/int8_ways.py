@@ -19,7 +19,7 @@ from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Export
 from compress.pipeline.road import Road
-from compress.quantization.int8_calibration import calibration_set
+from compress.quantization.int8_run import calibration_set
 from compress.stage.stage import Context
 from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize

@@ -192,3 +192,13 @@ def _keep_rows(table: nn.Embedding, rows: torch.Tensor) -> None:
     if table.padding_idx is not None:
         position = (rows == table.padding_idx).nonzero()
         table.padding_idx = int(position[0, 0]) if len(position) else None
+
+
+def word_table(module: nn.Module) -> nn.Embedding | None:
+    """The table of words; None for a module that reads no ids."""
+    find = getattr(module, "get_input_embeddings", None)
+    try:
+        table = find() if find is not None else None
+    except NotImplementedError:
+        return None
+    return table if isinstance(table, nn.Embedding) else None

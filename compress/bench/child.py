@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Generation, Turn
-from compress.bench.service import raised_error
+from compress.bench.service import Piped, raised_error
 from compress.errors import StageError
 from compress.targets import Target
 
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from compress.bench.worker import main; main()"
-"""As `python -m compress.bench.worker`, with this process's module path and without the current folder."""
-_TAIL_CHARACTERS = 2000
 _QUIT_SECONDS = 5.0
+
+
+def serving(module: str) -> list[str]:
+    """What runs a module's `main`, with this process's module path and without the current folder."""
+    start = f"import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", start, json.dumps(sys.path)]
 
 
 class Child:
@@ -40,21 +39,12 @@ class Child:
         """
         self.label = label
         self.began = time.perf_counter()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, closed by `kill`
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            command or [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            env={**os.environ, **(variables or {})},
-        )
+        self._piped = Piped(command or serving("compress.bench.worker"), variables)
 
     @property
     def pid(self) -> int:
         """The process's number."""
-        return self._process.pid
+        return self._piped.process.pid
 
     def open(
         self,
@@ -115,12 +105,13 @@ class Child:
 
         Raises the error that the worker met, or `StageError` when it died, said something else, or hangs.
         """
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            raise self._dead() from None
-        line = self._line(time.monotonic() + timeout, message["do"], timeout)
+            self._piped.write(json.dumps(message).encode() + b"\n", timeout)
+            line = self._piped.line(timeout)
+        except TimeoutError:
+            raise self._failure(f"gave no answer to {message['do']!r} within {timeout:.0f} s and was stopped") from None
+        if line is None:
+            raise self._dead()
         try:
             reply: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
@@ -131,52 +122,29 @@ class Child:
 
     def close(self) -> None:
         """End the process: asked first, then killed."""
-        if self._process.poll() is None:
-            try:
-                assert self._process.stdin is not None
-                self._process.stdin.write(b'{"do": "quit"}\n')
-                self._process.wait(_QUIT_SECONDS)
-            except (BrokenPipeError, subprocess.TimeoutExpired):
-                pass
+        try:
+            self._piped.write(b'{"do": "quit"}\n', _QUIT_SECONDS)
+            self._piped.process.wait(_QUIT_SECONDS)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            pass
         self.kill()
 
     def kill(self) -> None:
         """End the process at once and free what it held."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                stream.close()
+        self._piped.kill()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         if kind is None:
             self.close()
         else:
             self.kill()
 
-    def _line(self, deadline: float, doing: str, timeout: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise self._failure(f"gave no answer to {doing!r} within {timeout:.0f} s and was stopped")
-            received = os.read(descriptor, 1 << 16)
-            if not received:
-                raise self._dead()
-            self._buffer += received
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
-
     def _dead(self) -> StageError:
         try:
-            code = self._process.wait(_QUIT_SECONDS)
+            code = self._piped.process.wait(_QUIT_SECONDS)
         except subprocess.TimeoutExpired:
             return self._failure("closed its output without ending")
         if code >= 0:
@@ -186,9 +154,8 @@ class Child:
         return self._failure(f"was ended by {name}{hint}")
 
     def _failure(self, what: str) -> StageError:
-        self._process.kill()
-        self._process.wait()
-        self._stderr.seek(0)
-        tail = self._stderr.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
+        self._piped.process.kill()
+        self._piped.process.wait()
+        tail = self._piped.last_words()
         said = f"\nIts last words:\n{tail}" if tail else ""
         return StageError(f"The process that measures {self.label!r} {what}.{said}", where="benchmark")

@@ -5,31 +5,29 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from compress.bench.generation_launches import GenerationRecord, GenerationWork
-from compress.bench.launches import FEWEST_LAUNCHES
-from compress.bench.noise import Noise, judge
-from compress.bench.place import HERE, LaunchHost, Timed
-from compress.bench.record import Conditions
+from compress.bench.launches import FEWEST_LAUNCHES, Workload
+from compress.bench.place import HERE, LaunchHost
+from compress.bench.record import Conditions, Record
 from compress.bench.results import Writer
-from compress.bench.rounds import Rounds, count, note_on
-from compress.bench.session import PRECISION, BenchResult
+from compress.bench.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
+from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
+from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
-from compress.errors import DataError, InputError, StageError
+from compress.checkpoints.processor import load_tokenizer
+from compress.errors import DataError, InputError, ModelError
 from compress.formats.model_file import model_file
-from compress.measurement import MACHINE, Measurement
+from compress.measurement import Measurement
 from compress.progress import Progress
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
 CPU_PROVIDER = "CPUExecutionProvider"
-_EVALUATION_SHARE = 0.05
-"""The part of a time budget that is kept for the statistics."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def measure_generation(
     artifacts: Mapping[str, Path],
     texts: Mapping[str, Sequence[int]],
     target: Target,
-    settings: GenerationSettings,
+    settings: GenerationSettings | Benchmark,
     baseline: str,
     progress: Progress,
     seed: int,
@@ -71,72 +69,74 @@ def measure_generation(
     nothing or a context beyond the model's positions, `DataError` for a text that is too short, `ModelError` for a
     graph that is no decoder, `StageError` where the target is not to be had or the baseline's process ends.
     """
-    budget = settings.budget_seconds
-    deadline = None if budget is None else time.perf_counter() + (1 - _EVALUATION_SHARE) * budget
-    _check(artifacts, texts, settings, baseline)
-    other = elsewhere or {}
-    for wanted in dict.fromkeys((target, *other.values())):
-        reason = place.why_unavailable(wanted)
-        if reason is not None:
-            raise StageError(f"The target {wanted.name!r} is not to be had here: {reason}")
-    conditions = Conditions(
-        target=place.target(target),
-        launches=settings.launches,
-        threads=settings.threads,
-        cores=(),
-        seconds=settings.seconds,
-        deadline=None,
-        batched=False,
-        rate=None,
-        precision=precision,
-        confidence=confidence,
-        seed=seed,
-        timeout_seconds=timeout_seconds,
-    )
+    began, other = time.perf_counter(), elsewhere or {}
+    check_place(artifacts, baseline, [target, *other.values()], place)
+    _check(artifacts, texts, settings)
+    plan = TextPlan(sorted(set(settings.contexts)), settings.tokens, texts, other)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         nothing = Path(scratch) / "nothing.npz"
         write_batches(nothing, [])
-        contexts = tuple(sorted(set(settings.contexts)))
-        work = GenerationWork(artifacts, contexts, settings.tokens, texts, nothing, other)
-        left = None if deadline is None else deadline - time.perf_counter()
-        timed = place.generate(work, conditions, baseline, left, progress)
-    return _result(timed, work, conditions, baseline)
+        files = dict.fromkeys(artifacts, nothing)
+        conditions = Conditions(
+            target=place.target(target),
+            baseline=baseline,
+            threads=settings.threads,
+            launches=settings.launches,
+            seconds=settings.seconds,
+            precision=precision,
+            confidence=confidence,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            seconds_left=seconds_left(settings.budget_seconds, began),
+        )
+        timed = place.time(Workload(artifacts, files, files, plan), conditions, progress)
+    record, rows = timed.record.undisturbed(), []
+    for name in artifacts:
+        if name not in record.lost:
+            writer = Writer(name, plan.target(name, conditions.target).name, seed)
+            for context in plan.contexts:
+                rows += generation_rows(writer, record, name, context)
+                rows += speedup_rows(writer, record, name, baseline, context) if len(artifacts) > 1 else []
+            rows += writer.starts(record, name)
+    return bench_result(
+        timed,
+        plan,
+        conditions,
+        rows,
+        _notes(timed.record, plan, conditions),
+        ("times", "raise --seconds or --budget, or quieten the machine"),
+        dict(zip(artifacts, artifacts, strict=True)),
+        elsewhere={name: target.name for name, target in other.items()},
+        tokens=plan.tokens,
+        cached=record.cached,
+        prompts="text" if texts else "random",
+    )
 
 
-def generation_rows(writer: Writer, record: GenerationRecord, model: str, context: int) -> list[Measurement]:
+def generation_rows(writer: Writer, record: Record, model: str, context: int) -> list[Measurement]:
     """Prompt and steps of one model at one context: times, and tokens per second of each round."""
-    first, steps = record.first[context], record.steps[context]
-    prompts = np.concatenate(first.latencies_ms(model))
-    speeds = [1000 * len(latencies) / sum(latencies) for latencies in steps.latencies_ms(model)]
+    first, following = record.timings[prompts(context)], record.timings[steps(context)]
+    read_ms = np.concatenate(first.latencies_ms(model))
+    speeds = [1000 * len(latencies) / sum(latencies) for latencies in following.latencies_ms(model)]
     return [
-        _times(writer, f"time_to_first_token_ms_context_{context}", first, model),
-        _times(writer, f"time_per_output_token_ms_context_{context}", steps, model),
+        *writer.times(first.by_launch(model), {f"time_to_first_token_ms_context_{context}": 0.5}),
+        *writer.times(following.by_launch(model), {f"time_per_output_token_ms_context_{context}": 0.5}),
         writer.medians(f"tokens_per_second_context_{context}", "tokens/s", speeds),
-        writer.medians(f"prefill_tokens_per_second_context_{context}", "tokens/s", list(1000 * context / prompts)),
+        writer.medians(f"prefill_tokens_per_second_context_{context}", "tokens/s", list(1000 * context / read_ms)),
     ]
 
 
-def speedup_rows(
-    writer: Writer, record: GenerationRecord, model: str, baseline: str, context: int
-) -> list[Measurement]:
+def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, context: int) -> list[Measurement]:
     """How many times faster than the baseline, launch by launch: the first token, and those that follow."""
     return [
-        writer.speedup(f"speedup_{what}_context_{context}", rounds[context], model, baseline)
-        for what, rounds in (("time_to_first_token", record.first), ("time_per_output_token", record.steps))
+        writer.speedup(f"speedup_{what}_context_{context}", record.timings[timing(context)], model, baseline)
+        for what, timing in (("time_to_first_token", prompts), ("time_per_output_token", steps))
     ]
-
-
-def _times(writer: Writer, metric: str, rounds: Rounds, model: str) -> Measurement:
-    pooled = np.concatenate(rounds.latencies_ms(model))
-    (interval,) = writer.intervals(rounds.by_launch(model), (0.5,))
-    return writer.row(metric, float(np.median(pooled)), "ms", interval, pooled)
 
 
 def _check(
-    artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: GenerationSettings, baseline: str
+    artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: GenerationSettings | Benchmark
 ) -> None:
-    if baseline not in artifacts:
-        raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
     if not settings.contexts or min(settings.contexts) < 1:
         raise InputError("A context has a token at least.", expected="contexts of 1 token or more, e.g. --context 128")
     if settings.tokens < 1 or settings.threads < 1:
@@ -164,99 +164,55 @@ def _check(
 
 def _positions(file: Path) -> int | None:
     """The longest text that the config beside the file or in the folder above allows, where there is one."""
-    for folder in (file.parent, file.parent.parent):
-        if (folder / "config.json").is_file():
-            config = read_json(folder / "config.json")
-            nested = config.get("text_config") or {}
-            found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-            return found if isinstance(found, int) else None
-    return None
+    folder = _configured(file)
+    config = {} if folder is None else read_json(folder / "config.json")
+    nested = config.get("text_config") or {}
+    found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
+    return found if isinstance(found, int) else None
 
 
-def _result(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions, baseline: str) -> BenchResult:
-    record = timed.record.undisturbed()
-    session = record.session
-    rows: list[Measurement] = []
-    for name in work.artifacts:
-        if name in session.lost:
-            continue
-        writer = Writer(name, work.elsewhere.get(name, conditions.target).name, conditions.seed)
-        for context in work.contexts:
-            rows += generation_rows(writer, record, name, context)
-            if len(work.artifacts) > 1:
-                rows += speedup_rows(writer, record, name, baseline, context)
-        rows += [
-            writer.medians("peak_memory_bytes", "bytes", session.single_bytes[name]),
-            writer.medians("startup_ms", "ms", session.startup_ms[name]),
-            writer.medians("session_load_ms", "ms", session.session_load_ms[name]),
-            writer.medians("runtime_memory_bytes", "bytes", session.runtime_bytes[name]),
-        ]
-    rows += Writer(MACHINE, conditions.target.name, conditions.seed).reference(session.reference)
-    noise = judge(
-        session.usage,
-        {name: _relative_rounds(record, name) for name in work.artifacts if name not in session.lost},
-        timed.load,
-        np.concatenate([rounds.pulses_ms for rounds in record.first.values()]),
-        session.frequencies_mhz,
-        timed.environment["cores"],
-        timed.environment["cores_granted"],
-    )
-    whole = timed.record
-    left_out = [note_on(whole.first[context], kept, f" of context {context}") for context, kept in record.first.items()]
-    notes = [str(noise), *filter(None, left_out), *_notes(timed, work, conditions)]
-    rounds = count(whole.rounds(), record.rounds())
-    return BenchResult(rows, notes, _environment(timed, work, rounds, noise, conditions))
+def _configured(file: Path) -> Path | None:
+    """The folder of the file's config: its own, or the one above."""
+    return next((one for one in (file.parent, file.parent.parent) if (one / "config.json").is_file()), None)
 
 
-def _relative_rounds(record: GenerationRecord, model: str) -> np.ndarray:
-    return np.concatenate([rounds.relative_rounds(model) for rounds in record.timings()])
-
-
-def _notes(timed: Timed[GenerationRecord], work: GenerationWork, conditions: Conditions) -> list[str]:
-    record, session, precision = timed.record, timed.record.session, timed.precision
+def _notes(record: Record, plan: TextPlan, conditions: Conditions) -> list[str]:
     notes = []
-    if not work.texts:
+    if not plan.texts:
         notes.append("prompts are token ids drawn at random from the middle half of the vocabulary, not text")
     for name, cached in record.cached.items():
-        if not cached and name not in session.lost:
+        if not cached:
             notes.append(f"{name} keeps no cache (no past_key_values): every token runs the whole sequence again")
     if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
         notes.append("keys and values pass through the processor's memory between steps")
-    granted = timed.environment["cores_granted"]
-    if conditions.threads > granted:
-        notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
-    restless = [name for name, warm in session.warm_ups.items() if 2 * sum(w.steady for w in warm) < len(warm)]
-    if restless:
-        notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
-    if precision > conditions.precision:
-        known = "are known from one launch only" if precision == float("inf") else f"are known within {precision:.1%}"
-        notes.append(
-            f"after {session.launches} launches times {known}, not within the {conditions.precision:.1%} aimed at; "
-            "raise --seconds or --budget, or quieten the machine"
+    return notes
+
+
+_CHARACTERS_A_TOKEN = 64
+"""Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
+
+
+def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
+    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the model.
+
+    Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
+    """
+    try:
+        with text.open(encoding="utf-8") as stream:
+            content = stream.read(_CHARACTERS_A_TOKEN * count)
+    except OSError as error:
+        raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
+    file = model_file(artifact)
+    folder = _configured(file)
+    if folder is None:
+        raise ModelError(
+            "There is no config.json beside the model, and so no tokenizer to read the text with.",
+            where=str(file.parent),
+            expected="a folder with config.json and the tokenizer's files",
+            mend="leave out --text: tokens are drawn at random then",
         )
-    return notes + [f"{name} was not timed to the end: {reason}" for name, reason in session.lost.items()]
-
-
-def _environment(
-    timed: Timed[GenerationRecord],
-    work: GenerationWork,
-    rounds: Mapping[str, Any],
-    noise: Noise,
-    conditions: Conditions,
-) -> dict[str, Any]:
-    record, session = timed.record, timed.record.session
-    return {
-        **timed.environment,
-        "target": asdict(conditions.target),
-        "elsewhere": {name: target.name for name, target in work.elsewhere.items()},
-        "threads": conditions.threads,
-        "pinned_cores": list(timed.cores),
-        "runtime_settings": session.settings,
-        "launches": session.launches,
-        **rounds,
-        "tokens": work.tokens,
-        "cached": record.cached,
-        "prompts": "text" if work.texts else "random",
-        "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in session.warm_ups.items()},
-        "noise": {**asdict(noise), "reasons": list(noise.reasons)},
-    }
+    check_processor(folder, read_json(folder / "config.json"))
+    tokenizer = load_tokenizer(folder)
+    return [int(token) for token in tokenizer(content, verbose=False)["input_ids"][:count]]

@@ -3,38 +3,87 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from itertools import repeat
-
-import numpy as np
+from dataclasses import Field, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from compress.bench.child import Child
-from compress.bench.noise import Snapshot, frequency_mhz
-from compress.bench.record import Conditions, Record, Workload
+from compress.bench.noise import Usage, frequency_mhz
+from compress.bench.record import Conditions, Record
 from compress.bench.reference import SINGLE_THREADED, ReferenceTimes
-from compress.bench.rounds import Pulse, Run, Turn, in_turn, interleave, warm_up
-from compress.bench.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
+from compress.bench.rounds import Pulse, Rounds, WarmUp, in_turn
 from compress.errors import StageError
 from compress.numerics.statistics import geometric_interval
+from compress.targets import Target
 
 FEWEST_LAUNCHES = 6
 """With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
 SETTLE_SECONDS = 0.02
 """Pause after a model's turn: its threads spin for some milliseconds after their last call."""
-_UNTIMED = 2
-_WARM_UP_CALLS = 8
-_COMPILING_SECONDS = 1.5
-"""WebAssembly is compiled in haste first and well while it runs: a small encoder's best came after 175 calls, 1.2 s."""
-_TURN_MS = 30.0
-"""Long against what a change of process costs, short against what else comes and goes on a machine."""
-_FEWEST_CALLS, _MOST_CALLS = 4, 64
+UNTIMED = 2
+"""Calls or tokens before those that are timed in a turn, since another process has just used the caches."""
 _REFERENCE_EVERY_SECONDS = 0.25
 _CAUTION = 1.2
-"""The starts and warm-ups of a launch may take so much longer than the longest before."""
+"""The least work of a launch may take so much longer than the longest before."""
 _SHARE_OF_STARTS = 0.4
 """The part of a time budget that starts and warm-ups may have, as long as there are enough launches."""
+
+
+class Timing(Protocol):
+    """How one kind of work is timed. A child's label is the name of its model."""
+
+    def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
+        """Have it answer for the first time; what that tells of its start is added to ``opened``."""
+
+    def warm_up(self, child: Child, seconds: float) -> WarmUp:
+        """Run it until it is steady, for about so long at most."""
+
+    def sample(
+        self, children: Mapping[str, Child], number: int, left: Callable[[int], float], reference: Reference
+    ) -> None:
+        """Add one round at least of launch ``number`` to the record.
+
+        ``left(kinds)`` are the seconds that are left of it for so many kinds of work. Raises `LostError`.
+        """
+
+
+class Plan(Protocol):
+    """What each process is asked for: a data class of plain values, which may lie on another machine."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def timings(self) -> tuple[str, ...]:
+        """The kinds of work in a record."""
+
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        """Those of them that say when the ratios of models are known well enough, and how noisy it was."""
+
+    @property
+    def counted(self) -> Mapping[str, str | None]:
+        """Those whose rounds a report counts, with what a note calls them: None for those that no note is about."""
+
+    def target(self, model: str, usual: Target) -> Target:
+        """What a model runs on; ``usual`` is the session's target."""
+
+    def timing(self, conditions: Conditions, record: Record) -> Timing:
+        """What times it, and writes into ``record``."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every process is given. ``first`` and ``all``: each model's file of batches to begin and to go on with.
+
+    Numbers of batches in ``plan`` are positions in the latter.
+    """
+
+    artifacts: Mapping[str, Path]
+    first: Mapping[str, Path]
+    all: Mapping[str, Path]
+    plan: Plan
 
 
 class LostError(Exception):
@@ -49,13 +98,12 @@ class LostError(Exception):
 class Launches:
     """One session: launches are made until what they tell is precise enough, or time is up."""
 
-    def __init__(self, workload: Workload, conditions: Conditions, baseline: str) -> None:
-        self._workload, self._conditions, self._baseline = workload, conditions, baseline
+    def __init__(self, workload: Workload, conditions: Conditions) -> None:
+        self._workload, self._conditions, self._baseline = workload, conditions, conditions.baseline
         self._names = list(workload.artifacts)
-        self._single_schedule: Iterator[list[int]] | None = None
-        self._batched_schedule: Iterator[list[int]] | None = None
-        self._longest_start = 0.0
-        self.record = Record()
+        self._longest = 0.0
+        self.record = Record({name: Rounds() for name in workload.plan.timings})
+        self._timing = workload.plan.timing(conditions, self.record)
 
     def __iter__(self) -> Iterator[int]:
         """Make the launches, yielding the number of each that is done.
@@ -63,39 +111,44 @@ class Launches:
         A model whose process dies or hangs is left out from then on, with the reason in ``record.lost``. Raises
         `StageError` if that is the baseline, and what opening a model raises.
         """
-        conditions = self._conditions
+        record = self.record
         with Child("machine", variables=SINGLE_THREADED) as machine:
-            reference = Reference(machine, conditions, self.record.reference)
+            reference = Reference(machine, self._conditions, record.reference)
             while not self._is_enough():
                 try:
-                    self._launch(self.record.launches, machine, reference)
+                    self._launch(record.launches, machine, reference)
                 except LostError as lost:
                     if lost.model == self._baseline:
                         raise lost.error from None
-                    self.record.lost[lost.model] = str(lost.error)
-                    self.record.forget(lost.model)
+                    record.lost[lost.model] = str(lost.error)
+                    record.forget(lost.model)
                     self._names.remove(lost.model)
-                self.record.launches += 1
-                yield self.record.launches
+                record.launches += 1
+                yield record.launches
 
     def precision(self) -> float:
         """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
-        if self.record.launches < 2:
+        if any(len(set(rounds.launches)) < 2 for rounds in self._decisive(self.record)):
             return float("inf")
-        rounds = self.record.single.undisturbed()
         others = [name for name in self._names if name != self._baseline]
-        samples = [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
+        samples = [
+            ratios
+            for rounds in self._decisive(self.record.undisturbed())
+            for ratios in (
+                [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
+            )
+        ]
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
         return max(found.high / found.value - 1 for found in intervals)
+
+    def _decisive(self, record: Record) -> list[Rounds]:
+        return [record.timings[name] for name in self._workload.plan.decisive]
 
     def _is_enough(self) -> bool:
         done, deadline = self.record.launches, self._conditions.deadline
         # A launch in which a model was lost may have brought no round.
-        if (
-            deadline is not None
-            and self.record.single.calls
-            and time.perf_counter() + _CAUTION * self._longest_start > deadline
-        ):
+        has_rounds = all(rounds.calls for rounds in self._decisive(self.record))
+        if deadline is not None and has_rounds and time.perf_counter() + _CAUTION * self._longest > deadline:
             return True
         if done < self._conditions.launches:
             return False
@@ -103,132 +156,69 @@ class Launches:
             return True
         return self.precision() <= self._conditions.precision
 
-    def _seconds(self, began: float) -> float:
-        """Sampling time of one scenario in this launch, all models together."""
+    def _left(self, began: float, kinds: int) -> float:
+        """Sampling time that is left for so many kinds of work in this launch, all models together."""
         conditions = self._conditions
-        scenarios = 1 + conditions.batched + (conditions.rate is not None)
         if conditions.deadline is None:
-            return conditions.seconds * len(self._names) / conditions.most_launches
-        now = time.perf_counter()
-        self._longest_start = max(self._longest_start, now - began)
+            return conditions.seconds * len(self._names) * kinds / conditions.most_launches
+        done, taken = self.record.launches, time.perf_counter() - began
+        self._longest = max(self._longest, taken)
         left = conditions.deadline - began
-        fitting = self.record.launches + int(left * _SHARE_OF_STARTS / self._longest_start)
-        planned = min(max(conditions.launches, fitting), conditions.most_launches) - self.record.launches
-        return max(0.0, left / max(1, planned) - (now - began)) / scenarios
+        fitting = done + int(left * _SHARE_OF_STARTS / self._longest)
+        planned = min(max(conditions.launches, fitting), conditions.most_launches) - done
+        return max(0.0, left / max(1, planned) - taken)
 
     def _launch(self, number: int, machine: Child, reference: Reference) -> None:
-        record, workload, limit = self.record, self._workload, self._conditions.timeout_seconds
+        record, workload = self.record, self._workload
         began = time.perf_counter()
         with ExitStack() as stack:
             children: dict[str, Child] = {}
             for name in in_turn(self._names, number):
                 children[name] = stack.enter_context(Child(name))
                 with losing(name):
-                    self._start(children[name], name)
+                    self._start(children[name])
             for name, child in children.items():
                 with losing(name):
-                    record.no_energy = child.load(workload.all[name], limit)
-            # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
-            runs = {name: self._run(children[name]) for name in self._names}
+                    record.no_energy = child.load(workload.all[name], self._conditions.timeout_seconds)
             for child in children.values():
                 self._warm_up(child, number)
-            before = Snapshot.take(own_seconds(children, machine))
-            self._plan(runs)
-            assert self._single_schedule is not None
-            seconds = self._seconds(began)
-            for _ in interleave(runs, self._single_schedule, number, seconds, record.single, reference.pulse):
-                reference.now_and_then()
-            self._keep(children, record.single_bytes, "peak_bytes")
-            if self._batched_schedule is not None:
-                for _ in interleave(runs, self._batched_schedule, number, seconds, record.batched, reference.pulse):
-                    reference.now_and_then()
-                self._keep(children, record.batched_bytes, "peak_bytes")
-            if self._conditions.rate is not None:
-                self._serve(children, self._conditions.rate, seconds / len(children), number)
+            before = Usage.now(_own_seconds(children, machine))
+            # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
+            named = {name: children[name] for name in self._names}
+            self._timing.sample(named, number, lambda kinds: self._left(began, kinds), reference)
             reference.now()
-            record.usage += Snapshot.take(own_seconds(children, machine)).since(before)
+            record.usage += Usage.now(_own_seconds(children, machine)) - before
             frequency = frequency_mhz()
             record.frequencies_mhz += [] if frequency is None else [frequency]
 
-    def _start(self, child: Child, name: str) -> None:
+    def _start(self, child: Child) -> None:
         """From the start of the process to its first answer. The files are in the system's cache, or soon are."""
-        record, conditions, workload = self.record, self._conditions, self._workload
+        record, conditions, workload, name = self.record, self._conditions, self._workload, child.label
         opened = child.open(
             workload.artifacts[name],
-            conditions.target,
+            workload.plan.target(name, conditions.target),
             conditions.threads,
             conditions.cores,
             workload.first[name],
             conditions.timeout_seconds,
         )
-        first = child.round([0], conditions.timeout_seconds)
+        self._timing.answer_first(child, opened)
         record.startup_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - child.began))
         record.session_load_ms.setdefault(name, []).append(opened["session_load_ms"])
         record.runtime_bytes.setdefault(name, []).append(float(opened["before_bytes"]))
         record.settings[name] = opened["settings"]
-        told = opened["start_up"]
-        if told:
-            told = {**told, "first_call_ms": first.latencies_ms[0]}
-        for figure, value in told.items():
+        for figure, value in opened["start_up"].items():
             record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
 
-    def _run(self, child: Child) -> Run:
-        def run(calls: Sequence[int]) -> Turn:
-            with losing(child.label):
-                return child.round(calls, self._conditions.timeout_seconds, _UNTIMED)
-
-        return run
-
     def _warm_up(self, child: Child, number: int) -> None:
-        workload, conditions = self._workload, self._conditions
+        conditions = self._conditions
         seconds = conditions.seconds
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
             seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
-        calls = evenly_spaced(list(workload.singles), _WARM_UP_CALLS)
         with losing(child.label):
-            run = partial(child.round, timeout=conditions.timeout_seconds)
-            compiling = _COMPILING_SECONDS if child.label in self.record.start_up else 0.0
-            warmed = warm_up(run, workload.single_shapes, calls, seconds, compiling)
+            warmed = self._timing.warm_up(child, seconds)
         self.record.warm_ups.setdefault(child.label, []).append(warmed)
-
-    def _plan(self, runs: Mapping[str, Run]) -> None:
-        """Choose the rounds, once: long enough for the fastest model, and several in a launch for the slowest."""
-        if self._single_schedule is not None:
-            return
-        middle = self._workload.singles[len(self._workload.singles) // 2]
-        took = [float(np.median(run([middle] * 3).latencies_ms)) for run in runs.values()]
-        slice_ms = 1000 * self._conditions.seconds / self._conditions.most_launches
-        size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took))))
-        size = min(size, _MOST_CALLS, len(self._workload.singles))
-        rounds = mixed_rounds(len(self._workload.singles), size, self._conditions.seed)
-        self._single_schedule = ([self._workload.singles[i] for i in calls] for calls in rounds)
-        if not self._conditions.batched:
-            return
-        batch = self._workload.batches[len(self._workload.batches) // 2]
-        slowest = max(float(run([batch]).latencies_ms[0]) for run in runs.values())
-        fitting = max(1, int(slice_ms / slowest))
-        self._batched_schedule = repeat(evenly_spaced(list(self._workload.batches), fitting))
-
-    def _serve(self, children: Mapping[str, Child], rate: float, seconds: float, number: int) -> None:
-        """Requests that arrive at random, the same ones for every model."""
-        count = max(1, round(rate * seconds))
-        seed = self._conditions.seed + number
-        gaps = arrival_gaps_ms(count, rate, seed)
-        calls = [
-            self._workload.singles[i]
-            for i in np.random.default_rng(seed).integers(0, len(self._workload.singles), count)
-        ]
-        for name in in_turn(list(children), number):
-            time.sleep(SETTLE_SECONDS)
-            with losing(name):
-                latencies = children[name].arrivals(calls, gaps, self._conditions.timeout_seconds)
-            self.record.server_ms.setdefault(name, []).append(latencies)
-
-    def _keep(self, children: Mapping[str, Child], kept: dict[str, list[float]], field_name: str) -> None:
-        for name, child in children.items():
-            with losing(name):
-                kept.setdefault(name, []).append(float(child.memory()[field_name]))
 
 
 class Reference:
@@ -269,6 +259,13 @@ def losing(model: str) -> Iterator[None]:
         raise LostError(model, error) from error
 
 
-def own_seconds(children: Mapping[str, Child], machine: Child) -> float:
+def keep_memory(children: Mapping[str, Child], kept: dict[str, list[float]]) -> None:
+    """Add the peak memory of each process. Raises `LostError`."""
+    for name, child in children.items():
+        with losing(name):
+            kept.setdefault(name, []).append(float(child.memory()["peak_bytes"]))
+
+
+def _own_seconds(children: Mapping[str, Child], machine: Child) -> float:
     """Processor time of all measured processes so far."""
     return sum(float(child.memory()["cpu_seconds"]) for child in (*children.values(), machine))

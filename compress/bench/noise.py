@@ -38,7 +38,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Usage:
-    """What went on between two snapshots. ``own_seconds`` is this benchmark's own processor time."""
+    """What the counters of the machine say now, or said more at one moment than at another.
+
+    ``own_seconds`` is this benchmark's own processor time.
+    """
 
     elapsed: float = 0.0
     busy_seconds: float = 0.0
@@ -49,36 +52,24 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Counters of the machine at one moment."""
-
-    clock: float
-    busy_seconds: float
-    stolen_seconds: float
-    throttled_seconds: float
-    own_seconds: float
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(*(last - first for last, first in zip(astuple(self), astuple(before), strict=True)))
 
     @classmethod
-    def take(cls, children_seconds: float) -> Snapshot:
-        """Read the counters now; ``children_seconds`` is the processor time of the measured processes."""
+    def now(cls, children_seconds: float) -> Usage:
+        """Read the counters; ``children_seconds`` is the processor time of the measured processes."""
         times = psutil.cpu_times()
         stolen = float(getattr(times, "steal", 0.0))
         idle = float(times.idle) + float(getattr(times, "iowait", 0.0))
         # Guests' time is already part of user time.
         total = sum(times) - float(getattr(times, "guest", 0.0)) - float(getattr(times, "guest_nice", 0.0))
         return cls(
-            clock=time.perf_counter(),
+            elapsed=time.perf_counter(),
             busy_seconds=float(total) - idle - stolen,
             stolen_seconds=stolen,
             throttled_seconds=throttling().seconds,
             own_seconds=time.process_time() + children_seconds,
         )
-
-    def since(self, before: Snapshot) -> Usage:
-        """What has gone on since ``before``."""
-        return Usage(*(last - first for last, first in zip(astuple(self), astuple(before), strict=True)))
 
 
 def load_average() -> float | None:

@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
-from compress.bench.node_rows import typical
-from compress.bench.noise import Snapshot, judge, load_average
-from compress.bench.operators import refuse_other_devices
+from compress.bench.noise import Usage, judge, load_average
+from compress.bench.operators import refuse_other_devices, typical
+from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.bench.profiled_calls import Calls
 from compress.bench.profiled_child import FEWEST_PASSES, Noted, ProfiledChild
 from compress.environment import environment, spread_cores
 from compress.formats.onnx.model import find_graph
+from compress.inspect.integer_kernels import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
 from compress.inspect.layers import layers_of
-from compress.inspect.node_causes import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
 from compress.inspect.node_layers import UNNAMED, node_modules, origins_in
 from compress.numerics.statistics import bootstrap_interval, geometric_interval
 from compress.progress import Progress
@@ -76,9 +75,9 @@ def compare_operators(
             child.open(target, threads, cores)
         for child in children:
             child.warm_up()
-        start = Snapshot.take(before.cpu_seconds + after.cpu_seconds)
+        start = Usage.now(before.cpu_seconds + after.cpu_seconds)
         _passes(children, seconds, progress)
-        usage = Snapshot.take(before.cpu_seconds + after.cpu_seconds).since(start)
+        usage = Usage.now(before.cpu_seconds + after.cpu_seconds) - start
         notes = (before.end(), after.end())
         layers = _layers(float_file, notes)
         files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
-from compress.bench.generation_launches import GenerationLaunches, GenerationRecord, GenerationWork
-from compress.bench.launches import Launches
+from compress.bench.launches import Launches, Workload
 from compress.bench.noise import load_average
-from compress.bench.record import Conditions, Record, Workload
+from compress.bench.record import Conditions, Record
 from compress.environment import environment, spread_cores
 from compress.errors import StageError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.progress import Progress
 from compress.targets import Target
 
-Found = TypeVar("Found")
 TRACKED = "Timing, launches of all models"
 
 
 @dataclass(frozen=True)
-class Timed(Generic[Found]):
+class Timed:
     """What the launches brought in, and what the machine was that made them.
 
     ``precision`` is that of `Launches.precision`; ``cores`` are those that processes were pinned to; ``load`` is the
     load average before the start.
     """
 
-    record: Found
+    record: Record
     precision: float
     cores: tuple[int, ...]
     load: float | None
@@ -37,10 +34,7 @@ class Timed(Generic[Found]):
 
 
 class LaunchHost(Protocol):
-    """A machine that makes launches. ``conditions`` come without cores and deadline, which are the machine's own.
-
-    ``seconds_left`` is all the time that may be taken from the call on, starts included, or None.
-    """
+    """A machine that makes launches."""
 
     def target(self, target: Target) -> Target:
         """How rows name that target at this place."""
@@ -48,25 +42,8 @@ class LaunchHost(Protocol):
     def why_unavailable(self, target: Target) -> str | None:
         """Why nothing can run on ``target`` there, or ``None``."""
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[Record]:
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
         """Make the launches of `Launches`; raises what those raise."""
-
-    def generate(
-        self,
-        work: GenerationWork,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[GenerationRecord]:
-        """Make those of `GenerationLaunches`."""
 
 
 class Here:
@@ -80,52 +57,19 @@ class Here:
         """See `LaunchHost.why_unavailable`."""
         return why_unavailable(target)
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[Record]:
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
         """See `LaunchHost.time`; what the runtime is missing is fetched first."""
         reason = make_ready(conditions.target, progress)
         if reason is not None:
             raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
-        placed = _placed(conditions, seconds_left)
-        return _timed(Launches(workload, placed, baseline), placed, progress)
-
-    def generate(
-        self,
-        work: GenerationWork,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[GenerationRecord]:
-        """See `LaunchHost.generate`."""
-        placed = _placed(conditions, seconds_left)
-        return _timed(GenerationLaunches(work, placed, baseline), placed, progress)
+        left = conditions.seconds_left
+        deadline = None if left is None else time.perf_counter() + left
+        cores = spread_cores(conditions.threads)
+        launches = Launches(workload, replace(conditions, cores=cores, deadline=deadline))
+        load = load_average()
+        for _ in progress.track(launches, TRACKED, conditions.most_launches):
+            pass
+        return Timed(launches.record, launches.precision(), tuple(cores), load, environment())
 
 
 HERE = Here()
-
-
-class _Session(Protocol[Found]):
-    record: Found
-
-    def __iter__(self) -> Iterator[int]: ...
-
-    def precision(self) -> float: ...
-
-
-def _placed(conditions: Conditions, seconds_left: float | None) -> Conditions:
-    deadline = None if seconds_left is None else time.perf_counter() + seconds_left
-    return replace(conditions, cores=spread_cores(conditions.threads), deadline=deadline)
-
-
-def _timed(launches: _Session[Found], conditions: Conditions, progress: Progress) -> Timed[Found]:
-    load = load_average()
-    for _ in progress.track(launches, TRACKED, conditions.most_launches):
-        pass
-    return Timed(launches.record, launches.precision(), tuple(conditions.cores), load, environment())

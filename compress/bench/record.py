@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,37 +15,27 @@ from compress.targets import Target
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What every process is given. Positions in ``singles`` and ``batches`` count in the file of all batches.
+class Conditions:
+    """How the processes run, and how long.
 
-    ``first`` and ``all`` name, for each model, the file with one example and the file with everything. ``shapes`` are
-    singles and batches of each length that occurs.
+    ``seconds_left`` is all the time that may be taken from when the launches' host is asked, starts included. Cores and
+    the deadline, by the host's clock, are the host's own.
     """
 
-    artifacts: Mapping[str, Path]
-    first: Mapping[str, Path]
-    all: Mapping[str, Path]
-    singles: Sequence[int]
-    batches: Sequence[int]
-    single_shapes: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """How the processes run, and how long."""
-
     target: Target
+    baseline: str
     threads: int
     launches: int
-    cores: Sequence[int]
     seconds: float
-    deadline: float | None
-    batched: bool
-    rate: float | None
     precision: float
     confidence: float
     seed: int
     timeout_seconds: float
+    batched: bool = False
+    rate: float | None = None
+    seconds_left: float | None = None
+    cores: Sequence[int] = ()
+    deadline: float | None = None
 
     @property
     def most_launches(self) -> int:
@@ -58,11 +47,14 @@ class Conditions:
 class Record:
     """Everything that the launches brought in. The lists of a model have one entry a launch.
 
-    ``start_up`` has what sessions that time themselves tell of their start, by names that end in their unit.
+    ``timings`` has the rounds of each kind of work, as `launches.Plan` names them. ``start_up`` has what sessions that
+    time themselves tell of their start, by names that end in their unit. Of generated texts, ``cached`` tells whether a
+    model keeps keys and values of earlier tokens, ``vocabulary`` how many tokens it knows.
     """
 
-    single: Rounds = field(default_factory=Rounds)
-    batched: Rounds = field(default_factory=Rounds)
+    timings: dict[str, Rounds] = field(default_factory=dict)
+    cached: dict[str, bool] = field(default_factory=dict)
+    vocabulary: dict[str, int] = field(default_factory=dict)
     server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
     startup_ms: dict[str, list[float]] = field(default_factory=dict)
     session_load_ms: dict[str, list[float]] = field(default_factory=dict)
@@ -79,21 +71,18 @@ class Record:
     usage: Usage = field(default_factory=Usage)
     launches: int = 0
 
-    def rounds(self) -> dict[str, Rounds]:
-        """Of each kind of work."""
-        return {"single": self.single, "batched": self.batched}
-
     def undisturbed(self) -> Record:
         """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
-        single = self.single.undisturbed()
-        reference = self.reference if single is self.single else usual_reference(self.reference)
-        return replace(self, single=single, batched=self.batched.undisturbed(), reference=reference)
+        timings = {name: rounds.undisturbed() for name, rounds in self.timings.items()}
+        slowed = any(timings[name] is not rounds for name, rounds in self.timings.items())
+        return replace(self, timings=timings, reference=usual_reference(self.reference) if slowed else self.reference)
 
     def forget(self, model: str) -> None:
         """Drop what was measured of a model that was lost."""
         per_model: list[dict[str, Any]] = [
-            *(self.single.turns, self.batched.turns, self.server_ms, self.startup_ms, self.session_load_ms),
-            *(self.runtime_bytes, self.single_bytes, self.batched_bytes, self.warm_ups, self.settings, self.start_up),
+            *(rounds.turns for rounds in self.timings.values()),
+            *(self.server_ms, self.startup_ms, self.session_load_ms, self.runtime_bytes, self.single_bytes),
+            *(self.batched_bytes, self.warm_ups, self.settings, self.start_up, self.cached, self.vocabulary),
         ]
         for kept in per_model:
             kept.pop(model, None)

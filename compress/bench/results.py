@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from compress.bench.call_plan import BATCHED, SINGLE
 from compress.bench.record import Record
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Rounds
@@ -39,20 +40,23 @@ class Writer:
         seconds: np.ndarray | None = None,
     ) -> list[Measurement]:
         """Every row of the model that was timed as ``timed_as``; ``seconds`` are those of recordings."""
-        batch = settings.batch_size
-        rows = self.single(record.single, timed_as, lengths)
-        rows += [self.speedup("speedup", record.single, timed_as, baseline)]
-        rows += [] if seconds is None else [self.real_time_factor(record.single, timed_as, seconds)]
-        rows += self.consumption(record.single, timed_as)
-        rows += [self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as])]
+        single, batched, batch = record.timings[SINGLE], record.timings[BATCHED], settings.batch_size
+        rows = self.single(single, timed_as, lengths)
+        rows += [self.speedup("speedup", single, timed_as, baseline)]
+        rows += [] if seconds is None else [self.real_time_factor(single, timed_as, seconds)]
+        rows += self.consumption(single, timed_as)
         if settings.batched:
-            rows += self.batched(record.batched, timed_as, batch)
-            rows += [self.speedup(f"speedup_batch_{batch}", record.batched, timed_as, baseline)]
+            rows += self.batched(batched, timed_as, batch)
+            rows += [self.speedup(f"speedup_batch_{batch}", batched, timed_as, baseline)]
             rows += [self.medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
         if settings.rate is not None:
             rows += self.server(record.server_ms[timed_as], settings.rate)
+        return rows + self.starts(record, timed_as)
+
+    def starts(self, record: Record, timed_as: str) -> list[Measurement]:
+        """Memory, and what the start of its processes took."""
         return [
-            *rows,
+            self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
             self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
             self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
             self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
@@ -64,14 +68,9 @@ class Writer:
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
-        pooled = np.concatenate(rounds.latencies_ms(timed_as))
-        intervals = self.intervals(rounds.by_launch(timed_as), (0.5, 0.9, 0.99))
-        p90, p99 = (float(value) for value in np.quantile(pooled, [0.9, 0.99]))
-        rows = [
-            self.row("latency_ms", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self.row("latency_p90_ms", p90, "ms", intervals[1], n=len(pooled)),
-            self.row("latency_p99_ms", p99, "ms", intervals[2], n=len(pooled)),
-        ]
+        rows = self.times(
+            rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
+        )
         buckets = length_buckets(lengths)
         if len(buckets) < 2:
             return rows
@@ -90,11 +89,9 @@ class Writer:
     def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Latency of a batch, and examples per second of each round."""
         latencies = rounds.latencies_ms(timed_as)
-        pooled = np.concatenate(latencies)
         throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
-        (interval,) = self.intervals(rounds.by_launch(timed_as), (0.5,))
         return [
-            self.row(f"latency_ms_batch_{batch_size}", float(np.median(pooled)), "ms", interval, pooled),
+            *self.times(rounds.by_launch(timed_as), {f"latency_ms_batch_{batch_size}": 0.5}),
             self.medians("throughput", "examples/s", throughput),
         ]
 
@@ -117,14 +114,8 @@ class Writer:
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
         """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
-        pooled = np.concatenate([np.asarray(launch) for launch in latencies])
-        intervals = self.intervals([[launch] for launch in latencies], (0.5, 0.99))
-        return [
-            self.row(f"latency_ms_rate_{rate:g}", float(np.median(pooled)), "ms", intervals[0], pooled),
-            self.row(
-                f"latency_p99_ms_rate_{rate:g}", float(np.quantile(pooled, 0.99)), "ms", intervals[1], n=len(pooled)
-            ),
-        ]
+        metrics = {f"latency_ms_rate_{rate:g}": 0.5, f"latency_p99_ms_rate_{rate:g}": 0.99}
+        return self.times([[launch] for launch in latencies], metrics)
 
     def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
         """The reference kernels, timed among the rounds."""
@@ -140,19 +131,24 @@ class Writer:
             inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
             if len(inside):
                 launches.setdefault(launch, []).append(inside)
-        if not launches:
-            return []
-        pooled = np.concatenate([inside for launch in launches.values() for inside in launch])
-        (interval,) = self.intervals(list(launches.values()), (0.5,))
-        return [self.row(f"latency_ms_length_{low}_{high}", float(np.median(pooled)), "ms", interval, pooled)]
+        return self.times(list(launches.values()), {f"latency_ms_length_{low}_{high}": 0.5}) if launches else []
 
-    def intervals(
-        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], quantiles: tuple[float, ...]
-    ) -> list[tuple[float, float] | None]:
-        """The interval of each quantile of the samples [launches][rounds][calls]; none with too few launches."""
-        if len(launches) < _FEWEST_LAUNCHES:
-            return [None] * len(quantiles)
-        return list(nested_quantile_intervals(launches, quantiles, self.seed, _RESAMPLES))
+    def times(
+        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], metrics: Mapping[str, float]
+    ) -> list[Measurement]:
+        """A quantile for each metric of the ms [launches][rounds][calls]; medians keep them.
+
+        With too few launches there are no intervals.
+        """
+        pooled = np.concatenate([np.asarray(calls) for launch in launches for calls in launch])
+        intervals: Sequence[tuple[float, float] | None] = [None] * len(metrics)
+        if len(launches) >= _FEWEST_LAUNCHES:
+            intervals = nested_quantile_intervals(launches, list(metrics.values()), self.seed, _RESAMPLES)
+        rows = []
+        for (metric, quantile), interval in zip(metrics.items(), intervals, strict=True):
+            value = float(np.median(pooled) if quantile == 0.5 else np.quantile(pooled, quantile))
+            rows.append(self.row(metric, value, "ms", interval, pooled if quantile == 0.5 else None, len(pooled)))
+        return rows
 
     def medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
         """A row of the median of ``samples``, with its interval where there are enough of them."""

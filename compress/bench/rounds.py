@@ -174,15 +174,6 @@ def are_usual(times_ms: np.ndarray) -> np.ndarray:
     return np.asarray(times_ms <= _SLOWED * np.quantile(times_ms, _USUAL))
 
 
-def count(whole: Mapping[str, Rounds], counted: Mapping[str, Rounds]) -> dict[str, dict[str, int]]:
-    """How many rounds of each kind of work count, and how many were slowed."""
-    numbers = {work: len(rounds.calls) for work, rounds in counted.items()}
-    return {
-        "rounds": numbers,
-        "slowed_rounds": {work: len(rounds.calls) - numbers[work] for work, rounds in whole.items()},
-    }
-
-
 def note_on(whole: Rounds, counted: Rounds, of: str = "") -> str | None:
     """What a reader must know of the rounds that don't count; ``of`` says of which work they are."""
     if len(counted.calls) == len(whole.calls):

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.noise import Noise, judge
+from compress.bench.call_plan import CallPlan
+from compress.bench.launches import Plan, Workload
+from compress.bench.noise import judge
 from compress.bench.place import HERE, LaunchHost, Timed
-from compress.bench.record import Conditions, Record, Workload
+from compress.bench.record import Conditions
 from compress.bench.results import Writer
-from compress.bench.rounds import WarmUp, count, note_on
+from compress.bench.rounds import note_on
 from compress.bench.scenarios import batches_by_length, draw_by_length, one_of_each_length
 from compress.bench.worker import write_batches
 from compress.digests import digest_directory
@@ -69,18 +71,13 @@ def measure_together(
     why, and the others go on. Raises `StageError` where that is the baseline or the target is not to be had, and what
     opening a model raises.
     """
-    budget = settings.budget_seconds
-    deadline = None if budget is None else time.perf_counter() + (1 - _EVALUATION_SHARE) * budget
-    if baseline not in artifacts:
-        raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
+    began = time.perf_counter()
+    check_place(artifacts, baseline, [target], place)
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
         raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
-    reason = place.why_unavailable(target)
-    if reason is not None:
-        raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
     timed_as = _equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
@@ -91,23 +88,112 @@ def measure_together(
         )
         conditions = Conditions(
             target=place.target(target),
+            baseline=timed_as[baseline],
             threads=settings.threads,
             launches=settings.launches,
-            cores=(),
             seconds=settings.seconds,
-            deadline=None,
-            batched=settings.batched,
-            rate=settings.rate,
             precision=precision,
             confidence=confidence,
             seed=seed,
             timeout_seconds=timeout_seconds,
+            batched=settings.batched,
+            rate=settings.rate,
+            seconds_left=seconds_left(settings.budget_seconds, began),
         )
-        left = None if deadline is None else deadline - time.perf_counter()
-        timed = place.time(workload, conditions, timed_as[baseline], left, progress)
+        timed = place.time(workload, conditions, progress)
     heard = examples[baseline].seconds
     seconds = None if heard is None else heard[drawn]
-    return _result(timed, timed_as, timed_as[baseline], lengths[drawn], seconds, settings, conditions)
+    record, rows = timed.record.undisturbed(), []
+    for label, name in timed_as.items():
+        if name not in record.lost:
+            writer = Writer(label, conditions.target.name, seed)
+            rows += writer.all(record, name, timed_as[baseline], lengths[drawn], settings, seconds)
+    precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
+    notes = _notes(timed, settings)
+    return bench_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
+
+
+def check_place(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], place: LaunchHost) -> None:
+    """Raises `InputError` for a baseline that isn't there, `StageError` for a target that can't be had at ``place``."""
+    if baseline not in artifacts:
+        raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
+    for target in targets:
+        reason = place.why_unavailable(target)
+        if reason is not None:
+            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+
+
+def seconds_left(budget_seconds: float | None, began: float) -> float | None:
+    """What is left of a budget for launches, the session having begun at ``began``."""
+    return None if budget_seconds is None else began + (1 - _EVALUATION_SHARE) * budget_seconds - time.perf_counter()
+
+
+def bench_result(
+    timed: Timed,
+    plan: Plan,
+    conditions: Conditions,
+    rows: Sequence[Measurement],
+    own_notes: Sequence[str],
+    precise: tuple[str, str],
+    timed_as: Mapping[str, str],
+    **own_environment: Any,
+) -> BenchResult:
+    """``rows`` of all models with those of the machine, and how it was all measured.
+
+    ``precise``: what is known so well, and what would make it better known. ``timed_as``: label -> name in the record.
+    """
+    whole, record = timed.record, timed.record.undisturbed()
+    decisive = [record.timings[name] for name in plan.decisive]
+    noise = judge(
+        record.usage,
+        {model: np.concatenate([rounds.relative_rounds(model) for rounds in decisive]) for model in decisive[0].turns},
+        timed.load,
+        np.concatenate([rounds.pulses_ms for rounds in decisive]),
+        record.frequencies_mhz,
+        timed.environment["cores"],
+        timed.environment["cores_granted"],
+    )
+    slowed = [
+        note_on(whole.timings[name], record.timings[name], words)
+        for name, words in plan.counted.items()
+        if words is not None
+    ]
+    notes = [str(noise), *filter(None, slowed), *own_notes, *_shared_notes(timed, conditions, precise)]
+    lost = [label for label, name in timed_as.items() if name in record.lost]
+    notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
+    counted = {name: len(rounds.calls) for name, rounds in record.timings.items() if name in plan.counted}
+    environment = {
+        **timed.environment,
+        "target": asdict(conditions.target),
+        "threads": conditions.threads,
+        "pinned_cores": list(timed.cores),
+        "runtime_settings": record.settings,
+        "launches": record.launches,
+        "rounds": counted,
+        "slowed_rounds": {name: len(whole.timings[name].calls) - count for name, count in counted.items()},
+        "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in record.warm_ups.items()},
+        "noise": {**asdict(noise), "reasons": list(noise.reasons)},
+        **own_environment,
+    }
+    reference = Writer(MACHINE, conditions.target.name, conditions.seed).reference(record.reference)
+    return BenchResult([*rows, *reference], notes, environment)
+
+
+def _shared_notes(timed: Timed, conditions: Conditions, precise: tuple[str, str]) -> list[str]:
+    record, granted, notes = timed.record, timed.environment["cores_granted"], []
+    if conditions.threads > granted:
+        notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
+    restless = [name for name, warm in record.warm_ups.items() if 2 * sum(each.steady for each in warm) < len(warm)]
+    if restless:
+        notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
+    if timed.precision > conditions.precision:
+        what, mend = precise
+        known = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
+        notes.append(
+            f"after {record.launches} launches {what} are known {known}, not within the {conditions.precision:.1%} "
+            f"aimed at; {mend}"
+        )
+    return notes
 
 
 def _write_workload(
@@ -131,67 +217,21 @@ def _write_workload(
             everything[name],
             [own.batch([i]) for i in drawn] + [own.batch([drawn[i] for i in batch]) for batch in batches],
         )
-    return Workload(
-        artifacts=artifacts,
-        first=first,
-        all=everything,
-        singles=range(len(drawn)),
-        batches=range(len(drawn), len(drawn) + len(batches)),
+    plan = CallPlan(
+        singles=list(range(len(drawn))),
+        batches=list(range(len(drawn), len(drawn) + len(batches))),
         single_shapes=one_of_each_length(lengths[drawn]),
     )
+    return Workload(artifacts, first, everything, plan)
 
 
-def _result(
-    timed: Timed[Record],
-    timed_as: Mapping[str, str],
-    baseline: str,
-    lengths: np.ndarray,
-    seconds: np.ndarray | None,
-    settings: Benchmark,
-    conditions: Conditions,
-) -> BenchResult:
-    record, seed = timed.record.undisturbed(), conditions.seed
-    rows: list[Measurement] = []
-    for label, name in timed_as.items():
-        if name not in record.lost:
-            rows += Writer(label, conditions.target.name, seed).all(record, name, baseline, lengths, settings, seconds)
-    rows += Writer(MACHINE, conditions.target.name, seed).reference(record.reference)
-    noise = judge(
-        record.usage,
-        {name: record.single.relative_rounds(name) for name in record.single.turns},
-        timed.load,
-        np.array(record.single.pulses_ms),
-        record.frequencies_mhz,
-        timed.environment["cores"],
-        timed.environment["cores_granted"],
-    )
-    left_out = note_on(timed.record.single, record.single)
-    notes = [str(noise), *([left_out] if left_out else []), *_notes(timed, settings, conditions)]
-    lost = [label for label, name in timed_as.items() if name in record.lost]
-    notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
-    rounds = count(timed.record.rounds(), record.rounds())
-    return BenchResult(rows, notes, _environment(timed, rounds, noise, conditions))
-
-
-def _notes(timed: Timed[Record], settings: Benchmark, conditions: Conditions) -> list[str]:
-    record = timed.record
-    notes = []
-    granted = timed.environment["cores_granted"]
-    if settings.threads > granted:
-        notes.append(f"{settings.threads} threads share the {granted} cores that are granted")
+def _notes(timed: Timed, settings: Benchmark) -> list[str]:
+    record, notes = timed.record, []
     fewer = {name: told["intra_op_threads"] for name, told in record.settings.items() if "intra_op_threads" in told}
     fewer = {name: count for name, count in fewer.items() if count < settings.threads}
     if fewer:
         threads = next(iter(fewer.values()))
         notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(fewer)}")
-    restless = [name for name, warm in record.warm_ups.items() if not _steady(warm)]
-    if restless:
-        notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
-    if timed.precision > conditions.precision:
-        notes.append(
-            f"after {record.launches} launches ratios of latencies are known within {timed.precision:.1%}, not within "
-            f"the {conditions.precision:.1%} aimed at; raise benchmark.seconds or quieten the machine"
-        )
     if record.no_energy is not None:
         notes.append(f"energy: skipped, {record.no_energy}")
     if settings.rate is not None:
@@ -199,10 +239,6 @@ def _notes(timed: Timed[Record], settings: Benchmark, conditions: Conditions) ->
         if late:
             notes.append(f"{settings.rate:g} requests a second are more than it can answer: {', '.join(late)}")
     return notes
-
-
-def _steady(warm_ups: Sequence[WarmUp]) -> bool:
-    return 2 * sum(warm.steady for warm in warm_ups) >= len(warm_ups)
 
 
 def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
@@ -213,23 +249,6 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
         first, last = np.median(latencies[:quarter]), np.median(latencies[-quarter:])
         growing += bool(last > 2 * first and last > 10_000 / rate)
     return 2 * growing > len(launches)
-
-
-def _environment(
-    timed: Timed[Record], rounds: Mapping[str, Any], noise: Noise, conditions: Conditions
-) -> dict[str, Any]:
-    record = timed.record
-    return {
-        **timed.environment,
-        "target": asdict(conditions.target),
-        "threads": conditions.threads,
-        "pinned_cores": list(timed.cores),
-        "runtime_settings": record.settings,
-        "launches": record.launches,
-        **rounds,
-        "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in record.warm_ups.items()},
-        "noise": {**asdict(noise), "reasons": list(noise.reasons)},
-    }
 
 
 def _equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:

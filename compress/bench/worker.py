@@ -32,10 +32,10 @@ import numpy as np
 
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
-from compress.bench.service import Reply, serve_standard_streams
+from compress.bench.service import Reply, serve
 from compress.errors import StageError
 from compress.formats.runtimes import get_runtime
-from compress.runtimes.generation import GreedyDecoder, open_decoder
+from compress.runtimes.decoder import GreedyDecoder, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.targets import Target
 
@@ -260,19 +260,7 @@ def _pin(cores: Sequence[int]) -> None:
 
 def main() -> None:
     """Serve the messages named above."""
-    worker = Worker()
-    serve_standard_streams(
-        {
-            "open": worker.open,
-            "load": worker.load,
-            "round": worker.round,
-            "arrivals": worker.arrivals,
-            "generate": worker.generate,
-            "reference": worker.reference,
-            "pulse": worker.pulse,
-            "memory": worker.memory,
-        }
-    )
+    serve(Worker())
 
 
 if __name__ == "__main__":

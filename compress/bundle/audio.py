@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.bundle.image import FOLDER, sampled
-from compress.bundle.kind import Case
-from compress.bundle.steps import LogMel, Preprocessing
+from compress.bundle.image import FOLDER, other_values, sampled
+from compress.bundle.kind import Case, Inputs
+from compress.bundle.steps import LogMel
 from compress.errors import BundleError, InputError, ModelError
 from compress.runtimes.runtime import Batch
 from compress.runtimes.transcriber import FEATURES
-from compress.targets import Language
 from compress.tasks.audio import Remarks, read_recording
 
 _HIGHEST_HZ = 8000.0
@@ -96,91 +95,60 @@ class AudioRule:
         return {self.rule.input: self.features(self.open(case.recording))}
 
     def difference(self, case: AudioCase) -> tuple[str, str] | None:
-        """Features here and in the case, where they differ."""
-        found, expected = np.array(sampled(self.features(self.open(case.recording)))), np.array(case.features)
-        if found.shape != expected.shape:
-            return f"{found.size} features", f"{expected.size}"
-        apart = np.abs(found - expected)
-        if apart.max() <= _TOLERANCE:
-            return None
-        worst = int(apart.argmax())
-        return f"feature {worst} is {found[worst]:.6g}", f"{expected[worst]:.6g} within {_TOLERANCE:g}"
+        """See `Preparation`."""
+        return other_values(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
 
 
-class _Recordings:
-    """One recording after the other."""
+def _find_rule(folder: Path, processor: Any, max_length: int) -> LogMel:
+    """Whether Whisper's formula is all that it does, `_make_cases` proves."""
+    said = getattr(processor, "feature_extractor", processor)
+    return LogMel(
+        input=FEATURES,
+        sampling_rate=said.sampling_rate,
+        n_fft=said.n_fft,
+        hop_length=said.hop_length,
+        mel_bins=said.feature_size,
+        chunk_seconds=said.chunk_length,
+    )
 
-    many = "recordings"
-    folder = "audio"
-    case: type[Case] = AudioCase
-    meanings: Mapping[str, str] = {FEATURES: "log-mel features of a recording"}
-    required = frozenset(meanings)
-    tokenizes = False
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
-        """See `Inputs`; whether Whisper's formula is all that it does, `make_cases` proves."""
-        said = getattr(processor, "feature_extractor", processor)
-        return LogMel(
-            input=FEATURES,
-            sampling_rate=said.sampling_rate,
-            n_fft=said.n_fft,
-            hop_length=said.hop_length,
-            mel_bins=said.feature_size,
-            chunk_seconds=said.chunk_length,
+def _make_cases(folder: Path, rule: LogMel, samples: Sequence[str], processor: Any) -> Sequence[AudioCase]:
+    """Of samples, which are paths of recordings: kept as WAV files of 16 bits."""
+    if not samples:
+        raise InputError(
+            "No recording is named for the self-test; what is said can't be drawn from formulas.",
+            expected="--sample FILE, one or more: WAV, FLAC or Ogg",
+            mend="name recordings that you may pass on; the page offers them to try",
         )
-
-    def open(self, folder: Path, rule: Preprocessing) -> AudioRule:
-        """See `Inputs`."""
-        assert isinstance(rule, LogMel)
-        return AudioRule(folder, rule)
-
-    def make_cases(
-        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
-    ) -> Sequence[AudioCase]:
-        """See `Inputs`. A sample is the path of a recording, which is kept as a WAV file of 16 bits."""
-        assert isinstance(rule, LogMel)
-        if not samples:
-            raise InputError(
-                "No recording is named for the self-test; what is said can't be drawn from formulas.",
-                expected="--sample FILE, one or more: WAV, FLAC or Ogg",
-                mend="name recordings that you may pass on; the page offers them to try",
-            )
-        way = self.open(folder, rule)
-        (folder / FOLDER).mkdir()
-        names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
-        for name, path in zip(names, samples, strict=True):
-            (folder / name).write_bytes(_wav(path, rule))
-            check_rule(way, name, way.open(name), processor)
-        return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
-
-    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """None."""
-        return {}
-
-    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def in_page(self, rule: Preprocessing, cases: Sequence[AudioCase]) -> dict[str, str]:
-        """Recordings to try."""
-        shown = [escape(case.recording) for case in cases[:_SHOWN]]
-        buttons = (
-            f'<button type="button" class="example" data-file="{file}">Recording {number}</button>'
-            for number, file in enumerate(shown, start=1)
-        )
-        return {"examples": "\n".join(buttons)}
-
-    def in_code(self, rule: Preprocessing) -> dict[str, str]:
-        """Nothing: no snippet is written for phones."""
-        return {}
-
-    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
-        """See `Inputs`."""
-        assert isinstance(rule, LogMel)
-        return "A recording", f"Recordings of more than {rule.chunk_seconds} seconds are heard in several pieces."
+    way = AudioRule(folder, rule)
+    (folder / FOLDER).mkdir()
+    names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
+    for name, path in zip(names, samples, strict=True):
+        (folder / name).write_bytes(_wav(path, rule))
+        check_rule(way, name, way.open(name), processor)
+    return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
 
 
-RECORDINGS = _Recordings()
+def _in_page(rule: LogMel, cases: Sequence[AudioCase]) -> dict[str, str]:
+    """Recordings to try."""
+    buttons = (
+        f'<button type="button" class="example" data-file="{escape(case.recording)}">Recording {number}</button>'
+        for number, case in enumerate(cases[:_SHOWN], start=1)
+    )
+    return {"examples": "\n".join(buttons)}
+
+
+RECORDINGS = Inputs(
+    many="recordings",
+    folder="audio",
+    case=AudioCase,
+    meanings={FEATURES: "log-mel features of a recording"},
+    required=frozenset({FEATURES}),
+    find_rule=_find_rule,
+    open=AudioRule,
+    make_cases=_make_cases,
+    in_page=_in_page,
+)
 
 
 def check_rule(way: AudioRule, name: str, samples: np.ndarray, processor: Any) -> None:

@@ -8,27 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.bundle.archive import write_zip
-from compress.bundle.budget import check_budget
-from compress.bundle.card import model_card
 from compress.bundle.client import FOLDER as RUNTIME_FOLDER
 from compress.bundle.format import bundled, minimum_version, open_model, shape_of, unread_reason
 from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
-from compress.bundle.manifest import (
-    CARD,
-    MANIFEST,
-    MODEL_FOLDER,
-    SELFTEST,
-    FileRecord,
-    Manifest,
-    Runtime,
-)
+from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
 from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.bundle.signature import sign
-from compress.bundle.templates import examples, page
-from compress.bundle.transfer import transferred, zipped
+from compress.bundle.templates import examples, model_card, page
+from compress.bundle.transfer import check_budget, transferred, zipped
 from compress.bundle.verify import verify_folder
 from compress.checkpoints.processor import load_processor
 from compress.digests import digest_file

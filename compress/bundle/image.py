@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.bundle.kind import Case
+from compress.bundle.kind import Case, Inputs
 from compress.bundle.pictures import noise, pictures
-from compress.bundle.steps import Channels, Crop, PrepareImage, Preprocessing, Resize
-from compress.data.images import Mode, decode
-from compress.data.media import media
+from compress.bundle.steps import Channels, Crop, PrepareImage, Resize
+from compress.data.media import Mode, decode, media
 from compress.errors import BundleError, DataError, InputError, ModelError
 from compress.runtimes.runtime import Batch
-from compress.targets import Language
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,15 +92,8 @@ class ImageRule:
         return {self.rule.input: self.pixels(self.open(case.image))}
 
     def difference(self, case: ImageCase) -> tuple[str, str] | None:
-        """Prepared values here and in the case, where they differ."""
-        found, expected = np.array(sampled(self.pixels(self.open(case.image)))), np.array(case.pixels)
-        if found.shape != expected.shape:
-            return f"{found.size} prepared values", f"{expected.size}"
-        apart = np.abs(found - expected)
-        if apart.max() <= _TOLERANCE:
-            return None
-        worst = int(apart.argmax())
-        return f"prepared value {worst} is {found[worst]:.6g}", f"{expected[worst]:.6g} within {_TOLERANCE:g}"
+        """See `Preparation`."""
+        return other_values(self.pixels(self.open(case.image)), case.pixels, "prepared value", _TOLERANCE)
 
     def _resized(self, image: Image.Image, how: Resize) -> Image.Image:
         from PIL import Image
@@ -125,6 +115,18 @@ def sampled(pixels: np.ndarray) -> tuple[float, ...]:
     """What a case keeps of prepared values, to seven figures."""
     flat = pixels.ravel()
     return tuple(float(f"{flat[place * _STEP % flat.size]:.7g}") for place in range(_PLACES))
+
+
+def other_values(values: np.ndarray, known: Sequence[float], what: str, tolerance: float) -> tuple[str, str] | None:
+    """What `sampled` keeps of ``values``, called ``what``, and what is known of them, where that differs."""
+    found, expected = np.array(sampled(values)), np.array(known)
+    if found.shape != expected.shape:
+        return f"{found.size} {what}s", f"{expected.size}"
+    apart = np.abs(found - expected)
+    if apart.max() <= tolerance:
+        return None
+    worst = int(apart.argmax())
+    return f"{what} {worst} is {found[worst]:.6g}", f"{expected[worst]:.6g} within {tolerance:g}"
 
 
 def _cropped(found: np.ndarray, crop: Crop) -> np.ndarray:
@@ -193,86 +195,28 @@ def _no_rule(reason: str) -> ModelError:
     )
 
 
-class _Images:
-    """One picture after the other."""
-
-    many = "pictures"
-    folder = "image"
-    case: type[Case] = ImageCase
-    meanings: Mapping[str, str] = {INPUT: "prepared images, one a row"}
-    required = frozenset(meanings)
-    tokenizes = False
-
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
-        """See `Inputs`."""
-        return find_rule(processor)
-
-    def open(self, folder: Path, rule: Preprocessing) -> ImageRule:
-        """See `Inputs`."""
-        assert isinstance(rule, PrepareImage)
-        return ImageRule(folder, rule)
-
-    def make_cases(
-        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
-    ) -> Sequence[ImageCase]:
-        """See `Inputs`. A sample is the path of a picture, which is kept as PNG, no side longer than 512."""
-        way = self.open(folder, rule)
-        (folder / FOLDER).mkdir()
-        contents = [_small(path, way.mode) for path in samples] or pictures()
-        names = [f"{FOLDER}/{number}.png" for number in range(1, len(contents) + 1)]
-        for name, content in zip(names, contents, strict=True):
-            (folder / name).write_bytes(content)
-            check_rule(way, name, way.open(name), processor)
-        for size in _PROBES:
-            check_rule(way, f"noise of {size[0]} x {size[1]}", noise(*size, way.mode), processor)
-        return [ImageCase(image=name, pixels=sampled(way.pixels(way.open(name)))) for name in names]
-
-    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """None."""
-        return {}
-
-    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
-        """Node has no decoder of pictures."""
-        return ("png.mjs",) if "node" in languages else ()
-
-    def in_page(self, rule: Preprocessing, cases: Sequence[ImageCase]) -> dict[str, str]:
-        """Pictures to try."""
-        shown = [escape(case.image) for case in cases[:_SHOWN]]
-        buttons = (
-            f'<button type="button" class="example"><img src="{image}" alt="Picture {number}"></button>'
-            for number, image in enumerate(shown, start=1)
-        )
-        return {"first": shown[0], "examples": "\n".join(buttons)}
-
-    def in_code(self, rule: Preprocessing) -> dict[str, str]:
-        """The rule as literals that Kotlin and Swift share."""
-        assert isinstance(rule, PrepareImage)
-        resize, crop = rule.resize, rule.center_crop
-        numbers = {
-            "resize_height": resize and resize.height,
-            "resize_width": resize and resize.width,
-            "shortest_edge": resize and resize.shortest_edge,
-            "crop_height": crop and crop.height,
-            "crop_width": crop and crop.width,
-        }
-        return {
-            **{name: str(number or 0) for name, number in numbers.items()},
-            "channels": rule.channels,
-            "filter": "" if resize is None else resize.filter,
-            "input": rule.input,
-            "factor": repr(rule.rescale_factor),
-            "mean": ", ".join(map(repr, rule.mean)),
-            "std": ", ".join(map(repr, rule.std)),
-        }
-
-    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
-        """See `Inputs`."""
-        assert isinstance(rule, PrepareImage)
-        steps = json.dumps(rule.resize.model_dump(exclude_none=True)) if rule.resize else "none"
-        return "A picture", f"Pictures of any size are taken; resizing: {steps}."
+def _make_cases(folder: Path, rule: PrepareImage, samples: Sequence[str], processor: Any) -> Sequence[ImageCase]:
+    """Of samples, which are paths of pictures: kept as PNG, no side longer than 512."""
+    way = ImageRule(folder, rule)
+    (folder / FOLDER).mkdir()
+    contents = [_small(path, way.mode) for path in samples] or pictures()
+    names = [f"{FOLDER}/{number}.png" for number in range(1, len(contents) + 1)]
+    for name, content in zip(names, contents, strict=True):
+        (folder / name).write_bytes(content)
+        check_rule(way, name, way.open(name), processor)
+    for size in _PROBES:
+        check_rule(way, f"noise of {size[0]} x {size[1]}", noise(*size, way.mode), processor)
+    return [ImageCase(image=name, pixels=sampled(way.pixels(way.open(name)))) for name in names]
 
 
-IMAGES = _Images()
+def _in_page(rule: PrepareImage, cases: Sequence[ImageCase]) -> dict[str, str]:
+    """Pictures to try."""
+    shown = [escape(case.image) for case in cases[:_SHOWN]]
+    buttons = (
+        f'<button type="button" class="example"><img src="{image}" alt="Picture {number}"></button>'
+        for number, image in enumerate(shown, start=1)
+    )
+    return {"first": shown[0], "examples": "\n".join(buttons)}
 
 
 def _small(path: str, mode: Mode) -> bytes:
@@ -285,3 +229,18 @@ def _small(path: str, mode: Mode) -> bytes:
     image.info.clear()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+IMAGES = Inputs(
+    many="pictures",
+    folder="image",
+    case=ImageCase,
+    meanings={INPUT: "prepared images, one a row"},
+    required=frozenset({INPUT}),
+    # Node has no decoder of pictures.
+    node_files=("png.mjs",),
+    find_rule=lambda folder, processor, max_length: find_rule(processor),
+    open=ImageRule,
+    make_cases=_make_cases,
+    in_page=_in_page,
+)

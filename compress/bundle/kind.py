@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
+import numpy as np
 from pydantic import Field
 
-from compress.bundle.client import Client
+from compress.bundle.client import ONNXRUNTIME_WEB, Client
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.numbers import Numbers
-from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
-from compress.bundle.steps import Postprocessing, Preprocessing
+from compress.bundle.steps import Preprocessing
 from compress.frozen import FrozenAliased
 from compress.runtimes.runtime import Batch, Session
 from compress.targets import Language
 
+Numbers = tuple[float, ...]
 _LAYER = re.compile(r"\.\d+\.")
 _SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
 _SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
+_SHOWN = 8
+_LEAST_SPAN = 1e-3
 
 
 class Reply(FrozenAliased):
@@ -74,90 +76,94 @@ class Rounding(NamedTuple):
     cosine: float | None = None
 
 
-class Inputs(Protocol):
-    """One kind of input, in a module of its own."""
+def seven_figures(values: np.ndarray) -> Numbers:
+    """[values] -> what a float32 holds of each."""
+    return tuple(float(f"{value:.7g}") for value in values.tolist())
+
+
+def span(found: Sequence[Numbers]) -> float:
+    """From the smallest to the largest number of all."""
+    return max(float(np.ptp(np.array(found))), _LEAST_SPAN)
+
+
+def apart(found: Numbers, known: Numbers) -> float:
+    """The largest difference of a number; infinite where there are more of them, or fewer."""
+    return float(np.max(np.abs(np.array(found) - np.array(known)))) if len(found) == len(known) else float("inf")
+
+
+def shown(numbers: Numbers) -> str:
+    """The first of them."""
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"{list(numbers[:_SHOWN])}{more}"
+
+
+def _nothing_more(folder: Path, rule: Any) -> dict[str, bytes]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One kind of input, in a module of its own.
+
+    ``many`` is what they are called, ``folder`` that of what prepares them in a page, below `web`. ``meanings`` has
+    inputs that graphs may have, in words. ``tokenizes``: whether a page needs tokenizers. ``node_files`` are those that
+    an example for Node needs beside it.
+    """
 
     many: str
-    """What they are called."""
     folder: str
-    """Of what prepares them in a page, below `web`."""
     case: type[Case]
     meanings: Mapping[str, str]
-    """Inputs that graphs may have, in words."""
     required: frozenset[str]
-    tokenizes: bool
-    """Whether a page needs tokenizers."""
+    tokenizes: bool = False
+    node_files: tuple[str, ...] = ()
+    find_rule: Callable[[Path, Any, int], Preprocessing]
+    """The rule by which an app prepares what a processor of transformers does, for the bundle's folder and length.
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
-        """The rule by which an app prepares what ``processor``, of transformers, does.
+    Raises `ModelError` where no rule holds.
+    """
+    open: Callable[[Path, Any], Preparation]
+    """The way of a bundle in a folder, by its rule. Raises `BundleError`."""
+    make_cases: Callable[[Path, Any, Sequence[str], Any], Sequence[Case]]
+    """The self-test's inputs, from the folder, the rule, samples (without any: built-in ones) and the processor.
 
-        Raises `ModelError` where no rule holds.
-        """
-
-    def open(self, folder: Path, rule: Preprocessing) -> Preparation:
-        """The way of a bundle in ``folder``. Raises `BundleError`."""
-
-    def make_cases(self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any) -> Sequence[Case]:
-        """The self-test's inputs, ``samples`` or built-in ones, files written below ``folder``; without answers.
-
-        Raises `ModelError` where ``processor`` prepares one otherwise than the rule, `InputError` for a bad sample.
-        """
-
-    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """Further files that the page needs: path -> contents."""
-
-    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
-        """Files that examples in those languages need beside them."""
-
-    def in_page(self, rule: Preprocessing, cases: Sequence[Any]) -> dict[str, str]:
-        """What the page's template is filled with, as HTML."""
-
-    def in_code(self, rule: Preprocessing) -> dict[str, str]:
-        """What the templates in Kotlin and Swift are filled with."""
-
-    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
-        """For the card: one input with its article, and what becomes of inputs that are too large."""
+    Files are written below the folder; answers are left out. Raises `ModelError` where the processor prepares one
+    otherwise than the rule, `InputError` for a bad sample.
+    """
+    in_page: Callable[[Any, Sequence[Any]], dict[str, str]]
+    """What the page's template is filled with, as HTML, of the rule and the cases."""
+    more_for_page: Callable[[Path, Any], dict[str, bytes]] = _nothing_more
+    """Further files that the page needs, of the folder and the rule: path -> contents."""
 
 
-class Answers(Protocol):
-    """One kind of answer, in a module of its own."""
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One kind of answer, in a module of its own.
+
+    ``many`` is what they are called, ``field`` where a case has its answer, ``folder`` that of what finishes them in a
+    page, below `web`. ``meanings`` has outputs that graphs may have, in words. ``rounding`` is what it may change of an
+    answer, of a graph that computes in floats, and in integers.
+    """
 
     many: str
-    """What they are called."""
     field: str
-    """Of a case: where its answer stands."""
     folder: str
-    """Of what finishes them in a page, below `web`."""
     meanings: Mapping[str, str]
-    """Outputs that graphs may have, in words."""
-    required: frozenset[str]
+    required: frozenset[str] = frozenset()
+    rounding: tuple[Rounding, Rounding]
+    find_end: Callable[[Path, Sequence[TensorRecord]], Any]
+    """What becomes of those outputs, as the files of a model's folder say. Raises `ModelError`."""
+    ask: Callable[[Session, Any, Batch, Any], Any]
+    """The `Answer` to one input, for it alone, by what was found; the last is the expected one, where there is one.
 
-    def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Postprocessing:
-        """What becomes of those outputs, as the files of the folder ``model`` say. Raises `ModelError`."""
-
-    def rounding(self, integers: bool) -> Rounding:
-        """What it may change of an answer, of a graph that computes in ``integers`` or not."""
-
-    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Any) -> Any:
-        """The `Answer` to one input, for it alone; ``known`` is the expected one, where there is one.
-
-        Raises `ModelError` for outputs that ``end`` doesn't fit, and what running the model raises.
-        """
-
-    def span(self, found: Sequence[Any]) -> float:
-        """What `Rounding.share` is a share of."""
-
-    def apart(self, found: Any, known: Any) -> float:
-        """How far an answer is from the expected one, to be held against that share."""
-
-    def shown(self, answer: Any) -> str:
-        """For a message."""
-
-    def in_code(self, end: Postprocessing) -> dict[str, str]:
-        """What the templates in Kotlin and Swift are filled with."""
-
-    def in_words(self, end: Postprocessing) -> tuple[str, str]:
-        """For the card: what an input gets, from the verb on, and how far an answer may be trusted."""
+    Raises `ModelError` for outputs that don't fit, and what running the model raises.
+    """
+    span: Callable[[Sequence[Any]], float] = span
+    """What `Rounding.share` is a share of."""
+    apart: Callable[[Any, Any], float] = apart
+    """How far an answer is from the expected one, to be held against that share."""
+    shown: Callable[[Any], str] = shown
+    """For a message."""
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from compress.bundle.audio import RECORDINGS
-from compress.bundle.embedding import EMBEDDINGS
+from compress.bundle.client import TRANSFORMERS_JS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
-from compress.bundle.labels import LABELS
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
 from compress.bundle.text import SENTENCES, TEXTS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
-from compress.bundle.transformers_js import TRANSFORMERS_JS
+from compress.bundle.vectors import EMBEDDINGS, LABELS
 from compress.errors import InputError
 from compress.tasks.registry import TASKS, get_task
 

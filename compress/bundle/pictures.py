@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.data.images import Mode
+from compress.data.media import Mode
 
 if TYPE_CHECKING:
     from PIL import Image

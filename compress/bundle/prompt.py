@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress.bundle.kind import Case
+from compress.bundle.kind import Inputs
 from compress.bundle.manifest import MODEL_FOLDER
-from compress.bundle.page_tokenizer import for_page
 from compress.bundle.reply import longest_text
-from compress.bundle.steps import Preprocessing, Prompt
-from compress.bundle.text import TEXTS, TextCase, open_tokenizer
+from compress.bundle.stand_ins import for_page
+from compress.bundle.steps import Prompt
+from compress.bundle.text import TEXTS, TextCase, buttons, open_tokenizer, other_ids
 from compress.errors import InputError, ModelError
 from compress.runtimes.runtime import Batch
-from compress.targets import Language
 
 _PROBE = "zq8message8qz"
 _TODAY = "strftime_now"
@@ -58,96 +56,72 @@ class PromptRule:
         return {"input_ids": np.array([self.ids(case.text)], dtype=np.int64)}
 
     def difference(self, case: TextCase) -> tuple[str, str] | None:
-        """Its ids here and in the case, where they differ or are too many."""
+        """See `Preparation`."""
         ids = self.ids(case.text)
         if not self.fits(ids):
             return f"{len(ids)} ids", f"1 to {self.rule.max_length}"
-        if ids == list(case.input_ids):
-            return None
-        return f"ids {ids[:_IDS]}", f"{list(case.input_ids[:_IDS])}"
+        return other_ids(ids, case)
 
 
-class _Prompts:
-    """One message after the other; nothing is remembered."""
+def _find_rule(folder: Path, processor: Any, max_length: int) -> Prompt:
+    """That the rule holds for other messages, `_make_cases` proves."""
+    file = f"{MODEL_FOLDER}/tokenizer.json"
+    max_length = min(max_length, longest_text(folder / MODEL_FOLDER) - 1)
+    template = getattr(processor, "chat_template", None)
+    if not template:
+        return Prompt(tokenizer=file, before="", after="", add_special_tokens=True, max_length=max_length)
+    if _TODAY in str(template):
+        raise _no_rule("it puts today's date into a prompt")
+    before, *after = rendered(processor, _PROBE).split(_PROBE)
+    if len(after) != 1:
+        raise _no_rule(f"a message stands in it {len(after)} times")
+    return Prompt(tokenizer=file, before=before, after=after[0], add_special_tokens=False, max_length=max_length)
 
-    many = "messages"
-    folder = "prompt"
-    case: type[Case] = TextCase
-    meanings: Mapping[str, str] = {**TEXTS.meanings, "position_ids": "the place of each token"}
-    required = TEXTS.required
-    tokenizes = True
 
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
-        """See `Inputs`; that the rule holds for other messages, `make_cases` proves."""
-        file = f"{MODEL_FOLDER}/tokenizer.json"
-        max_length = min(max_length, longest_text(folder / MODEL_FOLDER) - 1)
-        template = getattr(processor, "chat_template", None)
-        if not template:
-            return Prompt(tokenizer=file, before="", after="", add_special_tokens=True, max_length=max_length)
-        if _TODAY in str(template):
-            raise _no_rule("it puts today's date into a prompt")
-        before, *after = rendered(processor, _PROBE).split(_PROBE)
-        if len(after) != 1:
-            raise _no_rule(f"a message stands in it {len(after)} times")
-        return Prompt(tokenizer=file, before=before, after=after[0], add_special_tokens=False, max_length=max_length)
-
-    def open(self, folder: Path, rule: Preprocessing) -> PromptRule:
-        """See `Inputs`."""
-        assert isinstance(rule, Prompt)
-        return PromptRule(folder, rule)
-
-    def make_cases(
-        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
-    ) -> Sequence[TextCase]:
-        """See `Inputs`. A sample is a message; of the built-in ones those are taken that fit."""
-        way = self.open(folder, rule)
-        for message in (*_MESSAGES, *samples):
-            check_rule(way, message, processor)
-        cases = [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in samples or _MESSAGES]
-        fitting = [case for case in cases if way.fits(case.input_ids)]
-        if not fitting or (samples and len(fitting) < len(cases)):
-            case = next(case for case in cases if not way.fits(case.input_ids))
-            raise InputError(
-                f"A prompt has {len(case.input_ids)} tokens: that of {case.text[:60]!r}.",
-                expected=f"1 to {way.rule.max_length} tokens, of which {len(way.ids('x')) - 1} belong to the template",
-                mend="name shorter messages with --sample, or raise data.max_length of the recipe",
-            )
-        return fitting
-
-    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """Its tokenizer, where JavaScript would read that otherwise."""
-        assert isinstance(rule, Prompt)
-        found = json.loads((folder / rule.tokenizer).read_text(encoding="utf-8"))
-        made = for_page(found)
-        same = made == found
-        return {} if same else {rule.tokenizer: json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()}
-
-    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def in_page(self, rule: Preprocessing, cases: Sequence[TextCase]) -> dict[str, str]:
-        """What one writes, and short messages to try."""
-        assert isinstance(rule, Prompt)
-        shown = [case.text for case in cases if 0 < len(case.text) <= _SHORT][:_SHOWN]
-        buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
-        chats = bool(rule.before or rule.after)
-        return {"label": "Your message" if chats else "A text to continue", "examples": "\n".join(buttons)}
-
-    def in_code(self, rule: Preprocessing) -> dict[str, str]:
-        """Nothing: no snippet is written for phones."""
-        return {}
-
-    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
-        """See `Inputs`."""
-        assert isinstance(rule, Prompt)
-        return (
-            "A message",
-            f"Prompts of more than {rule.max_length} tokens, the chat template's among them, are refused.",
+def _make_cases(folder: Path, rule: Prompt, samples: Sequence[str], processor: Any) -> Sequence[TextCase]:
+    """Of samples, which are messages; of the built-in ones those are taken that fit."""
+    way = PromptRule(folder, rule)
+    for message in (*_MESSAGES, *samples):
+        check_rule(way, message, processor)
+    cases = [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in samples or _MESSAGES]
+    fitting = [case for case in cases if way.fits(case.input_ids)]
+    if not fitting or (samples and len(fitting) < len(cases)):
+        case = next(case for case in cases if not way.fits(case.input_ids))
+        raise InputError(
+            f"A prompt has {len(case.input_ids)} tokens: that of {case.text[:60]!r}.",
+            expected=f"1 to {rule.max_length} tokens, of which {len(way.ids('x')) - 1} belong to the template",
+            mend="name shorter messages with --sample, or raise data.max_length of the recipe",
         )
+    return fitting
 
 
-PROMPTS = _Prompts()
+def _more_for_page(folder: Path, rule: Prompt) -> dict[str, bytes]:
+    """Its tokenizer, where JavaScript would read that otherwise."""
+    found = json.loads((folder / rule.tokenizer).read_text(encoding="utf-8"))
+    made = for_page(found)
+    same = made == found
+    return {} if same else {rule.tokenizer: json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()}
+
+
+def _in_page(rule: Prompt, cases: Sequence[TextCase]) -> dict[str, str]:
+    """What one writes, and short messages to try."""
+    label = "Your message" if rule.before or rule.after else "A text to continue"
+    return {"label": label, "examples": buttons([case.text for case in cases if 0 < len(case.text) <= _SHORT][:_SHOWN])}
+
+
+PROMPTS = Inputs(
+    many="messages",
+    folder="prompt",
+    case=TextCase,
+    meanings={**TEXTS.meanings, "position_ids": "the place of each token"},
+    required=TEXTS.required,
+    tokenizes=True,
+    find_rule=_find_rule,
+    open=PromptRule,
+    make_cases=_make_cases,
+    in_page=_in_page,
+    more_for_page=_more_for_page,
+)
 
 
 def rendered(processor: Any, message: str) -> str:

@@ -14,8 +14,7 @@ from compress.digests import digest_file
 from compress.errors import InputError
 from compress.recipe.recipe import Recipe
 from compress.report.schema import FINAL, load_report
-from compress.samples.catalog import known_samples
-from compress.samples.sample import Sample
+from compress.samples.sample import Sample, known_samples
 
 RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
 NOT_STATED = "not stated"

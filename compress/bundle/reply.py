@@ -7,17 +7,15 @@ before it, and at each place its logit must be what it was, and the largest, bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from compress.bundle import numbers
-from compress.bundle.kind import Reply, Rounding
+from compress.bundle.kind import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.numbers import Numbers
-from compress.bundle.steps import Generate, Postprocessing
+from compress.bundle.steps import Generate
 from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 from compress.evaluation.generate import end_tokens
@@ -40,75 +38,64 @@ class Followed(NamedTuple):
     behind: Numbers
 
 
-class _Replies:
-    """What follows a prompt."""
+def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Generate:
+    """As config.json and generation_config.json say; how to draw at random is left out."""
+    said = read_json(model / "generation_config.json") if (model / "generation_config.json").is_file() else {}
+    longest = longest_text(model)
+    presents = [entry.name for entry in outputs if entry.name.startswith(PRESENT)]
+    return Generate(
+        output=LOGITS,
+        cache={PAST + name.removeprefix(PRESENT): name for name in presents},
+        end_ids=tuple(sorted(end_tokens(model))),
+        max_new_tokens=min(said.get("max_new_tokens") or _NEW_TOKENS, longest),
+        max_length=longest,
+    )
 
-    many = "replies"
-    field = "reply"
-    folder = "reply"
-    meanings: Mapping[str, str] = {
+
+def _ask(session: Session, end: Generate, feed: Batch, known: Reply | None) -> Reply | Followed:
+    """The beginning of the reply to one prompt; of a ``known`` one what becomes of it here."""
+    decoder, prompt = Decoder(session, _WHERE), [int(token) for token in feed["input_ids"][0]]
+    if known is None:
+        most = min(_TESTED, end.max_new_tokens, end.max_length - len(prompt))
+        said = list(_said(decoder, prompt, end.end_ids, most))
+        return Reply(ids=tuple(token for token, _ in said), logits=_rounded([height for _, height in said]))
+    places = [_place(logits, token) for logits, token in _followed(decoder, prompt, known.ids)]
+    ids, heights, behind = zip(*places, strict=True)
+    return Followed(ids, _rounded(heights), _rounded(behind))
+
+
+def _span(found: Sequence[Reply]) -> float:
+    """From the smallest to the largest logit of all tokens that are said."""
+    return span([tuple(height for reply in found for height in reply.logits)])
+
+
+def _apart(found: Followed, known: Reply) -> float:
+    """The largest difference of an expected token's logit, or distance of one to the largest."""
+    return max(apart(found.logits, known.logits), *found.behind)
+
+
+def _shown(answer: Reply | Followed) -> str:
+    return f"of the tokens {list(answer.ids)} with logits {shown(answer.logits)}"
+
+
+REPLIES = Answers(
+    many="replies",
+    field="reply",
+    folder="reply",
+    meanings={
         LOGITS: "one score for each token of the vocabulary, at each place",
         **{f"{PAST}N.{part}": f"{part}s of earlier tokens, in layer N" for part in ("key", "value")},
         **{f"{PRESENT}N.{part}": f"{part}s of all tokens, in layer N" for part in ("key", "value")},
-    }
-    required = frozenset({LOGITS})
-
-    def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Generate:
-        """See `Answers`: as config.json and generation_config.json say; how to draw at random is left out."""
-        said = read_json(model / "generation_config.json") if (model / "generation_config.json").is_file() else {}
-        longest = longest_text(model)
-        presents = [entry.name for entry in outputs if entry.name.startswith(PRESENT)]
-        return Generate(
-            output=LOGITS,
-            cache={PAST + name.removeprefix(PRESENT): name for name in presents},
-            end_ids=tuple(sorted(end_tokens(model))),
-            max_new_tokens=min(said.get("max_new_tokens") or _NEW_TOKENS, longest),
-            max_length=longest,
-        )
-
-    def rounding(self, integers: bool) -> Rounding:
-        """See `Answers`: with integers, WebAssembly moved logits of a model in 4 bits by 2.7% of their span."""
-        return Rounding(0.1 if integers else 0.01)
-
-    def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Reply | None) -> Reply | Followed:
-        """The beginning of the reply to one prompt; of a ``known`` one what becomes of it here."""
-        assert isinstance(end, Generate)
-        decoder, prompt = Decoder(session, _WHERE), [int(token) for token in feed["input_ids"][0]]
-        if known is None:
-            most = min(_TESTED, end.max_new_tokens, end.max_length - len(prompt))
-            said = list(_said(decoder, prompt, end.end_ids, most))
-            return Reply(ids=tuple(token for token, _ in said), logits=_rounded([height for _, height in said]))
-        places = [_place(logits, token) for logits, token in _followed(decoder, prompt, known.ids)]
-        ids, heights, behind = zip(*places, strict=True)
-        return Followed(ids, _rounded(heights), _rounded(behind))
-
-    def span(self, found: Sequence[Reply]) -> float:
-        """From the smallest to the largest logit of all tokens that are said."""
-        return numbers.span([tuple(height for reply in found for height in reply.logits)])
-
-    def apart(self, found: Followed, known: Reply) -> float:
-        """The largest difference of an expected token's logit, or distance of one to the largest."""
-        return max(numbers.apart(found.logits, known.logits), *found.behind)
-
-    def shown(self, answer: Reply | Followed) -> str:
-        """See `Answers`."""
-        return f"of the tokens {list(answer.ids)} with logits {numbers.shown(answer.logits)}"
-
-    def in_code(self, end: Postprocessing) -> dict[str, str]:
-        """Nothing: no snippet is written for phones."""
-        return {}
-
-    def in_words(self, end: Postprocessing) -> tuple[str, str]:
-        """See `Answers`."""
-        assert isinstance(end, Generate)
-        return (
-            f"gets a reply of at most {end.max_new_tokens} tokens, always the likeliest one, and stands alone: earlier "
-            "ones are not remembered",
-            "It makes things up, and says them as surely as what is true.",
-        )
-
-
-REPLIES = _Replies()
+    },
+    required=frozenset({LOGITS}),
+    # With integers, WebAssembly moved logits of a model in 4 bits by 2.7% of their span.
+    rounding=(Rounding(0.01), Rounding(0.1)),
+    find_end=_find_end,
+    ask=_ask,
+    span=_span,
+    apart=_apart,
+    shown=_shown,
+)
 
 
 def longest_text(model: Path) -> int:
@@ -153,4 +140,4 @@ def _height(logits: np.ndarray, token: int) -> float:
 
 
 def _rounded(values: Sequence[float]) -> Numbers:
-    return numbers.seven_figures(np.array(values))
+    return seven_figures(np.array(values))

@@ -78,7 +78,7 @@ class Asked:
 def make_selftest(asked: Asked, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
     """Ask the model each input."""
     found = [asked.answer(case) for case in inputs]
-    rounding = asked.answers.rounding(integers)
+    rounding = asked.answers.rounding[integers]
     return SelfTest.model_validate(
         {
             "made_with": made_with,

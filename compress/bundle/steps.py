@@ -1,15 +1,62 @@
-"""What an app does before a model and behind it, as data: the steps of `manifest.json`."""
+"""What an app does before a model and behind it, as data: the steps of `manifest.json`, each with its words."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.frozen import FrozenAliased
 
+_MANY_LABELS, _FEW_LABELS = 20, 5
+POOLED = {
+    "mean": "the mean of its tokens' vectors",
+    "cls": "the vector of its first token",
+    "max": "the largest of each of its tokens' values",
+    "lasttoken": "the vector of its last token",
+}
+_KOTLIN = {
+    None: "values",
+    "mean": "FloatArray(dimensions) { at -> "
+    "(at until values.size step dimensions).map { values[it] }.average().toFloat() }",
+    "cls": "values.copyOf(dimensions)",
+    "max": "FloatArray(dimensions) { at -> (at until values.size step dimensions).maxOf { values[it] } }",
+    "lasttoken": "values.copyOfRange(values.size - dimensions, values.size)",
+}
+_SWIFT = {
+    None: "values",
+    "mean": "(0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.reduce(0, +) "
+    "* Float(count) / Float(values.count) }",
+    "cls": "Array(values.prefix(count))",
+    "max": "(0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.max()! }",
+    "lasttoken": "Array(values.suffix(count))",
+}
+"""The pooling, as an expression of the graph's values, token after token."""
 
-class Tokenize(FrozenAliased):
+
+class Step(FrozenAliased):
+    """What all steps tell."""
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs."""
+        return ()
+
+    def in_code(self) -> dict[str, str]:
+        """What the templates in Kotlin and Swift are filled with; nothing where no snippet is written for phones."""
+        return {}
+
+    def in_words(self) -> tuple[str, str]:
+        """For the card.
+
+        Before a model: one input with its article, and what becomes of inputs that are too large. Behind it: what an
+        input gets, from the verb on, and how far an answer may be trusted.
+        """
+        raise NotImplementedError
+
+
+class Tokenize(Step):
     """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
 
     kind: Literal["tokenize"] = "tokenize"
@@ -21,8 +68,21 @@ class Tokenize(FrozenAliased):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
+        """See `Step`."""
         return (self.tokenizer,)
+
+    def in_code(self) -> dict[str, str]:
+        """The rule."""
+        return {
+            "prefix": ", ".join(map(str, self.prefix_ids)),
+            "suffix": ", ".join(map(str, self.suffix_ids)),
+            "max_length": str(self.max_length),
+            "tokenizer": self.tokenizer,
+        }
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return "A text", f"Texts of more than {self.max_length} tokens are cut off at the end."
 
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -55,7 +115,7 @@ class Crop(FrozenAliased):
     width: Side
 
 
-class PrepareImage(FrozenAliased):
+class PrepareImage(Step):
     """Image -> floats of shape [1, channels, height, width], step by step in the order of the fields.
 
     The image is turned upright as its EXIF tag says, laid on white where it is transparent, and taken as ``channels``
@@ -78,13 +138,33 @@ class PrepareImage(FrozenAliased):
             raise ValueError(f"mean and std have one value for each of {self.channels}")
         return self
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
+    def in_code(self) -> dict[str, str]:
+        """Literals that Kotlin and Swift share."""
+        resize, crop = self.resize, self.center_crop
+        numbers = {
+            "resize_height": resize and resize.height,
+            "resize_width": resize and resize.width,
+            "shortest_edge": resize and resize.shortest_edge,
+            "crop_height": crop and crop.height,
+            "crop_width": crop and crop.width,
+        }
+        return {
+            **{name: str(number or 0) for name, number in numbers.items()},
+            "channels": self.channels,
+            "filter": "" if resize is None else resize.filter,
+            "input": self.input,
+            "factor": repr(self.rescale_factor),
+            "mean": ", ".join(map(repr, self.mean)),
+            "std": ", ".join(map(repr, self.std)),
+        }
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        steps = json.dumps(self.resize.model_dump(exclude_none=True)) if self.resize else "none"
+        return "A picture", f"Pictures of any size are taken; resizing: {steps}."
 
 
-class LogMel(FrozenAliased):
+class LogMel(Step):
     """Recording -> floats of shape [1, mel_bins, chunk_seconds * sampling_rate / hop_length], as Whisper has them.
 
     Of samples between -1 and 1, one channel at ``sampling_rate``, the first ``chunk_seconds`` are taken, zeros after
@@ -101,13 +181,12 @@ class LogMel(FrozenAliased):
     mel_bins: int = Field(ge=1, le=1024)
     chunk_seconds: int = Field(ge=1, le=60, description="what is longer is heard in several pieces")
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return "A recording", f"Recordings of more than {self.chunk_seconds} seconds are heard in several pieces."
 
 
-class Prompt(FrozenAliased):
+class Prompt(Step):
     """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
 
     kind: Literal["prompt"] = "prompt"
@@ -119,11 +198,18 @@ class Prompt(FrozenAliased):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
+        """See `Step`."""
         return (self.tokenizer,)
 
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            "A message",
+            f"Prompts of more than {self.max_length} tokens, the chat template's among them, are refused.",
+        )
 
-class Generate(FrozenAliased):
+
+class Generate(Step):
     """Prompt -> reply: token by token, always the likeliest one, up to one of ``end_ids``.
 
     All ids of the prompt are read at once, then each token alone. ``attention_mask`` is 1 for each token so far;
@@ -139,13 +225,16 @@ class Generate(FrozenAliased):
     max_new_tokens: int = Field(ge=1, description="of a reply")
     max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none but the prompt's tokenizer."""
-        return ()
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            f"gets a reply of at most {self.max_new_tokens} tokens, always the likeliest one, and stands alone: "
+            "earlier ones are not remembered",
+            "It makes things up, and says them as surely as what is true.",
+        )
 
 
-class Transcribe(FrozenAliased):
+class Transcribe(Step):
     """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
 
     ``decoder`` is a graph of input_ids, encoder_hidden_states and use_cache_branch, false for the prompt. Its outputs
@@ -165,24 +254,40 @@ class Transcribe(FrozenAliased):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs."""
+        """See `Step`."""
         return (self.decoder, self.tokenizer)
 
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return "gets what is said in it", "Where nothing is said, it makes words up."
 
-class Softmax(FrozenAliased):
+
+class Softmax(Step):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
     kind: Literal["softmax"] = "softmax"
     output: str
     labels: tuple[str, ...] = Field(min_length=1)
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
+    def in_code(self) -> dict[str, str]:
+        """The labels, as each language writes strings."""
+        return {
+            "labels_kotlin": ", ".join(_quoted(label, '\\"$', "\\u{:04x}") for label in self.labels),
+            "labels_swift": ", ".join(_quoted(label, '\\"', "\\u{{{:x}}}") for label in self.labels),
+        }
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        named = self.labels if len(self.labels) <= _MANY_LABELS else self.labels[:_FEW_LABELS]
+        some = "" if named == self.labels else f"{len(self.labels)} labels, e.g. "
+        return (
+            f"gets one of: {some}{', '.join(named)}",
+            "A probability is the model's own; how well it is calibrated stands in the report of the run, where there "
+            "is one.",
+        )
 
 
-class Embed(FrozenAliased):
+class Embed(Step):
     """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
 
     kind: Literal["embed"] = "embed"
@@ -193,11 +298,30 @@ class Embed(FrozenAliased):
     normalize: bool = Field(description="whether it is divided by its Euclidean length then")
     dimensions: int = Field(ge=1)
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Files of the bundle that it needs: none."""
-        return ()
+    def in_code(self) -> dict[str, str]:
+        """The pooling among them."""
+        return {
+            "dimensions": str(self.dimensions),
+            "normalize": str(self.normalize).lower(),
+            "pooled_kotlin": _KOTLIN[self.pooling],
+            "pooled_swift": _SWIFT[self.pooling],
+        }
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        how = "as the graph gives it" if self.pooling is None else POOLED[self.pooling]
+        length = ", brought to length 1" if self.normalize else ""
+        return (
+            f"gets an embedding of {self.dimensions} values: {how}{length}. Texts are near where their cosine is large",
+            "A cosine ranks texts; it says which is nearest, and not whether any is near.",
+        )
 
 
 Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
 Postprocessing = Softmax | Embed | Transcribe | Generate
+
+
+def _quoted(label: str, special: str, code: str) -> str:
+    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
+    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
+    return '"' + "".join(marks) + '"'

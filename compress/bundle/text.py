@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress.bundle.kind import Case
+from compress.bundle.kind import Case, Inputs
 from compress.bundle.manifest import MODEL_FOLDER
 from compress.bundle.stand_ins import STAND_INS, stand_ins
-from compress.bundle.steps import Preprocessing, Tokenize
+from compress.bundle.steps import Tokenize
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
-from compress.targets import Language
 
 _PROBE = "a"
 _FOREIGN = (
@@ -78,93 +78,23 @@ class TextRule:
         return {"input_ids": row, "attention_mask": np.ones_like(row)}
 
     def difference(self, case: TextCase) -> tuple[str, str] | None:
-        """Its ids here and in the case, where they differ."""
-        ids = self.ids(case.text)
-        if ids == list(case.input_ids):
-            return None
-        return f"ids {ids[:_IDS]}", f"{list(case.input_ids[:_IDS])}"
+        """See `Preparation`."""
+        return other_ids(self.ids(case.text), case)
 
 
-class _Texts:
-    """One text after the other."""
-
-    many = "texts"
-    folder = "text"
-    case: type[Case] = TextCase
-    meanings: Mapping[str, str] = {
-        "input_ids": "token ids, one text a row",
-        "attention_mask": "1 for a token, 0 for padding",
-    }
-    required = frozenset({"input_ids"})
-    tokenizes = True
-
-    def __init__(self, samples: Sequence[str], shown: int, short: int) -> None:
-        """``samples`` are the built-in ones; the first ``shown`` of at most ``short`` characters are in the page."""
-        self.samples, self.shown, self.short = samples, shown, short
-
-    def find_rule(self, folder: Path, processor: Any, max_length: int) -> Preprocessing:
-        """See `Inputs`."""
-        return find_rule(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, max_length)
-
-    def open(self, folder: Path, rule: Preprocessing) -> TextRule:
-        """See `Inputs`."""
-        assert isinstance(rule, Tokenize)
-        return TextRule(folder, rule)
-
-    def make_cases(
-        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
-    ) -> Sequence[TextCase]:
-        """See `Inputs`. A sample is a text."""
-        way, texts = self.open(folder, rule), samples or self.samples
-        check_rule(way, texts, processor)
-        return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
-
-    def more_for_page(self, folder: Path, rule: Preprocessing) -> dict[str, bytes]:
-        """Characters that a browser would class otherwise."""
-        listed = stand_ins(self.open(folder, rule).tokenizer)
-        return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
-
-    def helpers(self, languages: Sequence[Language]) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def in_page(self, rule: Preprocessing, cases: Sequence[TextCase]) -> dict[str, str]:
-        """The tokenizer, and short texts to try."""
-        assert isinstance(rule, Tokenize)
-        shown = [case.text for case in cases if 0 < len(case.text) <= self.short][: self.shown] or ["Hello"]
-        buttons = (f'<button type="button" class="example">{escape(text)}</button>' for text in shown)
-        return {
-            "tokenizer": escape(rule.tokenizer),
-            "first": escape(shown[0]),
-            "examples": "\n".join(buttons),
-            "others": escape("\n".join(" ".join(text.split()) for text in shown[1:])),
-        }
-
-    def in_code(self, rule: Preprocessing) -> dict[str, str]:
-        """The rule."""
-        assert isinstance(rule, Tokenize)
-        return {
-            "prefix": ", ".join(map(str, rule.prefix_ids)),
-            "suffix": ", ".join(map(str, rule.suffix_ids)),
-            "max_length": str(rule.max_length),
-            "tokenizer": rule.tokenizer,
-        }
-
-    def in_words(self, rule: Preprocessing) -> tuple[str, str]:
-        """See `Inputs`."""
-        assert isinstance(rule, Tokenize)
-        return "A text", f"Texts of more than {rule.max_length} tokens are cut off at the end."
+def other_ids(ids: Sequence[int], case: TextCase) -> tuple[str, str] | None:
+    """Ids here and in the case, where they differ."""
+    known = case.input_ids
+    return None if tuple(ids) == known else (f"ids {list(ids[:_IDS])}", f"{list(known[:_IDS])}")
 
 
-TEXTS = _Texts((*_OPINIONS, *_FOREIGN), shown=3, short=60)
-SENTENCES = _Texts((*_QUESTION, *_FOREIGN), shown=len(_QUESTION), short=120)
+def buttons(texts: Sequence[str]) -> str:
+    """Texts to try, in a page."""
+    return "\n".join(f'<button type="button" class="example">{escape(text)}</button>' for text in texts)
 
 
-def find_rule(folder: Path, file: str, processor: Any, max_length: int) -> Tokenize:
-    """The rule by which an app gets the ids that ``processor``, a transformers tokenizer, gives.
-
-    ``file`` is the tokenizer's path below ``folder``. Raises `ModelError` where no such rule holds.
-    """
+def _find_rule(folder: Path, processor: Any, max_length: int) -> Tokenize:
+    file = f"{MODEL_FOLDER}/tokenizer.json"
     tokenizer = open_tokenizer(folder / file)
     own = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     whole = list(processor(_PROBE)["input_ids"])
@@ -183,16 +113,37 @@ def find_rule(folder: Path, file: str, processor: Any, max_length: int) -> Token
     )
 
 
-def check_rule(rule: TextRule, texts: Sequence[str], processor: Any) -> None:
-    """Raises `ModelError` where transformers gives other ids for one of ``texts`` than the rule does."""
+def _make_cases(
+    built_in: Sequence[str], folder: Path, rule: Tokenize, samples: Sequence[str], processor: Any
+) -> Sequence[TextCase]:
+    """Of samples, which are texts, or else the ``built_in`` ones."""
+    way, texts = TextRule(folder, rule), samples or built_in
     for text in texts:
-        wanted = list(processor(text, truncation=True, max_length=rule.rule.max_length)["input_ids"])
-        if rule.ids(text) != wanted:
+        wanted = list(processor(text, truncation=True, max_length=rule.max_length)["input_ids"])
+        if way.ids(text) != wanted:
             raise ModelError(
                 f"The tokenizer cannot be described to an app: of {text[:60]!r} it makes {wanted[:_IDS]}, the rule "
-                f"{rule.ids(text)[:_IDS]}.",
+                f"{way.ids(text)[:_IDS]}.",
                 expected="special tokens before and after a text's own, as tokenizer.json alone gives them",
             )
+    return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
+
+
+def _more_for_page(folder: Path, rule: Tokenize) -> dict[str, bytes]:
+    """Characters that a browser would class otherwise."""
+    listed = stand_ins(TextRule(folder, rule).tokenizer)
+    return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
+
+
+def _in_page(most: int, short: int, rule: Tokenize, cases: Sequence[TextCase]) -> dict[str, str]:
+    """The tokenizer, and the first ``most`` texts of at most ``short`` characters to try."""
+    shown = [case.text for case in cases if 0 < len(case.text) <= short][:most] or ["Hello"]
+    return {
+        "tokenizer": escape(rule.tokenizer),
+        "first": escape(shown[0]),
+        "examples": buttons(shown),
+        "others": escape("\n".join(" ".join(text.split()) for text in shown[1:])),
+    }
 
 
 def open_tokenizer(path: Path) -> Any:
@@ -216,3 +167,23 @@ def open_tokenizer(path: Path) -> Any:
 
 def _no_rule(folder: Path, reason: str) -> ModelError:
     return ModelError(f"The tokenizer cannot be described to an app: {reason}.", where=str(folder))
+
+
+def _texts(built_in: Sequence[str], most: int, short: int) -> Inputs:
+    return Inputs(
+        many="texts",
+        folder="text",
+        case=TextCase,
+        meanings={"input_ids": "token ids, one text a row", "attention_mask": "1 for a token, 0 for padding"},
+        required=frozenset({"input_ids"}),
+        tokenizes=True,
+        find_rule=_find_rule,
+        open=TextRule,
+        make_cases=partial(_make_cases, built_in),
+        in_page=partial(_in_page, most, short),
+        more_for_page=_more_for_page,
+    )
+
+
+TEXTS = _texts((*_OPINIONS, *_FOREIGN), most=3, short=60)
+SENTENCES = _texts((*_QUESTION, *_FOREIGN), most=len(_QUESTION), short=120)

@@ -6,10 +6,13 @@ import json
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from compress.bundle.manifest import CARD, SELFTEST
 from compress.errors import InputError, StageError
+from compress.formats.bundled import Contents
+from compress.inspect.size_advice import what_helps
 
 _UNASKED = ("examples/", "runtime/LICENSE", CARD, SELFTEST)
 _SECONDS = 600
@@ -46,3 +49,27 @@ def zipped(archive: Path) -> dict[str, int]:
     """Path -> bytes of each file in a bundle's zip."""
     with zipfile.ZipFile(archive) as opened:
         return {entry.filename: entry.compress_size for entry in opened.infolist()}
+
+
+_MANY = 5
+_MEGABYTE = 1e6
+
+
+def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Contents) -> None:
+    """Raises `InputError` for more than ``most`` bytes, with the largest files and what makes them smaller.
+
+    ``sizes`` are those of the files as they are transferred.
+    """
+    found = sum(sizes.values())
+    if found <= most:
+        return
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:_MANY]
+    runtime = sum(size for name, size in sizes.items() if name.startswith("runtime/"))
+    weighed = sum(size for name, size in sizes.items() if name == model or name.startswith(f"{model}/"))
+    shown = ", ".join(f"{name} {sizes[name] / _MEGABYTE:.2f} MB" for name in largest)
+    raise InputError(
+        f"The bundle has {found / _MEGABYTE:.2f} MB compressed, {(found - most) / _MEGABYTE:.2f} MB too many.",
+        where=f"biggest, compressed: {shown}",
+        expected=f"at most {most} bytes",
+        mend="; ".join(what_helps(contents.stored, weighed, runtime, most)),
+    )

@@ -1,15 +1,14 @@
-"""A chart that is drawn part by part, in the values of its data."""
+"""A chart that is drawn part by part, in the values of its data: scales, marks, labels that cover nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import NamedTuple
 
-from compress.charts.labels import CHARACTER, LINE, Box, place_labels
 from compress.charts.markup import element, joined, line, number, shape, text, told
-from compress.charts.scales import Scale
 
 Place = tuple[float, float]
 _STEP = 6.0
@@ -133,3 +132,131 @@ class Plot:
         """The image, which scales with its box. ``label`` is what a screen reader says."""
         box = f"0 0 {number(self.frame.width)} {number(self.frame.height)}"
         return element("svg", {"viewBox": box, "class": "chart", "role": "img", "aria-label": label}, *self._parts)
+
+
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_DECADE_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """The multiples of 1, 2, 2.5 or 5 times a power of ten within ``low``..``high``: about ``count``."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(nice * power for nice in _STEPS if nice * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{place * step:.12g}") for place in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """Round numbers for a logarithmic axis: powers of ten, finer ones in a range of few decades."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _DECADE_STEPS:
+        ticks = [float(f"{step * 10.0**power:.12g}") for power in decades for step in steps]
+        inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(inside) >= 3:
+            return inside[:: math.ceil(len(inside) / count)]
+    return nice_ticks(low, high, 4)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps ``low``..``high`` to the coordinates ``start``..``end``, linearly or by logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The coordinate of ``value``; values outside are drawn at the border."""
+        inside = min(max(value, self.low), self.high)
+        low, high, value = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, inside))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round values within the scale."""
+        return (log_ticks if self.logarithmic else nice_ticks)(self.low, self.high, count)
+
+
+def scale_around(
+    values: Iterable[float], start: float, end: float, logarithmic: bool = False, margin: float = 0.08
+) -> Scale:
+    """A scale that holds ``values`` with a ``margin`` (share of their span) on both sides."""
+    known = list(values)
+    low, high = min(known), max(known)
+    if logarithmic:
+        factor = max(high / low, 1.2) ** margin
+        if high / low < 1.2:
+            low, high = low / 1.1, high * 1.1
+        return Scale(low / factor, high * factor, start, end, True)
+    if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):
+        spread = abs(high) * 0.05 or 1.0
+        low, high = low - spread, high + spread
+    pad = (high - low) * margin
+    return Scale(low - pad, high + pad, start, end)
+
+
+CHARACTER = 7.8
+"""Width of a character in a chart's coordinates, ample enough for the larger letters on a phone."""
+LINE = 15.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle, y downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return width * height if width > 0 and height > 0 else 0.0
+
+    def outside(self, bounds: Box) -> float:
+        """How far it sticks out of ``bounds``, summed over the four sides."""
+        left, top = max(0.0, bounds.left - self.left), max(0.0, bounds.top - self.top)
+        return left + top + max(0.0, self.right - bounds.right) + max(0.0, self.bottom - bounds.bottom)
+
+
+class Placed(NamedTuple):
+    """A label's box, and whether it lies so far off that a line should lead to its point."""
+
+    box: Box
+    led: bool
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]], texts: Sequence[str], bounds: Box, obstacles: Sequence[Box] = ()
+) -> list[Placed]:
+    """A place for each point's text, greedily in the given order, so the important ones come first."""
+    taken = [*obstacles, *(Box(x - 6, y - 6, x + 6, y + 6) for x, y in points)]
+    placed = []
+    for (x, y), content in zip(points, texts, strict=True):
+        best = min(_candidates(x, y, len(content) * CHARACTER), key=lambda option: _cost(option, bounds, taken))
+        placed.append(Placed(best[0], best[1] > 9))
+        taken.append(best[0])
+    return placed
+
+
+def _candidates(x: float, y: float, width: float) -> list[tuple[Box, float]]:
+    """Boxes around a point with their distance from it: right, left, above, below, then the corners."""
+    directions = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+    boxes = []
+    for gap, (dx, dy) in product((9.0, 20.0, 34.0, 52.0, 74.0), directions):
+        shift = gap if dx == 0 or dy == 0 else gap * 0.7
+        middle_x, middle_y = x + dx * (shift + width / 2), y + dy * (shift + LINE / 2)
+        box = Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
+        boxes.append((box, gap))
+    return boxes
+
+
+def _cost(option: tuple[Box, float], bounds: Box, taken: Sequence[Box]) -> float:
+    box, gap = option
+    return sum(box.overlap(other) for other in taken) * 4 + box.outside(bounds) * 200 + gap

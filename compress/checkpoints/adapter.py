@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compress.checkpoints.checks import count_not_finite, pickle_refusal
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
-from compress.errors import InputError, MissingExtraError, ModelError
+from compress.errors import InputError, MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
             found = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
     except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
         raise ModelError(
-            f"peft cannot put the adapter on the model: {str(error).strip().splitlines()[0]}",
+            f"peft cannot put the adapter on the model: {first_line(error)}",
             where=str(folder),
             expected=f"an adapter for {type(module).__name__}",
         ) from error

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import link_or_copy
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-    from compress.numerics.quantized_weight import QuantizedWeight
+    from compress.checkpoints.stored_tensor import StoredTensor
+    from compress.numerics.integer_grid import QuantizedWeight
+
 
 TABLES = "quantized_tables.safetensors"
 """Integers of embeddings and tied heads, which the GPTQ format has no place for: `NAME.qweight` and so on as in
@@ -47,8 +52,6 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed `config.json`."""
-        from compress.checkpoints.json_file import read_json
-
         return read_json(self.folder / "config.json")
 
     @cached_property
@@ -59,19 +62,30 @@ class Checkpoint:
 
         return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}
 
+    @cached_property
+    def aliases(self) -> Mapping[str, str]:
+        """Stored names of tensors that transformers' modules call otherwise, such as GPT-NeoX's head."""
+        from compress.checkpoints.stored_names import stored_names
+
+        return stored_names(self.folder)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name, or one that transformers calls so."""
+        return name in self.files or ("model_type" in self.config and self.aliases.get(name) in self.files)
+
     def stored(self, name: str) -> torch.Tensor:
         """One tensor as it is stored, mapped from its file. Raises `ModelError` for a name that isn't there."""
-        from safetensors import safe_open
+        from compress.checkpoints.safetensors_file import read_tensor
 
+        if name not in self.files and self.holds(name):
+            name = self.aliases[name]
         if name not in self.files:
             raise ModelError(
                 f"The checkpoint has no tensor {name!r}.",
                 where=str(self.folder),
                 expected="every weight of the architecture that config.json names",
             )
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+        return read_tensor(self.files[name], name)
 
     def weight(self, module: str) -> torch.Tensor:
         """The weight of a module in float32, dequantized where it is quantized."""
@@ -102,39 +116,23 @@ class Checkpoint:
 
     def layer_settings(self, module: str) -> dict[str, Any]:
         """`bits` and `group_size` of a quantized layer: those of the whole, with what `dynamic` says of its name."""
-        import re
-
-        whole = self.quantization or {}
-        settings = {"bits": whole["bits"], "group_size": whole["group_size"]}
-        for pattern, changes in (whole.get("dynamic") or {}).items():
-            if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
-                return settings | {key: changes[key] for key in settings if key in changes}
-        return settings
+        return layer_settings(self.quantization or {}, module)
 
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
         """`bits`, `group_size` and `rows` of each table in `TABLES`, by the module's name."""
-        import json
-
-        from safetensors import safe_open
+        from compress.checkpoints.safetensors_file import read_metadata
 
         path = self.folder / TABLES
-        if not path.is_file():
-            return {}
-        with safe_open(path, framework="pt") as file:
-            found: dict[str, dict[str, int]] = json.loads(file.metadata()["tables"])
-            return found
+        found: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
+        return found
 
     def _table(self, module: str) -> QuantizedWeight:
-        from dataclasses import replace
-
-        from safetensors import safe_open
-
         from compress.checkpoints.gptq_layout import PARTS, unpack_layer
+        from compress.checkpoints.safetensors_file import read_tensor
 
         about = self.tables[module]
-        with safe_open(self.folder / TABLES, framework="pt") as file:
-            tensors = {part: file.get_tensor(f"{module}.{part}") for part in PARTS}
+        tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
         padded = unpack_layer(tensors, about["bits"], about["group_size"], stored_less_one=False)
         rows = slice(about["rows"])
         return replace(
@@ -145,8 +143,49 @@ class Checkpoint:
         )
 
 
+def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """See `Checkpoint.layer_settings`; of a `quantization_config`, which may lack either."""
+    settings = {key: quantization.get(key) for key in ("bits", "group_size")}
+    for pattern, changes in (quantization.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+            return settings | {key: changes[key] for key in settings if key in changes}
+    return settings
+
+
 @dataclass(frozen=True)
 class QuantizedCheckpoint(Checkpoint):
     """A checkpoint in GPTQ format (the AutoGPTQ layout), with its embedding tables beside it."""
 
     kind: ClassVar[str] = "quantized checkpoint"
+
+
+_PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
+
+
+def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file as a GPTQ or AWQ config in ``root`` means them: packed weights, scales and zero points."""
+    from compress.checkpoints.safetensors_file import read_header
+
+    quantization = _quantization(root)
+    return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in read_header(file)]
+
+
+def _quantization(root: Path) -> dict[str, Any]:
+    """What the folder's config says of a GPTQ or AWQ checkpoint; empty for any other."""
+    if not (root / "config.json").is_file():
+        return {}
+    found = read_json(root / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
+    """``bits`` are those of the weights that `NAME.qweight` packs into int32, where the config says them."""
+    if not isinstance(bits, int) or bits < 1:
+        return tensor
+    if tensor.name.endswith(".qweight") and tensor.dtype == "int32":
+        weights = tensor.elements * 32 // bits
+        packed = {"role": "weight", "dtype": f"int{bits}", "parameters": weights, "packed": True}
+        return tensor.model_copy(update=packed)
+    if tensor.name.endswith(_PACKED_COMPANIONS):
+        return tensor.model_copy(update={"role": "quantization", "parameters": 0})
+    return tensor

@@ -14,7 +14,7 @@ from collections.abc import Container, Mapping
 import torch
 
 from compress.errors import ModelError
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 BITS = (2, 3, 4, 8)
 """What readers of the format know; three bits cross the borders of words."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
@@ -9,11 +12,6 @@ from compress.errors import ModelError
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import Loader
-
-
-import os
-import shutil
-from collections.abc import Collection, Mapping
 
 
 @runtime_checkable
@@ -33,14 +31,14 @@ class Model(Protocol):
 def only_file(artifact: Path, suffix: str, written_by: str) -> Path:
     """The only file of that ``suffix`` at or below ``artifact``. Raises `ModelError` where there isn't exactly one.
 
-    ``written_by`` is the stage that makes such a file.
+    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file.
     """
-    if artifact.is_file() and artifact.suffix == suffix:
+    found = sorted(artifact.rglob(f"*{suffix}"))
+    if artifact.exists() and artifact.suffix == suffix and not found:
         return artifact
     if not artifact.is_dir():
         what = f"is no {suffix} file" if artifact.exists() else "does not exist"
         raise ModelError(f"The artifact {what}.", where=str(artifact), expected=f"a model folder or a {suffix} file")
-    found = sorted(artifact.rglob(f"*{suffix}"))
     if len(found) != 1:
         names = ", ".join(file.relative_to(artifact).as_posix() for file in found) or "none"
         raise ModelError(
@@ -62,7 +60,7 @@ def read_companions(directory: Path, but: Collection[Path] = (), below: Path | N
 def write_companions(directory: Path, companions: Mapping[str, bytes]) -> None:
     """Write them into ``directory``, each at its path."""
     for name, content in companions.items():
-        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
 
 

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from compress.checkpoints.channel_record import shrink_to_recorded
 from compress.checkpoints.checks import WEIGHTS
-from compress.errors import ModelError
+from compress.errors import ModelError, first_line
 
 MODULE_KEY = "compress_module"
 _allowed: dict[str, Path] = {}
@@ -109,7 +109,7 @@ def load_state(network: nn.Module, weights: Path, reference: str) -> None:
         found = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         raise ModelError(
-            f"{weights.name} cannot be read as weights: {str(error).splitlines()[0]}",
+            f"{weights.name} cannot be read as weights: {first_line(error)}",
             where=str(weights),
             expected="a state dict, tensors by name, as torch.save(module.state_dict()) writes it",
         ) from error

@@ -11,10 +11,8 @@ from typing import Any, Protocol
 from compress.checkpoints.checks import TOKENIZER_FILES
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
-from compress.checkpoints.sentence_modules import has_modules
-from compress.checkpoints.sentence_processor import sentence_processor
-from compress.checkpoints.tokenizer import load_tokenizer
-from compress.errors import MissingExtraError, ModelError
+from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
+from compress.errors import MissingExtraError, ModelError, first_line
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -32,29 +30,32 @@ def load_processor(folder: Path) -> Any:
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
     import transformers
 
-    options: dict[str, str] = {}
+    expected = f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type"
     if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        auto = transformers.AutoProcessor
-    elif "sampling_rate" in read_json(folder / PREPROCESSOR):
-        auto = transformers.AutoFeatureExtractor
-    else:
-        _require_pillow()
-        auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
-    try:
-        return auto.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise ModelError(
-            f"The processor cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            where=str(folder),
-            expected=f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type",
-        ) from error
-
-
-def _require_pillow() -> None:
+        return _load(transformers.AutoProcessor, folder, "processor", expected)
+    if "sampling_rate" in read_json(folder / PREPROCESSOR):
+        return _load(transformers.AutoFeatureExtractor, folder, "processor", expected)
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
+    return _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder in Hugging Face layout. Raises `ModelError` where it does not load."""
+    import transformers
+
+    return _load(transformers.AutoTokenizer, folder, "tokenizer", "the tokenizer's files in Hugging Face layout")
+
+
+def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
+    try:
+        return auto.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"The {what} cannot be loaded: {first_line(error)}", where=str(folder), expected=expected
+        ) from error
 
 
 class HasCompanions(Protocol):
@@ -76,3 +77,49 @@ def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
     """Class names in the order of their ids, as the config among the companion files has them."""
     names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
     return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+
+
+class SentenceProcessor:
+    """A tokenizer together with the modules that make one embedding of its tokens'.
+
+    It is called as the tokenizer is, and has what the tokenizer has; saving it writes the files of both, so that the
+    folder opens in sentence-transformers.
+    """
+
+    def __init__(self, tokenizer: Any, modules: SentenceModules) -> None:
+        self.tokenizer = tokenizer
+        self.modules = modules
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """The tokenizer's encoding."""
+        return self.tokenizer(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tokenizer", "modules"):  # while it is being made or copied
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files and those of the modules, some of them in folders of their own."""
+        self.tokenizer.save_pretrained(folder)
+        for name, content in self.modules.files(self.tokenizer.model_max_length).items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:
+    """``tokenizer`` with the modules of ``folder``; of a plain encoder of that ``width``, with mean pooling.
+
+    That is what sentence-transformers does with such a folder. Raises `ModelError` for modules that don't fit.
+    """
+    if width is not None and not has_modules(folder):
+        return SentenceProcessor(tokenizer, SentenceModules(width))
+    modules = read_modules(folder)
+    if width is not None and modules.width != width:
+        raise ModelError(
+            f"The pooling is for {modules.width} dimensions, and the model's tokens have {width}.",
+            where=str(folder / MODULES),
+            expected=f"a word_embedding_dimension of {width}",
+        )
+    return SentenceProcessor(tokenizer, modules)

@@ -11,11 +11,11 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.experts_as_stored import separate_experts
+from compress.checkpoints.experts import separate_experts
 from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_conv1d
-from compress.errors import ModelError
-from compress.numerics.grouped_scales import dequantize, stored_as
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.errors import ModelError, first_line
+from compress.numerics.fake_quantization import dequantize, stored_as
+from compress.numerics.integer_grid import QuantizedWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -146,14 +146,15 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
     try:
-        config = AutoConfig.for_model(**fields)
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with init_empty_weights(include_buffers=False):
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"transformers makes no causal language model of this config: {str(error).strip().splitlines()[0]}",
+            f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",
         ) from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
-from compress.errors import ModelError
+from compress.errors import ModelError, not_whole
 from compress.frozen import Frozen
 
 Role = Literal["weight", "quantization", "constant"]
@@ -93,6 +93,13 @@ def stored(
     parameters = math.prod(shape) if role == "weight" else 0
     fields = {"origin": name, "parameters": parameters, "bytes": size, "stored_bytes": size, **more}
     return StoredTensor(name=name, dtype=dtype, shape=shape, path=path, start=start, role=role, **fields)
+
+
+def check_spans(tensors: Iterable[StoredTensor], size: int, where: Path) -> None:
+    """Raise `ModelError` where a constant doesn't lie within the ``size`` bytes that hold them."""
+    for one in tensors:
+        if one.start < 0 or one.bytes < 0 or one.start + one.bytes > size:
+            raise not_whole(f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.", where)
 
 
 def role_of(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:

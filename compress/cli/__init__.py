@@ -11,18 +11,16 @@ from compress import __version__
 from compress.cli.bench import bench
 from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
-from compress.cli.check import check
-from compress.cli.compare import compare
+from compress.cli.compare import compare, gate
 from compress.cli.devices import devices
 from compress.cli.doctor import doctor
 from compress.cli.evaluate import evaluate
-from compress.cli.gate import gate
 from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
 from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
 from compress.cli.report import report
-from compress.cli.run import run
+from compress.cli.run import check, run
 from compress.cli.samples import samples_app
 from compress.cli.targets import targets
 

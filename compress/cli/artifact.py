@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from compress.data.dataset import Dataset, load_dataset
 from compress.errors import InputError
+from compress.evaluation.evaluate import encode_for
 from compress.formats.model_file import format_of, model_files
+from compress.pipeline.road import Road
+from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.tasks.capability import READS_ROWS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from compress.data.dataset import Dataset
-    from compress.data.membership import Part
-    from compress.data.slices import Slice, Unit
-    from compress.progress import Progress
-    from compress.targets import AppProfile
-    from compress.tasks.task import Examples, Task
+from compress.targets import AppProfile
+from compress.tasks.registry import get_task
+from compress.tasks.task import Examples, Task
 
 RECIPE = "recipe.yaml"
 MODEL = "model"
@@ -39,37 +35,22 @@ class Artifact:
     @property
     def task(self) -> Task:
         """The recipe's task."""
-        from compress.tasks.registry import get_task
-
         return get_task(self.recipe.task)
 
     def dataset(self, progress: Progress) -> Dataset:
-        """The recipe's data, with the columns that slices read."""
-        from compress.data.dataset import load_dataset
-        from compress.data.slices import extra_columns
+        """The recipe's data."""
+        return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
 
-        columns = self.task.columns
-        extra = extra_columns(self.slices, (column.name for column in columns))
-        return load_dataset(self.recipe.data, columns, self.recipe_folder, progress, extra)
+    def examples(self, progress: Progress, folder: Path | None = None) -> Examples:
+        """The test split as the processor encodes it that lies beside the model, or in ``folder``."""
+        rows = self.dataset(progress).split("test")
+        return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
 
-    @property
-    def slices(self) -> tuple[Slice, ...]:
-        """The recipe's slices, or the task's where it names none."""
-        return self.task.slices if self.recipe.slices is None else self.recipe.slices
-
-    def parts(self, data: Dataset, split: str, examples: Examples) -> tuple[list[Part], list[str]]:
-        """The slices of a split, tokens counted by the artifact's own tokenizer; and notes on those without a row.
-
-        Raises `InputError` for a task that is judged on running text.
-        """
-        if READS_ROWS not in self.task.capabilities:
-            raise InputError(f"There are no slices of running text, which {self.task.name} is judged on.")
-        from compress.data.membership import character_lengths, find_parts
-
-        def lengths(unit: Unit) -> np.ndarray:
-            return examples.lengths()[: len(data.split(split))] if unit == "tokens" else character_lengths(data, split)
-
-        return find_parts(self.slices, data, split, lengths)
+    def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> Road:
+        """The recipe's road, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
+        given = {name: value for name, value in benchmark.items() if value is not None}
+        settings = self.recipe.benchmark.model_copy(update=given)
+        return Road(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:
@@ -93,6 +74,11 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     read = read_recipe(source)
     model_files(place)
     return Artifact(place, read, source.parent)
+
+
+def has_recipe(path: Path) -> bool:
+    """Whether the recipe lies beside what may be a run's folder, its model's folder or a file in that."""
+    return any((folder / RECIPE).is_file() for folder in (path, path.parent, path / "latest"))
 
 
 def written_for(artifact: Artifact, profile: AppProfile) -> Path:

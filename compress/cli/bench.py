@@ -96,24 +96,18 @@ def _bench_on_data(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
-    from compress.evaluation.evaluate import encode_for
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 
     quiet_libraries()
     progress = ConsoleProgress()
     settings = found.recipe.benchmark.model_copy(update=changed)
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
-    rows = found.dataset(progress).split("test")
-    task, asked = found.task, found.recipe
-    examples = {
-        label: encode_for(folder, task, rows, asked.data.max_length, asked.evaluation)
-        for label, folder in folders.items()
-    }
+    examples = {label: found.examples(progress, folder) for label, folder in folders.items()}
 
     def measure(where: LaunchHost, shown: Progress) -> BenchResult:
         return time_artifacts(
-            task, folders, examples, place, settings, next(iter(folders)), shown, asked.seed, place=where
+            found.task, folders, examples, place, settings, next(iter(folders)), shown, found.recipe.seed, place=where
         )
 
     return measure
@@ -136,7 +130,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
         return
     from rich.console import Console
 
-    from compress.cli.rows import render_generation, render_rows
+    from compress.cli.output import render_generation, render_rows
     from compress.metrics import context_of
 
     rows = [row for row in result.measurements if context_of(row.metric) is None]

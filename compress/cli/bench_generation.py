@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from compress.bench.generation import GenerationSettings, encode_text, measure_generation
+from compress.bench.place import LaunchHost
+from compress.bench.session import BenchResult
+from compress.cli.artifact import generating_artifact
+from compress.cli.console_progress import ConsoleProgress
+from compress.cli.on_devices import Measure
 from compress.errors import InputError
-
-if TYPE_CHECKING:
-    from compress.bench.generation import GenerationSettings
-    from compress.bench.place import LaunchHost
-    from compress.bench.session import BenchResult
-    from compress.cli.on_devices import Measure
-    from compress.progress import Progress
-    from compress.targets import Target
+from compress.formats.model_file import format_of
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import TARGETS, find_target
+from compress.progress import Progress
+from compress.targets import Target
 
 
 def refuse_together(context: list[int] | None, **options: object) -> None:
@@ -37,13 +39,6 @@ def generation_bench(
     artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: GenerationSettings
 ) -> Measure:
     """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
-    from compress.bench.generation import measure_generation
-    from compress.bench.prompt_text import encode_text
-    from compress.cli.artifact import generating_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.formats.targets import find_target
-    from compress.pipeline.quiet import quiet_libraries
-
     place = find_target(target)
     quiet_libraries()
     named = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
@@ -66,9 +61,6 @@ def generation_bench(
 
 def targets_of_other_formats(folders: Mapping[str, Path], target: Target) -> dict[str, Target]:
     """For each artifact that ``target`` cannot open, the first target that can."""
-    from compress.formats.model_file import format_of
-    from compress.formats.targets import TARGETS
-
     formats = {label: format_of(folder) for label, folder in folders.items()}
     return {
         label: next(other for other in TARGETS.values() if other.format == form)

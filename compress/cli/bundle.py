@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def bundle(
     profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)
     from compress.bundle.build import Wanted, build
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
 
     quiet_libraries()
     source = recipe or found.recipe_folder / RECIPE
@@ -73,7 +74,7 @@ def bundle_verify(
 
     done = verify(path, signer)
     if json_:
-        typer.echo(json.dumps(done.as_dict(), indent=1))
+        typer.echo(json.dumps(asdict(done), indent=1))
         return
     typer.echo(
         f"{done.name} for {done.target}: {done.files} files as they were written, {done.size_bytes / 1e6:.2f} MB"

@@ -1,24 +1,27 @@
-"""`compress compare A B`: what changed from one run to another, and whether it matters."""
+"""`compress compare A B`: what changed, and whether it matters; `compress gate RUN`: may this replace what is there?"""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from compress.compare.change import Comparison
+    from compress.compare.gate import GateResult
+    from compress.recipe.policy import Policy
+    from compress.report.schema import Report
 
 
-class CompareFormat(StrEnum):
-    """The views of a comparison."""
+@dataclass(frozen=True)
+class Side:
+    """A report with where it lies; ``folder`` is None for a baseline's file, beside which nothing is."""
 
-    console = "console"
-    markdown = "markdown"
-    html = "html"
-    json = "json"
+    report: Report
+    path: Path
+    name: str
+    folder: Path | None
 
 
 def compare(
@@ -54,27 +57,28 @@ def compare(
         float | None,
         typer.Option(min=1, help="With --now: seconds for timing; it ends before, once it is sure."),
     ] = None,
-    format: Annotated[CompareFormat, typer.Option(help="The view to write to standard output.")] = (
-        CompareFormat.console
-    ),
+    format: Annotated[
+        Literal["console", "markdown", "html", "json"], typer.Option(help="The view to write to standard output.")
+    ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
-    from compress.cli.compared import find_side, with_model
-    from compress.compare.policy_file import read_policy
+    from compress.cli.output import show
+    from compress.compare.gate import read_policy
     from compress.compare.reports import compare_reports
+    from compress.compare.views import comparison_view
     from compress.recipe.policy import COMPARE
     from compress.report.schema import BASELINE
 
-    rules = with_model(read_policy(policy) if policy else COMPARE, model)
-    view = CompareFormat.json if json_ else format
+    rules = (read_policy(policy) if policy else COMPARE).model_copy(update={"model": model})
+    view = "json" if json_ else format
     if now:
         from compress.cli.side_by_side import compare_now
 
-        write_comparison(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view)
+        show(comparison_view(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view))
         return
-    before = find_side(baseline)
-    after = find_side(candidate) if candidate else before
+    before = _find_side(baseline)
+    after = _find_side(candidate) if candidate else before
     comparison = compare_reports(
         before.report,
         after.report,
@@ -84,29 +88,117 @@ def compare(
         across_hosts=across_hosts,
         folders=(before.folder, after.folder),
     )
-    write_comparison(comparison, view)
+    show(comparison_view(comparison, view))
 
 
-def write_comparison(comparison: Comparison, format: CompareFormat) -> None:
-    """Write one of the views to standard output."""
-    from compress.cli.compared import write_text
+def gate(
+    run: Annotated[Path, typer.Argument(help="The run to judge: its folder, report.json, or a recipe's name.")],
+    baseline: Annotated[
+        Path, typer.Option(help="What it is judged against: a baseline's JSON file, or another run as `RUN`.")
+    ],
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with the rules; default: `gate:` of the run's recipe, else built-in rules."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which model of the runs; default: the policy's, final.")] = None,
+    across_hosts: Annotated[
+        bool, typer.Option("--across-hosts", help="Judge times even if the machines differ.")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Make the run the new baseline: write the file.")] = False,
+    why: Annotated[
+        str | None, typer.Option(help="With --update: the reason, kept in the file. Needed to lower the bar.")
+    ] = None,
+    format: Annotated[
+        Literal["console", "markdown", "html", "json", "junit", "github"],
+        typer.Option(help="The view to write to standard output."),
+    ] = "console",
+    json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
+    from compress.cli.output import show
+    from compress.compare.views import gate_view
+    from compress.errors import InputError
 
-    match format:
-        case CompareFormat.json:
-            write_text(comparison.model_dump_json(indent=2))
-        case CompareFormat.markdown:
-            from compress.compare.views.markdown import markdown_comparison
+    if why is not None and not update:
+        raise InputError("--why says why a baseline is replaced.", mend="give --update with it, or leave it out")
+    found = _find_side(run)
+    rules, source = _find_policy(policy, found)
+    rules = rules if model is None else rules.model_copy(update={"model": model})
+    if update:
+        _update(found, baseline, rules, why, json_)
+        return
+    typer.echo(f"policy: {source}", err=True)
+    result = _judged(found, _find_side(baseline), rules, across_hosts)
+    show(gate_view(result, "json" if json_ else format))
+    if result.failed:
+        raise typer.Exit(1)
 
-            write_text(markdown_comparison(comparison))
-        case CompareFormat.html:
-            from compress.compare.views.html import html_comparison
 
-            write_text(html_comparison(comparison))
-        case CompareFormat.console:
-            import sys
+def _judged(run: Side, baseline: Side, rules: Policy, across_hosts: bool) -> GateResult:
+    from compress.compare.gate import gate as judge
+    from compress.compare.reports import compare_reports
 
-            from rich.console import Console
+    comparison = compare_reports(
+        baseline.report,
+        run.report,
+        rules,
+        names=(baseline.name, run.name),
+        across_hosts=across_hosts,
+        folders=(baseline.folder, run.folder),
+    )
+    return judge(comparison, rules)
 
-            from compress.compare.views.console import console_comparison
 
-            Console(file=sys.stdout).print(console_comparison(comparison))
+def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool) -> None:
+    """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
+    import json
+
+    from compress.compare.baseline import lowered, origin, write_baseline
+    from compress.compare.words import sentence
+    from compress.errors import InputError
+
+    if path.suffix != ".json" or path.name == "report.json":
+        raise InputError(
+            "--update writes a baseline's file, and this is none.",
+            where=str(path),
+            expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
+        )
+    before = _find_side(path) if path.exists() else None
+    less = lowered(_judged(run, before, rules, across_hosts=True).comparison, rules) if before else ()
+    if less and not (why or "").strip():
+        lines = "\n".join(f"  {sentence(change)}" for change in less)
+        raise InputError(
+            f"The new baseline would lower the bar:\n{lines}",
+            where=str(path),
+            expected="a reason that is kept in the file",
+            mend='if it is meant, say so: --update --why "..."',
+        )
+    made = origin((why or "").strip() or ("raises the bar, or keeps it" if before else "the first baseline"))
+    write_baseline(run.report, path, made, rules.model)
+    if as_json:
+        typer.echo(json.dumps({"baseline": str(path), **made.model_dump(), "lowered": [c.metric for c in less]}))
+    else:
+        typer.echo(f"{path}: {run.name} ({rules.model}), by {made.who}: {made.why}")
+
+
+def _find_side(given: Path) -> Side:
+    """The report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
+    from compress.compare.baseline import load_baseline
+    from compress.report.run_folder import find_report
+
+    path = find_report(given)
+    folder = path.resolve().parent
+    return Side(load_baseline(path), path, str(given), folder if (folder / "recipe.yaml").is_file() else None)
+
+
+def _find_policy(given: Path | None, run: Side) -> tuple[Policy, str]:
+    """The policy of a gate and where it comes from: the file, else the run's recipe, else the defaults."""
+    from compress.compare.gate import SECTION, read_policy
+    from compress.recipe.policy import Policy
+
+    if given is not None:
+        return read_policy(given), str(given)
+    recipe = run.folder / "recipe.yaml" if run.folder else None
+    if recipe and f"\n{SECTION}:" in "\n" + recipe.read_text(encoding="utf-8"):
+        return read_policy(recipe), f"`{SECTION}:` of {recipe}"
+    return Policy(), "the defaults"

@@ -57,9 +57,8 @@ def _looked_at(chosen: Mapping[str, Device], folder: Path, clear: bool) -> list[
 
 
 def _asked(name: str, device: Device, folder: Path, clear: bool) -> dict[str, Any]:
-    from compress.devices.archive import PACKAGES, requirements
     from compress.devices.connection import Connection
-    from compress.devices.session import busy
+    from compress.devices.session import PACKAGES, busy, requirements
 
     with Connection(name, device, folder) as connection:
         if clear:

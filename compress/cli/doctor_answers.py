@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.finding import Finding
+from compress.cli.artifact import Artifact, find_artifact
+from compress.cli.output import Finding
+from compress.cli.run_outputs import final_for, outputs_of, run_of, weights_of_run
 from compress.errors import InputError
+from compress.formats.model_file import format_of, model_file, model_files
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.parts import Values, longest
+from compress.formats.registry import FORMATS, RUNTIMES
+from compress.formats.runtimes import make_ready
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import TARGETS
+from compress.inspect.departures import Departure, FormatComparison, compare_parts, gives_values, open_parts
+from compress.inspect.matched_parts import match
+from compress.inspect.node_layers import node_modules
+from compress.numerics.sampling import spread_sample
+from compress.pipeline.notes import float_label
+from compress.progress import Progress
+from compress.targets import Target
 from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
     import onnx
 
-    from compress.cli.artifact import Artifact
-    from compress.formats.parts import Values
-    from compress.inspect.departures import Departure, FormatComparison
-    from compress.progress import Progress
-    from compress.targets import Target
-    from compress.tasks.task import Examples
 
 _EXAMPLES = 8
 
@@ -40,19 +54,6 @@ def answer_findings(
 
     Raises `InputError` where there is no file for the target, or nothing to hold it against.
     """
-    from compress.cli.artifact import find_artifact
-    from compress.formats.model_file import model_files
-    from compress.formats.onnx.parts import OnnxParts
-    from compress.formats.parts import NamelessParts, longest
-    from compress.formats.registry import RUNTIMES
-    from compress.formats.runtimes import make_ready
-    from compress.formats.targets import TARGETS
-    from compress.inspect.departures import compare_parts
-    from compress.inspect.matched_parts import match
-    from compress.inspect.open_parts import gives_values, open_parts
-    from compress.numerics.sampling import spread_sample
-    from compress.pipeline.quiet import quiet_libraries
-
     if not gives_values(target):
         why = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
         raise InputError(
@@ -72,12 +73,12 @@ def answer_findings(
     ):
         raise InputError(f"Files of {found.task.name} are not compared value by value.", where="--target")
     file = _file_for(model, found, target, progress)
-    examples = _examples(found, file, progress)
+    examples = found.examples(progress, file)
     reference = _reference(model, found, target, against, examples, progress)
     chosen = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, found.recipe.seed)
     batches: list[Values] = [examples.batch([int(place)]) for place in chosen]
     parts = open_parts(file, target, longest(batches))
-    if isinstance(parts, NamelessParts):
+    if parts.shaped is not None:
         progress.note("finding out which values of the file are which of the reference's")
         batches = parts.shaped(batches)
         parts = match(parts, OnnxParts(reference.graph), batches[0])
@@ -94,9 +95,6 @@ def answer_findings(
 
 def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) -> Path:
     """The artifact itself, or what its run gives that target."""
-    from compress.cli.run_outputs import final_for, run_of
-    from compress.formats.model_file import format_of
-
     form = format_of(found.folder)
     if form == target.format:
         return found.folder
@@ -111,21 +109,10 @@ def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) 
     return final_for(run, found.recipe, target, progress)
 
 
-def _examples(found: Artifact, file: Path, progress: Progress) -> Examples:
-    from compress.evaluation.evaluate import encode_for
-
-    rows, asked = found.dataset(progress).split("test"), found.recipe
-    return encode_for(file, found.task, rows, asked.data.max_length, asked.evaluation)
-
-
 def _reference(
     model: Path, found: Artifact, target: Target, against: Path | None, examples: Examples, progress: Progress
 ) -> _Reference:
     """The float file that was named, or the run's: its export, or for a format written from weights, those."""
-    from compress.cli.run_outputs import outputs_of, run_of, weights_of_run
-    from compress.formats.registry import FORMATS
-    from compress.pipeline.slow_int8_note import float_label
-
     run = run_of(model)
     place = against
     if place is None and run is not None:
@@ -142,13 +129,8 @@ def _reference(
 
 
 def _read_reference(place: Path, found: Artifact, examples: Examples, progress: Progress) -> _Reference:
-    import tempfile
 
     import onnx
-
-    from compress.formats.model_file import format_of, model_file
-    from compress.formats.onnx.model import OnnxModel
-    from compress.inspect.node_layers import node_modules
 
     weights = place.is_dir() and any(place.glob("*.safetensors"))
     if not weights:
@@ -159,7 +141,6 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
         graph = model_file(place)
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
     from compress.checkpoints.torch_model import TorchModel
-    from compress.formats.onnx.export import export_onnx
 
     progress.note("exporting the float weights, as the reference")
     exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph
@@ -175,7 +156,7 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         worst = compared.worst
         yield Finding(
             "ok",
-            f"{target.name}: none of {compared.parts} parts departs from {reference}; given its values, {_part(worst)} "
+            f"{target.name}: none of {compared.parts} parts departs from {reference}; on what it reads, {_part(worst)} "
             f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
         )
     else:
@@ -190,7 +171,7 @@ def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Tar
     more = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
     return Finding(
         "warning",
-        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: given its values it errs "
+        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on what it reads it errs "
         f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
         f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
         f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{more}",
@@ -207,7 +188,6 @@ def _explained(one: Departure) -> str:
 
 
 def _advice(one: Departure, target: Target) -> str:
-    from compress.formats.registry import FORMATS
 
     again = "write the file again; if that changes nothing, the runtime computes this operator in another way"
     if one.bits >= 32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -26,49 +27,28 @@ def evaluate(
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
     from compress.cli.artifact import find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.rows import render_rows
+    from compress.cli.output import render_rows
+    from compress.errors import InputError
     from compress.formats.targets import find_target
+    from compress.targets import Profile
+    from compress.tasks.capability import READS_ROWS
 
     found = find_artifact(artifact, recipe)
-    place = find_target(target)
-    from compress.evaluation.evaluate import encode_for, predict, slice_rows
-    from compress.evaluation.generate import repetition_of
-    from compress.pipeline.quiet import quiet_libraries
-    from compress.tasks.capability import GENERATES
+    profile = Profile(find_target(target))
+    if by_slice and READS_ROWS not in found.task.capabilities:
+        raise InputError(f"There are no slices of running text, which {found.task.name} is judged on.")
+    from compress.formats.silence import quiet_libraries
+    from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()
-    progress = ConsoleProgress()
-    data = found.dataset(progress)
-    wanted = found.recipe.evaluation
-    examples = encode_for(found.folder, found.task, data.split(split), found.recipe.data.max_length, wanted)
-    if examples.note:
-        progress.note(examples.note)
-    predictions = predict(found.folder, found.task, examples, place, threads, progress, f"evaluate on {target}")
-    rows = found.task.measure(predictions.kept, predictions.labels, found.folder.name, target)
-    if GENERATES in found.task.capabilities and wanted.prompts:
-        rows.append(repetition_of(found.folder, examples, wanted, place, threads, progress))
-    if wanted.questions:
-        from compress.data.questions import find_questions
-        from compress.evaluation.choices import choice_rows, choice_scores
-
-        questions = find_questions(wanted.questions, found.recipe_folder)
-        scores = choice_scores(found.folder, questions, place, threads, progress, f"choices on {target}")
-        rows += choice_rows(questions, scores, found.folder.name, target)
-    if wanted.similarity:
-        from compress.data.similarity import find_rated_pairs
-        from compress.evaluation.similarity import cosines, similarity_rows
-
-        rated = find_rated_pairs(wanted.similarity, found.recipe_folder, progress)
-        length = found.recipe.data.max_length
-        likeness = cosines(
-            found.folder, found.task, rated, length, place, threads, progress, f"similarities on {target}"
-        )
-        rows += similarity_rows(rated, likeness, found.folder.name, target)
-    if by_slice:
-        parts, notes = found.parts(data, split, examples)
-        rows += slice_rows(rows, parts)
-        for note in notes:
+    progress, name = ConsoleProgress(), found.folder.name
+    with tempfile.TemporaryDirectory(prefix="compress-evaluate-") as scratch:
+        road = found.road(Path(scratch), progress, threads=threads)
+        session = TargetSession(road, profile, {name: found.folder}, split)
+        parts, notes = session.parts() if by_slice else ([], [])
+        for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)
+        rows = [*session.accuracies(parts), *session.generations()[0], *session.choices(), *session.similarities()]
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return

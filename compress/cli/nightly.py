@@ -26,7 +26,7 @@ def nightly(
 
     loaded = choose(read_suite(suite), only or ())
     from compress.nightly.run import NightRun
-    from compress.nightly.write import night_json, write_night
+    from compress.nightly.views import night_json, write_night
 
     done = NightRun(loaded, suite.parent, artifacts, ConsoleProgress()).run()
     write_night(done, loaded.description)

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from compress.bench.place import LaunchHost
+from compress.bench.session import BenchResult
+from compress.cli.console_progress import ConsoleProgress
+from compress.devices.inventory import Device, choose_devices, find_inventory, read_inventory
 from compress.errors import CompressError, InputError
-
-if TYPE_CHECKING:
-    from compress.bench.place import LaunchHost
-    from compress.bench.session import BenchResult
-    from compress.devices.inventory import Device
-    from compress.progress import Progress
+from compress.progress import Progress
 
 Item = TypeVar("Item")
 Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]
@@ -42,7 +41,6 @@ def chosen_devices(names: Sequence[str], inventory: Path | None, recipe: Path | 
         if inventory is not None:
             raise InputError("--inventory without --device.", expected="--device NAME, or --device all")
         return None
-    from compress.devices.inventory import choose_devices, find_inventory, read_inventory
 
     file = find_inventory(inventory, [Path()] if recipe is None else [recipe.parent, Path()])
     return Chosen(choose_devices(read_inventory(file), names, file), file.absolute().parent)
@@ -50,7 +48,6 @@ def chosen_devices(names: Sequence[str], inventory: Path | None, recipe: Path | 
 
 def bench_on_devices(chosen: Chosen, measure: Measure) -> Outcome:
     """Measure on every device at once; one that fails keeps none of the others from its result."""
-    from compress.cli.console_progress import ConsoleProgress
     from compress.devices.place import DevicePlace
 
     devices, folder = chosen

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from compress.bench.profiled_calls import Calls
+    from compress.bench.profiled_calls import Calls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
-
-
-class TextPhase(StrEnum):
-    """What a decoder does."""
-
-    token = "token"
-    prompt = "prompt"
 
 
 def profile(
@@ -32,7 +24,8 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 1.")] = None,
     phase: Annotated[
-        TextPhase | None, typer.Option(help="Of text generation: a token after a prompt (default), or the prompt.")
+        Literal["token", "prompt"] | None,
+        typer.Option(help="Of text generation: a token after a prompt (default), or the prompt."),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Of text generation: tokens of the prompt; default: the recipe's fewest.")
@@ -54,7 +47,7 @@ def profile(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
     from compress.bench.operators import profile_operators, refuse_other_devices
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
 
     refuse_other_devices(place)
     quiet_libraries()
@@ -63,7 +56,7 @@ def profile(
     calls = _calls(found, batch_size, phase, context, progress)
     result = profile_operators(found.folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
     if html is not None:
-        from compress.report.profile_page import profile_page
+        from compress.report.profile_views import profile_page
 
         try:
             html.write_text(profile_page(result), encoding="utf-8")
@@ -75,7 +68,7 @@ def profile(
         return
     from rich.console import Console
 
-    from compress.report.profile_console import console_profile
+    from compress.report.profile_views import console_profile
     from compress.report.profile_words import method_notes
 
     Console().print(console_profile(result))
@@ -89,7 +82,6 @@ def _calls(
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
     from compress.errors import InputError
-    from compress.evaluation.evaluate import encode_for
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
 
@@ -99,9 +91,8 @@ def _calls(
     if given:
         expected = "--phase and --context" if generates else "--batch-size"
         raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected=expected)
-    rows = found.dataset(progress).split("test")
-    examples = encode_for(found.folder, found.task, rows, asked.data.max_length, asked.evaluation)
+    examples = found.examples(progress)
     if not generates:
         return batch_calls(examples, batch_size or 1, asked.seed)
     length = context or min(asked.benchmark.contexts)
-    return text_calls(beginning(examples, CALLS * (length + 1)), (phase or TextPhase.token).value, length)
+    return text_calls(beginning(examples, CALLS * (length + 1)), phase or "token", length)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.errors import InputError, RecipeError
+
 recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start a new one.")
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 _Folder = Annotated[Path | None, typer.Argument(help="Folder to look in; default: ./recipes.")]
@@ -60,18 +62,14 @@ def new(
 
 
 def _unknown_task(task: str, known: list[str]) -> Exception:
-    from difflib import get_close_matches
+    from compress.recipe_source.document import nearest_name
 
-    from compress.errors import InputError
-
-    nearest = get_close_matches(task, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = nearest_name(task, known)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     return InputError(f"There is no starter for the task {task!r}.{hint}", expected=f"one of {', '.join(known)}")
 
 
 def _write(path: Path, text: str, force: bool) -> None:
-    from compress.errors import InputError
-
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
@@ -83,7 +81,6 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 def _described(folder: Path | None) -> list[dict[str, Any]]:
-    from compress.errors import InputError, RecipeError
     from compress.recipe_source import read_recipe
 
     place = folder or _default_folder()

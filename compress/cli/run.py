@@ -1,4 +1,4 @@
-"""`compress run RECIPE`: from a recipe to a measured artifact."""
+"""`compress run RECIPE`: from a recipe to a measured artifact; `compress check`: can it run here, what will it take?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(
     from rich.console import Console
 
     from compress.cli.console_progress import ConsoleProgress
-    from compress.pipeline.forecast import Forecast
+    from compress.pipeline.keys import Forecast
     from compress.plan import make_plan
     from compress.recipe_source import read_recipe
 
@@ -37,7 +37,7 @@ def run(
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
     from compress.report.console import closing_line, console_table
-    from compress.report.locate import RUNS
+    from compress.report.run_folder import RUNS
 
     if json_:
         typer.echo(done.report.to_json(), nl=False)
@@ -56,3 +56,27 @@ def run(
         raise typer.Exit(1)
     if done.report.unmeasured and not done.report.judged:
         raise typer.Exit(3)
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
+    ] = None,
+    artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
+    json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
+) -> None:
+    """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
+    from compress.pipeline.keys import Forecast
+    from compress.plan import make_plan, render_plan
+    from compress.recipe_source import read_recipe
+
+    loaded = read_recipe(recipe, set_ or ())
+    plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
+    if json_:
+        typer.echo(plan.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(render_plan(plan))

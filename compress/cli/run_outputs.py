@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compress.cache import Cache
 from compress.errors import InputError
-
-if TYPE_CHECKING:
-    from compress.pipeline.road import Road
-    from compress.progress import Progress
-    from compress.recipe.recipe import Recipe
-    from compress.targets import Target
+from compress.pipeline.formats import measurable, why_not
+from compress.pipeline.keys import START
+from compress.pipeline.road import Road
+from compress.progress import Progress
+from compress.recipe.recipe import Recipe
+from compress.report.schema import FINAL
+from compress.targets import Target
 
 _REPORT = "report.json"
 
@@ -26,10 +28,8 @@ def run_of(model: Path) -> Path | None:
 
 def outputs_of(run: Path) -> dict[str, Path]:
     """Stage's label -> the folder of its output, for those that are still in the cache of a run's folder."""
-    from compress.cache import Cache
-
     stages = json.loads((run / _REPORT).read_text(encoding="utf-8")).get("stages", [])
-    place = _artifacts(run) / "cache"
+    place = run.parents[2] / "cache"
     if not place.is_dir():
         return {}
     cache = Cache(place)
@@ -42,12 +42,8 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
 
     Raises `InputError` where the cache has lost what it is written from, or nothing leads to that format.
     """
-    from compress.pipeline.formats import measurable, why_not
-    from compress.pipeline.road import Road
-    from compress.report.schema import FINAL
-
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
-    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, _artifacts(run), progress)
+    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
     reason = why_not(road, target)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
@@ -64,8 +60,6 @@ def weights_of_run(run: Path) -> Path | None:
 
 def _walk(road: Road) -> None:
     """Down a road whose outputs are all in the cache; a missing one would be trained anew."""
-    from compress.pipeline.keys import START
-
     before = START
     for label, stage in zip(road.recipe.labels(), road.recipe.stages, strict=True):
         key = road.keys.stage(stage, road.digest(before), [road.digest(other) for other in stage.refers_to()])
@@ -77,7 +71,3 @@ def _walk(road: Road) -> None:
             )
         road.finished[label] = road.apply(label, stage, before)
         before = label
-
-
-def _artifacts(run: Path) -> Path:
-    return run.parents[2]

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from compress.cli.artifact import RECIPE, find_artifact
+from compress.cli.console_progress import ConsoleProgress
+from compress.compare.change import Comparison
+from compress.compare.reports import compare_reports
 from compress.errors import InputError
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import find_target
+from compress.pipeline.measure import data_record, test_labels
+from compress.pipeline.run import with_absolute_paths
+from compress.pipeline.target_session import TargetSession
+from compress.recipe.policy import Policy, default_margin
+from compress.recipe_source import dump_recipe
+from compress.report.predictions import write_predictions
+from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
+from compress.targets import Profile
 from compress.tasks.capability import GENERATES
-
-if TYPE_CHECKING:
-    from compress.compare.change import Comparison
-    from compress.recipe.policy import Policy
 
 
 def compare_now(
@@ -27,48 +37,21 @@ def compare_now(
 
     Times are sampled until their ratio is known within half of what the policy calls a change, or time is up.
     """
-    from compress.cli.artifact import RECIPE, find_artifact
-    from compress.cli.console_progress import ConsoleProgress
-    from compress.compare.reports import compare_reports
-    from compress.formats.targets import find_target
-
     if candidate is None:
         raise InputError("Two models are needed to measure them side by side.", expected="compress compare A B --now")
     before, after = find_artifact(baseline, recipe), find_artifact(candidate, recipe)
     place = find_target(target)
-    from compress.data.questions import find_questions
-    from compress.pipeline.quiet import quiet_libraries
-    from compress.pipeline.run import with_absolute_paths
-    from compress.pipeline.side_by_side import measure_side_by_side
-    from compress.recipe_source import dump_recipe
-    from compress.report.schema import BASELINE, FINAL
 
     quiet_libraries()
-    progress = ConsoleProgress()
-    changed = {"threads": threads, "budget_seconds": budget_seconds}
-    settings = after.recipe.benchmark.model_copy(
-        update={name: value for name, value in changed.items() if value is not None}
-    )
-    asked = after.recipe.evaluation.questions
-    metric = (
-        f"time_per_output_token_ms_context_{min(settings.contexts)}"
-        if GENERATES in after.task.capabilities
-        else "latency_ms"
-    )
+    progress, artifacts = ConsoleProgress(), {BASELINE: before.folder, FINAL: after.folder}
+    writes, contexts = GENERATES in after.task.capabilities, after.recipe.benchmark.contexts
+    metric = f"time_per_output_token_ms_context_{min(contexts)}" if writes else "latency_ms"
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
-        report = measure_side_by_side(
-            before.folder,
-            after.folder,
-            after.recipe.model_copy(update={"benchmark": settings}),
-            after.dataset(progress),
-            place,
-            progress,
-            precision=_precision(policy, metric),
-            confidence=policy.time_confidence,
-            answers=folder,
-            questions=[] if asked is None else find_questions(asked, after.recipe_folder),
-        )
+        road = after.road(folder, progress, threads=threads, budget_seconds=budget_seconds)
+        sharp, sure = _precision(policy, metric), policy.time_confidence
+        session = TargetSession(road, Profile(place), artifacts, precision=sharp, confidence=sure)
+        report = _measured(session, folder)
         found_at = with_absolute_paths(after.recipe, after.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(found_at), encoding="utf-8")
         found = compare_reports(
@@ -82,10 +65,29 @@ def compare_now(
     return found.model_copy(update={"how": "side by side", "notes": (*found.notes, *report.notes)})
 
 
+def _measured(session: TargetSession, folder: Path) -> Report:
+    """One report of both models, whose answers go into ``folder``."""
+    road, started = session.road, datetime.now(UTC).astimezone()
+    parts, notes = session.parts()
+    measured = [*session.sizes(), *session.accuracies(parts), *session.choices(), *session.similarities()]
+    measured += session.generations()[0]
+    given = {(label, session.target.name): session.answers(label) for label in session.artifacts}
+    if answers := {place: found for place, found in given.items() if found is not None}:
+        write_predictions(test_labels(road), answers, folder, several=False)
+    rows, further, machine = session.timings(remeasure=False)
+    return Report(
+        recipe=road.recipe.name,
+        started=started.isoformat(timespec="seconds"),
+        environment=machine,
+        measurements=(*measured, *rows),
+        notes=(*notes, *filter(None, [session.examples(BASELINE).note]), *further),
+        data=data_record(road),
+        slices={part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts},
+    )
+
+
 def _precision(policy: Policy, metric: str) -> float:
     """Half of what the policy calls a change of a time."""
-    from compress.recipe.policy import default_margin
-
     rule = policy.rule(metric)
     margin = (rule.margin if rule else default_margin(share=False)).of(1.0, relative=True)
     return (margin or 0.0) / 2

@@ -1,33 +1,36 @@
-"""Baselines as small files to commit: what a gate needs of a report, and who set it, when and why."""
+"""Baselines as small files to commit: what a gate needs of a report, who set it, when and why, and if it comes down."""
 
 from __future__ import annotations
 
-import base64
+import getpass
 import json
 import math
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
+from compress.compare.change import Change, Comparison
 from compress.compare.hosts import fingerprint
 from compress.errors import InputError
 from compress.frozen import Frozen
-from compress.measurement import Measurement
+from compress.measurement import MACHINE, Measurement
 from compress.metrics import describe_metric
-from compress.report.schema import Report, load_report, parse_report, read_text
-from compress.report.write import write_whole
+from compress.recipe.policy import Policy
+from compress.report.run_folder import write_whole
+from compress.report.schema import Report, invalid_fields, pack_bits, parse_report, read_text, unpack_bits
+from compress.stage.stage import FrozenRecord
 
 SCHEMA = 1
 KIND = "compress baseline"
-MACHINE = "machine"
 _DIGITS = 7
+_GIT_SECONDS = 20.0
 
 
-class Origin(BaseModel):
+class Origin(FrozenRecord):
     """Who set the bar, when and why."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     who: str
     when: str = Field(description="ISO 8601, with the offset from UTC")
@@ -35,9 +38,7 @@ class Origin(BaseModel):
 
 
 class Outcomes(Frozen):
-    """Per-example outcomes of a row. Example i is right if bit i of ``bits`` is 1, counted from the highest bit of
-    the first byte; the last byte is filled up with 0.
-    """
+    """Per-example outcomes of a row. Example i is right if bit i of ``bits`` is 1, as `pack_bits` counts them."""
 
     metric: str
     model: str
@@ -49,32 +50,19 @@ class Outcomes(Frozen):
     def of(cls, row: Measurement) -> Outcomes:
         """Pack the 0 and 1 of a row."""
         assert row.raw is not None
-        bits = "".join("1" if outcome else "0" for outcome in row.raw).ljust(-(-len(row.raw) // 8) * 8, "0")
-        packed = base64.b64encode(int(bits, 2).to_bytes(len(bits) // 8, "big")).decode()
+        packed = pack_bits(row.raw)
         return cls(metric=row.metric, model=row.model, target=row.target, count=len(row.raw), bits=packed)
-
-    @field_validator("bits")
-    @classmethod
-    def _base64(cls, value: str) -> str:
-        try:
-            base64.b64decode(value, validate=True)
-        except ValueError:
-            raise ValueError("bytes in Base64") from None
-        return value
 
     def raw(self) -> tuple[float, ...]:
         """The outcomes as a measurement keeps them. Raises `ValueError` where the bits are not as many as ``count``."""
-        content = base64.b64decode(self.bits)
-        if len(content) != -(-self.count // 8):
+        bits = unpack_bits(self.bits)
+        if len(bits) != -(-self.count // 8) * 8:
             raise ValueError(f"{self.count} outcomes of {self.metric} take {-(-self.count // 8)} bytes")
-        bits = f"{int.from_bytes(content, 'big'):0{len(content) * 8}b}"
         return tuple(float(bit) for bit in bits[: self.count])
 
 
-class BaselineFile(BaseModel):
+class BaselineFile(FrozenRecord):
     """The file. ``report`` is a report of schema 1 without its long samples; ``outcomes`` belong to its rows."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
     kind: str = KIND
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -86,9 +74,14 @@ class BaselineFile(BaseModel):
 def load_baseline(path: Path) -> Report:
     """The report behind a baseline's file, a run's folder or a `report.json`. Raises `InputError`."""
     place = path / "report.json" if path.is_dir() else path
-    if not is_baseline(place):
-        return load_report(place)
-    file = read_baseline(place)
+    text = read_text(place)
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not {"kind", "report"} <= content.keys():
+        return parse_report(text, str(place))
+    file = parse_baseline(content, place)
     report = parse_report(json.dumps(file.report), str(place))
     try:
         kept = {(found.model, found.metric, found.target): found.raw() for found in file.outcomes}
@@ -101,23 +94,10 @@ def load_baseline(path: Path) -> Report:
     return report.model_copy(update={"measurements": tuple(rows)})
 
 
-def is_baseline(path: Path) -> bool:
-    """Whether the file says of itself that it is a baseline, rather than a report."""
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError):
-        return False
-    return isinstance(content, dict) and "kind" in content and "report" in content
-
-
-def read_baseline(path: Path) -> BaselineFile:
-    """The file with its origin. Raises `InputError` for another kind or schema, or missing parts."""
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _broken(path, f"no JSON: {error}") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or content.get("kind") != KIND:
+def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
+    """A file's JSON with its origin. Raises `InputError` for another kind or schema, or missing parts."""
+    schema = content.get("schema")
+    if content.get("kind") != KIND:
         raise _broken(path, f"it names no kind {KIND!r}")
     if schema != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
@@ -131,8 +111,7 @@ def read_baseline(path: Path) -> BaselineFile:
     try:
         return BaselineFile.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise _broken(path, "; ".join(lines)) from None
+        raise _broken(path, "; ".join(invalid_fields(error))) from None
 
 
 def write_baseline(report: Report, path: Path, origin: Origin, model: str = "final") -> None:
@@ -175,13 +154,10 @@ def _lines(file: BaselineFile) -> str:
 
 def _block(value: Any, indent: str) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        inner = (json.dumps(_filled(item), ensure_ascii=False) for item in value)
+        filled = ({name: held for name, held in item.items() if held is not None} for item in value)
+        inner = (json.dumps(item, ensure_ascii=False) for item in filled)
         return "[\n" + ",\n".join(indent + item for item in inner) + "\n" + indent[2:] + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _filled(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: held for name, held in value.items() if held is not None}
 
 
 def _is_outcomes(row: Measurement) -> bool:
@@ -215,3 +191,39 @@ def _broken(path: Path, why: str) -> InputError:
         expected="a JSON file that `compress gate RUN --baseline FILE --update` wrote",
         mend="take it from the repository again, or write it anew with --update",
     )
+
+
+def origin(why: str) -> Origin:
+    """The origin of a baseline that is written now: the name that git knows, else the user's."""
+    when = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+    return Origin(who=git(Path(), "config", "user.name") or getpass.getuser(), when=when, why=why)
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git says of a folder; None without git, or where it fails."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def lowered(comparison: Comparison, policy: Policy) -> tuple[Change, ...]:
+    """The gated changes by which a new baseline would ask less than the old one.
+
+    Of figures that repeat exactly, such as bytes and accuracy, any loss counts: small ones add up from update to
+    update. Times and memory count only where the verdict is *worse*.
+    """
+    return tuple(
+        change for change in comparison.changes if policy.rule(change.metric) is not None and _asks_less(change)
+    )
+
+
+def _asks_less(change: Change) -> bool:
+    known = describe_metric(change.metric, change.unit)
+    if change.verdict == "worse":
+        return True
+    if not (known.quality or change.metric == "size_bytes"):
+        return False
+    return change.effect < 0 if known.better == "higher" else change.effect > 0

@@ -12,10 +12,20 @@ import numpy as np
 from compress.compare.change import Change
 from compress.measurement import Measurement
 from compress.metrics import Metric, describe_metric
-from compress.numerics.decision import decide, samples_to_settle
-from compress.numerics.paired import difference_of_shares, discordant, mcnemar_mid_p, paired_bootstrap
+from compress.numerics.differences import (
+    allow_for,
+    decide,
+    difference_of_estimates,
+    difference_of_shares,
+    discordant,
+    logarithm,
+    mcnemar_mid_p,
+    paired_bootstrap,
+    relative,
+    samples_to_settle,
+    widen,
+)
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
-from compress.numerics.unpaired import allow_for, difference_of_estimates, logarithm, relative, widen
 from compress.recipe.policy import Margin
 
 _MEASURED_CONFIDENCE = 0.95
@@ -131,7 +141,10 @@ def time_change(
     before, after = (logarithm(_own_interval(row, confidence)) for row in (pair.before, pair.after))
     ratio = difference_of_estimates(before, after)
     sign = -1.0 if pair.metric.style == "rate" else 1.0
-    found = ratio if not references else _hull([_divided(ratio, known, sign, confidence) for known in references])
+    found = ratio
+    if by_each := [_divided(ratio, known, sign, confidence) for known in references]:
+        values, lows, highs = zip(*by_each, strict=True)
+        found = Estimate(fmean(values), min(lows), max(highs))
     spread = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2) * session_spread
     found = relative(allow_for(found, spread))
     by = f", divided by {' and '.join(known.name for known in references)}" if references else ""
@@ -226,8 +239,3 @@ def _divided(ratio: Estimate, known: Reference, sign: float, confidence: float) 
     slower = widen(known.log_ratio, _MEASURED_CONFIDENCE, confidence)
     turned = slower if sign > 0 else Estimate(-slower.value, -slower.high, -slower.low)
     return difference_of_estimates(turned, ratio)
-
-
-def _hull(estimates: list[Estimate]) -> Estimate:
-    middle = fmean(found.value for found in estimates)
-    return Estimate(middle, min(found.low for found in estimates), max(found.high for found in estimates))

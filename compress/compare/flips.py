@@ -1,60 +1,68 @@
-"""Flips: the test examples that one model gets right and the other wrong, with what both answered."""
+"""Flips: the test examples that one model gets right and the other wrong, with what both answered.
+
+Texts are those of the data that a run's recipe names, if they can still be had; nothing is fetched for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
-from compress.compare.change import Flip
-from compress.compare.examples import examples_of
-from compress.errors import CompressError
-from compress.measurement import Measurement
+from compress.compare.change import Flip, Sides
+from compress.data.config import DataConfig
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.media import shown
+from compress.data.source import HubSplit, locate_split
+from compress.errors import CompressError, InputError
+from compress.progress import SilentProgress
+from compress.recipe_source import read_recipe
 from compress.report.predictions import Found, read_predictions
-from compress.report.schema import FINAL, Report
+from compress.report.schema import DataRecord, Report
+from compress.samples.fetch import cached_directory
+from compress.tasks.registry import get_task
+
+RECIPE = "recipe.yaml"
+_LONGEST = 400
 
 
-def flips(
-    baseline: Report,
-    candidate: Report,
-    target: str,
-    *,
-    baseline_model: str = FINAL,
-    candidate_model: str = FINAL,
-    baseline_folder: Path | None = None,
-    candidate_folder: Path | None = None,
-    metric: str = "accuracy",
-    most: int | None = None,
-) -> tuple[Flip, ...]:
+def flips(sides: Sides, target: str, metric: str = "accuracy", most: int | None = None) -> tuple[Flip, ...]:
     """What was right and is wrong, then what was wrong and is right; the surest answers first, where known.
 
     Answers come from the `predictions.parquet` of the runs' folders, and texts from the data that a folder's
-    `recipe.yaml` names, if its test rows are still those of the report; nothing is fetched. What cannot be had is
-    left out: an answer or label is then empty, and ``example`` says where the row is and why its text is not given.
-    ``most`` bounds how many of either kind are listed. Empty where the outcomes of the two do not pair.
+    `recipe.yaml` names, if its test rows are still those of the report. What cannot be had is left out: an answer or
+    label is then empty, and ``example`` says where the row is and why its text is not given. ``most`` bounds how many
+    of either kind are listed. Empty where the outcomes of the two do not pair.
     """
-    before = baseline.find(baseline_model, metric, target)
-    after = candidate.find(candidate_model, metric, target)
-    if before is None or after is None or not _pair(baseline, candidate, before, after):
+    raw = sides.outcomes(metric, target)
+    if raw is None:
         return ()
-    old = _answers(baseline_folder, baseline_model, target, before)
-    new = _answers(candidate_folder, candidate_model, target, after)
-    turned = _turned(before, after, new)
-    chosen = [*turned["wrong"][:most], *turned["right"][:most]]
+    old = _answers(sides.baseline_folder, sides.baseline_model, target, raw[0])
+    new = _answers(sides.candidate_folder, sides.candidate_model, target, raw[1])
+    pairs = list(enumerate(zip(*raw, strict=True)))
+    wrong = [row for row, (before, after) in pairs if before > after]
+    right = [row for row, (before, after) in pairs if before < after]
+    if new is not None:
+        sureness = new.answers.probability
+        wrong, right = (sorted(rows, key=lambda row: -sureness[row]) for rows in (wrong, right))
+    chosen = [*wrong[:most], *right[:most]]
     if not chosen:
         return ()
-    text = examples_of(((candidate, candidate_folder), (baseline, baseline_folder)))
-    now = dict.fromkeys(turned["wrong"], "wrong") | dict.fromkeys(turned["right"], "right")
-    return tuple(_flip(row, now[row] == "wrong", old, new, text) for row in chosen)
+    known = new or old
+    text = examples_of(((sides.candidate, sides.candidate_folder), (sides.baseline, sides.baseline_folder)))
+    return tuple(
+        Flip(
+            row=row,
+            now="wrong" if raw[0][row] > raw[1][row] else "right",
+            label=known.labels[row] if known else "",
+            baseline_answer=old.answers.answers[row] if old else "",
+            candidate_answer=new.answers.answers[row] if new else "",
+            example=text(row),
+        )
+        for row in chosen
+    )
 
 
-def _pair(baseline: Report, candidate: Report, before: Measurement, after: Measurement) -> bool:
-    if before.raw is None or after.raw is None or len(before.raw) != len(after.raw):
-        return False
-    return not (baseline.data and candidate.data and baseline.data.digest != candidate.data.digest)
-
-
-def _answers(folder: Path | None, model: str, target: str, row: Measurement) -> Found | None:
+def _answers(folder: Path | None, model: str, target: str, outcomes: tuple[float, ...]) -> Found | None:
     """The kept answers, if they are those that the report counts."""
     if folder is None:
         return None
@@ -62,28 +70,50 @@ def _answers(folder: Path | None, model: str, target: str, row: Measurement) -> 
         found = read_predictions(folder, model, target)
     except CompressError:
         return None
-    return found if found.answers.correct.tolist() == [outcome == 1.0 for outcome in row.raw or ()] else None
+    return found if found.answers.correct.tolist() == [outcome == 1.0 for outcome in outcomes] else None
 
 
-def _turned(
-    before: Measurement, after: Measurement, new: Found | None
-) -> Mapping[Literal["wrong", "right"], Sequence[int]]:
-    pairs = list(enumerate(zip(before.raw or (), after.raw or (), strict=True)))
-    wrong = [row for row, (old, now) in pairs if old > now]
-    right = [row for row, (old, now) in pairs if old < now]
-    if new is not None:
-        sureness = new.answers.probability
-        wrong, right = (sorted(rows, key=lambda row: -sureness[row]) for rows in (wrong, right))
-    return {"wrong": wrong, "right": right}
+def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], str]:
+    """A row's text by its number, from the first of the reports whose folder leads to it; else why there is none."""
+    reasons = []
+    for report, folder in sides:
+        try:
+            texts = _texts(report, folder)
+        except CompressError as error:
+            reasons.append(error.what.rstrip("."))
+        else:
+            return lambda row: _short(texts[row])
+    why = "; ".join(dict.fromkeys(reasons))
+    return lambda row: f"row {row} of the test split ({why})"
 
 
-def _flip(row: int, is_wrong: bool, old: Found | None, new: Found | None, text: Callable[[int], str]) -> Flip:
-    known = new or old
-    return Flip(
-        row=row,
-        now="wrong" if is_wrong else "right",
-        label=known.labels[row] if known else "",
-        baseline_answer=old.answers.answers[row] if old else "",
-        candidate_answer=new.answers.answers[row] if new else "",
-        example=text(row),
-    )
+def _texts(report: Report, folder: Path | None) -> list[str]:
+    """Each test row's inputs. Raises `InputError` where they are not to be had or are no longer the same."""
+    if folder is None or not (folder / RECIPE).is_file():
+        raise InputError("no recipe.yaml beside the report says where its text is")
+    if report.data is None:
+        raise InputError("the report names no digest by which its rows could be known again")
+    recipe = read_recipe(folder / RECIPE)
+    data = _test_split(recipe.data, recipe.task, report.data, folder)
+    if data.digest(report.data.split) != report.data.digest:
+        raise InputError("the test split has changed since the report was written")
+    table = data.split(report.data.split)
+    inputs = [shown(table[column.name]) for column in data.columns if not column.label]
+    return [" \u00b7 ".join(row) for row in zip(*inputs, strict=True)]
+
+
+def _test_split(config: DataConfig, task: str, kept: DataRecord, folder: Path) -> Dataset:
+    """The test split alone, with the class names of the report."""
+    if kept.split not in config.splits:
+        raise InputError(f"the recipe names no split {kept.split!r}")
+    # A folder that is moved away keeps the recipe's absolute paths, so the data is found wherever the run is.
+    place = locate_split(config, kept.split, folder, cached_directory)
+    if place is None or isinstance(place, HubSplit):
+        raise InputError(f"{config.source} is not on this machine, and nothing is fetched for a comparison")
+    alone = {"splits": {kept.split: config.splits[kept.split]}, "unlabeled": (), "labels": kept.labels or None}
+    return load_dataset(config.model_copy(update=alone), get_task(task).columns, folder, SilentProgress())
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}\u2026"

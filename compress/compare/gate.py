@@ -1,9 +1,10 @@
-"""Judging a comparison by a policy: what passed, what is unknown, what failed."""
+"""Judging a comparison by a policy, which may be a file: what passed, what is unknown, what failed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -11,6 +12,8 @@ from pydantic import Field
 from compress.compare.change import Change, Comparison, SliceChange, Uncompared
 from compress.frozen import FrozenAliased
 from compress.recipe.policy import Policy, Rule
+from compress.recipe_source.document import FileKind, read_document
+from compress.recipe_source.translate import validate
 
 Status = Literal["passed", "warned", "failed"]
 _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}
@@ -33,6 +36,11 @@ class GateResult(FrozenAliased):
 
     comparison: Comparison
     judgements: tuple[Judgement, ...]
+
+    @property
+    def status(self) -> Status:
+        """The gravest of all."""
+        return "failed" if self.failed else "warned" if self.having("warned") else "passed"
 
     @property
     def failed(self) -> bool:
@@ -128,3 +136,26 @@ def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:
 def margin_text(rule: Rule) -> str:
     """The rule's margin as it was written."""
     return rule.worse_by.strip() if isinstance(rule.worse_by, str) else f"{rule.worse_by:g}"
+
+
+SECTION = "gate"
+_POLICY = FileKind(
+    "policy",
+    "The policy",
+    "a YAML policy",
+    "a mapping such as `rules: [{metric: accuracy, worse_by: 0.5 points}]`",
+    "docs/recipe.schema.json describes every field, under `gate`",
+)
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a YAML file that is a policy, or has one under `gate:` as a recipe does.
+
+    Raises `RecipeError` with every problem: file, line, field, what was found and what was expected.
+    """
+    document = read_document(path, _POLICY)
+    below = (SECTION,) if SECTION in document.values else ()
+    policy = validate(Policy, document.values[SECTION] if below else document.values, document, below)
+    if policy is None:
+        raise document.refusal()
+    return policy

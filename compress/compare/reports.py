@@ -5,32 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from compress.compare.change import Change, Comparison, Flip, Side, SliceChange, Uncompared
-from compress.compare.effects import (
-    Pair,
-    Reference,
-    exact_change,
-    is_paired,
-    launch_change,
-    paired_change,
-    reference,
-    time_change,
-    unjudged_change,
-    unpaired_change,
-    withhold,
-)
+from compress.compare import effects
+from compress.compare.change import Change, Comparison, Flip, Side, Sides, SliceChange, Uncompared
+from compress.compare.effects import Pair, Reference
 from compress.compare.flips import flips
 from compress.compare.hosts import HostDifferences, host_differences, host_words
 from compress.compare.slices import slice_changes
 from compress.errors import InputError
-from compress.measurement import Measurement
+from compress.measurement import MACHINE, Measurement
 from compress.metrics import Metric, context_of, describe_metric, slice_of
 from compress.recipe.policy import COMPARE, Margin, Policy, default_margin
+from compress.report.limits import unfit_machine
 from compress.report.schema import BASELINE, WEIGHED, Report
 
-MACHINE = "machine"
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
 """Rows of the model `machine`: fixed kernels, timed alongside."""
 MOST_FLIPS = 100
@@ -60,14 +50,15 @@ def compare_reports(
     before = baseline_model or policy.model
     for report, model, name in ((baseline, before, names[0]), (candidate, policy.model, names[1])):
         _require(report, model, name)
-    ways = _Ways(baseline, candidate, before, policy, across_hosts)
+    ways = _Ways(Sides(baseline, candidate, before, policy.model, *folders), policy, across_hosts)
     compared = [ways.compare(metric, target) for target, metric in ways.metrics()]
     changes = tuple(found for found in compared if isinstance(found, Change))
     if not changes:
+        targets = ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
         raise InputError(
             "The two have no measurement in common.",
             where=f"{names[0]} ({before}) and {names[1]} ({policy.model})",
-            expected=f"rows on one target: {_targets(policy, baseline, candidate)}",
+            expected=f"rows on one target: {targets}",
         )
     return Comparison(
         baseline=_side(baseline, names[0], before),
@@ -76,7 +67,7 @@ def compare_reports(
         changes=changes,
         uncompared=tuple(found for found in compared if isinstance(found, Uncompared)),
         slices=tuple(ways.slices(changes)),
-        flips=tuple(ways.flips(changes, folders)),
+        flips=ways.flips(changes),
         host_differences=ways.hosts.machine,
         notes=tuple(ways.notes(changes)),
     )
@@ -91,10 +82,6 @@ def _require(report: Report, model: str, name: str) -> None:
     )
 
 
-def _targets(policy: Policy, baseline: Report, candidate: Report) -> str:
-    return ", ".join(policy.targets or dict.fromkeys((*baseline.targets, *candidate.targets))) or "none"
-
-
 def _side(report: Report, name: str, model: str) -> Side:
     return Side(name=name, model=model, started=report.started, host=host_words(report.environment))
 
@@ -103,25 +90,28 @@ def _side(report: Report, name: str, model: str) -> Side:
 class _Ways:
     """Knows which way each metric of two reports can be compared."""
 
-    baseline: Report
-    candidate: Report
-    before: str
+    sides: Sides
     policy: Policy
     across_hosts: bool
-    hosts: HostDifferences = field(init=False)
-    one_session: bool = field(init=False)
     reused: bool = field(default=False, init=False)
 
-    def __post_init__(self) -> None:
-        self.one_session = self.baseline is self.candidate or self.baseline == self.candidate
-        self.hosts = host_differences(self.baseline.environment, self.candidate.environment)
+    @cached_property
+    def one_session(self) -> bool:
+        """Whether both are models of one report."""
+        return self.sides.baseline is self.sides.candidate or self.sides.baseline == self.sides.candidate
+
+    @cached_property
+    def hosts(self) -> HostDifferences:
+        """How the two machines differ."""
         if self.one_session:
-            self.hosts = HostDifferences((), ())
+            return HostDifferences((), ())
+        return host_differences(self.sides.baseline.environment, self.sides.candidate.environment)
 
     def metrics(self) -> Iterator[tuple[str, str]]:
         """(target, metric) of everything that either side has, slices apart: those are compared by themselves."""
-        sides = ((self.baseline, self.before), (self.candidate, self.policy.model))
-        rows = [row for report, model in sides for row in report.measurements if row.model == model]
+        both = self.sides
+        rows = [row for row in both.baseline.measurements if row.model == both.baseline_model]
+        rows += [row for row in both.candidate.measurements if row.model == both.candidate_model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
             wanted = not self.policy.targets or target in self.policy.targets
             if wanted and slice_of(metric) is None and not (describe_metric(metric).relative and self._own_baselines()):
@@ -129,14 +119,14 @@ class _Ways:
 
     def _own_baselines(self) -> bool:
         """Whether agreement and speed-up, which compare with a run's own baseline, mean different things here."""
+        old, new = self.sides.baseline, self.sides.candidate
         if self.one_session:
-            return self.before != self.policy.model
-        return (self.baseline.recipe, self.baseline.baseline) != (self.candidate.recipe, self.candidate.baseline)
+            return self.sides.baseline_model != self.policy.model
+        return (old.recipe, old.baseline) != (new.recipe, new.baseline)
 
     def compare(self, metric: str, target: str) -> Change | Uncompared:
         """The change of one metric, or why there is none."""
-        before = self.baseline.find(self.before, metric, target)
-        after = self.candidate.find(self.policy.model, metric, target)
+        before, after = self.sides.rows(metric, target)
         if before is None or after is None:
             return self._absent(metric, target, before is None)
         for row, side in ((before, "baseline"), (after, "candidate")):
@@ -148,57 +138,58 @@ class _Ways:
         pair = Pair(before, after, rule.margin if rule else default_margin(known.style == "percent"))
         if not pair.is_share and before.value == 0 and after.value != 0:
             return Uncompared(metric=metric, target=target, reason="the baseline is 0, so there is no ratio to it")
-        by_kind = self.policy.time_confidence if _is_timed(known) else self.policy.quality_confidence
+        by_kind = self.policy.time_confidence if _varies(known) else self.policy.quality_confidence
         return self._change(pair, known, (rule and rule.confidence) or by_kind)
 
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
         if known.name in WEIGHED:
-            return exact_change(pair)
-        if _is_timed(known):
+            return effects.exact_change(pair)
+        if _varies(known):
             return self._time(pair, known, confidence)
         if known.style in ("bytes", "count"):
             exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
             # Memory hardly varies between sessions, but does with the machine.
-            change = exact_change(pair) if exact else time_change(pair, confidence, 0.0, (), None)
+            change = effects.exact_change(pair) if exact else effects.time_change(pair, confidence, 0.0, (), None)
             return self._bound_to_host(change)
-        if is_paired(pair) and self._same_rows():
-            return paired_change(pair, confidence)
+        if effects.is_paired(pair) and self.sides.same_rows():
+            return effects.paired_change(pair, confidence)
         if pair.before.low is None or pair.after.low is None:
-            return unjudged_change(pair, "no interval is kept with this figure")
-        apart = "of different test data" if not self._same_rows() else "kept without the outcomes of single examples"
-        return unpaired_change(pair, confidence, f"not paired: {apart}")
+            return effects.unjudged_change(pair, "no interval is kept with this figure")
+        same = self.sides.same_rows()
+        apart = "kept without the outcomes of single examples" if same else "of different test data"
+        return effects.unpaired_change(pair, confidence, f"not paired: {apart}")
 
     def _time(self, pair: Pair, known: Metric, confidence: float) -> Change:
         before, after = pair.before, pair.after
         if before.value <= 0 or after.value <= 0:
-            return unjudged_change(pair, "a time or rate that is not positive has no ratio")
+            return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
         if self.one_session:
             return self._time_of_one_session(pair, confidence)
         if (before.value, before.low, before.high) == (after.value, after.low, after.high) and before.low is not None:
             self.reused = True
-            return exact_change(pair, _REUSED)
+            return effects.exact_change(pair, _REUSED)
         references = self._references(pair, known)
         note = None if references else "no reference kernel on both sides: how fast the machine was is not known"
-        change = time_change(pair, confidence, self.policy.session_spread, references, note)
+        change = effects.time_change(pair, confidence, self.policy.session_spread, references, note)
         return self._bound_to_host(self._bound_to_noise(change))
 
     def _time_of_one_session(self, pair: Pair, confidence: float) -> Change:
         ratios = self._launch_ratios(pair)
         if len(ratios) > 1:
-            return launch_change(pair, ratios, confidence)
-        return time_change(pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians")
+            return effects.launch_change(pair, ratios, confidence)
+        return effects.time_change(
+            pair, confidence, 0.0, (), "taken in turns in one session, compared by their medians"
+        )
 
     def _launch_ratios(self, pair: Pair) -> tuple[float, ...]:
         """Baseline over candidate, one a launch, where the session kept them."""
-        metric = pair.after.metric
-        if metric.startswith("latency_ms") and self.before == BASELINE:
-            speedup = self.candidate.find(
-                self.policy.model, metric.replace("latency_ms", "speedup", 1), pair.after.target
-            )
-            return (speedup and speedup.raw) or ()
-        if (generated := context_of(metric)) and metric.startswith("time_") and self.before == BASELINE:
+        metric, name = pair.after.metric, ""
+        if metric.startswith("latency_ms"):
+            name = metric.replace("latency_ms", "speedup", 1)
+        elif (generated := context_of(metric)) and metric.startswith("time_"):
             name = f"speedup_{generated[0].removesuffix('_ms')}_context_{generated[1]}"
-            speedup = self.candidate.find(self.policy.model, name, pair.after.target)
+        if name and self.sides.baseline_model == BASELINE:
+            speedup = self.sides.candidate.find(self.policy.model, name, pair.after.target)
             return (speedup and speedup.raw) or ()
         before, after = pair.before.raw or (), pair.after.raw or ()
         if metric in ("startup_ms", "session_load_ms") and len(before) == len(after):
@@ -211,32 +202,29 @@ class _Ways:
             return ()
         found = []
         for name in REFERENCES:
-            rows = [report.find(MACHINE, name, pair.after.target) for report in (self.baseline, self.candidate)]
+            reports = (self.sides.baseline, self.sides.candidate)
+            rows = [report.find(MACHINE, name, pair.after.target) for report in reports]
             usable = [row for row in rows if row is not None and _is_finite(row) and row.value > 0]
             if len(usable) == 2:
-                found.append(reference(name, *usable))
+                found.append(effects.reference(name, *usable))
         return tuple(found)
 
     def _bound_to_host(self, change: Change) -> Change:
         if not self.hosts.machine or self.across_hosts:
             return change
-        return withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
+        return effects.withhold(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
 
     def _bound_to_noise(self, change: Change) -> Change:
         noisy = [
             f"the {side}'s machine was too noisy ({reasons})"
-            for side, report in (("baseline", self.baseline), ("candidate", self.candidate))
-            if (reasons := _unusable(report))
+            for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
+            if (reasons := unfit_machine(report.environment))
         ]
-        return withhold(change, "; ".join(noisy)) if noisy else change
-
-    def _same_rows(self) -> bool:
-        """Whether both were judged on the same examples, as far as the reports know."""
-        data = (self.baseline.data, self.candidate.data)
-        return data[0] is None or data[1] is None or data[0].digest == data[1].digest
+        return effects.withhold(change, "; ".join(noisy)) if noisy else change
 
     def _absent(self, metric: str, target: str, baseline_lacks: bool) -> Uncompared:
-        report, side = (self.baseline, "baseline") if baseline_lacks else (self.candidate, "candidate")
+        side = "baseline" if baseline_lacks else "candidate"
+        report = self.sides.baseline if baseline_lacks else self.sides.candidate
         skipped = next((skip.reason for skip in report.skipped if skip.target == target), None)
         reason = f"the target was skipped: {skipped}" if skipped else f"the {side} was not measured for it"
         lacks = not baseline_lacks and skipped is None
@@ -249,66 +237,42 @@ class _Ways:
                 rule = self.policy.slice_rule(_SLICED)
                 margin = (rule.margin if rule else _SLICE_MARGIN).of(change.baseline, relative=False)
                 confidence = (rule and rule.confidence) or self.policy.quality_confidence
-                yield from slice_changes(
-                    self.baseline,
-                    self.candidate,
-                    change.target,
-                    margin or 0.0,
-                    confidence,
-                    baseline_model=self.before,
-                    candidate_model=self.policy.model,
-                )
+                yield from slice_changes(self.sides, change.target, margin or 0.0, confidence)
 
-    def flips(self, changes: tuple[Change, ...], folders: tuple[Path | None, Path | None]) -> Iterator[Flip]:
+    def flips(self, changes: tuple[Change, ...]) -> tuple[Flip, ...]:
         """Examples that one side gets right and the other wrong, on the first target."""
         target = next((change.target for change in changes if change.metric == _SLICED), None)
-        if target is not None:
-            yield from flips(
-                self.baseline,
-                self.candidate,
-                target,
-                baseline_model=self.before,
-                candidate_model=self.policy.model,
-                baseline_folder=folders[0],
-                candidate_folder=folders[1],
-                most=MOST_FLIPS,
-            )
+        return () if target is None else flips(self.sides, target, most=MOST_FLIPS)
 
     def notes(self, changes: tuple[Change, ...]) -> Iterator[str]:
         """What a reader must know besides the rows."""
+        old, new = self.sides.baseline, self.sides.candidate
         if self.one_session:
-            noise = _unusable(self.candidate)
-            if self.before == self.policy.model:
+            if self.sides.baseline_model == self.policy.model:
                 yield "both sides are one and the same run"
-            yield from [f"the machine was too noisy for sharp times: {noise}"] if noise else []
+            if noise := unfit_machine(new.environment):
+                yield f"the machine was too noisy for sharp times: {noise}"
             return
-        if self.baseline.recipe != self.candidate.recipe:
-            yield f"of different recipes: {self.baseline.recipe} and {self.candidate.recipe}"
-        if not self._same_rows():
+        if old.recipe != new.recipe:
+            yield f"of different recipes: {old.recipe} and {new.recipe}"
+        if not self.sides.same_rows():
             yield "judged on different test data: examples do not pair"
-        elif self.baseline.data is None or self.candidate.data is None:
+        elif old.data is None or new.data is None:
             yield "a report does not name its test data: the same is assumed where the rows are as many"
         yield from (f"software differs: {difference}" for difference in self.hosts.software)
         if self.hosts.machine and self.across_hosts:
             yield f"times are compared across machines, as asked: {'; '.join(self.hosts.machine)}"
         if self.reused:
             yield f"times are {_REUSED}"
-        elif any(_is_timed(describe_metric(change.metric, change.unit)) for change in changes):
+        elif any(_varies(describe_metric(change.metric, change.unit)) for change in changes):
             yield _SHARPER
 
 
-def _is_timed(known: Metric) -> bool:
+def _varies(known: Metric) -> bool:
+    """Times, rates and energies, but not a factor that is taken of a time, such as the real-time factor."""
     return known.style in ("milliseconds", "rate", "times") or known.unit in ("J", "W", "s")
 
 
 def _is_finite(row: Measurement) -> bool:
     figures = (row.value, row.low or 0.0, row.high or 0.0, *(row.raw or ()))
     return all(map(math.isfinite, figures))
-
-
-def _unusable(report: Report) -> str:
-    """Why the session's times mean nothing, or nothing if they do."""
-    noise = report.environment.get("noise")
-    if not isinstance(noise, dict) or noise.get("verdict") != "unusable":
-        return ""
-    return "; ".join(map(str, noise.get("reasons") or ())) or "no reason given"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compress.compare.change import Change, Comparison, Side
 from compress.compare.gate import GateResult, Judgement
 from compress.metrics import describe_metric, format_value, significant
-from compress.numerics.decision import Verdict
+from compress.numerics.differences import Verdict
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")
@@ -63,6 +63,19 @@ def figures(change: Change) -> list[str]:
     interval = interval_text(change)
     known = f"{interval} ({confidence_text(change)})" if interval else ""
     return [value_text(change, change.baseline), value_text(change, change.candidate), effect_text(change), known]
+
+
+def change_cells(change: Change) -> list[str]:
+    """A change as a row: metric, target, `figures`, which changes matter, verdict."""
+    return [change.metric, change.target, *figures(change), margin_text(change), verdict_text(change)]
+
+
+def judgement_cells(judgement: Judgement) -> list[str]:
+    """A judgement as a row: metric, target, `figures`, what is allowed, verdict or why there is none."""
+    change = judgement.change
+    known = figures(change) if change else [""] * 4
+    last = verdict_text(change) if change else judgement.reason
+    return [judged_name(judgement), judgement.target, *known, judgement.margin, last]
 
 
 def margin_text(change: Change) -> str:

@@ -161,17 +161,20 @@ def _text(value: Any) -> str | None:
 
 
 def _label_text(value: Any) -> str | None:
-    """A class name, or an integer id as digits: `true`, 1 and 1.0 are `true`, `1` and `1`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if value != value:
-            return None
-        value = int(value) if value.is_integer() else value
+    """A class name, or an integer id as digits."""
     if isinstance(value, int | float):
-        return str(value)
+        return None if value != value else value_text(value)
     text = _text(value)
     return text.strip() if text is not None else None
+
+
+def value_text(value: Any) -> str:
+    """A value of a column as text: true, 1 and 1.0 are `true`, `1` and `1`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:

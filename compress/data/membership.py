@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.data.columns import value_text
 from compress.data.dataset import Dataset
-from compress.data.slices import Slice, Unit, value_text
+from compress.data.slices import Slice, Unit
 from compress.errors import DataError
 
 OTHER = "(other)"

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress.data.columns import value_text
 from compress.frozen import Frozen
 
 Unit = Literal["characters", "tokens"]
@@ -123,12 +124,3 @@ def extra_columns(slices: Iterable[Slice], known: Iterable[str]) -> tuple[str, .
     """The columns that ``slices`` read beside the ``known`` ones of the task, each once."""
     task = set(known)
     return tuple(dict.fromkeys(part.column for part in slices if part.column and part.column not in task))
-
-
-def value_text(value: Any) -> str:
-    """A value of a column as text: true, 1 and 1.0 are `true`, `1` and `1`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

@@ -1,23 +1,30 @@
-"""Find where a split or unlabeled inputs come from: a file, a folder, a sample or a dataset on the Hub."""
+"""Find where a split or unlabeled inputs come from, and read it: a file, a folder, a sample, a dataset on the Hub."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from compress.data.class_folder import read_class_folder
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
-from compress.data.files import Rows, read_file
-from compress.data.hub import HubSplit as HubSplit
-from compress.data.hub import read_hub_split
-from compress.errors import DataError
-from compress.samples.catalog import find_sample
+from compress.data.files import Rows, read_class_folder, read_file
+from compress.errors import DataError, MissingExtraError
+from compress.samples.sample import find_sample
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 OpenSample = Callable[[str], Path | None]
 """The folder of a sample by its name, or ``None`` where it is not fetched and must not be."""
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """A split of a dataset on the Hugging Face Hub."""
+
+    dataset: str
+    split: str
 
 
 Location = Path | HubSplit
@@ -78,6 +85,27 @@ def read(location: Location, wanted: Collection[str]) -> Rows:
     if isinstance(location, Path):
         return (read_class_folder if location.is_dir() else read_file)(location, wanted)
     return read_hub_split(location, wanted)
+
+
+def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
+    """The rows of a file that must have all of ``names``. Raises `DataError`."""
+    rows = read_file(path, names)
+    for name in names:
+        if name not in rows.names:
+            raise DataError(
+                f"{rows.name} has no column {name!r}.",
+                where=str(path),
+                expected=f"the columns {', '.join(names)}{note}",
+            )
+    return rows
+
+
+def find_file(reference: str, folder: Path, field: str, expected: str = "a file") -> Path:
+    """As `find`. Raises `DataError` where there is no such file."""
+    found = find(reference, folder)
+    if found is None or not found.is_file():
+        raise DataError(f"{reference} does not exist.", where=field, expected=f"{expected} in {folder.resolve()}")
+    return found
 
 
 def find(reference: str, folder: Path) -> Path | None:
@@ -143,3 +171,47 @@ def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
         expected=f"one of its splits: {found}",
         mend="list under `data.splits` only splits that the source has",
     )
+
+
+def read_hub_split(location: HubSplit, wanted: Collection[str]) -> Rows:
+    """The columns ``wanted`` of a split, as far as it has them. Raises `DataError`."""
+    return rows_of(_load(location), f"{location.dataset} ({location.split})", wanted)
+
+
+def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
+    """The rows of a `datasets.Dataset`, with class ids as class names. Raises `DataError`."""
+    columns = {}
+    chosen = [column for column in dataset.column_names if column in wanted]
+    table = dataset.select_columns(chosen).with_format("arrow")[:]
+    for column in chosen:
+        values = table[column].to_pylist()
+        class_names = getattr(dataset.features[column], "names", None)
+        if class_names:  # -1 marks rows without a label, as in the test sets of GLUE
+            values = [None if value is None or value < 0 else class_names[value] for value in values]
+        columns[column] = values
+    if not len(dataset):
+        raise DataError(f"{name} has no rows.", expected="at least one row")
+    return Rows(name, tuple(dataset.column_names), columns)
+
+
+def _load(location: HubSplit) -> Any:
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("datasets", "hub", "A dataset of the Hugging Face Hub") from error
+
+    try:
+        return datasets.load_dataset(location.dataset, split=location.split)
+    except ConnectionError as error:
+        raise DataError(
+            f"The dataset {location.dataset!r} cannot be fetched: {error}.",
+            where="data.source",
+            expected="a folder, a sample, or a dataset on the Hugging Face Hub and a network that reaches it",
+            mend="connect and try again, or name files that are on this machine",
+        ) from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise DataError(
+            f"The split {location.split!r} of the dataset {location.dataset!r} cannot be loaded: {error}",
+            where="data.source",
+        ) from error

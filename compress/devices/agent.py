@@ -36,7 +36,7 @@ POLL_SECONDS = 0.5
 TAIL_CHARACTERS = 2000
 _TRIES = 20
 _HEARTBEAT_SECONDS = 2.0
-_BYTES_AT_ONCE = 1 << 20
+BYTES_AT_ONCE = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _SESSION = re.compile(r"[0-9a-f]{32}\Z")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from compress.devices.bootstrap import main; main(*sys.argv[2:])"
@@ -106,20 +106,31 @@ def begin(message: Message) -> Message:
     return {"holder": None}
 
 
-def keep(message: Message) -> Message:
-    """Give the blobs that have arrived their names; those whose bytes have another digest are removed and returned."""
-    cache = _cache(message)
-    damaged = []
-    for blob in map(checked_digest, message["blobs"]):
-        part = _part(cache, blob)
-        if not part.is_file():
-            damaged += [] if (cache / BLOBS / blob).is_file() else [blob]
-        elif _digest_of(part) == blob:
-            part.replace(cache / BLOBS / blob)
-        else:
-            part.unlink()
-            damaged.append(blob)
-    return {"damaged": damaged}
+def receive(message: Message) -> Message:
+    """Write what follows on standard input into the part of `blob`, from byte `offset` to `size`, saying how far it is.
+
+    The blob that is whole gets its name; one whose bytes have another digest is removed, and is not `kept`.
+    """
+    cache, blob, offset = _cache(message), checked_digest(message["blob"]), message["offset"]
+    part = _part(cache, blob)
+    try:
+        with part.open("r+b" if part.exists() else "w+b") as file:
+            file.seek(offset)
+            while block := sys.stdin.buffer.read(min(BYTES_AT_ONCE, message["size"] - offset)):
+                file.write(block)
+                file.flush()
+                offset += len(block)
+                _say({"offset": offset})
+            file.seek(0)
+            kept = offset == message["size"] and hashlib.file_digest(file, "sha256").hexdigest() == blob
+    except OSError as error:
+        expected = "a folder that may be written to, on a disk that is not full"
+        raise RefusedError(f"{part}: it cannot write what is sent to it: {error.strerror}.", expected) from error
+    if kept:
+        part.replace(cache / BLOBS / blob)
+    elif offset == message["size"]:
+        part.unlink()
+    return {"kept": kept}
 
 
 def order(message: Message) -> Message:
@@ -251,14 +262,6 @@ def _lines(path: Path, offset: int) -> list[tuple[int, Message]]:
     return found
 
 
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BYTES_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _cache(message: Message) -> Path:
     return Path.home() / str(message["cache"])
 
@@ -288,7 +291,7 @@ def _say(reply: Message) -> None:
 
 def answer(message: Message) -> None:
     """Do what is asked; the last line is the answer."""
-    actions = {each.__name__: each for each in (probe, begin, keep, order, touch, follow, end, clear)}
+    actions = {each.__name__: each for each in (probe, begin, receive, order, touch, follow, end, clear)}
     try:
         reply = actions[message["do"]](message)
     except RefusedError as refusal:

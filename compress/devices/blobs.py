@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.devices.connection import Connection
-from compress.devices.login import LostError
+from compress.devices.agent import BYTES_AT_ONCE
+from compress.devices.connection import Connection, LostError
 from compress.digests import digest_file
 from compress.errors import DeviceError
 from compress.progress import Progress
@@ -18,7 +18,6 @@ from compress.progress import Progress
 ENVIRONMENT_BYTES = 600_000_000
 """Room for an environment while pip makes it: three times what numpy, SciPy and ONNX Runtime take."""
 _SPARE_BYTES = 20_000_000
-_STEP_BYTES = 1 << 20
 _TRIES = 3
 _TOUCH_SECONDS = 30.0
 
@@ -46,47 +45,43 @@ def send_blobs(
     goes away for good, or where what arrives is not what was sent.
     """
     wanted = {blob.digest: blob for blob in blobs}
-    sent = 0
-    for _ in range(_TRIES):
-        probe = connection.ask("probe", blobs=list(wanted), requirements=requirements)
-        missing = [blob for digest, blob in wanted.items() if digest not in probe["present"]]
-        _check_room(connection, missing, probe)
-        if not missing:
-            return sent
-        steps = sum(math.ceil(blob.size / _STEP_BYTES) for blob in missing)
-        copying = _copied(connection, missing, probe, requirements)
-        touched = time.monotonic()
-        for step in progress.track(copying, f"Copying to {connection.name}, MB", steps):
-            sent += step
-            if time.monotonic() - touched > _TOUCH_SECONDS:
-                connection.ask("touch", session=session)
-                touched = time.monotonic()
-        if not connection.ask("keep", blobs=[blob.digest for blob in missing], timeout=600.0)["damaged"]:
-            return sent
+    probe = connection.ask("probe", blobs=list(wanted), requirements=requirements)
+    missing = [blob for digest, blob in wanted.items() if digest not in probe["present"]]
+    _check_room(connection, missing, probe)
+    if not missing:
+        return 0
+    sent, touched = 0, time.monotonic()
+    steps = sum(math.ceil(blob.size / BYTES_AT_ONCE) for blob in missing)
+    copying = (step for blob in missing for step in _copied(connection, blob, probe["parts"], requirements))
+    for step in progress.track(copying, f"Copying to {connection.name}, MB", steps):
+        sent += step
+        if time.monotonic() - touched > _TOUCH_SECONDS:
+            connection.ask("touch", session=session)
+            touched = time.monotonic()
+    return sent
+
+
+def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requirements: list[str]) -> Iterator[int]:
+    """Write a blob, yielding the bytes of each chunk; a lost connection is taken up where it stopped."""
+    tries = 0
+    while tries < _TRIES:
+        # What was sent last may have arrived in part.
+        offset = min(parts.get(blob.digest, 0), blob.size) // BYTES_AT_ONCE * BYTES_AT_ONCE
+        try:
+            for reply in connection.put(blob.file, blob.digest, offset):
+                if reply.get("kept"):
+                    return
+                if "offset" in reply:
+                    yield reply["offset"] - offset
+                    offset = reply["offset"]
+            parts, tries = {}, tries + 1
+        except LostError:
+            parts = connection.ask("probe", blobs=[blob.digest], requirements=requirements)["parts"]
     raise DeviceError(
         f"What arrives on {connection.name!r} is not what was sent, {_TRIES} times over.",
         expected="files that have the SHA-256 digests that they have here",
         mend="look for a failing disk or memory on the device",
     )
-
-
-def _copied(
-    connection: Connection, missing: Sequence[Blob], probe: dict[str, Any], requirements: list[str]
-) -> Iterator[int]:
-    """Write each blob, yielding the bytes of each chunk; a lost connection is taken up where it stopped."""
-    parts: dict[str, int] = probe["parts"]
-    for blob in missing:
-        place = f"{probe['cache']}/blobs/{blob.digest}.part"
-        while True:
-            # What was sent last may have arrived in part.
-            offset = min(parts.get(blob.digest, 0), blob.size) // _STEP_BYTES * _STEP_BYTES
-            try:
-                for end in connection.put(blob.file, place, offset):
-                    yield end - offset
-                    offset = end
-                break
-            except LostError:
-                parts = connection.recover("probe", blobs=[blob.digest], requirements=requirements)["parts"]
 
 
 def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str, Any]) -> None:

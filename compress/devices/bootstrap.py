@@ -17,24 +17,7 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
-from compress.devices.agent import (
-    ALIVE,
-    BLOBS,
-    CODE,
-    LOG,
-    ORDER,
-    POLL_SECONDS,
-    PROGRESS,
-    RESULT,
-    SESSIONS,
-    TAIL_CHARACTERS,
-    VENVS,
-    WAIT_SECONDS,
-    RefusedError,
-    checked_digest,
-    environment_key,
-    write,
-)
+from compress.devices import agent
 
 FILES = "files"
 _HARNESS = "import sys; sys.path.insert(0, sys.argv[1]); from compress.devices.harness import main; main(sys.argv[2])"
@@ -46,47 +29,49 @@ _TRIAL = (
 def main(cache: str, name: str) -> None:
     """The session ``name`` of the cache; see `agent` for its files."""
     place = Path(cache)
-    folder = place / SESSIONS / name
-    while not (folder / ORDER).is_file():
+    folder = place / agent.SESSIONS / name
+    while not (folder / agent.ORDER).is_file():
         if is_alone(folder):
             shutil.rmtree(folder)
             return
-        time.sleep(POLL_SECONDS)
-    order = loads((folder / ORDER).read_text(encoding="utf-8"))
+        time.sleep(agent.POLL_SECONDS)
+    order = loads((folder / agent.ORDER).read_text(encoding="utf-8"))
     try:
-        code = unpack(place, checked_digest(order["code"]))
+        code = unpack(place, agent.checked_digest(order["code"]))
         for path, blob in order["files"].items():
-            _arrange(inside(folder / FILES, path), place / BLOBS / checked_digest(blob))
+            _arrange(inside(folder / FILES, path), place / agent.BLOBS / agent.checked_digest(blob))
         python = _environment(place, folder, order["requirements"], order["imports"], code)
-    except RefusedError as refusal:
-        write(folder / RESULT, {"refusal": refusal.told})
+    except agent.RefusedError as refusal:
+        agent.write(folder / agent.RESULT, {"refusal": refusal.told})
         return
     except (OSError, zipfile.BadZipFile) as error:
-        write(folder / RESULT, {"refusal": {"what": f"the session cannot be made ready: {error}", "expected": None}})
+        agent.write(
+            folder / agent.RESULT, {"refusal": {"what": f"the session cannot be made ready: {error}", "expected": None}}
+        )
         return
     os.execv(python, [python, "-P", "-c", _HARNESS, str(code), str(folder)])
 
 
 def is_alone(folder: Path) -> bool:
     """Whether the near end hasn't been heard of for too long."""
-    return time.time() - (folder / ALIVE).stat().st_mtime > WAIT_SECONDS
+    return time.time() - (folder / agent.ALIVE).stat().st_mtime > agent.WAIT_SECONDS
 
 
 def tell(folder: Path, line: dict[str, Any]) -> None:
     """Add a line to the progress that the near end follows."""
-    with (folder / PROGRESS).open("a", encoding="utf-8") as file:
+    with (folder / agent.PROGRESS).open("a", encoding="utf-8") as file:
         file.write(dumps(line) + "\n")
 
 
 def unpack(cache: Path, digest: str) -> Path:
     """The folder of the package's modules, from the archive that was sent."""
-    place = cache / CODE / digest
+    place = cache / agent.CODE / digest
     if place.is_dir():
         os.utime(place)
         return place
-    made = cache / CODE / f"new-{os.getpid()}"
+    made = cache / agent.CODE / f"new-{os.getpid()}"
     shutil.rmtree(made, ignore_errors=True)
-    with zipfile.ZipFile(cache / BLOBS / digest) as archive:
+    with zipfile.ZipFile(cache / agent.BLOBS / digest) as archive:
         for entry in archive.namelist():
             inside(made, entry)
         archive.extractall(made)
@@ -98,7 +83,7 @@ def inside(folder: Path, path: str) -> Path:
     """The path below a folder. Raises `RefusedError` for one that leads out of it."""
     parts = Path(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts:
-        raise RefusedError(f"the path {path!r} leads out of the session's folder")
+        raise agent.RefusedError(f"the path {path!r} leads out of the session's folder")
     return folder.joinpath(*parts)
 
 
@@ -113,12 +98,12 @@ def _arrange(place: Path, blob: Path) -> None:
 
 def _environment(cache: Path, folder: Path, requirements: list[str], imports: list[str], code: Path) -> str:
     """The interpreter of the environment with these requirements, which is made if it isn't there."""
-    place = cache / VENVS / environment_key(requirements)
+    place = cache / agent.VENVS / agent.environment_key(requirements)
     if place.is_dir():
         os.utime(place)
         return str(place / "bin" / "python")
     tell(folder, {"note": f"making an environment there with {', '.join(requirements)}"})
-    made = cache / VENVS / f"new-{folder.name}"
+    made = cache / agent.VENVS / f"new-{folder.name}"
     python = str(made / "bin" / "python")
     listed = folder / "requirements.txt"
     listed.write_text("".join(f"{each}\n" for each in requirements), encoding="utf-8")
@@ -150,8 +135,8 @@ def _environment(cache: Path, folder: Path, requirements: list[str], imports: li
 
 
 def _command(folder: Path, command: Sequence[str], failure: str, expected: str) -> None:
-    with (folder / LOG).open("ab") as log:
+    with (folder / agent.LOG).open("ab") as log:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
     if done.returncode:
-        tail = (folder / LOG).read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:].strip()
-        raise RefusedError(f"{failure}: {tail or 'nothing was said'}", expected)
+        tail = (folder / agent.LOG).read_text(encoding="utf-8", errors="replace")[-agent.TAIL_CHARACTERS :].strip()
+        raise agent.RefusedError(f"{failure}: {tail or 'nothing was said'}", expected)

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compress.bench.generation_launches import GenerationRecord, GenerationWork
+from compress.bench.call_plan import CallPlan
+from compress.bench.launches import Workload
 from compress.bench.place import HERE, Timed
-from compress.bench.record import Conditions, Record, Workload
+from compress.bench.record import Conditions
 from compress.bench.service import error_reply
+from compress.bench.text_plan import TextPlan
 from compress.devices.agent import ORDER, RESULT, write
 from compress.devices.bootstrap import FILES, is_alone, tell
 from compress.errors import CompressError
@@ -52,18 +54,11 @@ def main(place: str) -> None:
     write(folder / RESULT, reply)
 
 
-def _timed(asked: dict[str, Any], folder: Path) -> Timed[Record] | Timed[GenerationRecord]:
+def _timed(asked: dict[str, Any], folder: Path) -> Timed:
     conditions = Conditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
-    progress = LineProgress(folder)
-    arguments = (conditions, asked["baseline"], asked["seconds_left"], progress)
-    work = asked["work"]
-    artifacts = _paths(work.pop("artifacts"), folder)
-    if asked["kind"] == "time":
-        first, everything = (_paths(work.pop(name), folder) for name in ("first", "all"))
-        return HERE.time(Workload(artifacts=artifacts, first=first, all=everything, **work), *arguments)
-    work["contexts"] = tuple(work["contexts"])
-    nothing = folder / FILES / work.pop("no_batches")
-    return HERE.generate(GenerationWork(artifacts=artifacts, no_batches=nothing, **work), *arguments)
+    plan = (TextPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
+    workload = Workload(**{kind: _paths(places, folder) for kind, places in asked["work"].items()}, plan=plan)
+    return HERE.time(workload, conditions, LineProgress(folder))
 
 
 def _paths(places: dict[str, str], folder: Path) -> dict[str, Path]:

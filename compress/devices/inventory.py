@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from compress.errors import InputError, Problem, RecipeError
+from compress.errors import InputError
 from compress.frozen import Frozen
-from compress.recipe_source.document import Document, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FileKind, describe, nearest_name, read_document
 from compress.recipe_source.translate import validate
 
 FILE_NAME = "devices.yaml"
@@ -23,6 +23,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}\Z")
 _EXAMPLE = (
     "devices: {pi: {host: 192.168.1.20, user: pi, key: ~/.ssh/id_ed25519, host_key: ssh-ed25519 AAAA...}}; "
     "docs/guides/devices.md says how to get each"
+)
+
+_INVENTORY = FileKind(
+    "inventory",
+    "The inventory of devices",
+    "a YAML inventory",
+    f"a mapping such as {_EXAMPLE}",
+    "docs/guides/devices.md describes every field",
 )
 
 
@@ -85,10 +93,7 @@ def find_inventory(given: Path | None, folders: Sequence[Path]) -> Path:
 
 def read_inventory(path: Path) -> dict[str, Device]:
     """The devices of an inventory by name. Raises `InputError` with every problem: file, line, field, and so on."""
-    try:
-        document = read_document(path)
-    except RecipeError as error:
-        raise _refused([_of_an_inventory(problem) for problem in error.problems]) from None
+    document = read_document(path, _INVENTORY)
     for key in document.values:
         if key != _SECTION:
             document.problem((key,), "an unknown field", f"only {_SECTION}", nearest_name(str(key), [_SECTION]))
@@ -99,7 +104,7 @@ def read_inventory(path: Path) -> dict[str, Device]:
     _check_names(section, document)
     read = {name: validate(Device, fields, document, (_SECTION, name)) for name, fields in section.items()}
     if document.problems:
-        raise _refused(document.problems)
+        raise document.refusal()
     return {name: device for name, device in read.items() if device is not None}
 
 
@@ -125,19 +130,3 @@ def _check_names(section: Mapping[Any, Any], document: Document) -> None:
         if not isinstance(name, str) or not _NAME.match(name) or name == EVERY:
             expected = f"a name of up to 40 small letters, digits, - and _, other than `{EVERY}`"
             document.problem((_SECTION, name), repr(name), expected)
-
-
-def _of_an_inventory(problem: Problem) -> Problem:
-    """The same, where the reader of recipes spoke of a recipe."""
-    field = "inventory" if problem.field == "recipe" else problem.field
-    expected = problem.expected.replace("a YAML recipe", "a YAML inventory")
-    if "name, task" in expected or "name: my-model" in expected:
-        expected = f"a mapping such as {_EXAMPLE}"
-    return Problem(problem.file, problem.line, field, problem.found, expected, problem.nearest)
-
-
-def _refused(problems: list[Problem]) -> InputError:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = "\n".join(f"  {_of_an_inventory(problem)}" for problem in problems)
-    mend = "docs/guides/devices.md describes every field"
-    return InputError(f"The inventory of devices has {count}:\n{lines}", mend=mend)

@@ -11,16 +11,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compress import __version__
-from compress.bench.generation_launches import GenerationRecord, GenerationWork
-from compress.bench.place import Found, Timed
-from compress.bench.record import Conditions, Record, Workload
+from compress.bench.launches import Workload
+from compress.bench.place import Timed
+from compress.bench.record import Conditions, Record
 from compress.bench.service import raised_error
-from compress.devices.archive import PACKAGES, TRANSCRIBING, requirements, write_archive
 from compress.devices.blobs import Blob, send_blobs
 from compress.devices.connection import Connection
 from compress.devices.harness import IMPORTS
 from compress.devices.inventory import Device
-from compress.devices.session import begun, followed
+from compress.devices.session import PACKAGES, TRANSCRIBING, begun, followed, requirements, write_archive
 from compress.errors import DeviceError
 from compress.formats.onnx.model import find_graphs
 from compress.progress import Progress
@@ -31,7 +30,7 @@ _CPU = ("onnxruntime", "CPUExecutionProvider")
 
 @dataclass(frozen=True)
 class DevicePlace:
-    """A `compress.bench.place.Place`: the device of that name in an inventory that lies in ``folder``."""
+    """A `compress.bench.place.LaunchHost`: the device of that name in an inventory that lies in ``folder``."""
 
     name: str
     device: Device
@@ -39,64 +38,31 @@ class DevicePlace:
     patience_seconds: float = 120.0
 
     def target(self, target: Target) -> Target:
-        """See `Place.target`: `cpu@pi`."""
+        """See `LaunchHost.target`: `cpu@pi`."""
         return replace(target, name=f"{target.name}@{self.name}")
 
     def why_unavailable(self, target: Target) -> str | None:
-        """See `Place.why_unavailable`; whether the device answers shows when it is asked."""
+        """See `LaunchHost.why_unavailable`; whether the device answers shows when it is asked."""
         if (target.runtime, target.provider) != _CPU:
             return f"devices are measured with ONNX Runtime on their processor, {self.name!r} too: `--target cpu`"
         return None
 
-    def time(
-        self,
-        workload: Workload,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[Record]:
-        """See `Place.time`. Raises `DeviceError` too."""
-        artifacts, first, everything = (
-            {name: f"{kind}/{at}{end}" for at, name in enumerate(workload.artifacts)}
-            for kind, end in (("artifacts", ""), ("first", ".npz"), ("all", ".npz"))
-        )
-        files = dict(_files(workload.artifacts, artifacts))
-        files |= {first[name]: file for name, file in workload.first.items()}
-        files |= {everything[name]: file for name, file in workload.all.items()}
-        work = {
-            "artifacts": _entries(workload.artifacts, artifacts),
-            "first": first,
-            "all": everything,
-            "singles": list(workload.singles),
-            "batches": list(workload.batches),
-            "single_shapes": list(workload.single_shapes),
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
+        """See `LaunchHost.time`. Raises `DeviceError` too."""
+        places = {name: f"artifacts/{at}" for at, name in enumerate(workload.artifacts)}
+        files, entries = dict(_files(workload.artifacts, places)), _entries(workload.artifacts, places)
+        batches: dict[str, dict[str, str]] = {}
+        for kind, named in (("first", workload.first), ("all", workload.all)):
+            batches[kind] = {name: f"{kind}/{at}.npz" for at, name in enumerate(named)}
+            files |= {batches[kind][name]: file for name, file in named.items()}
+        bench = {
+            "work": {"artifacts": entries, **batches},
+            "plan": asdict(workload.plan),
+            "conditions": asdict(conditions),
         }
-        bench = _bench("time", work, conditions, baseline, seconds_left)
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
         packages = PACKAGES + TRANSCRIBING if transcribes else PACKAGES
-        return self._timed(Record, self._measured(bench, files, packages, progress))
-
-    def generate(
-        self,
-        work: GenerationWork,
-        conditions: Conditions,
-        baseline: str,
-        seconds_left: float | None,
-        progress: Progress,
-    ) -> Timed[GenerationRecord]:
-        """See `Place.generate`. Raises `DeviceError` too."""
-        artifacts = {name: f"artifacts/{at}" for at, name in enumerate(work.artifacts)}
-        told = {
-            "artifacts": _entries(work.artifacts, artifacts),
-            "contexts": list(work.contexts),
-            "tokens": work.tokens,
-            "texts": {name: list(ids) for name, ids in work.texts.items()},
-            "no_batches": "nothing.npz",
-        }
-        files = {**dict(_files(work.artifacts, artifacts)), "nothing.npz": work.no_batches}
-        bench = _bench("generate", told, conditions, baseline, seconds_left)
-        return self._timed(GenerationRecord, self._measured(bench, files, PACKAGES, progress))
+        return self._timed(self._measured(bench, files, packages, progress))
 
     def _measured(
         self, bench: dict[str, Any], files: Mapping[str, Path], packages: tuple[str, ...], progress: Progress
@@ -122,29 +88,17 @@ class DevicePlace:
             connection.ask("order", session=session, order=order)
             return followed(connection, session, 2 * bench["conditions"]["launches"], progress)
 
-    def _timed(self, kind: type[Found], result: dict[str, Any]) -> Timed[Found]:
+    def _timed(self, result: dict[str, Any]) -> Timed:
         if "error" in result:
             raise raised_error(result["error"])
         told = result["timed"]
         try:
-            record = TypeAdapter(kind).validate_python(told["record"])
+            record = TypeAdapter(Record).validate_python(told["record"])
         except ValidationError as error:
             raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
         packages = {"compress": __version__, **told["environment"]["packages"]}
         environment = {**told["environment"], "packages": packages, "device": self.name}
         return Timed(record, told["precision"], tuple(told["cores"]), told["load"], environment)
-
-
-def _bench(
-    kind: str, work: dict[str, Any], conditions: Conditions, baseline: str, seconds_left: float | None
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "work": work,
-        "conditions": asdict(conditions),
-        "baseline": baseline,
-        "seconds_left": seconds_left,
-    }
 
 
 def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

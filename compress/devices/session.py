@@ -5,17 +5,54 @@ from __future__ import annotations
 import getpass
 import socket
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from compress.bench.place import TRACKED
-from compress.devices.archive import program
-from compress.devices.connection import Connection, plain
-from compress.devices.login import LostError
+from compress.devices.connection import Connection, LostError, plain
 from compress.errors import DeviceError
 from compress.progress import Progress
+
+PACKAGES = ("numpy", "onnxruntime", "psutil", "scipy")
+"""What the launches and ONNX Runtime import; neither torch nor transformers."""
+TRANSCRIBING = ("tokenizers",)
+"""And what turns a recording's tokens into text."""
+PROGRAM = ("__init__.py", "devices/__init__.py", "devices/agent.py", "devices/bootstrap.py")
+"""What a session begins with, before the archive is there."""
+_ROOT = Path(__file__).parent.parent
+_BUILDS = {"onnxruntime": "onnxruntime-gpu"}
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_archive(place: Path) -> None:
+    """Write every module of the package, in an archive that has the same bytes for the same modules."""
+    with zipfile.ZipFile(place, "w") as archive:
+        for file in sorted(_ROOT.rglob("*.py")):
+            entry = zipfile.ZipInfo(f"{_ROOT.name}/{file.relative_to(_ROOT).as_posix()}", _EPOCH)
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def program() -> dict[str, str]:
+    """The modules of `PROGRAM` by their paths."""
+    return {f"{_ROOT.name}/{path}": (_ROOT / path).read_text(encoding="utf-8") for path in PROGRAM}
+
+
+def requirements(packages: tuple[str, ...]) -> list[str]:
+    """Each at the version that is installed here, so that both measure the same."""
+    return [f"{name}=={_version(name)}" for name in packages]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return version(_BUILDS[name])
+
 
 _SILENT_ENDS = 5
 """The agent may end so often in a row without a word before that is an error and no lost connection."""
@@ -83,4 +120,4 @@ def _steps(connection: Connection, session: str, progress: Progress, last: dict[
             if silent == _SILENT_ENDS:
                 raise DeviceError(f"The agent on {connection.name!r} ends again and again: {lost}") from None
             progress.note(f"{connection.name}: {lost}; connecting again, the session goes on meanwhile")
-            connection.recover("touch", session=session)
+            connection.ask("touch", session=session)

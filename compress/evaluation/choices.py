@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.tokenizer import load_tokenizer
-from compress.data.questions import Question
+from compress.checkpoints.processor import load_tokenizer
+from compress.data.judged import Question
 from compress.errors import DataError, ModelError
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import repeated_share
 from compress.progress import Progress
-from compress.runtimes.generation import open_decoder
+from compress.runtimes.decoder import open_decoder
 from compress.targets import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
@@ -64,16 +64,6 @@ def end_tokens(artifact: Path) -> set[int]:
             if found is not None:
                 return set(found) if isinstance(found, list) else {int(found)}
     return set()
-
-
-def repetition_of(
-    artifact: Path, examples: Examples, evaluation: Evaluation, target: Target, threads: int, progress: Progress
-) -> Measurement:
-    """How much one artifact repeats itself after the beginnings of the windows that it is judged by."""
-    prompts = prompts_of(examples, evaluation)
-    text = f"continue texts on {target.name}"
-    written = continue_prompts(artifact, prompts, evaluation.tokens, target, threads, progress, text)
-    return repetition_row(written, artifact.name, target.name)
 
 
 def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:

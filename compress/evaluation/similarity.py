@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.processor import load_processor
-from compress.data.similarity import RatedPairs
+from compress.data.judged import RatedPairs
 from compress.evaluation.evaluate import predict
 from compress.measurement import Measurement
 from compress.numerics.correlation import pearson, spearman
-from compress.numerics.retrieval import normalized
+from compress.numerics.embeddings import normalized
 from compress.progress import Progress
 from compress.targets import Target
 from compress.tasks.feature_extraction import EMBEDDING

@@ -1,10 +1,13 @@
-"""The file of an artifact that a runtime opens, whatever its format."""
+"""The file of an artifact that a runtime opens, whatever its format, and a model that is such a file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Self
 
-from compress.checkpoints.model import only_file
+from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.formats.registry import DEFAULT, FORMATS, part_of
 
 
@@ -18,12 +21,12 @@ def format_of(artifact: Path) -> str:
 
 def model_file(artifact: Path) -> Path:
     """The one file of an artifact. Raises `ModelError` where there isn't exactly one."""
-    form = format_of(artifact)
-    find = part_of(form, "find")
-    if find is None:
-        return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
-    found: Path = find(artifact)
-    return found
+    return file_of(artifact, format_of(artifact))
+
+
+def file_of(artifact: Path, form: str) -> Path:
+    """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
 
 
 def model_files(artifact: Path) -> tuple[Path, ...]:
@@ -37,3 +40,31 @@ def check_writable(folder: Path, form: str) -> None:
     check = part_of(form, "check_writable")
     if check is not None:
         check(folder)
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """A file of the format `kind` with what belongs to it, as a folder. Contents by their paths below it.
+
+    ``own`` are what the runtime reads, ``companions`` are config, tokenizer and whatever else lies there.
+    """
+
+    kind: ClassVar[str]
+    own: Mapping[str, bytes] = field(repr=False)
+    companions: Mapping[str, bytes] = field(repr=False)
+
+    @classmethod
+    def load(cls, directory: Path, task: object) -> Self:
+        """Open what `save` wrote. Raises `ModelError` for a folder without one such file, whole."""
+        own = cls.files_with(file_of(directory, cls.kind))
+        contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in own}
+        return cls(contents, read_companions(directory, own))
+
+    @classmethod
+    def files_with(cls, file: Path) -> tuple[Path, ...]:
+        """``file`` and those that it isn't whole without. Raises `ModelError` where it isn't."""
+        return (file,)
+
+    def save(self, directory: Path) -> None:
+        """Write every file into ``directory``."""
+        write_companions(directory, {**self.own, **self.companions})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.checkpoints.checks import CHUNK_ELEMENTS
+from compress.checkpoints.processor import processor_of
 from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.formats.runtimes import why_unavailable
+from compress.formats.registry import FORMATS, part_of
+from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
+from compress.runtimes.decoder import feeder
 
 if TYPE_CHECKING:
+    from compress.formats.model_file import FileModel
     from compress.runtimes.runtime import Session
     from compress.tasks.task import Examples
 
@@ -83,10 +88,24 @@ def of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
         yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
 
 
+def of_files(form: str) -> Probing:
+    """The way into a `FileModel` of that format: as its reader reads it, and its own target answers."""
+    target = FORMATS[form].targets[0].name
+    return Probing(_of_files, lambda model, encode: answers_of(opened(model), encode(processor_of(model))), target)
+
+
+def _of_files(model: FileModel) -> Stored:
+    spec, read_tensors = FORMATS[model.kind], part_of(model.kind, "tensors")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        for file in Path(folder).rglob(f"*{spec.tensors_suffix or spec.suffix}"):
+            yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
+
+
 def answers_of(session: Session, examples: Examples) -> np.ndarray:
     """What a session answers to all ``examples`` at once."""
     batch = examples.batch(range(len(examples)))
-    return examples.answers(session.predict(batch), batch)
+    return examples.answers(session.predict(feeder(session, "the stage's model")(batch)), batch)
 
 
 def _is_infinite(values: np.ndarray) -> bool:

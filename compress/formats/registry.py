@@ -13,11 +13,35 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import InputError
-from compress.formats.platforms import PLATFORMS
 from compress.formats.spec import FormatSpec, RuntimeSpec, load
 from compress.plugins import FORMATS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
-from compress.targets import Profile
+from compress.targets import WEB_VERSION, AppProfile, Profile, Target
+
+_CPU = "CPUExecutionProvider"
+PLATFORMS = (
+    AppProfile(
+        Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly", "onnx"),
+        threads=1,
+        downloaded=True,
+        version=WEB_VERSION,
+    ),
+    AppProfile(
+        Target("android", "onnxruntime", _CPU, "an Android app", "onnx"),
+        instead_of="an Android phone",
+        downloaded=True,
+    ),
+    AppProfile(Target("ios", "onnxruntime", _CPU, "an iOS app", "onnx"), instead_of="an iPhone", downloaded=True),
+    AppProfile(
+        Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python", "onnx"),
+        instead_of="a 64-bit ARM board",
+    ),
+    AppProfile(Target("desktop", "onnxruntime", _CPU, "a computer with Python", "onnx")),
+)
+"""The platforms that apps are bundled for, each with the format that it takes where nothing else is said.
+
+A format's own spec says which platforms take it too, and what runs it there.
+"""
 
 
 def _built_in() -> dict[str, FormatSpec]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import SampleError, StorageError
-from compress.formats.registry import RUNTIMES
+from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.spec import load
 from compress.progress import Progress
 from compress.targets import Target
 
 if TYPE_CHECKING:
-    from compress.runtimes.runtime import Runtime
+    from compress.checkpoints.model import Model
+    from compress.runtimes.runtime import Runtime, Session
 
 
 def get_runtime(name: str) -> Runtime:
@@ -29,6 +32,14 @@ def why_unavailable(target: Target) -> str | None:
     except ImportError as error:
         return f"the runtime {target.runtime!r} cannot be imported: {error}"
     return runtime.unavailable(target)
+
+
+def opened(model: Model) -> Session:
+    """A model of a format, as the first of that format's targets opens it, with one thread."""
+    target = FORMATS[model.kind].targets[0].target
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        return get_runtime(target.runtime).open(Path(folder), target, threads=1)
 
 
 def make_ready(target: Target, progress: Progress) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -77,3 +78,15 @@ def _flatten(*arguments: Any, **named: Any) -> Any:
     with silence("logs"):
         from torchao.prototype.safetensors import safetensors_support
     return getattr(safetensors_support, _FUNCTION)(*arguments, **named)
+
+
+@functools.cache
+def quiet_libraries() -> None:
+    """Errors and warnings of the libraries still come through their loggers; bars and load reports do not."""
+    from transformers.utils import logging
+
+    put_off_torchao()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Torch warns once about a profiler attribute of its own while tracing.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")

@@ -41,14 +41,13 @@ class FormatSpec:
     - ``suffix``: of the file, or the folder, that its runtimes open
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`
     - ``runtimes``: by name; the first where nothing else is said
-    - ``probed``: the `Probing` that looks into that model
+    - ``probed``: the `Probing` that looks into that model, where it is no `FileModel`
     - ``rank``: its place in lists; the first of all is meant where nothing is said
     - ``written_from``: the format that it is made of, or None for weights as transformers has them
     - ``own_bits``: it doesn't take over ONNX's integers: what is quantized there is quantized for it from the weights
     - ``targets``: those of its own; ``taken_by``: other targets, and platforms, that take its files too, with what
       runs them in an app, or None where no app is bundled with them
-    - ``find``: the one file of an artifact, ``find_all``: the files in the order in which they run, both as
-      `checkpoints.model.only_file` does where they are None
+    - ``find_all``: the files of an artifact in the order in which they run, where there may be several
     - ``tensors``: reads its stored tensors: (file, folder of the model) -> list of `StoredTensor`
     - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
     - ``has_graph``: such a file holds operators beside its tensors
@@ -62,13 +61,12 @@ class FormatSpec:
     stage: Reference
     written_by: str
     runtimes: Mapping[str, RuntimeSpec]
-    probed: Reference
     rank: int = 100
     written_from: str | None = None
     own_bits: bool = False
     targets: tuple[Profile, ...] = ()
     taken_by: Mapping[str, App | None] = field(default_factory=dict)
-    find: Reference | None = None
+    probed: Reference | None = None
     find_all: Reference | None = None
     tensors: Reference | None = None
     tensors_suffix: str | None = None
@@ -79,7 +77,7 @@ class FormatSpec:
 
     def references(self) -> dict[str, Reference]:
         """Everything that it refers to, by what it is."""
-        names = ("stage", "probed", "find", "find_all", "tensors", "parts", "bundle", "check_writable")
+        names = ("stage", "probed", "find_all", "tensors", "parts", "bundle", "check_writable")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()}
 

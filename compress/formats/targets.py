@@ -7,8 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from compress.errors import InputError
-from compress.formats.platforms import PLATFORMS
-from compress.formats.registry import FORMATS
+from compress.formats.registry import FORMATS, PLATFORMS
 from compress.targets import AppProfile, Profile, Target
 
 

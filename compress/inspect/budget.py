@@ -12,11 +12,10 @@ from pydantic import Field
 from compress.checkpoints.checks import PICKLE_SUFFIXES, PROCESSOR_FILES
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.stored_tensor import StoredTensor
-from compress.formats.readers import READERS
 from compress.frozen import Frozen
 from compress.inspect.layers import group_layers
 from compress.inspect.statistics import TensorStatistics, measure_weights
-from compress.inspect.tensors import Contents, read_model
+from compress.inspect.tensors import READERS, Contents, read_model
 from compress.progress import Progress, SilentProgress
 
 _TOKENIZER_FILES = (
@@ -110,16 +109,13 @@ def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) 
             parts[path[0]].append((path[1:], tensor))
     children = [_module(part, inner, total) for part, inner in parts.items()]
     children.sort(key=lambda child: (int(child.name), 0) if child.name.isdigit() else (-1, -child.bytes))
-    dtypes: Counter[str] = Counter()
-    for _, tensor in below:
-        dtypes[tensor.dtype] += tensor.bytes
-    size = sum(tensor.bytes for _, tensor in below)
+    size, parameters = _by_type([tensor for _, tensor in below])
     return Module(
         name=name,
-        bytes=size,
-        parameters=sum(tensor.parameters for _, tensor in below),
-        share=size / total,
-        dtypes=dict(dtypes.most_common()),
+        bytes=size.total(),
+        parameters=parameters.total(),
+        share=size.total() / total,
+        dtypes=dict(size.most_common()),
         children=tuple(children),
     )
 
@@ -127,27 +123,25 @@ def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) 
 def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBytes, ...]:
     layers = []
     for name, members in group_layers(tensors).items():
-        dtypes: Counter[str] = Counter()
-        for tensor in members:
-            dtypes[tensor.dtype] += tensor.bytes
-        layers.append(
-            LayerBytes(
-                name=name,
-                bytes=dtypes.total(),
-                parameters=sum(tensor.parameters for tensor in members),
-                dtype=dtypes.most_common(1)[0][0],
-            )
-        )
+        size, parameters = _by_type(members)
+        most = size.most_common(1)[0][0]
+        layers.append(LayerBytes(name=name, bytes=size.total(), parameters=parameters.total(), dtype=most))
     return tuple(layers)
 
 
 def _types(tensors: Sequence[StoredTensor]) -> dict[str, TypeShare]:
+    size, parameters = _by_type(tensors)
+    return {dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()}
+
+
+def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str]]:
+    """Bytes and parameters of each type."""
     size: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for tensor in tensors:
         size[tensor.dtype] += tensor.bytes
         parameters[tensor.dtype] += tensor.parameters
-    return {dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()}
+    return size, parameters
 
 
 def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:

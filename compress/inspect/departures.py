@@ -1,29 +1,50 @@
-"""Where a file departs from its reference: each part is given the reference's values, and its own error is judged.
+"""Where a file departs from its reference: each part is held against what the reference makes of the same values.
 
-A part's error is the root mean square of the differences over the spread of the reference's value there. It departs
-where that is more than what the bits explain: what the reference itself makes of the same values when it is rounded as
-coarsely as the file is in that part.
+The reference is cut at the values that both have, and given the file's, so that no part's error is told again by the
+parts behind it. A part's error is the root mean square of the differences over the spread of the value there. It
+departs where that is more than what the bits explain: what the reference itself makes of the same values when it is
+rounded as coarsely as the file is in that part.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 
-from compress.formats.onnx.parts import OnnxParts, part_nodes
+from compress.formats.model_file import format_of, model_file
+from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Values
-from compress.numerics.coarse_rounding import on_coarse_grid
+from compress.formats.registry import RUNTIMES, part_of
+from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import Progress
+from compress.targets import Target
 
 NOISE = 1e-4
 """Error of a float part up to which only the order of its sums differs, or how it computes an exponential."""
 FACTOR = 4.0
 """How many times what the bits explain a part may err: a file's ranges are not those of the batch at hand."""
 _PARAMETER = re.compile(r"\.(weight|bias)\b")
+
+
+def gives_values(target: Target) -> bool:
+    """Whether `open_parts` looks into files there."""
+    runtime = RUNTIMES[target.runtime]
+    return runtime.gives_values and runtime.provider == target.provider
+
+
+def open_parts(artifact: Path, target: Target, length: int | None = None) -> Parts:
+    """The one file of ``artifact``, as ``target`` runs it. Raises `ModelError` for one that can't be opened.
+
+    ``length`` tokens are the most that it will be given, which some formats have to know.
+    """
+    parts: Parts = part_of(format_of(artifact), "parts")(model_file(artifact), target, length)
+    return parts
 
 
 @dataclass
@@ -58,9 +79,9 @@ class Gap:
 class Departure:
     """A part that errs more than its bits explain; all errors are shares of the spread of the value there.
 
-    ``error`` is the part's own, given the reference's values, ``explained`` what its ``bits`` explain. In the file as
-    it runs, the largest error of what the part reads is ``before``, that of what it makes ``after``. ``alone`` is the
-    error of the answers if only this part errs, where that was asked. ``weights`` is the reference's node with them.
+    ``error`` is the part's own, on the values that it is given, ``explained`` what its ``bits`` explain. Beside the
+    reference as it runs, the largest error of what the part reads is ``before``, that of what it makes ``after``.
+    ``alone`` is the error of the answers if only this part errs. ``weights`` is the reference's node with them.
     """
 
     value: str
@@ -87,24 +108,6 @@ class FormatComparison:
     departures: tuple[Departure, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """What answers a batch: the reference, the candidate as it runs, and its parts given the reference's values."""
-
-    whole: Run
-    running: Run
-    own: Run
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """By value: the part's own error, what rounding does to it, and the error in the file as it runs."""
-
-    own: Mapping[str, Gap]
-    rounded: Mapping[str, Gap]
-    running: Mapping[str, Gap]
-
-
 def compare_parts(
     reference: onnx.ModelProto,
     layers: Mapping[str, str],
@@ -117,75 +120,101 @@ def compare_parts(
     ``layers`` has the layer of each node of ``reference`` by its name.
     """
     float_parts = OnnxParts(reference)
-    shared = [name for name in float_parts.computed if name in candidate.makers]
+    shared = [name for name in float_parts.computed if name in candidate.steps]
     if not shared:
         return None
     whole, running = float_parts.whole(shared), candidate.whole(shared)
-    cuts = _cuts(shared, whole(batches[0]), running(batches[0]))
-    if not cuts:
+    ours, theirs = whole(batches[0]), running(batches[0])
+    names = [name for name in shared if _comparable(ours[name], theirs[name])]
+    if not names:
         return None
-    names = list(cuts)
-    bits = candidate.bits(names)
-    runs = _Runs(whole, running, candidate.apart(cuts))
-    sums = _sum(float_parts, runs, cuts, bits, batches, progress)
-    nodes = part_nodes(reference, names)
-    answer = float_parts.outputs[0] if float_parts.outputs[0] in cuts else names[-1]
-    stored = frozenset(one.name for one in reference.graph.initializer if len(one.dims) > 1)
-    judged = [_judged(name, sums, bits[name], nodes[name], candidate, layers, stored) for name in names]
+    comparing = _Comparing(float_parts, candidate, layers, names, whole, running)
+    for batch in progress.track(batches, "compare the values of both", len(batches)):
+        comparing.add(batch)
+    judged = [comparing.judged(name) for name in names]
     bad = [one for one in judged if one.error > max(NOISE, FACTOR * one.explained)]
-    told = [_alone(one, answer, float_parts, runs, cuts, batches) for one in bad]
+    told = [replace(one, alone=comparing.alone(one, batches)) for one in bad]
     worst = max(told or judged, key=lambda one: one.error / max(NOISE, one.explained))
-    return FormatComparison(len(names), len(batches), sums.running[answer].error, worst, tuple(told))
-
-
-def _cuts(names: Sequence[str], ours: Values, theirs: Values) -> dict[str, np.ndarray]:
-    """The values to cut at, as the candidate has them, in the order of ``names``: floats of one shape in both."""
-    return {name: theirs[name] for name in names if _comparable(ours[name], theirs[name])}
+    answers = comparing.running_gap[comparing.answer].error
+    return FormatComparison(len(names), len(batches), answers, worst, tuple(told))
 
 
 def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Floats of one shape in both, and no mask."""
     if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
         return False
     return bool(np.abs(ours).max() < LARGEST) and bool(ours.any())
 
 
-def _sum(
-    reference: OnnxParts,
-    runs: _Runs,
-    cuts: Mapping[str, np.ndarray],
-    bits: Mapping[str, int],
-    batches: Sequence[Values],
-    progress: Progress,
-) -> _Sums:
-    names = list(cuts)
-    coarse = min(8 if fewest < 16 else fewest for fewest in bits.values())
-    rounded = OnnxParts(_rounded(reference.graph, bits)).apart(
-        {name: array.astype(np.float32) for name, array in cuts.items()}
-    )
-    sums = _Sums({name: Gap() for name in names}, {name: Gap() for name in names}, {name: Gap() for name in names})
-    for batch in progress.track(batches, "compare the values of both", len(batches)):
-        values = runs.whole(batch)
-        given = {name: values[name] for name in names}
-        found = runs.own({**batch, **given}), rounded({**batch, **_all_rounded(given, coarse)}), runs.running(batch)
-        for name, expected in given.items():
-            sums.own[name].add(expected, found[0][name])
-            sums.rounded[name].add(expected, on_coarse_grid(found[1][name], coarse))
-            sums.running[name].add(expected, found[2][name])
-    return sums
+class _Comparing:
+    """By value: the part's own error, what rounding does to it, and the error in the file as it runs."""
+
+    def __init__(
+        self,
+        reference: OnnxParts,
+        candidate: Parts,
+        layers: Mapping[str, str],
+        names: Sequence[str],
+        whole: Run,
+        running: Run,
+    ) -> None:
+        """``names`` are the values to cut at, ``whole`` gives them in the reference, ``running`` in the candidate."""
+        self.reference, self.candidate, self.layers, self.names = reference, candidate, layers, names
+        self.whole, self.running, self.parts = whole, running, reference.apart(names, names)
+        self.answer = reference.outputs[0] if reference.outputs[0] in names else names[-1]
+        self.nodes, self.bits = reference.nodes(names), candidate.bits(names)
+        self.coarse = min(8 if fewest < 16 else fewest for fewest in self.bits.values())
+        self.rounded = OnnxParts(_rounded(reference, self.bits)).apart(names, names)
+        self.own_gap, self.rounded_gap, self.running_gap = (defaultdict[str, Gap](Gap) for _ in range(3))
+
+    def add(self, batch: Values) -> None:
+        """Count what one batch shows."""
+        values, found = self.whole(batch), self.running(batch)
+        coarser = self.rounded({**batch, **{name: on_coarse_grid(found[name], self.coarse) for name in self.names}})
+        expected = self.parts({**batch, **found})
+        for name in self.names:
+            self.own_gap[name].add(expected[name], found[name])
+            self.rounded_gap[name].add(expected[name], on_coarse_grid(coarser[name], self.coarse))
+            self.running_gap[name].add(values[name], found[name])
+
+    def judged(self, name: str) -> Departure:
+        """The part that makes a value."""
+        nodes, maker, bits = self.nodes[name], self.candidate.steps[name], self.bits[name]
+        reads = [read for node in nodes for read in node.input]
+        stored = {one.name for one in self.reference.graph.graph.initializer if len(one.dims) > 1}
+        return Departure(
+            value=name,
+            operator=maker.operator,
+            name=maker.name,
+            layer=_layer(self.layers.get(nodes[0].name, ""), nodes[0].op_type),
+            bits=bits,
+            error=self.own_gap[name].error,
+            explained=self.rounded_gap[name].error if bits < 32 else 0.0,
+            before=max((self.running_gap[read].error for read in reads if read in self.running_gap), default=0.0),
+            after=self.running_gap[name].error,
+            weights=next((node.name for node in nodes if stored.intersection(node.input)), ""),
+        )
+
+    def alone(self, one: Departure, batches: Sequence[Values]) -> float:
+        """The error of the answers where the reference's value is off by what this part adds."""
+        if self.answer == one.value:
+            return one.error
+        patched, gap = self.reference.apart([self.answer], [one.value]), Gap()
+        for batch in batches:
+            values, found = self.whole(batch), self.running(batch)
+            added = found[one.value] - self.parts({**batch, **found})[one.value]
+            gap.add(values[self.answer], patched({**batch, one.value: values[one.value] + added})[self.answer])
+        return gap.error
 
 
-def _all_rounded(values: Values, bits: int) -> Values:
-    return {name: on_coarse_grid(array, bits) for name, array in values.items()}
-
-
-def _rounded(graph: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelProto:
+def _rounded(reference: OnnxParts, bits: Mapping[str, int]) -> onnx.ModelProto:
     """A copy whose weights have as many bits as the candidate has in the part that reads them."""
     fewest: dict[str, int] = {}
-    for name, nodes in part_nodes(graph, list(bits)).items():
+    for name, nodes in reference.nodes(bits).items():
         for read in (read for node in nodes for read in node.input):
             fewest[read] = min(bits[name], fewest.get(read, 32))
     changed = onnx.ModelProto()
-    changed.CopyFrom(graph)
+    changed.CopyFrom(reference.graph)
     for stored in changed.graph.initializer:
         if len(stored.dims) > 1 and stored.data_type == onnx.TensorProto.FLOAT and fewest.get(stored.name, 32) < 32:
             array = on_coarse_grid(onnx.numpy_helper.to_array(stored), fewest[stored.name])
@@ -193,57 +222,8 @@ def _rounded(graph: onnx.ModelProto, bits: Mapping[str, int]) -> onnx.ModelProto
     return changed
 
 
-def _judged(
-    name: str,
-    sums: _Sums,
-    bits: int,
-    nodes: Sequence[onnx.NodeProto],
-    candidate: Parts,
-    layers: Mapping[str, str],
-    stored: frozenset[str],
-) -> Departure:
-    before = [sums.running[read].error for node in nodes for read in node.input if read in sums.running]
-    maker = candidate.makers[name]
-    return Departure(
-        value=name,
-        operator=maker.operator,
-        name=maker.name,
-        layer=_layer(layers.get(nodes[0].name, ""), nodes[0].op_type),
-        bits=bits,
-        error=sums.own[name].error,
-        explained=sums.rounded[name].error if bits < 32 else 0.0,
-        before=max(before, default=0.0),
-        after=sums.running[name].error,
-        weights=_weighty(nodes, stored),
-    )
-
-
-def _weighty(nodes: Sequence[onnx.NodeProto], stored: frozenset[str]) -> str:
-    return next((node.name for node in nodes if stored.intersection(node.input)), "")
-
-
 def _layer(weight: str, operator: str) -> str:
     """The module path behind a weight's name; an attention fused whole is no part of its own."""
     module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]
     found = re.match(r".*?att(entio)?n\b", module) if "Attention" in operator else None
     return found[0] if found else module
-
-
-def _alone(
-    one: Departure,
-    answer: str,
-    reference: OnnxParts,
-    runs: _Runs,
-    cuts: Mapping[str, np.ndarray],
-    batches: Sequence[Values],
-) -> Departure:
-    """With the error of the answers where the reference is given what this part alone makes."""
-    if answer == one.value:
-        return replace(one, alone=one.error)
-    shown = {one.value: cuts[one.value].astype(np.float32), answer: np.empty(0, np.float32)}
-    patched, gap = reference.apart(shown, given=[one.value]), Gap()
-    for batch in batches:
-        values = runs.whole(batch)
-        wrong = runs.own({**batch, **{name: values[name] for name in cuts}})[one.value]
-        gap.add(values[answer], patched({**batch, one.value: wrong})[answer])
-    return replace(one, alone=gap.error)

@@ -39,11 +39,11 @@ def group_layers(tensors: Sequence[StoredTensor], at_most: int = 40) -> Groups:
 
 
 def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
-    """Tensor's name -> its layer, by the finest rule that gives ``at_most`` layers, or else the coarsest."""
+    """Tensor's name -> its layer, by the finest form that gives ``at_most`` layers, or else the coarsest."""
     names = list(names)
     prefix = model_prefix(names)
-    for rule in (_block_part, _block, _stack_part):
-        layers = {name: rule(name.removeprefix(prefix)) for name in names}
+    for form in ("{stack}{number}.{part}", "{stack}{number}", "{stack}*.{part}"):
+        layers = {name: _layer(name.removeprefix(prefix), form) for name in names}
         if len(set(layers.values())) <= at_most:
             break
     return layers
@@ -64,21 +64,9 @@ def model_prefix(names: Iterable[str]) -> str:
     return f"{first}."
 
 
-def _block_part(name: str) -> str:
+def _layer(name: str, form: str) -> str:
     match = _BLOCK.match(name)
-    if not match:
-        return _outside_blocks(name)
-    return f"{match['stack']}{match['number']}.{_part(match['rest'])}"
-
-
-def _block(name: str) -> str:
-    match = _BLOCK.match(name)
-    return f"{match['stack']}{match['number']}" if match else _outside_blocks(name)
-
-
-def _stack_part(name: str) -> str:
-    match = _BLOCK.match(name)
-    return f"{match['stack']}*.{_part(match['rest'])}" if match else _outside_blocks(name)
+    return form.format(**match.groupdict(), part=_part(match["rest"])) if match else _outside_blocks(name)
 
 
 def _outside_blocks(name: str) -> str:

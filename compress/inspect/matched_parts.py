@@ -1,110 +1,84 @@
-"""A file whose values have no names that the reference knows: they are found by what they are.
+"""A file whose values have no names that the reference knows: they are found by their numbers.
 
 On one batch a value of the file is the reference's where their numbers are the same but for rounding, in whatever
-layout. What is found is given the reference's values, so that what lies behind a fault is found too. Where nothing
-more is, values stay that a fault keeps from being known: of those that correlate, or are made of the same known values,
-a pair is tried, and kept if it makes values behind it known.
+layout. The reference is given the file's values that are known, so that errors from before don't count. Where that
+doesn't lead to the answers, a fault keeps values from being known: the first that it may be in is tried with the file's
+values that are like it or are made of the same known ones, and held where values behind it become known by that.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import LARGEST, Maker, NamelessParts, Run, Values, part_of
+from compress.formats.parts import LARGEST, Parts, Run, Step, Values
 
-_SAME = 0.05
-"""Share of a value's spread up to which two values are one, but for what 8 bits make of it."""
+_SAME = ((32, 1e-3), (16, 0.01), (8, 0.05), (0, 0.2))
+"""Share of a value's spread up to which two values are one, where a part has that many bits or more."""
 _ROUNDS = 20
 """How often at most what is known is given, and known anew; errors that come from before are gone then."""
+_LIKE = 0.9
+"""Share of a value's spread up to which another may be the same with a fault."""
 _FEWEST = 16
 """Elements that tell a value from another."""
-_LIKE = 0.5
-"""Correlation below which numbers do not tell how a value is laid out."""
-_TRIALS = 24
-"""Pairs of one place that are tried, the likeliest first."""
+_TRIALS = 64
+"""Pairs that are tried for one fault, in the order in which the reference makes their values."""
 _MOST_AXES = 4
 """Axes longer than 1 up to which every order of them is looked at."""
 _SAMPLE = 4096
 """Numbers of a large value that are looked at; they are drawn once for all, the same for every value of a size."""
-_TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The axes of ``shape`` that are longer than 1 in another ``order``, and all of it as ``other``."""
-
-    shape: tuple[int, ...]
-    order: tuple[int, ...]
-    other: tuple[int, ...]
-
-    def there(self, array: np.ndarray) -> np.ndarray:
-        """An array of ``shape``, laid out as ``other``."""
-        return array.reshape(self._long()).transpose(self.order).reshape(self.other)
-
-    def back(self, array: np.ndarray) -> np.ndarray:
-        """An array of ``other``, laid out as ``shape``."""
-        long = self._long()
-        moved = array.reshape([long[axis] for axis in self.order])
-        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
-
-    def _long(self) -> list[int]:
-        return [size for size in self.shape if size > 1]
-
-
-def orders_of(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Every order of the axes longer than 1, the plainest first."""
-    long = range(len([size for size in shape if size > 1]))
-    return list(permutations(long)) if len(long) <= _MOST_AXES else [tuple(long)]
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """``other`` holds the numbers of ``value`` in ``layout``, but for ``error``, a share of the value's spread.
+    """``own`` of the file holds the numbers of ``value``, but for ``error``, a share of its spread.
 
-    ``correlation`` is what remains of likeness if they may have another scale and mean.
+    ``value`` has ``shape``; in ``own`` the axes that are longer than 1 come in another ``order``, in whatever shape.
     """
 
     value: str
-    other: str
-    layout: Layout
+    own: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
     error: float
-    correlation: float
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """An array laid out as ``own``, as ``value`` is."""
+        long = _long(self.shape)
+        moved = array.reshape([long[axis] for axis in self.order])
+        return moved.transpose(np.argsort(self.order)).reshape(self.shape)
 
 
-def alike(values: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[Likeness]:
-    """For each value and other of one size, that layout in which they differ least."""
+def orders_of(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every order of the axes longer than 1, the plainest first."""
+    long = range(len(_long(shape)))
+    return list(permutations(long)) if len(long) <= _MOST_AXES else [tuple(long)]
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size > 1]
+
+
+def alike(values: Values, others: Values) -> Iterator[Likeness]:
+    """For each value and other of one size, that order of axes in which they differ least."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, array in others.items():
         by_size[array.size].append(name)
-    found: list[Likeness] = []
-    for name, array in values.items():
-        names = by_size[array.size]
-        if names:
-            found += _alike(name, array, {one: others[one] for one in names})
-    return found
-
-
-def _alike(name: str, array: np.ndarray, others: Mapping[str, np.ndarray]) -> Iterator[Likeness]:
-    orders, places = orders_of(array.shape), _places(array.size)
-    flat = [Layout(array.shape, order, (array.size,)) for order in orders]
-    ours = np.stack([one.there(array)[places] for one in flat]).astype(np.float64)
-    theirs = np.stack([other.ravel()[places] for other in others.values()]).astype(np.float64)
-    count, spread = len(places), max(float(array.std()), _TINY)
-    squares = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T + (ours**2).sum(axis=1, keepdims=True)
-    errors = np.sqrt(np.maximum(squares, 0) / count) / spread
-    same = _unit(ours) @ _unit(theirs).T
-    # What is left between equal numbers is the rounding of the sums, so that the first of equal layouts is taken.
-    best = errors.round(6).argmin(axis=0)
-    for place, (other, held) in enumerate(others.items()):
-        way = int(best[place])
-        layout = Layout(array.shape, orders[way], held.shape)
-        yield Likeness(name, other, layout, round(float(errors[way, place]), 6), float(same[way, place]))
+    for value, array in values.items():
+        places, orders, long = _places(array.size), orders_of(array.shape), array.reshape(_long(array.shape))
+        spread = float(array.std()) or float(np.abs(array).max()) or 1.0
+        ours = np.stack([long.transpose(order).ravel()[places] for order in orders])
+        for own in by_size[array.size]:
+            squares = np.square(ours - others[own].ravel()[places].astype(np.float64)).mean(axis=1)
+            # What is left between equal numbers is the rounding of the sums, so that the first of equal orders counts.
+            errors = (np.sqrt(squares) / spread).round(6)
+            best = int(errors.argmin())
+            yield Likeness(value, own, array.shape, orders[best], float(errors[best]))
 
 
 def _places(size: int) -> np.ndarray:
@@ -114,163 +88,123 @@ def _places(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size, _SAMPLE)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Each row less its mean, of length 1."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    unit: np.ndarray = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), _TINY)
-    return unit
-
-
-@dataclass(frozen=True)
-class MatchedParts:
-    """``file`` by the names that its reference has for its values, as far as they are known."""
-
-    file: NamelessParts
-    known: Mapping[str, tuple[str, Layout]]
-    """The reference's name -> the file's own, and how it lays the value out."""
-
-    @property
-    def makers(self) -> Mapping[str, Maker]:
-        """See `Parts`."""
-        return {name: self.file.steps.makers[own] for name, (own, _) in self.known.items()}
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        own = set(self.file.outputs)
-        return [name for name, (one, _) in self.known.items() if one in own]
-
-    def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
-        return self._run(values, ())
-
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        return self._run(list(cuts), list(cuts) if given is None else given)
-
-    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """See `Parts`."""
-        found = self.file.steps.bits([self.known[name][0] for name in cuts])
-        return {name: found[self.known[name][0]] for name in cuts}
-
-    def _run(self, values: Sequence[str], given: Sequence[str]) -> Run:
-        own = {name: self.known[name] for name in (*values, *given)}
-        run = self.file.run([own[name][0] for name in values], [own[name][0] for name in given])
-
-        def answered(batch: Values) -> Values:
-            found = run({**batch, **{own[name][0]: own[name][1].there(batch[name]) for name in given}})
-            return {name: own[name][1].back(found[own[name][0]]) for name in values}
-
-        return answered
-
-
-def match(file: NamelessParts, reference: OnnxParts, batch: Values) -> MatchedParts:
+def match(file: Parts, reference: OnnxParts, batch: Values) -> Parts:
     """``file`` by the names that ``reference`` has for its values, of which the answers' first are known to be one.
 
     Whatever the result is given must have the shapes of ``batch``.
     """
-    values = reference.whole(reference.computed)(batch)
-    matching = _Matching(file, {name: one for name, one in values.items() if _telling(one)}, reference.reads, batch)
-    answer, own = reference.outputs[0], file.outputs[0]
-    shape = values[answer].shape
-    matching.held[answer] = own, Layout(shape, orders_of(shape)[0], matching.own[own].shape)
+    matching = _Matching(file, reference, batch)
     matching.know_the_same()
-    while matching.know_by_trial():
-        matching.know_the_same()
-    return MatchedParts(file, {name: matching.known[name] for name in values if name in matching.known})
+    while not matching.leads_to_the_answers() and matching.know_by_trial():
+        pass
+    known = matching.known
+    names = {one.own: name for name, one in known.items()}
+
+    def named(own: str) -> str:
+        return names.get(own, f"the file's {own}")
+
+    def step(one: Step) -> Step:
+        return replace(one, value=named(one.value), reads=list(map(named, one.reads)))
+
+    def whole(values: Sequence[str]) -> Run:
+        run = file.whole([known[name].own for name in values])
+
+        def answered(batch: Values) -> Values:
+            found = run(batch)
+            return {name: known[name].back(found[known[name].own]) for name in values}
+
+        return answered
+
+    return Parts(map(step, file.steps.values()), [names[one] for one in file.outputs if one in names], whole)
 
 
 @dataclass
 class _Matching:
-    file: NamelessParts
-    values: Mapping[str, np.ndarray]
-    reads: Mapping[str, Sequence[str]]
+    file: Parts
+    reference: OnnxParts
     batch: Values
-    same: dict[str, tuple[str, Layout]] = field(default_factory=dict)
-    held: dict[str, tuple[str, Layout]] = field(default_factory=dict)
+    same: dict[str, Likeness] = field(default_factory=dict)
+    held: dict[str, Likeness] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.own: Values = self.file.run(list(self.file.steps.makers))(self.batch)
+        found = self.file.whole(self.file.computed)(self.batch)
+        self.own = {name: value for name, value in found.items() if _telling(value) or name in self.file.outputs}
+        self.answer, own = self.reference.outputs[0], self.file.outputs[0]
+        self.values = self._given({})
+        shape = self.values[self.answer].shape
+        self.held[self.answer] = Likeness(self.answer, own, shape, orders_of(shape)[0], 0.0)
 
     @property
-    def known(self) -> dict[str, tuple[str, Layout]]:
+    def known(self) -> dict[str, Likeness]:
         return {**self.same, **self.held}
 
     def know_the_same(self) -> None:
-        """Give what is known its reference's values and know what is the same then, until that changes no more."""
+        """Give the reference what is known, and know what is the same then, until that changes no more."""
         for _ in range(_ROUNDS):
-            self.own = self._given(self.known)
-            found = {one.value: (one.other, one.layout) for one in self._same(self.own, self.held)}
-            if found == self.same:
+            self.values = self._given(self.known)
+            found = self._same(self.values)
+            if found.keys() == self.same.keys():
                 return
             self.same = found
 
+    def leads_to_the_answers(self) -> bool:
+        """Whether the answers are the same where the reference is given what is known."""
+        own = self.held[self.answer].own
+        (found,) = alike({self.answer: self.values[self.answer]}, {own: self.own[own]})
+        return found.error <= self._rounding(own)
+
     def know_by_trial(self) -> bool:
-        """Hold that pair by which most behind it becomes known; whether there is any."""
-        for pairs in self._candidates():
-            tried = [(self._gain(pair), -at, pair) for at, pair in enumerate(pairs)]
-            gain, _, best = max(tried, key=lambda one: one[:2])
-            if gain > 0:
-                self.held[best.value] = best.other, best.layout
+        """Hold the first pair by which others become known; whether there is any."""
+        before = self.same.keys()
+        for pair in islice(self._candidates(), _TRIALS):
+            self.held[pair.value] = pair
+            if self._same(self._given(self.known)).keys() - before:
+                self.know_the_same()
                 return True
+            del self.held[pair.value]
         return False
 
-    def _given(self, known: Mapping[str, tuple[str, Layout]]) -> Values:
-        """All of the file's values where those that are known are the reference's."""
-        given = {own: layout.there(self.values[name]) for name, (own, layout) in known.items() if name in self.values}
-        return self.file.run(list(self.own), list(given))({**self.batch, **given})
+    def _given(self, known: Mapping[str, Likeness]) -> Values:
+        """The reference's values where those that are known are the file's."""
+        given = {name: one.back(self.own[one.own]) for name, one in known.items()}
+        return self.reference.apart(self.reference.computed, list(given))({**self.batch, **given})
 
-    def _same(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> Iterator[Likeness]:
-        """Pairs of which each is the other's likeliest, none of them in ``known``."""
-        values, others = self._unknown(own, known)
-        seen: set[str] = set()
-        for one in sorted(alike(values, others), key=lambda one: one.error):
-            if one.error > _SAME:
-                return
-            if one.value not in seen and one.other not in seen:
-                seen.update((one.value, one.other))
-                yield one
+    def _same(self, values: Values) -> dict[str, Likeness]:
+        """Pairs of which each is the other's likeliest, none of them held."""
+        taken = {one.own for one in self.held.values()}
+        ours = {name: value for name, value in values.items() if name not in self.held and _telling(value)}
+        theirs = {name: value for name, value in self.own.items() if name not in taken}
+        found: dict[str, Likeness] = {}
+        for one in sorted(alike(ours, theirs), key=lambda one: one.error):
+            if one.value not in found and one.own not in taken and one.error <= self._rounding(one.own):
+                taken.add(one.own)
+                found[one.value] = one
+        return found
 
-    def _unknown(self, own: Values, known: Mapping[str, tuple[str, Layout]]) -> tuple[Values, Values]:
-        taken = {one for one, _ in known.values()}
-        values = {name: value for name, value in self.values.items() if name not in known}
-        return values, {name: value for name, value in own.items() if name not in taken and _telling(value)}
+    def _rounding(self, own: str) -> float:
+        """The error up to which a value of the file may be the reference's, by the bits of its part."""
+        part = self.file.part(own, {one.own for one in self.known.values()})
+        bits = min(self.file.steps[one].bits for one in part)
+        return next(share for least, share in _SAME if bits >= least)
 
-    def _candidates(self) -> Iterator[list[Likeness]]:
-        """For one value after the other, what may be it, and what else that may be; the likeliest first."""
-        values, others = self._unknown(self.own, self.known)
-        pairs = alike(values, others)
-        like = [one for one in pairs if abs(one.correlation) > _LIKE]
-        known_by = {own: name for name, (own, _) in self.known.items()}
-        made = {one: self._made_of(one, self.reads, {name: name for name in self.known}) for one in values}
-        theirs = {one: self._made_of(one, self.file.steps.reads, known_by) for one in others}
-        unlike = [one for one in pairs if abs(one.correlation) <= _LIKE and made[one.value] == theirs[one.other]]
-        for value in values:
-            own = {one.other for one in (*like, *unlike) if one.value == value}
-            near = sorted((one for one in like if one.other in own), key=lambda one: -round(abs(one.correlation), 3))
-            far = sorted(_in_every_layout(one for one in unlike if one.other in own), key=_plainness)
-            if own:
-                yield [*near, *far][:_TRIALS]
-
-    def _made_of(self, one: str, reads: Mapping[str, Sequence[str]], known_by: Mapping[str, str]) -> frozenset[str]:
-        """The known values that a value is made of, by the reference's names."""
-        read = {read for made in part_of(one, reads, known_by) for read in reads[made]}
-        return frozenset(known_by[one] for one in read if one in known_by)
-
-    def _gain(self, pair: Likeness) -> float:
-        known = {**self.known, pair.value: (pair.other, pair.layout)}
-        before = {one.value for one in self._same(self.own, known)}
-        return sum(1 - one.error / _SAME for one in self._same(self._given(known), known) if one.value not in before)
+    def _candidates(self) -> Iterator[Likeness]:
+        """For the values that lead to the answers unknown, in order, what is like them, or is made of the same."""
+        known, names = self.known, {one.own: name for name, one in self.known.items()}
+        behind = set(self.reference.part(self.answer, known)) - {self.answer}
+        theirs = {name: value for name, value in self.own.items() if name not in names}
+        made = {name: _made_of(name, self.file, names) for name in theirs}
+        for name in self.reference.computed:
+            if name in behind and _telling(self.values[name]):
+                before = _made_of(name, self.reference, {one: one for one in known})
+                plain = orders_of(self.values[name].shape)[0]
+                for one in sorted(alike({name: self.values[name]}, theirs), key=lambda one: one.error):
+                    if one.error < _LIKE or made[one.own] == before:
+                        yield one if one.error < _LIKE else replace(one, order=plain)
 
 
-def _in_every_layout(pairs: Iterable[Likeness]) -> Iterator[Likeness]:
-    for one in pairs:
-        for order in orders_of(one.layout.shape):
-            yield replace(one, layout=replace(one.layout, order=order))
-
-
-def _plainness(one: Likeness) -> int:
-    return orders_of(one.layout.shape).index(one.layout.order)
+def _made_of(value: str, parts: Parts, known: Mapping[str, str]) -> set[str]:
+    """The known values that a value is made of, by the reference's names."""
+    return {known[read] for made in parts.part(value, known) for read in parts.reads[made] if read in known}
 
 
 def _telling(value: np.ndarray) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
+from compress.fitted_table import Column, FittedTable, bar
 from compress.inspect.budget import Budget, Module
 from compress.inspect.statistics import TensorStatistics
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown, but not what is below them."""
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-_NAME_CELLS = 44
-_GUIDE_CELLS = 4
+_LEFT_OUT = "for lack of room only in --json"
 
 
 def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
@@ -52,15 +50,10 @@ def format_count(count: int) -> str:
     return f"{size:.1f}B"
 
 
-def bar(share: float) -> str:
-    """A bar of `BAR_CELLS` cells, in eighths of a cell."""
-    eighths = round(max(0.0, min(1.0, share)) * BAR_CELLS * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(BAR_CELLS)
-
-
 def _summary(budget: Budget) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("model", budget.model)
     table.add_row("format", budget.format)
     table.add_row("on disk", f"{format_bytes(budget.total_bytes)} ({budget.total_bytes:,} bytes)")
@@ -84,35 +77,22 @@ def _overall_sparsity(budget: Budget) -> float:
     return sum(statistics[name].sparsity * size for name, size in sizes.items()) / total if total else 0.0
 
 
-def _tree(budget: Budget, depth: int) -> Tree:
-    tree = Tree(_line("all tensors", budget.modules, 0), guide_style="dim")
-    for child in budget.modules.children:
-        _branch(tree, child, 1, depth)
-    return tree
+def _tree(budget: Budget, depth: int) -> FittedTable:
+    columns = [Column("module"), Column("", rank=2), Column("share", right=True), Column("bytes", right=True)]
+    table = FittedTable("", [*columns, Column("weights", right=True, rank=1), Column("types", rank=3)], _LEFT_OUT)
+    _branch(table, budget.modules, "all tensors", 0, depth)
+    return table
 
 
-def _branch(tree: Tree, module: Module, level: int, depth: int) -> None:
-    if level > depth:
-        return
-    name = module.name
-    while len(module.children) == 1:
+def _branch(table: FittedTable, module: Module, name: str, level: int, depth: int) -> None:
+    while level and len(module.children) == 1:
         module = module.children[0]
         name = f"{name}.{module.name}"
-    node = tree.add(_line(name, module, level))
-    if module.share < SMALL_SHARE:
-        return
-    for child in module.children:
-        _branch(node, child, level + 1, depth)
-
-
-def _line(name: str, module: Module, level: int) -> Text:
-    width = max(12, _NAME_CELLS - _GUIDE_CELLS * level)
-    text = Text(no_wrap=True)
-    text.append(_shortened(name, width).ljust(width), style="bold" if level <= 1 else "")
-    text.append(f" {bar(module.share)}", style="cyan")
-    text.append(f" {module.share:6.1%} {format_bytes(module.bytes):>9} {format_count(module.parameters):>7}")
-    text.append(f"  {_types(module)}", style="dim")
-    return text
+    figures = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
+    shown = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
+    table.add(shown, (bar(module.share, BAR_CELLS), "cyan"), *figures, (_types(module), "dim"))
+    for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
+        _branch(table, child, child.name, level + 1, depth)
 
 
 def _types(module: Module) -> str:
@@ -120,25 +100,19 @@ def _types(module: Module) -> str:
     return ", ".join(dtypes[:2]) + (", ..." if len(dtypes) > 2 else "")
 
 
-def _shortened(name: str, width: int) -> str:
-    return name if len(name) <= width else f"…{name[-width + 1 :]}"
-
-
-def _largest(budget: Budget, top: int) -> Table:
-    table = Table(title=f"largest {min(top, len(budget.tensors))} tensors", title_justify="left", box=None)
-    for heading in ("tensor", "shape", "type"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("bytes", "share"):
-        table.add_column(heading, justify="right")
+def _largest(budget: Budget, top: int) -> FittedTable:
+    columns = [Column("tensor"), Column("shape", rank=1), Column("type", rank=2)]
+    columns += [Column("bytes", right=True), Column("share", right=True)]
     statistics = budget.statistics
     if statistics is not None:
-        for heading in ("zeros", "min", "max", "mean", "std", "> 6 std"):
-            table.add_column(heading, justify="right")
+        names = ("zeros", "min", "max", "mean", "std", "> 6 std")
+        columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
+    table = FittedTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
     for tensor in sorted(budget.tensors, key=lambda tensor: -tensor.bytes)[:top]:
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
         share = tensor.bytes / (budget.tensor_bytes or 1)
         cells = [tensor.name, shape, tensor.dtype, format_bytes(tensor.bytes), f"{share:.1%}"]
-        table.add_row(*cells, *(_statistics(statistics.get(tensor.name)) if statistics is not None else ()))
+        table.add(*cells, *(_statistics(statistics.get(tensor.name)) if statistics is not None else ()))
     return table
 
 

@@ -55,26 +55,18 @@ def describe(values: np.ndarray) -> TensorStatistics:
         if piece.size:
             low, high = min(low, float(piece.min())), max(high, float(piece.max()))
     if not count:
-        nothing = math.nan
-        return TensorStatistics(
-            sparsity=0,
-            minimum=nothing,
-            maximum=nothing,
-            mean=nothing,
-            std=nothing,
-            outliers=0,
-            not_finite=flat.size,
-        )
-    mean = total / count
-    std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / count)
+        low = high = math.nan
+    size = count or 1
+    mean = total / count if count else math.nan
+    std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / size)
     far = sum(int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat))
     return TensorStatistics(
-        sparsity=zeros / count,
+        sparsity=zeros / size,
         minimum=low,
         maximum=high,
         mean=mean,
-        std=std,
-        outliers=far / count,
+        std=std if count else math.nan,
+        outliers=far / size,
         not_finite=flat.size - count,
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,23 @@ from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.transcriber import Transcriber
 
 
-@dataclass
 class _Recorder:
     """A session that keeps what it is asked."""
 
-    session: Session
-    calls: list[Feed] = field(default_factory=list)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.calls: list[Feed] = []
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.session.inputs
-
-    @property
-    def input_types(self) -> Mapping[str, TensorType]:
-        return self.session.input_types
-
-    @property
-    def output_types(self) -> Mapping[str, TensorType]:
-        return self.session.output_types
-
-    @property
-    def provider(self) -> str:
-        return self.session.provider
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.session.settings
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         self.calls.append(dict(batch))
-        return self.session.predict(batch)
+        return self._session.predict(batch)
 
 
 def transcription_calls(folder: Path, recordings: Iterable[Batch], most: int) -> tuple[list[Feed], list[Feed]]:
@@ -56,7 +38,7 @@ def transcription_calls(folder: Path, recordings: Iterable[Batch], most: int) ->
     then a token a call. Raises what `Transcriber` does.
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
-    recorders = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
+    recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
     encoder, decoder = recorders
     transcriber = Transcriber(encoder, decoder, folder)
     found: tuple[list[Feed], list[Feed]] = ([], [])

@@ -57,7 +57,9 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
         judged = one.model == policy.model and (not policy.targets or one.target in policy.targets)
         if rule is None or not due or not judged or one.described.better == "unknown":
             continue
-        levels = [level for level in one.levels if accepted is None or not _before(one, level, accepted)]
+        since = None if accepted is None else datetime.fromisoformat(accepted)
+        ends = [datetime.fromisoformat(one.usable[level.last].started) for level in one.levels]
+        levels = [level for level, end in zip(one.levels, ends, strict=True) if since is None or end >= since]
         if len(levels) < 2:
             continue
         best = min(levels, key=lambda level: one.loss(one.effect(levels[0].value, level.value)))
@@ -93,10 +95,6 @@ def finding(drift: Drift, series: Sequence[Series], nights: Mapping[int, Night])
         what="; ".join(words),
         since=nights[drift.first].label if drift.first in nights else f"night {drift.first}",
     )
-
-
-def _before(series: Series, level: Level, accepted: str) -> bool:
-    return datetime.fromisoformat(series.usable[level.last].started) < datetime.fromisoformat(accepted)
 
 
 def _machine(series: Sequence[Series], one: Series, best: Level, now: Level) -> float | None:

@@ -1,26 +1,32 @@
-"""One entry of a night: run in a process of its own, then judged."""
+"""One entry of a night: run in a process of its own, ended when its time is up, then judged."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import math
+import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from compress.cache import storage_errors
 from compress.errors import CompressError, InputError
 from compress.measurement import Measurement
-from compress.nightly.child import GRACE_SECONDS, Ended, run_process
 from compress.nightly.judge import Judged, judge_entry
 from compress.nightly.record import Finding, Outcome, Status
 from compress.nightly.suite import Entry
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.report.schema import Report, load_report
+from compress.report.schema import load_report
 
 _TAIL_LINES = 12
 
@@ -84,7 +90,11 @@ class EntryRun:
             report = load_report(output)
         except InputError as error:
             return self._failed(outcome, str(error))
-        unusable = [row for row in report.measurements if not _is_finite(row)]
+        unusable = [
+            row
+            for row in report.measurements
+            if not all(map(math.isfinite, (row.value, row.low or 0.0, row.high or 0.0)))
+        ]
         if unusable:
             first = f"{unusable[0].metric} of {unusable[0].model} is {unusable[0].value}"
             return self._failed(outcome, f"not every measurement is a finite number: {first}")
@@ -94,7 +104,9 @@ class EntryRun:
         reason = judged.findings[0].short if judged.findings else judged.summary
         noise = str((report.environment.get("noise") or {}).get("verdict", ""))
         kept = {"status": status, "reason": reason, "report": relative(output), "notes": judged.notes, "noise": noise}
-        return EntryDone(outcome.model_copy(update=kept), judged.findings, _without_samples(report), judged)
+        # The samples stay in the report.
+        rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
+        return EntryDone(outcome.model_copy(update=kept), judged.findings, rows, judged)
 
     def _command(self) -> list[str]:
         options = [part for override in self.entry.overrides for part in ("--set", override)]
@@ -120,17 +132,71 @@ def _what_failed(ended: Ended, log: Path, limit_seconds: float, by_budget: bool)
     return said.removeprefix("error: ") or f"it ended with exit code {ended.exit_code}"
 
 
-def _is_finite(row: Measurement) -> bool:
-    return all(value is None or math.isfinite(value) for value in (row.value, row.low, row.high))
-
-
-def _without_samples(report: Report) -> tuple[Measurement, ...]:
-    """The rows for the history; the samples stay in the report."""
-    return tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
-
-
 def relative(path: Path) -> str:
     """From the current folder where it lies below, else the name alone: a history tells nobody where it was made."""
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return path.name
+
+
+GRACE_SECONDS = 20.0
+"""From the request to end (SIGTERM) to the end without asking (SIGKILL)."""
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code (negative: the signal), how long it took, whether its time was up."""
+
+    exit_code: int
+    seconds: float
+    timed_out: bool
+
+
+def run_process(
+    command: Sequence[str], output: Path, log: Path, limit_seconds: float, grace_seconds: float = GRACE_SECONDS
+) -> Ended:
+    """Run ``command`` with its standard output and error in files, and no input, for at most ``limit_seconds``.
+
+    It and everything it started are ended when its time is up, and when this process is interrupted.
+    """
+    began = time.monotonic()
+    with output.open("wb") as out, log.open("wb") as err:
+        # A session of its own, so that a Ctrl-C at the terminal reaches this process alone, which then ends it.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, env=dict(os.environ)
+        )
+        try:
+            timed_out = not _ends_within(process, limit_seconds)
+        finally:
+            _end(process, grace_seconds)
+    return Ended(process.returncode, time.monotonic() - began, timed_out)
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """End the process and its descendants: first asked, then killed. What has ended already is left alone."""
+    family = _family(process.pid)
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        _ends_within(process, grace_seconds)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        whole = psutil.Process(pid)
+        return [whole, *whole.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

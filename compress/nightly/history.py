@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +21,10 @@ from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
 from compress.nightly.backups import back_up, backups_of, is_sound, restore
 from compress.nightly.record import Finding, Host, Night, Outcome, Rows
-from compress.nightly.tables import APPLICATION, COLUMNS, CREATE, VERSION
+from compress.nightly.tables import APPLICATION, CREATE, VERSION
 from compress.nightly.trend import Point, Series
 
 _PATIENCE_SECONDS = 60.0
-_OF_NIGHT = ("suite", "started", "host", "host_words")
 
 
 class History:
@@ -49,19 +48,24 @@ class History:
             for row in measured:
                 _check_finite(entry, row)
         with self._open(create=True) as connection:
-            notes = (*night.notes, *_clock_notes(connection, night))
-            night = night.model_copy(update={"notes": notes})
-            cursor = connection.execute(_insert("nights", skip=1), _night_values(night))
-            assert cursor.lastrowid is not None
-            night = night.model_copy(update={"number": cursor.lastrowid})
-            _insert_many(connection, "outcomes", [_outcome_values(night, outcome) for outcome in night.outcomes])
-            _insert_many(connection, "findings", [_finding_values(night, found) for found in night.findings])
-            measurements = [
-                (night.number, entry, row.model, row.metric, row.target, row.value, row.unit, row.low, row.high, row.n)
-                for entry, measured in rows.items()
-                for row in measured
-            ]
-            _insert_many(connection, "measurements", measurements)
+            night = night.model_copy(update={"notes": (*night.notes, *_clock_notes(connection, night))})
+            host = {"host": night.host.digest, "host_words": night.host.words}
+            of_night = {"suite": night.suite, "started": night.started, **host}
+            values = {
+                **of_night,
+                "seconds": night.seconds,
+                "software": json.dumps(night.software, sort_keys=True),
+                "commit_id": night.commit,
+                "notes": json.dumps(night.notes),
+            }
+            number = connection.execute(_insert("nights", values), values).lastrowid
+            night = night.model_copy(update={"number": number})
+            outcomes = [{**of_night, **one.model_dump(), "notes": json.dumps(one.notes)} for one in night.outcomes]
+            _insert_many(connection, "outcomes", night, outcomes)
+            _insert_many(connection, "findings", night, [found.model_dump() for found in night.findings])
+            for entry, measured in rows.items():
+                values_of = [{"entry": entry, **row.model_dump(exclude={"raw"})} for row in measured]
+                _insert_many(connection, "measurements", night, values_of)
             connection.execute("COMMIT")
             self._back_up(connection)
         return night
@@ -71,10 +75,10 @@ class History:
         with self._open() as connection:
             if connection is None:
                 return ()
-            outcomes = _grouped(connection, "outcomes")
-            findings = _grouped(connection, "findings")
-            query = f"SELECT {', '.join(COLUMNS['nights'])} FROM nights WHERE suite = ? ORDER BY night"
-            return tuple(_night(row, outcomes, findings) for row in connection.execute(query, (suite,)))
+            outcomes = _grouped(connection, "outcomes", Outcome.model_fields)
+            findings = _grouped(connection, "findings", Finding.model_fields)
+            query = "SELECT * FROM nights WHERE suite = ? ORDER BY night"
+            return tuple(_night(dict(row), outcomes, findings) for row in connection.execute(query, (suite,)))
 
     def series(self, suite: str) -> tuple[Series, ...]:
         """Every measured quantity of that suite as a series of nights, each host apart, in the order of the rows."""
@@ -85,17 +89,16 @@ class History:
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
-        found: dict[tuple[str, ...], list[Point]] = {}
-        units: dict[tuple[str, ...], str] = {}
+        found: dict[tuple[Any, ...], list[Point]] = {}
+        units: dict[tuple[Any, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
-                key = (*row[:4], row[4], row[5])
-                found.setdefault(key, []).append(Point(row[6], row[7], row[8], row[9], row[10], bool(row[11])))
-                units[key] = row[12]
+                point = Point(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
+                found.setdefault(row[:6], []).append(point)
+                units[row[:6]] = row[12]
         return tuple(
-            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
+            Series(key[0], key[1], key[2], key[3], units[key], Host(digest=key[4], words=key[5]), tuple(points))
             for key, points in found.items()
-            for entry, model, metric, target, digest, words in [key]
         )
 
     @contextmanager
@@ -144,7 +147,7 @@ class History:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if count == 0:
-            for statement in CREATE:
+            for statement in CREATE.split(";"):
                 connection.execute(statement)
         elif application != APPLICATION:
             raise InputError(
@@ -164,7 +167,9 @@ class History:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that begins and ends transactions only when told to."""
-    return sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def _check_finite(entry: str, row: Measurement) -> None:
@@ -186,57 +191,42 @@ def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...
     return (f"The clock says {night.started}, which is before the night before ({row[0]}); nights keep their order.",)
 
 
-def _insert(table: str, skip: int = 0) -> str:
-    names = COLUMNS[table][skip:]
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+def _insert(table: str, values: Mapping[str, Any]) -> str:
+    return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
 
 
-def _insert_many(connection: sqlite3.Connection, table: str, values: Sequence[tuple[Any, ...]]) -> None:
-    connection.executemany(_insert(table), values)
+def _insert_many(connection: sqlite3.Connection, table: str, night: Night, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows of a night, all with the same columns."""
+    if rows:
+        numbered = [{"night": night.number, **row} for row in rows]
+        connection.executemany(_insert(table, numbered[0]), numbered)
 
 
-def _night_values(night: Night) -> tuple[Any, ...]:
-    software, notes = json.dumps(night.software, sort_keys=True), json.dumps(night.notes)
-    return (
-        night.suite, night.started, night.seconds, night.host.digest, night.host.words, software, night.commit, notes,
-    )  # fmt: skip
-
-
-def _outcome_values(night: Night, outcome: Outcome) -> tuple[Any, ...]:
-    fields = ("entry", "status", "reason", "exit_code", "seconds", "recipe_digest", "report", "log", "noise")
-    of_night = (night.number, night.suite, night.started, night.host.digest, night.host.words)
-    return (*of_night, *(getattr(outcome, name) for name in fields), json.dumps(outcome.notes))
-
-
-def _finding_values(night: Night, found: Finding) -> tuple[Any, ...]:
-    return (night.number, *(getattr(found, name) for name in COLUMNS["findings"][1:]))
-
-
-def _grouped(connection: sqlite3.Connection, table: str) -> dict[int, list[dict[str, Any]]]:
-    """Night -> its rows as mappings, without what they repeat of the night."""
-    names = [name for name in COLUMNS[table] if name not in _OF_NIGHT]
+def _grouped(connection: sqlite3.Connection, table: str, fields: Iterable[str]) -> dict[int, list[dict[str, Any]]]:
+    """Night -> these fields of its rows."""
     found: dict[int, list[dict[str, Any]]] = {}
-    for row in connection.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY rowid"):
-        found.setdefault(row[0], []).append(dict(zip(names[1:], row[1:], strict=True)))
+    for row in connection.execute(f"SELECT night AS of_night, {', '.join(fields)} FROM {table} ORDER BY rowid"):
+        (_, number), *values = dict(row).items()
+        found.setdefault(number, []).append(dict(values))
     return found
 
 
 def _night(
-    row: tuple[Any, ...], outcomes: dict[int, list[dict[str, Any]]], findings: dict[int, list[dict[str, Any]]]
+    row: dict[str, Any], outcomes: dict[int, list[dict[str, Any]]], findings: dict[int, list[dict[str, Any]]]
 ) -> Night:
-    number, suite, started, seconds, digest, words, software, commit, notes = row
+    number = row["night"]
     return Night(
-        suite=suite,
-        started=started,
-        seconds=seconds,
-        host=Host(digest=digest, words=words),
-        software=json.loads(software),
-        commit=commit,
+        suite=row["suite"],
+        started=row["started"],
+        seconds=row["seconds"],
+        host=Host(digest=row["host"], words=row["host_words"]),
+        software=json.loads(row["software"]),
+        commit=row["commit_id"],
         number=number,
         outcomes=tuple(
             Outcome.model_validate({**fields, "notes": tuple(map(str, json.loads(fields["notes"])))})
             for fields in outcomes.get(number, ())
         ),
         findings=tuple(Finding.model_validate(fields) for fields in findings.get(number, ())),
-        notes=tuple(map(str, json.loads(notes))),
+        notes=tuple(map(str, json.loads(row["notes"]))),
     )

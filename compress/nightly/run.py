@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from types import FrameType
+from typing import Any
 
 from compress.cache import storage_errors
+from compress.compare.baseline import git
+from compress.compare.hosts import host_words
 from compress.environment import environment
 from compress.nightly.drift import find_drifts, finding
 from compress.nightly.entry_run import EntryDone, EntryRun
 from compress.nightly.history import History
-from compress.nightly.host import commit_of, host_of, software_of
 from compress.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.nightly.suite import Entry, Suite
 from compress.nightly.trend import Series, extended
 from compress.progress import Progress
-from compress.report.folders import new_folder
+from compress.report.run_folder import new_folder
 
 NIGHTS = "nights"
 
@@ -167,20 +172,16 @@ def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
 
 def _with_since(found: Finding, earlier: Sequence[Night], host: Host) -> Finding:
     """The finding with the first of the nights in a row that had it."""
+    about = attrgetter("entry", "kind", "metric", "target")
     first = None
     for night in reversed([one for one in earlier if one.host.digest == host.digest]):
         outcome = next((one for one in night.outcomes if one.entry == found.entry), None)
         if outcome is None or (outcome.status == "not run" and found.kind != "budget"):
             continue
-        if not any(_is_same(found, other) for other in night.findings):
+        if about(found) not in map(about, night.findings):
             break
         first = night
     return found.model_copy(update={"since": first.label}) if first else found
-
-
-def _is_same(found: Finding, other: Finding) -> bool:
-    keys = ("entry", "kind", "metric", "target")
-    return all(getattr(found, key) == getattr(other, key) for key in keys)
 
 
 def _merged(findings: Sequence[Finding], drifts: Sequence[Finding]) -> Iterator[Finding]:
@@ -212,3 +213,37 @@ def _termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+_IDENTITY = (
+    *("processor", "features", "cores", "cores_granted", "cores_quota"),
+    *("memory_bytes", "memory_limit_bytes", "governor", "platform"),
+)
+
+
+def host_of(environment: dict[str, Any]) -> Host:
+    """The machine of `compress.environment.environment()`, without the software that runs on it.
+
+    Memory counts in whole gigabytes, since a kernel update changes what it reports by a little.
+    """
+    kept = {name: environment.get(name) for name in _IDENTITY}
+    for name in ("memory_bytes", "memory_limit_bytes"):
+        reported = environment.get(name)
+        kept[name] = None if reported is None else round(reported / 1e9)
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return Host(digest=digest[:16], words=host_words(environment))
+
+
+def software_of(environment: dict[str, Any]) -> dict[str, Any]:
+    """What may explain a change on one machine: kernel, Python, packages."""
+    flat = {name: environment.get(name) for name in ("kernel", "python")}
+    return flat | dict(environment.get("packages", {}))
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the repository around ``folder``, with `+changes` if files differ from it; None without one."""
+    commit = git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit + ("+changes" if changed else "")

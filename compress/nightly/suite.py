@@ -9,15 +9,23 @@ from typing import Any
 
 from pydantic import Field
 
-from compress.errors import InputError, Problem, RecipeError
+from compress.errors import InputError
 from compress.formats.targets import TARGETS
 from compress.frozen import Frozen
 from compress.recipe.policy import Policy
-from compress.recipe_source.document import Document, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FileKind, describe, nearest_name, nearest_sibling, read_document
 from compress.recipe_source.schema import DIALECT
 from compress.recipe_source.translate import validate
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+_SUITE = FileKind(
+    "suite",
+    "The suite",
+    "a YAML suite",
+    "a mapping with at least a name and entries, e.g. `entries: [{recipe: tiny.yaml}]`",
+    "docs/suite.schema.json describes every field",
+)
 
 
 class Entry(Frozen):
@@ -59,14 +67,11 @@ class Suite(Frozen):
 
 def read_suite(path: Path) -> Suite:
     """Read a suite. Raises `InputError` with every problem: fields, recipes that are not there, names used twice."""
-    try:
-        document = read_document(path)
-    except RecipeError as error:
-        raise _refused(error.problems) from None
+    document = read_document(path, _SUITE)
     suite = validate(Suite, document.values, document, ())
     _check_entries(document, path.parent)
     if suite is None or document.problems:
-        raise _refused(sorted(document.problems, key=lambda problem: problem.line or 0))
+        raise document.refusal()
     return suite
 
 
@@ -92,7 +97,9 @@ def suite_schema() -> dict[str, Any]:
 def _check_entries(document: Document, folder: Path) -> None:
     entries = document.values.get("entries")
     known = [
-        (index, entry) for index, entry in enumerate(entries if isinstance(entries, list) else ()) if _is_named(entry)
+        (index, entry)
+        for index, entry in enumerate(entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
     ]
     names = [entry["name"] if isinstance(entry.get("name"), str) else Path(entry["recipe"]).stem for _, entry in known]
     counts, seen = Counter(names), set[str]()
@@ -111,29 +118,8 @@ def _check_entries(document: Document, folder: Path) -> None:
                 )  # fmt: skip
 
 
-def _is_named(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("recipe"), str)
-
-
 def _check_recipe(document: Document, folder: Path, place: tuple[str | int, ...], recipe: str) -> None:
     path = folder / recipe
     if not path.is_file():
-        siblings = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = nearest_name(path.name, siblings)
-        document.problem(place, f"{recipe!r}, where no file lies", f"a recipe, from {str(folder)!r}", near)
-
-
-def _refused(problems: Any) -> InputError:
-    listed = [_of_a_suite(problem) for problem in problems]
-    count = "1 problem" if len(listed) == 1 else f"{len(listed)} problems"
-    lines = "\n".join(f"  {problem}" for problem in listed)
-    return InputError(f"The suite has {count}:\n{lines}", mend="docs/suite.schema.json describes every field")
-
-
-def _of_a_suite(problem: Problem) -> Problem:
-    """The same, where the reader of recipes spoke of a recipe."""
-    field = "suite" if problem.field == "recipe" else problem.field
-    expected = problem.expected.replace("a YAML recipe", "a YAML suite")
-    if "name, task" in expected or "name: my-model" in expected:
-        expected = "a mapping with at least a name and entries, e.g. `entries: [{recipe: tiny.yaml}]`"
-    return Problem(problem.file, problem.line, field, problem.found, expected, problem.nearest)
+        expected = f"a recipe, from {str(folder)!r}"
+        document.problem(place, f"{recipe!r}, where no file lies", expected, nearest_sibling(path))

@@ -1,4 +1,5 @@
-"""Training through integers: values on the grid that a quantized graph has, with gradients as if they were not rounded.
+"""Training through integers: values on the grid that a quantized graph has, with gradients as if they were not rounded;
+and weights of fixed integers, ``W = q s``, differentiable in the scales ``s`` alone.
 
 A layer computes ``(sum of q_x q_w) (s_x s_w) + b``, as ONNX Runtime's integer kernels do, with integers ``q_x`` less
 their zero point and ``q_w``, which here are floats of whole value. Their sums are exact below 2^24, so that training
@@ -7,6 +8,7 @@ sees the bits which the exported graph gives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,19 +18,24 @@ _SMALLEST_RANGE = 1e-30
 
 
 def rounded(values: torch.Tensor) -> torch.Tensor:
-    """The nearest whole numbers, halves to even; the gradient passes (straight-through: Bengio et al. 2013, 4)."""
-    result: torch.Tensor = _Rounded.apply(values)  # type: ignore[no-untyped-call]
+    """The nearest whole numbers, halves to even; the gradient passes."""
+    return straight_through(values, torch.round)
+
+
+def straight_through(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``rounding(values)``; the gradient passes as if they were not rounded (Bengio et al. 2013, section 4)."""
+    result: torch.Tensor = _StraightThrough.apply(values, rounding)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Rounded(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        return values.round()
+    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return rounding(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
 
 
 def nearest_on_grid(steps: torch.Tensor, zero_point: int, lowest: int, highest: int) -> torch.Tensor:
@@ -77,3 +84,64 @@ def unsigned_grid(low: float, high: float) -> tuple[float, int]:
         return 1.0, 0
     scale = (high - low) / 255
     return scale, max(0, min(255, round(-low / scale)))
+
+
+_PIECE_ELEMENTS = 1 << 22
+"""Large matrices are turned into floats by pieces that stay in the processor's cache."""
+
+
+def dequantize(integers: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
+    """``integers`` [rows, columns] (zero point taken off) times ``scales`` [rows, groups], rounded to ``dtype``.
+
+    Differentiable in the scales: dL/ds sums dL/dW q over the columns of a group, the last of which may be shorter.
+    Keeps the integers for the backward pass and no floats.
+    """
+    result: torch.Tensor = _Dequantize.apply(integers, scales, group_size, dtype)  # type: ignore[no-untyped-call]
+    return result
+
+
+def stored_as(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``values`` rounded to what a file of ``dtype`` can hold; the gradient passes as if they were not rounded."""
+    return straight_through(values, lambda exact: exact.to(dtype).to(exact.dtype))
+
+
+class _Dequantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, integers: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        ctx.save_for_backward(integers)
+        ctx.group_size, ctx.scale_dtype = group_size, scales.dtype
+        rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
+        if len(integers) <= rows:
+            return _product(integers, scales, group_size).to(dtype)
+        weight = torch.empty(integers.shape, dtype=dtype)
+        for start in range(0, len(integers), rows):
+            piece = slice(start, start + rows)
+            weight[piece] = _product(integers[piece], scales[piece], group_size)
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+        (integers,) = ctx.saved_tensors
+        rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
+        sums = [
+            _group_sums(gradient[start : start + rows], integers[start : start + rows], ctx.group_size, ctx.scale_dtype)
+            for start in range(0, len(integers), rows)
+        ]
+        return None, torch.cat(sums), None, None
+
+
+def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
+    columns = integers.shape[1]
+    if columns % group_size == 0:
+        return integers.to(scales.dtype).view(len(integers), -1, group_size).mul_(scales[..., None]).flatten(1)
+    return integers.to(scales.dtype).mul_(scales.repeat_interleave(group_size, 1)[:, :columns])
+
+
+def _group_sums(gradient: torch.Tensor, integers: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
+    product = integers.to(dtype).mul_(gradient)
+    missing = -product.shape[1] % group_size
+    if missing:
+        product = torch.nn.functional.pad(product, (0, missing))
+    return product.view(len(product), -1, group_size).sum(-1)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.numerics.integer_grid import IntegerGrid, find_grid, round_columns
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import IntegerGrid, QuantizedWeight, find_grid, round_columns
 from compress.numerics.rounding_refinement import refine_columns
 
 _BLOCK = 64
@@ -24,7 +23,7 @@ class GptqSettings:
     columns with the largest diagonal of the Hessian first; scales are found before any column is rounded and groups are
     of neighbouring columns all the same, so that inference needs no permutation. ``damping``: the share of the mean
     diagonal that is added to the diagonal. ``refinement_sweeps``: passes of coordinate descent over integers and scales
-    after the rounding. Raises `ValueError` for values that mean nothing.
+    after the rounding.
     """
 
     bits: int = 4
@@ -34,16 +33,6 @@ class GptqSettings:
     damping: float = 0.05
     scale_search: bool = True
     refinement_sweeps: int = 0
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, found {self.bits}")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, found {self.group_size}")
-        if not 0 <= self.damping <= _LARGEST_DAMPING:
-            raise ValueError(f"damping must be 0 to {_LARGEST_DAMPING:g}, found {self.damping}")
-        if self.refinement_sweeps < 0:
-            raise ValueError(f"refinement_sweeps must not be negative, found {self.refinement_sweeps}")
 
 
 @dataclass(frozen=True)
@@ -91,12 +80,11 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     _check(weight, hessian)
     inputs = _prepare(hessian, settings)
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
-    return GptqSolution(
-        _stack([band.quantized for band in bands]),
-        torch.cat([band.losses for band in bands]),
-        torch.cat([band.energies for band in bands]),
-        inputs.damping,
-        int((~inputs.live).sum()),
+    return replace(
+        bands[0],
+        quantized=_stack([band.quantized for band in bands]),
+        losses=torch.cat([band.losses for band in bands]),
+        energies=torch.cat([band.energies for band in bands]),
     )
 
 
@@ -222,16 +210,7 @@ def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-@dataclass(frozen=True)
-class _Band:
-    """Some rows, solved: ``losses`` is diag(E H E^T), ``energies`` is diag(W H W^T)."""
-
-    quantized: QuantizedWeight
-    losses: torch.Tensor
-    energies: torch.Tensor
-
-
-def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Band:
+def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> GptqSolution:
     columns = weight.T.clone(memory_format=torch.contiguous_format)
     columns[~inputs.live] = 0
     grid = _find_grid(columns, settings, inputs.importance)
@@ -243,7 +222,7 @@ def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> _Ba
     del ordered
     losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
     losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
-    return _Band(grid.weight(integers), losses, energies)
+    return GptqSolution(grid.weight(integers), losses, energies, inputs.damping, int((~inputs.live).sum()))
 
 
 def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

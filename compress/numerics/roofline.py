@@ -49,8 +49,3 @@ def binds(compute_bound_s: float, memory_bound_s: float, measured_s: float) -> B
     if compute_bound_s + memory_bound_s < _EXPLAINED * measured_s:
         return "overhead"
     return "compute" if compute_bound_s >= memory_bound_s else "memory"
-
-
-def ridge(roof: Roof, int8: bool) -> float:
-    """Operations per byte at which arithmetic begins to bind."""
-    return (roof.int8_per_s if int8 else roof.fp32_per_s) / roof.bytes_per_s

@@ -1,4 +1,4 @@
-"""A target's own limits: what an app ships there, model and runtime together, and the memory that it takes."""
+"""Sizes, and a target's own limits: what an app ships there, model and runtime together, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.digests import size_bytes
 from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
+from compress.inspect.budget import budget_of
 from compress.inspect.size_advice import what_helps
 from compress.inspect.tensors import read_model
 from compress.measurement import Measurement
 from compress.recipe.recipe import Limit
 from compress.report.schema import FINAL, LimitResult
 from compress.runtimes.runtime import Ships
-from compress.targets import Profile
+from compress.targets import Profile, Target
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
 _MEGABYTE = 1e6
@@ -37,7 +39,7 @@ class Shipped(NamedTuple):
 def shipped(profile: Profile, folder: Path) -> Shipped:
     """What a target gets for the model in ``folder``; each file deflated where the target is downloaded."""
     model = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    count = _deflated if profile.downloaded else _plain
+    count = _deflated if profile.downloaded else lambda path: path.stat().st_size
     runtime = _runtime_files(profile)
     return Shipped(
         {name: count(path) for name, path in model.items()},
@@ -45,9 +47,18 @@ def shipped(profile: Profile, folder: Path) -> Shipped:
     )
 
 
-def shipped_row(profile: Profile, found: Shipped) -> Measurement:
-    """The row of the final model."""
-    return Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
+def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
+    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all."""
+    budget = budget_of(folder)
+    figures = {
+        "size_bytes": ("bytes", size_bytes(folder)),
+        "parameters": ("parameters", budget.parameters),
+        "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
+    }
+    return [
+        Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
+        for metric, (unit, value) in figures.items()
+    ]
 
 
 def target_limits(profiles: Sequence[Profile], rows: Sequence[Measurement]) -> list[Limit]:
@@ -108,10 +119,6 @@ def _runtime_files(profile: Profile) -> list[Path] | None:
         return None
     places = [Path(str(file.locate())) for file in listed or ()]
     return [place for place in places if place.is_file()] or None
-
-
-def _plain(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _deflated(path: Path) -> int:

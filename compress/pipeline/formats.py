@@ -55,7 +55,8 @@ def why_not(road: Road, target: Target) -> str | None:
         if found is not None and not _leads_to(found, form) and not spec.own_bits:
             return f"{files}, and {label} gives {found.upper()}"
         precision = _bits(road, label, spec.written_by)["precision"] if spec.own_bits else None
-        if precision is not None and precision not in _precisions(form):
+        known = STAGES[spec.written_by].model_fields
+        if precision is not None and precision not in get_args(known["precision"].annotation):
             return f"{files}, which the stage {spec.written_by} does not write in {precision}"
     if runtime.generates_only and GENERATES not in capabilities:
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
@@ -137,11 +138,6 @@ def _bits(road: Road, label: str, kind: str) -> dict[str, Any]:
     fewest = min(asked, key=lambda found: int(found["precision"].strip("fpint")), default={"precision": _FLOAT})
     known = STAGES[kind].model_fields
     return {name: value for name, value in fewest.items() if name in known}
-
-
-def _precisions(form: str) -> tuple[str, ...]:
-    """Those that the stage can write which writes a format of own bits."""
-    return get_args(STAGES[FORMATS[form].written_by].model_fields["precision"].annotation)
 
 
 def _leads_to(found: str | None, form: str) -> bool:

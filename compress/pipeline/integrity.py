@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from compress.errors import IntegrityError, ModelError
 from compress.inspect.tensors import read_model
 from compress.pipeline.probed import probed
 from compress.stage.stage import Promise
-
-if TYPE_CHECKING:
-    from compress.tasks.task import Examples
+from compress.tasks.task import Examples
 
 PROBES = 32
 _SAME = 1e-5

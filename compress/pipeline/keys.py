@@ -1,16 +1,24 @@
-"""What the cache knows each stage by: everything that decides its output, and nothing else."""
+"""What the cache knows each stage by, and which of a recipe it has, told without a model or torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from compress.cache import cache_key
-from compress.data.dataset import Dataset
+from compress.cache import Cache, cache_key
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
+from compress.digests import digest_directory
 from compress.environment import package_versions
+from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
-from compress.stage.stage import Stage
+from compress.samples.fetch import cached_directory
+from compress.sources.source import already_here
+from compress.stage.stage import Stage, references
+from compress.tasks.registry import get_task
 
 START = "start"
 _VALIDATION = "validation"
@@ -60,3 +68,54 @@ class Keys:
             return None
         validation = (_VALIDATION,) if _VALIDATION in self.data.splits else ()
         return self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Called with a stage's label: whether `compress run` would take the stage from the cache.
+
+    Fetches and writes nothing, and trusts the manifests: while a model or the data of the recipe are not here, no
+    stage counts as cached. The first call reads the data, so it raises `DataError` for what a run would refuse.
+    """
+
+    recipe: Recipe
+    folder: Path
+    artifacts: Path
+
+    def __call__(self, label: str) -> bool:
+        return label in self._known
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """Label -> digest of each stage's output in the cache."""
+        recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
+        named = references(recipe.stages)
+        names = [recipe.model, *(one.name for one in named if one.kind == "model")]
+        kept = cache.root / "models"
+        models = {name: already_here(str(find(name, self.folder) or name), kept) for name in names}
+        folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
+        known = None not in (*models.values(), *folders.values())
+        if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
+            return {}
+        data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
+        digests = {reference: digest_directory(path) for reference, path in models.items() if path}
+        beside = {name: digest_directory(path) for name, path in folders.items() if path}
+        return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__), cache)
+
+
+def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
+    """Label -> digest of what is in the cache, up to the first stage that is not."""
+    known = {START: keys.start()}
+    before = START
+    for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
+        entry = cache.peek(keys.stage(stage, known[before], [known[other] for other in stage.refers_to()]))
+        if entry is None:
+            break
+        known[label], before = entry.digest, label
+    return known
+
+
+def _data_is_here(recipe: Recipe, folder: Path) -> bool:
+    splits = (locate_split(recipe.data, split, folder, cached_directory) for split in recipe.data.splits)
+    unlabeled = (locate_unlabeled(reference, folder, cached_directory) for reference in recipe.data.unlabeled)
+    return not any(place is None or isinstance(place, HubSplit) for place in (*splits, *unlabeled))

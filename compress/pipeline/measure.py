@@ -15,13 +15,11 @@ from compress.errors import DeviceError, InputError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.pipeline.budgets import Shipped, shipped, shipped_row
+from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.formats import can_write, measurable, why_not
+from compress.pipeline.notes import processor_notes, slow_int8_notes, sparse_notes
 from compress.pipeline.road import Road
-from compress.pipeline.slices import slices_of
-from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
-from compress.pipeline.sparse_note import sparse_notes
-from compress.pipeline.target_session import SPLIT, TargetSession, size_rows
+from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
@@ -112,15 +110,17 @@ def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) 
     """What is shipped to a target that has a budget."""
     findings.finals[profile.name] = artifacts[FINAL]
     if profile.max_bytes is not None:
-        findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
-        findings.measurements.append(shipped_row(profile, findings.shipped[profile.name]))
+        found = findings.shipped[profile.name] = shipped(profile, artifacts[FINAL])
+        findings.measurements.append(
+            Measurement(model=FINAL, metric=SHIPPED, target=profile.name, value=found.total, unit="bytes")
+        )
 
 
 def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     """Everything on one target, into ``findings``."""
-    road, name = session.road, session.target.name
+    name = session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
-        parts, notes = slices_of(road, session.artifacts[BASELINE])
+        parts, notes = session.parts()
         findings.parts = parts
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *filter(None, [session.examples(BASELINE).note])]
@@ -130,15 +130,11 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    for rows, notes in (_continued(findings, session), _timed(findings, session, remeasure)):
-        findings.measurements += rows
-        findings.notes += notes
-
-
-def _continued(findings: Findings, session: TargetSession) -> tuple[list[Measurement], list[str]]:
-    rows, continuations, notes = session.generations()
+    repeated, continuations, notes = session.generations()
+    timed, further = _timed(findings, session, remeasure)
+    findings.measurements += repeated + timed
     findings.continuations += continuations
-    return rows, notes
+    findings.notes += notes + further
 
 
 def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:

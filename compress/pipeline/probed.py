@@ -9,7 +9,7 @@ from compress.checkpoints.checks import weight_files
 from compress.checkpoints.model import Model
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.torch_model import TorchModel
-from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays
+from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays, of_files
 from compress.formats.registry import part_of
 
 
@@ -19,12 +19,8 @@ def probed(model: Model) -> Probed:
         return _MODULE(model)
     if isinstance(model, Checkpoint):
         return _CHECKPOINT(model)
-    found: Probed = part_of(model.kind, "probed")(model)
-    return found
-
-
-def _weights(model: TorchModel) -> Stored:
-    return of_arrays((name, tensor.numpy()) for name, tensor in model.tensors().items())
+    found: Probing = part_of(model.kind, "probed") or of_files(model.kind)
+    return found(model)
 
 
 def _answers(model: TorchModel, encode: Encode) -> np.ndarray:
@@ -46,9 +42,8 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
-    from compress.checkpoints.tokenizer import load_tokenizer
-    from compress.quantization.build import build_skeleton
-    from compress.quantization.logits import last_hidden
+    from compress.checkpoints.processor import load_tokenizer
+    from compress.quantization.build import build_skeleton, last_hidden
 
     skeleton = build_skeleton(model)
     windows = [example["input_ids"] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]
@@ -59,5 +54,5 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     return np.asarray(found.flatten(0, 1))
 
 
-_MODULE = Probing(_weights, _answers)
+_MODULE = Probing(lambda model: of_arrays((name, one.numpy()) for name, one in model.tensors().items()), _answers)
 _CHECKPOINT = Probing(_stored, _logits)

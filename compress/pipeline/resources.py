@@ -6,40 +6,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass
 
 import psutil
 
 _EVERY_SECONDS = 0.05
 
 
+@dataclass
 class Meter:
-    """A context manager that samples this process's resident memory every 50 ms.
+    """``seconds`` are those within `metered`, without the ``check_seconds`` within `checking`."""
 
-    ``seconds`` are those within it, without the ``check_seconds`` within its `checking`.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.check_seconds = 0.0
-        self.peak_rss_bytes = 0
-        self._process = psutil.Process()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._started = time.perf_counter()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-        self.seconds = time.perf_counter() - self._started - self.check_seconds
+    seconds: float = 0.0
+    check_seconds: float = 0.0
+    peak_rss_bytes: int = 0
 
     @contextmanager
     def checking(self) -> Iterator[None]:
@@ -50,9 +30,25 @@ class Meter:
         finally:
             self.check_seconds += time.perf_counter() - began
 
-    def _look(self) -> None:
-        self.peak_rss_bytes = max(self.peak_rss_bytes, self._process.memory_info().rss)
 
-    def _sample(self) -> None:
-        while not self._stop.wait(_EVERY_SECONDS):
-            self._look()
+@contextmanager
+def metered() -> Iterator[Meter]:
+    """Sample this process's resident memory every 50 ms."""
+    meter, process, stop, began = Meter(), psutil.Process(), threading.Event(), time.perf_counter()
+
+    def look() -> None:
+        meter.peak_rss_bytes = max(meter.peak_rss_bytes, process.memory_info().rss)
+
+    def sample() -> None:
+        while not stop.wait(_EVERY_SECONDS):
+            look()
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        stop.set()
+        thread.join()
+        look()
+        meter.seconds = time.perf_counter() - began - meter.check_seconds

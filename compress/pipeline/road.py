@@ -15,8 +15,7 @@ from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
-from compress.data.questions import Question, find_questions
-from compress.data.similarity import RatedPairs, find_rated_pairs
+from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.digests import digest_directory
@@ -26,14 +25,13 @@ from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
 from compress.pipeline.keys import START, Keys
 from compress.pipeline.probed import probed
-from compress.pipeline.resources import Meter
+from compress.pipeline.resources import metered
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
 from compress.sources.source import find_model, resolve_model
-from compress.stage.record import StageRecord
-from compress.stage.stage import Context, Stage, references
+from compress.stage.stage import Context, Stage, StageRecord, references
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
@@ -205,7 +203,7 @@ class Road:
         return Finished(entry, record, found)
 
     def _make(self, label: str, stage: Stage[Any, Any], before: str, key: str, content: Path) -> Mapping[str, Any]:
-        with Meter() as meter:
+        with metered() as meter:
             model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
                 digests, weight = probed(model).digests(), self._weight(before)

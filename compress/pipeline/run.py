@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,23 +21,22 @@ from compress.data.source import find
 from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
+from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
+from compress.pipeline.data_checks import check_running_text, check_slices
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
-from compress.pipeline.quiet import quiet_libraries
 from compress.pipeline.road import Road
-from compress.pipeline.running_text import check_running_text
-from compress.pipeline.slices import check_slices
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
-from compress.report.folders import new_folder, point_latest
 from compress.report.limits import check_limits
+from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
+from compress.report.run_folder import new_folder, point_latest, write_whole
 from compress.report.schema import Report
-from compress.report.write import write_report, write_whole
 from compress.stage.stage import Stage
 
 Item = TypeVar("Item")
@@ -94,10 +93,13 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             verdicts=recipe.verdicts,
         )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
-        last = recipe.labels()[-1]
+        made = road.folder_of(recipe.labels()[-1])
         with storage_errors(folder):
-            _copy_model(road.finished[last].entry.folder, folder / MODEL)
-            _copy_targets(findings.finals, road.finished[last].entry.folder, folder / TARGETS)
+            _copy_model(made, folder / MODEL)
+            # What each target got that isn't the last stage's output itself.
+            for name, source in findings.finals.items():
+                if source != made:
+                    _copy_model(source, folder / TARGETS / name)
         write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
@@ -173,13 +175,6 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}")
     shutil.copytree(source, partial)
     partial.rename(folder)
-
-
-def _copy_targets(finals: Mapping[str, Path], model: Path, folder: Path) -> None:
-    """What each target got that isn't the last stage's output itself."""
-    for name, source in finals.items():
-        if source != model:
-            _copy_model(source, folder / name)
 
 
 def _lock(road: Road) -> dict[str, object]:

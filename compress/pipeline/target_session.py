@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress.bench.session import TIMING_VERSION
+from compress.bench.place import HERE, LaunchHost
+from compress.bench.session import PRECISION, TIMING_VERSION
 from compress.cache import cache_key
 from compress.data.dataset import TEST
-from compress.data.membership import Part
-from compress.data.questions import Question
-from compress.data.similarity import RatedPairs
-from compress.digests import digest_directory, size_bytes
+from compress.data.membership import Part, character_lengths, find_parts
+from compress.data.slices import Unit
+from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
@@ -24,17 +25,16 @@ from compress.evaluation.generate import as_text, continue_prompts, prompts_of, 
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
-from compress.inspect.budget import budget_of
 from compress.measurement import Measurement
 from compress.numerics.calibration import calibration_bins
-from compress.pipeline.on_device import place_of
+from compress.pipeline.budgets import size_rows
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
-from compress.targets import Profile, Target, find_processor
+from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES
-from compress.tasks.task import Examples, Task
+from compress.tasks.task import Examples
 
 SPLIT = TEST
 _EVALUATION_VERSION = 2
@@ -43,38 +43,15 @@ _LABELS = "labels"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
 
 
-def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
-    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all."""
-    budget = budget_of(folder)
-    figures = {
-        "size_bytes": ("bytes", size_bytes(folder)),
-        "parameters": ("parameters", budget.parameters),
-        "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
-    }
-    return [
-        Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)
-        for metric, (unit, value) in figures.items()
-    ]
-
-
-def answers_of(task: Task, artifact: Path, labels: Sequence[str], found: Predictions) -> Answers | None:
-    """What an artifact answered to each row, by the class names of its config, or else ``labels``.
-
-    None where the task's answers are no classes.
-    """
-    probabilities = task.probabilities(found.kept)
-    if probabilities is None:
-        return None
-    names = artifact_labels(artifact) or labels
-    chosen = probabilities.argmax(axis=-1)
-    return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
-
-
 class TargetSession:
     """The measurements of one target."""
 
-    def __init__(self, road: Road, profile: Profile, artifacts: Mapping[str, Path]) -> None:
-        self.road = road
+    def __init__(
+        self, road: Road, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
+        precision: float = PRECISION, confidence: float = 0.95,
+    ) -> None:  # fmt: skip
+        """See `measure_together` for ``precision`` and ``confidence`` of the times."""
+        self.road, self.split, self.precision, self.confidence = road, split, precision, confidence
         self.profile = profile
         self.target = profile.target
         changed = {} if profile.threads is None else {"threads": profile.threads}
@@ -87,29 +64,52 @@ class TargetSession:
     def examples(self, label: str) -> Examples:
         """What a model is judged by, as its own processor encodes it."""
         if label not in self._encoded:
-            recipe, rows = self.road.recipe, self.road.data.split(SPLIT)
+            recipe, rows = self.road.recipe, self.road.data.split(self.split)
             self._encoded[label] = encode_for(
                 self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation
             )
         return self._encoded[label]
+
+    def parts(self) -> tuple[list[Part], list[str]]:
+        """The slices of the rows, the same for every model, and notes on those without a row.
+
+        Tokens are counted by the tokenizer of the first model, cut at the recipe's `max_length`.
+        """
+        data = self.road.data
+
+        def lengths(unit: Unit) -> np.ndarray:
+            if unit == "characters":
+                return character_lengths(data, self.split)
+            return self.examples(next(iter(self.artifacts))).lengths()[: len(data.split(self.split))]
+
+        return find_parts(self.road.slices, data, self.split, lengths)
 
     def sizes(self) -> list[Measurement]:
         """Those of every model."""
         return [row for label, folder in self.artifacts.items() for row in size_rows(folder, label, self.target)]
 
     def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
-        """The task's metrics on the test split and each slice of it, and how near each model is to the baseline."""
+        """The task's metrics on all rows and each slice of them, and how near each model is to the baseline."""
         self.found = {label: self._predictions(label) for label in self.artifacts}
-        task, target, reference = self.road.task, self.target.name, self.found[BASELINE].kept
-        rows = []
+        task, target, rows = self.road.task, self.target.name, list[Measurement]()
         for label, found in self.found.items():
             own = task.measure(found.kept, found.labels, label, target)
-            rows += [*own, *task.compare(found.kept, reference, label, target), *slice_rows(own, parts)]
+            near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
+            rows += [*own, *near, *slice_rows(own, parts)]
         return rows
 
     def answers(self, label: str) -> Answers | None:
-        """What a model answered to each row, once `accuracies` has found it; None where answers are no classes."""
-        return answers_of(self.road.task, self.artifacts[label], self.road.data.labels, self.found[label])
+        """What a model answered to each row, once `accuracies` has found it, by the class names of its config.
+
+        None where the task's answers are no classes.
+        """
+        found = self.found[label]
+        probabilities = self.road.task.probabilities(found.kept)
+        if probabilities is None:
+            return None
+        names = artifact_labels(self.artifacts[label]) or self.road.data.labels
+        chosen = probabilities.argmax(axis=-1)
+        return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
 
     def calibration(self) -> list[CalibrationCurve]:
         """The reliability diagrams of the baseline and the final model, where answers are classes."""
@@ -138,7 +138,8 @@ class TargetSession:
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions(_PACKAGES),
-                **_saturating(),
+                # Where 8-bit products may saturate, answers are the processor's own.
+                **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
             }
         )
@@ -147,7 +148,7 @@ class TargetSession:
         road, recipe = self.road, self.road.recipe
         parts = {
             "task": recipe.task,
-            "data": road.data.digest(SPLIT),
+            "data": road.data.digest(self.split),
             "max_length": recipe.data.max_length,
             "evaluation": recipe.evaluation.model_dump(exclude={"similarity"}),
         }
@@ -168,86 +169,80 @@ class TargetSession:
         return Predictions(kept, labels)
 
     def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
-        """How much each model repeats itself, what baseline and final model wrote, and words on who repeats more."""
+        """How much each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
         if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
             return [], [], []
         written = {label: self._written(label) for label in self.artifacts}
         rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}
         records = []
-        for label in (BASELINE, FINAL):
+        for label in (BASELINE, FINAL) if FINAL in rows else ():
             prompts, texts = (as_text(self.artifacts[label], ids) for ids in written[label])
             records += [
                 ContinuationRecord(model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated)
                 for prompt, text, repeated in zip(prompts, texts, rows[label].raw or (), strict=True)
             ]
-        note = repetition_note(rows[FINAL], rows[BASELINE])
+        note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
         return list(rows.values()), records, [] if note is None else [f"{self.target.name}: {note}"]
 
     def choices(self) -> list[Measurement]:
         """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
-        questions, target = self.road.questions, self.target.name
-        rows = []
-        for label in self.artifacts if questions else ():
-            rows += choice_rows(questions, self._scores(label, questions), label, target)
-        return rows
-
-    def _scores(self, label: str, questions: Sequence[Question]) -> list[list[float]]:
-        road, target = self.road, self.target
+        questions, rows = self.road.questions, list[Measurement]()
         parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
-
-        def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"choices of {label} on {target.name}", self.benchmark.threads
-            found = choice_scores(self.artifacts[label], questions, target, threads, road.progress, text)
-            (content / "scores.json").write_text(json.dumps(found))
-            return {"name": f"choices of {label}"}
-
-        folder, _ = _kept(road, self._key("choices", label, **parts), make)
-        scores: list[list[float]] = json.loads((folder / "scores.json").read_text())
-        return scores
+        for label in self.artifacts if questions else ():
+            find = partial(choice_scores, self.artifacts[label], questions)
+            what = f"choices of {label}"
+            scores = self._kept_json("choices", label, parts, "scores.json", (what, what), find)
+            rows += choice_rows(questions, scores, label, self.target.name)
+        return rows
 
     def similarities(self) -> list[Measurement]:
         """How each model's cosines follow human similarities, where the recipe names any."""
-        rated, rows = self.road.rated_pairs, list[Measurement]()
+        rated, length, rows = self.road.rated_pairs, self.road.recipe.data.max_length, list[Measurement]()
+        parts = {"texts": [[part.texts, part.pairs] for part in rated], "max_length": length}
         for label in self.artifacts if rated else ():
-            rows += similarity_rows(rated, self._cosines(label, rated), label, self.target.name)
+            find = partial(cosines, self.artifacts[label], self.road.task, rated, length)
+            what = f"similarities by {label}"
+            found = self._kept_json("similarity", label, parts, "cosines.json", (what, what), find)
+            rows += similarity_rows(rated, found, label, self.target.name)
         return rows
-
-    def _cosines(self, label: str, rated: Sequence[RatedPairs]) -> list[list[float]]:
-        road, target = self.road, self.target
-        texts = [[part.texts, part.pairs] for part in rated]
-
-        def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"similarities by {label} on {target.name}", self.benchmark.threads
-            length = road.recipe.data.max_length
-            found = cosines(self.artifacts[label], road.task, rated, length, target, threads, road.progress, text)
-            (content / "cosines.json").write_text(json.dumps(found))
-            return {"name": f"similarities by {label}"}
-
-        folder, _ = _kept(
-            road, self._key("similarity", label, texts=texts, max_length=road.recipe.data.max_length), make
-        )
-        found: list[list[float]] = json.loads((folder / "cosines.json").read_text())
-        return found
 
     def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and what a model wrote after them, as token ids."""
-        road, wanted = self.road, self.road.recipe.evaluation
+        wanted = self.road.recipe.evaluation
         prompts = prompts_of(self.examples(label), wanted)
+        find = partial(continue_prompts, self.artifacts[label], prompts, wanted.tokens)
+        parts, names = (
+            {"prompts": prompts, "tokens": wanted.tokens},
+            (f"generation of {label}", f"continue texts with {label}"),
+        )
+        return prompts, self._kept_json("generation", label, parts, "written.json", names, find)
+
+    def _kept_json(
+        self,
+        kind: str,
+        label: str,
+        parts: Mapping[str, Any],
+        file: str,
+        names: tuple[str, str],
+        find: Callable[..., Any],
+    ) -> Any:
+        """What ``find`` finds of a model on this target, kept in a file of JSON.
+
+        ``names`` are those of the cache's entry and of the progress.
+        """
 
         def make(content: Path) -> Mapping[str, Any]:
-            text, threads = f"continue texts with {label} on {self.target.name}", self.benchmark.threads
-            found = continue_prompts(
-                self.artifacts[label], prompts, wanted.tokens, self.target, threads, road.progress, text
-            )
-            (content / "written.json").write_text(json.dumps(found))
-            return {"name": f"generation of {label}"}
+            text = f"{names[1]} on {self.target.name}"
+            found = find(self.target, self.benchmark.threads, self.road.progress, text)
+            (content / file).write_text(json.dumps(found))
+            return {"name": names[0]}
 
-        folder, _ = _kept(road, self._key("generation", label, prompts=prompts, tokens=wanted.tokens), make)
-        return prompts, json.loads((folder / "written.json").read_text())
+        folder, _ = _kept(self.road, self._key(kind, label, **parts), make)
+        return json.loads((folder / file).read_text())
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
         """Rows, notes and the machine of one interleaved session over all artifacts."""
-        road, recipe, place = self.road, self.road.recipe, place_of(self.profile, self.road.folder)
+        road, recipe, place = self.road, self.road.recipe, self._place()
         machine = environment()
         key = cache_key(
             {
@@ -271,8 +266,7 @@ class TargetSession:
             examples = {label: self.examples(label) for label in self.artifacts}
             found = time_artifacts(
                 *(road.task, self.artifacts, examples, self.target, self.benchmark, BASELINE),
-                *(road.progress, recipe.seed),
-                place=place,
+                *(road.progress, recipe.seed, self.precision, self.confidence, place),
             )
             kept = {
                 "rows": [{**row.model_dump(), "target": self.target.name} for row in found.measurements],
@@ -291,10 +285,20 @@ class TargetSession:
             )
         return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
 
+    def _place(self) -> LaunchHost:
+        """This machine, or the device, by the `devices.yaml` beside the recipe or in the current folder.
 
-def _saturating() -> dict[str, str]:
-    """The processor, where 8-bit products may saturate: answers are its own then."""
-    return {} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}
+        Raises `InputError` for a device that no inventory has. Nothing is connected yet.
+        """
+        name = self.profile.device
+        if name is None:
+            return HERE
+        from compress.devices.inventory import choose_devices, find_inventory, read_inventory
+        from compress.devices.place import DevicePlace
+
+        file = find_inventory(None, [self.road.folder, Path()])
+        device = choose_devices(read_inventory(file), [name], file)[name]
+        return DevicePlace(name, device, file.absolute().parent)
 
 
 def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:

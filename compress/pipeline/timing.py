@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
@@ -34,41 +35,12 @@ def time_artifacts(
 
     Raises what `measure_together` or `measure_generation` raises.
     """
+    shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "place": place}
     if GENERATES not in task.capabilities:
-        return measure_together(
-            artifacts,
-            examples,
-            target,
-            settings,
-            baseline,
-            progress,
-            seed,
-            precision=precision,
-            confidence=confidence,
-            place=place,
-        )
-    wanted = GenerationSettings(
-        contexts=settings.contexts,
-        tokens=settings.tokens,
-        threads=settings.threads,
-        seconds=settings.seconds,
-        budget_seconds=settings.budget_seconds,
-        launches=settings.launches,
-    )
+        return measure_together(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
-    return measure_generation(
-        artifacts,
-        texts,
-        target,
-        wanted,
-        baseline,
-        progress,
-        seed,
-        precision=precision,
-        confidence=confidence,
-        place=place,
-    )
+    return measure_generation(artifacts, texts, target, settings, baseline, progress, seed, **shared)
 
 
 def beginning(examples: Examples, tokens: int) -> list[int]:

@@ -15,13 +15,11 @@ from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.runtimes import why_unavailable
 from compress.installation import extra_with, has_package
-from compress.plan.contents import Plan, StagePlan, TargetPlan
-from compress.plan.render import render_plan
+from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import Estimate, PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task
@@ -108,8 +106,20 @@ def _stage_plans(
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
         shape = context.shapes[label] = prediction.shape
-        takes = stage.wants(get_task(recipe.task).capabilities)
-        plans.append(_stage_plan(stage, takes, label, cached, prediction))
+        needs = stage.needs()
+        plan = StagePlan(
+            label=label,
+            kind=stage.kind,
+            takes=stage.wants(get_task(recipe.task).capabilities).__name__,
+            gives=stage.gives().__name__,
+            reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
+            refers_to=stage.refers_to(),
+            cached=cached,
+            seconds=prediction.seconds,
+            peak_memory_bytes=prediction.peak_memory_bytes,
+            disk_bytes=prediction.disk_bytes,
+        )
+        plans.append(plan)
     return plans
 
 
@@ -123,24 +133,6 @@ def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> Plan
         find_model=sources.named_model,
         rate=functools.cache(lambda: machine_flops_per_second()),
         shapes={"start": start},
-    )
-
-
-def _stage_plan(
-    stage: Stage[Any, Any], takes: type[Any], label: str, cached: bool | None, prediction: Prediction
-) -> StagePlan:
-    needs = stage.needs()
-    return StagePlan(
-        label=label,
-        kind=stage.kind,
-        takes=takes.__name__,
-        gives=stage.gives().__name__,
-        reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
-        refers_to=stage.refers_to(),
-        cached=cached,
-        seconds=prediction.seconds,
-        peak_memory_bytes=prediction.peak_memory_bytes,
-        disk_bytes=prediction.disk_bytes,
     )
 
 
@@ -202,15 +194,16 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
     """One error for each package that a stage calls and that is not installed."""
     stages: tuple[Stage[Any, Any], ...] = recipe.stages
     users = {package: stage.kind for stage in reversed(stages) for package in stage.calls()}
-    return [_missing(package, user) for package, user in users.items() if not has_package(package)]
-
-
-def _missing(package: str, stage: str) -> InputError:
-    extra = extra_with(package)
-    if extra:
-        return MissingExtraError(package, extra, f"The stage {stage}")
-    what = f"The stage {stage} needs the package {package!r}, which is not installed."
-    return InputError(what, mend=f"pip install {package}")
+    errors: list[CompressError] = []
+    for package, user in users.items():
+        if has_package(package):
+            continue
+        if extra := extra_with(package):
+            errors.append(MissingExtraError(package, extra, f"The stage {user}"))
+        else:
+            what = f"The stage {user} needs the package {package!r}, which is not installed."
+            errors.append(InputError(what, mend=f"pip install {package}"))
+    return errors
 
 
 def _all(problems: Sequence[CompressError]) -> InputError:

@@ -1,14 +1,20 @@
-"""What a plan holds, as frozen pydantic models: the JSON of `compress check --json`."""
+"""What a plan holds, as frozen pydantic models: the JSON of `compress check --json`; and its tables for a terminal."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
+from rich.console import Group, RenderableType
+from rich.text import Text
 
+from compress.fitted_table import Column, FittedTable
 from compress.frozen import Frozen
+from compress.inspect.render import format_bytes
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
+from compress.targets import PROCESSORS
 
 
 class StagePlan(Frozen):
@@ -64,3 +70,107 @@ class Plan(Frozen):
     disk_free_bytes: int
     artifacts: str
     plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """Sources, stages, targets, limits and totals, one under the other."""
+    totals = Text(
+        f"here   {_processor(plan)}\n"
+        f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
+        f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
+        f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
+    )
+    told = " (told by the model's config)" if plan.task_is_told else ""
+    parts: list[RenderableType] = [
+        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
+        _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
+        _table(
+            "stages",
+            ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
+            [_stage(stage) for stage in plan.stages],
+        ),
+        *_notes(plan),
+        _table(
+            "targets",
+            ("target", "here", ""),
+            [(one.name, "yes" if one.available else "no, will be skipped", one.reason) for one in plan.targets],
+        ),
+    ]
+    if plan.limits:
+        parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
+    return Group(*parts, *map(Text, plan.plugins), totals)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
+    table = FittedTable(title, [Column(heading) for heading in columns])
+    for row in rows:
+        table.add(*row)
+    return table
+
+
+def _source(row: SourcePlan) -> tuple[str, ...]:
+    sizes = [
+        f"{row.parameters / 1e6:.1f}M parameters" if row.parameters is not None else "",
+        f"{row.rows:,} rows" if row.rows is not None else "",
+        _bytes(row.size_bytes) if row.size_bytes is not None else "",
+    ]
+    state = row.status + (f" ({row.note})" if row.note else "")
+    return row.role, row.reference, ", ".join(size for size in sizes if size) or "?", state
+
+
+def _stage(stage: StagePlan) -> tuple[str, ...]:
+    cached = {True: "yes", False: "no", None: "?"}[stage.cached]
+    reads = ", ".join((*stage.reads, *(f"output of {label}" for label in stage.refers_to))) or "-"
+    return (
+        stage.label,
+        re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stage.gives),
+        reads,
+        cached,
+        _seconds(stage.seconds),
+        _bytes(stage.peak_memory_bytes.value),
+        _bytes(stage.disk_bytes.value),
+    )
+
+
+def _notes(plan: Plan) -> list[RenderableType]:
+    """Each way of estimating, and each reason for having none, once, with its stages."""
+    users: dict[tuple[str, str], list[str]] = {}
+    for stage in plan.stages:
+        estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))
+        for quantity, estimate in estimates:
+            if estimate.note != "cached":
+                users.setdefault((quantity, estimate.note), []).append(stage.label)
+    lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
+    return [Text("\n".join(lines), style="dim")] if lines else []
+
+
+def _limit(limit: Limit) -> tuple[str, ...]:
+    words = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
+    words += f" of {limit.of}" if limit.of else ""
+    return limit.metric, limit.target, words + (f" on {limit.processor}" if limit.processor else "")
+
+
+def _processor(plan: Plan) -> str:
+    """`x86-avx2: 8-bit products may saturate in 16 bits ...`, and what stages make of it."""
+    known = PROCESSORS.get(plan.processor)
+    words = "8-bit products are summed in 32 bits"
+    if known is not None and not known.sums_in_32_bits:
+        words = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
+    decided = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
+    return f"{plan.processor}: {words}{decided}"
+
+
+def _note(estimate: Estimate) -> str:
+    return f" ({estimate.note})" if estimate.note else ""
+
+
+def _seconds(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "?"
+    if estimate.value < 90:
+        return f"~{estimate.value:.0f} s" if estimate.value else "0 s"
+    return f"~{estimate.value / 60:.0f} min" if estimate.value < 5400 else f"~{estimate.value / 3600:.1f} h"
+
+
+def _bytes(value: float | None) -> str:
+    return "?" if value is None else format_bytes(round(value))

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from compress.checkpoints.adapter import check_adapter
 from compress.checkpoints.checks import refuse_quantized
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
-from compress.data.questions import find_questions
-from compress.data.similarity import find_rated_pairs
+from compress.data.judged import find_questions, find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.plan.contents import SourcePlan
-from compress.plan.data_size import folder_bytes, read_size
-from compress.plan.shape import read_shape
+from compress.plan.headers import folder_bytes, read_shape, read_size
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
-from compress.samples.catalog import find_sample
 from compress.samples.fetch import cached_directory
+from compress.samples.sample import find_sample
 from compress.sources.source import find_model
-from compress.stage.prediction import Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import get_task
@@ -47,24 +46,41 @@ class Sources:
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; the starting model's shape where it is here."""
-        made = self.recipe.module is not None or self.recipe.random_weights
-        shape = None if made else self.model(self.recipe.model, "model")
+        recipe = self.recipe
+        made = recipe.module is not None or recipe.random_weights
+        shape = None if made else self.model(recipe.model, "model")
         if made:
-            self._made_model(self.recipe.model, "model", self.recipe.module, self.recipe.random_weights)
-        for split, reference in self.recipe.data.splits.items():
-            self._split(split, reference)
-        for reference in self.recipe.data.unlabeled:
-            self._unlabeled(reference)
-        for named in dict.fromkeys(references(self.recipe.stages)):
+            self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
+        for split, reference in recipe.data.splits.items():
+            with self._noting():
+                self._split(split, reference)
+        for reference in recipe.data.unlabeled:
+            with self._noting():
+                place = locate_unlabeled(reference, self.folder, cached_directory)
+                self._describe(f"unlabeled {reference}", reference, place, (), reference)
+        for named in dict.fromkeys(references(recipe.stages)):
             if named.kind != "model":
-                self._folder(named)
+                with self._noting():
+                    self._folder(named)
+        with self._noting():
+            if recipe.evaluation.questions:
+                find_questions(recipe.evaluation.questions, self.folder)
+            self._similarity(recipe.evaluation.similarity)
+        return shape
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What the user gave and cannot be used is a problem; the others are looked for all the same."""
         try:
-            if self.recipe.evaluation.questions:
-                find_questions(self.recipe.evaluation.questions, self.folder)
-            self._similarity(self.recipe.evaluation.similarity)
+            yield
         except InputError as error:
             self.problems.append(error)
-        return shape
+
+    def _here(self, role: str, reference: str, path: Path, **more: Any) -> None:
+        size = folder_bytes(path)
+        self.rows.append(
+            SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, **more)
+        )
 
     def _similarity(self, reference: str | None) -> None:
         """Pairs with scores: read where they are here. Raises `InputError`."""
@@ -77,31 +93,21 @@ class Sources:
 
     def model(self, reference: str, role: str) -> Shape | None:
         """Describe a model; its shape where it is here."""
-        try:
+        with self._noting():
             path = self._model_path(reference)
             if path is None:
                 self._unknown(role, reference)
                 return None
-            shape = read_shape(path)
-            if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
-                refuse_quantized(path)
-        except InputError as error:
-            self.problems.append(error)
-            return None
-        except OSError as error:
-            what = f"The model cannot be read: {error.strerror or error}."
-            self.problems.append(ModelError(what, where=error.filename or reference))
-            return None
-        row = SourcePlan(
-            role=role,
-            reference=reference,
-            status="here",
-            path=str(path),
-            size_bytes=folder_bytes(path),
-            parameters=round(shape.parameters),
-        )
-        self.rows.append(row)
-        return shape
+            try:
+                shape = read_shape(path)
+                if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
+                    refuse_quantized(path)
+            except OSError as error:
+                what = f"The model cannot be read: {error.strerror or error}."
+                raise ModelError(what, where=error.filename or reference) from error
+            self._here(role, reference, path, parameters=round(shape.parameters))
+            return shape
+        return None
 
     def named_model(self, reference: str, random_weights: bool) -> Shape | None:
         """Describe a model that a stage names, its student; its shape where its weights are here."""
@@ -112,21 +118,15 @@ class Sources:
 
     def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
         """Describe what a model is made from; its shape is known once its code has run."""
-        try:
+        with self._noting():
             path = self._model_path(reference)
             if module is not None:
                 check_module(module, self.folder)
-        except InputError as error:
-            self.problems.append(error)
-            return
-        if path is None:
-            self._unknown(role, reference)
-            return
-        origin = "random weights" if random_weights else "its weights"
-        note = f"made by {module or 'its config'}, with {origin}"
-        size = folder_bytes(path)
-        row = SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, note=note)
-        self.rows.append(row)
+            if path is None:
+                self._unknown(role, reference)
+                return
+            origin = "random weights" if random_weights else "its weights"
+            self._here(role, reference, path, note=f"made by {module or 'its config'}, with {origin}")
 
     def _model_path(self, reference: str) -> Path | None:
         """Where a model lies; ``None`` for one to be fetched. Raises `ModelError`, `SampleError`."""
@@ -142,13 +142,10 @@ class Sources:
         elsewhere = sample_split(reference)
         source = elsewhere[0] if elsewhere else source
         shown = reference if source is None or elsewhere else f"{source} ({reference})"
-        try:
-            place = locate_split(self.recipe.data, split, self.folder, cached_directory)
-            self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
-            if split == TEST and isinstance(place, Path):
-                self._check_slices(place)
-        except InputError as error:
-            self.problems.append(error)
+        place = locate_split(self.recipe.data, split, self.folder, cached_directory)
+        self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
+        if split == TEST and isinstance(place, Path):
+            self._check_slices(place)
 
     def _check_slices(self, place: Path) -> None:
         """Raises `DataError` for a slice of a column that the test split has not."""
@@ -157,26 +154,13 @@ class Sources:
         if extra:
             check_extra(read(place, ()), extra)
 
-    def _unlabeled(self, reference: str) -> None:
-        try:
-            place = locate_unlabeled(reference, self.folder, cached_directory)
-            self._describe(f"unlabeled {reference}", reference, place, (), reference)
-        except InputError as error:
-            self.problems.append(error)
-
     def _folder(self, reference: Reference) -> None:
         name, path = reference.name, find(reference.name, self.folder)
-        try:
-            if path is None:
-                raise InputError(f"There is no folder {name!r}.", where=str(self.folder), mend="check the path")
-            if reference.kind == "adapter":
-                check_adapter(path)
-        except InputError as error:
-            self.problems.append(error)
-            return
-        size = folder_bytes(path)
-        row = SourcePlan(role=reference.kind, reference=name, status="here", path=str(path), size_bytes=size)
-        self.rows.append(row)
+        if path is None:
+            raise InputError(f"There is no folder {name!r}.", where=str(self.folder), mend="check the path")
+        if reference.kind == "adapter":
+            check_adapter(path)
+        self._here(reference.kind, name, path)
 
     def _describe(
         self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
@@ -193,15 +177,7 @@ class Sources:
                 expected=f"one of its columns: {', '.join(names)}",
             )
         self.texts[role] = text
-        row = SourcePlan(
-            role=role,
-            reference=shown,
-            status="here",
-            path=str(place),
-            size_bytes=folder_bytes(place),
-            rows=text.rows,
-        )
-        self.rows.append(row)
+        self._here(role, shown, place, rows=text.rows)
 
     def _unknown(self, role: str, shown: str, source: str | None = None) -> None:
         reference = source or shown

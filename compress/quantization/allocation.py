@@ -57,21 +57,31 @@ def allocate(
     ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
+    choices = [sorted(sensitivity[layer.name]) for layer in layers]
     units = [
-        [_option(config, layer, bits, loss) for bits, loss in _sorted(sensitivity, layer.name)] for layer in layers
+        [Option(stored_bits(layer, bits, config.sym), sensitivity[layer.name][bits]) for bits in options]
+        for layer, options in zip(layers, choices, strict=True)
     ]
-    choices = [[bits for bits, _ in _sorted(sensitivity, layer.name)] for layer in layers]
-    units.append([_tables_option(config, tables, bits, sensitivity) for bits in table_choices])
+    of_tables = sensitivity.get(TABLES, {})
+    units.append(
+        [
+            Option(sum(stored_bits(table, bits, config.sym) for table in tables), of_tables.get(bits, 0.0))
+            for bits in table_choices
+        ]
+    )
     choices.append(list(table_choices))
-    counted = {layer.name for layer in layers} | {table.name for table in tables}
-    alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables) if layer.name in counted)
-    budget = _budget_bits(config, parameters) - FLOAT_BITS * alone
+    alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables))
+    if config.max_bytes is not None:
+        budget, goal = 8 * config.max_bytes, f"max_bytes: {config.max_bytes:,}"
+    else:
+        assert config.target_bits is not None
+        budget, goal = int(config.target_bits * parameters), f"target_bits: {config.target_bits:g}"
     try:
-        chosen = allocate_bits(units, budget)
+        chosen = allocate_bits(units, budget - FLOAT_BITS * alone)
     except ValueError as error:
         least = sum(min(option.size_bits for option in unit) for unit in units) + FLOAT_BITS * alone
         raise StageError(
-            f"No choice of bits keeps to {_goal(config)}: the least possible is {least / parameters:.2f} bits on "
+            f"No choice of bits keeps to {goal}: the least possible is {least / parameters:.2f} bits on "
             f"average, {ceil(least / 8):,} bytes.",
             mend="raise target_bits or max_bytes, allow fewer bits in `choices`, or widen group_size",
         ) from error
@@ -80,29 +90,3 @@ def allocate(
     bits = [options[index] for options, index in zip(choices, chosen, strict=True)]
     names = [layer.name for layer in layers]
     return Allocation(dict(zip(names, bits, strict=False)), bits[-1], size / parameters, loss)
-
-
-def _sorted(sensitivity: Sensitivity, name: str) -> list[tuple[int, float]]:
-    return sorted(sensitivity.losses[name].items())
-
-
-def _option(config: Quantization, layer: Layer, bits: int, loss: float) -> Option:
-    return Option(stored_bits(layer, bits, config.sym), loss)
-
-
-def _tables_option(config: Quantization, tables: Sequence[Layer], bits: int, sensitivity: Sensitivity) -> Option:
-    size = sum(stored_bits(table, bits, config.sym) for table in tables)
-    return Option(size, sensitivity.losses.get(TABLES, {}).get(bits, 0.0))
-
-
-def _budget_bits(config: Quantization, parameters: int) -> int:
-    if config.max_bytes is not None:
-        return 8 * config.max_bytes
-    assert config.target_bits is not None
-    return int(config.target_bits * parameters)
-
-
-def _goal(config: Quantization) -> str:
-    return (
-        f"max_bytes: {config.max_bytes:,}" if config.max_bytes is not None else f"target_bits: {config.target_bits:g}"
-    )

@@ -22,12 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architectures.watched import Seen, given, hooked
 from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
-from compress.environment import uses_bf16
 from compress.errors import StageError
-from compress.quantization.config import Quantization
-from compress.quantization.layers import linears
-from compress.quantization.skeleton import Call, Skeleton
 
 _PANEL = 192
 """Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
@@ -39,51 +36,6 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 """The forward pass of a block."""
 Quantize = Callable[[Sequence[str], torch.Tensor], None]
 """Given the names of layers that share their input and its Hessian, replace their weights."""
-
-
-ACTIVATION_BYTES = 1 << 30
-"""How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
-_WIDE_TENSORS = 4
-"""Tensors as wide as a block's widest layer that are alive at once: gate, its activation, up, and their product."""
-
-
-@dataclass(frozen=True)
-class BlockRun:
-    """The forward pass of a loaded block over ``windows`` windows, in batches that keep to `ACTIVATION_BYTES`."""
-
-    skeleton: Skeleton
-    index: int
-    windows: int
-    size: int
-    calls: Mapping[int, Call]
-    bf16: bool
-
-    @classmethod
-    def of(cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor) -> BlockRun:
-        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them."""
-        size = batch_size(skeleton.blocks[index], ids)
-        calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, uses_bf16(config.precision))
-
-    def slices(self) -> list[slice]:
-        """The windows of each batch."""
-        return [slice(at, min(at + self.size, self.windows)) for at in range(0, self.windows, self.size)]
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
-
-
-def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
-    """Windows at a time, so that a block's activations keep to `ACTIVATION_BYTES`."""
-    widest = max(max(part.in_features, part.out_features) for part in linears(block, "").values())
-    window = 4 * _WIDE_TENSORS * ids.shape[1] * widest
-    return int(min(max(ACTIVATION_BYTES // window, 1), len(ids)))
-
-
-class _Seen(Exception):  # noqa: N818 - it ends a forward pass early and is no error
-    """The inputs of the layers asked for have been seen."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +100,7 @@ class BlockPass:
                 names = firsts[name].names
                 quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
 
-        with self._watched(before):
+        with given(self.linears, before):
             return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
@@ -168,7 +120,7 @@ class BlockPass:
                 groups.append(_Group([name], owner, rank if owner else different))
             last[:] = [inputs]
 
-        with self._watched(before):
+        with given(self.linears, before):
             self.run(self.batches[0]()[:1])
         self._all_called([name for group in groups for name in group.names])
         return groups
@@ -197,12 +149,12 @@ class BlockPass:
                 share = count / seen[name]
                 totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
             if name == groups[-1].names[0]:
-                raise _Seen
+                raise Seen
 
         for batch in self.batches:
             hidden = batch()
             tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
-            with self._watched(before), suppress(_Seen):
+            with given(self.linears, before), suppress(Seen):
                 self.run(hidden)
         for group in groups:
             yield self._finite(group.names, totals.pop(group.names[0]))
@@ -222,15 +174,12 @@ class BlockPass:
             chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
             sent.add_(experts.routed(chosen))
             tokens += len(chosen)
-            raise _Seen
+            raise Seen
 
-        handle = experts.register_forward_pre_hook(before, with_kwargs=True)
-        try:
+        with hooked([experts.register_forward_pre_hook(before, with_kwargs=True)]):
             for batch in self.batches:
-                with suppress(_Seen):
+                with suppress(Seen):
                     self.run(batch())
-        finally:
-            handle.remove()
         rehearsal.sent, rehearsal.tokens = sent, tokens
 
     def _seat(self, name: str) -> tuple[str, int, int]:
@@ -258,20 +207,6 @@ class BlockPass:
         finally:
             for experts in self.experts.values():
                 experts.rehearsal = None
-
-    @contextmanager
-    def _watched(self, before: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-        """Call ``before`` with a layer's name and inputs whenever one is about to be applied."""
-
-        def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            return lambda module, arguments: before(name, arguments[0])
-
-        handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in self.linears.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _finite(self, group: Sequence[str], hessian: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(hessian.diagonal()).all()):

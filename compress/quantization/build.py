@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.architectures.hollow import hollow_decoder
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.experts_as_stored import separate_experts
-from compress.checkpoints.transposed_linear import linear_for_conv1d
+from compress.checkpoints.quantized_module import empty_module
+from compress.checkpoints.transposed_linear import TransposedLinear
 from compress.errors import ModelError, StageError
 from compress.quantization.skeleton import Skeleton
-
-_ROWS_AT_ONCE = 8192
 
 
 def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
@@ -23,28 +20,16 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
     """
-    model = hollow_decoder(checkpoint.folder)
+    model: Any = empty_module(checkpoint).eval()
     # What routers answer is for their training alone.
     model.config.output_router_logits = False
-    separate_experts(model, checkpoint)
-    transposed = linear_for_conv1d(model)
     prefix, blocks = find_blocks(model)
+    transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
     skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed)
     _read_rows_as_needed(skeleton)
     _check_tables(skeleton)
     skeleton.fill_surroundings()
     return skeleton
-
-
-def check_not_quantized(checkpoint: Checkpoint) -> None:
-    """Raise `ModelError` for a model whose weights are integers."""
-    if checkpoint.quantization is not None:
-        raise ModelError(
-            "The model is quantized already.",
-            where=str(checkpoint.folder / "config.json"),
-            expected="float weights",
-            mend="start from the model that it was made of",
-        )
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -54,7 +39,11 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
-    useful = {name: module for name, module in outermost.items() if _holds_linear(module)}
+    useful = {
+        name: module
+        for name, module in outermost.items()
+        if any(isinstance(part, nn.Linear) for part in module.modules())
+    }
     if len(useful) != 1:
         found = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
         raise StageError(
@@ -63,10 +52,6 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             mend="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
         )
     return next(iter(useful.items()))
-
-
-def _holds_linear(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def _read_rows_as_needed(skeleton: Skeleton) -> None:
@@ -114,7 +99,7 @@ def _check_tables(skeleton: Skeleton) -> None:
             where=str(skeleton.checkpoint.folder),
             expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
         )
-    if skeleton.tied and len(stored) == 2 and not _equal(*(skeleton.checkpoint.stored(name) for name in stored)):
+    if skeleton.tied and len(stored) == 2 and not torch.equal(*(skeleton.checkpoint.stored(name) for name in stored)):
         raise ModelError(
             f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
             where=str(skeleton.checkpoint.folder),
@@ -122,8 +107,24 @@ def _check_tables(skeleton: Skeleton) -> None:
         )
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    pieces = zip(torch.split(one, _ROWS_AT_ONCE), torch.split(other, _ROWS_AT_ONCE), strict=True)
-    return all(torch.equal(a, b) for a, b in pieces)
+@torch.no_grad()
+def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [n, length, vocabulary] in float32 of token ids [n, length], which are all of them text, no padding.
+
+    Quantized layers count with the weights that their integers stand for. Raises `ModelError` for ids outside the
+    vocabulary and `StageError` for an architecture whose blocks cannot be run by themselves.
+    """
+    skeleton = build_skeleton(checkpoint)
+    return skeleton.logits(last_hidden(skeleton, ids))
+
+
+@torch.no_grad()
+def last_hidden(skeleton: Skeleton, ids: torch.Tensor) -> torch.Tensor:
+    """The output of the last block, [n, length, hidden], before the last norm."""
+    calls = skeleton.calls(ids)
+    hidden = skeleton.embedded(ids)
+    for index, call in enumerate(calls):
+        skeleton.load(index)
+        hidden = skeleton.run(index, hidden, call)
+        skeleton.unload(index)
+    return hidden

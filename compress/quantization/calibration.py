@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, ModelError
 
 if TYPE_CHECKING:

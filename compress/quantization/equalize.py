@@ -1,26 +1,34 @@
-"""Equalizing a checkpoint block by block: the same function, in weights that few bits hold better."""
+"""Equalizing a checkpoint block by block: the same function, in weights that few bits hold better.
+
+A factor on the inputs of linear layers can be taken back in the norm or the layer that makes them. Nothing here knows
+an architecture: candidates come from watching which module's output is which layer's input, and from sizes; each is
+tried on the block itself with random factors, and what changes the block's output is no fold.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from compress.architectures.watched import given, made
 from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
-from compress.numerics.equalization import equalizing
-from compress.quantization.build import build_skeleton, check_not_quantized
-from compress.quantization.folds import Fold, find_folds
+from compress.quantization.build import build_skeleton
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.write import SHARD_BYTES, write_beside_weights
+from compress.quantization.write import write_beside_weights
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
+
 
 _TOKENS = 16
 
@@ -30,14 +38,14 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
 
     Raises `StageError` where nothing could be equalized, and `ModelError` as `build_skeleton` does.
     """
-    check_not_quantized(checkpoint)
+    refuse_quantized(checkpoint.folder)
     work = _Work(build_skeleton(checkpoint), strength, context)
     folder = context.scratch / "equalized"
     with storage_errors(context.scratch):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_beside_weights(checkpoint, folder, dtype="float32")
-        write_shards(folder, work.tensors(), SHARD_BYTES)
+        write_shards(folder, work.tensors())
     context.remark(work.summary())
     return Checkpoint(folder)
 
@@ -97,3 +105,152 @@ class _Work:
         """What was done, and which layers were left as they are."""
         left = f"; as they were: {len(self.alone)} layers such as {self.alone[0]}" if self.alone else ""
         return f"equalize: {self.folds} groups of layers with alike columns{left}"
+
+
+_TOLERANCE = 1e-3
+"""How much of a trial's effect may be left where it is taken back: what float32 loses, and no more."""
+
+Modules = Mapping[str, nn.Module]
+Run = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """``consumers`` share an input, which ``source`` makes.
+
+    ``places`` [columns] says which of the source's outputs each column of the input comes from: several query heads
+    read one head of values. ``around_one``: the source multiplies by 1 + weight, as Gemma's norms do.
+    """
+
+    consumers: tuple[str, ...]
+    source: str
+    places: torch.Tensor
+    around_one: bool = False
+
+    def scale(self, modules: Modules, factors: torch.Tensor) -> None:
+        """Multiply the consumers' columns by ``factors`` [columns], in place."""
+        for name in self.consumers:
+            _weight(modules[name]).mul_(factors)
+
+    def take_back(self, modules: Modules, factors: torch.Tensor) -> None:
+        """Divide the source's outputs by ``factors``, which are equal where columns share a place; in place."""
+        outputs = torch.ones(int(self.places.max()) + 1).index_copy_(0, self.places, factors)
+        for leaf, parameter in modules[self.source].named_parameters(recurse=False):
+            lift = float(self.around_one and leaf == "weight")
+            divisor = outputs if parameter.ndim == 1 else outputs[:, None]
+            parameter.data.add_(lift).div_(divisor).sub_(lift)
+
+
+@torch.no_grad()
+def find_folds(modules: Modules, run: Run, head_size: int) -> tuple[list[Fold], list[str]]:
+    """The folds among the ``modules`` of a block by name, and the linear layers that have none.
+
+    ``run`` gives the block's output on some input.
+    """
+    groups, makers = _watch(modules, run)
+    before = run()
+    folds: list[Fold] = []
+    alone: list[str] = []
+    for consumers, columns, value in groups:
+        candidates = _candidates(modules, consumers, makers.get(value), columns, head_size)
+        fold = next((fold for fold in candidates if _holds(fold, modules, run, before)), None)
+        if fold is None:
+            alone.extend(consumers)
+        else:
+            folds.append(fold)
+    return folds, alone
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.data
+
+
+def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int, int]], dict[int, str]]:
+    """The linear layers that share an input, with its width and identity; and which module made what."""
+    readers: dict[int, list[str]] = {}
+    makers: dict[int, str] = {}
+    held: dict[int, torch.Tensor] = {}  # else an identity might be given to another tensor
+
+    def reads(name: str, values: torch.Tensor) -> None:
+        held[id(values)] = values
+        readers.setdefault(id(values), []).append(name)
+
+    def makes(name: str, values: torch.Tensor) -> None:
+        held[id(values)] = values
+        makers[id(values)] = name
+
+    linears = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
+    others = {name: part for name, part in modules.items() if name not in linears}
+    vectors = {name: part for name, part in others.items() if any(True for _ in part.parameters(recurse=False))}
+    with given(linears, reads), made(vectors, makes):
+        run()
+    return [(tuple(names), held[value].shape[-1], value) for value, names in readers.items()], makers
+
+
+def _candidates(
+    modules: Modules, consumers: tuple[str, ...], maker: str | None, columns: int, head_size: int
+) -> Iterator[Fold]:
+    plain = torch.arange(columns)
+    if maker is not None:
+        if all(parameter.shape == (columns,) for parameter in modules[maker].parameters(recurse=False)):
+            yield Fold(consumers, maker, plain)
+            yield Fold(consumers, maker, plain, around_one=True)
+        return
+    for name, part in modules.items():
+        if not isinstance(part, nn.Linear) or name in consumers or columns % part.out_features:
+            continue
+        if part.out_features == columns:
+            yield Fold(consumers, name, plain)
+        elif part.out_features % head_size == 0:
+            readers = columns // part.out_features
+            yield Fold(consumers, name, plain // (readers * head_size) * head_size + plain % head_size)
+
+
+def _holds(fold: Fold, modules: Modules, run: Run, before: torch.Tensor) -> bool:
+    """Whether factors on the consumers, which do have an effect, have none once they are taken back."""
+    generator = torch.Generator().manual_seed(0)
+    factors = share(0.5 * torch.randn(len(fold.places), generator=generator), fold.places)
+    with _as_they_are(modules, (*fold.consumers, fold.source)):
+        fold.scale(modules, factors)
+        effect = float((run() - before).abs().max())
+        fold.take_back(modules, factors)
+        left = float((run() - before).abs().max())
+    return left < _TOLERANCE * effect
+
+
+@contextmanager
+def _as_they_are(modules: Modules, names: tuple[str, ...]) -> Iterator[None]:
+    parameters = [parameter for name in names for parameter in modules[name].parameters(recurse=False)]
+    copies = [parameter.data.clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.data = copy
+
+
+def equalizing(weights: Sequence[torch.Tensor], strength: float, places: torch.Tensor) -> torch.Tensor:
+    """A factor for each column of ``weights`` [rows, columns], which share their input: size to the power -strength.
+
+    The size of a column is its root mean square over all rows; columns of zeros keep a factor of 1. ``places`` as in
+    `share`. With the inputs divided by the same factors this is cross-layer equalization (Nagel et al. 2019, section
+    4.1), of the consuming side alone, since each row has scales of its own on the other.
+    """
+    sizes = torch.cat(list(weights)).square().mean(0).sqrt()
+    live = sizes > 0
+    logs = torch.where(live, sizes, 1.0).log()
+    logs = torch.where(live, logs - logs[live].mean(), 0.0)
+    return share(-strength * logs, places)
+
+
+def share(logs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Factors [columns] from their logarithms, equal where ``places`` [columns] are: the geometric mean of each place.
+
+    Their own geometric mean is 1.
+    """
+    outputs = int(places.max()) + 1
+    sums = torch.zeros(outputs, dtype=logs.dtype).index_add_(0, places, logs)
+    means = (sums / torch.bincount(places, minlength=outputs).clamp(min=1))[places]
+    return (means - means.mean()).exp()

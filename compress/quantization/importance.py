@@ -10,25 +10,24 @@ layer is rounded: forwards once, then backwards block by block, with one block i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import nn
+from safetensors.torch import load_file
 
-from compress.checkpoints.experts import owner_of
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.architectures.watched import made
+from compress.checkpoints.experts import experts_of, owner_of
 from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
-from compress.quantization.block_pass import BlockRun, gram
+from compress.quantization.block_pass import gram
 from compress.quantization.config import Quantization
-from compress.quantization.kept import States, write_states, write_whole
+from compress.quantization.kept import write_whole
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Skeleton
+from compress.quantization.states import BlockRun, States
 
 _HEAD, _EMBEDDING = "head", "embedding"
 
@@ -53,8 +52,7 @@ class Importance:
     @staticmethod
     def read(path: Path) -> Importance:
         """What `write` wrote."""
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = load_file(path)
         layers = {name.removeprefix("layers."): found[name] for name in found if name.startswith("layers.")}
         return Importance(layers, found[_HEAD], found[_EMBEDDING])
 
@@ -107,19 +105,15 @@ class Gradients:
         rows = self.skeleton.checkpoint.stored(f"{self.skeleton.name(self.skeleton.embedding)}.weight")[self.ids[0]]
         return float(self.skeleton.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return (*self.ids.shape, self.skeleton.hidden_size)
-
     @torch.no_grad()
     def _embedded(self) -> States:
         batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
         return self._kept("enter-00000.bin", "what enters the first block", batches)
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
-        """In a file alone, since those of all blocks are wanted again. Raises `StageError` if one is not finite."""
-        checked = (_finite(batch, what) for batch in batches)
-        return replace(write_states(self.folder / name, self._shape, checked), held=None)
+        """In a file. Raises `StageError` if one is not finite."""
+        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size))
+        return states.write(_finite(batch, what) for batch in batches)
 
     @torch.no_grad()
     def _forwards(self, index: int, states: States) -> States:
@@ -158,12 +152,18 @@ class Gradients:
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
         seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
 
+        def look(name: str, output: torch.Tensor) -> None:
+            """Keep the mean square of the gradient by a layer's outputs at each token, on the way back."""
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda slope: seen[name].append(slope.float().square().mean(-1).flatten())
+            )
+
         def gradients() -> Iterator[torch.Tensor]:
             # One window at a time: much more is kept for the way back than forwards.
             for window in range(len(self.ids)):
                 some = slice(window, window + 1)
                 hidden = states[some].clone().requires_grad_()
-                with _squares(plain, seen):
+                with made(plain, look):
                     torch.autograd.backward(run(hidden), gradient[some])
                 yield _of(hidden)
 
@@ -173,27 +173,6 @@ class Gradients:
         self.skeleton.unload(index)
         layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
         return found
-
-
-@contextmanager
-def _squares(modules: Mapping[str, nn.Linear], seen: Mapping[str, list[torch.Tensor]]) -> Iterator[None]:
-    """Add, for each layer, the mean square of the gradient by its outputs at each token."""
-
-    def hook(name: str) -> Callable[[nn.Module, Sequence[torch.Tensor], torch.Tensor], None]:
-        def note(gradient: torch.Tensor) -> None:
-            seen[name].append(gradient.float().square().mean(-1).flatten())
-
-        def attach(module: nn.Module, arguments: Sequence[torch.Tensor], output: torch.Tensor) -> None:
-            output.register_hook(note)  # type: ignore[no-untyped-call]
-
-        return attach
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of(hidden: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ import onnx
 from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
-from compress.numerics.bisection import fewest
 from compress.progress import Progress
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples, Task
+
 
 Merit = Callable[[onnx.ModelProto], float]
 _EVALUATED_AT_ONCE = 32
@@ -68,19 +68,11 @@ class Search:
 
     def rows(self) -> list[tuple[str, str, float, int, str]]:
         """Each layer's damage and gain under `COLUMNS`, the worst first."""
+        now = [_FLOAT if each.layer.name in self.kept else _INT8 for each in self.damages]
         return [
-            (
-                each.layer.name,
-                each.layer.operator,
-                each.error,
-                each.saved_bytes,
-                _FLOAT if self._is_kept(each) else _INT8,
-            )
-            for each in self.damages
+            (each.layer.name, each.layer.operator, each.error, each.saved_bytes, what)
+            for each, what in zip(self.damages, now, strict=True)
         ]
-
-    def _is_kept(self, damage: Damage) -> bool:
-        return damage.layer.name in self.kept
 
     def verdict(self) -> str:
         """What was decided, in a line."""
@@ -100,23 +92,26 @@ def search(
     feeds: Sequence[Feed],
     seconds: float,
     progress: Progress,
+    left: Sequence[str] = (),
 ) -> Search:
     """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
-    Damage is measured on ``feeds``. After ``seconds`` the best that is known to hold is taken. Raises `StageError`
-    where not even one 8-bit layer can stay.
+    The layers ``left`` are float in any case. Damage is measured on ``feeds``. After ``seconds`` the best that is known
+    to hold is taken. Raises `StageError` where not even one 8-bit layer can stay.
     """
     deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
     floor = share * float_merit
-    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(), merit)}
+    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
     damages: list[Damage] = []
     if asked[0][1] < floor:
-        damages = rank(graph, quantizer, feeds, progress)
+        damages = rank(graph, quantizer, feeds, progress, left)
 
     def holds(count: int) -> bool:
         if count not in asked:
-            asked[count] = _judged(quantizer.quantize([damage.layer.name for damage in damages[:count]]), merit)
+            asked[count] = _judged(
+                quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])]), merit
+            )
         return asked[count][1] >= floor
 
     count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
@@ -143,14 +138,16 @@ def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, floa
     return graph, merit(graph)
 
 
-def rank(graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress) -> list[Damage]:
-    """Every layer's damage, the worst first."""
+def rank(
+    graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress, left: Sequence[str] = ()
+) -> list[Damage]:
+    """The damage of every layer but those ``left``, the worst first."""
     expected = _outputs(graph, feeds)
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
-    names = [layer.name for layer in quantizer.layers]
+    layers = [layer for layer in quantizer.layers if layer.name not in left]
     found = []
-    for layer in progress.track(quantizer.layers, "Measuring each layer's damage", len(names)):
-        alone = quantizer.quantize([name for name in names if name != layer.name])
+    for layer in progress.track(layers, "Measuring each layer's damage", len(layers)):
+        alone = quantizer.quantize([other.name for other in quantizer.layers if other is not layer])
         pairs = zip(_outputs(alone, feeds), expected, strict=True)
         error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)
         found.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))
@@ -190,3 +187,23 @@ def merit_of(task: Task, examples: Examples) -> Merit:
         return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
 
     return merit
+
+
+def fewest(count: int, holds: Callable[[int], bool], go_on: Callable[[], bool] = lambda: True) -> int:
+    """The least k in 0..``count`` for which ``holds(k)``, if more never hurts; ``count`` itself holds by definition.
+
+    Asks of 1, 2, 4 and so on first, since a few are enough most often, and bisects what is left: at most
+    2 + 2 log2(k) questions. Stops with what is known to hold when ``go_on()`` is false.
+    """
+    if count == 0 or holds(0):
+        return 0
+    fails, good = 0, count
+    while good - fails > 1 and go_on():
+        middle = (fails + good) // 2
+        if good == count:
+            middle = min(middle, max(2 * fails, 1))
+        if holds(middle):
+            good = middle
+        else:
+            fails = middle
+    return good

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compress.checkpoints.processor import labels_of, processor_of
-from compress.errors import DataError
+from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
-from compress.formats.onnx.int8.choose import without_kernel
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
-from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
-from compress.formats.onnx.int8.settings import StaticSettings
-from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
+from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.quantization import quantize_products
-from compress.quantization.int8_calibration import CalibrationSet, calibration_set
-from compress.quantization.int8_config import Int8Options
-from compress.quantization.int8_floor import COLUMNS, Quantizer, Search, merit_of, search
-from compress.quantization.int8_keep import Keeping, kept_layers
+from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
+from compress.numerics.sampling import spread_sample
+from compress.quantization.int8_floor import COLUMNS, Search, merit_of, search
 
 if TYPE_CHECKING:
     import onnx
 
     from compress.stage.stage import Context
+    from compress.tasks.task import Examples
+
 
 MadeQuantizer = DynamicQuantizer | StaticQuantizer | NncfQuantizer
 _VALIDATION = "validation"
@@ -41,15 +46,13 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     for operator, count in without_kernel(ir.from_proto(model.graph)).items():
         context.remark(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     made = _quantizer(model, options, chosen)
-    quantizer: Quantizer = made
-    if options.keep:
-        names = kept_layers(made.layers, options.keep)
-        quantizer = Keeping(made, names)
-        context.remark(f"quantize: {', '.join(names)} left in float, as the recipe says")
+    left = kept_layers(made.layers, options.keep) if options.keep else []
+    if left:
+        context.remark(f"quantize: {', '.join(left)} left in float, as the recipe says")
     if options.accuracy_floor is None:
-        graph = quantizer.quantize()
+        graph = made.quantize(left)
     else:
-        found = _search(model, quantizer, options, options.accuracy_floor, context)
+        found = _search(model, made, left, options, options.accuracy_floor, context)
         graph = found.graph
         context.remark(f"quantize: {found.verdict()}")
         for name in found.kept:
@@ -59,8 +62,8 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
         _record(found, graph)
     if chosen is not None:
         chosen.record(graph)
-        context.remark(f"quantize: {len(quantizer.layers)} layers, calibrated on {chosen}")
-    if made.reduce_range == "saturating":
+        context.remark(f"quantize: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
+    if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
         if made.equalized:
@@ -91,29 +94,19 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
         return DynamicQuantizer(model.graph, options.per_channel, options.narrowing())
     if options.statistics == "nncf":
         return NncfQuantizer(model.graph, chosen.feeds, options.format, options.narrowing())
-    settings = StaticSettings(
-        options.calibration_method,
-        options.percentile,
-        options.per_channel,
-        options.types,
-        options.narrowing(),
-        options.smooth_quant,
-        options.bias_correction,
-        options.format,
-        options.weight_rounding,
-        options.cross_layer_equalization,
-    )
-    return StaticQuantizer(model.graph, chosen.feeds, settings)
+    return StaticQuantizer(model.graph, chosen.feeds, options)
 
 
-def _search(model: OnnxModel, quantizer: Quantizer, options: Int8Options, share: float, context: Context) -> Search:
+def _search(
+    model: OnnxModel, made: MadeQuantizer, left: Sequence[str], options: Int8Options, share: float, context: Context
+) -> Search:
     rows = context.data.split(_VALIDATION)
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
     feeds = calibration_set(model, context, options.damage_examples).feeds
     merit = merit_of(context.task, examples)
-    return search(model.graph, quantizer, merit, share, feeds, options.search_seconds, context.progress)
+    return search(model.graph, made, merit, share, feeds, options.search_seconds, context.progress, left)
 
 
 def _record(found: Search, graph: onnx.ModelProto) -> None:
@@ -125,3 +118,88 @@ def _record(found: Search, graph: onnx.ModelProto) -> None:
     facts = {"floor": found.floor, "metric": found.merit, "float_metric": found.float_merit}
     counts = {"evaluations": found.evaluations, "layers_measured": found.passes}
     graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
+
+
+def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:
+    """Names of the layers whose own name or whose weight's fits one of ``patterns``.
+
+    Raises `StageError` for a pattern that fits none, and where no layer is left.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        fitting = {each.name for each in layers if fnmatchcase(each.name, pattern) or fnmatchcase(each.weight, pattern)}
+        if not fitting:
+            weights = [layer.weight for layer in layers]
+            near = get_close_matches(pattern, weights, n=3, cutoff=0) or weights[:3]
+            raise StageError(
+                f"No layer's name or weight fits {pattern!r}.",
+                where="quantize, keep",
+                expected=f"patterns such as {', '.join(map(repr, near))}",
+                mend="`compress inspect` on the export shows the weights' names",
+            )
+        found |= fitting
+    if len(found) == len(layers):
+        raise StageError(
+            "Every layer is to be kept in float.", where="quantize, keep", expected="some left to quantize"
+        )
+    return [layer.name for layer in layers if layer.name in found]
+
+
+_SPLIT = "train"
+METADATA = "compress.calibration"
+"""The key of the record among a graph's metadata."""
+
+
+class OneByOne(Sequence[Feed]):
+    """Examples as batches of one, made when they are asked for.
+
+    ``lengths`` are those of the last axes that a graph fixes: of a longer recording its first window is taken.
+    """
+
+    def __init__(self, examples: Examples, rows: np.ndarray, lengths: Mapping[str, int] | None = None) -> None:
+        self._examples, self._rows, self._lengths = examples, rows, lengths or {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
+        feed = self._examples.batch([int(self._rows[place])])
+        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """One feed for each example, so that nothing is padded; ``rows`` are their places in the split."""
+
+    feeds: Sequence[Feed]
+    rows: np.ndarray
+    labels: int
+    seed: int
+
+    def __str__(self) -> str:
+        kinds = f" of {self.labels} labels" if self.labels else ""
+        return f"{len(self.feeds)} examples{kinds}, all lengths, seed {self.seed}"
+
+    def record(self, graph: onnx.ModelProto) -> None:
+        """Write into ``graph``, in place, what it was calibrated on."""
+        digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        facts = {"split": _SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
+        graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, "rows_sha256": digest}, sort_keys=True))
+
+
+def calibration_set(model: OnnxModel, context: Context, count: int) -> CalibrationSet:
+    """``count`` training examples (or all) of all labels and lengths alike. Raises `DataError` for an empty split."""
+    rows = context.data.split(_SPLIT)
+    if len(rows) == 0:
+        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
+    examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
+    classes = examples.classes
+    chosen = spread_sample(examples.lengths(), classes, count, context.seed)
+    kinds = 0 if classes is None else len(np.unique(classes[chosen]))
+    return CalibrationSet(OneByOne(examples, chosen, _fixed_lengths(model.graph)), chosen, kinds, context.seed)
+
+
+def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:
+    """The last axis of each input that says how long it is."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.graph.input}
+    return {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}

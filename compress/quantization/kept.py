@@ -1,26 +1,29 @@
-"""What a killed run goes on from: the packed layers of each finished block, and the hidden states between two blocks.
+"""Packed layers that a killed run goes on from: those of each block that is done, and the embedding table and the head.
 
-States are kept rather than made again from the blocks that are done: going on then costs nothing, and they are the same
-bits. Only those that enter the block at work exist; up to `MEMORY_BYTES` they are held in memory as well.
+A head that is tied to the table has the table's integers.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from compress.quantization.layers import Layer
-
-MEMORY_BYTES = 1 << 28
+from compress.checkpoints.checkpoint import TABLES
+from compress.checkpoints.gptq_layout import PARTS, pack_layer
+from compress.checkpoints.safetensors_file import read_header, read_metadata, read_tensor
+from compress.errors import ModelError
+from compress.numerics.integer_grid import QuantizedWeight
+from compress.quantization.config import Quantization
+from compress.quantization.layers import Layer, kept_by
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.solver import solve_layers
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,7 @@ class Finished:
         if not self.file(index).is_file():
             return None
         try:
-            with safe_open(self.file(index), framework="pt") as file:
-                return tuple(Layer(**layer) for layer in json.loads(file.metadata()["layers"]))
+            return layers_in(self.file(index))
         except SafetensorError:
             return None
 
@@ -53,17 +55,21 @@ class Finished:
 
     def names(self, index: int) -> tuple[str, ...]:
         """The tensors that are kept of a block."""
-        with safe_open(self.file(index), framework="pt") as file:
-            return tuple(file.keys())
+        return tuple(tensor.name for tensor in read_header(self.file(index)))
 
     def tensor(self, index: int, name: str) -> torch.Tensor:
         """One tensor that is kept of a block, mapped from its file."""
-        return mapped(self.file(index), name)
+        return read_tensor(self.file(index), name)
 
 
 def layers_to_text(layers: Sequence[Layer]) -> str:
-    """Layers as JSON, which `Layer(**entry)` reads."""
+    """Layers as JSON, for a file's metadata."""
     return json.dumps([layer.to_json() | {"bits": layer.bits} for layer in layers])
+
+
+def layers_in(path: Path) -> tuple[Layer, ...]:
+    """The layers that a file's metadata tell of."""
+    return tuple(Layer(**layer) for layer in json.loads(read_metadata(path)["layers"]))
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -75,63 +81,139 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
     partial.replace(path)
 
 
-def mapped(path: Path, name: str) -> torch.Tensor:
-    """One tensor of a safetensors file, read as it is used."""
-    with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself."""
-    with safe_open(path, framework="pt") as file:
-        found: dict[str, Any] = file.metadata()
-        return found
+TABLE_BITS = (4, 5, 8)
+"""What a table may get. ONNX keeps five bits in planes and makes eight of them as it loads; GGUF has them as Q5_0."""
+_ROWS = 8192
+"""Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
+_FLOATS = "tables-float16.safetensors"
 
 
 @dataclass(frozen=True)
-class States:
-    """[windows, length, hidden] float32 in ``path``; ``held`` has them too where they are small."""
+class Tables:
+    """The quantized tables in a folder of work in progress."""
 
-    path: Path
-    shape: tuple[int, int, int]
-    held: torch.Tensor | None = None
+    folder: Path
 
-    def __getitem__(self, windows: slice) -> torch.Tensor:
-        """The hidden states of some windows."""
-        if self.held is not None:
-            return self.held[windows]
-        start, stop, _ = windows.indices(self.shape[0])
-        window = self.shape[1] * self.shape[2]
-        values = np.fromfile(self.path, np.float32, (stop - start) * window, offset=4 * start * window)
-        return torch.from_numpy(values).view(stop - start, *self.shape[1:])
+    @property
+    def packed(self) -> Path:
+        """Their integers, as `Checkpoint` reads them."""
+        return self.folder / TABLES
 
-    @staticmethod
-    def is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
-        """Whether ``path`` holds hidden states of that shape."""
-        return path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1] * shape[2]
+    def floats(self, name: str) -> torch.Tensor:
+        """What the integers of a table stand for, float16, mapped."""
+        return read_tensor(self.folder / _FLOATS, f"{name}.weight")
 
 
-def open_states(path: Path, shape: tuple[int, int, int]) -> States:
-    """What `write_states` wrote."""
-    states = States(path, shape)
-    small = path.stat().st_size <= MEMORY_BYTES
-    return States(path, shape, states[:] if small else None)
+def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
+    """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
+    modules = [skeleton.embedding, *([] if skeleton.tied else [skeleton.model.get_output_embeddings()])]
+    # Not the embedding's weight: at work it has the rows of some tokens only.
+    rows, columns = skeleton.vocabulary, skeleton.embedding.embedding_dim
+    found = []
+    for module in modules:
+        name = skeleton.name(module)
+        kept = kept_by(config.keep, name)
+        if bits in (None, 16) or kept:
+            found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
+            continue
+        if columns % config.embedding_group_size or columns % 32:
+            raise ModelError(
+                f"The table {name} [{rows}, {columns}] is not divided by groups of {config.embedding_group_size}.",
+                expected=f"a group that divides {columns}, which must be a multiple of 32",
+                mend="choose another embedding_group_size, or embedding_bits: 16",
+            )
+        found.append(Layer(name, rows, columns, bits, config.embedding_group_size))
+    return tuple(found)
 
 
-def write_states(path: Path, shape: tuple[int, int, int], batches: Iterable[torch.Tensor]) -> States:
-    """Write hidden states as they come; the file has its name only once it is whole."""
-    partial = path.with_suffix(".partial")
-    small = 4 * shape[0] * shape[1] * shape[2] <= MEMORY_BYTES
-    held: list[torch.Tensor] = []
-    with partial.open("wb") as file:
-        for batch in batches:
-            values = batch.detach().float().contiguous()
-            # Not numpy's tofile, whose error on a full disk does not say that it is full.
-            file.write(values.numpy().data)
-            if small:
-                held.append(values)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    return States(path, shape, torch.cat(held) if small else None)
+def quantize_tables(
+    skeleton: Skeleton,
+    config: Quantization,
+    plan: Sequence[Layer],
+    hessian: Callable[[], torch.Tensor] | None,
+    folder: Path,
+) -> tuple[Layer, ...]:
+    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` gives that of the head, [columns, columns].
+
+    The head is solved under it. Without one, and for an embedding that is not the head, each row is rounded to
+    nearest. Raises `StageError`.
+    """
+    folder.mkdir(exist_ok=True)
+    if (folder / _FLOATS).is_file():
+        return layers_in(folder / _FLOATS)
+    packed: dict[str, torch.Tensor] = {}
+    floats: dict[str, torch.Tensor] = {}
+    found: list[Layer] = []
+    inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
+    for table in plan:
+        if table.bits is None or table.group_size is None:
+            found.append(table)
+            continue
+        weight = skeleton.checkpoint.stored(f"{table.name}.weight")
+        is_head = skeleton.head_weight == f"{table.name}.weight"
+        pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
+        packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
+        floats[f"{table.name}.weight"] = halves
+        found.append(solved)
+    if packed:
+        _write(folder, packed, floats, found)
+    return tuple(found)
+
+
+def keep_tables(weights: Mapping[str, QuantizedWeight], plan: Sequence[Layer], folder: Path) -> None:
+    """Write tables that are quantized already, and of which ``plan`` tells, as `quantize_tables` writes its own."""
+    folder.mkdir(exist_ok=True)
+    packed: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        parts = pack_layer(_padded(weight), stored_less_one=False)
+        packed |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    floats = {f"{name}.weight": weight.dequantize().half() for name, weight in weights.items()}
+    _write(folder, packed, floats, plan)
+
+
+def _write(
+    folder: Path, packed: Mapping[str, torch.Tensor], floats: Mapping[str, torch.Tensor], tables: Sequence[Layer]
+) -> None:
+    about = {
+        table.name: {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}
+        for table in tables
+        if table.bits
+    }
+    write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
+    write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(tables)})
+
+
+def _by_rows(
+    config: Quantization, table: Layer, weight: torch.Tensor, hessian: torch.Tensor | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, Layer]:
+    halves = torch.empty(weight.shape, dtype=torch.float16)
+    pieces: list[dict[str, torch.Tensor]] = []
+    error, damping, start = 0.0, None, 0
+    for rows in torch.split(weight, _ROWS):
+        (solved,) = solve_layers(config, [table], [rows.float()], hessian)
+        assert solved.layer.error is not None
+        error += solved.layer.error * len(rows) / len(weight)
+        damping = solved.layer.damping
+        halves[start : start + len(rows)] = solved.weight.dequantize().half()
+        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False, known_bits=TABLE_BITS))
+        start += len(rows)
+    joined = {part: torch.cat([piece[part] for piece in pieces], dim=1) for part in PARTS if part != "g_idx"}
+    return joined | {"g_idx": pieces[0]["g_idx"]}, halves, table.solved(error, damping)
+
+
+def _padded(weight: QuantizedWeight) -> QuantizedWeight:
+    """With as many rows of zeros as fill the last word."""
+    missing = -len(weight.integers) % 32
+    if not missing:
+        return weight
+    middle = 1 << (weight.bits - 1)
+
+    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
+        return torch.cat([values, values.new_full((missing, values.shape[1]), fill)])
+
+    return replace(
+        weight,
+        integers=padded(weight.integers, middle),
+        scales=padded(weight.scales, 1),
+        zero_points=padded(weight.zero_points, middle),
+    )

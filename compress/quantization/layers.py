@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.checkpoints.experts_as_stored import is_fused, routers, why_not_separable
+from compress.checkpoints.experts import is_fused, routers, why_not_separable
 from compress.checkpoints.gptq_layout import fits
 from compress.errors import ModelError, StageError
 from compress.quantization.config import Quantization

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compress.quantization.config import Quantization
-from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
 
 _ACTIVATION_BYTES = 1 << 30
-"""As in `compress.quantization.block_pass`, which imports torch."""
+"""As in `compress.quantization.states`, which imports torch."""
 _STATES_BYTES = 1 << 28
 _WIDE_TENSORS = 4
 _SQUARES = 4

@@ -14,19 +14,18 @@ from torch import nn
 
 from compress.cache import disk_full, storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.progress import Progress
+from compress.checkpoints.checks import refuse_quantized
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
-from compress.quantization.build import build_skeleton, check_not_quantized
+from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Gradients, Importance
-from compress.quantization.kept import Finished
+from compress.quantization.kept import TABLE_BITS, Finished, Tables, plan_tables, quantize_tables
 from compress.quantization.layers import Layer, about_starved, linears, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layers
 from compress.quantization.stream import Stream
-from compress.quantization.tables import TABLE_BITS, Tables, plan_tables, quantize_tables
 from compress.quantization.write import Result
 from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
 
@@ -44,7 +43,7 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
     """
     keep_freed_memory(_KEPT_BYTES)
-    check_not_quantized(checkpoint)
+    refuse_quantized(checkpoint.folder)
     skeleton = build_skeleton(checkpoint)
     plan = plan_layers(skeleton, config)
     plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
@@ -80,7 +79,7 @@ class _Work:
         self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
         scratch, finished = self.context.scratch, Finished(self.context.scratch)
         text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch, importance)
-        Walk(self.skeleton, self.config, self.plan, text, finished, self.context.progress).run()
+        self._walk(text, finished)
         give_back_freed_memory()
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
@@ -92,6 +91,49 @@ class _Work:
         if starved := about_starved(result.layers, self.config.expert_tokens):
             self.context.remark(starved)
         return result.write(scratch / "checkpoint")
+
+    @torch.no_grad()
+    def _walk(self, text: Stream | None, finished: Finished) -> None:
+        """Quantize every block that is not done yet: solved on ``text``, or all layers rounded to nearest without it.
+
+        Blocks that are done count only if the states that enter the next one are here.
+        """
+        done = finished.count(len(self.plan))
+        first = done if text is None or done == 0 or text.entering(done).are_whole else 0
+        if first:
+            self.context.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
+        rest = range(first, len(self.plan))
+        for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
+            self._block(index, text, finished)
+
+    def _block(self, index: int, text: Stream | None, finished: Finished) -> None:
+        block = self.skeleton.load(index)
+        name = f"{self.skeleton.prefix}.{index}"
+        layers = {layer.name: layer for layer in self.plan[index]}
+        modules = {name: part for name, part in linears(block, name).items() if layers[name].bits}
+        tensors: dict[str, torch.Tensor] = {}
+        work = None if text is None else text.pass_through(index, modules)
+
+        def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
+            given, weights = [layers[name] for name in names], [modules[name].weight for name in names]
+            with torch.autocast("cpu", enabled=False):
+                found = solve_layers(self.config, given, weights, hessian)
+            for name, solved in zip(names, found, strict=True):
+                sent = None if work is None else work.sent(name)
+                layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
+                tensors.update(solved.packed(stored_less_one=self.config.sym))
+                modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
+
+        if text is None or work is None:
+            for layer in modules:
+                quantize([layer], None)
+        else:
+            text.leave(index, work.solve(quantize))
+        self.skeleton.unload(index)
+        finished.store(index, tensors, list(layers.values()))
+        if text is not None:
+            text.forget(index)
+        self.context.progress.note(_line(name, list(layers.values())))
 
     def _tables(
         self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
@@ -156,65 +198,6 @@ def _summary(layers: Sequence[Layer], average: float) -> str:
     left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
     error = f"the largest error {worst.error:.2%} in {worst.name}"
     return f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Over the blocks of ``skeleton``, of which ``plan`` says the layers.
-
-    ``text`` is what the layers are solved on; without it all of them are rounded to nearest.
-    """
-
-    skeleton: Skeleton
-    config: Quantization
-    plan: Sequence[Sequence[Layer]]
-    text: Stream | None
-    finished: Finished
-    progress: Progress
-
-    @torch.no_grad()
-    def run(self) -> None:
-        """Quantize every block that is not done yet. Raises `StageError`."""
-        first = self._first()
-        if first:
-            self.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
-        rest = range(first, len(self.plan))
-        for index in self.progress.track(rest, "quantizing blocks", len(rest)):
-            self._block(index)
-
-    def _first(self) -> int:
-        """The first block to do: the one after those done, if the states that enter it are here."""
-        done = self.finished.count(len(self.plan))
-        return done if self.text is None or done == 0 or self.text.is_at(done) else 0
-
-    def _block(self, index: int) -> None:
-        block = self.skeleton.load(index)
-        name = f"{self.skeleton.prefix}.{index}"
-        layers = {layer.name: layer for layer in self.plan[index]}
-        modules = {name: part for name, part in linears(block, name).items() if layers[name].bits}
-        tensors: dict[str, torch.Tensor] = {}
-        work = None if self.text is None else self.text.pass_through(index, modules)
-
-        def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
-            given, weights = [layers[name] for name in names], [modules[name].weight for name in names]
-            with torch.autocast("cpu", enabled=False):
-                found = solve_layers(self.config, given, weights, hessian)
-            for name, solved in zip(names, found, strict=True):
-                sent = None if work is None else work.sent(name)
-                layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
-                tensors.update(solved.packed(stored_less_one=self.config.sym))
-                modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
-
-        if self.text is None or work is None:
-            for layer in modules:
-                quantize([layer], None)
-        else:
-            self.text.leave(index, work.solve(quantize))
-        self.skeleton.unload(index)
-        self.finished.store(index, tensors, list(layers.values()))
-        if self.text is not None:
-            self.text.forget(index)
-        self.progress.note(_line(name, list(layers.values())))
 
 
 def _line(name: str, layers: Sequence[Layer]) -> str:

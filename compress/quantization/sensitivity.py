@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.checkpoints.experts import SeparateExperts, owner_of
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.experts import SeparateExperts, experts_of, owner_of
 from compress.errors import StageError
 from compress.numerics.gptq import output_energy, round_to_nearest
 from compress.progress import Progress
@@ -36,7 +35,7 @@ from compress.quantization.solver import settings_for
 from compress.quantization.stream import Stream
 
 TABLES = "tables"
-"""The embedding and the head together, among `Sensitivity.losses`."""
+"""The embedding and the head together, among the names of `Sensitivity`."""
 PROBE_BITS = 3
 """At which a layer is coarse while its price is measured: coarse enough to stand out from float32's own rounding."""
 STATES_BYTES = 1 << 28
@@ -52,13 +51,8 @@ _JUDGED = 32
 
 Heads = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
 """Given the Hessian of the head's inputs, what the head would be at some bits, [vocabulary, hidden]."""
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """``losses[name][bits]``: the divergence that a layer at so many bits is expected to add, in nats a token."""
-
-    losses: Mapping[str, Mapping[int, float]]
+Sensitivity = Mapping[str, Mapping[int, float]]
+"""``[name][bits]``: the divergence that a layer at so many bits is expected to add, in nats a token."""
 
 
 @dataclass
@@ -98,14 +92,14 @@ class Survey:
                 text.advance(index)
             self.skeleton.unload(index)
         divergences = self._divergences(states, list(heads(text.table_hessian()).values()) if text else [])
-        losses = {}
+        losses: dict[str, Mapping[int, float]] = {}
         for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
             for name in variant:
                 unit = shares.get(name, 1.0) * divergence / max(errors[name][PROBE_BITS], 1e-30)
                 losses[name] = {bits: unit * errors[name][bits] for bits in self.choices}
         if embeddings:
             losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {16: 0.0}
-        return Sensitivity(losses)
+        return losses
 
     def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
         """The first tokens of one window, [1, length]."""

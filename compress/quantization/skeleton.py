@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architectures.watched import Seen
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError, StageError
-from compress.quantization.head_product import head_product
+from compress.numerics.language_head import head_product
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,6 @@ class Call:
 
     positional: tuple[Any, ...]
     named: dict[str, Any]
-
-
-class _Reached(Exception):  # noqa: N818 - it ends a forward pass early and is no error
-    """The first block was called."""
 
 
 @dataclass
@@ -92,7 +89,8 @@ class Skeleton:
         """One parameter in float32. Raises `ModelError` where the file's shape is not ``shape``."""
         if leaf == "weight":
             found = self.checkpoint.weight(module)
-            found = found.T.contiguous() if module in self.transposed else found
+            turned = module in self.transposed and f"{module}.qweight" not in self.checkpoint.files
+            found = found.T.contiguous() if turned else found
         else:
             found = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
         if found.shape != shape:
@@ -106,7 +104,11 @@ class Skeleton:
     def load(self, index: int) -> nn.Module:
         """Block ``index`` with its weights, in float32."""
         block = self.blocks[index]
-        self._fill(block, f"{self.prefix}.{index}")
+        for name, part in block.named_modules(prefix=f"{self.prefix}.{index}"):
+            self._fill(name, part)
+            for leaf, buffer in part._buffers.items():
+                if buffer is not None and f"{name}.{leaf}" in self.checkpoint.files:
+                    part._buffers[leaf] = self.checkpoint.stored(f"{name}.{leaf}").to(buffer.dtype)
         return block
 
     def unload(self, index: int) -> None:
@@ -116,27 +118,19 @@ class Skeleton:
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    def _fill(self, module: nn.Module, prefix: str) -> None:
-        for name, part in module.named_modules(prefix=prefix):
-            for leaf, parameter in part._parameters.items():
-                if parameter is not None:
-                    filled = self.tensor(name, leaf, parameter.shape)
-                    part._parameters[leaf] = nn.Parameter(filled, requires_grad=False)
-            for leaf, buffer in part._buffers.items():
-                if buffer is not None and f"{name}.{leaf}" in self.checkpoint.files:
-                    part._buffers[leaf] = self.checkpoint.stored(f"{name}.{leaf}").to(buffer.dtype)
-
     def fill_surroundings(self) -> None:
         """Load everything outside the blocks but the embedding table and the head."""
         head = self.model.get_output_embeddings()
         inside = {id(part) for block in self.blocks for part in block.modules()}
         for name, part in self.model.named_modules():
-            if id(part) in inside or part is self.embedding or part is head:
-                continue
-            for leaf, parameter in part._parameters.items():
-                if parameter is not None:
-                    filled = self.tensor(name, leaf, parameter.shape)
-                    part._parameters[leaf] = nn.Parameter(filled, requires_grad=False)
+            if id(part) not in inside and part is not self.embedding and part is not head:
+                self._fill(name, part)
+
+    def _fill(self, name: str, part: nn.Module) -> None:
+        for leaf, parameter in part._parameters.items():
+            if parameter is not None:
+                filled = self.tensor(name, leaf, parameter.shape)
+                part._parameters[leaf] = nn.Parameter(filled, requires_grad=False)
 
     def calls(self, ids: torch.Tensor) -> list[Call]:
         """What every block is called with for ``ids`` [n, length]; found once for each shape.
@@ -168,9 +162,9 @@ class Skeleton:
 
         def note(*positional: Any, **named: Any) -> None:
             seen.append((positional, named))
-            raise _Reached
+            raise Seen
 
-        with self._standing_in(note), suppress(_Reached):
+        with self._standing_in(note), suppress(Seen):
             self._body(ids)
         return seen[0]
 

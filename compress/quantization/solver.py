@@ -10,7 +10,7 @@ import torch
 from compress.checkpoints.gptq_layout import pack_layer
 from compress.errors import StageError
 from compress.numerics.gptq import GptqSettings, quantize_gptq, round_to_nearest
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 from compress.quantization.config import Quantization
 from compress.quantization.layers import Layer
 

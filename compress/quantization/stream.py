@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.checkpoints.experts_as_stored import experts_of
-from compress.quantization.block_pass import BlockPass, BlockRun, gram
+from compress.checkpoints.experts import experts_of
+from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
 from compress.quantization.importance import Importance
-from compress.quantization.kept import States, open_states, write_states
 from compress.quantization.skeleton import Skeleton
+from compress.quantization.states import BlockRun, States
 
 _EMBEDDING_SHARE = 0.2
 """A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
@@ -34,33 +34,16 @@ class Stream:
     ids: torch.Tensor
     folder: Path
     importance: Importance | None = None
-    states: States | None = None
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the hidden states: [windows, length, hidden]."""
-        return (*self.ids.shape, self.skeleton.hidden_size)
-
-    def path(self, index: int) -> Path:
-        """Where the states that enter a block lie."""
-        return self.folder / f"states-{index:05}.bin"
-
-    def is_at(self, index: int) -> bool:
-        """Whether the states that enter a block are here."""
-        return States.is_whole(self.path(index), self.shape)
-
-    def enter(self, index: int) -> States:
-        """The states that enter a block: those of the first are made, all others must be here."""
-        if self.states is None and index == 0:
-            batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
-            self.states = write_states(self.path(0), self.shape, batches)
-        elif self.states is None:
-            self.states = open_states(self.path(index), self.shape)
-        return self.states
+    def entering(self, index: int) -> States:
+        """Those that enter a block, whether they are here or not."""
+        return States(self.folder / f"states-{index:05}.bin", (*self.ids.shape, self.skeleton.hidden_size))
 
     def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
-        """A loaded block over all windows, with ``modules`` to be watched."""
-        states = self.enter(index)
+        """A loaded block over all windows, with ``modules`` to be watched; what enters the first one is made."""
+        states = self.entering(index)
+        if index == 0:
+            states.write(self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
         # Made before any layer is watched, since finding what a block is called with may run it.
         run = BlockRun.of(self.skeleton, self.config, index, self.ids)
         batches = [partial(states.__getitem__, some) for some in run.slices()]
@@ -71,11 +54,11 @@ class Stream:
 
     def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
         """Keep what a block gave; `forget` what entered it once the block itself is kept."""
-        self.states = write_states(self.path(index + 1), self.shape, outputs)
+        self.entering(index + 1).write(outputs)
 
     def forget(self, index: int) -> None:
         """Let go of the states that entered a block."""
-        self.path(index).unlink(missing_ok=True)
+        self.entering(index).path.unlink(missing_ok=True)
 
     def advance(self, index: int) -> None:
         """Let all windows pass a loaded block as it is."""
@@ -89,8 +72,8 @@ class Stream:
 
         That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
         """
-        states = self.enter(len(self.skeleton.blocks))
-        windows, length, width = self.shape
+        states = self.entering(len(self.skeleton.blocks))
+        windows, length, width = states.shape
         total = torch.zeros(width, width)
         for at in range(windows):
             inputs, counts = self.skeleton.normed(states[at : at + 1]), None

@@ -14,20 +14,17 @@ import torch
 
 from compress import __version__
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.checks import INDEX, WEIGHTS
+from compress.checkpoints.checks import INDEX
 from compress.checkpoints.gptq_layout import PARTS
 from compress.checkpoints.model import link_or_copy
-from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.quantization.config import Quantization
-from compress.quantization.kept import Finished
+from compress.quantization.kept import Finished, Tables
 from compress.quantization.layers import Layer
-from compress.quantization.tables import Tables
 
 LAYERS = "quantized_layers.json"
 """What became of every layer, beside the checkpoint."""
-SHARD_BYTES = 500_000_000
 _ROWS = 8192
 """Rows that are stored as float16 at a time."""
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -54,10 +51,11 @@ class Result:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_beside_weights(self.source, folder, dtype="float16", quantization_config=self.quantization())
-        write_shards(folder, self._tensors(), SHARD_BYTES)
-        if any(table.bits for table in self.tables):
+        has_tables = any(table.bits for table in self.tables)
+        # With an index, since gptqmodel would take `TABLES` for the weights.
+        write_shards(folder, self._tensors(), index_one=has_tables)
+        if has_tables:
             link_or_copy(self.work.packed, folder / TABLES)
-            _write_index(folder)
         _write_json(folder / "quantize_config.json", self.quantization())
         about = {"bits_per_parameter": self.average_bits, "layers": [layer.to_json() for layer in self.layers]}
         _write_json(folder / LAYERS, about)
@@ -158,16 +156,6 @@ def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def _exactly(layer: Layer) -> str:
     return f"^{re.escape(layer.name)}$"
-
-
-def _write_index(folder: Path) -> None:
-    """Say which file has the weights, even a single one: gptqmodel would take `TABLES` for another."""
-    if (folder / INDEX).is_file():
-        return
-    tensors = read_header(folder / WEIGHTS)
-    total = sum(tensor.bytes for tensor in tensors)
-    weight_map = {tensor.name: WEIGHTS for tensor in sorted(tensors, key=lambda tensor: tensor.name)}
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -133,11 +133,7 @@ def objection_to(name: str, fields: TargetFields) -> tuple[str | None, str, str]
     if fields.runtime is None or fields.runtime not in runtimes:
         return "runtime", repr(fields.runtime), f"one of {', '.join(runtimes)}, which open {form}"
     if fields.device is not None and not runtimes[fields.runtime].on_devices:
-        timed = [f"{runtime}, on {other.upper()} files" for other, runtime in _on_devices()]
+        every = [(other, *named) for other, spec in FORMATS.items() for named in spec.runtimes.items()]
+        timed = [f"{runtime}, on {other.upper()} files" for other, runtime, one in every if one.on_devices]
         return "device", repr(fields.device), f"nothing: devices are measured with {' or '.join(timed)}"
     return None
-
-
-def _on_devices() -> list[tuple[str, str]]:
-    """Formats, and the runtimes with which devices are timed on their files."""
-    return [(form, name) for form, spec in FORMATS.items() for name, one in spec.runtimes.items() if one.on_devices]

@@ -44,6 +44,11 @@ class Limit(Frozen):
             raise ValueError("exactly one of at_least and at_most")
         return self
 
+    @property
+    def bound(self) -> float:
+        """The one that is given."""
+        return (self.at_least if self.at_least is not None else self.at_most) or 0.0
+
 
 class Verdicts(Frozen):
     """What a limit does to the exit code where it is not kept and may not be missed either."""

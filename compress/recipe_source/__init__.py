@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.errors import Problem, RecipeError
+from compress.errors import InputError
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -26,10 +26,9 @@ from compress.recipe_source.document import (
 from compress.recipe_source.overrides import apply_override, single_keys
 from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
-from compress.recipe_source.told_task import tell_task
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks.registry import TASK_NAMES
+from compress.tasks.registry import TASK_NAMES, task_of
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -55,7 +54,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
     check_parts(document, parts, targets)
     if document.problems:
-        raise RecipeError(sorted(document.problems, key=_reading_order))
+        raise document.refusal()
     assert header is not None
     given = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
     read = {"stages": tuple(part.stage for part in parts if part)}
@@ -136,5 +135,39 @@ def _stage_part(document: Document, index: int, item: Any) -> Part | None:
     return Part(index, kind, below, fields, part, whole=whole is not None)
 
 
-def _reading_order(problem: Problem) -> tuple[bool, int]:
-    return problem.line is None, problem.line or 0
+def tell_task(document: Document, recipe_folder: Path) -> bool:
+    """Fill in a task that is left out, if the model tells one; whether it did. Notes a problem where it does not.
+
+    Nothing is fetched for it, and no code of the model runs.
+    """
+    reference = document.values.get("model")
+    if "task" in document.values or not isinstance(reference, str):
+        return False
+    told, reason = _told(reference, recipe_folder)
+    if told is None:
+        document.problem(("task",), "nothing", f"one of {', '.join(TASK_NAMES)}, since {reason}")
+        return False
+    document.values["task"] = told
+    return True
+
+
+def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
+    """The task, or else why there is none."""
+    from compress.checkpoints.json_file import read_json
+    from compress.checkpoints.processor import PREPROCESSOR
+    from compress.data.source import find
+    from compress.sources.source import already_here
+
+    try:
+        folder = already_here(str(find(reference, recipe_folder) or reference))
+        if folder is None:
+            return None, f"the model {reference!r} is not here yet to tell it"
+        architectures = read_json(folder / "config.json").get("architectures")
+    except InputError as error:
+        return None, f"the model cannot tell it: {error.what}"
+    except OSError as error:
+        return None, f"the model cannot be read: {error.strerror or error}"
+    if not isinstance(architectures, list) or not architectures:
+        return None, "the model's config.json names no architectures that tell it"
+    told = task_of(str(architectures[0]), (folder / PREPROCESSOR).is_file())
+    return told, f"the model's architecture {architectures[0]!r} tells none"

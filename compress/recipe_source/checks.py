@@ -16,7 +16,7 @@ from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
-from compress.samples.catalog import INSTALL, known_samples
+from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
@@ -61,7 +61,7 @@ def check_parts(document: Document, parts: list[Part | None], targets: Sequence[
     _check_chain(document, parts)
     _check_formats(document, [part for part in parts if part], profiles)
     _check_references(document, parts, labels)
-    _check_labels(document, parts, labels)
+    _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
     _check_limits(document, labels, [profile.name for profile in profiles])
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
@@ -179,31 +179,20 @@ def _listed(labels: tuple[str, ...]) -> str:
     return ", ".join((START, *labels))
 
 
-def _check_labels(document: Document, parts: list[Part | None], labels: tuple[str, ...]) -> None:
-    baseline = _value(document, ("baseline",), START)
-    if baseline is not None and baseline not in (START, *labels):
-        document.problem(
-            ("baseline",),
-            describe(baseline),
-            f"the label of a stage: {_listed(labels)}",
-            nearest_name(baseline, [START, *labels]),
-        )
-
-
 def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence[str]) -> None:
-    known = (START, "baseline", *labels)
     whole = not any(path[:1] == ("targets",) for path in document.broken)
     limits = document.values.get("limits")
     for index in range(len(limits) if isinstance(limits, list) else 0):
-        of = _value(document, ("limits", index, "of"), None)
-        if of is not None and of not in known:
-            expected = f"a model of the run: {', '.join(known)}"
-            document.problem(("limits", index, "of"), describe(of), expected, nearest_name(of, list(known)))
-        target = _value(document, ("limits", index, "target"), "cpu")
-        if target is not None and whole and target not in targets:
-            expected = f"one of the recipe's targets: {', '.join(targets)}"
-            near = nearest_name(target, targets)
-            document.problem(("limits", index, "target"), describe(target), expected, near)
+        path = ("limits", index)
+        _check_one_of(document, (*path, "of"), None, (START, "baseline", *labels), "a model of the run")
+        if whole:
+            _check_one_of(document, (*path, "target"), "cpu", targets, "one of the recipe's targets")
+
+
+def _check_one_of(document: Document, path: FieldPath, default: Any, known: Sequence[str], what: str) -> None:
+    value = _value(document, path, default)
+    if value is not None and value not in known:
+        document.problem(path, describe(value), f"{what}: {', '.join(known)}", nearest_name(value, known))
 
 
 def _check_splits(document: Document, parts: list[Part]) -> None:

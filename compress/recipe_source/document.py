@@ -50,15 +50,30 @@ for _tag, _pattern, _first in CORE_SCHEMA:
     _CoreLoader.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """What a strict YAML file holds, as its problems name it; ``mapping`` is an example of all of it."""
+
+    name: str
+    subject: str
+    words: str
+    mapping: str
+    mend: str | None = None
+
+
+RECIPE = FileKind("recipe", "The recipe", "a YAML recipe", "a mapping of fields such as `name: my-model`")
+
+
 @dataclass
 class Document:
-    """Values of a recipe, the line of every field, and what has been found wrong so far.
+    """Values of a recipe or a file like it, the line of every field, and what has been found wrong so far.
 
     ``overridden`` maps a field that a `--set` option replaced to that option; ``broken`` holds the fields
     that have a problem.
     """
 
     file: str
+    kind: FileKind = RECIPE
     values: Any = None
     lines: dict[FieldPath, int] = field(default_factory=dict)
     overridden: dict[FieldPath, str] = field(default_factory=dict)
@@ -78,7 +93,12 @@ class Document:
         """Note one problem at a field."""
         file, line = self.place(path)
         self.broken.add(path)
-        self.problems.append(Problem(file, line, dotted(path), found, expected, nearest))
+        self.problems.append(Problem(file, line, dotted(path) or self.kind.name, found, expected, nearest))
+
+    def refusal(self) -> RecipeError:
+        """All problems as one error, in the order of the lines."""
+        problems = sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+        return RecipeError(problems, self.kind.subject, self.kind.mend)
 
     def forget_lines(self, path: FieldPath) -> None:
         """Drop the lines of a field and of everything below it."""
@@ -87,8 +107,8 @@ class Document:
 
 
 def dotted(path: FieldPath) -> str:
-    """`("stages", 1, "distill")` -> `stages.1.distill`; the whole recipe is `recipe`."""
-    return ".".join(map(str, path)) or "recipe"
+    """`("stages", 1, "distill")` -> `stages.1.distill`."""
+    return ".".join(map(str, path))
 
 
 def describe(value: Any) -> str:
@@ -115,16 +135,19 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
-def read_document(path: Path) -> Document:
-    """Read and parse a recipe file. Raises `RecipeError` for one that is no readable YAML mapping."""
-    document = Document(str(path))
-    parse_into(document, _text(path))
-    if document.values is None and not document.problems:
-        raise _unreadable(path, "an empty file", "a mapping with at least name, task, model, data and stages")
+def read_document(path: Path, kind: FileKind = RECIPE) -> Document:
+    """Read and parse a file of a kind. Raises `RecipeError` for one that is no readable YAML mapping."""
+    document = Document(str(path), kind)
+    text = _text(path, document)
+    if text is not None:
+        parse_into(document, text)
+        if document.values is None and not document.problems:
+            fields = "a mapping with at least name, task, model, data and stages"
+            document.problem((), "an empty file", fields if kind is RECIPE else kind.mapping)
     if not isinstance(document.values, dict):
         if not document.problems:
-            document.problem((), describe(document.values), "a mapping of fields such as `name: my-model`")
-        raise RecipeError(document.problems)
+            document.problem((), describe(document.values), kind.mapping)
+        raise document.refusal()
     return document
 
 
@@ -152,30 +175,31 @@ def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
         refuse("too deeply nested values", f"at most {MAX_DEPTH} levels")
 
 
-def _text(path: Path) -> str:
-    expected = "a YAML recipe"
+def _text(path: Path, document: Document) -> str | None:
+    """The file's text; None, with a problem noted, where it cannot be read."""
+    expected = document.kind.words
     try:
         if path.stat().st_size > MAX_FILE_BYTES and not path.is_dir():
-            raise _unreadable(path, f"a file of {path.stat().st_size:,} bytes", f"{expected} below 1 MB")
+            document.problem((), f"a file of {path.stat().st_size:,} bytes", f"{expected} below 1 MB")
+            return None
         content = path.read_bytes()
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
-        siblings = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise _unreadable(path, "no such file", expected, nearest_name(path.name, siblings)) from None
+        document.problem((), "no such file", expected, nearest_sibling(path))
     except IsADirectoryError:
-        raise _unreadable(path, "a folder", expected) from None
+        document.problem((), "a folder", expected)
+    except UnicodeDecodeError as error:
+        document.lines[()] = content.count(b"\n", 0, error.start) + 1
+        document.problem((), f"byte 0x{content[error.start]:02x}, which is not UTF-8", f"{expected} in UTF-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _unreadable(path, f"a file that cannot be read ({reason})", expected) from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{content[error.start]:02x}, which is not UTF-8"
-        raise RecipeError([Problem(str(path), line, "recipe", found, f"{expected} in UTF-8")]) from None
+        document.problem((), f"a file that cannot be read ({reason})", expected)
+    return None
 
 
-def _unreadable(path: Path, found: str, expected: str, nearest: str | None = None) -> RecipeError:
-    return RecipeError([Problem(str(path), None, "recipe", found, expected, nearest)])
+def nearest_sibling(path: Path) -> str | None:
+    """The name of the YAML file beside a missing one that it most resembles."""
+    return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
 
 
 class _TooMuchError(Exception):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
@@ -17,15 +19,6 @@ from compress.tasks.registry import TASKS
 from compress.training.config import Training
 
 _WIDTH = 100
-_HEADER = """\
-A recipe for {task}. Change `model` and `data` to your own, then:
-
-  compress check THIS-FILE    proves that it can run and predicts time, memory and disk
-  compress run THIS-FILE      runs it
-
-Fields that are commented out have the value shown. For completion in an editor, write the schema with
-`compress recipes schema > recipe.schema.json` and point the editor to it."""
-
 _NESTED: dict[str, type[BaseModel]] = {"data": DataConfig, "benchmark": Benchmark, "evaluation": Evaluation}
 
 
@@ -37,73 +30,41 @@ def starters() -> list[str]:
 def starter(task: str) -> str:
     """The starter of a task. Raises `KeyError` for a task that is unknown."""
     values = {**TASKS[task].starter, "task": task}
-    lines = [f"# {line}".rstrip() for line in _HEADER.format(task=task).splitlines()]
-    for name, field in Recipe.model_fields.items():
-        lines += ["", *_comment(field.description)]
-        if name == "stages":
-            lines += ["stages:", *_stages(values["stages"])]
-        elif name == "limits" and name in values:
-            lines += ["limits:", *_limits(values["limits"])]
-        elif name in _NESTED and name in values:
-            lines += _nested(name, _NESTED[name], values[name])
-        else:
-            lines.append(_line(name, field, values))
-    return "\n".join(lines) + "\n"
-
-
-def _nested(name: str, model: type[BaseModel], chosen: dict[str, Any]) -> list[str]:
-    """A mapping with every field of ``model``; a comment altogether if none is chosen."""
-    body = _fields(model, chosen)
-    return [f"{name}:" if chosen else f"# {name}:", *textwrap.indent("\n".join(body), "  ").splitlines()]
-
-
-def _stages(stages: list[dict[str, dict[str, Any]]]) -> list[str]:
-    """Every stage with all its fields; the training loop's, which several share, are explained once."""
-    lines: list[str] = []
+    stages: list[tuple[str, dict[str, Any], list[str]]] = []
     explained: set[str] = set()
-    for stage in stages:
+    for stage in values["stages"]:
         ((kind, chosen),) = stage.items()
-        cls = STAGES[kind]
-        shared: set[str] = set(Training.model_fields) if issubclass(cls, Training) else set()
-        body = _fields(cls, chosen, {"kind", *((shared & explained) - chosen.keys())})
-        if shared & explained:
-            body.append("# and the training fields that are explained under finetune")
+        # The training loop's fields, which several stages share, are explained once.
+        shared = set(Training.model_fields) if issubclass(STAGES[kind], Training) else set[str]()
+        stages.append((kind, chosen, sorted((shared & explained) - chosen.keys())))
         explained |= shared
-        doc = (cls.__doc__ or kind).strip().splitlines()[0]
-        head = f"- {kind}:" if chosen else f"- {kind}: # with its defaults"
-        block = [*_comment(doc), head, *textwrap.indent("\n".join(body), "    ").splitlines()]
-        lines += [f"  {line}" for line in block]
-    return lines
+    templates = Environment(
+        loader=PackageLoader("compress", "recipe_source/templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["comment"] = _comment
+    page = templates.get_template("starter.yaml")
+    known = {"known": STAGES, "nested": _NESTED, "limits": Limit, "fields": _fields, "line": _line}
+    return page.render(task=task, recipe=Recipe, values=values, stages=stages, **known)
 
 
-def _limits(limits: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for limit in limits:
-        body = textwrap.indent("\n".join(_fields(Limit, limit)), "    ").splitlines()
-        lines += ["  -", *body]
-    return lines
-
-
-def _fields(model: type[BaseModel], chosen: dict[str, Any], skip: set[str] | None = None) -> list[str]:
-    lines: list[str] = []
-    for name, field in model.model_fields.items():
-        if name not in (skip or set()):
-            lines += [*_comment(field.description), _line(name, field, chosen)]
-    return lines
+def _fields(model: type[BaseModel], chosen: dict[str, Any], skip: Collection[str] = ()) -> str:
+    """Every field with its description."""
+    parts = ((name, field) for name, field in model.model_fields.items() if name not in skip)
+    lines = (f"{_comment(field.description)}\n{_line(name, field, chosen)}" for name, field in parts)
+    return "\n".join(line.strip() for line in lines)
 
 
 def _line(name: str, field: Any, chosen: dict[str, Any]) -> str:
     """`name: value`, commented out where the value is the default."""
-    if name in chosen:
-        return f"{name}: {_inline(chosen[name])}"
-    default = None if field.default is PydanticUndefined else field.default
-    return f"# {name}: {_inline(to_jsonable_python(default))}"
+    default = None if field.default is PydanticUndefined else to_jsonable_python(field.default)
+    text = yaml.safe_dump(chosen.get(name, default), default_flow_style=True, sort_keys=False, width=10_000)
+    value = text.removesuffix("...\n").strip()
+    return f"{name}: {value}" if name in chosen else f"# {name}: {value}"
 
 
-def _inline(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix("...\n").strip()
-
-
-def _comment(text: str | None) -> list[str]:
-    return textwrap.wrap(text or "", _WIDTH, initial_indent="# ", subsequent_indent="# ")
+def _comment(text: str | None) -> str:
+    return "\n".join(textwrap.wrap(text or "", _WIDTH, initial_indent="# ", subsequent_indent="# "))

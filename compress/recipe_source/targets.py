@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import InputError, Problem, RecipeError
+from compress.errors import RecipeError
 from compress.formats.registry import FORMATS
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
-from compress.recipe_source.document import Document, FieldPath, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FieldPath, FileKind, describe, nearest_name, read_document
 from compress.recipe_source.translate import near_or_all, salvage, validate
 from compress.stages import STAGES
 from compress.targets import Profile
 
 SUFFIXES = (".yaml", ".yml")
-_EXAMPLE = "name, format and runtime, such as `name: pi`, `format: onnx`, `runtime: onnxruntime`, `threads: 4`"
+_TARGET = FileKind(
+    "target",
+    "The target",
+    "a YAML file that describes a target",
+    "a mapping with name, format and runtime, such as `name: pi`, `format: onnx`, `runtime: onnxruntime`, `threads: 4`",
+)
 
 
 def read_targets(document: Document, folder: Path, stages: Sequence[str]) -> tuple[str | ChosenTarget, ...]:
@@ -43,12 +48,10 @@ def read_targets(document: Document, folder: Path, stages: Sequence[str]) -> tup
 
 def read_target_file(path: Path) -> Profile:
     """The target that a file describes. Raises `InputError` with every problem: file, line, field."""
-    document = Document(str(path))
+    document = Document(str(path), _TARGET)
     read = _from_file(document, (), path, ())
     if read is None:
-        count = "1 problem" if len(document.problems) == 1 else f"{len(document.problems)} problems"
-        listed = "\n".join(f"  {problem}" for problem in document.problems)
-        raise InputError(f"The target has {count}:\n{listed}")
+        raise document.refusal()
     return read.profile()
 
 
@@ -74,9 +77,9 @@ def _target(
 def _from_file(document: Document, path: FieldPath, file: Path, stages: Sequence[str]) -> ChosenTarget | None:
     """The target of a file named at ``path``, whose problems become the document's, each with its own file and line."""
     try:
-        own = read_document(file)
+        own = read_document(file, _TARGET)
     except RecipeError as error:
-        document.problems += [_of_a_target(problem) for problem in error.problems]
+        document.problems += error.problems
         document.broken.add(path)
         return None
     fields = dict(own.values)
@@ -90,18 +93,9 @@ def _from_file(document: Document, path: FieldPath, file: Path, stages: Sequence
         form = fields["format"]
         runtime = next(iter(FORMATS[form].runtimes)) if isinstance(form, str) and form in FORMATS else None
         read = _chosen(own, (), name, {"runtime": runtime, **fields}, stages)
-    document.problems += [_of_a_target(problem) for problem in own.problems]
+    document.problems += own.problems
     document.broken |= {path} if own.problems else set()
     return read
-
-
-def _of_a_target(problem: Problem) -> Problem:
-    """The same, where the reader of recipes spoke of a recipe."""
-    field = "target" if problem.field == "recipe" else problem.field
-    expected = problem.expected.replace("a YAML recipe", "a YAML file that describes a target")
-    if "name, task" in expected or "name: my-model" in expected:
-        expected = f"a mapping with {_EXAMPLE}"
-    return Problem(problem.file, problem.line, field, problem.found, expected, problem.nearest)
 
 
 def _chosen(
@@ -130,7 +124,7 @@ def _check_options(
 ) -> None:
     """Fields of the stage ``kind``, by its own model, where the recipe hasn't that stage itself."""
     names = [name for name in STAGES[kind].model_fields if name != "kind"]
-    for field in _unknown(options, names):
+    for field in [field for field in options if field not in names]:
         near = nearest_name(field, (*OWN_FIELDS, *names))
         expected = f"{near_or_all(None, OWN_FIELDS, 'field')}, or of the stage {kind}: {', '.join(names) or 'none'}"
         document.problem((*path, field), "an unknown field", expected, near)
@@ -140,7 +134,3 @@ def _check_options(
         document.problem((*path, next(iter(known))), f"a field of {kind}, a stage of this recipe", f"it at {place}")
     elif known:
         validate(STAGES[kind], {**known, "kind": kind}, document, path)
-
-
-def _unknown(options: Iterable[str], names: Sequence[str]) -> list[str]:
-    return [field for field in options if field not in names]

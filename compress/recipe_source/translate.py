@@ -107,17 +107,13 @@ def _existing(fields: Any, location: tuple[str | int, ...], kind: str) -> FieldP
     kept: list[str | int] = []
     value = fields
     for step in location:
-        inside = step in value if isinstance(value, dict) else _is_index(value, step)
-        if inside:
+        places: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+        if step in places:
             value = value[step]
             kept.append(step)
         elif kind == "missing" and step == location[-1]:
             kept.append(step)
     return tuple(kept)
-
-
-def _is_index(value: Any, step: str | int) -> bool:
-    return isinstance(value, list) and isinstance(step, int) and step < len(value)
 
 
 def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | None:

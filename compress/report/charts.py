@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.charts.labels import CHARACTER
 from compress.charts.markup import element, shape, text, told
-from compress.charts.plot import SMALL, Frame, Plot
-from compress.charts.scales import Scale, scale_around
+from compress.charts.plot import CHARACTER, SMALL, Frame, Plot, Scale, scale_around
 from compress.measurement import Measurement
 from compress.metrics import (
     Metric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import NamedTuple
 
 from compress.report.schema import BASELINE, FINAL, ContinuationRecord, Report
@@ -27,15 +28,16 @@ def written(report: Report, target: str) -> list[Written]:
         (record for record in mine if record.model == FINAL),
         strict=False,
     )
-    return [
-        Written(before.prompt, before, after, _common_beginning(before.text, after.text)) for before, after in pairs
-    ]
+    found = []
+    for before, after in pairs:
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(before.text, after.text, strict=False))
+        found.append(Written(before.prompt, before, after, len(list(shared))))
+    return found
 
 
-def _common_beginning(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    apart = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(apart, min(len(one), len(other)))
+def cells(pairs: list[Written]) -> list[tuple[str, str, str]]:
+    """Prompt, the baseline's text, the final model's."""
+    return [(pair.prompt, pair.baseline.text, pair.final.text) for pair in pairs]
 
 
 def alike(pairs: list[Written]) -> str:

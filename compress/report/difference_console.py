@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
+from compress.bench.profile import CauseDifference, OperatorDifference
 from compress.fitted_table import Column, FittedTable
 from compress.report.profile_words import time_text
 
@@ -43,7 +43,8 @@ def _causes(difference: OperatorDifference) -> FittedTable:
     table = FittedTable("What it spends and saves", columns)
     for cause in difference.causes:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
-            table.add(_signed(cause.more_ms), str(len(cause.layers)), _why(cause), cause.help)
+            why = f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
+            table.add(_signed(cause.more_ms), str(len(cause.layers)), why, cause.help)
     return table
 
 
@@ -56,18 +57,11 @@ def _layers(difference: OperatorDifference) -> FittedTable:
         [*columns, Column("Operators", rank=2), Column("Mostly", rank=1)],
     )
     for layer in shown:
-        times = (time_text(layer.float_ms), time_text(layer.int8_ms), _interval(layer))
+        known = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"
+        times = (time_text(layer.float_ms), time_text(layer.int8_ms), known)
         table.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
     return table
 
 
-def _why(cause: CauseDifference) -> str:
-    return f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
-
-
 def _signed(milliseconds: float) -> str:
     return f"{'+' if milliseconds > 0 else '-'}{time_text(abs(milliseconds))}"
-
-
-def _interval(layer: LayerDifference) -> str:
-    return f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"

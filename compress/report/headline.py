@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.measurement import Measurement
-from compress.metrics import (
-    Metric,
-    describe_metric,
-    format_value,
-    improvement,
-    quality_metric,
-    shortest_context,
-    significant,
-)
+from compress.metrics import describe_metric, format_value, improvement, quality_metric, shortest_context, significant
 from compress.report.limits import paired_ratio_interval
-from compress.report.schema import BASELINE, FINAL, LimitResult, Report
+from compress.report.schema import BASELINE, FINAL, Report
 
 _FEW_BITS = 8.5
 """What is stored in less than 8 bits with their scales is worth saying."""
@@ -99,81 +91,74 @@ def _quality(report: Report, target: str) -> Iterator[Headline]:
     if metric is None or pair is None:
         return
     before, after = pair
+    detail = _from_to(report, metric.name, target)
     if metric.exponential:
-        yield _exponential(report, target, metric, before, after)
+        # The share of a perplexity that was kept would mean nothing to anybody.
+        if interval := paired_ratio_interval(after, before):
+            detail += f"; 95% interval {interval[0] - 1:+.1%} to {interval[1] - 1:+.1%}"
+        change = f"{after.value / before.value - 1:+.1%}"
+        yield _tile(report, target, metric.title, change, detail, metric.name)
         return
-    kept = after.value / before.value if metric.better == "higher" else before.value / after.value
-    interval = paired_ratio_interval(after, before) if metric.better == "higher" else None
-    detail = _from_to(report, metric.name, target)
-    if interval:
+    higher = metric.better == "higher"
+    kept = after.value / before.value if higher else before.value / after.value
+    if higher and (interval := paired_ratio_interval(after, before)):
         detail += f"; 95% interval {interval[0] * 100:.1f}\u2013{interval[1] * 100:.1f}%"
-    status, limit = _limit(report, target, metric.name)
-    yield Headline(f"{metric.title} kept", f"{kept * 100:.1f}%", detail, status, limit)
-
-
-def _exponential(report: Report, target: str, metric: Metric, before: Measurement, after: Measurement) -> Headline:
-    """`+12.0%` of a perplexity, whose share that was kept would mean nothing to anybody."""
-    interval = paired_ratio_interval(after, before)
-    detail = _from_to(report, metric.name, target)
-    if interval:
-        detail += f"; 95% interval {interval[0] - 1:+.1%} to {interval[1] - 1:+.1%}"
-    status, limit = _limit(report, target, metric.name)
-    return Headline(metric.title, f"{after.value / before.value - 1:+.1%}", detail, status, limit)
+    yield _tile(report, target, f"{metric.title} kept", f"{kept * 100:.1f}%", detail, metric.name)
 
 
 def _size(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, "size_bytes", target)
     if pair:
-        status, limit = _limit(report, target, "size_bytes")
         figure, word = _figure("size_bytes", pair)
         bits = report.find(FINAL, "bits_per_parameter", target)
         detail = _from_to(report, "size_bytes", target)
         detail += f"; {significant(bits.value)} bits a parameter" if bits and bits.value < _FEW_BITS else ""
-        yield Headline(f"{word} on disk", figure, detail, status, limit)
+        yield _tile(report, target, f"{word} on disk", figure, detail, "size_bytes")
 
 
 def _speed(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, "latency_ms", target)
     paired = report.find(FINAL, "speedup", target)
-    if not pair and not paired:
-        return
-    status, limit = _limit(report, target, "speedup", "latency_ms")
-    detail = _from_to(report, "latency_ms", target)
-    if paired is None and pair is not None:
-        figure, word = _figure("latency_ms", pair)
-    elif paired is not None:
+    if paired is not None:
         figure, word = f"{significant(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
-        if paired.low is not None and paired.high is not None:
-            interval = f"95% interval {significant(paired.low)}\u2013{significant(paired.high)}x"
-            detail = f"{detail}; {interval}" if detail else interval
-    yield Headline(f"{word} at batch 1", figure, detail, status, limit)
+    elif pair is not None:
+        figure, word = _figure("latency_ms", pair)
+    else:
+        return
+    detail = "; ".join(filter(None, [_from_to(report, "latency_ms", target), _times_interval(paired)]))
+    yield _tile(report, target, f"{word} at batch 1", figure, detail, "speedup", "latency_ms")
+
+
+def _times_interval(row: Measurement | None) -> str:
+    if row is None or row.low is None or row.high is None:
+        return ""
+    return f"95% interval {significant(row.low)}\u2013{significant(row.high)}x"
 
 
 def _generation(report: Report, target: str) -> Iterator[Headline]:
     """How much faster text is written, and read, after the shortest prompt."""
     context = shortest_context(report.metrics(target))
-    for what, label in (("time_per_output_token", "Faster writing"), ("time_to_first_token", "Faster reading")):
+    kinds = (
+        ("time_per_output_token", "tokens_per_second", "Faster writing"),
+        ("time_to_first_token", "prefill_tokens_per_second", "Faster reading"),
+    )
+    for what, rate, label in kinds:
         row = report.find(FINAL, f"speedup_{what}_context_{context}", target)
-        if row is None:
-            continue
-        rate = "tokens_per_second" if what == "time_per_output_token" else "prefill_tokens_per_second"
-        detail = _from_to(report, f"{rate}_context_{context}", target) + f", prompt of {context}"
-        if row.low is not None and row.high is not None:
-            detail += f"; 95% interval {significant(row.low)}\u2013{significant(row.high)}x"
-        status, limit = _limit(report, target, row.metric)
-        yield Headline(label, f"{significant(row.value)}x", detail, status, limit)
+        if row is not None:
+            detail = _from_to(report, f"{rate}_context_{context}", target) + f", prompt of {context}"
+            detail = "; ".join(filter(None, [detail, _times_interval(row)]))
+            yield _tile(report, target, label, f"{significant(row.value)}x", detail, row.metric)
 
 
 def _agreement(report: Report, target: str) -> Iterator[Headline]:
     row = report.find(FINAL, "agreement", target)
     if row:
-        status, limit = _limit(report, target, "agreement")
         figure = format_value(describe_metric("agreement", row.unit), row.value)
         about = "same answer as the baseline"
         apart = report.find(FINAL, "kl_divergence", target)
         if apart:
             about = f"same next token as the baseline; KL divergence {significant(apart.value)} nats"
-        yield Headline("Agreement", figure, about, status, limit)
+        yield _tile(report, target, "Agreement", figure, about, "agreement")
 
 
 def _figure(name: str, pair: tuple[Measurement, Measurement]) -> tuple[str, str]:
@@ -193,12 +178,13 @@ def _from_to(report: Report, name: str, target: str) -> str:
     return f"{format_value(metric, pair[0].value)} \u2192 {format_value(metric, pair[1].value)}"
 
 
-def _limit(report: Report, target: str, *metrics: str) -> tuple[Status, str]:
-    """The state of the limits on these metrics: one that is missed goes first."""
-    mine: list[LimitResult] = [
+def _tile(report: Report, target: str, label: str, figure: str, detail: str, *metrics: str) -> Headline:
+    """With the state of the limits on these metrics: one that is missed goes first."""
+    mine = [
         limit for limit in report.limits if limit.metric in metrics and limit.target == target and not limit.skipped
     ]
     if not mine:
-        return "none", ""
+        return Headline(label, figure, detail)
     first = min(mine, key=lambda limit: 2 * limit.passed + limit.unknown)
-    return ("passed" if first.passed else "unknown" if first.unknown else "missed"), first.limit
+    status: Status = "passed" if first.passed else "unknown" if first.unknown else "missed"
+    return Headline(label, figure, detail, status, first.limit)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
-from xml.etree import ElementTree
 
+from compress.report.pages import render_text
 from compress.report.rows import environment_rows, limit_found
 from compress.report.schema import LimitResult, Report
 
@@ -37,38 +37,16 @@ class Suite(NamedTuple):
 
 def junit_xml(name: str, suites: Sequence[Suite], seconds: float = 0.0) -> str:
     """The document. What XML cannot hold is replaced."""
-    root = ElementTree.Element("testsuites", _counts(name, seconds, [case for suite in suites for case in suite.cases]))
-    for suite in suites:
-        counts = _counts(suite.name, suite.seconds, suite.cases)
-        if suite.started:
-            counts["timestamp"] = _plain(suite.started)
-        element = ElementTree.SubElement(root, "testsuite", counts)
-        if suite.properties:
-            properties = ElementTree.SubElement(element, "properties")
-            for key, value in suite.properties.items():
-                ElementTree.SubElement(properties, "property", {"name": _plain(key), "value": _plain(value)})
-        for case in suite.cases:
-            names = {"classname": _plain(case.classname), "name": _plain(case.name), "time": f"{case.seconds:.3f}"}
-            found = ElementTree.SubElement(element, "testcase", names)
-            if case.state != "passed":
-                attributes = {"message": _plain(case.message)} | ({"type": case.kind} if case.kind else {})
-                ElementTree.SubElement(found, case.state, attributes).text = _plain(case.text) or None
-            elif case.text:
-                ElementTree.SubElement(found, "system-out").text = _plain(case.text)
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    whole = Suite(name, [case for suite in suites for case in suite.cases], seconds)
+    text = render_text("report/templates/junit.xml", whole=whole, suites=suites, counts=_counts)
+    return _FORBIDDEN.sub("\ufffd", text)
 
 
-def _counts(name: str, seconds: float, cases: Sequence[Case]) -> dict[str, str]:
-    states = [case.state for case in cases]
-    counts = {"tests": len(cases), "failures": states.count("failure"), "errors": states.count("error")}
+def _counts(suite: Suite) -> dict[str, str]:
+    states = [case.state for case in suite.cases]
+    counts = {"tests": len(states), "failures": states.count("failure"), "errors": states.count("error")}
     known = {key: str(count) for key, count in {**counts, "skipped": states.count("skipped")}.items()}
-    return {**known, "time": f"{seconds:.3f}", "name": _plain(name)}
-
-
-def _plain(value: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return _FORBIDDEN.sub("\ufffd", value)
+    return {**known, "time": f"{suite.seconds:.3f}", "name": suite.name}
 
 
 def junit_report(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,35 +15,16 @@ _GENERATED = re.compile(r"^(onnx::.*|val_\d+.*|_val_\d+.*|\d+|[a-z]*const(ant)?_
 
 
 @dataclass(frozen=True)
-class Group:
-    """The tensors of one module: bytes in all, and bytes by dtype, the largest first."""
-
-    name: str
-    bytes: int
-    dtypes: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one module takes of one model."""
-
-    model: str
-    bytes: int
-    share: float
-    dtypes: str
-
-
-@dataclass(frozen=True)
 class StoredBytes:
-    """Model -> its bytes in all, and by module the share of each model, the largest module first."""
+    """Model -> module -> bytes by dtype, and all modules, the largest first."""
 
-    models: dict[str, int]
-    modules: tuple[tuple[str, tuple[Share | None, ...]], ...]
+    groups: dict[str, dict[str, dict[str, int]]]
+    modules: list[str]
 
     @property
-    def largest(self) -> int:
-        """Bytes of the largest model, at least 1."""
-        return max(1, *self.models.values())
+    def models(self) -> dict[str, int]:
+        """Model -> its bytes in all."""
+        return {model: sum(sum(dtypes.values()) for dtypes in found.values()) for model, found in self.groups.items()}
 
 
 def module_of(name: str) -> str:
@@ -59,16 +41,12 @@ def module_of(name: str) -> str:
     return ".".join(parts[:-1][:2]) or UNNAMED
 
 
-def group_by_module(layers: Iterable[LayerBytes]) -> dict[str, Group]:
-    """Module -> its tensors, in the order of first appearance."""
-    found: dict[str, dict[str, int]] = {}
+def group_by_module(layers: Iterable[LayerBytes]) -> dict[str, dict[str, int]]:
+    """Module -> bytes by dtype, the largest first; modules in the order of first appearance."""
+    found: dict[str, Counter[str]] = {}
     for layer in layers:
-        dtypes = found.setdefault(module_of(layer.name), {})
-        dtypes[layer.dtype] = dtypes.get(layer.dtype, 0) + layer.bytes
-    return {
-        name: Group(name, sum(dtypes.values()), dict(sorted(dtypes.items(), key=lambda item: -item[1])))
-        for name, dtypes in found.items()
-    }
+        found.setdefault(module_of(layer.name), Counter())[layer.dtype] += layer.bytes
+    return {name: dict(dtypes.most_common()) for name, dtypes in found.items()}
 
 
 def largest(layers: Iterable[LayerBytes], count: int = 12) -> list[LayerBytes]:
@@ -81,15 +59,8 @@ def stored_bytes(report: Report) -> StoredBytes:
     known = [model for model, layers in report.bytes_by_layer.items() if layers]
     shown = [model for model in (BASELINE, FINAL) if model in known] or known[:2]
     groups = {model: group_by_module(report.bytes_by_layer[model]) for model in shown}
-    totals = {model: sum(group.bytes for group in found.values()) for model, found in groups.items()}
-    modules = dict.fromkeys(module for found in groups.values() for module in found)
-    size = {module: max(found[module].bytes for found in groups.values() if module in found) for module in modules}
-
-    def share(model: str, module: str) -> Share | None:
-        group = groups[model].get(module)
-        if group is None:
-            return None
-        return Share(model, group.bytes, group.bytes / totals[model] if totals[model] else 0.0, ", ".join(group.dtypes))
-
-    ordered = sorted(modules, key=lambda module: -size[module])
-    return StoredBytes(totals, tuple((module, tuple(share(model, module) for model in shown)) for module in ordered))
+    sizes: dict[str, int] = {}
+    for found in groups.values():
+        for module, dtypes in found.items():
+            sizes[module] = max(sizes.get(module, 0), sum(dtypes.values()))
+    return StoredBytes(groups, sorted(sizes, key=lambda module: -sizes[module]))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compress.measurement import Measurement
 from compress.metrics import describe_metric, format_bytes
 from compress.numerics.statistics import t_interval
+from compress.recipe.recipe import Limit, Verdicts
 from compress.report.schema import BASELINE, FINAL, LimitResult, Skipped
-
-if TYPE_CHECKING:
-    from compress.recipe.recipe import Limit, Verdicts
 
 _COUNTS = {"word_error_rate": "word_errors"}
 """Rates of what differs in length from row to row -> the metric that keeps what was counted in each."""
@@ -37,7 +35,22 @@ def check_limits(
     found = []
     for limit in limits:
         machine = (machines or {}).get(limit.target, {})
-        result = _judge(limit, measurements, baseline_label, skipped, machine)
+        known = _judge(limit, measurements, baseline_label, skipped, machine)
+        final = _find(measurements, FINAL, limit)
+        result = LimitResult(
+            metric=limit.metric,
+            target=limit.target,
+            limit=limit_text(limit, final.unit if final else ""),
+            value=final.value if final else None,
+            low=final.low if final else None,
+            high=final.high if final else None,
+            bound=limit.bound,
+            of=limit.of,
+            processor=limit.processor,
+            passed=known["verdict"] == "kept",
+            skipped=known["verdict"] == "skipped",
+            **known,
+        )
         found.append(result.model_copy(update={"fails": _fails(result, verdicts)}))
     return found
 
@@ -55,41 +68,31 @@ def _judge(
     baseline_label: str,
     skipped: Sequence[Skipped],
     machine: Mapping[str, Any],
-) -> LimitResult:
+) -> dict[str, Any]:
+    """What is found of a limit: its verdict, and the reason, ratio or rows behind that."""
     final = _find(rows, FINAL, limit)
-    result = _unjudged(limit, final)
     here = machine.get("processor_class")
     if limit.processor is not None and here is not None and here != limit.processor:
-        return _skipped(result, f"for {limit.processor}; this was measured on {here}")
-    for skip in skipped:
-        if skip.target == limit.target and final is None:
-            return _skipped(result, f"target skipped: {skip.reason}")
+        return {"verdict": "skipped", "reason": f"for {limit.processor}; this was measured on {here}"}
     if final is None:
-        return result.model_copy(update={"reason": _absent(rows, FINAL, limit)})
+        gone = next((skip.reason for skip in skipped if skip.target == limit.target), None)
+        if gone is not None:
+            return {"verdict": "skipped", "reason": f"target skipped: {gone}"}
+        return {"verdict": "missed", "reason": _absent(rows, FINAL, limit)}
     if limit.of is None:
-        known = {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
-        return _with(result, known)
+        return {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
     other = _find(rows, limit.of, limit)
     if other is None and limit.of in (BASELINE, baseline_label):
         other = _find(rows, BASELINE, limit) or _find(rows, baseline_label, limit)
     if other is None:
-        return result.model_copy(update={"reason": _absent(rows, limit.of, limit)})
+        return {"verdict": "missed", "reason": _absent(rows, limit.of, limit)}
     if other.value == 0:
-        return result.model_copy(update={"reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"})
+        return {"verdict": "missed", "reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"}
     ratio = final.value / other.value
     counts = _counted(rows, final), _counted(rows, other)
     low, high = paired_ratio_interval(*counts) or (None, None)
-    result = result.model_copy(update={"ratio": ratio, "ratio_low": low, "ratio_high": high})
     known = {"verdict": "kept"} if _within(limit, ratio) else _verdict(limit, *counts, machine)
-    return _with(result, known)
-
-
-def _with(result: LimitResult, known: Mapping[str, Any]) -> LimitResult:
-    return result.model_copy(update={**known, "passed": known["verdict"] == "kept"})
-
-
-def _skipped(result: LimitResult, reason: str) -> LimitResult:
-    return result.model_copy(update={"skipped": True, "verdict": "skipped", "reason": reason})
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **known}
 
 
 def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,22 +152,6 @@ def _counted(rows: Sequence[Measurement], row: Measurement) -> Measurement:
     return next((each for each in rows if (each.model, each.metric, each.target) == wanted), row)
 
 
-def _unjudged(limit: Limit, final: Measurement | None) -> LimitResult:
-    return LimitResult(
-        metric=limit.metric,
-        target=limit.target,
-        limit=limit_text(limit, final.unit if final else ""),
-        value=final.value if final else None,
-        low=final.low if final else None,
-        high=final.high if final else None,
-        bound=limit.at_least if limit.at_least is not None else limit.at_most,
-        of=limit.of,
-        passed=False,
-        verdict="missed",
-        processor=limit.processor,
-    )
-
-
 def _find(rows: Sequence[Measurement], model: str, limit: Limit) -> Measurement | None:
     wanted = (model, limit.metric, limit.target)
     return next((row for row in rows if (row.model, row.metric, row.target) == wanted), None)
@@ -178,8 +165,7 @@ def _absent(rows: Sequence[Measurement], model: str, limit: Limit) -> str:
 
 def _within(limit: Limit, value: float) -> bool:
     """A value that differs from the bound by rounding alone has reached it; NaN never has."""
-    bound = limit.at_least if limit.at_least is not None else limit.at_most
-    assert bound is not None
+    bound = limit.bound
     if math.isclose(value, bound, rel_tol=1e-12):
         return True
     return value > bound if limit.at_least is not None else value < bound
@@ -187,8 +173,7 @@ def _within(limit: Limit, value: float) -> bool:
 
 def limit_text(limit: Limit, unit: str = "") -> str:
     """`>= 98.5% of baseline`, `<= 20 MB`, `>= 6x`."""
-    sign, bound = (">=", limit.at_least) if limit.at_least is not None else ("<=", limit.at_most)
-    assert bound is not None
+    sign, bound = ">=" if limit.at_least is not None else "<=", limit.bound
     if limit.of is not None:
         return f"{sign} {bound * 100:.6g}% of {limit.of}"
     metric = describe_metric(limit.metric, unit)
@@ -214,29 +199,23 @@ def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float
     (Cochran 1977, Sampling Techniques, section 6.4). Of perplexities both must keep their logarithm for each window:
     the ratio is e to the mean difference, and the interval Student's.
     """
-    if describe_metric(above.metric).exponential:
-        return _ratio_of_exponentials(above, below)
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2:
         return None
+    exponential = describe_metric(above.metric).exponential
     if above.metric in _COUNTS.values():
-        if not (math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)):
-            return None
-    elif {*y, *x} - {0.0, 1.0} or not all(
-        math.isclose(fmean(row.raw or ()), row.value, abs_tol=1e-6) for row in (above, below)
-    ):
+        whole = math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)
+    else:
+        values = [math.log(row.value) if exponential else row.value for row in (above, below)]
+        means = zip((fmean(y), fmean(x)), values, strict=True)
+        whole = all(math.isclose(*both, abs_tol=1e-6) for both in means)
+        whole = whole and (exponential or not {*y, *x} - {0.0, 1.0})
+    if not whole:
         return None
+    if exponential:
+        low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)])
+        return math.exp(low), math.exp(high)
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))
     half = NormalDist().inv_cdf(0.975) * math.sqrt(spread / (n * (n - 1))) / mean
     return ratio - half, ratio + half
-
-
-def _ratio_of_exponentials(above: Measurement, below: Measurement) -> tuple[float, float] | None:
-    y, x = above.raw, below.raw
-    if y is None or x is None or len(y) != len(x) or len(y) < 2:
-        return None
-    if not all(math.isclose(fmean(row.raw or ()), math.log(row.value), abs_tol=1e-6) for row in (above, below)):
-        return None
-    low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)])
-    return math.exp(low), math.exp(high)

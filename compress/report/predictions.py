@@ -6,15 +6,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 
 from compress.errors import InputError
-from compress.report.write import write_whole
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from compress.report.run_folder import write_whole
 
 PREDICTIONS = "predictions.parquet"
 
@@ -49,9 +47,6 @@ def write_predictions(
     ``answers`` has them by (model, target); with ``several`` targets the columns are `TARGET.MODEL.answer` and so
     on. Raises `StorageError`.
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
     columns: dict[str, pa.Array] = {
         "row": pa.array(np.arange(len(labels), dtype=np.int32)),
         "label": pa.array(labels, pa.string()).dictionary_encode(),
@@ -68,9 +63,6 @@ def write_predictions(
 
 def read_predictions(folder: Path, model: str, target: str) -> Found:
     """What ``model`` answered in the run of ``folder``. Raises `InputError` where that is not to be had."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
     path = folder / PREDICTIONS
     try:
         names = pyarrow.parquet.read_schema(path).names

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compress.bench.profile import MachineLimits, Profile, Row
-from compress.charts.labels import CHARACTER
 from compress.charts.markup import element, shape, told
-from compress.charts.plot import Frame, Plot
-from compress.charts.scales import Scale
+from compress.charts.plot import CHARACTER, Frame, Plot, Scale
 from compress.metrics import significant
 from compress.report.profile_words import binds_text, rate_text, share_text, time_text
 

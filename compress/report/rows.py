@@ -16,7 +16,7 @@ from compress.metrics import (
     improvement,
 )
 from compress.report.schema import BASELINE, LimitResult, Report
-from compress.stage.record import Cell, StageRecord, StageTable
+from compress.stage.stage import Cell, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -51,7 +51,9 @@ def limit_found(report: Report, limit: LimitResult) -> str:
     else:
         known = format_interval(metric, limit.low, limit.high)
         found = f"{value} ({known})" if known else value
-    return "; ".join(filter(None, (found, _chance(limit), limit.reason)))
+    # Why a target is not to be had is said once, of the target.
+    gone = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
+    return "; ".join(filter(None, (found, _chance(limit), "target skipped" if gone else limit.reason)))
 
 
 def _chance(limit: LimitResult) -> str:
@@ -100,6 +102,14 @@ def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
     peak = format_bytes(stage.peak_rss_bytes) if stage.peak_rss_bytes is not None else ""
     checks = format_seconds(stage.check_seconds) if stage.check_seconds else ""
     return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
+
+
+def limit_cells(report: Report) -> list[tuple[str, ...]]:
+    """Each limit: metric, target, bound, what was found, verdict."""
+    return [
+        (limit.metric, limit.target, limit_bound(limit), limit_found(report, limit), limit_state(limit))
+        for limit in report.limits
+    ]
 
 
 def stage_remarks(report: Report) -> list[str]:

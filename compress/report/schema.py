@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
-from compress.stage.record import FrozenRecord, StageRecord
+from compress.stage.stage import FrozenRecord, StageRecord
 
 SCHEMA = 1
 BASELINE = "baseline"
@@ -105,8 +105,23 @@ class DataRecord(FrozenRecord):
     labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
 
 
+def pack_bits(flags: Iterable[object]) -> str:
+    """A bit for each flag, from the first byte's highest on, the last byte filled up with 0; in Base64."""
+    bits = "".join("1" if flag else "0" for flag in flags)
+    size = -(-len(bits) // 8)
+    return base64.b64encode(int(bits.ljust(size * 8, "0"), 2).to_bytes(size, "big")).decode()
+
+
+def unpack_bits(packed: str) -> str:
+    """`pack_bits` backwards: a string of `0` and `1`, eight for each byte. Raises `ValueError`."""
+    try:
+        return "".join(f"{byte:08b}" for byte in base64.b64decode(packed, validate=True))
+    except ValueError:
+        raise ValueError("bytes in Base64") from None
+
+
 class SliceRecord(FrozenRecord):
-    """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, counted from the first byte's highest."""
+    """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, as `pack_bits` counts them."""
 
     about: str = Field("", description="what it holds, in words")
     rows: int = Field(ge=1)
@@ -115,19 +130,7 @@ class SliceRecord(FrozenRecord):
     @classmethod
     def of(cls, members: Sequence[bool], about: str = "") -> SliceRecord:
         """The record of the rows where ``members`` is true."""
-        bits = "".join("1" if member else "0" for member in members)
-        padded = bits.ljust(-(-len(bits) // 8) * 8, "0")
-        content = int(padded, 2).to_bytes(len(padded) // 8, "big")
-        return cls(about=about, rows=bits.count("1"), bits=base64.b64encode(content).decode())
-
-    @field_validator("bits")
-    @classmethod
-    def _base64(cls, value: str) -> str:
-        try:
-            base64.b64decode(value, validate=True)
-        except ValueError:
-            raise ValueError("bytes in Base64") from None
-        return value
+        return cls(about=about, rows=sum(map(bool, members)), bits=pack_bits(members))
 
     @model_validator(mode="after")
     def _counted(self) -> SliceRecord:
@@ -137,9 +140,7 @@ class SliceRecord(FrozenRecord):
 
     def indices(self) -> tuple[int, ...]:
         """The rows that belong to it, rising."""
-        content = base64.b64decode(self.bits)
-        bits = f"{int.from_bytes(content, 'big'):0{len(content) * 8}b}" if content else ""
-        return tuple(index for index, bit in enumerate(bits) if bit == "1")
+        return tuple(index for index, bit in enumerate(unpack_bits(self.bits)) if bit == "1")
 
 
 class CalibrationBin(FrozenRecord):
@@ -216,6 +217,12 @@ class Report(FrozenRecord):
         return tuple(target for target in self.targets if not WEIGHED.issuperset(self.metrics(target)))
 
     @property
+    def headed(self) -> tuple[str, ...]:
+        """Those that have headline figures: a skipped one has none unless all are."""
+        gone = {skip.target for skip in self.skipped}
+        return tuple(target for target in self.targets if target not in gone) or self.targets
+
+    @property
     def missed(self) -> tuple[LimitResult, ...]:
         """The limits that make the exit code 1."""
         return tuple(limit for limit in self.limits if limit.missed)
@@ -232,15 +239,12 @@ class Report(FrozenRecord):
 
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
         """The row of that model, metric and target, if it was measured."""
-        return next(self._rows(model, metric, target), None)
+        wanted = (model, metric, target)
+        return next((row for row in self.measurements if (row.model, row.metric, row.target) == wanted), None)
 
     def metrics(self, target: str) -> dict[str, str]:
         """Metric -> unit of everything measured on ``target``, in the order of the rows."""
         return {row.metric: row.unit for row in self.measurements if row.target == target}
-
-    def _rows(self, model: str, metric: str, target: str) -> Iterator[Measurement]:
-        wanted = (model, metric, target)
-        return (row for row in self.measurements if (row.model, row.metric, row.target) == wanted)
 
     def to_json(self) -> str:
         """`report.json`: indented, with one line for each row, however many raw samples that holds."""
@@ -307,5 +311,10 @@ def parse_report(text: str, where: str) -> Report:
     try:
         return Report.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise InputError("The report is not valid:\n  " + "\n  ".join(lines), where=where, expected=expected) from None
+        lines = "\n  ".join(invalid_fields(error))
+        raise InputError(f"The report is not valid:\n  {lines}", where=where, expected=expected) from None
+
+
+def invalid_fields(error: ValidationError) -> list[str]:
+    """`slices.head.rows: Input should be ...` of at most ten fields."""
+    return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compress.measurement import Measurement
 from compress.metrics import Metric, format_measurement, quality_metric, slice_metric
-from compress.numerics.paired import paired_difference
+from compress.numerics.differences import paired_difference
 from compress.numerics.statistics import Estimate
 from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
 

@@ -7,6 +7,7 @@ The names are those that transformers.js, optimum and onnxruntime-genai agree on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
 PAST, PRESENT = "past_key_values.", "present."
-"""What the names of a cache's inputs and outputs begin with."""
+"""What the names of inputs and outputs for keys and values begin with."""
+_STATE = "past_"
+"""What the names of all of a cache's inputs begin with, those for states of convolutions and recurrences too."""
 _INTEGERS = ("int64", "int32")
 _FLOATS = ("float32", "float16")
 _EXPECTED = (
@@ -25,13 +28,18 @@ _EXPECTED = (
 )
 
 
+def present_of(past: str) -> str:
+    """The output that takes the place of the input ``past`` at the next token: `present.N.key`, `present_conv.N`."""
+    return "present" + past.removeprefix("past_key_values").removeprefix("past")
+
+
 def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
     """What turns batches of whole sequences [batch, length] into all that the graph takes.
 
     A decoder with a cache gets an empty one, and the places of its tokens; any other graph gets the batch as it is.
     Raises `ModelError` for a graph that takes a cache of another form.
     """
-    if not any(name.startswith(PAST) for name in session.inputs):
+    if not any(name.startswith(_STATE) for name in session.inputs):
         return lambda batch: batch
     return Decoder(session, where).whole
 
@@ -113,7 +121,7 @@ class Decoder:
     def _plain_inputs(self) -> dict[str, str]:
         """Integer inputs and their types."""
         inputs, outputs = self._session.input_types, self._session.output_types
-        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(PAST)]
+        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_STATE)]
         if _IDS not in inputs or _LOGITS not in outputs or unknown:
             raise self._no_decoder()
         shape = outputs[_LOGITS].shape
@@ -128,7 +136,7 @@ class Decoder:
 
     def _cache_names(self) -> dict[str, str]:
         """Each input of the cache with the output that takes its place at the next token."""
-        names = {name: PRESENT + name.removeprefix(PAST) for name in self._session.inputs if name.startswith(PAST)}
+        names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
         missing = [present for present in names.values() if present not in self._session.output_types]
         if missing:
             raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")
@@ -137,11 +145,13 @@ class Decoder:
     def _empty_cache(self, past: str) -> np.ndarray:
         dtype, shape = self._session.input_types[past]
         axes = "[batch, heads, length, size of a head] with heads and size fixed and length free"
-        if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int) or _static(shape[2]):
-            raise self._no_decoder(f"{past} has the shape {list(shape)}, not {axes}")
+        keys = past.startswith(PAST)
+        free = [index for index, axis in enumerate(shape) if index and not isinstance(axis, int)]
+        if (keys and (len(shape) != 4 or free != [2])) or (not keys and free):
+            raise self._no_decoder(f"{past} has the shape {list(shape)}, not {axes if keys else 'one that is fixed'}")
         if dtype not in _FLOATS:
             raise self._no_decoder(f"{past} is {dtype}, not {' or '.join(_FLOATS)}")
-        return np.zeros((1, shape[1], 0, shape[3]), dtype)
+        return np.zeros((1, *(axis if isinstance(axis, int) else 0 for axis in shape[1:])), dtype)
 
     def _no_decoder(self, why: str | None = None) -> ModelError:
         inputs, outputs = (_summary(types) for types in (self._session.input_types, self._session.output_types))
@@ -166,3 +176,34 @@ def _is_fixed(kind: TensorType) -> bool:
 def _summary(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+
+
+class GreedyDecoder(Protocol):
+    """Generation of one sequence, always the likeliest token."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether a step costs one token's work, rather than the whole sequence's."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the vocabulary; may be 0 before the first answer."""
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows."""
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """A session of a runtime that keeps keys and values by itself."""
+
+    def decoder(self) -> GreedyDecoder:
+        """A new generation."""
+
+
+def open_decoder(session: Session, where: str) -> GreedyDecoder:
+    """What generates with ``session``; ``where`` names the artifact. Raises `ModelError` for one that is no decoder."""
+    return session.decoder() if isinstance(session, Generating) else Decoder(session, where)

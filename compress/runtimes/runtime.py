@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.errors import InputError
+from compress.errors import InputError, StageError
 from compress.progress import Progress
 from compress.targets import Target
 
@@ -61,6 +62,21 @@ class Session(Protocol):
 
         Raises `InputError` for a missing input or one of the wrong type or shape, `StageError` when it fails.
         """
+
+
+def check_target(runtime: Runtime, target: Target, threads: int) -> None:
+    """Raises `InputError` for no threads at all, `StageError` where this machine lacks the target."""
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+    reason = runtime.unavailable(target)
+    if reason is not None:
+        raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+
+
+def why_missing(module: str, distribution: str, extra: str) -> str | None:
+    """Why there is no runtime of a package that isn't installed, or ``None`` where it is."""
+    found = importlib.util.find_spec(module)
+    return None if found else f"{distribution} is not installed (pip install 'compress[{extra}]')"
 
 
 class CacheInPlace(Protocol):

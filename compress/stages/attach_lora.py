@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
-from compress.stage.stage import Context, Promise, Reference, Stage
-from compress.stages.equalize import Equalize
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
+from compress.stage.stage import Context, Promise, Stage
+from compress.stages.merge_lora import GivenAdapter
 from compress.tasks.capability import GENERATES
 
 
-class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
 
     `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
@@ -24,17 +21,6 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     requires = frozenset({GENERATES})
     adapter_beside = True
     kind: Literal["attach_lora"] = "attach_lora"
-    adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
-
-    def paths(self) -> dict[str, Reference]:
-        """The adapter."""
-        return {"adapter": Reference(self.adapter, "adapter")}
-
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        if isinstance(earlier, Equalize):
-            return None, "a recipe without equalize, or merge_lora before it"
-        return None
 
     def promise(self) -> Promise:
         """The base stays as it is."""
@@ -46,6 +32,6 @@ class AttachLora(Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""
-        from compress.training.lora import attach
+        from compress.training.quantized_recovery import attach
 
         return attach(model, context.locate(self.adapter), context)

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
-from compress.training.distillation_config import Distillation
+from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
 
@@ -56,7 +55,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         return {"student.model": Reference(self.student.model, random_weights=self.student.random_weights)}
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The student goes forwards and backwards in every epoch, the teacher forwards."""
+        """The student goes forwards and backwards in every epoch, the teacher forwards: once, if its answers do."""
         after = self._student_shape(before, plan)
         teacher = plan.shapes.get(self.teacher) if self.teacher else before
 
@@ -65,7 +64,11 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             if teacher is None or None in extra:
                 return None
             tokens += sum(text.tokens(plan.max_length) for text in extra if text)
-            return (FLOPS_TRAINING * after.working + FLOPS_FORWARD * teacher.working) * tokens * self.epochs
+            learns, teaches = (
+                (shape.first_token_only() if self.first_token_only else shape).working for shape in (after, teacher)
+            )
+            passes = 1 if self.method == "logits" and self.augment is None else self.epochs
+            return (FLOPS_TRAINING * learns * self.epochs + FLOPS_FORWARD * teaches * passes) * tokens
 
         return training_prediction(self, before, after, plan, flops, trained=after, teacher=teacher or before)
 

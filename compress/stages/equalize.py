@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 
@@ -23,6 +22,7 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
+    scales_inputs = True
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
 

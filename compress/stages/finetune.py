@@ -7,12 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
 from compress.training.config import FIRST_TOKEN_ONLY, Training
-from compress.training.prediction import FLOPS_TRAINING, training_prediction
+from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
@@ -39,10 +38,13 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         return Needs(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Every epoch goes forwards and backwards."""
+        """Every epoch goes forwards and backwards, frozen layers forwards: once, if what they give can be kept."""
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
-            return FLOPS_TRAINING * after.working * tokens * self.epochs
+            frozen = (after.attention + after.feed_forward) * self.frozen_layers / max(after.layers, 1)
+            learned = (after.first_token_only() if self.first_token_only else after).working - frozen
+            passes = 1 if 4 * tokens * after.hidden <= KEPT_STATES_BYTES else self.epochs
+            return (FLOPS_TRAINING * learned * self.epochs + FLOPS_FORWARD * frozen * passes) * tokens
 
         return training_prediction(self, before, before, plan, flops, trained=before)
 
@@ -50,7 +52,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         """Train ``model`` in place on the ``train`` split."""
         from compress.tasks.forward import forward
         from compress.training.loop import Trainee, train
-        from compress.training.sparsity import keep_zeros
+        from compress.training.unstructured_pruning import keep_zeros
 
         trainee = Trainee(
             model.module,

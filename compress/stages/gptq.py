@@ -7,8 +7,7 @@ from typing import Literal
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import Quantization
 from compress.quantization.prediction import gptq_prediction
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
 

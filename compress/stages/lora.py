@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stage.prediction import PlanContext, Prediction, Shape
+from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
+from compress.training.config import AdapterTraining
 from compress.training.prediction import recovery_prediction
-from compress.training.recovery_config import AdapterTraining
 
 
 class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -26,14 +25,6 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     requires = frozenset({GENERATES})
     adapter_beside = True
     kind: Literal["lora"] = "lora"
-
-    def needs(self) -> Needs:
-        """Text to learn from."""
-        return Needs(splits=("train",))
-
-    def refers_to(self) -> tuple[str, ...]:
-        """The teacher's label."""
-        return (self.teacher,)
 
     def promise(self) -> Promise:
         """The base stays as it is."""
@@ -51,6 +42,6 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""
-        from compress.training.lora import train_adapter
+        from compress.training.quantized_recovery import train_adapter
 
         return train_adapter(model, self, context)

@@ -7,17 +7,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.frozen import Frozen
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Reference, Stage
-from compress.stages.equalize import Equalize
 
 
-class MergeLora(Stage[TorchModel, TorchModel]):
-    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+class GivenAdapter(Frozen):
+    """An adapter that was trained elsewhere."""
 
-    packages = ("torch", "transformers", "peft")
-    kind: Literal["merge_lora"] = "merge_lora"
     adapter: str = Field(description="folder of a peft adapter for this model, in safetensors")
 
     def paths(self) -> dict[str, Reference]:
@@ -26,9 +23,14 @@ class MergeLora(Stage[TorchModel, TorchModel]):
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Layers whose inputs have been scaled: the adapter was trained on them as they were."""
-        if isinstance(earlier, Equalize):
-            return None, "a recipe without equalize, or merge_lora before it"
-        return None
+        return (None, f"a recipe without {earlier.kind}, or merge_lora before it") if earlier.scales_inputs else None
+
+
+class MergeLora(GivenAdapter, Stage[TorchModel, TorchModel]):
+    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+
+    packages = ("torch", "transformers", "peft")
+    kind: Literal["merge_lora"] = "merge_lora"
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """No parameter comes or goes."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.quantization.nncf_config import NncfOptions
+from compress.quantization.config import NncfOptions
 from compress.quantization.prediction import packed
-from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
 

@@ -7,12 +7,11 @@ from typing import Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
-from compress.stage.prediction import Estimate, PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
+from compress.training.config import Pruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
-from compress.training.pruning_config import Pruning
 
 
 class Prune(Pruning, Stage[TorchModel, TorchModel]):

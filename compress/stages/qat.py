@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import HAS_CLASSES
+from compress.training.config import QuantizationAwareTraining
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.training.qat_config import QuantizationAwareTraining
 
 
 class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):

@@ -7,10 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.errors import StageError
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
-from compress.quantization.int8_config import Int8Options
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import Capabilities
 
@@ -85,8 +84,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.formats.onnx.int8.choose import refuse_unfit
-        from compress.formats.onnx.int8.positions import quantize_rows_in_order
-        from compress.formats.onnx.quantization import quantize_embeddings
+        from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
         from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
         refuse_unfit(ir.from_proto(model.graph))

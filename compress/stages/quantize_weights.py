@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel, Part, few_bits_name
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 
 

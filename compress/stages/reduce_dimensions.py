@@ -8,8 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS
 
@@ -41,12 +40,10 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
-        from dataclasses import replace
-
         import numpy as np
 
         from compress.checkpoints.sentence_modules import Dense
-        from compress.numerics.rotation import kept_share, principal_rotation
+        from compress.numerics.embeddings import kept_share, principal_rotation
         from compress.tasks.forward import predict
 
         modules = model.processor.modules
@@ -58,7 +55,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
             )
         examples = context.encode("train", model)
         order = np.random.default_rng(context.seed).permutation(len(examples))[: self.examples]
-        chosen = replace(examples, inputs=[examples.inputs[index] for index in np.sort(order)], labels=None)
+        chosen = examples.subset(np.sort(order))
         if len(chosen) < self.dimensions:
             raise StageError(
                 f"reduce_dimensions: {len(chosen)} training texts do not span {self.dimensions} dimensions.",

@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import GENERATES, TAKES_TEXT
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction
-from compress.stage.shape import Shape
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stage.prediction import PlanContext, Prediction, Shape
+from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
+from compress.training.config import ScaleTuning
 from compress.training.prediction import recovery_prediction
-from compress.training.recovery_config import ScaleTuning
 
 
 class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -25,14 +24,6 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
     kind: Literal["tune_scales"] = "tune_scales"
-
-    def needs(self) -> Needs:
-        """Text to learn from."""
-        return Needs(splits=("train",))
-
-    def refers_to(self) -> tuple[str, ...]:
-        """The teacher's label."""
-        return (self.teacher,)
 
     def promise(self) -> Promise:
         """Not a byte more."""
@@ -50,6 +41,6 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""
-        from compress.training.scale_tuning import tune_scales
+        from compress.training.quantized_recovery import tune_scales
 
         return tune_scales(model, self, context)

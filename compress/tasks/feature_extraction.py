@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
+from compress.data.dataset import normalised
 from compress.data.slices import Slice
-from compress.data.text_identity import normalised
 from compress.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
@@ -69,7 +69,7 @@ class FeatureExtraction(Task):
 
         from compress.architectures.transformer import drop_pooler
         from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.sentence_processor import sentence_processor
+        from compress.checkpoints.processor import sentence_processor
 
         refuse_quantized(directory)
         try:
@@ -147,8 +147,7 @@ class FeatureExtraction(Task):
         scored again with the exact query.
         """
         from compress.measurement import Measurement
-        from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
-        from compress.numerics.retrieval import normalized, ranks
+        from compress.numerics.embeddings import binary_ranks, from_int8, normalized, ranges_of, ranks, to_int8
         from compress.tasks.classes import outcome_row
 
         assert labels is not None, "held_out asks for pairs"
@@ -180,7 +179,7 @@ class FeatureExtraction(Task):
 
         Embeddings of different dimensions have no cosine.
         """
-        from compress.numerics.retrieval import nearest, normalized, overlap
+        from compress.numerics.embeddings import nearest, normalized, overlap
 
         own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
         found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.data.images import Mode, decode, in_words
+from compress.data.media import Mode, decode, in_words
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES

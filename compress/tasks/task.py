@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -67,6 +67,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def subset(self, rows: Iterable[int]) -> Examples:
+        """Those at ``rows``, in that order."""
+        import numpy as np
+
+        places = np.fromiter(rows, dtype=np.int64)
+        labels, sizes, seconds = (
+            None if values is None else values[places] for values in (self.labels, self.sizes, self.seconds)
+        )
+        inputs = [self.inputs[int(place)] for place in places]
+        return replace(self, inputs=inputs, labels=labels, sizes=sizes, seconds=seconds)
 
     def lengths(self) -> np.ndarray:
         """The last axis of each example's first input, [n]: tokens, frames, or the width of an image.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,16 @@ from compress.architectures.channels import (
     least_common_places,
     masked,
 )
+from compress.architectures.watched import given
 from compress.checkpoints.channel_record import layer_sizes, record
 from compress.checkpoints.plain_module import PlainModule
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.numerics.channel_budget import ladder, least_loss, nearest_rung
 from compress.numerics.pruning import channel_products, most_important
 from compress.tasks.forward import forward, labels_or_answers, tensors
 from compress.tasks.task import Examples
-from compress.training.channel_costs import Figure, layer_costs
-from compress.training.pruning_config import Pruning
+from compress.training.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
+from compress.training.config import Pruning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -155,18 +155,16 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
     sums = [torch.zeros(coupling.size) for coupling in couplings]
     layers = {part.layer: net.network.get_submodule(part.layer) for coupling in couplings for part in coupling.readers}
     inputs: dict[str, torch.Tensor] = {}
-    handles = [layer.register_forward_pre_hook(_keep_input(inputs, name)) for name, layer in layers.items()]
     starts = range(0, len(examples), _BATCH)
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
-        outputs = forward(net.module, batch)
+        with given(layers, inputs.__setitem__):
+            outputs = forward(net.module, batch)
         loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
         found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
         gradients = dict(zip(layers, found, strict=True))
         for index, coupling in enumerate(couplings):
             sums[index] += _gates(net.network, coupling, inputs, gradients).abs().sum(0)
-    for handle in handles:
-        handle.remove()
     return sums
 
 
@@ -179,20 +177,13 @@ def _gates(
     """dL/d xi of a gate xi at 1 on each channel, wherever it is read, [batch, size]."""
     found: torch.Tensor | None = None
     for part in coupling.readers:
-        gradient, given = gradients[part.layer], inputs[part.layer].detach()
+        gradient, activation = gradients[part.layer], inputs[part.layer].detach()
         if gradient is None:
             continue
-        products = channel_products(given, gradient, channel_axis(network.get_submodule(part.layer), given))
+        products = channel_products(activation, gradient, channel_axis(network.get_submodule(part.layer), activation))
         found = torch.zeros(len(products), coupling.size) if found is None else found
         found.index_add_(1, part.channels, products[:, part.features])
     return torch.zeros(1, coupling.size) if found is None else found
-
-
-def _keep_input(store: dict[str, torch.Tensor], name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        store[name] = arguments[0]
-
-    return hook
 
 
 def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:

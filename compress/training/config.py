@@ -1,12 +1,15 @@
-"""The parameters of a training loop, shared by every stage that trains."""
+"""The parameters of every kind of training, which the stages that train inherit. Importing this imports no torch."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
+from compress.numerics.sparse_pattern import Pattern
+from compress.stage.stage import Needs
+from compress.targets import find_processor
 from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
 _LATER = ("frozen_layers", "first_token_only")
@@ -71,3 +74,228 @@ FIRST_TOKEN_ONLY: bool = Field(
     description="compute of the last layer what a classifier reads, its first token: the same function, rounded "
     "otherwise, for less work",
 )
+
+
+class Recovery(Frozen):
+    """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
+
+    trains: ClassVar[bool] = True
+    teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
+    steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
+    batch_size: int = Field(2, ge=1, description="windows a step")
+    sequence_length: int = Field(512, ge=16, description="tokens of a window")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training, in the model's layers and adapters")
+    validation_windows: int = Field(
+        8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
+    )
+
+    def needs(self) -> Needs:
+        """Text to learn from."""
+        return Needs(splits=("train",))
+
+    def refers_to(self) -> tuple[str, ...]:
+        """The teacher's label."""
+        return (self.teacher,)
+
+
+class ScaleTuning(Recovery):
+    """A recovery that changes scales and norms, and no integer."""
+
+    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
+    scales: bool = Field(True, description="tune the scales of linear layers")
+    norms: bool = Field(True, description="tune the weights of norms, and biases")
+    embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")
+
+
+class AdapterTraining(Recovery):
+    """A recovery that trains a low-rank adapter and leaves the base as it is."""
+
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
+    rank: int = Field(16, ge=1, le=4096, description="columns of each factor")
+    alpha: float | None = Field(None, gt=0, description="the product counts alpha / rank; default: twice the rank")
+    target_modules: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="last parts of the names of adapted layers, e.g. q_proj; default: all linear ones",
+    )
+    objective: Literal["teacher", "text"] = Field(
+        "teacher", description="imitate the teacher's predictions, or predict the next token of the text"
+    )
+
+
+class Student(Frozen):
+    """Where the student comes from: layers, config or model. Without any, the stage's input is the student."""
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="indices of the input's layers to keep, counted from 0"
+    )
+    config: dict[str, Any] | None = Field(
+        None, description="changes to the input's config, e.g. {hidden_size: 192}; weights start anew"
+    )
+    model: str | None = Field(None, description="Hugging Face id, local folder or `sample:NAME`")
+    random_weights: bool = Field(
+        False, description="of `model` only config.json and the processor are read, and weights drawn from the seed"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.random_weights and self.model is None:
+            raise ValueError("model, whose config.json says for what weights are drawn")
+        if sum(value is not None for value in (self.layers, self.config, self.model)) != 1:
+            raise ValueError("exactly one of layers, config and model")
+        return self
+
+
+class Distillation(Training):
+    """A training in which a student learns to answer as its teacher does."""
+
+    teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
+    student: Student | None = Field(None, description="what is trained; default: the input")
+    method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
+        "logits", description="the loss on representations, beside the one on the answers: logits, or embeddings"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
+    labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
+    representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
+    use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
+    first_token_only: bool = FIRST_TOKEN_ONLY
+
+    @model_validator(mode="after")
+    def _two_models(self) -> Self:
+        if self.teacher is None and self.student is None:
+            raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        if self.first_token_only and self.method != "logits":
+            raise ValueError("no first_token_only: the method compares representations of every token")
+        return self
+
+
+_FOUR_BITS_FROM = 21
+
+
+class QuantizationAwareTraining(Training):
+    """A training through integers, with the float model as the teacher, and the graph that they are written into."""
+
+    bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
+    reduce_range: bool | Literal["auto"] = Field(
+        "auto",
+        description="7-bit weights in place of 8-bit ones, whose products may saturate on x86 processors without VNNI; "
+        "auto: unless the processors of all targets add them in 32 bits",
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
+    calibration_examples: int = Field(256, ge=1, description="training examples from which the first steps are taken")
+    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
+    labels_weight: float = Field(0.5, ge=0, le=1, description="share of the task's own loss in the whole")
+    format: Literal["qoperator", "qdq"] = Field(
+        "qoperator",
+        description="products as ONNX Runtime's integer operators, or all as QuantizeLinear and DequantizeLinear "
+        "around standard operators, for other runtimes",
+    )
+    opset: int | None = Field(
+        None, ge=17, description="ONNX operator set; 4-bit weights need 21. Default: the exporter's newest"
+    )
+    tolerance: float = Field(
+        0.05,
+        gt=0,
+        description="largest accepted difference of a probability between training and the exported graph: a rounding "
+        "that falls to the other side moves some",
+    )
+
+    @model_validator(mode="after")
+    def _four_bits_are_known(self) -> Self:
+        if self.bits == 4 and self.opset is not None and self.opset < _FOUR_BITS_FROM:
+            raise ValueError(f"opset {_FOUR_BITS_FROM} or newer, since bits: 4 needs integers of 4 bits")
+        return self
+
+    @property
+    def narrow(self) -> bool:
+        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        return not find_processor("cpu").sums_in_32_bits if self.reduce_range == "auto" else self.reduce_range
+
+
+class Pruning(Training):
+    """Parts that are cut out, or weights that become zero; the training parameters serve the cubic schedule alone."""
+
+    sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
+    pattern: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d{0,3}[:x][1-9]\d{0,3}$",
+        description="unstructured: `2:4` keeps 2 of every 4 inputs; `4x1` zeroes blocks of outputs x inputs",
+    )
+    schedule: Literal["one-shot", "cubic"] = Field("one-shot", description="unstructured: at once or while training")
+    scope: Literal["layer", "global"] = Field("layer", description="unstructured: where magnitudes are ranked")
+    heads: float = Field(0.0, ge=0, lt=1, description="structured: share of attention heads to remove in each layer")
+    feed_forward: float = Field(0.0, ge=0, lt=1, description="structured: share of feed-forward neurons to remove")
+    layers: int = Field(0, ge=0, description="structured: number of whole layers to remove")
+    channels: float = Field(0.0, ge=0, lt=1, description="structured: share of channels to remove in each layer")
+    flops: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="structured: share of all FLOPs to remove, by the channels that matter least for it",
+    )
+    parameters: float | None = Field(
+        None, gt=0, lt=1, description="structured: share of all parameters to remove, by channels likewise"
+    )
+    channel_multiple: int = Field(
+        8, ge=1, le=512, description="structured: a layer that loses channels keeps a multiple of this"
+    )
+    importance: Literal["taylor", "magnitude"] = Field("taylor", description="structured: what ranks the parts")
+    importance_examples: int = Field(512, ge=1, description="structured: training examples that importance sees")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        structured = bool(self.heads or self.feed_forward or self.layers or self.cuts_channels)
+        if structured == (self.sparsity is not None or self.pattern is not None):
+            raise ValueError(
+                "either sparsity or a pattern, or some of heads, feed_forward, layers, and one of channels, flops, "
+                "parameters"
+            )
+        if sum((bool(self.channels), self.flops is not None, self.parameters is not None)) > 1:
+            raise ValueError("one of channels, flops and parameters")
+        if self.augment is not None and (self.zeros is None or self.schedule != "cubic"):
+            raise ValueError("schedule: cubic, since augment varies the images of training, and nothing else trains")
+        self._check_pattern()
+        return self
+
+    def _check_pattern(self) -> None:
+        if self.pattern is None:
+            return
+        pattern = Pattern.read(self.pattern)
+        if pattern.blocks:
+            if self.sparsity is None:
+                raise ValueError("sparsity, the share of blocks that become zero")
+            return
+        if pattern.first >= pattern.second:
+            raise ValueError(f"a pattern N:M that keeps N of M, N below M; {self.pattern} removes nothing")
+        if self.sparsity is not None:
+            raise ValueError(f"no sparsity: {self.pattern} says it, {pattern.sparsity:.0%}")
+        if self.scope == "global":
+            raise ValueError(f"scope: layer; {self.pattern} leaves no layer more than another")
+
+    @property
+    def cuts_channels(self) -> bool:
+        """Whether channels go."""
+        return bool(self.channels) or self.flops is not None or self.parameters is not None
+
+    @property
+    def zeros(self) -> float | None:
+        """The share of weights that become zero; ``None`` where parts are cut."""
+        if self.sparsity is None and self.pattern is not None:
+            return Pattern.read(self.pattern).sparsity
+        return self.sparsity
+
+    @property
+    def retrains(self) -> bool:
+        """Whether the other weights are trained while some become zero."""
+        return self.zeros is not None and self.schedule == "cubic"
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether training examples have a say, rather than magnitudes alone."""
+        measures = self.zeros is None and self.importance == "taylor"
+        return bool(self.retrains or measures or self.layers or self.cuts_channels)

@@ -33,10 +33,10 @@ from compress.numerics.distillation import (
 from compress.tasks.capability import EMBEDS
 from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
-from compress.training.distillation_config import Distillation, Student
+from compress.training.config import Distillation, Student
 from compress.training.loop import Trainee, train
 from compress.training.short_forward import shortened
-from compress.training.sparsity import keep_zeros
+from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

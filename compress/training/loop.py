@@ -102,7 +102,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         return batch if augmentation is None else augmentation.vary(batch, indices, sampler.epoch)
 
     loader: DataLoader[int] = DataLoader(
-        _Positions(len(trainee.examples)),  # type: ignore[arg-type]
+        range(len(trainee.examples)),  # type: ignore[arg-type]  # batches are fetched whole, by their places
         batch_sampler=sampler,
         collate_fn=collate,
     )
@@ -121,19 +121,6 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     trainee.module.eval()
     return losses
-
-
-class _Positions:
-    """A map-style dataset of its own indices; the collate function fetches whole batches."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 @contextlib.contextmanager
@@ -181,20 +168,20 @@ class _Session:
     schedule: torch.optim.lr_scheduler.LRScheduler
     steps: int
     frozen: FrozenLayers | None
+    best: tuple[float, dict[str, torch.Tensor]] | None = None
 
     def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
         losses, total = [], 0.0
-        best: tuple[float, dict[str, torch.Tensor]] | None = None
         module.train()
         for done, batch in enumerate(progress.track(self._batches(loader), description, self.steps), 1):
             total += self._step(module, batch, done)
             if done % len(loader) == 0 or done == self.steps:
                 losses.append(total / ((done - 1) % len(loader) + 1))
                 total = 0.0
-                best = self._keep_best(best, progress, description, losses)
+                self._judge(progress, description, losses)
                 module.train()
-        if best is not None:
-            self.trainee.module.load_state_dict(best[1])
+        if self.best is not None:
+            self.trainee.module.load_state_dict(self.best[1])
         return losses
 
     def _batches(self, loader: DataLoader[int]) -> Iterator[dict[str, torch.Tensor]]:
@@ -232,20 +219,15 @@ class _Session:
             self.trainee.after_step(done, self.steps)
         return value
 
-    def _keep_best(
-        self,
-        best: tuple[float, dict[str, torch.Tensor]] | None,
-        progress: Progress,
-        description: str,
-        losses: list[float],
-    ) -> tuple[float, dict[str, torch.Tensor]] | None:
+    def _judge(self, progress: Progress, description: str, losses: list[float]) -> None:
+        """Say how the epoch went, and keep it if it is the best one."""
+        said = f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}"
         if self.trainee.validate is None:
-            progress.note(f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}")
-            return None
+            progress.note(said)
+            return
         self.trainee.module.eval()
         merit = self.trainee.validate()
-        progress.note(f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}, validation {merit:.4f}")
-        if not self.config.keep_best or (best is not None and best[0] >= merit):
-            return best
-        state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
-        return merit, state
+        progress.note(f"{said}, validation {merit:.4f}")
+        if self.config.keep_best and (self.best is None or merit > self.best[0]):
+            state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
+            self.best = merit, state

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
-from compress.training.config import Training
-from compress.training.recovery_config import Recovery
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
+from compress.training.config import Recovery, Training
 
 FLOPS_FORWARD = 2
 """A multiplication and an addition for each parameter and token (Kaplan et al. 2020, section 2.1)."""
@@ -15,6 +13,9 @@ FLOPS_TRAINING = 6
 """Forward and backward (ibid.)."""
 TRAINING_BYTES = 16
 """For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
+
+KEPT_STATES_BYTES = 1 << 30
+"""What frozen layers give to all examples is kept in memory up to that size; else each step computes it."""
 
 Flops = Callable[[Shape, Shape, float], float | None]
 """Of a training by its input's shape, its output's, and the tokens of an epoch; ``None`` where data is missing."""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from compress.architectures.watched import given, hooked, made
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
-from compress.formats.onnx.int8.kernels import write_products
+from compress.formats.onnx.int8.kernels import Parts, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
+from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.int8.trained import (
     FOUR_BITS_FROM,
     IntegerLayer,
@@ -28,19 +30,18 @@ from compress.formats.onnx.int8.trained import (
     store_in_four_bits,
     write_integers,
 )
-from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
 from compress.numerics.distillation import softened_kl
 from compress.tasks.forward import forward, predict
 from compress.tasks.task import Examples
-from compress.training.batch_norm import fold_batch_norms
+from compress.training.config import QuantizationAwareTraining
 from compress.training.loop import Trainee, train
-from compress.training.qat_config import QuantizationAwareTraining
 from compress.training.quantization_aware import Quantizable, put_in, quantizable, start, take_out
-from compress.training.sparsity import keep_zeros
+from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
+
 
 _PROVEN_ON = 64
 _BATCH = 16
@@ -61,7 +62,6 @@ class QatLesson:
     def teach(self) -> onnx.ModelProto:
         """The trained graph with its integers. Raises `StageError`, `IntegrityError`."""
         settings, context, module = self.settings, self.context, self.model.module.eval()
-        _refuse_quantized(self.model)
         self._fold()
         chosen, shared = self._choose()
         if settings.augment is None:
@@ -131,7 +131,7 @@ class QatLesson:
         write_integers(graph, places, layers)
         if self.settings.format == "qoperator":
             write_products(graph)
-            _pack(graph, attentions)
+            pack_attention(graph, attentions)
         made: onnx.ModelProto = ir.to_proto(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del made.graph.value_info[:]
@@ -170,27 +170,11 @@ class QatLesson:
     def _some(self, count: int) -> Examples:
         """Up to ``count`` of the training examples, the same for the same seed."""
         drawn = np.random.default_rng(self.context.seed).permutation(len(self.examples))[:count]
-        return replace(
-            self.examples,
-            inputs=[self.examples.inputs[int(place)] for place in drawn],
-            labels=None,
-            sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
-        )
+        return self.examples.subset(drawn)
 
 
 def _bits(settings: QuantizationAwareTraining) -> str:
     return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
-
-
-def _refuse_quantized(model: TorchModel) -> None:
-    """Raises `StageError` for a checkpoint whose weights are integers already."""
-    method = getattr(model.module.config, "quantization_config", None)
-    if method is not None:
-        raise StageError(
-            "The model is quantized already: its config has a quantization_config.",
-            expected="a float model, as `finetune` or `distill` gives it",
-            mend="start from the float model; quantizing twice loses accuracy for nothing",
-        )
 
 
 def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[Parts]]:
@@ -200,16 +184,9 @@ def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Lay
     return match_layers(graph, weights), attentions
 
 
-def _pack(graph: ir.Model, attentions: list[Parts]) -> None:
-    """Put attention together again, in place, that of integers and that which stayed in float."""
-    products = {str(node.name): node.op_type for node in graph.graph}
-    whole = [parts for parts in attentions if products[parts.product] in ("MatMul", "MatMulIntegerToFloat")]
-    pack_attention(graph, whole)
-
-
 def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> tuple[float, float]:
     """The largest and the mean difference of a probability, through ONNX Runtime's integer kernels."""
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     names = [entry.name for entry in session.get_inputs()]
     parts = []
     for first in range(0, len(examples), _BATCH):
@@ -219,3 +196,72 @@ def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarra
         parts.append(np.abs(softmax(found) - softmax(expected[rows.start : rows.stop])))
     differences = np.concatenate(parts)
     return float(differences.max()), float(differences.mean())
+
+
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+Run = Callable[[], torch.Tensor]
+
+
+@torch.no_grad()
+def fold_batch_norms(module: nn.Module, run: Run) -> int:
+    """Fold every normalisation whose input is the output of one layer, and is read by nothing else; how many.
+
+    In place: such a normalisation becomes an `nn.Identity`. ``run`` gives the module's answers on some input; the
+    module is in eval mode.
+    """
+    pairs = _pairs(module, run)
+    if not _read_by_nothing_else(pairs, run):
+        pairs = {norm: layer for norm, layer in pairs.items() if _read_by_nothing_else({norm: layer}, run)}
+    for norm, layer in pairs.items():
+        _fold(layer, norm)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child in pairs:
+                setattr(parent, name, nn.Identity())
+    return len(pairs)
+
+
+def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
+    """Normalisations and the layers whose outputs they are given; each of both is called once."""
+    norms: dict[_Norm, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Norm)}
+    layers: dict[_Layer, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Layer)}
+    with (
+        given({part: part for part in norms}, lambda norm, values: norms[norm].append(values)),
+        made({part: part for part in layers}, lambda layer, values: layers[layer].append(values)),
+    ):
+        run()
+    makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
+    found = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
+    return {norm: layer for norm, layer in found.items() if len(norms[norm]) == 1 == len(layers[layer]) and _fits(norm)}
+
+
+def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
+    """Whether answers stay finite where all but the normalisations read NaN in place of what the layers give."""
+    true: dict[nn.Module, torch.Tensor] = {}
+
+    def hide(layer: nn.Module, arguments: object, output: torch.Tensor) -> torch.Tensor:
+        true[layer] = output
+        return torch.full_like(output, torch.nan)
+
+    def show(norm: Any, arguments: object) -> torch.Tensor:
+        return true[pairs[norm]]
+
+    handles = [layer.register_forward_hook(hide) for layer in pairs.values()]
+    handles += [norm.register_forward_pre_hook(show) for norm in pairs]
+    with hooked(handles):
+        return bool(torch.isfinite(run()).all())
+
+
+def _fits(norm: _Norm) -> bool:
+    """Whether it has statistics and factors of its own."""
+    return norm.running_mean is not None and norm.running_var is not None and norm.affine
+
+
+def _fold(layer: _Layer, norm: _Norm) -> None:
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    assert norm.running_mean is not None and norm.running_var is not None, "chosen so"
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    learns = layer.weight.requires_grad
+    layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
+    layer.bias.requires_grad_(learns)

@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_tokenizer
 from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
-from compress.checkpoints.tokenizer import load_tokenizer
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
-from compress.numerics.head_divergence import Head, head_divergence, token_scores
+from compress.numerics.language_head import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
-from compress.training.config import Training
+from compress.training.config import Recovery, Training
 from compress.training.loop import Trainee, train
-from compress.training.recovery_config import Recovery
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,11 +18,11 @@ from compress.architectures.transformer import layer_list, with_layers
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.task import Examples
+from compress.training.prediction import KEPT_STATES_BYTES
 
 BERT_FAMILIES = ("bert", "roberta", "xlm-roberta", "electra")
 """Architectures built like BERT, whose classifiers read the first token."""
 _BATCH = 64
-_KEPT_BYTES = 1 << 30
 
 
 class FrozenLayers(nn.Module):
@@ -59,7 +59,7 @@ class FrozenLayers(nn.Module):
         """Compute the states of every example, where they are not too large to be kept."""
         (module,) = self._module
         lengths = examples.lengths()
-        if 4 * int(lengths.sum()) * module.config.hidden_size > _KEPT_BYTES:
+        if 4 * int(lengths.sum()) * module.config.hidden_size > KEPT_STATES_BYTES:
             return
         module.eval()
         order = np.argsort(lengths, kind="stable")

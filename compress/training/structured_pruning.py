@@ -21,7 +21,7 @@ from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
-from compress.training.pruning_config import Pruning
+from compress.training.config import Pruning
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

@@ -54,7 +54,7 @@ def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
         assert 0 < sum(latencies) < elapsed_ms
         assert Path(f"/proc/{child.pid}/status").read_text().split("Cpus_allowed_list:")[1].split()[0] == "0"
     assert gone(child)
-    assert child._process.returncode == 0
+    assert child._piped.process.returncode == 0
 
 
 def test_memory_is_the_childs_own_not_the_parents(tmp_path: Path, batches: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_killed_process_is_named_with_its_signal() -> None:
 
 def test_a_process_that_died_before_it_was_asked_is_named() -> None:
     child = scripted("raise SystemExit(7)")
-    child._process.wait()
+    child._piped.process.wait()
     with child, pytest.raises(StageError, match="exit code 7"):
         child.ask({"do": "memory"}, timeout=60)
 

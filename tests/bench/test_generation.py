@@ -15,11 +15,12 @@ from scipy import stats
 
 from compress.bench.child import Child
 from compress.bench.generation import GenerationSettings, generation_rows, measure_generation, speedup_rows
-from compress.bench.generation_launches import GenerationRecord, draw_tokens
 from compress.bench.launches import FEWEST_LAUNCHES
+from compress.bench.record import Record
 from compress.bench.results import Writer
 from compress.bench.rounds import Generation, Rounds
 from compress.bench.session import BenchResult
+from compress.bench.text_plan import add_round, draw_tokens
 from compress.errors import DataError, InputError, ModelError, StageError
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
@@ -94,15 +95,15 @@ print(*sorted(tops - set(sys.stdlib_module_names)))
     assert found.split() == ["compress", "numpy", "onnxruntime"]
 
 
-def recorded() -> GenerationRecord:
+def recorded() -> Record:
     """Two launches of a round each, at a context of 100 tokens and two tokens after the first."""
-    record = GenerationRecord(first={100: Rounds()}, steps={100: Rounds()})
+    record = Record({"context_100": Rounds(), "steps_100": Rounds()})
 
     def generation(first_ms: float, *steps_ms: float) -> Generation:
         return Generation(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)
 
-    record.add(100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
-    record.add(100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
+    add_round(record, 100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
+    add_round(record, 100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
     return record
 
 

@@ -8,8 +8,7 @@ import pytest
 from decoder_graphs import TinyDecoder
 from mergeable import save_mergeable_llama
 
-from compress.bench.generation import GenerationSettings, measure_generation
-from compress.bench.prompt_text import encode_text
+from compress.bench.generation import GenerationSettings, encode_text, measure_generation
 from compress.cli.bench_generation import targets_of_other_formats
 from compress.errors import ModelError, StageError
 from compress.formats.gguf.export import write_companions, write_gguf

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compress.bench.noise import Snapshot, Usage, judge, spread
+from compress.bench.noise import Usage, judge, spread
 
 CORES = 2
 USAGE = Usage(elapsed=10.0, busy_seconds=10.1, stolen_seconds=0.0, throttled_seconds=0.0, own_seconds=10.0)
@@ -76,11 +76,11 @@ def test_spread_is_the_interquartile_range_over_the_median() -> None:
 
 
 def test_real_snapshots_move_forward() -> None:
-    first = Snapshot.take(children_seconds=0.0)
+    first = Usage.now(children_seconds=0.0)
     total = 0
     for i in range(2_000_000):
         total += i
-    usage = Snapshot.take(children_seconds=0.0).since(first)
+    usage = Usage.now(children_seconds=0.0) - first
     assert usage.elapsed > 0
     assert usage.own_seconds == pytest.approx(usage.elapsed, rel=0.9)
     assert usage.busy_seconds >= 0

@@ -12,13 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from compress.bench import operator_difference
-from compress.bench.difference import OperatorDifference
 from compress.bench.operator_difference import compare_operators
+from compress.bench.profile import OperatorDifference
 from compress.bench.profiled_calls import Calls
 from compress.formats.onnx.model import FLOAT_GRAPH
 from compress.formats.targets import TARGETS
-from compress.inspect.integer_kernels import read_kernels
-from compress.inspect.node_causes import APART, FASTER, OTHER
+from compress.inspect.integer_kernels import APART, FASTER, OTHER, read_kernels
 from compress.progress import SilentProgress
 
 WIDTH, ROWS = 384, 2

@@ -17,8 +17,8 @@ from compress.bench.profiled_calls import Calls, text_calls
 from compress.errors import DataError
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.model import find_graph
+from compress.formats.onnx.runtimes.onnxruntime import says_so
 from compress.formats.onnx.runtimes.profile import write_optimized
-from compress.formats.onnx.runtimes.shared_cache import says_so
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 

@@ -9,7 +9,7 @@ import profiles
 import pytest
 from onnx import TensorProto, helper
 
-from compress.bench.node_rows import busy_ms, node_rows, typical, whole_row
+from compress.bench.operators import busy_ms, node_rows, typical, whole_row
 from compress.bench.profile import Profile, combine, total
 from compress.formats.onnx.call import Operations
 from compress.formats.onnx.costs import Cost, GraphCost

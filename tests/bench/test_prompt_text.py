@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from compress.bench.prompt_text import encode_text
+from compress.bench.generation import encode_text
 from compress.errors import InputError, ModelError
 
 WORDS = {"[UNK]": 0, "the": 1, "road": 2, "goes": 3, "on": 4, "and": 5}

@@ -196,7 +196,7 @@ def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list
 
 def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
-    settings = QUICK.model_copy(update={"budget_seconds": 10.0})
+    settings = QUICK.model_copy(update={"budget_seconds": 5.0})
     began = time.perf_counter()
     found = measure_together(
         {"baseline": folder},
@@ -209,7 +209,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
         precision=0.0,
     )
     # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 10
     assert found.environment["launches"] >= 2
 
 
@@ -274,7 +274,7 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     with pytest.raises(ModelError, match="cannot open the graph"):
         bench({"baseline": good, "final": bad})
     assert [child.label for child in started] == ["machine", "baseline", "final"]
-    assert all(child._process.returncode is not None for child in started)
+    assert all(child._piped.process.returncode is not None for child in started)
 
 
 def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Child, "round", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench({"baseline": write_classifier(tmp_path / "m", 8, 1)})
-    assert [child._process.returncode for child in started] == [-9]
+    assert [child._piped.process.returncode for child in started] == [-9]
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_whole_of_it_on_a_tiny_model(
             {"export": {"rounding_limit": 0.5}},
         ],
         "evaluation": {"windows": 4, "prompts": 0},
-        "benchmark": {"threads": 1, "seconds": 0.1, "contexts": [16], "tokens": 4, "every_stage": False},
+        "benchmark": {"threads": 1, "budget_seconds": 0.1, "contexts": [16], "tokens": 4, "every_stage": False},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     import xllamacpp

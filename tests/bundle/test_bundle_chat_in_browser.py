@@ -12,7 +12,7 @@ from toy_bundles import wanted_of
 from toy_chat import LONGEST, Right, write_chat_run
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.transformers_js import TRANSFORMERS_JS
+from compress.bundle.client import TRANSFORMERS_JS
 from compress.errors import BundleError
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import Page, open_page

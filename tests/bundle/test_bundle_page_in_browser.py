@@ -17,7 +17,7 @@ from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.onnxruntime_web import ONNXRUNTIME_WEB
+from compress.bundle.client import ONNXRUNTIME_WEB
 from compress.errors import BundleError
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page

@@ -56,8 +56,7 @@ def upright(content: bytes) -> Image.Image:
     """What Python makes of a file, as docs/guides/apps.md says: upright, on white."""
     from collections import Counter
 
-    from compress.data.images import decode
-    from compress.data.media import media
+    from compress.data.media import decode, media
 
     return decode(media(content, None) or {}, "RGB", Counter())
 

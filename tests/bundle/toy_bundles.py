@@ -17,8 +17,8 @@ from compress.bundle.build import Wanted
 from compress.bundle.kinds import KINDS
 from compress.bundle.manifest import MANIFEST, FileRecord, Manifest
 from compress.bundle.templates import examples
+from compress.checkpoints.processor import SentenceProcessor
 from compress.checkpoints.sentence_modules import SentenceModules
-from compress.checkpoints.sentence_processor import SentenceProcessor
 from compress.digests import digest_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.targets import find_app_profile

@@ -6,10 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.charts.labels import CHARACTER, LINE, Box
 from compress.charts.markup import element, number, text
-from compress.charts.plot import SMALL, Frame, Plot
-from compress.charts.scales import Scale, log_ticks, nice_ticks, scale_around
+from compress.charts.plot import CHARACTER, LINE, SMALL, Box, Frame, Plot, Scale, log_ticks, nice_ticks, scale_around
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
-from compress.checkpoints.rewrite import write_changed
-from compress.checkpoints.shards import write_shards
+from compress.checkpoints.shards import write_changed, write_shards
 from compress.digests import digest_directory
 from compress.errors import ModelError
 

@@ -107,11 +107,6 @@ def test_load_and_disk_are_warned_of(machine: dict[str, Any], monkeypatch: pytes
     ]
 
 
-def test_no_browser_is_said(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    assert any("no Chromium" in what for what in findings("ok"))
-
-
 def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = replace(RUNTIMES["onnxruntime"], runtime="compress.formats.no_such_module:RUNTIME")
     monkeypatch.setattr(runtimes, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from compress.cli.doctor import doctor
 from compress.errors import InputError
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 
 INNER = 64
@@ -33,7 +33,7 @@ def save(folder: Path, kept: tuple[str, ...] = (), reduce_range: bool = False) -
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], named)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     feeds = [{"x": generator.uniform(0, 1, (8, INNER)).astype(np.float32)}]
-    settings = StaticSettings(reduce_range=reduce_range, bias_correction=False)
+    settings = Int8Options(reduce_range=reduce_range, bias_correction=False)
     onnx.save(StaticQuantizer(model, feeds, settings).quantize(kept), folder / "model.onnx")
     return folder
 

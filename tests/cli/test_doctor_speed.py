@@ -6,8 +6,8 @@ from typing import Any
 
 from narrow import broken_words, shown
 
-from compress.bench.difference import CauseDifference, LayerDifference, OperatorDifference
-from compress.cli.doctor_speed import _findings
+from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
+from compress.cli.doctor_model import _findings
 from compress.report.difference_console import console_difference
 
 

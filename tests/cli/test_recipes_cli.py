@@ -11,8 +11,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from compress.cli.check import check
 from compress.cli.recipes import recipes_app
+from compress.cli.run import check
 from compress.errors import InputError, RecipeError
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe

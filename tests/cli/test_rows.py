@@ -6,7 +6,7 @@ import pytest
 from generation_reports import generation_report
 from narrow import broken_words, shown
 
-from compress.cli.rows import render_generation, render_rows
+from compress.cli.output import render_generation, render_rows
 from compress.measurement import Measurement
 
 ROWS = (

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from compress.cli.samples import samples_app
 from compress.errors import SampleError
-from compress.samples.catalog import find_sample, known_samples
 from compress.samples.fetch import entry_name
+from compress.samples.sample import find_sample, known_samples
 
 runner = CliRunner()
 

@@ -19,7 +19,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.numerics.embedding_precision import ranges_of, to_int8, to_ubinary
+from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
 from compress.stages.quantize import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.tasks.forward import predict

@@ -10,7 +10,7 @@ from comparisons import accuracy, outcomes, report, row, time_row
 
 from compress.compare.gate import gate
 from compress.compare.reports import compare_reports
-from compress.compare.views.html import html_gate
+from compress.compare.views.pages import html_gate
 from compress.recipe.policy import Policy
 from compress.report.schema import SliceRecord
 

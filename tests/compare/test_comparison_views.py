@@ -13,12 +13,10 @@ from narrow import broken_words, shown
 from compress.compare.change import Change, Comparison, Flip
 from compress.compare.gate import GateResult, gate
 from compress.compare.reports import compare_reports
+from compress.compare.views.build_servers import escape_data, escape_property, github_gate, junit_gate
 from compress.compare.views.console import console_comparison, console_gate
-from compress.compare.views.forest import axis_of, forest_row, ticks
-from compress.compare.views.github import escape_data, escape_property, github_gate
-from compress.compare.views.html import html_comparison, html_gate
-from compress.compare.views.junit import junit_gate
-from compress.compare.views.markdown import markdown_comparison, markdown_gate
+from compress.compare.views.forest import axis_of, places, ticks
+from compress.compare.views.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.compare.words import effect_text, interval_text, margin_text, sentence, value_text
 from compress.recipe.policy import Policy
 
@@ -162,9 +160,7 @@ def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
     axis = axis_of([drop, rise])
 
     def middle(found: Change) -> float:
-        match = re.search(r'cx="([\d.]+)%"', forest_row(found, axis))
-        assert match is not None
-        return float(match[1])
+        return places(found, axis).value
 
     assert middle(rise) == pytest.approx(100 - middle(drop), abs=0.02)
     assert middle(drop) > 60
@@ -177,7 +173,7 @@ def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
 def test_one_change_at_zero_still_has_an_axis() -> None:
     still = change(effect=0.0, low=0.0, high=0.0, margin=0.0, confidence=None, verdict="same")
     assert axis_of([still])(0.0) == pytest.approx(50)
-    assert 'cx="50.00%"' in forest_row(still, axis_of([still]))
+    assert places(still, axis_of([still])).value == pytest.approx(50)
 
 
 def test_an_empty_gate_says_so(result: GateResult) -> None:

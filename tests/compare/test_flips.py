@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from compress.compare.change import Sides
 from compress.compare.flips import flips
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
@@ -60,7 +61,8 @@ def sides(tmp_path: Path) -> tuple[Report, Report, Path, Path]:
 
 def found(sides: tuple[Report, Report, Path, Path], **more: Any) -> list[tuple[Any, ...]]:
     before, after, old, new = sides
-    given = flips(before, after, "cpu", **{"baseline_folder": old, "candidate_folder": new, **more})
+    most = more.pop("most", None)
+    given = flips(Sides(before, after, **{"baseline_folder": old, "candidate_folder": new, **more}), "cpu", most=most)
     return [(f.row, f.now, f.label, f.baseline_answer, f.candidate_answer, f.example) for f in given]
 
 
@@ -134,5 +136,5 @@ def test_long_texts_are_cut(sides: tuple[Report, Report, Path, Path], tmp_path: 
 def test_other_data_has_no_flips(sides: tuple[Report, Report, Path, Path], tmp_path: Path) -> None:
     before, after = sides[:2]
     other = run(tmp_path / "other", AFTER, digest="another")
-    assert flips(before, other, "cpu") == ()
-    assert flips(before, after, "gpu") == ()
+    assert flips(Sides(before, other), "cpu") == ()
+    assert flips(Sides(before, after), "gpu") == ()

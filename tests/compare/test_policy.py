@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 import yaml
 
-from compress.compare.policy_file import read_policy
+from compress.compare.gate import read_policy
 from compress.errors import InputError
 from compress.recipe.policy import COMPARE, GATE_RULES, Margin, Policy, Rule, parse_margin
 from compress.recipe_source import dump_recipe

@@ -6,8 +6,8 @@ from importlib import import_module
 
 import pytest
 
-from compress.samples.catalog import known_samples
 from compress.samples.fetch import entry_name
+from compress.samples.sample import known_samples
 from compress_samples.catalog import SAMPLES
 
 

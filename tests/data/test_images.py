@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data.images import decode, in_words
-from compress.data.media import media
+from compress.data.media import decode, in_words, media
 from compress.errors import DataError, MissingExtraError
 
 

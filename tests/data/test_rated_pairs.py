@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.data.similarity import find_rated_pairs, read_rated_pairs
+from compress.data.judged import find_rated_pairs, read_rated_pairs
 from compress.errors import DataError
 from compress.progress import SilentProgress
 

@@ -12,7 +12,8 @@ import pytest
 import tiny_run
 import yaml
 
-from compress.data.slices import Slice, extra_columns, value_text
+from compress.data.columns import value_text
+from compress.data.slices import Slice, extra_columns
 from compress.errors import RecipeError
 from compress.recipe_source import dump_recipe, read_recipe, recipe_schema
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from compress.data.config import DataConfig
-from compress.data.hub import HubSplit, read_hub_split, rows_of
-from compress.data.source import locate_split, locate_unlabeled
+from compress.data.source import HubSplit, locate_split, locate_unlabeled, read_hub_split, rows_of
 from compress.errors import DataError, MissingExtraError
 
 
@@ -139,7 +138,7 @@ def test_a_hub_dataset_without_its_package_names_the_extra(monkeypatch):
 
 def test_a_hub_dataset_without_network_is_an_error_that_says_so():
     code = """
-from compress.data.hub import HubSplit, read_hub_split
+from compress.data.source import HubSplit, read_hub_split
 from compress.errors import DataError, MissingExtraError
 try:
     read_hub_split(HubSplit("no/such", "train"), {"text"})

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_device_that_is_not_there_is_told_at_once(server: Server, tmp_path: Pa
 def test_a_device_that_accepts_and_says_nothing_is_given_up(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.devices.login._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("compress.devices.connection._CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         device = server.device(tmp_path, port=mute.getsockname()[1])
         with pytest.raises(DeviceError, match="cannot be reached"), server.connect(device):
@@ -112,10 +113,19 @@ def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old:
 
 
 def test_a_request_whose_connection_is_cut_is_made_again(server: Server, tmp_path: Path) -> None:
-    with server.connect(server.device(tmp_path)) as connection:
-        connection.ask("probe", blobs=[], requirements=[])
-        assert server.drop_connections() >= 1
+    python, asked = tmp_path / "python", tmp_path / "asked"
+    # The first time it is asked, it waits until its connection is cut.
+    python.write_text(f'#!/bin/sh\n[ -e {asked} ] || {{ touch {asked}; sleep 60; }}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with server.connect(server.device(tmp_path, python=str(python))) as connection:
+        threading.Thread(target=cut_when, args=(server, asked)).start()
         assert connection.ask("probe", blobs=[], requirements=[])["holder"] is None
+
+
+def cut_when(server: Server, asked: Path) -> None:
+    while not asked.exists():
+        time.sleep(0.05)
+    assert server.drop_connections() >= 1
 
 
 def test_a_device_that_stays_away_is_given_up(server: Server, tmp_path: Path) -> None:
@@ -131,13 +141,12 @@ def test_a_device_that_stays_away_is_given_up(server: Server, tmp_path: Path) ->
         relay.close()
 
 
-def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_hangs_is_given_up(server: Server, tmp_path: Path) -> None:
     relay = Relay(server.port)
     try:
         device = server.device(tmp_path, port=relay.port)
         with server.connect(device, patience_seconds=1.0) as connection:
             connection.ask("probe", blobs=[], requirements=[])
-            monkeypatch.setattr("compress.devices.login._CONNECT_SECONDS", 0.5)
             relay.hangs = True
             with pytest.raises(DeviceError, match="went away: no answer within"):
                 connection.ask("probe", timeout=0.5, blobs=[], requirements=[])
@@ -150,7 +159,7 @@ def test_what_a_device_says_does_nothing_to_the_terminal() -> None:
 
 
 class Relay:
-    """A port that passes one connection on, until it hangs or is closed."""
+    """A port that passes connections on, until it hangs or is closed."""
 
     def __init__(self, port: int) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -160,14 +169,13 @@ class Relay:
         threading.Thread(target=self._serve, args=(port,), daemon=True).start()
 
     def _serve(self, port: int) -> None:
-        try:
-            near, _ = self._listening.accept()
-        except OSError:
-            return
-        far = socket.create_connection(("127.0.0.1", port))
-        self._ends = [near, far]
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                self._ends += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         try:

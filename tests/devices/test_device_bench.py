@@ -12,9 +12,9 @@ from onnx_graphs import make_examples, write_classifier
 
 from compress.bench.generation import GenerationSettings, measure_generation
 from compress.bench.session import measure_together
-from compress.devices.archive import PACKAGES, requirements
 from compress.devices.inventory import Device
 from compress.devices.place import DevicePlace
+from compress.devices.session import PACKAGES, requirements
 from compress.errors import ModelError, StageError
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress

@@ -8,10 +8,9 @@ import psutil
 import pytest
 from loopback_sshd import Server
 
-from compress.devices.archive import program
 from compress.devices.blobs import Blob, send_blobs
 from compress.devices.connection import Connection
-from compress.devices.session import begun, followed
+from compress.devices.session import begun, followed, program
 from compress.errors import DeviceError
 from compress.progress import SilentProgress
 
@@ -156,4 +155,4 @@ def test_names_from_outside_are_checked_there_too(connection: Connection, field:
     with pytest.raises(DeviceError, match="is no session"):
         connection.ask("end", **field)
     with pytest.raises(DeviceError, match="is no SHA-256 digest"):
-        connection.ask("keep", blobs=["../../x"])
+        connection.ask("receive", blob="../../x", offset=0, size=0)

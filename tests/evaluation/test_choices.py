@@ -11,7 +11,7 @@ import torch
 from decoder_graphs import TinyDecoder
 from quantized import tiny_tokenizer
 
-from compress.data.questions import Question, find_questions, read_questions
+from compress.data.judged import Question, find_questions, read_questions
 from compress.errors import DataError
 from compress.evaluation.choices import choice_rows, choice_scores
 from compress.formats.targets import TARGETS

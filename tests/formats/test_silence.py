@@ -16,7 +16,7 @@ from compress.formats.silence import Extent, silence
 
 PROGRAM = """
 import json, sys
-from compress.pipeline.quiet import quiet_libraries
+from compress.formats.silence import quiet_libraries
 quiet_libraries()
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 AutoModel.from_pretrained, AutoTokenizer.from_pretrained

@@ -12,17 +12,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
+from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.formats.openvino.conversion import to_openvino
 from compress.formats.openvino.read import read_ir
 from compress.formats.ort.read import ort_tools, read_ort
 from compress.formats.ort.write import convert
 from compress.formats.runtimes import make_ready
 from compress.formats.targets import TARGETS
-from compress.inspect.departures import FormatComparison, Gap, compare_parts
+from compress.inspect.departures import FormatComparison, Gap, compare_parts, open_parts
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import open_parts
-from compress.numerics.coarse_rounding import on_coarse_grid
+from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import SilentProgress
 
 LAYERS, WIDTH, WORDS = 4, 64, 50

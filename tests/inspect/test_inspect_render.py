@@ -4,8 +4,9 @@ from pathlib import Path
 from onnx_samples import classifier
 from rich.console import Console
 
+from compress.fitted_table import bar
 from compress.inspect.budget import budget_of
-from compress.inspect.render import bar, format_bytes, format_count, write_budget
+from compress.inspect.render import format_bytes, format_count, write_budget
 
 
 def shown(path: Path, depth: int, top: int, weights: bool = False) -> str:
@@ -16,10 +17,10 @@ def shown(path: Path, depth: int, top: int, weights: bool = False) -> str:
 
 
 def test_bars_are_proportional() -> None:
-    assert bar(0).strip() == ""
-    assert bar(0.5) == "█" * 8 + " " * 8
-    assert bar(1) == "█" * 16
-    assert bar(1 / 128) == "▏" + " " * 15
+    assert bar(0, 16).strip() == ""
+    assert bar(0.5, 16) == "█" * 8 + " " * 8
+    assert bar(1, 16) == "█" * 16
+    assert bar(1 / 128, 16) == "▏" + " " * 15
 
 
 def test_sizes_are_decimal() -> None:
@@ -61,3 +62,13 @@ def test_largest_tensors_and_statistics(tmp_path: Path) -> None:
         "0",
         "0.000%",
     ]
+
+
+def test_no_name_is_cut_in_80_columns(tmp_path: Path) -> None:
+    budget = budget_of(classifier(tmp_path / "m.onnx"), weights=True)
+    console = Console(file=StringIO(), width=80)
+    write_budget(budget, 9, 99, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"\n{tensor.name} " in text for tensor in budget.tensors)
+    assert "\u2026" not in text

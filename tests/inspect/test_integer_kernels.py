@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.quantization import quantize_products
 from compress.inspect.integer_kernels import read_kernels
@@ -45,7 +45,7 @@ def saved(graph: onnx.ModelProto, folder: Path) -> Path:
 
 
 def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: object) -> onnx.ModelProto:
-    return StaticQuantizer(graph, feeds(), StaticSettings(**settings)).quantize(kept)  # type: ignore[arg-type]
+    return StaticQuantizer(graph, feeds(), Int8Options(**settings)).quantize(kept)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
@@ -157,7 +157,7 @@ def test_convolutions_are_products_of_windows():
     graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
-    settings = StaticSettings(bias_correction=False, per_channel=False)
+    settings = Int8Options(reduce_range=False, bias_correction=False, per_channel=False)
     made = StaticQuantizer(model, [{"x": x}], settings).quantize()
     (found,) = find_saturation(made, [{"x": x}])
 

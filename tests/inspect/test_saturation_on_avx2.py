@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from as_avx2 import hold, run_held
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.environment import processor_class
-from compress.formats.onnx.int8.dynamic import DynamicQuantizer
-from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
 from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.inspect.saturation import find_saturation
 from compress.numerics.saturation import pairwise_saturating
 
@@ -144,8 +143,10 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
     if method == "dynamic":
         made = [DynamicQuantizer(model, reduce_range=each).quantize() for each in ranges]
     else:
-        plain = StaticSettings(rounding="feedback" if method == "feedback" else "nearest")
-        made = [StaticQuantizer(model, feeds, replace(plain, reduce_range=each)).quantize() for each in ranges]
+        plain = Int8Options(reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest")
+        made = [
+            StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": each})).quantize() for each in ranges
+        ]
     return [model, *made], feeds[0]["x"]
 
 
@@ -160,7 +161,7 @@ def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
     graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = generator.uniform(-0.1, 1, (1, 20, 9, 9)).astype(np.float32)
-    return StaticQuantizer(model, [{"x": x}], StaticSettings(bias_correction=False)).quantize(), x
+    return StaticQuantizer(model, [{"x": x}], Int8Options(reduce_range=False, bias_correction=False)).quantize(), x
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compress.nightly.child import Ended, run_process
+from compress.nightly.entry_run import Ended, run_process
 
 FAMILY = """
 import os, subprocess, sys, time

@@ -8,7 +8,7 @@ import nights
 import pytest
 from browser import Browser, covered
 
-from compress.nightly.page import night_page
+from compress.nightly.views import night_page
 
 pytestmark = pytest.mark.browser
 

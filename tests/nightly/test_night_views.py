@@ -12,9 +12,8 @@ from narrow import broken_words, shown
 from nights import SUITE, ignore, night, outcome, row
 
 from compress.nightly.history import History
-from compress.nightly.page import night_page, verdict
 from compress.nightly.record import Finding, Night
-from compress.nightly.views import night_junit, night_markdown, night_table
+from compress.nightly.views import night_junit, night_markdown, night_page, night_table, verdict
 
 EVIL = "<script>alert(1)</script>"
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from compress.numerics.bisection import fewest
+from compress.quantization.int8_floor import fewest
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 26, 100])

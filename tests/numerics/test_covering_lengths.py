@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from compress.numerics.covering_lengths import covering_lengths
+from compress.numerics.sampling import covering_lengths
 
 
 def tokens(lengths: np.ndarray, chosen: tuple[int, ...]) -> int:

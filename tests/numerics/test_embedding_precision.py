@@ -1,6 +1,6 @@
 import numpy as np
 
-from compress.numerics.embedding_precision import (
+from compress.numerics.embeddings import (
     RESCORED,
     binary_ranks,
     from_int8,

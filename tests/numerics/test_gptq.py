@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from layer_problems import layer_problem
 
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 ROWS, COLUMNS = 12, 150
 
@@ -247,18 +247,3 @@ def test_what_cannot_be_quantized_is_refused() -> None:
         quantize_gptq(weight, -hessian, GptqSettings())
     with pytest.raises(ValueError, match="beyond float16"):
         quantize_gptq(weight * 1e9, hessian, GptqSettings())
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("bits", 1, "bits must be 2 to 8, found 1"),
-        ("bits", 9, "bits must be 2 to 8, found 9"),
-        ("group_size", 0, "group_size must be at least 1, found 0"),
-        ("damping", -0.1, "damping must be 0 to 10, found -0.1"),
-        ("refinement_sweeps", -1, "refinement_sweeps must not be negative"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(field: str, value: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(GptqSettings(), **{field: value})

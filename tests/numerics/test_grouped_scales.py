@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.numerics import grouped_scales
-from compress.numerics.grouped_scales import dequantize, stored_as
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics import fake_quantization
+from compress.numerics.fake_quantization import dequantize, stored_as
+from compress.numerics.integer_grid import QuantizedWeight
 
 
 def random_weight(rows: int, columns: int, group_size: int, seed: int = 0) -> QuantizedWeight:
@@ -47,7 +47,7 @@ def test_large_matrices_are_done_in_pieces_with_the_same_result(monkeypatch: pyt
     weight = random_weight(7, 10, 4)
     results = []
     for elements in (1 << 22, 25):
-        monkeypatch.setattr(grouped_scales, "_PIECE_ELEMENTS", elements)
+        monkeypatch.setattr(fake_quantization, "_PIECE_ELEMENTS", elements)
         scales = weight.scales.clone().requires_grad_(True)
         found = dequantize(centred(weight), scales, 4, torch.float32)
         (found * torch.arange(70.0).view(7, 10)).sum().backward()

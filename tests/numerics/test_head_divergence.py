@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from compress.numerics.head_divergence import Head, head_divergence, token_scores
+from compress.numerics.language_head import Head, head_divergence, token_scores
 
 TOKENS, WIDTH, VOCABULARY = 11, 6, 17
 

@@ -7,8 +7,7 @@ import torch
 from layer_problems import layer_problem
 
 from compress.numerics.gptq import GptqSettings, round_to_nearest
-from compress.numerics.integer_grid import find_grid, round_columns
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight, find_grid, round_columns
 
 
 def weighted_error(weight: torch.Tensor, quantized: QuantizedWeight, importance: torch.Tensor) -> torch.Tensor:

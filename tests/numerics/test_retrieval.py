@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from compress.numerics import retrieval
-from compress.numerics.retrieval import nearest, normalized, overlap, rank_among, ranks, top
+from compress.numerics import embeddings
+from compress.numerics.embeddings import nearest, normalized, overlap, rank_among, ranks, top
 
 
 def test_a_rank_counts_what_scores_higher_or_as_high() -> None:
@@ -20,7 +20,7 @@ def test_another_text_with_the_same_words_is_as_right() -> None:
 
 
 def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "_CHUNK", 7)  # so that there are several, the last one short
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several, the last one short
     generator = np.random.default_rng(0)
     queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
     given = generator.integers(0, 12, 31)

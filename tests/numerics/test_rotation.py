@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compress.numerics.rotation import kept_share, principal_rotation
+from compress.numerics.embeddings import kept_share, principal_rotation
 
 
 def test_what_is_kept_is_what_the_largest_singular_values_hold() -> None:

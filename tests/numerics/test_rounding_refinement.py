@@ -10,8 +10,7 @@ import torch
 from layer_problems import layer_problem
 
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
-from compress.numerics.integer_grid import IntegerGrid
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import IntegerGrid, QuantizedWeight
 from compress.numerics.rounding_refinement import refine_columns
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from compress.errors import DataError
-from compress.pipeline.forecast import Forecast
+from compress.pipeline.keys import Forecast
 from compress.pipeline.road import Road
 from compress.plan import make_plan
 

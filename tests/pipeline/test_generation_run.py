@@ -22,8 +22,7 @@ from compress.errors import DataError
 from compress.pipeline.measure import data_record
 from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run
-from compress.report.html import html_page
-from compress.report.markdown import markdown_report
+from compress.report.pages import html_page, markdown_report
 from compress.tasks.windows import token_ids
 
 

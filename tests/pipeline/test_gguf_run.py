@@ -10,7 +10,7 @@ from tiny_generation import write_recipe, write_texts
 from tiny_run import Notes, load
 
 from compress.pipeline.run import run
-from compress.report.html import html_page
+from compress.report.pages import html_page
 
 GPTQ = {"gptq": {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}}
 

@@ -17,7 +17,7 @@ from compress.cli import app
 from compress.compare.flips import flips
 from compress.compare.slices import slice_changes
 from compress.errors import DataError, InputError
-from compress.pipeline.forecast import Forecast
+from compress.pipeline.keys import Forecast
 from compress.pipeline.run import Run, run
 from compress.plan import make_plan
 from compress.report.schema import load_report

@@ -10,10 +10,10 @@ import pytest
 
 from compress import targets
 from compress.bench import machine, operator_difference, profiled_calls
-from compress.bench.difference import CauseDifference, OperatorDifference
+from compress.bench.profile import CauseDifference, OperatorDifference
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.pipeline.slow_int8_note import processor_notes, slow_int8_notes
+from compress.pipeline.notes import processor_notes, slow_int8_notes
 from compress.recipe.recipe import Recipe
 from compress.tasks.registry import get_task
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
-from compress.pipeline.sparse_note import sparse_notes
+from compress.pipeline.notes import sparse_notes
 from compress.recipe.recipe import Recipe
 
 

@@ -31,7 +31,7 @@ def write_all(folder: Path) -> Path:
         "data": {"splits": splits},
         "stages": list(STAGES),
         "baseline": "start",
-        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 8, "batched": False, "launches": 2},
+        "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 8, "batched": False, "launches": 2},
         "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,11 @@ import compress.installation
 import compress.plan
 from compress.errors import InputError
 from compress.plan import machine_flops_per_second, make_plan, render_plan
-from compress.plan.data_size import read_size
-from compress.plan.shape import read_shape
+from compress.plan.headers import read_shape, read_size
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import PlanContext
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Shape, Text
 from compress.stages.distill import Distill
+from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 from compress.training.prediction import activation_bytes
 
@@ -149,6 +149,28 @@ def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
     assert "estimate" in plan.stages[0].seconds.note
     assert plan.stages[1].seconds.value is None
     assert plan.seconds.note == "without export, quantize"
+
+
+def test_what_a_step_leaves_out_is_not_predicted() -> None:
+    """Of 4 layers of 20 + 40: the first is frozen, and the last makes keys and values (10) of all tokens but one."""
+    shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, hidden=8)
+    plan = replace(PLAN, splits={"train": Text(rows=10, size_bytes=400)}, rate=lambda: 1.0)
+    tokens, learned = 10 * 8, 2 * 60 + 10 + 10
+
+    def seconds(stage: Finetune | Distill, plan: PlanContext = plan) -> float | None:
+        return stage.predict(shape, plan).seconds.value
+
+    finetune = Finetune(epochs=3, frozen_layers=1, first_token_only=True)
+    assert seconds(finetune) == pytest.approx((6 * 3 * learned + 2 * 60) * tokens)
+    # States of 2^25 tokens of 8 numbers of 4 bytes are just kept, and no more.
+    most = Text(rows=1 << 22, size_bytes=1 << 40)
+    kept, more = (replace(plan, splits={"train": replace(most, rows=most.rows + extra)}) for extra in (0, 1))
+    assert seconds(finetune, kept) == pytest.approx((6 * 3 * learned + 2 * 60) * 2**25)
+    assert seconds(finetune, more) == pytest.approx((6 * 3 * learned + 3 * 2 * 60) * (2**25 + 8))
+    distill = Distill(student={"layers": [0, 3]}, epochs=3, first_token_only=True)  # type: ignore[arg-type]
+    assert seconds(distill) == pytest.approx((6 * 3 * (60 + 10 + 10) + 2 * (3 * 60 + 10 + 10)) * tokens)
+    compared = Distill(student={"layers": [0, 3]}, epochs=3, method="distilbert")  # type: ignore[arg-type]
+    assert seconds(compared) == pytest.approx(3 * (6 * (2 * 60 + 10) + 2 * (4 * 60 + 10)) * tokens)
 
 
 def test_distillation_adds_the_teachers_forward_pass(folder: Path, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from torch import nn
 
 from compress.errors import StageError
 from compress.quantization.block_pass import BlockPass, gram
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, last_hidden
 from compress.quantization.layers import linears
-from compress.quantization.logits import last_hidden
 
 
 def test_gram_is_the_mean_outer_product() -> None:

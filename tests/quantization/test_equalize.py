@@ -12,8 +12,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.numerics.equalization import equalizing, share
-from compress.quantization.folds import find_folds
+from compress.quantization.equalize import equalizing, find_folds, share
 from compress.stages.equalize import Equalize
 from compress.stages.gptq import Gptq
 

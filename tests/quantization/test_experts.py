@@ -17,17 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.experts_as_stored import experts_of
+from compress.checkpoints.experts import experts_of
 from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass, gram
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, logits
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears, plan_layers
-from compress.quantization.logits import logits
 from compress.quantization.sensitivity import Survey
 from compress.stages.gptq import Gptq
 
@@ -233,7 +232,7 @@ def test_rounding_to_nearest_counts_no_tokens(tmp_path: Path) -> None:
 def test_the_whole_and_its_batches_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = sleepy(tmp_path / "source")
     whole = layers_of(quantized(source, tmp_path / "whole", bits=8).folder)
-    monkeypatch.setattr("compress.quantization.block_pass.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
+    monkeypatch.setattr("compress.quantization.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 64)
     pieces = layers_of(quantized(source, tmp_path / "pieces", bits=8).folder)
     assert whole.keys() == pieces.keys()
     for name, layer in whole.items():
@@ -246,7 +245,7 @@ def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -
     source, ids, config = sleepy(tmp_path / "source"), some_ids(2, 40), Quantization(**SMALL)
     skeleton = build_skeleton(source)
     survey = Survey(skeleton, config, plan_layers(skeleton, config), (2, 3, 8), SilentProgress(), tmp_path)
-    losses = survey.run(ids, {}, lambda hessian: {}).losses
+    losses = survey.run(ids, {}, lambda hessian: {})
     assert len(losses) == 2 * (4 + 4 * 3)
     module, places = module_of(source), torch.linspace(0, 39, 32).round().long()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from gptqmodel_environment import run_there
 from safetensors.torch import load_file, save_file
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.quantization.logits import logits
+from compress.quantization.build import logits
 from compress.stages.gptq import Gptq
 
 pytestmark = pytest.mark.slow
@@ -44,48 +44,44 @@ def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
 
 
 def test_each_opens_unmodified(tmp_path: Path) -> None:
-    made = [checkpoint(tmp_path / str(index), fields) for index, fields in enumerate(CASES)]
-    openers = ["gptqmodel" if "target_bits" in fields else "transformers" for fields in CASES]
-    assert opened(tmp_path, made, openers, CASES) == [integer_layers(one) for one in made]
-
-
-def test_mixtures_of_experts_open_unmodified(tmp_path: Path) -> None:
-    made = []
+    """In one process there, which takes longer to begin than to open all of them."""
+    jobs: list[Job] = []
+    for index, fields in enumerate(CASES):
+        opener = "gptqmodel" if "target_bits" in fields else "transformers"
+        jobs.append(Job(opener, checkpoint(tmp_path / str(index), fields), 1.0))
     for config, fields in MIXTURES:
         source = save_decoder(tmp_path / config / "source", config, hidden_size=128)
         stage = Gptq(samples=6, sequence_length=32, **fields)
-        made.append(stage.run(source, context(tmp_path / config / "scratch")))
-    # Of two experts that are all but equal to a router, half precision may choose the other.
-    found = opened(tmp_path, made, ["gptqmodel"] * len(made), [fields for _, fields in MIXTURES], share=0.5)
-    assert found == [integer_layers(one) for one in made]
+        # Of two experts that are all but equal to a router, half precision may choose the other.
+        jobs.append(Job("gptqmodel", stage.run(source, context(tmp_path / config / "scratch")), 0.5))
+    ids = some_ids(2, 20)
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    printed = run_there(SCRIPT, str(tmp_path / "ids.safetensors"), *(f"{job.opener}={job.made.folder}" for job in jobs))
+    modules = json.loads(printed.splitlines()[-1])
+    for job, fields in zip(jobs, [*CASES, *(fields for _, fields in MIXTURES)], strict=True):
+        kernels = modules[str(job.made.folder)]
+        assert all("gptqmodel" in module for module in kernels)
+        assert sum(kernels.values()) == integer_layers(job.made)
+        near = nearness(job.made, ids)
+        # A wrong integer would show in the first token already, which no other token's router has touched.
+        assert float(near.float().mean()) >= job.share and bool(near[:, 0].all()), (fields, near)
+
+
+class Job(NamedTuple):
+    """What opens a checkpoint, and the share of tokens whose answers must be the same."""
+
+    opener: str
+    made: QuantizedCheckpoint
+    share: float
 
 
 def integer_layers(checkpoint: QuantizedCheckpoint) -> int:
     return sum(name.endswith(".qweight") for name in checkpoint.files)
 
 
-def opened(
-    folder: Path,
-    made: list[QuantizedCheckpoint],
-    openers: list[str],
-    cases: list[dict[str, Any]],
-    share: float = 1.0,
-) -> list[int]:
-    """Have each opened there, and compare its answers to a share of tokens; how many integer layers each has there."""
-    ids = some_ids(2, 20)
-    save_file({"ids": ids}, folder / "ids.safetensors")
-    jobs = [f"{opener}={one.folder}" for opener, one in zip(openers, made, strict=True)]
-    printed = run_there(SCRIPT, str(folder / "ids.safetensors"), *jobs)
-    modules = json.loads(printed.splitlines()[-1])
-    counts = []
-    for fields, one in zip(cases, made, strict=True):
-        kernels = modules[str(one.folder)]
-        assert all("gptqmodel" in module for module in kernels)
-        counts.append(sum(kernels.values()))
-        found, expected = load_file(one.folder.with_suffix(".logits"))["logits"], logits(one, ids)
-        # Half precision through two blocks; an integer that is off by one shows ten times as much.
-        near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
-        near &= torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995
-        # A wrong integer would show in the first token already, which no other token's router has touched.
-        assert float(near.float().mean()) >= share and bool(near[:, 0].all()), (fields, near)
-    return counts
+def nearness(made: QuantizedCheckpoint, ids: torch.Tensor) -> torch.Tensor:
+    """Whether each token's logits there are those here, [rows, tokens]."""
+    found, expected = load_file(made.folder.with_suffix(".logits"))["logits"], logits(made, ids)
+    # Half precision through two blocks; an integer that is off by one shows ten times as much.
+    near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
+    return near & (torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.quantization import head_product
+from compress.numerics import language_head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_and_its_gradient_are_those_of_a_plain_product(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     # More rows than fit at a time, and a last part that is smaller.
-    monkeypatch.setattr(head_product, "ROWS", 7)
+    monkeypatch.setattr(language_head, "ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(30, 12, generator=generator).to(dtype)
     slope = torch.randn(2, 5, 30, generator=generator)
     ours = torch.randn(2, 5, 12, generator=generator).requires_grad_()
     plain = ours.detach().clone().requires_grad_()
-    product, expected = head_product.head_product(ours, weight), plain @ weight.float().T
+    product, expected = language_head.head_product(ours, weight), plain @ weight.float().T
     torch.testing.assert_close(product, expected)
     product.backward(slope)
     expected.backward(slope)
@@ -27,12 +27,12 @@ def test_it_and_its_gradient_are_those_of_a_plain_product(monkeypatch: pytest.Mo
 def test_under_autocast_it_is_in_bfloat16_and_the_gradient_is_summed_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(head_product, "ROWS", 7)
+    monkeypatch.setattr(language_head, "ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(30, 12, generator=generator).bfloat16()
     hidden = torch.randn(5, 12, generator=generator).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        product = head_product.head_product(hidden, weight)
+        product = language_head.head_product(hidden, weight)
     assert product.dtype == torch.bfloat16
     slope = torch.randn(5, 30, generator=generator).bfloat16()
     product.backward(slope)

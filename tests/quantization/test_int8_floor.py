@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.progress import SilentProgress
 from compress.quantization.int8_floor import rank, search
@@ -66,7 +66,7 @@ class Counted:
 
 
 def quantizer() -> StaticQuantizer:
-    return StaticQuantizer(network(), feeds(), StaticSettings(bias_correction=False))
+    return StaticQuantizer(network(), feeds(), Int8Options(reduce_range=False, bias_correction=False))
 
 
 def test_the_worst_layers_are_found_and_put_back():

@@ -8,8 +8,8 @@ import sentences
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.quantization.int8_calibration import calibration_set
 from compress.quantization.int8_floor import merit_of
+from compress.quantization.int8_run import calibration_set
 from compress.tasks.registry import get_task
 
 TASK = get_task(sentences.TASK)

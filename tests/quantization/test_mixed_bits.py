@@ -52,7 +52,7 @@ def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) 
         hessians.append(hessian)
         return {4: coarse}
 
-    losses = survey.run(ids, {4: coarse}, heads).losses
+    losses = survey.run(ids, {4: coarse}, heads)
     module, inputs = module_of(source), {}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
@@ -97,7 +97,7 @@ def problem() -> tuple[list[list[Layer]], list[Layer], Sensitivity]:
         "three": {2: 4.0, 4: 1.0, 8: 0.1},
         TABLES: {4: 0.7, 8: 0.1, 16: 0.0},
     }
-    return layers, [Layer("table", 96, 32, 4, 32)], Sensitivity(losses)
+    return layers, [Layer("table", 96, 32, 4, 32)], losses
 
 
 @pytest.mark.parametrize("target", [3.4, 4.0, 5.5, 7.0, 12.0])
@@ -110,8 +110,8 @@ def test_the_choice_is_the_best_of_all_within_the_budget(target: float) -> None:
     for *bits, table in itertools.product((2, 4, 8), (2, 4, 8), (2, 4, 8), (4, 8, 16)):
         size = sum(stored_bits(layer, some, True) for layer, some in zip(flat, bits, strict=True)) + 50 * 16
         size += stored_bits(tables[0], table, True)
-        loss = sum(sensitivity.losses[layer.name][some] for layer, some in zip(flat, bits, strict=True))
-        loss += sensitivity.losses[TABLES][table]
+        loss = sum(sensitivity[layer.name][some] for layer, some in zip(flat, bits, strict=True))
+        loss += sensitivity[TABLES][table]
         if size <= target * parameters:
             best = min(best, (loss, (*bits, table)))
     assert (*chosen.bits.values(), chosen.tables) == best[1]

@@ -16,7 +16,7 @@ from torch import nn
 from compress import targets
 from compress.formats.onnx.int8.byte_products import byte_products
 from compress.formats.onnx.int8.layer_matching import Grids
-from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer
+from compress.formats.onnx.int8.static import NncfQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.numerics.saturation import pairs_at_risk
 from compress.recipe.recipe import Recipe

@@ -12,7 +12,7 @@ from decoders import context, save_decoder, some_ids
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.digests import size_bytes
-from compress.plan.shape import read_shape
+from compress.plan.headers import read_shape
 from compress.progress import SilentProgress
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
@@ -26,7 +26,7 @@ from compress.quantization.prediction import (
     survey_flops,
 )
 from compress.quantization.sensitivity import Survey
-from compress.stage.shape import Shape
+from compress.stage.prediction import Shape
 from compress.stages.gptq import Gptq
 
 

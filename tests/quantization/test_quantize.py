@@ -17,9 +17,8 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.digests import size_bytes
 from compress.errors import CompressError, DataError, ModelError, StageError
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
-from compress.quantization.build import build_skeleton
+from compress.quantization.build import build_skeleton, last_hidden
 from compress.quantization.calibration import calibration_windows
-from compress.quantization.logits import last_hidden
 from compress.stages.gptq import Gptq
 
 SMALL = {"group_size": 32, "samples": 6, "sequence_length": 24, "precision": "fp32"}
@@ -71,8 +70,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
 def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
     whole = quantized(source, tmp_path / "whole")
-    monkeypatch.setattr("compress.quantization.block_pass.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
-    monkeypatch.setattr("compress.quantization.kept.MEMORY_BYTES", 0)
+    monkeypatch.setattr("compress.quantization.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
     pieces = quantized(source, tmp_path / "pieces")
     # Rounding in another order flips a weight here and there, and that spreads; the errors stay what they are.
     errors = [layers_of(result.folder) for result in (whole, pieces)]

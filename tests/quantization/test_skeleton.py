@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.quantization.build import build_skeleton
-from compress.quantization.logits import logits
+from compress.quantization.build import build_skeleton, logits
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES)

@@ -112,7 +112,7 @@ def test_layers_are_solved_for_the_tokens_that_matter(
     """Where layers see the same inputs, the weighted error falls and the plain one rises."""
     checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
     if batches > 1:
-        monkeypatch.setattr("compress.quantization.block_pass.batch_size", lambda block, ids: -(-len(ids) // batches))
+        monkeypatch.setattr("compress.quantization.states.batch_size", lambda block, ids: -(-len(ids) // batches))
     name, errors = "model.layers.0.self_attn.q_proj", {}
     for guided in (True, False):
         made = context(tmp_path / f"guided-{guided}")

@@ -20,7 +20,7 @@ from compress.report.schema import (
     Skipped,
     SliceRecord,
 )
-from compress.stage.record import StageRecord, StageTable
+from compress.stage.stage import StageRecord, StageTable
 
 # model: right answers of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {

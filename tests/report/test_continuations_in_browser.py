@@ -8,7 +8,7 @@ import pytest
 from browser import Browser
 from generation_reports import PROMPTS, TEXTS, generation_report
 
-from compress.report.html import html_page
+from compress.report.pages import html_page
 from compress.report.schema import ContinuationRecord
 
 pytestmark = pytest.mark.browser

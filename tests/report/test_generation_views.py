@@ -14,9 +14,8 @@ from compress.report.charts import cost_metrics
 from compress.report.console import console_table
 from compress.report.continuations import alike, written
 from compress.report.headline import headlines
-from compress.report.html import html_page
 from compress.report.limits import paired_ratio_interval
-from compress.report.markdown import markdown_report
+from compress.report.pages import html_page, markdown_report
 from compress.report.schema import parse_report
 
 REPORT = generation_report()

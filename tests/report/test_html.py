@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from compress.report.html import html_page
+from compress.report.pages import html_page
 from compress.report.schema import Report, Skipped, parse_report
-from compress.stage.record import StageRecord, StageTable
+from compress.stage.stage import StageRecord, StageTable
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))
@@ -141,8 +141,17 @@ def test_an_empty_report_is_a_page() -> None:
 def test_each_target_has_its_own_sections(build: Callable[..., Report]) -> None:
     report = build()
     gpu = tuple(row.model_copy(update={"target": "gpu"}) for row in report.measurements)
-    texts = parse(html_page(report.model_copy(update={"measurements": report.measurements + gpu}))).texts
-    assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(texts)
+    both = report.model_copy(update={"measurements": report.measurements + gpu, "skipped": ()})
+    assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(parse(html_page(both)).texts)
+
+
+def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callable[..., Report]) -> None:
+    report = build()
+    (skip,) = report.skipped
+    row = report.measurements[0].model_copy(update={"target": skip.target})
+    page = parse(html_page(report.model_copy(update={"measurements": (*report.measurements, row)})))
+    assert not {"On cpu", f"On {skip.target}"} & set(page.texts)
+    assert sum(skip.reason in text for text in page.texts if not text.lstrip().startswith("{")) == 1
 
 
 @pytest.mark.parametrize("name", ["page.css", "page.js"])

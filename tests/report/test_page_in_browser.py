@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from browser import Browser, covered
 
-from compress.report.html import html_page
+from compress.report.pages import html_page
 from compress.report.schema import Report
 
 pytestmark = pytest.mark.browser

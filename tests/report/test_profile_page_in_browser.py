@@ -8,7 +8,7 @@ import profiles
 import pytest
 from browser import Browser, covered
 
-from compress.report.profile_page import profile_page
+from compress.report.profile_views import profile_page
 
 pytestmark = pytest.mark.browser
 

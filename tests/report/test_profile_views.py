@@ -9,8 +9,8 @@ import pytest
 from narrow import broken_words, shown
 from rich.console import Console
 
-from compress.report.profile_console import bar, console_profile
-from compress.report.profile_page import artifact_name, profile_page
+from compress.fitted_table import bar
+from compress.report.profile_views import artifact_name, console_profile, profile_page
 from compress.report.profile_words import (
     count_text,
     giga_text,
@@ -28,7 +28,7 @@ from compress.report.roofline_chart import roof_lines, roofline_chart
     [(0, "     "), (1, "█████"), (0.5, "██▌  "), (0.1, "▌    "), (0.2, "█    "), (7, "█████"), (-1, "     ")],
 )
 def test_bars_in_eighths(share: float, drawn: str) -> None:
-    assert bar(share) == drawn
+    assert bar(share, 5) == drawn
 
 
 def test_words() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from compress.errors import InputError, StorageError
 from compress.measurement import Measurement
-from compress.report.locate import find_report
+from compress.report.pages import write_report
+from compress.report.run_folder import find_report, write_whole
 from compress.report.schema import Report, load_report
-from compress.report.write import write_report, write_whole
-from compress.stage.record import StageRecord
+from compress.stage.stage import StageRecord
 
 
 def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from compress.measurement import Measurement
 from compress.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
-from compress.numerics.paired import difference_of_shares
+from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
-from compress.report.html import html_page
-from compress.report.markdown import markdown_report
+from compress.report.pages import html_page, markdown_report
 from compress.report.schema import Report, SliceRecord, parse_report
 from compress.report.slices import format_change, slice_figures
 

@@ -13,9 +13,8 @@ from narrow import broken_words, shown
 from compress.recipe.recipe import Limit
 from compress.report.console import closing_line, console_table
 from compress.report.headline import headlines, verdict
-from compress.report.html import html_page
 from compress.report.junit import junit_report
-from compress.report.markdown import escape_markdown, markdown_report
+from compress.report.pages import escape_markdown, html_page, markdown_report
 from compress.report.schema import LimitResult, Report
 
 

@@ -18,7 +18,7 @@ from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import Session
-from compress.runtimes.speech_rules import read_rules
+from compress.runtimes.transcriber import read_rules
 
 CPU = TARGETS["cpu"]
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from compress.errors import SampleError
-from compress.samples import apt_client
-from compress.samples.apt_client import apt_download, unpacked_tar
-from compress.samples.catalog import find_sample
+from compress.samples import clients
+from compress.samples.clients import apt_download, unpacked_tar
 from compress.samples.fetch import fetch
-from compress.samples.sample import Package, Sample
+from compress.samples.sample import Package, Sample, find_sample
 
 NO_NETWORK = """Err:1 http://mirror/debian trixie/main amd64 tiny all 1.0-1
   Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)
@@ -114,7 +113,7 @@ VERSES = find_sample("verses").packages[0]
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])
 def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, missing):
     found = lambda tool: None if tool == missing else f"/usr/bin/{tool}"  # noqa: E731
-    monkeypatch.setattr(apt_client.shutil, "which", found)
+    monkeypatch.setattr(clients.shutil, "which", found)
     with pytest.raises(SampleError, match=f"{missing} is not here") as caught:
         apt_download("verses", VERSES, tmp_path, progress)
     assert "compress samples fetch verses" in str(caught.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import SampleError
-from compress.samples.archive import extract
+from compress.samples.fetch import extract
 
 
 def zip_with(path: Path, name: str, *, link: bool = False) -> Path:

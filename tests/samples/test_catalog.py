@@ -12,7 +12,7 @@ import pytest
 from compress import plugins
 from compress.errors import SampleError
 from compress.plugins import plugin_errors
-from compress.samples.catalog import find_sample, known_samples
+from compress.samples.sample import find_sample, known_samples
 
 MODULE = """
 from compress.samples.sample import Package, Sample

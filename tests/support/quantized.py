@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.gptq_layout import pack_layer
 from compress.checkpoints.shards import write_shards
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 VOCABULARY = 160
 

@@ -13,8 +13,8 @@ import torch
 from tiny import BAD, GOOD, HEADS, LAYERS, NEURONS, NEUTRAL, POSITIONS, WIDTH, word_piece
 from transformers import BertConfig, BertModel
 
+from compress.checkpoints.processor import SentenceProcessor
 from compress.checkpoints.sentence_modules import SentenceModules
-from compress.checkpoints.sentence_processor import SentenceProcessor
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.progress import SilentProgress

@@ -50,7 +50,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             {"quantize": {"embedding_bits": 4}},
         ],
         "evaluation": {"similarity": "rated.csv"},
-        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8, "launches": 2},
+        "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 16, "batch_size": 8, "launches": 2},
         "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
     }
     path = folder / "tiny.yaml"

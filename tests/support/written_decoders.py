@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 _FIELDS: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compress.training.batch_norm import fold_batch_norms
+from compress.training.qat_lesson import fold_batch_norms
 
 
 class Net(nn.Module):

@@ -53,11 +53,10 @@ def loss(method: str, teacher: TorchModel, student: TorchModel) -> float:
     batch: dict[str, Any] = dict(
         teacher.processor(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
     )
-    with torch.no_grad():
+    with torch.no_grad(), comparison.listening():
         answers = forward(teacher.module.eval(), batch, **comparison.options)
         outputs = forward(student.module.eval(), batch, **comparison.options)
         found = comparison.loss(outputs, answers, batch["attention_mask"].float())
-    comparison.close()
     return found.item()
 
 

@@ -8,7 +8,7 @@ import torch
 from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
 from compress.errors import StageError
 from compress.numerics.distillation import embedding_distance
-from compress.numerics.retrieval import normalized
+from compress.numerics.embeddings import normalized
 from compress.stages.distill import Distill
 from compress.tasks.forward import predict
 

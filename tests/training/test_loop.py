@@ -22,7 +22,7 @@ from compress.tasks.forward import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.config import Training
 from compress.training.loop import LengthGroupedBatches, Trainee, train
-from compress.training.sparsity import keep_zeros, sparse_layers
+from compress.training.unstructured_pruning import keep_zeros, sparse_layers
 
 FAST = Training(epochs=1, learning_rate=1e-3, batch_size=8, precision="fp32")
 

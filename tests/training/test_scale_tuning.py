@@ -13,12 +13,12 @@ from transformers import LlamaForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import load_module
-from compress.checkpoints.rewrite import write_changed
+from compress.checkpoints.shards import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales
+from compress.training.quantized_recovery import learn, tuned_tensors
 from compress.training.recovery import Lesson, make_windows
-from compress.training.scale_tuning import learn, tuned_tensors
 
 QUICK: dict[str, Any] = {
     "steps": 40,

@@ -110,7 +110,7 @@ def test_kept_states_stand_for_the_frozen_layers(architecture: str, count: int) 
 
 
 def test_states_too_large_to_keep_are_computed_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(subject, "KEPT_STATES_BYTES", 0)
     model = deep()
     model.module.train()
     examples = tiny.context().encode("train", model)

@@ -8,25 +8,10 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from compress.compare import words
 from compress.compare.change import Comparison, SliceChange
 from compress.compare.gate import GateResult
 from compress.compare.slices import largest_change
-from compress.compare.words import (
-    SIGNS,
-    comparison_sentence,
-    confidence_text,
-    effect_text,
-    evidence,
-    figures,
-    gate_sentence,
-    interval_text,
-    judged_name,
-    judgement_text,
-    margin_text,
-    ordered,
-    side_text,
-    verdict_text,
-)
 from compress.fitted_table import Column, FittedTable
 
 _STYLES = {
@@ -44,43 +29,39 @@ _LEFT_OUT = "for lack of room only in --json and --format html"
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
-def _plain(words: str) -> str:
+def _plain(text: str) -> str:
     """Without control characters, with which a name in a report could write over the terminal."""
-    return _CONTROL.sub("\ufffd", words)
+    return _CONTROL.sub("\ufffd", text)
 
 
-def _text(words: str, style: str = "") -> Text:
-    return Text(_plain(words), style=style)
+def _text(text: str, style: str = "") -> Text:
+    return Text(_plain(text), style=style)
 
 
 def console_comparison(comparison: Comparison) -> RenderableType:
     """A line for each metric, the worst slice, notes, and the verdict."""
     parts: list[RenderableType] = [*_sides(comparison), _changes(comparison), *_below(comparison)]
-    return Group(*parts, _text(f"{comparison_sentence(comparison)}."))
+    return Group(*parts, _text(f"{words.comparison_sentence(comparison)}."))
 
 
 def console_gate(result: GateResult) -> RenderableType:
     """A line for each judgement, then notes and the verdict."""
     table = _table("Gate", "allowed")
     for judgement in result.judgements:
-        change = judgement.change
-        cells = [_MARKS[judgement.status], judged_name(judgement), judgement.target]
-        cells += figures(change) if change else [""] * 4
-        cells += [judgement.margin, verdict_text(change) if change else judgement.reason]
+        cells = [_MARKS[judgement.status], *words.judgement_cells(judgement)]
         table.add(*map(_plain, cells), style=_STYLES[judgement.status])
-    status = "failed" if result.failed else "warned" if result.having("warned") else "passed"
     open_questions = (*result.having("failed"), *result.having("warned"))
-    why = [_text(f"{_MARKS[judgement.status]} {judgement_text(judgement)}", style=_STYLES[judgement.status])
+    why = [_text(f"{_MARKS[judgement.status]} {words.judgement_text(judgement)}", style=_STYLES[judgement.status])
            for judgement in open_questions]  # fmt: skip
     return Group(
         *_sides(result.comparison), table, *_below(result.comparison), *why,
-        _text(f"{gate_sentence(result)}.", style=_STYLES[status]),
+        _text(f"{words.gate_sentence(result)}.", style=_STYLES[result.status]),
     )  # fmt: skip
 
 
 def _sides(comparison: Comparison) -> Iterator[Text]:
-    yield _text(f"baseline:  {side_text(comparison.baseline)}", style="dim")
-    yield _text(f"candidate: {side_text(comparison.candidate)}", style="dim")
+    yield _text(f"baseline:  {words.side_text(comparison.baseline)}", style="dim")
+    yield _text(f"candidate: {words.side_text(comparison.candidate)}", style="dim")
 
 
 def _table(title: str, margin: str) -> FittedTable:
@@ -90,9 +71,8 @@ def _table(title: str, margin: str) -> FittedTable:
 
 def _changes(comparison: Comparison) -> FittedTable:
     table = _table("Comparison", "matters from")
-    for change in ordered(comparison):
-        cells = [SIGNS[change.verdict], change.metric, change.target, *figures(change)]
-        cells += [margin_text(change), verdict_text(change)]
+    for change in words.ordered(comparison):
+        cells = [words.SIGNS[change.verdict], *words.change_cells(change)]
         table.add(*map(_plain, cells), style=_STYLES[change.verdict])
     return table
 
@@ -107,12 +87,12 @@ def _below(comparison: Comparison) -> Iterator[Text]:
     lost = sum(flip.now == "wrong" for flip in comparison.flips)
     if comparison.flips:
         yield _text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
-    yield from (_text(line, style="yellow") for line in evidence(comparison))
+    yield from (_text(line, style="yellow") for line in words.evidence(comparison))
 
 
 def _slice(what: str, part: SliceChange) -> Text:
     change = part.change
-    interval = interval_text(change)
-    text = f"{what}: {part.name} ({part.rows:,} rows), {effect_text(change)}"
-    known = f", {interval} at {confidence_text(change)}" if interval else ""
+    interval = words.interval_text(change)
+    text = f"{what}: {part.name} ({part.rows:,} rows), {words.effect_text(change)}"
+    known = f", {interval} at {words.confidence_text(change)}" if interval else ""
     return _text(f"{text}{known}: {change.verdict}", style=_STYLES[change.verdict])

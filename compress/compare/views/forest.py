@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from compress.charts.markup import element
-from compress.charts.scales import Scale, nice_ticks
+from compress.charts.plot import Scale, nice_ticks
 from compress.compare.change import Change
 from compress.compare.words import confidence_text, effect_text, interval_text, margin_text
 from compress.metrics import describe_metric, significant
 
 _FACTORS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _FURTHEST = math.log(1000.0)
-_ROW = 26.0
 _PAD = 0.06
 _CLOSEST = 0.13
 """Share of the width that two tick labels keep apart."""
@@ -52,35 +51,24 @@ def ticks(axis: Scale, relative: bool) -> list[tuple[float, str]]:
     return sorted(known)
 
 
-def axis_head(axis: Scale, relative: bool) -> str:
-    """The ticks and which way is worse, as the head of the column."""
-    words = [(_at(axis, loss), 30.0, "middle", "tick", label) for loss, label in ticks(axis, relative)]
-    words += [("0%", 12.0, "start", "way", "\u2190 better"), ("100%", 12.0, "end", "way", "worse \u2192")]
-    parts = [
-        element("text", {"x": x, "y": y, "text-anchor": anchor, "class": css_class}, label)
-        for x, y, anchor, css_class, label in words
-    ]
-    label = "change as a part of the baseline" if relative else "change in points"
-    return element("svg", {"class": "forest head", "role": "img", "aria-label": label}, *parts)
+class Row(NamedTuple):
+    """Where a change is drawn, in per cent of the width: what would not matter, ticks, its interval and itself."""
+
+    band: tuple[float, float]
+    ticks: list[tuple[float, str]]
+    span: tuple[float, float] | None
+    ends: list[float]
+    value: float
 
 
-def forest_row(change: Change, axis: Scale) -> str:
+def places(change: Change, axis: Scale) -> Row:
     """The change as a dot with its interval, over the band in which it would not matter."""
     value, low, high = _losses(change)
-    margin, middle = _on_axis(change, change.margin), _ROW / 2
-    width = f"{axis(margin) - axis(-margin):.2f}%"
-    parts = [element("rect", {"x": _at(axis, -margin), "y": 3.0, "width": width, "height": _ROW - 6, "class": "band"})]
-    for loss, _ in ticks(axis, change.scale == "relative"):
-        parts.append(_line(axis, loss, loss, 0.0, _ROW, "grid" if loss else "zero"))
-    if low < high:
-        parts.append(_line(axis, low, high, middle, middle, "span"))
-        inside = [end for end in (low, high) if axis.low <= end <= axis.high]
-        parts += [_line(axis, end, end, middle - 4, middle + 4, "span") for end in inside]
-    parts.append(element("circle", {"cx": _at(axis, value), "cy": middle, "r": 5.0, "class": "dot"}))
-    words = described(change)
-    css_class = f"forest {change.verdict.replace(chr(39), '').replace(' ', '-')}"
-    label = {"class": css_class, "role": "img", "aria-label": words}
-    return element("svg", label, *parts, element("title", None, words))
+    margin = _on_axis(change, change.margin)
+    grid = [(axis(loss), "grid" if loss else "zero") for loss, _ in ticks(axis, change.scale == "relative")]
+    ends = [axis(end) for end in (low, high) if low < high and axis.low <= end <= axis.high]
+    span = (axis(low), axis(high)) if low < high else None
+    return Row((axis(-margin), axis(margin) - axis(-margin)), grid, span, ends, axis(value))
 
 
 def described(change: Change) -> str:
@@ -107,11 +95,3 @@ def _on_axis(change: Change, effect: float) -> float:
     if change.scale == "absolute":
         return effect
     return max(-_FURTHEST, min(_FURTHEST, math.log1p(effect))) if effect > -1 else -_FURTHEST
-
-
-def _at(axis: Scale, loss: float) -> str:
-    return f"{axis(loss):.2f}%"
-
-
-def _line(axis: Scale, start: float, end: float, y1: float, y2: float, css_class: str) -> str:
-    return element("line", {"x1": _at(axis, start), "y1": y1, "x2": _at(axis, end), "y2": y2, "class": css_class})

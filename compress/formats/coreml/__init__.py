@@ -24,8 +24,6 @@ FORMAT = FormatSpec(
         Profile(Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")),
     ),
     taken_by={"ios": App("Core ML", "Core ML: iOS", ("swift",))},
-    find="compress.formats.coreml.model:find_package",
-    probed="compress.formats.coreml.probed:PROBED",
     tensors="compress.formats.coreml.read:read_tensors",
     tensors_suffix=".mlmodel",
     bundle="compress.formats.coreml.bundle:BUNDLE",

@@ -7,18 +7,11 @@ from pathlib import Path
 from compress.formats.bundled import Axis, BundledFormat, Interface
 from compress.formats.coreml.model import specification_of, weights_of
 from compress.formats.coreml.read import MilProgram, read_coreml
-from compress.installation import has_package
-from compress.runtimes.runtime import Session, TensorType
+from compress.runtimes.runtime import Session, TensorType, why_missing
 
 _FREE = "sequence_length"
 _IOS = {5: "15.0", 6: "15.0", 7: "16.0", 8: "17.0", 9: "18.0"}
 """The first that opens a version of the specification, by coremltools' table of deployment targets."""
-
-
-def _unread_reason() -> str | None:
-    """The package with the messages is not installed."""
-    installed = has_package("coremltools")
-    return None if installed else "coremltools is not installed (pip install 'compress[coreml]')"
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
@@ -55,7 +48,7 @@ BUNDLE = BundledFormat(
     library="coreml",
     examples="compress.formats.coreml",
     interface=_interface,
-    unread_reason=_unread_reason,
+    unread_reason=lambda: why_missing("coremltools", "coremltools", "coreml"),
     minimum_version=_minimum_version,
 )
 """Through the system's framework, on a Mac."""

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.errors import StageError
-from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
+from compress.architectures.vocabulary import word_table
+from compress.errors import StageError, first_line
+from compress.formats.coreml.model import CoreMlModel, package_of, specification_of, weights_of
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.tasks.forward import answers, tensors
@@ -74,12 +75,12 @@ def to_coreml(
             )
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError) as error:
             raise StageError(
-                f"The model cannot be converted for Core ML: {_reason(error)}",
+                f"The model cannot be converted for Core ML: {first_line(error)}",
                 expected="operators that coremltools knows",
                 mend="leave this target out, or export to another format",
             ) from error
         if precision == "int8":
-            made = _in_few_bits(coremltools, made, _words(model), table_bits)
+            made = _in_few_bits(coremltools, made, word_table(model.module), table_bits)
         return _packed(coremltools, made, model, [*sample, examples.answer]), apart
 
 
@@ -121,15 +122,6 @@ def _of_trace(traced: Any, examples: Examples) -> Answers:
     return answered
 
 
-def _words(model: TorchModel) -> nn.Embedding | None:
-    find = getattr(model.module, "get_input_embeddings", None)
-    try:
-        table = find() if find is not None else None
-    except NotImplementedError:
-        return None
-    return table if isinstance(table, nn.Embedding) else None
-
-
 def _in_few_bits(coremltools: Any, made: Any, words: nn.Embedding | None, table_bits: TableBits) -> Any:
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 
@@ -168,9 +160,4 @@ def _packed(coremltools: Any, made: Any, model: TorchModel, names: Sequence[str]
     for feature, name in zip([*told.input, *told.output], names, strict=True):
         coremltools.utils.rename_feature(specification, feature.name, name)
     specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-    return CoreMlModel(specification.SerializeToString(deterministic=True), weights, model.companions())
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return CoreMlModel(package_of(specification.SerializeToString(deterministic=True), weights), model.companions())

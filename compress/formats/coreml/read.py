@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
-from compress.errors import MissingExtraError, ModelError
+from compress.errors import MissingExtraError, broken
 from compress.formats.coreml.model import weights_of
 from compress.formats.silence import silence
 
@@ -66,9 +66,9 @@ def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file:
     try:
         model = Model_pb2.Model.FromString(specification)
     except DecodeError as error:
-        raise _broken(f"The specification cannot be read: {error}", where) from error
+        raise broken(f"The specification cannot be read: {error}", where, "coreml") from error
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
-        raise _broken("The specification holds no program.", where)
+        raise broken("The specification holds no program.", where, "coreml")
     function = model.mlProgram.functions["main"]
     operations = [one for block in function.block_specializations.values() for one in block.operations]
     lengths = {value.name: _lengths(value.type.tensorType) for one in operations for value in one.outputs}
@@ -135,7 +135,7 @@ class _Constants:
         dtype = _NUMPY.get(mil, mil.lower())
         if mil in _NUMPY and size != math.prod(shape) * np.dtype(dtype).itemsize:
             what = f"The constant {name!r} has {size} bytes, which {mil} {list(shape)} does not take."
-            raise _broken(what, self.where)
+            raise broken(what, self.where, "coreml")
         role = "constant" if dtype in _INDICES and not scales else role_of(dtype, shape, scales)
         half = {"packed": True, "decode": partial(_of_four_bits, shape)} if dtype == "int4" else {}
         return self.found.setdefault(offset, stored(name, dtype, shape, self.file, (start, size), role, **half))
@@ -146,7 +146,9 @@ class _Constants:
             mark, _, size, start = _BLOB.unpack_from(self.weights, offset)
             if mark == _MARK and start + size <= len(self.weights):
                 return start, size
-        raise _broken(f"The constant {name!r} is not whole in the {len(self.weights)} bytes of weights.", self.where)
+        raise broken(
+            f"The constant {name!r} is not whole in the {len(self.weights)} bytes of weights.", self.where, "coreml"
+        )
 
 
 def _of_four_bits(shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
@@ -162,11 +164,3 @@ def _immediate(value: Any) -> np.ndarray:
     if tensor.WhichOneof("value") == "bytes":
         return np.frombuffer(tensor.bytes.values, np.float16).astype(np.float32).reshape(shape)
     return np.asarray(tensor.floats.values, np.float32).reshape(shape)
-
-
-def _broken(what: str, where: Path) -> ModelError:
-    return ModelError(
-        what,
-        where=str(where),
-        mend="write it again with the stage coreml, or copy the folder again with all of its files",
-    )

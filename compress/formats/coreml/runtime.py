@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import sys
 from collections.abc import Mapping
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import ModelError, StageError
-from compress.formats.coreml.model import find_package, specification_of, weights_of
+from compress.errors import StageError, broken
+from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
+from compress.formats.model_file import file_of
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 _UNITS = "CPU_ONLY"
@@ -65,11 +65,9 @@ class CoreMlRuntime:
 
     def open(self, artifact: Path, target: Target, threads: int) -> CoreMlSession:
         """Open the one package of ``artifact``; Core ML decides by itself how many ``threads`` work."""
-        package = find_package(artifact)
+        check_target(self, target, threads)
+        package = file_of(artifact, CoreMlModel.kind)
         weights_of(specification_of(package))
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
         with silence("prints"):
             import coremltools
 
@@ -77,19 +75,13 @@ class CoreMlRuntime:
                 units = getattr(coremltools.ComputeUnit, target.provider)
                 return CoreMlSession(coremltools.models.MLModel(str(package), compute_units=units), str(package))
             except (RuntimeError, ValueError) as error:
-                raise ModelError(
-                    f"Core ML cannot open the package: {error}",
-                    where=str(package),
-                    mend="write it again with the stage coreml, or copy the folder again with all of its files",
-                ) from error
+                raise broken(f"Core ML cannot open the package: {error}", package, "coreml") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: it is no Mac, or the package is not installed."""
         if sys.platform != "darwin":
             return "Core ML runs on macOS only"
-        if importlib.util.find_spec("coremltools") is None:
-            return "coremltools is not installed (pip install 'compress[coreml]')"
-        return None
+        return why_missing("coremltools", "coremltools", "coreml")
 
     def build(self) -> str:
         """The package's version and the system's, which Core ML is part of."""

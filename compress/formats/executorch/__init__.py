@@ -33,7 +33,6 @@ FORMAT = FormatSpec(
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },
-    probed="compress.formats.executorch.probed:PROBED",
     tensors="compress.formats.executorch.read:read_tensors",
     parts="compress.formats.executorch.parts:open_parts",
     bundle="compress.formats.executorch.bundle:BUNDLE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from compress.errors import StageError
-from compress.formats.executorch.model import Axes, ExecuTorchModel, Interface, with_interface
-from compress.formats.executorch.quantize import EmbeddingBits, has_convolutions, quantize_dynamic, quantize_static
-from compress.formats.executorch.runtime import open_bytes, the_runtime
+from compress.errors import StageError, first_line
+from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
+from compress.formats.executorch.runtime import the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
+from compress.formats.runtimes import opened
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["fp32", "int8"]
+EmbeddingBits = Literal[4, 8]
+_GROUP = 32
+"""Weights that share a scale in a table of 4 bits."""
 ROWS = 8
 """Rows at once that a program has room for; its memory is laid out for as many when it is loaded."""
 _CALIBRATION_EXAMPLES = 128
@@ -71,18 +74,18 @@ def to_executorch(
     with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
-            if precision == "int8" and has_convolutions(module):
+            if precision == "int8" and _has_convolutions(module):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
-                module = quantize_static(graph, _calibration(examples, tuple(sample)))
+                module = _quantize_static(graph, _calibration(examples, tuple(sample)))
                 # A traced model's inputs have names of their own.
                 shapes = shapes["values"]
             elif precision == "int8":
-                quantize_dynamic(module, embedding_bits)
+                _quantize_dynamic(module, embedding_bits)
             traced = torch.export.export(module, values, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise StageError(f"The model cannot be traced for ExecuTorch: {_first_line(error)}") from error
+            raise StageError(f"The model cannot be traced for ExecuTorch: {first_line(error)}") from error
         program = _lowered(traced)
-    return Lowered(ExecuTorchModel(program, with_interface(model.companions(), interface)), module)
+    return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
 
 def _with_plain_attention(module: Any) -> torch.nn.Module:
@@ -126,6 +129,66 @@ def _calibration(examples: Examples, names: Sequence[str]) -> list[tuple[torch.T
     return [tuple(batch[name] for name in names) for batch in batches]
 
 
+def _has_convolutions(module: torch.nn.Module) -> bool:
+    """Whether 8 bits need ranges of inputs that were seen: XNNPACK has no convolution that finds them by itself."""
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
+    return any(isinstance(layer, kinds) for layer in module.modules())
+
+
+def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) -> None:
+    """Linear layers and embedding tables, in place.
+
+    Products have 8-bit weights, a scale a channel, and inputs rounded in each call, a scale a token. Tables have a
+    scale a row; the one with most rows has ``embedding_bits`` bits, where 4 have a scale for every 32 weights.
+    """
+    from torchao.quantization import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxWeightOnlyConfig,
+        MappingType,
+        quantize_,
+    )
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    tables = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    for table in tables:
+        # It only matters to training, and keeps the operator for quantized tables from being found.
+        table.padding_idx = None
+        few = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
+        config = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, "int4" if few else "int8"),
+            granularity=PerGroup(_GROUP) if few else PerAxis(0),
+        )
+        quantize_(module, config, _only(table))
+    products = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=MappingType.SYMMETRIC
+    )
+    quantize_(module, products)
+
+
+def _only(table: torch.nn.Module) -> Callable[[torch.nn.Module, str], bool]:
+    return lambda layer, name: layer is table
+
+
+def _quantize_static(
+    graph: torch.fx.GraphModule, calibration: Iterable[tuple[torch.Tensor, ...]]
+) -> torch.fx.GraphModule:
+    """Convolutions and products of a traced model, with ranges of what ``calibration`` leads to (PT2E)."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(graph, quantizer)
+    with torch.no_grad():
+        for inputs in calibration:
+            prepared(*inputs)
+    made: torch.fx.GraphModule = convert_pt2e(prepared)
+    return made
+
+
 def _lowered(traced: Any) -> bytes:
     from executorch.backends.xnnpack._passes.remove_noop_expand_copy_pass import RemoveNoopExpandCopyPass
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -142,7 +205,7 @@ def _lowered(traced: Any) -> bytes:
         edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
         made = edge.to_executorch(config)
     except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
-        raise _refused(traced, _first_line(error), str(error)) from error
+        raise _refused(traced, first_line(error), str(error)) from error
     operators = {
         f"{one.name}.{one.overload}" if one.overload else one.name
         for plan in made.executorch_program.execution_plan
@@ -181,17 +244,13 @@ def _module(node: Any) -> str:
     return f"{where} ({getattr(kind, '__name__', str(kind).rpartition('.')[2])})"
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def prove_lowered(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:
     """What to tell of a program, on padded batches and a single example. Raises `IntegrityError`.
 
     In fp32 it may differ from torch by ``tolerance``. In 8 bits an input that lies between two integers may be rounded
     either way, so that it may be as far again from torch over the same integers as these are from the float model.
     """
-    session = open_bytes(made.model, threads=1)
+    session = opened(made.model)
     integers = of_torch(_ByName(made, tuple(session.inputs), tuple(session.output_types)), examples)
     apart = measure(of_torch(model.module, examples), integers, examples)
     words, allowed = examples.answers_are, apart.worst + tolerance

@@ -1,15 +1,14 @@
-"""An ExecuTorch program with what belongs to it, as a folder. Importing this imports no executorch."""
+"""An ExecuTorch program as a folder. Importing this imports no executorch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
 
-from compress.checkpoints.model import only_file, read_companions, write_companions
-from compress.errors import ModelError
+from compress.errors import ModelError, not_whole
+from compress.formats.model_file import FileModel
 
 PTE_FILE = "model.pte"
 """optimum-executorch's name."""
@@ -28,34 +27,16 @@ class Interface:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ExecuTorchModel:
-    """``program`` is the `.pte` file; ``companions`` as `OnnxModel` has them, with the `Interface` in the config."""
+class ExecuTorchModel(FileModel):
+    """The `.pte` file; the config among its companions has its `Interface`."""
 
-    kind: ClassVar[str] = "executorch"
-    program: bytes = field(repr=False)
-    companions: Mapping[str, bytes] = field(repr=False)
+    kind = "executorch"
 
     @classmethod
-    def load(cls, directory: Path, task: object) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder without one program and its interface."""
-        program = find_pte(directory)
-        read_interface(program.parent)
-        return cls(program.read_bytes(), read_companions(directory, (program,)))
-
-    def save(self, directory: Path) -> None:
-        """Write every file into ``directory``."""
-        (directory / PTE_FILE).write_bytes(self.program)
-        write_companions(directory, self.companions)
-
-    def interface(self) -> Interface:
-        """See `Interface`. Raises `ModelError`."""
-        return _interface(self.companions[CONFIG], CONFIG)
-
-
-def find_pte(artifact: Path) -> Path:
-    """The only `.pte` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    return only_file(artifact, ".pte", "executorch")
+    def files_with(cls, file: Path) -> tuple[Path, ...]:
+        """See `FileModel.files_with`."""
+        read_interface(file.parent)
+        return (file,)
 
 
 def with_interface(companions: Mapping[str, bytes], interface: Interface) -> dict[str, bytes]:
@@ -69,24 +50,15 @@ def read_interface(folder: Path) -> Interface:
     """What the `config.json` beside a program tells. Raises `ModelError`."""
     config = folder / CONFIG
     if not config.is_file():
-        raise ModelError(
-            f"The program's {CONFIG} is missing, which names its inputs.",
-            where=str(folder),
-            expected=f"{CONFIG} beside it",
-            mend="copy the folder again with all of its files",
-        )
-    return _interface(config.read_bytes(), str(config))
-
-
-def _interface(content: bytes, where: str) -> Interface:
+        raise not_whole(f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it")
     try:
-        told = json.loads(content)[INTERFACE]
+        told = json.loads(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}
         return Interface(inputs, tuple(told["outputs"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             "The config does not name the program's inputs and outputs.",
-            where=where,
+            where=str(config),
             expected=f"an entry {INTERFACE} with inputs and outputs",
             mend="write the program again with the stage executorch",
         ) from error

@@ -1,14 +1,14 @@
-"""An ExecuTorch program taken apart at what its kernels give each other, and at the values within XNNPACK's parts.
+"""The values within an ExecuTorch program: what its kernels give each other, and those within XNNPACK's parts.
 
-What runs are the program's own kernels, constants and XNNPACK graphs, with more inputs and outputs, and with memory in
-which no value takes another's place.
+What runs are the program's own kernels, constants and XNNPACK graphs, with more outputs, and with memory in which no
+value takes another's place.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from compress.formats.executorch.model import read_interface
 from compress.formats.executorch.read import read_pte
 from compress.formats.executorch.runtime import METHOD, the_runtime
-from compress.formats.executorch.xnnpack_rewrite import XnnGraph, read_graph, write_graph
-from compress.formats.parts import Run, Step, Steps, Values, longest, padded
+from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
+from compress.formats.parts import FEW, Parts, Run, Step, Values, longest, padded
 from compress.formats.silence import silence
 from compress.targets import Target
 
@@ -32,18 +32,18 @@ _MOVED = frozenset(
     }
 )
 """Kernels and nodes that compute nothing."""
-_FEW = 16
 _BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
 _TABLES = {"embedding_2bit": 2, "embedding_4bit": 4}
 _ALIGNED = 64
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> ExecuTorchParts:
+def open_parts(file: Path, target: Target, length: int | None) -> Parts:
     """See `compress.formats.spec.FormatSpec`."""
-    return ExecuTorchParts(file)
+    program = _Program(file)
+    return Parts(program.steps(), program.outputs, program.whole, program.shaped)
 
 
-class ExecuTorchParts:
+class _Program:
     """One program, with its config beside it. Raises `ModelError` for one that is cut or broken."""
 
     def __init__(self, file: Path) -> None:
@@ -59,23 +59,17 @@ class ExecuTorchParts:
         self._graphs = {
             at: self._graph(one) for at, one in enumerate(self._plan.delegates) if one.id == "XnnpackBackend"
         }
-        self.steps = Steps(self._steps())
+        self.outputs = [_outer(place) for place in self._plan.outputs]
 
     def _graph(self, delegate: Any) -> XnnGraph:
         return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
-        """See `NamelessParts`."""
         taken: list[Values] = [{name: batch[name] for name in self._inputs} for batch in batches]
         length = longest(taken)
         return padded(taken, length) if length is not None else taken
 
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [_outer(place) for place in self._plan.outputs]
-
-    def _steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step]:
         """A program writes a value before it is read."""
         seen = set(self._plan.inputs)
         for step in _steps(self._plan):
@@ -92,10 +86,10 @@ class ExecuTorchParts:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
         kind = operator.rpartition("::")[2]
         stored = [self._plan.values[place].val for place in _tensors(self._plan, step.args) if self._stored(place)]
-        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= _FEW]
+        bits = [_BITS.get(one.scalar_type.name, 32) for one in stored if math.prod(one.sizes) >= FEW]
         for place in makes:
             computes = kind not in _MOVED and self._plan.values[place].val.scalar_type.name == "FLOAT"
-            yield Step(_outer(place), operator, reads, min([_TABLES.get(kind, 32), *bits]), computes)
+            yield Step(_outer(place), operator, _outer(place), reads, min([_TABLES.get(kind, 32), *bits]), computes)
 
     def _of_graph(self, step: Any, graph: XnnGraph) -> Iterator[Step]:
         names = self._names(step, graph)
@@ -103,7 +97,8 @@ class ExecuTorchParts:
             for value in node.makes:
                 bits = min(graph.bits(one) for one in (value, *node.reads))
                 computes = node.kind not in _MOVED and graph.is_float(value)
-                yield Step(names[value], node.kind, [names[one] for one in node.reads], bits, computes)
+                reads = [names[one] for one in node.reads]
+                yield Step(names[value], node.kind, names[value], reads, bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
         """Of a part's values: those that the program gives it, or is given, are the program's own."""
@@ -114,19 +109,17 @@ class ExecuTorchParts:
     def _stored(self, place: int) -> bool:
         return bool(self._plan.values[place].val.data_buffer_idx)
 
-    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
-        """See `NamelessParts`."""
+    def whole(self, values: Sequence[str]) -> Run:
         with silence("process"):
             from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
 
             program = copy.copy(self._file.program)
             program.backend_delegate_data = list(program.backend_delegate_data)
-            program.execution_plan = [self._changed(program, values, given)]
+            program.execution_plan = [self._changed(program, values)]
             made = PTEFile(program, self._file.mutable_data, self._file.named_data)
             content = bytes(serialize_pte_binary(made, extract_delegate_segments=True))
             loaded = the_runtime().load_program(content)
             method = loaded.load_method(METHOD)
-        order = (*self._inputs, *given)
 
         def run(batch: Values) -> Values:
             import torch
@@ -134,68 +127,43 @@ class ExecuTorchParts:
             # The program has the bytes that the method reads its weights from.
             assert loaded
             with silence("process"):
-                found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in order])
+                found = method.execute([torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self._inputs])
             return {name: found[at].numpy().copy() for at, name in enumerate(values)}
 
         return run
 
-    def _changed(self, program: Any, values: Sequence[str], given: Sequence[str]) -> Any:
-        """The plan with the inputs ``given`` behind its own, and ``values`` for outputs."""
+    def _changed(self, program: Any, values: Sequence[str]) -> Any:
+        """The plan with ``values`` for outputs, of ``program``, whose parts it changes so that they give them."""
+        from executorch.exir.schema import BackendDelegateInlineData
+
         plan = copy.deepcopy(self._plan)
-        led = {name: _add(plan, self._tensor(name)) for name in given}
-        places = {name: int(name.removeprefix("value_")) for name in values if name.startswith("value_")}
-        places |= {name: _add(plan, self._tensor(name)) for name in values if name not in places}
-        seen = set(plan.inputs)
+        places = {name: self._place(plan, name) for name in values}
         for step in _steps(plan):
-            inner = self._graphs.get(getattr(step, "delegate_index", -1))
-            if inner is not None:
-                self._widen(program, plan, step, inner, places, led, seen)
-            else:
-                before = {place: led[_outer(place)] for place in seen if _outer(place) in led}
-                seen.update(_tensors(plan, step.args))
-                step.args = [_reading(plan, place, before) for place in step.args]
-        plan.inputs = [*plan.inputs, *led.values()]
-        plan.outputs = [places[name] for name in values]
+            graph = self._graphs.get(getattr(step, "delegate_index", -1))
+            names = {} if graph is None else self._names(step, graph)
+            wanted = [value for value, name in names.items() if name in places and not name.startswith("value_")]
+            if graph is None or not wanted:
+                continue
+            # The runtime takes them by their external ids, which are given in this order.
+            step.args = [*step.args, *(places[names[value]] for value in wanted)]
+            at = plan.delegates[step.delegate_index].processed.index
+            program.backend_delegate_data[at] = BackendDelegateInlineData(data=graph.with_outputs(wanted))
+        plan.outputs = list(places.values())
         _lay_out(plan)
         return plan
 
-    def _widen(
-        self,
-        program: Any,
-        plan: Any,
-        step: Any,
-        graph: XnnGraph,
-        places: Mapping[str, int],
-        led: Mapping[str, int],
-        seen: set[int],
-    ) -> None:
-        """Give a part what it shall read, and take what it shall give."""
-        names = self._names(step, graph)
-        inputs, outputs = graph.externals
-        made = {value for node in graph.nodes for value in node.makes}
-        given = [value for value in graph.values if value in made and names[value] in led]
-        wanted = [value for value in graph.values if value not in outputs and value in made and names[value] in places]
-        args = [led.get(_outer(place), place) for place in step.args[: len(inputs)]]
-        args += step.args[len(inputs) :]
-        seen.update(step.args)
-        # The runtime takes them by their external ids, which are given in this order.
-        step.args = [*args, *(led[names[value]] for value in given), *(places[names[value]] for value in wanted)]
-        if given or wanted:
-            from executorch.exir.schema import BackendDelegateInlineData
+    def _place(self, plan: Any, name: str) -> int:
+        """Where the value is in ``plan``; one from within a part gets a place there."""
+        from executorch.exir.schema import EValue
 
-            changed = write_graph(graph.with_externals(wanted, given))
-            at = plan.delegates[step.delegate_index].processed.index
-            program.backend_delegate_data[at] = BackendDelegateInlineData(data=changed)
-
-    def _tensor(self, name: str) -> Any:
-        """A tensor of the program as another value of that name."""
         if name.startswith("value_"):
-            return copy.deepcopy(self._plan.values[int(name.removeprefix("value_"))].val)
+            return int(name.removeprefix("value_"))
         at, _, value = name.removeprefix("part_").partition(".")
         dims = [int(size) for size in self._graphs[int(at)].values[int(value)]["dims"]]
         made = copy.deepcopy(self._like)
         made.sizes, made.dim_order = dims, list(range(len(dims)))
-        return made
+        plan.values.append(EValue(val=made))
+        return len(plan.values) - 1
 
     @cached_property
     def _like(self) -> Any:
@@ -232,21 +200,6 @@ def _tensors(plan: Any, args: Sequence[int]) -> list[int]:
         elif hasattr(value, "scalar_type"):
             found.append(place)
     return list(dict.fromkeys(found))
-
-
-def _add(plan: Any, value: Any) -> int:
-    from executorch.exir.schema import EValue
-
-    plan.values.append(EValue(val=value))
-    return len(plan.values) - 1
-
-
-def _reading(plan: Any, place: int, led: Mapping[int, int]) -> int:
-    """What to read in place of a value, which may be a list of them."""
-    value = plan.values[place].val
-    if type(value).__name__ in ("TensorList", "OptionalTensorList") and any(one in led for one in value.items):
-        return _add(plan, type(value)(items=[led.get(one, one) for one in value.items]))
-    return led.get(place, place)
 
 
 def _lay_out(plan: Any) -> None:

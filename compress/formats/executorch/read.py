@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import Role, StoredTensor, stored
-from compress.errors import MissingExtraError, ModelError
-from compress.formats.executorch.xnnpack_graph import read_xnnpack
+from compress.checkpoints.stored_tensor import Role, StoredTensor, check_spans, stored
+from compress.errors import MissingExtraError, ModelError, broken, not_whole
+from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.silence import silence
 
 _HEADER = 40
@@ -23,20 +23,16 @@ _TABLES = {"embedding_2bit": 4, "embedding_4bit": 2, "embedding_byte": 1}
 """Operators that look rows of quantized tables up, and how many weights lie in a byte of theirs."""
 
 
-def check_whole(content: bytes, where: str) -> tuple[int, int]:
+def check_whole(content: bytes, where: Path) -> tuple[int, int]:
     """Bytes of the program itself, and where its segments begin. Raises `ModelError` for a file that was cut."""
     if content[4:6] != b"ET":
-        raise ModelError("The file is no ExecuTorch program.", where=where, expected="the letters ET at byte 4")
+        raise ModelError("The file is no ExecuTorch program.", where=str(where), expected="the letters ET at byte 4")
     if content[8:12] != b"eh00":
         return len(content), len(content)
     program, base, segments = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24, 32))
     end = max(program, base + segments)
     if len(content) < max(end, _HEADER):
-        raise ModelError(
-            f"The program ends at byte {len(content)} of {end}.",
-            where=where,
-            mend="copy the folder again with all of its files",
-        )
+        raise not_whole(f"The program ends at byte {len(content)} of {end}.", where)
     return program, base
 
 
@@ -47,7 +43,7 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     """Every constant of a program. Raises `ModelError` for a broken file, `MissingExtraError` without executorch."""
-    size, base = check_whole(content, str(where))
+    size, base = check_whole(content, where)
     try:
         with silence("process"):
             from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
@@ -56,27 +52,13 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     except ImportError as error:
         raise MissingExtraError("executorch", "executorch", "Looking into a .pte file") from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
-        raise _broken(where, error) from error
+        raise broken(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
     try:
         found = (*_own(program, base, where), *_delegated(program, base, content, where))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise _broken(where, error) from error
-    for one in found:
-        if one.start < 0 or one.start + one.bytes > len(content):
-            raise ModelError(
-                f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {len(content)}.",
-                where=str(where),
-                mend="copy the folder again with all of its files",
-            )
+        raise broken(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
+    check_spans(found, len(content), where)
     return found
-
-
-def _broken(where: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"The program cannot be read: {error or type(error).__name__}",
-        where=str(where),
-        mend="write it again with the stage executorch, or copy the folder again with all of its files",
-    )
 
 
 def _own(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
@@ -123,7 +105,7 @@ def _delegated(program: Any, base: int, content: bytes, file: Path) -> Iterator[
             if delegate.id != "XnnpackBackend":
                 continue
             start, size = _payload(program, delegate, base)
-            for constant in read_xnnpack(content[start : start + size]):
+            for constant in read_graph(content[start : start + size]).constants:
                 if constant.key in named and constant.key not in seen:
                     seen.add(constant.key)
                     span, dtype = named[constant.key], constant.dtype

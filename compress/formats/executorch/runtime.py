@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError, StageError
-from compress.formats.executorch.model import ExecuTorchModel, Interface, find_pte, read_interface
+from compress.errors import InputError, StageError, broken, not_whole
+from compress.formats.executorch.model import ExecuTorchModel, Interface, read_interface
+from compress.formats.executorch.read import check_whole
+from compress.formats.model_file import file_of
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 METHOD = "forward"
@@ -25,18 +26,17 @@ _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float
 class ExecuTorchSession:
     """A program's method. It takes as many rows at once as the program has room for, and more in turns."""
 
-    def __init__(self, program: Any, interface: Interface, where: str, threads: int) -> None:
+    def __init__(self, program: Any, interface: Interface, file: Path, threads: int) -> None:
         # It has the bytes that the method reads its weights from.
         self._program = program
         self._method = program.load_method(METHOD)
-        self._where = where
+        self._where = str(file)
         about = self._method.metadata
         if (about.num_inputs(), about.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
-            raise ModelError(
+            raise not_whole(
                 f"The program has {about.num_inputs()} inputs and {about.num_outputs()} outputs, "
                 f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
-                where=where,
-                mend="copy the folder again with all of its files",
+                file,
             )
         self._bounds = [tuple(about.input_tensor_meta(place).sizes()) for place in range(about.num_inputs())]
         self.inputs = tuple(interface.inputs)
@@ -112,26 +112,26 @@ class ExecuTorchRuntime:
 
     def open(self, artifact: Path, target: Target, threads: int) -> ExecuTorchSession:
         """Open the one program of ``artifact``, a folder or the file beside its config."""
-        program = find_pte(artifact)
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
-        return _opened(program.read_bytes(), read_interface(program.parent), str(program), threads)
+        check_target(self, target, threads)
+        file = file_of(artifact, ExecuTorchModel.kind)
+        program, interface = file.read_bytes(), read_interface(file.parent)
+        check_whole(program, file)
+        runtime = the_runtime()
+        _use_threads(threads)
+        with silence("process") as said:
+            try:
+                return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
+            except (RuntimeError, KeyError) as error:
+                what = f"ExecuTorch cannot open the program: {_reason(error, said())}"
+                raise broken(what, file, "executorch") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
-        if importlib.util.find_spec("executorch") is None:
-            return "executorch is not installed (pip install 'compress[executorch]')"
-        return None
+        return why_missing("executorch", "executorch", "executorch")
 
     def build(self) -> str:
         """The package's version."""
         return version("executorch")
-
-
-def open_bytes(model: ExecuTorchModel, threads: int) -> ExecuTorchSession:
-    """A program that lies in memory."""
-    return _opened(model.program, model.interface(), "the stage's program", threads)
 
 
 @functools.cache
@@ -143,25 +143,6 @@ def the_runtime() -> Any:
         import executorch.kernels.quantized  # isort: skip
 
         return executorch.runtime.Runtime.get()
-
-
-def _opened(program: bytes, interface: Interface, where: str, threads: int) -> ExecuTorchSession:
-    from compress.formats.executorch.read import check_whole
-
-    if threads < 1:
-        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-    check_whole(program, where)
-    runtime = the_runtime()
-    _use_threads(threads)
-    with silence("process") as said:
-        try:
-            return ExecuTorchSession(runtime.load_program(program), interface, where, threads)
-        except (RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"ExecuTorch cannot open the program: {_reason(error, said())}",
-                where=where,
-                mend="write it again with the stage executorch, or copy the folder again with all of its files",
-            ) from error
 
 
 def _use_threads(threads: int) -> None:

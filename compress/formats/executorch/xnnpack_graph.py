@@ -1,23 +1,30 @@
-"""Constants of one part of a program that XNNPACK runs, by the schema `fb_xnnpack` of ExecuTorch (`schema.fbs`).
+"""One part of a program that XNNPACK runs: what its values are, and the same part with more outputs.
 
-The package has that schema for its compiler only; the few fields that say what a constant is are read here.
+ExecuTorch's own `flatc` and schema read and write it (backends/xnnpack/serialization/schema.fbs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+NONE = 2**32 - 1
+"""The id of what a node does without."""
 _MAGIC = b"XH00"
+_INPUT, _OUTPUT = 1, 2
 _TYPES = {
-    1: "float32", 2: "float16", 3: "int8", 4: "uint8", 5: "int32", 6: "int8", 7: "int32", 8: "int4", 9: "int8",
-    10: "int4", 12: "int32", 15: "bfloat16",
+    "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int32": "int32", "qint32": "int32", "qcint32": "int32",
+    "qint8": "int8", "quint8": "uint8", "qcint8": "int8", "qdint8": "int8", "qpint8": "int8", "qcint4": "int4",
+    "qbint4": "int4",
 }  # fmt: skip
-"""`XNNDatatype`: the same for all channels, one scale a channel, or one a block."""
-_QUANTIZED = 2
-_SCALES_AT = {1: 8, 4: 12}
-"""`XNNQuantParams` that keep their scales among the constants (a scale a channel, one a block), and in which field."""
+"""`XNNDatatype`: quantized with one scale for all, one a channel or one a block, or in each call."""
+_BITS = {"int4": 4, "int8": 8, "uint8": 8, "float16": 16, "bfloat16": 16}
 
 
 @dataclass(frozen=True)
@@ -31,67 +38,121 @@ class XnnConstant:
     scale: bool = False
 
 
-def read_xnnpack(payload: bytes) -> Iterator[XnnConstant]:
-    """Weights, and the scales that belong to them. Raises `ValueError` for something else, and flatbuffers' errors."""
-    from flatbuffers import encode, packer
-    from flatbuffers.table import Table
+@dataclass(frozen=True)
+class XnnNode:
+    """``kind`` as the schema names it, without its `XNN`."""
+
+    kind: str
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class XnnGraph:
+    """``told`` is the graph as the schema has it; ``payload`` all bytes of the part."""
+
+    told: Mapping[str, Any]
+    payload: bytes
+
+    @property
+    def values(self) -> dict[int, Any]:
+        """Each value by its id."""
+        return {one["id_out"]: one for one in map(_tensor, self.told["xvalues"])}
+
+    @property
+    def nodes(self) -> Iterator[XnnNode]:
+        """In the order in which they run."""
+        for one in self.told["xnodes"]:
+            ids = {key: value for key, value in one["xnode_union"].items() if key.endswith("_id") and value != NONE}
+            makes = tuple(value for key, value in ids.items() if key.startswith("output"))
+            reads = tuple(value for key, value in ids.items() if not key.startswith("output"))
+            yield XnnNode(one["xnode_union_type"].removeprefix("XNN"), reads, makes)
+
+    @property
+    def constants(self) -> Iterator[XnnConstant]:
+        """Weights, and the scales that belong to them."""
+        keys = [one.get("named_key", "") for one in self.told["constant_data"]]
+        for place, value in enumerate(self.told["xvalues"]):
+            tensor, quantized = _tensor(value), value["xvalue_union"].get("quant_params", {})
+            if tensor["constant_buffer_idx"]:
+                key, shape = keys[tensor["constant_buffer_idx"]], tuple(tensor.get("dims", ()))
+                yield XnnConstant(key, f"{place}", _type(tensor), shape)
+                if scales := quantized.get("scale_buffer_idx"):
+                    yield XnnConstant(keys[scales], f"{place}.scale", "float32", (), scale=True)
+
+    @property
+    def externals(self) -> tuple[list[int], list[int]]:
+        """Inputs and outputs, in the order in which a program gives them."""
+        external = sorted((one["external_id"], name, one["flags"]) for name, one in self.values.items() if one["flags"])
+        return tuple([name for _, name, flags in external if flags == flag] for flag in (_INPUT, _OUTPUT))  # type: ignore[return-value]
+
+    def bits(self, value: int) -> int:
+        """Of a number of that value: 32 for floats."""
+        return _BITS.get(_type(self.values[value]), 32)
+
+    def is_float(self, value: int) -> bool:
+        """Whether it is made of floats, and no constant."""
+        one = self.values[value]
+        return _type(one) == "float32" and not one["constant_buffer_idx"]
+
+    def with_outputs(self, outputs: Sequence[int]) -> bytes:
+        """The bytes of a part that gives ``outputs`` too, behind what it gave; its constants are those that it had."""
+        told = copy.deepcopy(dict(self.told))
+        tensors = {one["id_out"]: one for one in map(_tensor, told["xvalues"])}
+        for value in outputs:
+            tensors[value].update(external_id=told["num_externs"], flags=_OUTPUT)
+            told["num_externs"] += 1
+            told["output_ids"].append(value)
+        return _written(told, self.payload)
+
+
+def _tensor(value: Mapping[str, Any]) -> Any:
+    held = value["xvalue_union"]
+    return held.get("tensor_value", held)
+
+
+def _type(tensor: Mapping[str, Any]) -> str:
+    return _TYPES.get(tensor["datatype"].removeprefix("xnn_datatype_"), "?")
+
+
+def read_graph(payload: bytes) -> XnnGraph:
+    """What the bytes of a part tell. Raises `ValueError` for something else."""
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
     if payload[4:8] != _MAGIC:
         raise ValueError("a part of XNNPACK has no header")
     start, size = (int.from_bytes(payload[at : at + 4], "little") for at in (10, 14))
-    content = payload[start : start + size]
-    graph = Table(content, encode.Get(packer.uoffset, content, 0))
-    constants = [_text(one, 8) for one in _tables(graph, 20)]
-    for place, value in enumerate(_tables(graph, 8)):
-        held = _table(value, 6)
-        tensor = _table(held, 4) if _number(value, 4, "uint8") == _QUANTIZED else held
-        index = _number(tensor, 10, "uint32")
-        if not index:
-            continue
-        yield XnnConstant(constants[index], f"{place}", _TYPES.get(_number(tensor, 4, "int16"), "?"), _shape(tensor))
-        kind = _number(held, 6, "uint8") if tensor is not held else 0
-        scales = _number(_table(held, 8), _SCALES_AT[kind], "uint32") if kind in _SCALES_AT else 0
-        if scales:
-            yield XnnConstant(constants[scales], f"{place}.scale", "float32", (), scale=True)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "graph.bin"
+        made.write_bytes(payload[start : start + size])
+        try:
+            _flatc_decompile(folder, _schema(folder), str(made), ["--raw-binary"])
+        except subprocess.CalledProcessError as error:
+            raise ValueError(f"a part of XNNPACK cannot be read: {error}") from error
+        return XnnGraph(json.loads(made.with_suffix(".json").read_text()), payload)
 
 
-def _tables(table: Any, field: int) -> Iterator[Any]:
-    from flatbuffers.table import Table
+def _written(told: Mapping[str, Any], payload: bytes) -> bytes:
+    """The graph ``told`` with the constants that lie in ``payload``."""
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize._flatbuffer import _flatc_compile
 
-    at = table.Offset(field)
-    if at:
-        first = table.Vector(at)
-        for index in range(table.VectorLen(at)):
-            yield Table(table.Bytes, table.Indirect(first + 4 * index))
-
-
-def _table(table: Any, field: int) -> Any:
-    from flatbuffers.table import Table
-
-    at = table.Offset(field)
-    if not at:
-        raise ValueError("a value of XNNPACK lacks its description")
-    return Table(table.Bytes, table.Indirect(at + table.Pos))
-
-
-def _number(table: Any, field: int, kind: str) -> int:
-    from flatbuffers import number_types
-
-    flags = {"uint8": number_types.Uint8Flags, "int16": number_types.Int16Flags, "uint32": number_types.Uint32Flags}
-    at = table.Offset(field)
-    return int(table.Get(flags[kind], at + table.Pos)) if at else 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "graph.json"
+        place.write_text(json.dumps(told))
+        _flatc_compile(folder, _schema(folder), str(place))
+        made = place.with_suffix(".bin").read_bytes()
+    before = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
+    constants = payload[before.constant_data_offset :][: before.constant_data_size]
+    start = before.flatbuffer_offset
+    end = -(-(start + len(made)) // 16) * 16
+    header = XNNHeader(start, len(made), end, before.constant_data_size).to_bytes()
+    return b"".join([header.ljust(start, b"\0"), made.ljust(end - start, b"\0"), constants])
 
 
-def _text(table: Any, field: int) -> str:
-    at = table.Offset(field)
-    return bytes(table.String(at + table.Pos)).decode() if at else ""
+def _schema(folder: str) -> str:
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
 
-
-def _shape(tensor: Any) -> tuple[int, ...]:
-    from flatbuffers import number_types
-
-    at = tensor.Offset(8)
-    if not at:
-        return ()
-    first = tensor.Vector(at)
-    return tuple(int(tensor.Get(number_types.Uint32Flags, first + 4 * index)) for index in range(tensor.VectorLen(at)))
+    place = Path(folder) / "schema.fbs"
+    place.write_bytes(_get_schema_bytes())
+    return str(place)

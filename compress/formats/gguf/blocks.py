@@ -14,7 +14,7 @@ import numpy as np
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
-    from compress.numerics.quantized_weight import QuantizedWeight
+    from compress.numerics.integer_grid import QuantizedWeight
 
 BLOCK = 32
 """Weights of a row that share a scale in every type used here."""

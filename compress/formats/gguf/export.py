@@ -27,7 +27,7 @@ from compress.formats.gguf.blocks import BLOCK, block_type, check_blocks, pack_b
 from compress.formats.gguf.tokenizer import add_tokenizer
 
 if TYPE_CHECKING:
-    from compress.numerics.quantized_weight import QuantizedWeight
+    from compress.numerics.integer_grid import QuantizedWeight
 
 _ALSO = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 FloatType = Literal["f16", "f32"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.checkpoints.tokenizer import load_tokenizer
+from compress.checkpoints.processor import load_tokenizer
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.read import read_gguf
 from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probing, Stored

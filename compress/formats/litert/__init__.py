@@ -29,7 +29,6 @@ FORMAT = FormatSpec(
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },
-    probed="compress.formats.litert.probed:PROBED",
     tensors="compress.formats.litert.read:read_tensors",
     parts="compress.formats.litert.parts:open_parts",
     bundle="compress.formats.litert.bundle:BUNDLE",

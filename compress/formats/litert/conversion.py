@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.errors import StageError
+from compress.architectures.vocabulary import word_table
+from compress.errors import StageError, first_line
 from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
 from compress.formats.silence import silence
@@ -42,7 +43,7 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
             content = _content(converter.convert())
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
             raise StageError(
-                f"The model cannot be converted for LiteRT: {_reason(error)}",
+                f"The model cannot be converted for LiteRT: {first_line(error)}",
                 expected="operators that litert-torch knows",
                 mend="leave this target out, or export to another format",
             ) from error
@@ -71,7 +72,7 @@ class _OneRow(nn.Module):
         Their ids are constants, so the converter would store what they give, in fp32, once for each length. A zero that
         comes from the input is added: what is stored is the table, once.
         """
-        words = getattr(self.module, "get_input_embeddings", lambda: None)() if self._reads_ids() else None
+        words = word_table(self.module) if self._reads_ids() else None
         tables = [one for one in self.module.modules() if isinstance(one, nn.Embedding) and one is not words]
         hooks = [table.register_forward_pre_hook(self._moved) for table in tables if self._reads_ids()]
         try:
@@ -121,16 +122,10 @@ def _quiet() -> Iterator[Any]:
             litert_torch.config.show_progress = shown
 
 
-def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def words_of(model: TorchModel) -> str | None:
     """The name of the parameter that is the table of words; None for a model that reads no ids."""
-    find = getattr(model.module, "get_input_embeddings", None)
-    table = find() if find is not None else None
-    if not isinstance(table, nn.Embedding):
+    table = word_table(model.module)
+    if table is None:
         return None
     name: str = next(name for name, value in model.module.named_parameters() if value is table.weight)
     return name

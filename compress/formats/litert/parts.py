@@ -1,9 +1,9 @@
-"""A LiteRT file taken apart at its values, which have numbers for names."""
+"""The values within a LiteRT file, which have numbers for names."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from compress.errors import InputError
 from compress.formats.litert.read import read_litert
-from compress.formats.parts import Run, Step, Steps, Values, padded
+from compress.formats.parts import FEW, Parts, Run, Step, Values, padded
 from compress.targets import Target
 
-_FEW = 16
-"""Elements below which a tensor holds scales or indices, and no weights."""
 _BITS = {"INT8": 8, "UINT8": 8, "INT16": 16, "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16}
 _MOVED = frozenset(
     {
@@ -26,12 +24,13 @@ _MOVED = frozenset(
 """Operators that compute nothing."""
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> LiteRtParts:
+def open_parts(file: Path, target: Target, length: int | None) -> Parts:
     """See `compress.formats.spec.FormatSpec`."""
-    return LiteRtParts(file, length)
+    graph = _Graph(file, length)
+    return Parts(graph.steps(), graph.outputs, graph.whole, graph.shaped)
 
 
-class LiteRtParts:
+class _Graph:
     """One graph of a file: that of the shortest signature which holds ``length`` tokens, or the only one."""
 
     def __init__(self, file: Path, length: int | None) -> None:
@@ -47,52 +46,35 @@ class LiteRtParts:
         self._graph = self._model.subgraphs[self._signature.subgraphIndex]
         self._names = [tensor.name.decode() for tensor in self._graph.tensors]
         self._places = {name: place for place, name in enumerate(self._names)}
-        self.steps = Steps(self._steps())
+        self.outputs = [self._names[one.tensorIndex] for one in self._signature.outputs]
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
-        """See `NamelessParts`."""
         length = _length(self._model, self._signature)
-        names = [_text(one.name) for one in self._signature.inputs]
+        names = [one.name.decode() for one in self._signature.inputs]
         taken: list[Values] = [{name: batch[name] for name in names} for batch in batches]
         return padded(taken, length) if length is not None else taken
 
-    def _steps(self) -> Iterator[Step]:
-        from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name
+    def steps(self) -> Iterator[Step]:
+        from ai_edge_litert.tools.flatbuffer_utils import opcode_to_name, type_to_name
 
         tensors = self._graph.tensors
         for operator in self._graph.operators:
             kind, reads = opcode_to_name(self._model, operator.opcodeIndex), [at for at in operator.inputs if at >= 0]
             for out in operator.outputs:
-                computes = kind not in _MOVED and _type(tensors[out]) == "FLOAT32"
+                computes = kind not in _MOVED and type_to_name(tensors[out].type) == "FLOAT32"
                 bits = min(_bits(tensors[at]) for at in (out, *reads))
-                yield Step(self._names[out], kind, [self._names[at] for at in reads], bits, computes)
+                name = self._names[out]
+                yield Step(name, kind, name, [self._names[at] for at in reads], bits, computes)
 
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [self._names[one.tensorIndex] for one in self._signature.outputs]
-
-    def run(self, values: Sequence[str], given: Sequence[str] = ()) -> Run:
-        """See `NamelessParts`: through a signature whose inputs are those of the file and what is given."""
+    def whole(self, values: Sequence[str]) -> Run:
+        """Through the signature, which gives ``values`` in place of its own outputs."""
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.schema_py_generated import TensorMapT
         from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
 
-        def named(name: str, place: int) -> Any:
-            one = TensorMapT()
-            one.name, one.tensorIndex = name, place
-            return one
-
         graph, signature, model = copy.copy(self._graph), copy.copy(self._signature), copy.copy(self._model)
-        places = {name: len(graph.tensors) + at for at, name in enumerate(given)}
-        empty = [_empty(graph.tensors[self._places[name]], f"{name}::given") for name in given]
-        graph.tensors = [*graph.tensors, *empty]
-        led = {self._places[name]: place for name, place in places.items()}
-        graph.operators = [_reading(operator, led) for operator in graph.operators]
-        fed = {**{_text(one.name): one.tensorIndex for one in signature.inputs}, **places}
-        signature.inputs = [named(name, place) for name, place in fed.items()]
-        signature.outputs = [named(f"out_{at}", self._places[name]) for at, name in enumerate(values)]
-        graph.inputs, graph.outputs = list(fed.values()), [self._places[name] for name in values]
+        graph.outputs = [self._places[name] for name in values]
+        signature.outputs = [TensorMapT(f"out_{at}", place) for at, place in enumerate(graph.outputs)]
         model.subgraphs = list(model.subgraphs)
         model.subgraphs[signature.subgraphIndex] = graph
         model.signatureDefs = [signature]
@@ -125,31 +107,8 @@ def _length(model: Any, signature: Any) -> int | None:
     return int(shapes[0][1]) if all(len(shape) == 2 for shape in shapes) else None
 
 
-def _type(tensor: Any) -> str:
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    names: dict[int, str] = {number: name for name, number in vars(TensorType).items()}
-    return names[tensor.type]
-
-
 def _bits(tensor: Any) -> int:
     """Of a number of it; 32 for scales and indices."""
-    return _BITS.get(_type(tensor), 32) if np.prod(tensor.shape or 1) >= _FEW else 32
+    from ai_edge_litert.tools.flatbuffer_utils import type_to_name
 
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _empty(tensor: Any, name: str) -> Any:
-    """A tensor like another, for values that come from outside."""
-    made = copy.copy(tensor)
-    made.name, made.buffer = name, 0
-    return made
-
-
-def _reading(operator: Any, places: Mapping[int, int]) -> Any:
-    """The operator, reading other tensors."""
-    made = copy.copy(operator)
-    made.inputs = [places.get(int(place), int(place)) for place in operator.inputs]
-    return made
+    return _BITS.get(type_to_name(tensor.type), 32) if np.prod(tensor.shape or 1) >= FEW else 32

@@ -1,11 +1,10 @@
-"""Tensors and signatures of a LiteRT file, by the schema that its own package carries (schema.fbs)."""
+"""Tensors of a LiteRT file, by the schema that its own package carries (schema.fbs)."""
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,8 @@ _IDENTIFIER = b"TFL3"
 _BITS = {"int4": 4, "uint4": 4, "int2": 2}
 
 
-@dataclass(frozen=True)
-class LiteRtFile:
-    """What a file holds: its stored tensors, and the names by which its graphs are called."""
-
-    tensors: tuple[StoredTensor, ...]
-    signatures: tuple[str, ...]
-
-
-def read_litert(content: Content, file: Path) -> LiteRtFile:
-    """The tensors and signatures in the ``content`` of a file.
+def read_litert(content: Content, file: Path) -> list[StoredTensor]:
+    """The tensors in the ``content`` of a file.
 
     Raises `ModelError` for one that isn't whole, or is another kind, or without the package that has the schema.
     """
@@ -42,11 +33,7 @@ def read_litert(content: Content, file: Path) -> LiteRtFile:
             mend="pip install 'compress[litert]'",
         ) from error
     try:
-        model = Model.GetRootAs(content, 0)
-        signatures = tuple(
-            model.SignatureDefs(index).SignatureKey().decode() for index in range(model.SignatureDefsLength())
-        )
-        return LiteRtFile(tuple(_named_apart(_tensors(model, content, file))), signatures)
+        return _named_apart(_tensors(Model.GetRootAs(content, 0), content, file))
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
@@ -57,7 +44,7 @@ def read_litert(content: Content, file: Path) -> LiteRtFile:
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """The tensors of a file."""
-    return list(read_litert(file.read_bytes(), file).tensors)
+    return read_litert(file.read_bytes(), file)
 
 
 def _named_apart(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError, ModelError, StageError
-from compress.formats.litert.model import LiteRtModel, find_litert
-from compress.formats.litert.read import read_litert
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.formats.litert.model import LiteRtModel
+from compress.formats.model_file import file_of
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 _MASK = "attention_mask"
@@ -124,45 +123,29 @@ class LiteRtRuntime:
 
     def open(self, artifact: Path, target: Target, threads: int) -> LiteRtSession:
         """See `Runtime.open`."""
-        file = find_litert(artifact)
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
-        read_litert(file.read_bytes(), file)
+        check_target(self, target, threads)
+        (file,) = LiteRtModel.files_with(file_of(artifact, LiteRtModel.kind))
+        from ai_edge_litert.interpreter import Interpreter
+
         try:
-            return _opened(str(file), threads, model_path=str(file))
+            interpreter = Interpreter(model_path=str(file), num_threads=threads)
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"LiteRT cannot open the file: {error}",
                 where=str(file),
                 mend="write it again with the stage litert, or copy it again",
             ) from error
+        if not interpreter.get_signature_list():
+            raise ModelError("The file names no signature.", where=str(file), mend="write it with the stage litert")
+        return LiteRtSession(interpreter, str(file), threads)
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
-        if importlib.util.find_spec("ai_edge_litert") is None:
-            return "ai-edge-litert is not installed (pip install 'compress[litert]')"
-        return None
+        return why_missing("ai_edge_litert", "ai-edge-litert", "litert")
 
     def build(self) -> str:
         """The package's version."""
         return version("ai-edge-litert")
-
-
-def open_bytes(model: LiteRtModel, threads: int) -> LiteRtSession:
-    """A model that lies in memory."""
-    return _opened("the stage's graph", threads, model_content=model.graph)
-
-
-def _opened(where: str, threads: int, **source: Any) -> LiteRtSession:
-    if threads < 1:
-        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(num_threads=threads, **source)
-    if not interpreter.get_signature_list():
-        raise ModelError("The file names no signature.", where=where, mend="write it with the stage litert")
-    return LiteRtSession(interpreter, where, threads)
 
 
 RUNTIME = LiteRtRuntime()

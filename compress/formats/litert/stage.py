@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.formats.litert.model import Blocks, LiteRtModel, Precision
+from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, TAKES_IMAGES, Capabilities
 
@@ -77,18 +77,19 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
         from compress.formats.litert.conversion import to_litert, words_of
         from compress.formats.litert.quantization import quantize_litert
-        from compress.formats.litert.runtime import open_bytes
         from compress.formats.prove import prove_shipped
+        from compress.formats.runtimes import opened
 
         examples = context.encode("train", model)
         lengths = self._lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
-        plain = LiteRtModel(to_litert(model, examples, lengths), model.companions())
+        content = to_litert(model, examples, lengths)
+        plain = LiteRtModel({LITERT_FILE: content}, model.companions())
         words = words_of(model) if lengths else None
         block = self._block(model.tensors()[words].shape[1], context) if words is not None else None
-        content = quantize_litert(plain.graph, self.precision, words, self.embedding_bits, block)
-        made = LiteRtModel(content, plain.companions)
-        shipped = open_bytes(made, threads=1)
-        first = shipped if self.precision == "fp32" else open_bytes(plain, threads=1)
+        content = quantize_litert(content, self.precision, words, self.embedding_bits, block)
+        made = LiteRtModel({LITERT_FILE: content}, plain.companions)
+        shipped = opened(made)
+        first = shipped if self.precision == "fp32" else opened(plain)
         context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, model, examples, self.tolerance)}")
         return made
 
@@ -102,7 +103,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     def _lengths(self, model: TorchModel, texts: Any, context: Context) -> tuple[int, ...]:
         """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
-        from compress.numerics.covering_lengths import covering_lengths
+        from compress.numerics.sampling import covering_lengths
 
         positions = getattr(model.module.config, "max_position_embeddings", context.max_length)
         longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))

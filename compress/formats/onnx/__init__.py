@@ -36,7 +36,7 @@ FORMAT = FormatSpec(
             runtime=f"{_RUNTIMES}.web:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
         ),
         "onnxruntime-web-node": RuntimeSpec(
-            runtime=f"{_RUNTIMES}.node:RUNTIME", provider="wasm", one_batch_at_a_time=True, gives_values=True
+            runtime=f"{_RUNTIMES}.web:IN_NODE", provider="wasm", one_batch_at_a_time=True, gives_values=True
         ),
         "onnxruntime-genai": RuntimeSpec(
             runtime=f"{_RUNTIMES}.genai:RUNTIME", provider="cpu", package="onnxruntime-genai", generates_only=True
@@ -57,5 +57,5 @@ FORMAT = FormatSpec(
     tensors="compress.formats.onnx.read:read_tensors",
     parts="compress.formats.onnx.parts:open_parts",
     bundle="compress.formats.onnx.bundle:BUNDLE",
-    check_writable="compress.formats.onnx.decoder.architecture:check_writable",
+    check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -62,13 +62,10 @@ def count_graph(graph: ir.Graph, shapes: Mapping[str, Tensor]) -> GraphCost:
     costs: dict[str, Cost | None] = {}
     stored: dict[str, int] = {}
     for node in graph:
-        name = str(node.name)
-        inputs = [None if value is None else _tensor(value, shapes) for value in node.inputs]
-        outputs = [_tensor(value, shapes) for value in node.outputs if value.name]
-        costs[name] = _count(node, inputs, outputs)
-        if costs[name] is not None:
-            call = Call(node, inputs, [tensor for tensor in outputs if tensor])
-            for value, tensor, size in zip(node.inputs, inputs, sizes_of_reads(call), strict=True):
+        call = _call(node, shapes)
+        cost = costs[str(node.name)] = None if call is None else _count(call)
+        if call is not None and cost is not None:
+            for value, tensor, size in zip(node.inputs, call.inputs, sizes_of_reads(call), strict=True):
                 if value is not None and tensor is not None and tensor.stored:
                     key = str(value.name)
                     stored[key] = min(tensor.bytes, stored.get(key, 0) + size)
@@ -87,16 +84,21 @@ def _tensor(value: ir.Value, shapes: Mapping[str, Tensor]) -> Tensor | None:
     return stored_tensor(value) or shapes.get(str(value.name))
 
 
-def _count(node: ir.Node, inputs: list[Tensor | None], outputs: list[Tensor | None]) -> Cost | None:
-    operator = OPERATORS.get((node.domain, node.op_type))
+def _call(node: ir.Node, shapes: Mapping[str, Tensor]) -> Call | None:
+    """The node with its tensors; None for an operator or a tensor that is not known."""
+    inputs = [None if value is None else _tensor(value, shapes) for value in node.inputs]
+    outputs = [_tensor(value, shapes) for value in node.outputs if value.name]
     present = [tensor for tensor in outputs if tensor is not None]
     unknown = any(value is not None and tensor is None for value, tensor in zip(node.inputs, inputs, strict=True))
-    if operator is None or unknown or len(present) != len(outputs):
+    if (node.domain, node.op_type) not in OPERATORS or unknown or len(present) != len(outputs):
         return None
-    call = Call(node, inputs, present)
-    operations = operator.operations(call)
+    return Call(node, inputs, present)
+
+
+def _count(call: Call) -> Cost | None:
+    operations = OPERATORS[call.node.domain, call.node.op_type].operations(call)
     if operations is None:
         return None
     reads = sizes_of_reads(call)
-    weights = sum(size for tensor, size in zip(inputs, reads, strict=True) if tensor is not None and tensor.stored)
+    weights = sum(size for tensor, size in zip(call.inputs, reads, strict=True) if tensor is not None and tensor.stored)
     return Cost(operations, weights, sum(reads) - weights, size_of_writes(call))

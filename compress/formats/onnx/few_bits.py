@@ -7,7 +7,7 @@ then left as it is (`compress.formats.onnx.decoder.expanded` has the reason).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class _Writer:
         done = []
         for table in [value for value in self._model.graph.initializers.values() if _is_matrix(value)]:
             readers = [use.node for use in table.uses()]
-            lookups = [node for node in readers if node.op_type == "Gather" and _axis(node) == 0]
+            lookups = [node for node in readers if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0]
             turned = [node for node in readers if _turns(node)]
             products = [use.node for node in turned for use in node.outputs[0].uses()]
             if not lookups or (only_tied and not products) or len(lookups) + len(turned) < len(readers):
@@ -91,7 +91,7 @@ class _Writer:
     def products(self) -> list[str]:
         """Matrices that something is multiplied with, and nothing else reads."""
         done: dict[str, None] = {}
-        for node in list(_nodes(self._model.graph)):
+        for node in list(ir.traversal.RecursiveGraphIterator(self._model.graph)):
             matrix = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
             if matrix is None or not _is_matrix(matrix):
                 continue
@@ -217,10 +217,6 @@ class _Writer:
         return node.outputs[0]
 
 
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    yield from ir.traversal.RecursiveGraphIterator(graph)
-
-
 def _is_matrix(value: ir.Value | None) -> bool:
     if value is None or not value.is_initializer() or value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return False
@@ -233,16 +229,8 @@ def _array(value: ir.Value) -> np.ndarray:
     return array
 
 
-def _axis(node: ir.Node) -> int:
-    found = node.attributes.get("axis")
-    return 0 if found is None else found.as_int()
-
-
 def _turns(node: ir.Node) -> bool:
-    if node.op_type != "Transpose":
-        return False
-    found = node.attributes.get("perm")
-    return found is None or list(found.as_ints()) == [1, 0]
+    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
 
 
 def _without_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:

@@ -9,9 +9,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from compress.errors import IntegrityError, StageError
-from compress.formats.onnx.int8.observe import open_session
-from compress.formats.onnx.parity import of_graph
-from compress.formats.prove import measure
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_of
+from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
 from compress.tasks.task import Examples
 
@@ -69,10 +68,8 @@ def prove_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examp
     On padded batches and a single example. Raises `IntegrityError` above ``tolerance``, `StageError` for a graph that
     does not open.
     """
-    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
-
     try:
-        exact, found = (of_graph(open_session(one), examples) for one in (graph, half))
+        exact, found = (of_session(session_of(one), examples) for one in (graph, half))
     except FAILURES as error:
         raise StageError(
             f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",

@@ -10,8 +10,8 @@ import numpy as np
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.processor import processor_of
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.probed import Encode, Probing, Stored, of_arrays
-from compress.tasks.task import Examples
+from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
+from compress.formats.runtimes import opened
 
 _RECORDINGS = 3
 
@@ -28,28 +28,14 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """What ONNX Runtime answers."""
     if model.others:
         return _of_first_word(model, encode)
-    return run_graph(model.graph.SerializeToString(), encode(processor_of(model)))
-
-
-def run_graph(graph: bytes, examples: Examples) -> np.ndarray:
-    """What ONNX Runtime answers with the graph of a file, in its own format or ONNX."""
-    import onnxruntime
-
-    from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
-    from compress.runtimes.decoder import feeder
-
-    name = "CPUExecutionProvider"
-    session = OnnxSession(onnxruntime.InferenceSession(graph, providers=[name]), Path("the stage's graph"), name, 0)
-    feed = feeder(session, "the stage's graph")
-    batch = examples.batch(range(len(examples)))
-    return examples.answers(session.predict(feed(batch)), batch)
+    return answers_of(opened(model), encode(processor_of(model)))
 
 
 def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Logits [recordings, vocabulary] of what follows the prompt in the first window of a few recordings."""
     from compress.checkpoints.processor import load_processor
     from compress.formats.onnx.speech.parity import teacher_forced
-    from compress.runtimes.speech_rules import read_rules
+    from compress.runtimes.transcriber import read_rules
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)

@@ -11,8 +11,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.stage.prediction import PlanContext, Prediction, predicted
-from compress.stage.shape import Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, Capabilities
 
@@ -119,13 +118,13 @@ class Export(Stage[TorchModel, OnnxModel]):
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+        from compress.formats.onnx.decoder import GraphSettings, export_proven
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
-        model = export_decoder(checkpoint, settings)
-        found = prove_decoder(model, checkpoint, _windows(checkpoint, context), self.tolerance, self.rounding_limit)
-        context.remark(f"export: {found}")
-        return model
+        windows = _windows(checkpoint, context)
+        written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
+        context.remark(f"export: {written.equality}; {written.attention}")
+        return written.model
 
     def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.formats.onnx.speech import export_whisper, prove_whisper
@@ -141,7 +140,7 @@ def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray],
     import numpy as np
 
     from compress.checkpoints.processor import load_processor
-    from compress.runtimes.speech_rules import read_rules
+    from compress.runtimes.transcriber import read_rules
 
     rows = context.data.split("train").slice(0, _SPEECH)
     processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
@@ -156,13 +155,15 @@ def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
 
-    from compress.checkpoints.tokenizer import load_tokenizer
+    from compress.checkpoints.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, 64)
     tokenizer = load_tokenizer(checkpoint.folder)
     examples = context.task.encode(rows, tokenizer, None, context.max_length)
     longest = np.argsort(-examples.lengths(), kind="stable")[:_WINDOWS]
-    length = min([_WINDOW_LENGTH, *(int(examples.lengths()[index]) for index in longest)])
+    # Recurrences go by chunks, and are proven past the first.
+    chunk = max(checkpoint.config.get(name) or 0 for name in ("chunk_size", "mamba_chunk_size"))
+    length = min([_WINDOW_LENGTH + chunk, *(int(examples.lengths()[index]) for index in longest)])
     if len(longest) < _WINDOWS or length < 4:
         raise DataError(
             "The training text is too short to prove the export on.",

@@ -19,7 +19,6 @@ FORMAT = FormatSpec(
     },
     targets=(Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
     taken_by={"desktop": None},
-    probed="compress.formats.openvino.probed:PROBED",
     tensors="compress.formats.openvino.read:read_tensors",
     parts="compress.formats.openvino.parts:open_parts",
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import StageError
-from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.openvino.model import IR_FILE, WEIGHTS_FILE, OpenVinoModel
 from compress.formats.silence import silence
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def to_openvino(
             if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
                 operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
         openvino.save_model(model, made, compress_to_fp16=precision == "fp16")
-        return OpenVinoModel(made.read_bytes(), made.with_suffix(".bin").read_bytes(), companions)
+        own = {name: (Path(folder) / name).read_bytes() for name in (IR_FILE, WEIGHTS_FILE)}
+        return OpenVinoModel(own, companions)
 
 
 def _tables_in_four_bits(model: Any) -> Any:

@@ -1,120 +1,65 @@
-"""OpenVINO's IR taken apart at its values, which have the names that they had in the ONNX graph it was made from."""
+"""The values within OpenVINO's IR, which have the names that they had in the ONNX graph it was made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.formats.openvino.runtime import compile_model, read_model
-from compress.formats.parts import Maker, Run, Step, Steps, Values
+from compress.formats.parts import FEW, Parts, Run, Step, Values
 from compress.targets import Target
 
-_FEW = 16
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
 _NO_OPERATORS = ("Constant", "Parameter", "Result")
 
 
-def open_parts(file: Path, target: Target, length: int | None) -> OpenVinoParts:
+def open_parts(file: Path, target: Target, length: int | None) -> Parts:
     """See `compress.formats.spec.FormatSpec`."""
-    return OpenVinoParts(file)
+    model = read_model(file)
+    return Parts(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
 
 
-class OpenVinoParts:
-    """The one IR of a folder, or the file."""
+def _run(model: Any, values: Sequence[str]) -> Run:
+    import openvino
 
-    def __init__(self, artifact: Path) -> None:
-        self._artifact = artifact
-        self._model = read_model(artifact)
-
-    @cached_property
-    def makers(self) -> Mapping[str, Maker]:
-        """See `Parts`."""
-        return {
-            name: Maker(operator.get_type_name(), operator.get_friendly_name())
-            for name, operator in _named(self._model).items()
-        }
-
-    @property
-    def outputs(self) -> Sequence[str]:
-        """See `Parts`."""
-        return [output.any_name for output in self._model.outputs]
-
-    def whole(self, values: Sequence[str]) -> Run:
-        """See `Parts`."""
-        import openvino
-
-        model = self._model.clone()
-        named = _named(model)
-        results = [openvino.opset13.result(_port(named[name], name)) for name in values]
-        return _run(openvino.Model(results, model.get_parameters()), values, {})
-
-    def apart(self, cuts: Mapping[str, np.ndarray], given: Sequence[str] | None = None) -> Run:
-        """See `Parts`."""
-        import openvino
-
-        given = list(cuts) if given is None else given
-        model = self._model.clone()
-        named = _named(model)
-        ports = {name: _port(named[name], name) for name in cuts}
-        parameters = {}
-        for name in given:
-            port = ports[name]
-            parameters[name] = openvino.opset13.parameter(port.get_partial_shape(), port.get_element_type())
-            for reader in port.get_target_inputs():
-                reader.replace_source_output(parameters[name].output(0))
-        results = [openvino.opset13.result(port) for port in ports.values()]
-        cut = openvino.Model(results, [*model.get_parameters(), *parameters.values()])
-        order = {name: len(model.get_parameters()) + place for place, name in enumerate(given)}
-        return _run(cut, list(cuts), order)
-
-    def bits(self, cuts: Sequence[str]) -> Mapping[str, int]:
-        """See `Parts`."""
-        named = _named(self._model)
-        steps = Steps(_step(one) for one in self._model.get_ordered_ops() if one.get_type_name() not in _NO_OPERATORS)
-        bits = steps.bits([named[name].get_friendly_name() for name in cuts])
-        return {name: bits[named[name].get_friendly_name()] for name in cuts}
-
-
-def _named(model: Any) -> dict[str, Any]:
-    """Value's name -> the operator that makes it."""
-    return {
-        name: operator
-        for operator in model.get_ordered_ops()
-        if operator.get_type_name() not in _NO_OPERATORS
-        for output in operator.outputs()
-        for name in output.get_names()
-    }
-
-
-def _port(operator: Any, name: str) -> Any:
-    return next(output for output in operator.outputs() if name in output.get_names())
-
-
-def _run(model: Any, values: Sequence[str], given: Mapping[str, int]) -> Run:
-    """``given``: the places, among the inputs, of values that have no input's name."""
-    request = compile_model(model).create_infer_request()
-    places = set(given.values())
-    inputs = {port.any_name: place for place, port in enumerate(model.inputs) if place not in places}
-    inputs |= given
-    kinds = [port.get_element_type().to_dtype() for port in model.inputs]
+    changed = model.clone()
+    ports = {name: port for port in _ports(changed) for name in port.get_names()}
+    results = [openvino.opset13.result(ports[name]) for name in values]
+    changed = openvino.Model(results, changed.get_parameters())
+    request = compile_model(changed).create_infer_request()
+    inputs = {port.any_name: port.get_element_type().to_dtype() for port in changed.inputs}
 
     def run(batch: Values) -> Values:
-        fed = {place: batch[name].astype(kinds[place], copy=False) for name, place in inputs.items()}
-        found = request.infer(fed)
+        found = request.infer({name: batch[name].astype(kind, copy=False) for name, kind in inputs.items()})
         return {name: np.array(found[place]) for place, name in enumerate(values)}
 
     return run
 
 
-def _step(operator: Any) -> Step:
-    """The fewest bits of what it reads, by the names of operators."""
-    before = [port.get_source_output().get_node() for port in operator.inputs()]
-    stored = [one for one in before if one.get_type_name() == "Constant" and np.prod(list(one.shape)) >= _FEW]
-    bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in stored]
-    name, kind = operator.get_friendly_name(), operator.get_type_name()
-    reads = [one.get_friendly_name() for one in before if one.get_type_name() != "Constant"]
-    return Step(name, kind, reads, min([8 if kind == "FakeQuantize" else 32, *bits]), computes=True)
+def _ports(model: Any) -> Iterator[Any]:
+    """The outputs of all operators, in their order."""
+    for operator in model.get_ordered_ops():
+        if operator.get_type_name() not in _NO_OPERATORS:
+            yield from operator.outputs()
+
+
+def _steps(model: Any) -> Iterator[Step]:
+    """Of each name of a value; one without has its operator's and its place there, which no name has."""
+    for port in _ports(model):
+        operator = port.get_node()
+        before = [one.get_source_output() for one in operator.inputs()]
+        stored = [one.get_node() for one in before if one.get_node().get_type_name() == "Constant"]
+        weights = [one for one in stored if np.prod(list(one.shape)) >= FEW]
+        kind, name = operator.get_type_name(), operator.get_friendly_name()
+        bits = [_BITS.get(one.get_element_type().get_type_name(), 32) for one in weights]
+        reads = [_name(one) for one in before if one.get_node().get_type_name() != "Constant"]
+        for value in port.get_names() or [_name(port)]:
+            yield Step(value, kind, name, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))
+
+
+def _name(port: Any) -> str:
+    names: set[str] = port.get_names()
+    return min(names) if names else f"{port.get_node().get_friendly_name()}\0{port.get_index()}"

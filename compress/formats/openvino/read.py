@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
+from compress.checkpoints.stored_tensor import StoredTensor, check_spans, role_of, stored
 from compress.errors import ModelError
 from compress.formats.openvino.model import weights_of
 
@@ -34,13 +34,7 @@ def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> t
         raise ModelError(
             f"The IR cannot be read: {error}", where=str(where), mend="write it again with the stage openvino"
         ) from error
-    for one in constants:
-        if one.start < 0 or one.bytes < 0 or one.start + one.bytes > size:
-            raise ModelError(
-                f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.",
-                where=str(where),
-                mend="copy the folder again with all of its files",
-            )
+    check_spans(constants, size, where)
     return constants
 
 

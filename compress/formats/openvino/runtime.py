@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError, StageError
-from compress.formats.openvino.model import OpenVinoModel, find_ir, weights_of
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.errors import ModelError, StageError, broken
+from compress.formats.model_file import file_of
+from compress.formats.openvino.model import OpenVinoModel, weights_of
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -65,38 +65,26 @@ class OpenVinoRuntime:
 
     def open(self, artifact: Path, target: Target, threads: int) -> OpenVinoSession:
         """Open the one IR of ``artifact``, a folder or the file; ``threads`` work within an operator."""
-        graph = find_ir(artifact)
-        weights_of(graph)
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        check_target(self, target, threads)
+        graph = file_of(artifact, OpenVinoModel.kind)
+        settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
         try:
-            return _compiled(_core().read_model(graph), str(graph), threads)
+            return OpenVinoSession(_core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
         except RuntimeError as error:
             raise _cannot_open(graph, error) from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
-        if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed (pip install 'compress[openvino]')"
-        return None
+        return why_missing("openvino", "openvino", "openvino")
 
     def build(self) -> str:
         """The package's version."""
         return version("openvino")
 
 
-def open_bytes(model: OpenVinoModel, threads: int) -> OpenVinoSession:
-    """A model that lies in memory."""
-    import openvino
-
-    weights = openvino.Tensor(np.frombuffer(model.weights, np.uint8))
-    return _compiled(_core().read_model(model.graph, weights), "the stage's graph", threads)
-
-
 def read_model(artifact: Path) -> openvino.Model:
     """The graph of the one IR of ``artifact``, a folder or the file. Raises `ModelError`."""
-    graph = find_ir(artifact)
+    graph = file_of(artifact, OpenVinoModel.kind)
     weights_of(graph)
     try:
         return _core().read_model(graph)
@@ -110,11 +98,7 @@ def compile_model(model: openvino.Model) -> openvino.CompiledModel:
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
-    return ModelError(
-        f"OpenVINO cannot open the IR: {_reason(error)}",
-        where=str(graph),
-        mend="write it again with the stage openvino, or copy the folder again with all of its files",
-    )
+    return broken(f"OpenVINO cannot open the IR: {_reason(error)}", graph, "openvino")
 
 
 @functools.cache
@@ -122,13 +106,6 @@ def _core() -> openvino.Core:
     import openvino
 
     return openvino.Core()
-
-
-def _compiled(model: Any, where: str, threads: int) -> OpenVinoSession:
-    if threads < 1:
-        raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
-    return OpenVinoSession(_core().compile_model(model, "CPU", settings), where, threads)
 
 
 def _reason(error: Exception) -> str:

@@ -45,15 +45,15 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """Export, convert and compare. Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers."""
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
-        from compress.formats.openvino.runtime import open_bytes
         from compress.formats.prove import prove_shipped
+        from compress.formats.runtimes import opened
 
         examples = context.encode("train", model)
         graph = export_onnx(model, examples, opset=None, fusions=False).graph
         made = to_openvino(graph, model.companions(), self.precision, self.embedding_bits)
         plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
-        shipped = open_bytes(made, threads=1)
-        first = shipped if plain is made else open_bytes(plain, threads=1)
+        shipped = opened(made)
+        first = shipped if plain is made else opened(plain)
         found = prove_shipped("OpenVINO", first, shipped, model, examples, self.tolerance)
         context.remark(f"openvino: {found}")
         return made

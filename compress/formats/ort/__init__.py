@@ -20,8 +20,7 @@ FORMAT = FormatSpec(
     runtimes={name: replace(ONNX.runtimes[name], on_devices=False) for name in _OPENED_BY},
     targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
-    probed="compress.formats.ort.probed:PROBED",
     tensors="compress.formats.ort.read:read_tensors",
-    parts="compress.formats.ort.parts:open_parts",
+    parts="compress.formats.onnx.parts:open_parts",
     bundle="compress.formats.ort.bundle:BUNDLE",
 )

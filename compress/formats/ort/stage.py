@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import OrtModel
+from compress.formats.ort.model import OPERATORS_FILE, OrtModel
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE
 
@@ -30,5 +30,6 @@ class Ort(Stage[OnnxModel, OrtModel]):
         from compress.formats.ort.write import to_ort
 
         made = to_ort(model)
-        context.remark(f"ort: {sum(line.count(',') + 1 for line in made.operators.splitlines())} operators")
+        listed = made.companions[OPERATORS_FILE].decode().splitlines()
+        context.remark(f"ort: {sum(line.count(',') + 1 for line in listed)} operators")
         return made

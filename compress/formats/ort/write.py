@@ -16,7 +16,7 @@ from typing import Any
 
 from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.model import ORT_FILE, OrtModel
+from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
 from compress.formats.ort.read import IDENTIFIER, ort_tools
 
 _LEFT_OUT = ["NchwcTransformer"]
@@ -36,7 +36,8 @@ def to_ort(model: OnnxModel) -> OrtModel:
         source, made = Path(folder) / "model.onnx", Path(folder) / ORT_FILE
         onnx.save_model(model.graph, source)
         convert(source, made)
-        return OrtModel(in_order(made.read_bytes()), operators_of(made), model.companions)
+        own = {ORT_FILE: in_order(made.read_bytes())}
+        return OrtModel(own, {OPERATORS_FILE: operators_of(made).encode(), **model.companions})
 
 
 def convert(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.formats.coreml.conversion import to_coreml
-from compress.formats.coreml.model import PACKAGE, CoreMlModel
+from compress.formats.coreml.model import PACKAGE, CoreMlModel, package_of
 from compress.formats.coreml.proof import prove_stored, stored_values
 from compress.formats.coreml.read import MilProgram, read_coreml
 from compress.formats.coreml.runtime import CoreMlSession
@@ -167,7 +167,7 @@ def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlMode
     damaged = bytearray(plain.weights)
     damaged[query.start + 3] ^= 0x40
     with pytest.raises(IntegrityError, match=QUERY):
-        prove_stored(CoreMlModel(plain.specification, bytes(damaged), plain.companions), tiny_encoder())
+        prove_stored(CoreMlModel(package_of(plain.specification, bytes(damaged)), plain.companions), tiny_encoder())
 
 
 def test_a_trace_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_what_is_not_whole_is_refused(plain: CoreMlModel, tmp_path: Path) -> Non
     weights.unlink()
     with pytest.raises(ModelError, match=r"lacks weight\.bin"):
         CoreMlModel.load(tmp_path, "text-classification")
-    with pytest.raises(ModelError, match=r"There are 0 \.mlpackage"):
+    with pytest.raises(ModelError, match=r"holds 0 \.mlpackage"):
         CoreMlModel.load(data, "text-classification")
 
 

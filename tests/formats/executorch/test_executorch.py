@@ -23,14 +23,12 @@ from compress.formats.executorch.read import read_pte
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
-from compress.formats.parts import NamelessParts
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
-from compress.inspect.departures import FormatComparison, compare_parts
+from compress.inspect.departures import FormatComparison, compare_parts, open_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
-from compress.inspect.open_parts import open_parts
 from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType
 from compress.tasks.task import Examples
@@ -105,7 +103,7 @@ def test_in_fp32_it_answers_as_torch_does_for_any_rows_and_lengths(
 def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lowered, Path]) -> None:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    read: Any = deserialize_pte_binary(small[1].model.program)
+    read: Any = deserialize_pte_binary(small[1].model.own[PTE_FILE])
     (plan,) = read.program.execution_plan
     calls = [type(one.instr_args).__name__ for chain in plan.chains for one in chain.instructions]
     kernels = [
@@ -258,7 +256,7 @@ def test_the_doctor_names_a_planted_fault_with_its_layer_and_nothing_in_a_health
 
 def departing(reference: Path, folder: Path) -> FormatComparison:
     parts, graph = open_parts(folder, TARGET), onnx.load(reference)
-    assert isinstance(parts, NamelessParts)
+    assert parts.shaped is not None
     batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
     known = match(parts, OnnxParts(graph), batches[0])
     found = compare_parts(graph, node_modules(reference), known, batches, SilentProgress())

@@ -10,7 +10,7 @@ from gguf.quants import dequantize
 
 from compress.errors import ModelError
 from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, row_bytes
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 
 def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows: int = 6) -> QuantizedWeight:

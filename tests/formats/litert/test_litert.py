@@ -60,7 +60,7 @@ def small(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in 8 bits, its table of words in 4."""
     folder = tmp_path_factory.mktemp("litert") / "int8"
     folder.mkdir()
-    LiteRtModel(quantize_litert(written.content, "int8", WORDS, 4, 32), {}).save(folder)
+    LiteRtModel({LITERT_FILE: quantize_litert(written.content, "int8", WORDS, 4, 32)}, {}).save(folder)
     return folder
 
 
@@ -112,7 +112,7 @@ def test_the_stage_tells_lengths_and_difference(written: Written) -> None:
 
 
 def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
-    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE).tensors}
+    found = {one.name: one for one in read_litert(written.content, written.folder / LITERT_FILE)}
     for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
         np.testing.assert_array_equal(found[name].values(written.content), written.model.tensors()[name].numpy())
     budget = budget_of(written.folder)
@@ -124,9 +124,9 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
 
 
 def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
-    tensors = read_litert(written.content, written.folder / LITERT_FILE).tensors
+    tensors = read_litert(written.content, written.folder / LITERT_FILE)
     assert any(np.isinf(one.values(written.content)).any() for one in tensors if "float" in one.dtype)
-    looked_into = dict(probed(LiteRtModel(written.content, {})).float_arrays())
+    looked_into = dict(probed(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
 
@@ -138,13 +138,13 @@ def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> Non
     assert np.abs(answers(small, inputs) - logits).max() > 1e-4
     eight = quantize_litert(written.content, "int8_weights", WORDS, None, 32)
     (folder := small.parent / "weights").mkdir()
-    LiteRtModel(eight, {}).save(folder)
+    LiteRtModel({LITERT_FILE: eight}, {}).save(folder)
     np.testing.assert_allclose(answers(folder, inputs), logits, atol=near / 2)
 
 
 def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(written: Written, small: Path) -> None:
     content = (small / LITERT_FILE).read_bytes()
-    found = {one.name: one for one in read_litert(content, small / LITERT_FILE).tensors}
+    found = {one.name: one for one in read_litert(content, small / LITERT_FILE)}
     table, rows = found[WORDS], written.model.tensors()[WORDS].numpy()
     assert (table.dtype, table.shape, table.bytes) == ("int4", rows.shape, rows.size // 2)
     packed = np.frombuffer(content, np.uint8, table.bytes, table.start)

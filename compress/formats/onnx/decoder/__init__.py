@@ -1,18 +1,9 @@
-"""Decoders as ONNX graphs, written from a checkpoint tensor by tensor for ONNX Runtime's own kernels."""
+"""Decoders as ONNX graphs: transformers' own modules traced once, and a checkpoint's weights put in one by one."""
 
 from __future__ import annotations
 
-from compress.formats.onnx.decoder.architecture import SUPPORTED, DecoderArchitecture, read_architecture
-from compress.formats.onnx.decoder.folder import export_decoder
-from compress.formats.onnx.decoder.graph import GraphSettings
+from compress.formats.onnx.decoder.fill import GraphSettings
+from compress.formats.onnx.decoder.folder import export_decoder, export_proven
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
 
-__all__ = [
-    "SUPPORTED",
-    "DecoderArchitecture",
-    "Equality",
-    "GraphSettings",
-    "export_decoder",
-    "prove_decoder",
-    "read_architecture",
-]
+__all__ = ["Equality", "GraphSettings", "export_decoder", "export_proven", "prove_decoder"]

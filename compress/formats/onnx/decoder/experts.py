@@ -6,45 +6,38 @@ matrix is a product of its own, as in the dense layers, so that every expert has
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.decoder.nodes import Nodes
 
-FeedForward = Callable[[str, ir.Value], ir.Value]
-"""Given an expert's scope and rows [n, hidden], what it makes of them."""
+
+class Sent(NamedTuple):
+    """``rows`` [n, hidden] that an expert is sent, the ``tokens`` [n, 1] that they are, and their ``shares`` [n, 1]."""
+
+    rows: ir.Value
+    tokens: ir.Value
+    shares: ir.Value
+    name: str
 
 
-def mix_experts(
-    nodes: Nodes, scope: str, logits: ir.Value, rows: ir.Value, count: int, per_token: int, expert: FeedForward
-) -> ir.Value:
-    """[tokens, hidden] of ``rows`` [tokens, hidden]: the sum of what the ``per_token`` likeliest experts give.
+def send(nodes: Nodes, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value) -> Sent:
+    """What the expert ``number`` is sent of ``rows`` [tokens, hidden], by what the router chose, [tokens, k]."""
+    sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
+    places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
+    tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
+    given = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
+    share = nodes.op("Unsqueeze", name, [nodes.op("GatherND", f"{name}.share", [shares, places]), nodes.integers(-1)])
+    return Sent(given, tokens, share, name)
 
-    They are weighted by the softmax of the router's ``logits`` [tokens, count], made to sum to 1 over those chosen.
-    """
-    likelihoods = nodes.op("Softmax", f"{scope}.gate", [logits], axis=-1)
-    likeliest, chosen = nodes.several("TopK", f"{scope}.gate", [likelihoods, nodes.integers(per_token)], 2, axis=-1)
-    whole = nodes.op("ReduceSum", f"{scope}.gate", [likeliest, nodes.integers(-1)], keepdims=1)
-    shares = nodes.op("Div", f"{scope}.gate", [likeliest, whole])
-    found = [_one(nodes, f"{scope}.experts.{number}", number, rows, chosen, shares, expert) for number in range(count)]
-    tokens, parts = (nodes.op("Concat", f"{scope}.{name}", values, axis=0) for name, values in _named(found))
+
+def take_in(nodes: Nodes, scope: str, rows: ir.Value, found: Sequence[tuple[Sent, ir.Value]]) -> ir.Value:
+    """[tokens, hidden]: the sum of what the experts that each token was sent to made of it, weighted by its shares."""
+    parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in found]
+    all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in found], axis=0)
+    all_parts = nodes.op("Concat", f"{scope}.parts", parts, axis=0)
     nothing = nodes.op("ConstantOfShape", scope, [nodes.op("Shape", f"{scope}.experts", [rows])])
-    return nodes.op("ScatterND", f"{scope}.experts", [nothing, tokens, parts], reduction="add")
-
-
-def _one(
-    nodes: Nodes, scope: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value, expert: FeedForward
-) -> tuple[ir.Value, ir.Value]:
-    """The tokens [n, 1] that an expert is sent, and its part of their results, [n, hidden]."""
-    sent = nodes.op("Equal", scope, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
-    places = nodes.op("Transpose", scope, [nodes.op("NonZero", scope, [sent])], perm=[1, 0])
-    tokens = nodes.op("Slice", scope, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
-    given = nodes.op("GatherND", f"{scope}.rows", [rows, tokens])
-    share = nodes.op("Unsqueeze", scope, [nodes.op("GatherND", f"{scope}.share", [shares, places]), nodes.integers(-1)])
-    return tokens, nodes.op("Mul", scope, [expert(scope, given), share])
-
-
-def _named(found: list[tuple[ir.Value, ir.Value]]) -> list[tuple[str, list[ir.Value]]]:
-    return [("tokens", [tokens for tokens, _ in found]), ("parts", [part for _, part in found])]
+    return nodes.op("ScatterND", f"{scope}.experts", [nothing, all_tokens, all_parts], reduction="add")

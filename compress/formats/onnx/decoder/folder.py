@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import INDEX
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import compact
-from compress.formats.onnx.decoder.architecture import DecoderArchitecture, read_architecture
-from compress.formats.onnx.decoder.graph import GraphSettings, write_graph
+from compress.errors import IntegrityError
+from compress.formats.onnx.decoder.fill import GraphSettings, write_graph
+from compress.formats.onnx.decoder.parity import Equality, prove_decoder
+from compress.formats.onnx.decoder.sections import NotRepeatableError
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
+from compress.formats.onnx.decoder.trace import Trace, trace_decoder
 from compress.formats.onnx.model import EXTERNAL_DATA_FROM_BYTES, FLOAT_GRAPH, GENAI_CONFIG, GRAPH_FOLDER, OnnxModel
 
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -25,14 +31,14 @@ _LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
 _GENERATION = "generation_config.json"
 
 
-def companions(
-    checkpoint: Checkpoint, architecture: DecoderArchitecture, file_name: str, external_data: bool
-) -> dict[str, bytes]:
+def companions(checkpoint: Checkpoint, trace: Trace, file_name: str, external_data: bool) -> dict[str, bytes]:
     """Name -> content of every file but the graph. ``external_data``: whether its weights lie beside it."""
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
     files = {path.name: compact(path) for path in names}
     files["config.json"] = _json(_config(checkpoint, file_name, external_data))
-    files[GENAI_CONFIG] = _json(_genai_config(checkpoint, architecture, file_name))
+    sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
+    if len(sizes) == 1 and not trace.keeps_states:
+        files[GENAI_CONFIG] = _json(_genai_config(checkpoint, trace, file_name))
     return files
 
 
@@ -44,13 +50,13 @@ def _config(checkpoint: Checkpoint, file_name: str, external_data: bool) -> Mapp
     return config
 
 
-def _genai_config(checkpoint: Checkpoint, of: DecoderArchitecture, file_name: str) -> Mapping[str, Any]:
-    tokens = _special_tokens(checkpoint)
+def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mapping[str, Any]:
+    tokens, config, call = _special_tokens(checkpoint), trace.model.config, trace.calls[0]
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": f"{GRAPH_FOLDER}/{file_name}",
-        "head_size": of.head_size,
-        "hidden_size": of.hidden,
+        "head_size": call.size,
+        "hidden_size": config.hidden_size,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
@@ -62,18 +68,18 @@ def _genai_config(checkpoint: Checkpoint, of: DecoderArchitecture, file_name: st
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
         },
-        "num_attention_heads": of.heads,
-        "num_hidden_layers": of.layers,
-        "num_key_value_heads": of.key_value_heads,
+        "num_attention_heads": call.heads,
+        "num_hidden_layers": len(trace.blocks),
+        "num_key_value_heads": call.key_value_heads,
     }
     model = {
-        "type": of.config.model_type,
-        "context_length": of.positions,
-        "vocab_size": of.vocabulary,
+        "type": config.model_type,
+        "context_length": config.max_position_embeddings,
+        "vocab_size": config.vocab_size,
         "decoder": decoder,
         **tokens,
     }
-    return {"model": model, "search": _search(checkpoint, of)}
+    return {"model": model, "search": _search(checkpoint, config.max_position_embeddings)}
 
 
 def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -86,11 +92,11 @@ def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _search(checkpoint: Checkpoint, of: DecoderArchitecture) -> dict[str, Any]:
+def _search(checkpoint: Checkpoint, positions: int) -> dict[str, Any]:
     said = _generation(checkpoint.folder)
     defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
     chosen = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}
-    return {"max_length": of.positions, "past_present_share_buffer": True, **chosen}
+    return {"max_length": positions, "past_present_share_buffer": True, **chosen}
 
 
 def _generation(folder: Path) -> dict[str, Any]:
@@ -106,14 +112,55 @@ FEW_BITS_GRAPH = "model_q4.onnx"
 """What transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
 
 
+@dataclass(frozen=True)
+class Proven:
+    """A decoder with its proof; ``unfused``: why its attention is not one operator, or nothing."""
+
+    model: OnnxModel
+    equality: Equality
+    unfused: str
+
+    @property
+    def attention(self) -> str:
+        """How it is computed, in words."""
+        return f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
+
+
+def export_proven(
+    checkpoint: Checkpoint, settings: GraphSettings, windows: np.ndarray, tolerance: float, rounding_limit: float
+) -> Proven:
+    """The decoder of a checkpoint, proven on ``windows`` by `prove_decoder`.
+
+    Where the graph with attention in one operator is wrong, the model's own attention is traced instead. Raises
+    `ModelError` for what cannot be written, and `IntegrityError` where the plain graph is wrong too.
+    """
+    model, unfused = _export(checkpoint, settings)
+    try:
+        return Proven(model, prove_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
+    except IntegrityError as error:
+        if unfused:
+            raise
+        model, _ = _export(checkpoint, settings, fused=False)
+        equality = prove_decoder(model, checkpoint, windows, tolerance, rounding_limit)
+        return Proven(model, equality, error.what)
+
+
 def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
     """The decoder of a float or quantized checkpoint, proven by nothing yet: `prove_decoder` does that.
 
-    Raises `ModelError` for an architecture or a weight that cannot be written.
+    Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
-    architecture = read_architecture(checkpoint)
-    graph = write_graph(checkpoint, architecture, settings or GraphSettings())
+    return _export(checkpoint, settings or GraphSettings())[0]
+
+
+def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
+    trace = trace_decoder(checkpoint, fused)
+    try:
+        graph = write_graph(checkpoint, trace, settings)
+    except NotRepeatableError:
+        trace = trace_decoder(checkpoint, fused, whole=True)
+        graph = write_graph(checkpoint, trace, settings)
     quantized = any(INTEGERS in one.name for one in graph.graph.initializer)
     file_name = FEW_BITS_GRAPH if quantized else FLOAT_GRAPH
     external = graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES
-    return OnnxModel(graph, file_name, companions(checkpoint, architecture, file_name, external))
+    return OnnxModel(graph, file_name, companions(checkpoint, trace, file_name, external)), trace.unfused

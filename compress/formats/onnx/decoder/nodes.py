@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir._cloner import Cloner
 
 MICROSOFT = "com.microsoft"
 OPSET = 21
@@ -15,7 +16,7 @@ _PRODUCER = "compress"
 
 
 class Nodes:
-    """A graph in the making. Every value is called after the module that makes it, as exporters do."""
+    """A graph in the making. Every value is called after the module that makes it, as exporters do, and numbered."""
 
     def __init__(self) -> None:
         self._tape = ir.tape.Tape()
@@ -64,23 +65,41 @@ class Nodes:
         **attributes: Any,
     ) -> Sequence[ir.Value]:
         """A node with several outputs, of which those at the places ``unused`` are left out."""
-        path = f"/{name.replace('.', '/')}/{kind}"
-        if path in self._names:
-            raise ValueError(f"two nodes are called {path}")
+        path, again = self._path(name, kind), 0
+        while path in self._names:
+            again += 1
+            path = self._path(f"{name}.{again}", kind)
         self._names.add(path)
         names = ["" if index in unused else f"{path}/output_{index}" for index in range(outputs)]
         values = [ir.Value(name=name) for name in names]
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 
-    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
-        """What ``write`` adds, as the branch of an `If`; its constants are the whole graph's. It gives the outputs."""
+    def copy(
+        self, node: ir.Node, name: str, inputs: Sequence[ir.Value | None], values: dict[ir.Value, ir.Value]
+    ) -> Sequence[ir.Value]:
+        """A node of another graph with other inputs; ``values`` of this graph stand for those that it knows."""
+        cloner = Cloner(attr_map={}, value_map=dict(values), metadata_props={}, allow_outer_scope_values=True)
+        attributes = {key: cloner.clone_attr(key, attribute) for key, attribute in node.attributes.items()}
+        return self.several(node.op_type, name, inputs, len(node.outputs), node.domain, **attributes)
+
+    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]], inputs: Sequence[ir.Value] = ()) -> ir.Graph:
+        """What ``write`` adds, as a graph within a node; its constants are the whole graph's. It gives the outputs."""
         outer, self._tape = self._tape, ir.tape.Tape()
         try:
             outputs = write()
-            return ir.Graph([], outputs, nodes=self._tape.nodes, name=name)
+            return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=name)
         finally:
             self._tape = outer
+
+    @staticmethod
+    def _path(name: str, kind: str) -> str:
+        return f"/{name.replace('.', '/')}/{kind}"
+
+    @property
+    def outputs(self) -> Sequence[ir.Value]:
+        """Those made so far."""
+        return self._outputs
 
     def model(self, name: str, metadata: dict[str, str] | None = None) -> ir.Model:
         """The finished graph."""

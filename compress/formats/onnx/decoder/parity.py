@@ -18,6 +18,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.prove import distance
+from compress.runtimes.decoder import present_of
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 
@@ -140,7 +141,11 @@ class _Session:
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """[rows, length, vocabulary] of texts from their beginning."""
         past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past")]
-        shapes = {entry.name: (len(ids), entry.shape[1], 0, entry.shape[3]) for entry in past}
+        # Rows in the first place; any other free axis is the length of what is kept, of which there is nothing yet.
+        shapes = {
+            entry.name: (len(ids), *(axis if isinstance(axis, int) else 0 for axis in entry.shape[1:]))
+            for entry in past
+        }
         self._cache = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self._mask = np.ones_like(ids) if mask is None else mask
         return self._run(ids)
@@ -151,7 +156,7 @@ class _Session:
         return self._run(ids)
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
-        names = ["logits", *(name.replace("past_key_values", "present") for name in self._cache)]
+        names = ["logits", *(present_of(name) for name in self._cache)]
         found = self._session.run(names, {"input_ids": ids, "attention_mask": self._mask, **self._cache})
         self._cache = dict(zip(self._cache, found[1:], strict=True))
         logits: np.ndarray = found[0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.errors import ModelError
 from compress.formats.onnx.decoder.bit_planes import KERNEL_BITS
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 INTEGERS = ".weight_Q"
 """Stands before the bits in the name of what holds a weight's integers."""

@@ -43,18 +43,20 @@ class Weights:
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds that tensor."""
-        return name in self._checkpoint.files
+        return self._checkpoint.holds(name)
 
     def vector(self, name: str) -> ir.Value:
         """A stored tensor in float32, such as a norm's scale."""
         return self._nodes.constant(name, self._checkpoint.stored(name).float().numpy())
 
-    def project(self, scope: str, leaves: Sequence[str], value: ir.Value) -> Sequence[ir.Value]:
+    def project(
+        self, scope: str, leaves: Sequence[str], value: ir.Value, transposed: bool = False
+    ) -> Sequence[ir.Value]:
         """The products of ``value`` with the layers ``leaves`` of ``scope``: one value where they make one matrix.
 
-        Otherwise one value for each layer.
+        Otherwise one value for each layer. ``transposed``: matrices are stored [in, out], as GPT-2's are.
         """
-        modules = [f"{scope}.{leaf}" for leaf in leaves]
+        modules = [f"{scope}.{leaf}" if scope else leaf for leaf in leaves]
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
         joined = f"{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
         name = f"{scope}.{joined if len(leaves) > 1 else leaves[0]}"
@@ -64,11 +66,12 @@ class Weights:
             return [self._adapted(name, modules, [weight.rows for weight in stored], value, product)]
         if not stored:
             matrices = [self._checkpoint.weight(module).numpy() for module in modules]
+            matrices = [matrix.T for matrix in matrices] if transposed else matrices
             matrix = self._nodes.constant(f"{name}.weight", np.concatenate(matrices).T)
             product, bias = self._nodes.op("MatMul", name, [value, matrix]), self._bias(name, modules)
             product = product if bias is None else self._nodes.op("Add", name, [product, bias])
             return [self._adapted(name, modules, [len(part) for part in matrices], value, product)]
-        return [product for leaf in leaves for product in self.project(scope, [leaf], value)]
+        return [product for leaf in leaves for product in self.project(scope, [leaf], value, transposed)]
 
     def look_up(self, module: str, ids: ir.Value, tied: bool = False) -> ir.Value:
         """The rows ``ids`` of an embedding table, [batch, length, hidden]; ``tied``: a head reads it too."""
@@ -96,8 +99,8 @@ class Weights:
         ends = [self._nodes.integers(end) for end in (0, stored.columns, 2)]
         return self._nodes.op("Slice", module, [rows, *ends])
 
-    def head(self, module: str, value: ir.Value) -> ir.Value:
-        """The logits of ``value`` by the table of ``module``, which an embedding may read too."""
+    def head(self, module: str, value: ir.Value, head: str) -> ir.Value:
+        """The logits of ``value`` by the table of ``module``, which an embedding may read too, and ``head``'s bias."""
         stored = self._stored(module)
         if stored is None:
             table = self._table(module)
@@ -112,7 +115,7 @@ class Weights:
             product = self._few_bits(module, stored, value, self._accuracy_level, None, "lm_head")
             rows = stored.rows
         product = self._adapted("lm_head", ["lm_head"], [rows], value, product)
-        bias = f"{module}.bias"
+        bias = f"{head}.bias"
         return self._nodes.op("Add", "lm_head", [product, self.vector(bias)]) if self.has(bias) else product
 
     def _adapted(

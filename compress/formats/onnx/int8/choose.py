@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,12 +78,11 @@ def find_layers(model: ir.Model) -> list[QuantizableLayer]:
 
 def without_kernel(model: ir.Model) -> dict[str, int]:
     """How many operators of each type have stored weights and no integer kernel."""
-    found = [
+    return Counter(
         node.op_type
         for node in model.graph
         if node.op_type in WITHOUT_KERNEL and constant(node.inputs[WITHOUT_KERNEL[node.op_type]]) is not None
-    ]
-    return {name: found.count(name) for name in dict.fromkeys(found)}
+    )
 
 
 def _layer(node: ir.Node) -> QuantizableLayer | None:

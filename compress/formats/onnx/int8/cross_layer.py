@@ -21,7 +21,6 @@ import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, constant
 from compress.formats.onnx.int8.observe import Observed
-from compress.formats.onnx.int8.settings import Equalization
 
 _PASSING = frozenset(
     (
@@ -59,7 +58,7 @@ class Group:
         return len(_weight(self.writers[0]))
 
 
-def equalize(model: ir.Model, observed: Mapping[str, Observed], method: Equalization) -> list[str]:
+def equalize(model: ir.Model, observed: Mapping[str, Observed], method: str) -> list[str]:
     """Even out all groups in place; returns the names of the layers whose inputs became more alike.
 
     ``weights`` is the paper's: ranges r1 of the weights that write a channel and r2 of those that read it become

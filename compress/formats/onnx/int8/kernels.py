@@ -1,5 +1,6 @@
 """Write products that a quantizer left as dequantize, multiply, add as the one integer operator that computes them.
 
+`com.microsoft.Attention` is taken apart before, so that a quantizer sees its product, and put together again after.
 ONNX Runtime fuses `DequantizeLinear` and `MatMul` when it loads a graph, though not the bias, and not attention;
 `com.microsoft.MatMulIntegerToFloat` and `QAttention` are what it fuses into, with the bias inside.
 """
@@ -8,12 +9,119 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant, only_consumer
-from compress.formats.onnx.int8.unpack import MICROSOFT
+
+MICROSOFT = "com.microsoft"
+
+
+class Parts(NamedTuple):
+    """Names of the nodes that stand for one attention; its product with the packed weights keeps its name.
+
+    ``bias`` is the addition after it, ``split`` gives queries, keys and values, ``heads`` is `MultiHeadAttention`.
+    """
+
+    product: str
+    bias: str
+    split: str
+    heads: str
+
+
+def unpack_attention(model: ir.Model) -> list[Parts]:
+    """Replace each `Attention` of an encoder in place; one with a past, or no constant weights, is left alone.
+
+    The product keeps the attention's name.
+    """
+    found = []
+    for node in list(model.graph):
+        if (node.domain, node.op_type) == (MICROSOFT, "Attention") and _is_plain(node):
+            found.append(_unpack(model.graph, node))
+    return found
+
+
+def _is_plain(node: ir.Node) -> bool:
+    inputs = node.inputs
+    stored = all(value is not None and value.const_value is not None for value in inputs[1:3])
+    rest = [value for value in inputs[4:] if value is not None]
+    known = set(node.attributes) <= {"num_heads", "scale", "mask_filter_value", "unidirectional"}
+    flat = len(inputs) < 4 or inputs[3] is None or _axes(inputs[3]) == 2
+    return len(inputs) >= 3 and stored and not rest and known and flat and len(list(node.outputs[0].uses())) > 0
+
+
+def _axes(value: ir.Value) -> int | None:
+    """How many axes a mask has, where it or what it was cast from says so."""
+    if value.shape is not None:
+        return len(value.shape)
+    node = value.producer()
+    before = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return None if before is None or before.shape is None else len(before.shape)
+
+
+def _unpack(graph: ir.Graph, node: ir.Node) -> Parts:
+    parts = Parts(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
+    hidden, weight, bias = node.inputs[:3]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    kind = node.outputs[0].type
+    product = ir.node("MatMul", [hidden, weight], name=parts.product)
+    added = ir.node("Add", [product.outputs[0], bias], name=parts.bias)
+    split = ir.node(
+        "Split", [added.outputs[0]], attributes={"axis": -1, "num_outputs": 3}, num_outputs=3, name=parts.split
+    )
+    heads = ir.node(
+        "MultiHeadAttention",
+        [*split.outputs, None, mask],
+        attributes=dict(node.attributes),
+        domain=MICROSOFT,
+        name=parts.heads,
+    )
+    for made in (product, added, split, heads):
+        for place, output in enumerate(made.outputs):
+            output.name = f"{made.name}_output_{place}"
+            output.type = kind
+    heads.outputs[0].shape = node.outputs[0].shape
+    old = node.outputs[0]
+    name = old.name
+    graph.insert_before(node, [product, added, split, heads])
+    old.replace_all_uses_with(heads.outputs[0])
+    graph.remove(node, safe=True)
+    heads.outputs[0].name = name
+    return parts
+
+
+def pack_attention(model: ir.Model, attentions: Collection[Parts]) -> None:
+    """Put each attention together again, in place: `Attention`, or `QAttention` where its product was quantized.
+
+    That is where `write_products` has made it `MatMulIntegerToFloat`; one that is computed from dequantized values
+    stays apart.
+    """
+    graph = model.graph
+    nodes = {str(node.name): node for node in graph}
+    for parts in attentions:
+        product = nodes.get(parts.product)
+        if product is None or (product.op_type == "MatMul" and quantized(product.inputs[1]) is not None):
+            continue
+        heads = nodes[parts.heads]
+        mask = heads.inputs[4] if len(heads.inputs) > 4 else None
+        if product.op_type == "MatMul":
+            bias = nodes[parts.bias].inputs[1]
+            packed = ir.node("Attention", [*product.inputs[:2], bias, mask], domain=MICROSOFT)
+        else:
+            integers, weight, scale, weight_scale, zero, weight_zero, bias = product.inputs
+            inputs = [integers, weight, bias, scale, weight_scale, mask, zero, weight_zero]
+            packed = ir.node("QAttention", inputs, domain=MICROSOFT)
+        for attribute in heads.attributes.values():
+            packed.attributes.add(attribute)
+        packed.name = parts.product
+        old, new = heads.outputs[0], packed.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        graph.insert_before(heads, packed)
+        old.replace_all_uses_with(new)
+        old.name, new.name = f"{old.name}_unpacked", old.name
+    clean(model)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,9 +163,6 @@ class _Known:
 
     def names(self, stored: np.ndarray) -> tuple[str, ...]:
         """None of them for a matrix that is not made of whole layers, or where two layers are alike."""
-        return tuple(self._walk(stored))
-
-    def _walk(self, stored: np.ndarray) -> Iterable[str]:
         found, start = [], 0
         while start < len(stored):
             fitting = list(self._fitting(stored, start))
@@ -174,7 +171,7 @@ class _Known:
             name, count = fitting[0]
             found.append(name)
             start += count
-        return found
+        return tuple(found)
 
     def _fitting(self, stored: np.ndarray, start: int) -> Iterator[tuple[str, int]]:
         for name, weight in self._by_row.get(_row(stored, start), ()):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.errors import DataError, StageError
+from compress.errors import DataError, StageError, first_line
 from compress.numerics.activation_range import Histogram
 
 Feed = Mapping[str, np.ndarray]
@@ -97,7 +97,7 @@ def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Fee
     except FAILURES as error:
         shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in given.items())
         raise DataError(
-            f"The graph refuses the calibration data ({shapes}): {str(error).strip().splitlines()[0]}",
+            f"The graph refuses the calibration data ({shapes}): {first_line(error)}",
             expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
             mend="prepare the examples as the model was exported for; look at the files of its processor",
         ) from error

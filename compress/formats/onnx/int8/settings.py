@@ -1,37 +1,100 @@
-"""How a graph is quantized statically."""
+"""How a graph is quantized to 8 bits, as a recipe says it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from compress.numerics.activation_range import RangeMethod
+from pydantic import Field
 
-Types = Literal["u8s8", "u8u8", "s8s8"]
-"""Of activations and weights."""
+from compress.frozen import Frozen
+from compress.targets import find_processor
+
 Format = Literal["qoperator", "qdq"]
-Rounding = Literal["nearest", "feedback"]
-"""Of the weights of convolutions."""
 ReduceRange = bool | Literal["saturating"]
 """7-bit weights everywhere, nowhere, or a coarser grid for those columns of weights that may saturate alone."""
-Equalization = Literal["none", "activations", "weights"]
-"""Of channels, across layers."""
+_STATIC_ONLY = (
+    *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "weight_rounding"),
+    *("cross_layer_equalization", "format", "statistics", "calibration_examples"),
+)
+_NNCF_TOO = ("percentile", "format", "statistics", "calibration_examples")
+_FLOOR_ONLY = ("damage_examples", "search_seconds")
 
 
-@dataclass(frozen=True)
-class StaticSettings:
-    """What `quantize_static` is told.
+class Int8Options(Frozen):
+    """What the stage `quantize` and its mathematics share."""
 
-    ``smooth`` is SmoothQuant's alpha, or None for none of it.
-    """
+    method: Literal["dynamic", "static"] = Field("dynamic", description="how ranges of activations are found")
+    per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
+    reduce_range: bool | Literal["auto", "saturating"] = Field(
+        "auto",
+        description="x86 processors without VNNI add pairs of 8-bit products in 16 bits, where they may saturate. "
+        "`saturating`: a coarser grid for those columns of weights that may, so that none does; true: 7-bit weights "
+        "everywhere; false: neither; auto: `saturating` unless the processors of all targets add in 32 bits",
+    )
+    calibration_method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        "minmax",
+        description="static: how much of what was seen a range covers; percentile and entropy cut off the few large "
+        "channels that transformers rely on",
+    )
+    calibration_examples: int = Field(
+        256, ge=1, description="static: training examples that are looked at, of all labels and lengths alike"
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="static: how many values in a hundred `percentile` covers"
+    )
+    types: Literal["u8s8", "u8u8", "s8s8"] = Field(
+        "u8s8",
+        description="static: integers of activations and weights; u8s8 is what x86 and ARM kernels are made for, "
+        "and on x86 convolutions of s8s8 stay float",
+    )
+    smooth_quant: float | None = Field(
+        None, ge=0, le=1, description="static: SmoothQuant's alpha, 0.5 in the paper; left out: no smoothing"
+    )
+    bias_correction: bool = Field(True, description="static: take what rounding shifts a mean output by off the bias")
+    weight_rounding: Literal["nearest", "feedback"] = Field(
+        "nearest",
+        description="static: weights of convolutions to the nearest integer, or so that errors cancel on real inputs "
+        "(GPTQ's way, on the same grid)",
+    )
+    cross_layer_equalization: Literal["none", "activations", "weights"] = Field(
+        "none",
+        description="static: channels between convolutions made alike in size, which float answers don't show: "
+        "`weights` by the ranges of the weights on both sides (Nagel et al. 2019), `activations` by what was seen",
+    )
+    statistics: Literal["own", "nncf"] = Field(
+        "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"
+    )
+    format: Format = Field(
+        "qoperator",
+        description="static: products and attention as ONNX Runtime's integer operators, or everything as "
+        "QuantizeLinear and DequantizeLinear around standard operators",
+    )
+    keep: tuple[str, ...] = Field(
+        (), description="layers to leave in float32, as patterns of the names of nodes or weights: `*conv_stem*`"
+    )
+    accuracy_floor: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the float model's metric on the validation split that must be kept; the layers that do "
+        "most damage stay in float, as few as it takes",
+    )
+    damage_examples: int = Field(64, ge=1, description="accuracy_floor: examples that each layer's damage is taken on")
+    search_seconds: float = Field(900, gt=0, description="accuracy_floor: time after which the best so far is taken")
 
-    method: RangeMethod = "minmax"
-    percentile: float = 99.99
-    per_channel: bool = True
-    types: Types = "u8s8"
-    reduce_range: ReduceRange = False
-    smooth: float | None = None
-    bias_correction: bool = True
-    format: Format = "qoperator"
-    rounding: Rounding = "nearest"
-    equalization: Equalization = "none"
+    def narrowing(self) -> ReduceRange:
+        """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
+        if self.reduce_range == "auto":
+            return False if find_processor("cpu").sums_in_32_bits else "saturating"
+        return self.reduce_range
+
+    def idle(self) -> tuple[str, ...]:
+        """Fields that are set and mean nothing beside the others; one with its default is no mistake."""
+        static = self.method == "static"
+        unused: tuple[str, ...] = () if static else _STATIC_ONLY
+        unused += _FLOOR_ONLY if self.accuracy_floor is None else ()
+        if static and self.statistics == "nncf":
+            unused += tuple(name for name in _STATIC_ONLY if name not in _NNCF_TOO)
+        if static and self.calibration_method != "percentile":
+            unused += ("percentile",)
+        return tuple(name for name in unused if getattr(self, name) != type(self).model_fields[name].default)

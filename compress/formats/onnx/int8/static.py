@@ -1,4 +1,9 @@
-"""Static INT8 of a graph, all of it or all but some layers, from one calibration."""
+"""Static INT8 of a graph, all of it or all but some layers, from one calibration: our own, or NNCF's.
+
+NNCF's own file keeps the embedding table as integers that are dequantized whole in each call, and quantizes around
+operators that the processor computes in float. Its scales and integers are kept; what no kernel takes up is taken
+out, and products and attention are written as integer operators.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +13,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import TensorProto, helper
 
+from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.bias import correct_biases, mean_errors
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.correction import correct_biases, input_products, mean_errors, round_weights
 from compress.formats.onnx.int8.cross_layer import equalize
-from compress.formats.onnx.int8.kernels import make_unsigned, write_products
+from compress.formats.onnx.int8.kernels import make_unsigned, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
-from compress.formats.onnx.int8.qdq import Range, insert_qdq
-from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq
-from compress.formats.onnx.int8.rounding import input_products, round_weights
-from compress.formats.onnx.int8.settings import ReduceRange, StaticSettings
+from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
+from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
 from compress.formats.onnx.int8.smooth import smooth
-from compress.formats.onnx.int8.stay_float import protect_float_layers
-from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
+from compress.formats.silence import silence
 from compress.numerics.activation_range import find_range
 
 
@@ -38,7 +42,7 @@ class StaticQuantizer:
 
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
-    settings: StaticSettings
+    options: Int8Options
     layers: list[QuantizableLayer] = field(init=False)
     smoothed: list[str] = field(init=False, default_factory=list)
     equalized: list[str] = field(init=False, default_factory=list)
@@ -53,19 +57,24 @@ class StaticQuantizer:
         self._attentions = unpack_attention(model)
         self.layers = find_layers(model)
         self._passing = between(model, [layer.name for layer in self.layers])
-        if self.settings.smooth is not None:
+        if self.options.smooth_quant is not None:
             inputs = self._inputs(model)
             seen = observe(ir.to_proto(model), inputs, self.feeds)
-            self.smoothed = smooth(model, self.layers, seen, self.settings.smooth)
-        if self.settings.equalization != "none":
+            self.smoothed = smooth(model, self.layers, seen, self.options.smooth_quant)
+        if self.options.cross_layer_equalization != "none":
             seen = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-            self.equalized = equalize(model, seen, self.settings.equalization)
+            self.equalized = equalize(model, seen, self.options.cross_layer_equalization)
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-        self._ranges = self._find_ranges(observed)
-        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if self._feeds_back else {}
+        method, percentile = self.options.calibration_method, self.options.percentile
+        self._ranges = {name: find_range(seen.histogram, method, percentile) for name, seen in observed.items()}
+        self._products = (
+            input_products(ir.to_proto(model), self.layers, self.feeds)
+            if self.options.weight_rounding == "feedback"
+            else {}
+        )
         self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
-        self._errors = self._bias_errors(observed) if self.settings.bias_correction else {}
+        self._errors = self._bias_errors(observed) if self.options.bias_correction else {}
 
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float. Inputs and outputs stay."""
@@ -78,40 +87,24 @@ class StaticQuantizer:
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_redundant_qdq(made)
         protect_float_layers(made)
-        if self.settings.format == "qoperator":
+        if self.options.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])
             write_products(made)
-        products = {str(node.name): node.op_type for node in made.graph}
-        packed = ("MatMulIntegerToFloat",) if self.settings.format == "qoperator" else ()
-        again = [
-            parts
-            for parts in self._attentions
-            if products[parts.product] in packed or parts.product in kept or parts.product not in chosen
-        ]
-        pack_attention(made, again)
+        pack_attention(made, self._attentions)
         graph = ir.to_proto(made)
-        if self.reduce_range == "saturating":
+        if self.options.narrowing() == "saturating":
             # Signed activations became unsigned above.
             self.narrowed += cut_saturating(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del graph.graph.value_info[:]
         return graph
 
-    @property
-    def reduce_range(self) -> ReduceRange:
-        """Of weights."""
-        return self.settings.reduce_range
-
-    @property
-    def _feeds_back(self) -> bool:
-        return self.settings.rounding == "feedback"
-
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
-        made = insert_qdq(graph, nodes, self._ranges, self.settings)
-        narrow = self.reduce_range == "saturating"
+        made = insert_qdq(graph, nodes, self._ranges, self.options)
+        narrow = self.options.narrowing() == "saturating"
         self.narrowed = keep_from_saturating(made, graph) if narrow else []
-        if self._feeds_back:
+        if self.options.weight_rounding == "feedback":
             chosen = [layer for layer in self.layers if layer.name in set(nodes)]
             round_weights(made, self._model, chosen, self._products)
             if narrow:
@@ -133,14 +126,138 @@ class StaticQuantizer:
                     found.setdefault(str(value.name), 1)
         return found
 
-    def _find_ranges(self, observed: Mapping[str, Observed]) -> dict[str, Range]:
-        settings = self.settings
-        return {
-            name: find_range(seen.histogram, settings.method, settings.percentile) for name, seen in observed.items()
-        }
-
     def _bias_errors(self, observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
         coarse = self._rounded(graph, nodes)
         return mean_errors(graph, coarse, self.layers, observed, self.feeds)
+
+
+_FLOAT_OUTPUT = ("MatMul", "Gemm")
+"""Products give float: what follows them (bias, GELU, normalisation, softmax) is computed in it."""
+_KNOWN = ("onnx.infer", "onnxruntime.quant")
+"""Keeps the quantizer from inferring shapes, which those of fused operators contradict."""
+
+Range = tuple[float, float]
+
+
+def insert_qdq(
+    graph: onnx.ModelProto, nodes: Collection[str], ranges: Mapping[str, Range], options: Int8Options
+) -> onnx.ModelProto:
+    """A copy of ``graph`` in which the nodes named are computed from 8-bit values.
+
+    ``ranges`` has lowest and highest value of each float tensor that they read, and of those that convolutions and
+    nodes between them write.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    del source.graph.value_info[:]
+    source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
+    source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
+    known = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+    activations, weights = known[options.types[:2]], known[options.types[2:]]
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    wanted = set(nodes)
+    with silence("logs"):
+        quantizer = QDQQuantizer(
+            source,
+            options.per_channel,
+            options.narrowing() is True,
+            weights,
+            activations,
+            data,
+            sorted(wanted),
+            [],
+            sorted({node.op_type for node in source.graph.node if node.name in wanted}),
+            {
+                "WeightSymmetric": options.types != "u8u8",
+                "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT),
+            },
+        )
+        quantized: onnx.ModelProto = quantizer.quantize_model()
+    quantized.producer_name, quantized.producer_version = graph.producer_name, ""
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(graph.metadata_props)
+    del quantized.graph.value_info[:]
+    return quantized
+
+
+@dataclass
+class NncfQuantizer:
+    """Quantizes one graph with NNCF, as often as wanted.
+
+    ``layers`` are what can be 8-bit; ``readable`` is the graph as NNCF is given it, attention unpacked.
+    """
+
+    graph: onnx.ModelProto
+    feeds: Sequence[Feed]
+    format: Format = "qoperator"
+    reduce_range: ReduceRange = False
+    narrowed: list[str] = field(init=False, default_factory=list)
+    layers: list[QuantizableLayer] = field(init=False)
+    readable: onnx.ModelProto = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Unpack. Raises `StageError` for a graph that can't be quantized, `DataError` without a feed."""
+        model = ir.from_proto(self.graph)
+        refuse_unfit(model)
+        name_nodes(model)
+        if not self.feeds:
+            raise DataError("There is nothing to calibrate with.", expected="at least one example in the train split")
+        self._attentions = unpack_attention(model)
+        self.layers = find_layers(model)
+        for node in model.graph:
+            for value in node.outputs:
+                value.shape = None
+        self.readable = ir.to_proto(model)
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``kept`` left in float."""
+        attention = len(self._attentions) > 0
+        made = ir.from_proto(run_nncf(self.readable, self.feeds, attention, kept, self.reduce_range is not False))
+        drop_redundant_qdq(made)
+        protect_float_layers(made)
+        make_unsigned(made)
+        if self.format == "qoperator":
+            write_products(made)
+        pack_attention(made, self._attentions)
+        made.producer_name, made.producer_version = self.graph.producer_name, ""
+        graph = ir.to_proto(made)
+        if self.reduce_range == "saturating":
+            self.narrowed = cut_saturating(graph)
+        del graph.graph.value_info[:]
+        return graph
+
+
+def run_nncf(
+    graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = (), narrow: bool = False
+) -> onnx.ModelProto:
+    """NNCF's own default, telling nobody, or with 7-bit weights if ``narrow``. Raises `StageError` with its words."""
+    names = {value.name for value in graph.graph.input}
+    given = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
+    source = onnx.ModelProto()
+    source.CopyFrom(graph)
+    with silence("prints"):
+        import nncf
+
+        try:
+            quantized: onnx.ModelProto = nncf.quantize(
+                source,
+                nncf.Dataset(given),
+                subset_size=len(given),
+                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+                if narrow
+                else None,
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
+            )
+        except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
+            raise StageError(f"NNCF cannot quantize the graph: {error}", mend="set statistics: own") from error
+    return quantized

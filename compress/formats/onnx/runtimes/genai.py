@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.json_file import read_json
 from compress.errors import InputError, MissingExtraError, ModelError, StageError
-from compress.formats.onnx.runtimes.genai_config import read_genai_config
+from compress.formats.onnx.model import GENAI_CONFIG, find_graph
 from compress.runtimes.decoder import likeliest
-from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.runtime import Batch, TensorType, why_missing
 from compress.targets import Target
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
+_CODE = "custom_ops_library"
+"""The setting by which onnxruntime-genai loads a library of anybody's into the process."""
+_NUMBERS = ("context_length", "vocab_size")
 _FIRST_LENGTH = 512
 """Tokens that a generation has room for at first; it doubles when more are asked for."""
 _FATAL = 4
@@ -34,8 +38,8 @@ class GenaiSession:
     provider = PROVIDER
 
     def __init__(self, model: Any, folder: Path, threads: int, vocabulary: int, positions: int) -> None:
-        self._model, self._folder = model, folder
-        self._vocabulary, self._positions = vocabulary, positions
+        self._model, self.where = model, str(folder)
+        self.vocabulary, self._positions = vocabulary, positions
         self.input_types = {_IDS: TensorType("int64", (None, None))}
         self.output_types = {_LOGITS: TensorType("float32", (None, None, vocabulary))}
         self.settings: dict[str, Any] = {
@@ -48,12 +52,9 @@ class GenaiSession:
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
         ids = self._checked(batch)
-        generator = self._generator(*ids.shape)
-        try:
-            generator.append_tokens(ids.astype(np.int32))
-            return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
-        except RuntimeError as error:
-            raise self._failed(error) from error
+        generator = self.generator(*ids.shape)
+        self.append(generator, ids)
+        return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
 
     def decoder(self) -> GenaiDecoder:
         """Greedy generation with onnxruntime-genai's own cache."""
@@ -64,7 +65,7 @@ class GenaiSession:
         if wanted > self._positions:
             raise InputError(
                 f"A text of {wanted} tokens is longer than the model can place.",
-                where=str(self._folder),
+                where=self.where,
                 expected=f"at most {self._positions} tokens, its context_length",
             )
         length = _FIRST_LENGTH
@@ -72,31 +73,22 @@ class GenaiSession:
             length *= 2
         return min(length, self._positions)
 
-    def begin(self, ids: Sequence[int], room: int) -> Any:
-        """A generation that has read ``ids``, with room for so many tokens."""
-        generator = self._generator(1, room)
-        self.append(generator, ids)
-        return generator
-
-    def append(self, generator: Any, ids: Sequence[int]) -> None:
-        """Let a generation read on."""
-        fed = np.array([ids], dtype=np.int64)
-        self._check_ids(fed)
+    def append(self, generator: Any, ids: np.ndarray) -> None:
+        """Let a generation read ``ids`` [n, length]. Raises `InputError` for those of no token."""
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if outside.size:
+            raise InputError(
+                f"A token has the id {int(outside[0])}.",
+                where=self.where,
+                expected=f"0 to {self.vocabulary - 1}",
+            )
         try:
-            generator.append_tokens(fed.astype(np.int32))
+            generator.append_tokens(ids.astype(np.int32))
         except RuntimeError as error:
             raise self._failed(error) from error
 
-    def likeliest(self, generator: Any) -> int:
-        """The token that follows. Raises `StageError` where logits are not finite."""
-        return likeliest(generator.get_logits()[0, -1], str(self._folder))
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self._vocabulary
-
-    def _generator(self, rows: int, length: int) -> Any:
+    def generator(self, rows: int, length: int) -> Any:
+        """A generation with room for so many tokens. Raises what `room` does."""
         genai = _library()
         self.room(length)
         try:
@@ -107,35 +99,25 @@ class GenaiSession:
             raise self._failed(error) from error
 
     def _failed(self, error: RuntimeError) -> StageError:
-        return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=str(self._folder))
+        return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=self.where)
 
     def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:
-            raise InputError(f"The batch lacks the model's input {_IDS}.", where=str(self._folder))
+            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
         ids = np.asarray(batch[_IDS])
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(
                 f"{_IDS} has the type {ids.dtype} and the shape {list(ids.shape)}.",
-                where=str(self._folder),
+                where=self.where,
                 expected="integers [n, length]",
             )
         if not np.asarray(batch.get(_MASK, 1)).all():
             raise InputError(
                 "onnxruntime-genai pads on the left, where the graph takes no padding, and the batch has some.",
-                where=str(self._folder),
+                where=self.where,
                 expected="texts of one length in a batch",
             )
-        self._check_ids(ids)
         return ids
-
-    def _check_ids(self, ids: np.ndarray) -> None:
-        outside = ids[(ids < 0) | (ids >= self._vocabulary)]
-        if outside.size:
-            raise InputError(
-                f"A token has the id {int(outside[0])}.",
-                where=str(self._folder),
-                expected=f"0 to {self._vocabulary - 1}",
-            )
 
 
 class GenaiDecoder:
@@ -166,11 +148,10 @@ class GenaiDecoder:
         if len(self._ids) > self._room:
             # The old one's cache goes before the new one's comes.
             self._generator = None
-            self._room = self._session.room(len(self._ids))
-            self._generator = self._session.begin(self._ids, self._room)
-        else:
-            self._session.append(self._generator, ids)
-        return self._session.likeliest(self._generator)
+            self._room, ids = self._session.room(len(self._ids)), self._ids
+            self._generator = self._session.generator(1, self._room)
+        self._session.append(self._generator, np.array([ids], dtype=np.int64))
+        return likeliest(self._generator.get_logits()[0, -1], self._session.where)
 
 
 class GenaiRuntime:
@@ -182,7 +163,7 @@ class GenaiRuntime:
         """Open the folder ``artifact``, which has a genai_config.json; ``threads`` work within an operator."""
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-        config = read_genai_config(artifact)["model"]
+        config = _read_config(artifact)["model"]
         genai = _library()
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "log_severity_level": _FATAL}
         try:
@@ -200,20 +181,16 @@ class GenaiRuntime:
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""
-        return None if _installed() else "onnxruntime-genai is not installed (pip install 'compress[genai]')"
+        return why_missing("onnxruntime_genai", "onnxruntime-genai", "genai")
 
     def build(self) -> str:
         """Its version, and that of the ONNX Runtime within which it computes."""
         return f"{version('onnxruntime-genai')}, onnxruntime {version('onnxruntime')}"
 
 
-def _installed() -> bool:
-    return importlib.util.find_spec("onnxruntime_genai") is not None
-
-
 @functools.cache
 def _library() -> ModuleType:
-    if not _installed():
+    if importlib.util.find_spec("onnxruntime_genai") is None:
         raise MissingExtraError("onnxruntime-genai", "genai", "The target genai")
     import onnxruntime_genai
 
@@ -224,6 +201,57 @@ def _library() -> ModuleType:
 
 def _reason(error: RuntimeError) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """What the file says of the one graph in ``folder``.
+
+    Raises `ModelError` where there is none, where it names another graph or code to be loaded, or lacks what we read.
+    """
+    path = folder / GENAI_CONFIG
+    if not path.is_file():
+        raise ModelError(
+            "The folder has no genai_config.json.",
+            where=str(folder),
+            expected="a decoder's folder as the stage export or onnxruntime-genai's own builder writes it",
+            mend="write the model with the stage export, for the task text-generation",
+        )
+    config = read_json(path)
+    if _names_code(config):
+        raise ModelError(
+            f"genai_config.json names a library to be loaded ({_CODE}), which may run anything.",
+            where=str(path),
+            expected="a graph of ONNX Runtime's own operators",
+            mend="take the entry out if the model runs without it",
+        )
+    model = _part(config, "model")
+    named = _part(model, "decoder").get("filename")
+    if not isinstance(named, str) or not all(isinstance(model.get(name), int) for name in _NUMBERS):
+        raise ModelError(
+            "genai_config.json describes no decoder.",
+            where=str(path),
+            expected=f"model.decoder.filename, a text, and model.{' and model.'.join(_NUMBERS)}, whole numbers",
+            mend="write the model anew with the stage export",
+        )
+    graph = find_graph(folder)
+    if (folder / named).resolve() != graph.resolve():
+        raise ModelError(
+            f"genai_config.json names the graph {named}, and the folder holds {graph.relative_to(folder)}.",
+            where=str(path),
+            mend="name the graph that is there, or write the model anew with the stage export",
+        )
+    return config
+
+
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _names_code(content: Any) -> bool:
+    if isinstance(content, dict):
+        return _CODE in content or any(map(_names_code, content.values()))
+    return isinstance(content, list) and any(map(_names_code, content))
 
 
 RUNTIME = GenaiRuntime()

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import psutil
 
@@ -26,26 +26,6 @@ _GRAPHICS = ("dri/renderD*", "nvidia0", "dxg")
 
 class FailedError(Exception):
     """What the JavaScript threw, in its own words."""
-
-
-class Host(Protocol):
-    """Where the functions of `page/session.mjs` are called."""
-
-    def call(self, name: str, given: dict[str, Any]) -> Any:
-        """What the function of that name gives.
-
-        Raises `FailedError` where it throws, `StageError` where no answer comes.
-        """
-
-    def module(self, path: Path) -> str:
-        """By what name a module of this machine is imported there."""
-
-    @property
-    def process(self) -> psutil.Process:
-        """The process in which the model runs."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 class Chromium:
@@ -65,23 +45,26 @@ class Chromium:
             self._stack = stack.pop_all()
 
     def call(self, name: str, given: dict[str, Any]) -> Any:
-        """See `Host.call`."""
+        """What the function of that name in `page/session.mjs` gives.
+
+        Raises `FailedError` where it throws, `StageError` where no answer comes.
+        """
         made = f"session.{name}({json.dumps(given)})"
         told = "found => ({found: found ?? null}), error => ({failed: String(error?.message ?? error)})"
         return _found(self._page.evaluate(f"{made}.then({told})", _SECONDS))
 
     def module(self, path: Path) -> str:
-        """See `Host.module`: served, since a page has no other way to it."""
+        """By what name a module of this machine is imported there: served, since a page has no other way to it."""
         self._server.put(path.name, path)
         return f"./{path.name}"
 
     @functools.cached_property
     def process(self) -> psutil.Process:
-        """See `Host.process`: the largest renderer once WebAssembly runs, since spare ones wait for other pages."""
+        """The one with the model: the largest renderer once WebAssembly runs, since spare ones wait for other pages."""
         return largest_renderer(psutil.Process(self._page.browser))
 
     def close(self) -> None:
-        """See `Host.close`."""
+        """End it."""
         self._stack.close()
 
 
@@ -105,7 +88,7 @@ class Node:
         )
 
     def call(self, name: str, given: dict[str, Any]) -> Any:
-        """See `Host.call`."""
+        """See `Chromium.call`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -121,21 +104,24 @@ class Node:
         return _found(json.loads(line))
 
     def module(self, path: Path) -> str:
-        """See `Host.module`: a file, since Node imports nothing over HTTP."""
+        """See `Chromium.module`: a file, since Node imports nothing over HTTP."""
         return path.as_uri()
 
     @property
     def process(self) -> psutil.Process:
-        """See `Host.process`."""
+        """See `Chromium.process`."""
         return psutil.Process(self._process.pid)
 
     def close(self) -> None:
-        """See `Host.close`."""
+        """See `Chromium.close`."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
                 stream.close()
+
+
+Host = Chromium | Node
 
 
 def _found(told: dict[str, Any]) -> Any:

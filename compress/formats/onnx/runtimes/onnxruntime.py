@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -13,11 +13,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from compress.errors import InputError, StageError
 from compress.formats.model_file import model_files
+from compress.formats.onnx.model import SHARED_CACHE
 from compress.formats.onnx.runtimes.failures import cannot_open, reason
-from compress.formats.onnx.runtimes.shared_cache import SharedCache, says_so
-from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
 from compress.runtimes.transcriber import Transcriber
 from compress.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
 
 onnxruntime.disable_telemetry_events()
 
@@ -39,6 +42,9 @@ FAILURES = (
 _ERRORS_ONLY = 3
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _SPINNING = "session.intra_op.allow_spinning"
+_ROOM = 256
+"""Tokens by which a cache in place grows."""
+_LOGITS = "logits"
 
 
 class OnnxSession:
@@ -82,21 +88,67 @@ class OnnxSession:
         """See `SharesCache.shared_cache`."""
         if not says_so(self._session):
             return None
-        return _Guarded(SharedCache(self._session, names, self.input_types), str(self._graph))
+        return _SharedCache(self._session, names, self.input_types, str(self._graph))
 
 
-class _Guarded:
-    """A shared cache whose failures are the session's own."""
+def session_of(graph: onnx.ModelProto) -> OnnxSession:
+    """A graph in memory, on the processor. Raises ONNX Runtime's errors."""
+    provider = "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), session_options(0), providers=[provider])
+    return OnnxSession(session, Path("the stage's graph"), provider, 0)
 
-    def __init__(self, cache: SharedCache, where: str) -> None:
-        self._cache, self._where = cache, where
+
+class _SharedCache:
+    """The cache of one text in buffers that are input and output of the graph at once, with room for what follows."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        names: Mapping[str, str],
+        types: Mapping[str, TensorType],
+        where: str,
+    ) -> None:
+        """``names`` has for each input of the cache its output, ``types`` what each input takes."""
+        self._session, self._names, self._types, self._where = session, names, types, where
+        self._binding = session.io_binding()
+        self._buffers: dict[str, np.ndarray] = {}
 
     def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
         """See `CacheInPlace.predict`."""
         try:
-            return self._cache.predict(feed, seen, total)
+            return self._read(feed, seen, total)
         except (*FAILURES, RuntimeError) as error:
             raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
+
+    def _read(self, feed: Batch, seen: int, total: int) -> np.ndarray:
+        if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
+            self._make_room(seen, total)
+        for name, array in feed.items():
+            self._binding.bind_cpu_input(name, array)
+        # Bound anew, for otherwise it would be written into the array of the call before.
+        self._binding.bind_output(_LOGITS)
+        self._session.run_with_iobinding(self._binding)
+        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()
+        return logits
+
+    def _make_room(self, seen: int, total: int) -> None:
+        room = -(-total // _ROOM) * _ROOM
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        for past, present in self._names.items():
+            dtype, shape = self._types[past]
+            buffer = np.zeros((1, int(shape[1] or 0), room, int(shape[3] or 0)), dtype)
+            if seen:
+                buffer[:, :, :seen] = self._buffers[past][:, :, :seen]
+            self._buffers[past] = buffer
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+
+
+def says_so(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the graph's metadata say that input and output of its cache may be one buffer."""
+    return bool(session.get_modelmeta().custom_metadata_map.get(SHARED_CACHE) == "1")
 
 
 def _type(entry: onnxruntime.NodeArg) -> TensorType:
@@ -114,12 +166,8 @@ class OnnxRuntime:
 
         ``threads`` work within an operator.
         """
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
+        check_target(self, target, threads)
         graphs = model_files(artifact)
-        lacking = self.unavailable(target)
-        if lacking is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {lacking}")
         sessions = [self._open(graph, target, threads) for graph in graphs]
         return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
 

@@ -38,7 +38,7 @@ from compress.formats.onnx.runtimes.web_package import (
 )
 from compress.progress import Progress, SilentProgress
 from compress.runtimes.loopback import Loopback
-from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.targets import WEB_VERSION, Target
 
@@ -171,8 +171,6 @@ class OnnxRuntimeWeb:
 
         It lives until the session is no longer used, at most as long as this process.
         """
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
         graphs = model_files(artifact)
         if len(graphs) > 1:
             raise ModelError(
@@ -180,9 +178,7 @@ class OnnxRuntimeWeb:
                 where=str(artifact),
                 expected=f"one, on the target {target.name}",
             )
-        reason = self.unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        check_target(self, target, threads)
         with ExitStack() as stack:
             server = stack.enter_context(Loopback())
             host: Host = self._host(server, webgpu=target.provider == _WEBGPU)

@@ -1,7 +1,7 @@
 """ONNX Runtime as WebAssembly and Hugging Face's tokenizers for JavaScript, pinned by digest.
 
 `PACKAGES` has onnxruntime-web's plain build for processors, half as large as the one with WebGPU, which transformers.js
-takes.
+takes: `CLIENT` has that with its own.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from compress.targets import WEB_VERSION
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 WEBGPU_SCRIPT, WEBGPU_WASM = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"
 TOKENIZERS = "tokenizers.min.mjs"
-LICENCE = "MIT (onnxruntime-web, (c) Microsoft Corporation)"
+LIBRARY, WASM_SCRIPT = "transformers.min.js", "ort-wasm-simd-threaded.mjs"
+_LICENCE = "MIT (onnxruntime-web, (c) Microsoft Corporation)"
 
 
-def web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[str, ...]) -> Package:
+def _web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[str, ...]) -> Package:
     """onnxruntime-web at ``version``, of which ``members`` are kept."""
     return Package(
         manager="npm",
@@ -31,7 +32,7 @@ def web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[s
 
 
 def _pinned(*members: str) -> Package:
-    return web_runtime(
+    return _web_runtime(
         WEB_VERSION, "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", 33106585, members
     )
 
@@ -40,14 +41,14 @@ WEBGPU_PACKAGES = Sample(
     name="onnxruntime-web-webgpu",
     kind="runtime",
     description="ONNX Runtime for web pages, with WebGPU",
-    licence=LICENCE,
+    licence=_LICENCE,
     packages=(_pinned(WEBGPU_SCRIPT, WEBGPU_WASM),),
 )
 PACKAGES = Sample(
     name="onnxruntime-web",
     kind="runtime",
     description="ONNX Runtime for web pages, and the tokenizers of transformers.js",
-    licence=f"{LICENCE}; Apache-2.0 (@huggingface/tokenizers)",
+    licence=f"{_LICENCE}; Apache-2.0 (@huggingface/tokenizers)",
     packages=(
         _pinned(SCRIPT, WASM),
         Package(
@@ -60,6 +61,31 @@ PACKAGES = Sample(
             licence_member="package/LICENSE",
             folder="package/dist",
             members=(TOKENIZERS,),
+        ),
+    ),
+)
+CLIENT = Sample(
+    name="transformers-js",
+    kind="runtime",
+    description="transformers.js for web pages, with ONNX Runtime as WebAssembly",
+    licence=f"Apache-2.0 (transformers.js); {_LICENCE}",
+    packages=(
+        Package(
+            manager="npm",
+            distribution="@huggingface/transformers",
+            version="4.3.1",
+            filename="huggingface-transformers-4.3.1.tgz",
+            sha256="0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015",
+            download_bytes=2268123,
+            licence_member="package/LICENSE",
+            folder="package/dist",
+            members=(LIBRARY,),
+        ),
+        _web_runtime(
+            "1.31.0-dev.20260914-8d85527a0",
+            "0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
+            33185781,
+            (WASM, WASM_SCRIPT),
         ),
     ),
 )

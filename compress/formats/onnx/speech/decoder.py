@@ -25,6 +25,7 @@ from compress.formats.onnx.speech.architecture import WhisperArchitecture
 from compress.formats.onnx.speech.layers import Layers
 
 _SCOPE = "model.decoder"
+_TABLE = f"{_SCOPE}.embed_tokens"
 _PARTS = ("key", "value")
 
 
@@ -55,7 +56,7 @@ class _Decoder:
             stream, audio_cache = self._cross_attention(scope, stream, audio, past[2:], cached)
             stream = layers.feed_forward(scope, stream)
             presents += [*own, *audio_cache]
-        logits = layers.weights.head(f"{_SCOPE}.embed_tokens", layers.norm(f"{_SCOPE}.layer_norm", stream))
+        logits = layers.weights.head(_TABLE, layers.norm(f"{_SCOPE}.layer_norm", stream), _TABLE)
         shape: list[int | str] = ["batch_size", "decoder_sequence_length", of.vocabulary]
         nodes.output(logits, "logits", ir.DataType.FLOAT, shape)
         for index, present in enumerate(presents):
@@ -79,7 +80,7 @@ class _Decoder:
         ]
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
-        return self._layers.weights.look_up(f"{_SCOPE}.embed_tokens", ids)
+        return self._layers.weights.look_up(_TABLE, ids)
 
     def _places(self, ids: ir.Value, past: ir.Value) -> ir.Value:
         """The learned positions that follow those of the past, [length, hidden]."""

@@ -1,4 +1,4 @@
-"""Decoders written node by node, against the same weights in transformers."""
+"""Decoders traced through transformers' modules, against the same weights in transformers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import onnxruntime
 import pytest
 import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
+from transformers import LlamaConfig, RwkvConfig, RwkvForCausalLM
 from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.graph import REFUSAL
+from compress.formats.onnx.decoder.fill import REFUSAL
+from compress.formats.onnx.decoder.trace import check_writable
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 FP32 = GraphSettings(accuracy_level=1)
@@ -166,24 +168,28 @@ def test_the_tied_weight_is_stored_once(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"),
+    "changes",
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel cannot be written"),
-        ({"hidden_act": "gelu"}, "activation is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "positions are 'dynamic'"),
-        ({"architectures": None}, "no architecture"),
-        ({"head_dim": 24}, "Heads of 24"),
+        {"hidden_act": "gelu"},
+        {"head_dim": 24},
+        {"head_dim": 12},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     ],
 )
-def test_what_cannot_be_written_is_refused_by_name(changes: dict[str, object], match: str, tmp_path) -> None:
-    import json
+def test_what_the_attention_kernel_lacks_is_traced_as_it_is(changes: dict[str, object], tmp_path) -> None:
+    """An activation, heads that cannot be rotated there, heads that it cannot take at all, and half a rotation."""
+    checkpoint = save_decoder(tmp_path, LlamaConfig(**{**CONFIGS["llama"].to_dict(), **changes}))
+    ids = random_ids(2, 9)
+    whole, _ = Graph(export_decoder(checkpoint).graph).run(ids)
+    np.testing.assert_allclose(whole, logits_of(by_transformers(checkpoint), ids), **EXACT)
 
-    folder = save_tiny_llama(tmp_path).folder
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(ModelError, match=match) as error:
-        export_decoder(Checkpoint(folder))
-    assert error.value.expected
+
+def test_a_model_with_a_cache_of_its_own_is_refused_by_name(tmp_path) -> None:
+    config = RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, context_length=64)
+    RwkvForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="RwkvForCausalLM cannot be written as an ONNX decoder") as error:
+        check_writable(tmp_path)
+    assert error.value.expected and error.value.mend
 
 
 def test_a_missing_tensor_is_named(tmp_path) -> None:

@@ -19,7 +19,7 @@ from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.decoder.expanded import expand, multiply, whole
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 EXPANDED = GraphSettings(expand_on_load=True)

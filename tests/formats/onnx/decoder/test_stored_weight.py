@@ -13,7 +13,7 @@ from compress.errors import ModelError
 from compress.formats.onnx.decoder.bit_planes import join, split
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, pack, stack, store
-from compress.numerics.quantized_weight import QuantizedWeight
+from compress.numerics.integer_grid import QuantizedWeight
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import DataError
 from compress.formats.onnx.int8.choose import without_kernel
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
 
-PLAIN = StaticSettings(bias_correction=False)
+PLAIN = Int8Options(reduce_range=False, bias_correction=False)
 CHANNELS, SIZE, CLASSES = 16, 12, 40
 
 
@@ -160,7 +160,7 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
     whole = network()
     shifts = {}
     for corrected in (False, True):
-        settings = StaticSettings(per_channel=False, bias_correction=corrected)
+        settings = Int8Options(reduce_range=False, per_channel=False, bias_correction=corrected)
         graph = StaticQuantizer(whole, images(32), settings).quantize(kept=("first", "pointwise", "classifier"))
         shifts[corrected] = np.abs((run(graph, images(32)) - run(whole, images(32))).mean(axis=0)).mean()
     assert shifts[True] < 0.7 * shifts[False]

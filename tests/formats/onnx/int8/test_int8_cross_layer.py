@@ -12,7 +12,7 @@ from test_int8_convolutions import run, weight
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.cross_layer import equalize, find_groups, scale
 from compress.formats.onnx.int8.observe import observe
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 
 CHANNELS, SIZE = 8, 10
@@ -131,7 +131,7 @@ def test_small_channels_get_more_levels():
     exact = run(whole, fresh)
     errors = {}
     for method in ("none", "activations"):
-        settings = StaticSettings(bias_correction=False, equalization=method)  # type: ignore[arg-type]
+        settings = Int8Options(reduce_range=False, bias_correction=False, cross_layer_equalization=method)  # type: ignore[arg-type]
         graph = StaticQuantizer(whole, images(16), settings).quantize()
         errors[method] = float(np.square(run(graph, fresh) - exact).mean() / np.square(exact - exact.mean(0)).mean())
     assert errors["activations"] < 0.3 * errors["none"]

@@ -12,7 +12,7 @@ import tiny
 from exports import exported, run
 
 from compress.errors import DataError
-from compress.formats.onnx.int8.nncf_quantizer import NncfQuantizer, run_nncf
+from compress.formats.onnx.int8.static import NncfQuantizer, run_nncf
 from compress.formats.onnx.quantization import quantize_embeddings
 from compress.inspect.integer_kernels import read_kernels
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 
 
@@ -55,7 +55,7 @@ def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None
     graph, feeds = network(), smooth_images(32, 1)
     made = {
         rounding: StaticQuantizer(
-            graph, feeds, StaticSettings(rounding=rounding, reduce_range=reduce_range, bias_correction=False)
+            graph, feeds, Int8Options(weight_rounding=rounding, reduce_range=reduce_range, bias_correction=False)
         ).quantize()
         for rounding in ("nearest", "feedback")
     }
@@ -75,6 +75,6 @@ def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None
 
 def test_the_same_data_gives_the_same_file() -> None:
     graph, feeds = network(), smooth_images(8, 1)
-    settings = StaticSettings(rounding="feedback")
+    settings = Int8Options(reduce_range=False, weight_rounding="feedback")
     once, twice = (StaticQuantizer(graph, feeds, settings).quantize().SerializeToString() for _ in range(2))
     assert once == twice

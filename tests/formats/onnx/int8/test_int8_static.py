@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.settings import StaticSettings
+from compress.formats.onnx.int8.kernels import pack_attention, unpack_attention
+from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.int8.unpack import pack_attention, unpack_attention
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.runtimes.profile import write_optimized
 
-PLAIN = StaticSettings(bias_correction=False)
+PLAIN = Int8Options(reduce_range=False, bias_correction=False)
 
 
 def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
@@ -30,7 +29,7 @@ def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
     return [examples.batch([index]) for index in range(count)]
 
 
-def encoder(settings: StaticSettings = PLAIN) -> StaticQuantizer:
+def encoder(settings: Int8Options = PLAIN) -> StaticQuantizer:
     return StaticQuantizer(exported().graph(), feeds(), settings)
 
 
@@ -71,7 +70,7 @@ def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.
 @pytest.mark.parametrize(("types", "per_channel"), [("u8s8", True), ("u8s8", False), ("u8u8", False), ("s8s8", True)])
 def test_a_product_is_what_its_integers_say(layout: str, types: str, per_channel: bool):
     x, weight, bias = matrices()
-    settings = StaticSettings(types=types, per_channel=per_channel, format=layout, bias_correction=False)  # type: ignore[arg-type]
+    settings = PLAIN.model_copy(update={"types": types, "per_channel": per_channel, "format": layout})
     graph = StaticQuantizer(product(weight, bias=bias), [{"x": x}], settings).quantize()
     # By hand, as ONNX defines QuantizeLinear: 255 steps over the range with zero in it.
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
@@ -92,7 +91,7 @@ def test_a_product_is_what_its_integers_say(layout: str, types: str, per_channel
 
 def test_seven_bit_weights_where_the_processor_needs_them():
     x, weight, _ = matrices()
-    graph = StaticQuantizer(product(weight), [{"x": x}], replace(PLAIN, reduce_range=True)).quantize()
+    graph = StaticQuantizer(product(weight), [{"x": x}], PLAIN.model_copy(update={"reduce_range": True})).quantize()
     (integers,) = (
         a for t in graph.graph.initializer if (a := numpy_helper.to_array(t)).dtype == np.int8 and a.ndim == 2
     )
@@ -113,7 +112,7 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
 
 
 def test_signed_activations_become_unsigned_where_attention_needs_them():
-    signed, unsigned = encoder(replace(PLAIN, types="s8s8")).quantize(), encoder().quantize()
+    signed, unsigned = encoder(PLAIN.model_copy(update={"types": "s8s8"})).quantize(), encoder().quantize()
     batch = exported().examples.batch([0, 3, 5])
     np.testing.assert_allclose(run(signed, **batch), run(unsigned, **batch), atol=1e-5)
     zeros = {t.name: numpy_helper.to_array(t).dtype for t in signed.graph.initializer}
@@ -123,7 +122,7 @@ def test_signed_activations_become_unsigned_where_attention_needs_them():
 
 
 def test_both_formats_answer_alike():
-    first, second = encoder().quantize(), encoder(replace(PLAIN, format="qdq")).quantize()
+    first, second = encoder().quantize(), encoder(PLAIN.model_copy(update={"format": "qdq"})).quantize()
     batch = exported().examples.batch([0, 3, 5])
     np.testing.assert_allclose(run(first, **batch), run(second, **batch), atol=2e-3)
     assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} <= {node.op_type for node in second.graph.node}
@@ -173,7 +172,7 @@ def test_bias_correction_takes_the_mean_error_away():
     model = product(weight, bias=bias)
     means = {}
     for corrected in (False, True):
-        settings = StaticSettings(per_channel=False, bias_correction=corrected)
+        settings = Int8Options(reduce_range=False, per_channel=False, bias_correction=corrected)
         graph = StaticQuantizer(model, [{"x": part} for part in np.split(x, 4)], settings).quantize()
         means[corrected] = np.abs((run(graph, x=x) - run(model, x=x)).mean(axis=0)).max()
     assert means[True] < 0.02 * means[False]
@@ -197,7 +196,7 @@ def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
     x = generator.normal(size=(200, 64)).astype(np.float32)
     expected, errors = run(model, x=x), {}
     for alpha in (None, 0.5):
-        quantizer = StaticQuantizer(model, [{"x": x}], replace(PLAIN, smooth=alpha))
+        quantizer = StaticQuantizer(model, [{"x": x}], PLAIN.model_copy(update={"smooth_quant": alpha}))
         assert quantizer.smoothed == ([] if alpha is None else ["layer"])
         np.testing.assert_allclose(run(quantizer.quantize(kept=["layer"]), x=x), expected, atol=1e-3)
         errors[alpha] = np.square(run(quantizer.quantize(), x=x) - expected).mean()
@@ -205,7 +204,7 @@ def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
 
 
 def test_an_encoders_attention_is_smoothed_before_its_last_product():
-    quantizer = encoder(replace(PLAIN, smooth=0.5))
+    quantizer = encoder(PLAIN.model_copy(update={"smooth_quant": 0.5}))
     assert len(quantizer.smoothed) >= tiny.LAYERS - 1
     batch = exported().examples.batch([0, 3, 5])
     whole = quantizer.quantize(kept=[layer.name for layer in quantizer.layers])

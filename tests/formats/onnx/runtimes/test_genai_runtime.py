@@ -21,8 +21,7 @@ from compress.formats.onnx.runtimes import genai as onnxruntime_genai
 from compress.formats.onnx.runtimes.genai import GenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import feeder
-from compress.runtimes.generation import open_decoder
+from compress.runtimes.decoder import feeder, open_decoder
 
 pytest.importorskip("onnxruntime_genai")
 TARGET, POSITIONS = TARGETS["genai"], 1024
@@ -165,7 +164,7 @@ def test_the_config_follows_a_graph_that_gets_another_name(exact: Path, tmp_path
 
 def test_without_the_package_the_target_is_not_to_be_had(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_unavailable(TARGET) is None
-    monkeypatch.setattr(onnxruntime_genai, "_installed", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     onnxruntime_genai._library.cache_clear()
     assert "pip install 'compress[genai]'" in str(why_unavailable(TARGET))
     with pytest.raises(MissingExtraError, match="genai"):

@@ -1,0 +1,142 @@
+"""By templates: a self-contained page in the manner of the report, and Markdown for the comment of a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from compress.compare import words
+from compress.compare.change import Change, Comparison, Side
+from compress.compare.gate import GateResult, Judgement
+from compress.compare.views import forest
+from compress.report.pages import render, render_markdown
+
+_FAILED, _WARNED, _PASSED = ("missed", "\u2717 failed"), ("warned", "? can't tell"), ("passed", "\u2713 passed")
+_CHIPS = {"failed": _FAILED, "warned": _WARNED, "passed": _PASSED}
+_COLOURS = {"worse": "missed", "can't tell": "warned", "better": "passed", "same": "none"}
+
+
+class Row(NamedTuple):
+    """A change under the name it is shown by, with which changes matter, and its verdict (colour, words)."""
+
+    name: str
+    change: Change
+    allowed: str
+    chip: tuple[str, str]
+
+
+def html_comparison(comparison: Comparison) -> str:
+    """Every change against its margin, slices, flips, and where the figures come from."""
+    worse = any(change.verdict == "worse" for change in comparison.changes)
+    verdict = "missed" if worse else "none", words.comparison_sentence(comparison)
+    others = words.ordered(comparison)
+    return _page("compare", "comparison", comparison, verdict, comparison.model_dump_json(), others)
+
+
+def html_gate(result: GateResult) -> str:
+    """Every judgement against its margin, then what no rule judges."""
+    known = [judgement.change for judgement in result.judgements]
+    others = [change for change in words.ordered(result.comparison) if change not in known]
+    judged = [
+        Row(words.judged_name(one), one.change, f"allowed {one.margin} worse", _CHIPS[one.status])
+        for one in result.judgements
+        if one.change
+    ]
+    verdict = _CHIPS[result.status][0], words.gate_sentence(result)
+    lacking = [(one, _CHIPS[one.status]) for one in result.judgements if one.change is None]
+    return _page("gate", "gate", result.comparison, verdict, result.to_json(), others, judged, lacking)
+
+
+def _page(
+    kind: str,
+    title: str,
+    comparison: Comparison,
+    verdict: tuple[str, str],
+    json: str,
+    others: Sequence[Change],
+    judged: Sequence[Row] = (),
+    lacking: Sequence[tuple[Judgement, tuple[str, str]]] = (),
+) -> str:
+    slices = sorted(comparison.slices, key=lambda part: part.change.effect)
+    return render(
+        "compare/templates/comparison.html",
+        f"{comparison.candidate.name} \u00b7 compress {title}",
+        json,
+        kind=kind,
+        name=f"{_short(comparison.candidate)} against {_short(comparison.baseline)}",
+        state=verdict[0],
+        sentence=verdict[1],
+        comparison=comparison,
+        judged=judged,
+        lacking=lacking,
+        others=[_row(words.title(change), change, forest.matters(change)) for change in others],
+        slices=[_row(part.name, part.change, f"{part.rows:,} rows") for part in slices],
+        words=words,
+        forest=forest,
+    )
+
+
+def _row(name: str, change: Change, allowed: str) -> Row:
+    return Row(name, change, allowed, (_COLOURS[change.verdict], change.verdict))
+
+
+def _short(side: Side) -> str:
+    name = side.name.rstrip("/").removesuffix("/report.json").rpartition("/")[2]
+    return name if side.model == "final" else f"{name} ({side.model})"
+
+
+_MARKS = {"failed": "\u274c", "warned": "\u26a0\ufe0f", "passed": "\u2705"}
+_SIGNS = {"worse": "\u274c", "can't tell": "\u2754", "better": "\u2705", "same": "\u2796"}
+MOST_FLIPS = 20
+
+
+def markdown_comparison(comparison: Comparison) -> str:
+    """Verdict, table, and folded: slices, flips, evidence."""
+    cells = [[_SIGNS[change.verdict], *words.change_cells(change)] for change in words.ordered(comparison)]
+    return _markdown(comparison, words.comparison_sentence(comparison), "Matters from", cells)
+
+
+def markdown_gate(result: GateResult) -> str:
+    """Verdict, what failed and why, the table, and folded: every other metric, slices, flips, evidence."""
+    judged = [judgement.change for judgement in result.judgements]
+    return _markdown(
+        result.comparison,
+        f"{_MARKS[result.status]} {words.gate_sentence(result)}",
+        "Allowed",
+        [[_MARKS[judgement.status], *words.judgement_cells(judgement)] for judgement in result.judgements],
+        result.having("failed"),
+        result.having("warned"),
+        [change for change in words.ordered(result.comparison) if change not in judged],
+    )
+
+
+def _markdown(
+    comparison: Comparison,
+    sentence: str,
+    margin: str,
+    cells: Sequence[Sequence[str]],
+    failed: Sequence[Judgement] = (),
+    warned: Sequence[Judgement] = (),
+    others: Sequence[Change] = (),
+) -> str:
+    flips = [
+        (f"now {flip.now}", str(flip.row), flip.label, flip.baseline_answer, flip.candidate_answer, flip.example)
+        for flip in comparison.flips[:MOST_FLIPS]
+    ]
+    slices = [(part.name, f"{part.rows:,}", part.change) for part in comparison.slices]
+    sides = [f"baseline: {words.side_text(comparison.baseline)}", f"candidate: {words.side_text(comparison.candidate)}"]
+    methods = [f"{change.metric}: {change.method}" for change in comparison.changes]
+    return render_markdown(
+        "compare/templates/comparison.md",
+        comparison=comparison,
+        sentence=sentence,
+        margin=margin,
+        cells=cells,
+        failed=failed,
+        warned=[words.judgement_text(one) for one in warned],
+        others=[(one.metric, one.target, *words.figures(one), words.verdict_text(one)) for one in others],
+        slices=[(name, rows, *words.figures(one), words.verdict_text(one)) for name, rows, one in slices],
+        flips=flips,
+        evidence=[*sides, *words.evidence(comparison), *methods],
+        words=words,
+    )

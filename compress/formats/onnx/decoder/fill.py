@@ -1,0 +1,353 @@
+"""From a trace without weights to the graph of a decoder: every block written, every name replaced by what it names.
+
+Inputs `input_ids` and `attention_mask` [batch, length and total length], `past_key_values.N.key` and `.value`
+[batch, heads, past, size], `past_conv.N` and `past_recurrent.N`; outputs `logits` [batch, length, vocabulary] and a
+`present` for each past, as transformers.js and onnxruntime-genai expect them. Positions follow from the mask. Rows of a
+batch may be padded on the right; padding on the left, which the attention kernel would read as text, fails at the node
+`padding_on_the_left_is_refused`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import ModelError
+from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder.experts import send, take_in
+from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
+from compress.formats.onnx.decoder.rewrites import tidy
+from compress.formats.onnx.decoder.sections import Sections, find_sections
+from compress.formats.onnx.decoder.trace import Trace
+from compress.formats.onnx.decoder.weights import Weights
+from compress.formats.onnx.model import SHARED_CACHE
+from compress.runtimes.decoder import present_of
+
+REFUSAL = "padding_on_the_left_is_refused"
+_EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_BATCH, _LENGTH, _TOTAL = "batch_size", "sequence_length", "total_sequence_length"
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """``accuracy_level`` of the few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
+
+    ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
+    ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
+    ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.expanded`).
+    """
+
+    accuracy_level: int = 4
+    exact_attention: bool = False
+    last_token_only: bool = False
+    expand_on_load: bool = False
+
+
+def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
+    """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
+    if settings.expand_on_load and any(node.op_type == plug.TAKE for node in trace.program.graph):
+        raise ModelError(
+            "Experts cannot be made float when the graph is opened.",
+            where="expand_on_load",
+            expected="a dense model",
+            mend="leave expand_on_load out",
+        )
+    return ir.to_proto(_Writer(checkpoint, trace, settings).write())
+
+
+class _Writer:
+    """Walks through the trace and puts each node, or what it stands for, into a new graph."""
+
+    def __init__(self, checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> None:
+        self._trace, self._settings = trace, settings
+        self._nodes = Nodes()
+        exact = _EXACT if settings.exact_attention else ()
+        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load)
+        self._values: dict[ir.Value, ir.Value] = {}
+        self._rename: Callable[[str], str] = str
+        self._stream: ir.Value | None = None
+        self._tables: dict[str, Sequence[ir.Value]] = {}
+        model = trace.model
+        names = {id(module): name for name, module in model.named_modules()}
+        self._head = names[id(model.get_output_embeddings())]
+        self._embedding = names[id(model.get_input_embeddings())]
+        self._tied = bool(checkpoint.config.get("tie_word_embeddings", model.config.tie_word_embeddings))
+
+    def write(self) -> ir.Model:
+        graph, sections = self._trace.program.graph, find_sections(self._trace)
+        inputs = {value.name: value for value in graph.inputs}
+        for name, axis in (("input_ids", _LENGTH), ("attention_mask", _TOTAL)):
+            self._values[inputs[name]] = self._nodes.input(name, ir.DataType.INT64, [_BATCH, axis])
+            self._values[inputs[name]].shape = inputs[name].shape
+        for name, value in graph.initializers.items():
+            assert value.const_value is not None
+            self._values[value] = self._nodes.constant(f"constants.{name}", value.const_value.numpy())
+            self._values[value].shape = ir.Shape(value.const_value.shape)
+        presents = self._blocks(sections, inputs)
+        self._replay(sections.after)
+        logits = next(value for value in graph.outputs if value.name == "logits")
+        last: int | str = 1 if self._settings.last_token_only else _LENGTH
+        made: dict[str, tuple[ir.Value, list[int | str]]] = {}
+        made["logits"] = self._values[logits], [_BATCH, last, _size(logits)]
+        for name, value in presents.items():
+            made[present_of(_client_name(name))] = value, _axes(name, self._trace.states[name], _TOTAL)
+        for name, (value, axes) in made.items():
+            self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
+        # The attention kernel writes new keys and values behind the old ones where both are one buffer.
+        shared = not self._trace.unfused and not self._trace.keeps_states
+        model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
+        tidy(model)
+        for value, axis in zip(model.graph.inputs, (_LENGTH, _TOTAL), strict=False):
+            value.shape = ir.Shape((_BATCH, axis))
+        return model
+
+    def _own(self, value: ir.Value) -> ir.Value:
+        """A value that may be called as an output is: one that is no input and no output already."""
+        if value.producer() is None or value in self._nodes.outputs:
+            return self._nodes.op("Identity", f"{value.name}.output", [value])
+        return value
+
+    def _blocks(self, sections: Sections, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
+        """Write every block; returns what each input of the cache becomes, by its name in the trace."""
+        outputs = {value.name: value for value in self._trace.program.graph.outputs}
+        presents: dict[str, ir.Value] = {}
+        states, stream = self._trace.states, None
+        for name in () if sections.repeats else states:
+            self._values[inputs[name]] = self._past(name)
+        self._replay(sections.before)
+        for index, block in enumerate(self._trace.blocks):
+            own = [name for name in states if int(name.split("_")[2]) == index]
+            kind = sections.kind(index)
+            pairs = [(name, _of_layer(name, kind)) for name in own]
+            for name, traced in pairs if sections.repeats else ():
+                self._values[inputs[traced]] = self._past(name)
+            self._stream = stream if kind != index else None
+            self._rename = partial(_moved, self._trace.blocks[kind].prefix, block.prefix)
+            self._replay(sections.blocks[kind])
+            stream = self._values[sections.left[kind]]
+            made = {name: self._values.get(outputs["present" + traced.removeprefix("past")]) for name, traced in pairs}
+            presents |= {name: value for name, value in made.items() if value is not None}
+        self._rename = str
+        if sections.repeats and stream is not None:
+            self._values[sections.left[self._trace.traced - 1]] = stream
+        return presents
+
+    def _past(self, name: str) -> ir.Value:
+        axes = _axes(name, self._trace.states[name], "past_sequence_length")
+        return self._nodes.input(_client_name(name), ir.DataType.FLOAT, axes)
+
+    def _replay(self, nodes: Iterable[ir.Node]) -> None:
+        nodes = list(nodes)
+        joined = _joined(nodes)
+        experts = _experts(nodes)
+        inside = {id(node) for _, parts, _ in experts for node in parts}
+        starts = {id(take): (take, parts, give) for take, parts, give in experts}
+        gives = {id(give) for _, _, give in experts}
+        for node in nodes:
+            if id(node) in inside or id(node) in starts:
+                continue
+            if id(node) in gives:
+                self._mixture(*next(one for one in experts if one[2] is node))
+            else:
+                self._write_node(node, joined)
+
+    def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
+        if node.outputs[0] in self._values and node in joined and joined[node][0] is not node:
+            return
+        writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
+            plug.PARAMETER: lambda: [self._weights.vector(self._rename(_text(node, "name")))],
+            plug.LINEAR: lambda: self._products(joined[node]),
+            plug.TABLE: lambda: [self._rows(node)],
+            plug.LENGTHS: lambda: self._lengths(self._values[_given(node, 0)]),
+            plug.ROTARY: lambda: self._rotary(node),
+            DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
+            plug.ENTER: lambda: [self._stream or self._values[_given(node, 0)]],
+            plug.LEAVE: lambda: [self._values[_given(node, 0)]],
+        }
+        if node.domain != plug.DOMAIN:
+            found: Sequence[ir.Value] = self._copy(node)
+        else:
+            found = writers[node.op_type]()
+        if node.op_type == plug.LINEAR and node.domain == plug.DOMAIN:
+            return
+        for old, new in zip(node.outputs, found, strict=True):
+            self._values[old] = new
+            if node.domain != plug.DOMAIN or node.op_type in (plug.TABLE, DELTA_RULE):
+                new.shape, new.type = old.shape, old.type
+
+    def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
+        return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
+
+    def _mapped(self, node: ir.Node) -> list[Any]:
+        """The new graph's values for a traced node's inputs."""
+        return [None if value is None else self._values[value] for value in node.inputs]
+
+    def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
+        """The products of layers that are given the same value: one product where their weights are of one kind."""
+        modules = [self._rename(_text(layer, "module")) for layer in layers]
+        value = self._values[_given(layers[0], 0)]
+        sizes = [int(layer.outputs[0].shape[-1]) for layer in layers]
+        if modules == [self._head]:
+            products: Sequence[ir.Value] = [self._logits(value)]
+        else:
+            scope = modules[0].rpartition(".")[0]
+            transposed = bool(layers[0].attributes["transposed"].as_int())
+            products = self._weights.project(
+                scope, [module.rpartition(".")[2] for module in modules], value, transposed
+            )
+            if len(products) < len(layers):
+                name = f"{scope}.apart"
+                products = self._nodes.several(
+                    "Split", name, [products[0], self._nodes.integers(*sizes)], len(sizes), axis=-1
+                )
+        for layer, product in zip(layers, products, strict=True):
+            self._values[layer.outputs[0]] = product
+            product.shape, product.type = layer.outputs[0].shape, layer.outputs[0].type
+        return products
+
+    def _logits(self, value: ir.Value) -> ir.Value:
+        if self._settings.last_token_only:
+            bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
+            value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
+        return self._weights.head(self._embedding if self._tied else self._head, value, self._head)
+
+    def _rows(self, node: ir.Node) -> ir.Value:
+        module = self._rename(_text(node, "module"))
+        return self._weights.look_up(module, self._values[_given(node, 0)], self._tied and module == self._embedding)
+
+    def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
+        """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
+        hidden, chosen, shares = (self._values[_given(give, index)] for index in (1, 2, 3))
+        module, outer = self._rename(_text(give, "module")), self._rename
+        found = []
+        for number in range(give.attributes["count"].as_int()):
+            name = f"{module}.{number}"
+            sent = send(self._nodes, name, number, hidden, chosen, shares)
+            self._values[take.outputs[0]] = sent.rows
+            self._rename = partial(_moved, f"{_text(give, 'module')}.0", name)
+            self._replay(parts)
+            found.append((sent, self._values[_given(give, 0)]))
+        self._rename = outer
+        self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
+        self._values[give.outputs[0]].shape = give.outputs[0].shape
+
+    def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
+        """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
+        nodes, axis = self._nodes, self._nodes.integers(1)
+        count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
+        # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
+        first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
+        missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
+        minus_one = nodes.op("Gather", f"lengths.{REFUSAL}", [nodes.integers(-1), missing], axis=0)
+        last = nodes.op("Add", "lengths.last", [count, minus_one])
+        shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
+        total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
+        named = (("lengths.last", last), ("lengths.total", total))
+        return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
+
+    def _rotary(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Cosines and sines of all positions, [positions, pairs]; computed when the graph is loaded."""
+        frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
+        factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
+        key = f"{frequencies.tobytes().hex()} {factor} {positions}"
+        if key not in self._tables:
+            nodes, scope = self._nodes, f"rotary{len(self._tables) or ''}"
+            bounds = {"start": 0, "stop": positions, "step": 1}
+            ends = [
+                nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()
+            ]
+            column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
+            angles = nodes.op(
+                "Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])]
+            )
+            tables = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
+            if factor != 1:
+                scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
+                tables = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(tables)]
+            self._tables[key] = tables
+        return self._tables[key]
+
+
+def _joined(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
+    """Each linear layer with all those beside it, itself included, that are given the same value."""
+    groups: dict[tuple[ir.Value, str, int], list[ir.Node]] = {}
+    for node in nodes:
+        if node.domain == plug.DOMAIN and node.op_type == plug.LINEAR:
+            parent = _text(node, "module").rpartition(".")[0]
+            groups.setdefault((_given(node, 0), parent, node.attributes["transposed"].as_int()), []).append(node)
+    return {node: group for group in groups.values() for node in group}
+
+
+def _experts(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
+    """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
+    found = []
+    for take in nodes:
+        if take.domain != plug.DOMAIN or take.op_type != plug.TAKE:
+            continue
+        reached, parts = set(take.outputs), list[ir.Node]()
+        for node in nodes:
+            if node.domain == plug.DOMAIN and node.op_type == plug.GIVE:
+                if _text(node, "module") == _text(take, "module"):
+                    found.append((take, parts, node))
+                    break
+            elif any(value in reached for value in node.inputs):
+                parts.append(node)
+                reached.update(node.outputs)
+    return found
+
+
+def _module(node: ir.Node) -> str:
+    """The module that a traced node is in."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return str(scopes[-2]).removeprefix("model").removeprefix(".") if len(scopes) > 1 else ""
+
+
+def _moved(old: str, new: str, name: str) -> str:
+    """``name`` below ``new`` where it is below ``old``."""
+    return new + name.removeprefix(old) if name.startswith(f"{old}.") else name
+
+
+def _size(value: ir.Value) -> int:
+    """Of the last axis."""
+    assert value.shape is not None
+    return int(value.shape[-1])
+
+
+def _text(node: ir.Node, name: str) -> str:
+    return str(node.attributes[name].as_string())
+
+
+def _given(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _of_layer(name: str, layer: int) -> str:
+    past, kind, _, *number = name.split("_")
+    return "_".join([past, kind, str(layer), *number])
+
+
+def _client_name(name: str) -> str:
+    """`past_key_values.N.key` for keys and values; `past_conv.N` and `past_recurrent.N` for states."""
+    _, kind, layer, *number = name.split("_")
+    if kind in ("key", "value"):
+        return f"past_key_values.{layer}.{kind}"
+    return ".".join([f"past_{kind}", layer, *(one for one in number if one != "0")])
+
+
+def _axes(name: str, shape: Sequence[int], length: str) -> list[int | str]:
+    axes: list[int | str] = [_BATCH, *shape[1:]]
+    if name.split("_")[1] in ("key", "value"):
+        axes[2] = length
+    return axes

@@ -1,0 +1,180 @@
+"""Rewrites of a traced decoder, for any family: what exporters leave that ONNX Runtime has a single operator for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from compress.formats.onnx.decoder.nodes import MICROSOFT
+
+_NORM = "SimplifiedLayerNormalization"
+_SKIPS = {_NORM: "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
+_SAME = (0, 2, 1, 3)
+
+
+def tidy(model: ir.Model) -> None:
+    """Apply every rewrite, in place, and drop what nothing reads any more."""
+    for rewrite in (
+        _norm_before_turning,
+        _reshape_of_reshape,
+        _constant_shapes,
+        _packed_heads,
+        _quick_gelu,
+        _skip_norms,
+    ):
+        for node in list(model.graph):
+            rewrite(model.graph, node)
+        RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    for value in (*model.graph.initializers.values(), *(output for node in model.graph for output in node.outputs)):
+        if not value.is_graph_output():
+            value.shape = value.type = None
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    if old.is_graph_output():
+        return
+    ir.convenience.replace_all_uses_with(old, new)
+
+
+def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind and node.domain == domain else None
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    like: ir.Node,
+    kind: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    domain: str = "",
+    outputs: int = 1,
+) -> Sequence[ir.Value]:
+    """The outputs of a new node ``before`` another, in the module of ``like``, which it takes the place of."""
+    name = f"{(like.name or '').rpartition('/')[0]}/{kind}"
+    node: ir.Node = ir.node(kind, inputs, attributes=dict(attributes), domain=domain, num_outputs=outputs, name=name)
+    for index, value in enumerate(node.outputs):
+        value.name = f"{name}/output_{index}"
+    graph.insert_before(before, node)
+    return list(node.outputs)
+
+
+def _shape(value: ir.Value) -> list[int | str] | None:
+    if value.shape is None:
+        return None
+    axes = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
+    return None if None in axes else axes
+
+
+def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
+    """Norm over the last axis of turned heads, turned back: the same norm of heads that were not turned."""
+    if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != _SAME:
+        return
+    norm = _producer(node.inputs[0], _NORM)
+    turned = None if norm is None else _producer(norm.inputs[0], "Transpose")
+    if norm is None or turned is None or tuple(turned.attributes["perm"].as_ints()) != _SAME:
+        return
+    if len(norm.outputs[0].uses()) != 1:
+        return
+    (found,) = _insert(graph, node, norm, _NORM, [turned.inputs[0], norm.inputs[1]], norm.attributes)
+    found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
+    _replace(node.outputs[0], found)
+
+
+def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
+    """Reshaped to what it was: the value itself; reshaped twice: once."""
+    if node.op_type != "Reshape" or (inner := _producer(node.inputs[0], "Reshape")) is None:
+        return
+    source, wanted = inner.inputs[0], _shape(node.outputs[0])
+    assert source is not None
+    if wanted is not None and _shape(source) == wanted:
+        _replace(node.outputs[0], source)
+    elif wanted is not None and len(inner.outputs[0].uses()) == 1 and not _zeros(node):
+        node.replace_input_with(0, source)
+
+
+def _zeros(node: ir.Node) -> bool:
+    """Whether a reshape's target may copy an axis of its input by naming it 0."""
+    target = node.inputs[1]
+    known = target is not None and target.const_value is not None
+    return bool(known and (target.const_value.numpy() == 0).any())
+
+
+def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
+    """A reshape to axes that its input has, or that are known, needs no shape computed."""
+    if (
+        node.op_type != "Reshape"
+        or node.inputs[0] is None
+        or node.inputs[1] is None
+        or node.inputs[1].const_value is not None
+    ):
+        return
+    given, wanted = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if given is None or wanted is None:
+        return
+    target = [
+        axis if isinstance(axis, int) else 0 if given[index : index + 1] == [axis] else -1
+        for index, axis in enumerate(wanted)
+    ]
+    if target.count(-1) > 1:
+        return
+    name = "constants.int64." + "_".join(map(str, target))
+    constant = graph.initializers.get(name)
+    if constant is None:
+        constant = ir.val(name, const_value=ir.tensor(np.array(target, np.int64), name=name))
+        graph.register_initializer(constant)
+    node.replace_input_with(1, constant)
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
+    """Attention takes queries, keys and values side by side, as a joined product gives them."""
+    if node.op_type != "GroupQueryAttention":
+        return
+    split = _producer(node.inputs[0], "Split")
+    if (
+        split is None
+        or list(node.inputs[:3]) != list(split.outputs)
+        or any(len(value.uses()) > 1 for value in split.outputs)
+    ):
+        return
+    node.replace_input_with(0, split.inputs[0])
+    node.replace_input_with(1, None)
+    node.replace_input_with(2, None)
+
+
+def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
+    """x times its sigmoid (SiLU)."""
+    if node.op_type != "Mul":
+        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        sigmoid = _producer(other, "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is value:
+            (found,) = _insert(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, MICROSOFT)
+            found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
+            _replace(node.outputs[0], found)
+            return
+
+
+def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
+    """The norm of a sum gives the sum too."""
+    skip = _SKIPS.get(node.op_type)
+    if skip is None or (added := _producer(node.inputs[0], "Add")) is None or added.outputs[0].is_graph_output():
+        return
+    shapes = [None if value is None or value.const_value is not None else _shape(value) for value in added.inputs]
+    if shapes[0] is None or shapes[0] != shapes[1] or len(shapes[0]) != 3:
+        return
+    epsilon = {"epsilon": node.attributes["epsilon"].as_float()}
+    inputs = [*added.inputs, *node.inputs[1:]]
+    outputs = _insert(graph, added, node, skip, inputs, epsilon, MICROSOFT, outputs=4)
+    for index in (1, 2):
+        outputs[index].name = ""
+    for old, new in ((node.outputs[0], outputs[0]), (added.outputs[0], outputs[3])):
+        new.shape, new.type = old.shape, old.type
+        _replace(old, new)

@@ -1,0 +1,98 @@
+"""Which nodes of a trace belong to which block, so that one block's can be written for others like it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder.trace import Trace
+
+
+class NotRepeatableError(Exception):
+    """Blocks share more than their stream, so that none can be written by itself."""
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Nodes ``before`` the blocks, of each traced block, and ``after`` them, each in order.
+
+    ``left``: the stream as it comes out of a block, by the block.
+    """
+
+    before: Sequence[ir.Node]
+    blocks: Sequence[Sequence[ir.Node]]
+    after: Sequence[ir.Node]
+    left: Mapping[int, ir.Value]
+    kinds: Sequence[int]
+    repeats: bool
+
+    def kind(self, index: int) -> int:
+        """The traced block that block ``index`` is written as."""
+        return index if index < len(self.blocks) else self.kinds[index]
+
+
+def find_sections(trace: Trace) -> Sections:
+    """Divide a trace. Raises `NotRepeatableError` where blocks must be repeated and cannot."""
+    nodes = list(trace.program.graph)
+    marks = {
+        kind: {node.attributes["index"].as_int(): node for node in nodes if _is(node, kind)}
+        for kind in (plug.ENTER, plug.LEAVE)
+    }
+    left = {index: node.outputs[0] for index, node in marks[plug.LEAVE].items()}
+    repeats = trace.traced < len(trace.blocks)
+    owners = _owners(trace, nodes)
+    before: list[ir.Node] = []
+    after: list[ir.Node] = []
+    blocks: list[list[ir.Node]] = [[] for _ in range(trace.traced)]
+    late: set[ir.Value] = set()
+    for node in nodes:
+        own = owners[node]
+        if _is(node, plug.LEAVE):
+            late.update(node.outputs)
+        if len(own) == 1:
+            blocks[next(iter(own))].append(node)
+        elif own or any(value in late for value in node.inputs):
+            after.append(node)
+            late.update(node.outputs)
+        else:
+            before.append(node)
+    chained = all(marks[plug.ENTER][index].inputs[0] is left[index - 1] for index in range(1, trace.traced))
+    mixed = any(len(own) > 1 for own in owners.values())
+    if (repeats and not chained) or mixed or not chained:
+        if repeats:
+            raise NotRepeatableError
+        # Nothing is repeated: the whole trace in its own order, as the first block's.
+        return Sections([], [nodes, *[[] for _ in range(trace.traced - 1)]], [], left, [], False)
+    return Sections(before, blocks, after, left, [block.kind for block in trace.blocks], repeats)
+
+
+def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
+    """The blocks in whose part of the trace each node lies; marks of leaving belong to what they leave."""
+    owner_of: dict[ir.Value, set[int]] = {}
+    for value in trace.program.graph.inputs:
+        parts = (value.name or "").split("_")
+        if parts[0] == "past":
+            owner_of[value] = {int(parts[2])}
+    prefixes = {f"{block.prefix}.": index for index, block in enumerate(trace.blocks[: trace.traced])}
+    owners: dict[ir.Node, set[int]] = {}
+    for node in nodes:
+        own: set[int] = set()
+        for value in node.inputs:
+            own |= owner_of.get(value, set()) if value is not None else set()
+        for attribute in ("name", "module"):
+            if node.domain == plug.DOMAIN and attribute in node.attributes:
+                text = node.attributes[attribute].as_string()
+                own |= {index for prefix, index in prefixes.items() if text.startswith(prefix)}
+        if _is(node, plug.ENTER):
+            own = {node.attributes["index"].as_int()}
+        owners[node] = own
+        for output in node.outputs:
+            owner_of[output] = set() if _is(node, plug.LEAVE) else own
+    return owners
+
+
+def _is(node: ir.Node, kind: str) -> bool:
+    return bool(node.domain == plug.DOMAIN and node.op_type == kind)

@@ -1,0 +1,386 @@
+"""The graph of a decoder without its weights, traced through transformers' own modules.
+
+Prompt and single tokens in one graph: keys and values of earlier tokens, and the states of convolutions and
+recurrences, come in and go out. A trace takes seconds for each block, so that only as many are traced as differ from
+each other; the others are written as these are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.quantized_module import empty_module
+from compress.errors import ModelError
+from compress.formats.onnx.decoder import interfaces
+from compress.formats.onnx.decoder import plug as plugs
+from compress.formats.onnx.decoder.plug import Call, Plug, Slot
+from compress.formats.silence import silence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PAST, _NEW, _ROWS = 5, 3, 2
+"""Tokens of a trace's past, its new ones, and its rows: no two axes alike, and none of 1, which would be frozen."""
+_REHEARSED = 24
+_CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call the argument that holds their cache."""
+_KINDS = ("conv", "recurrent")
+_OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
+"""What a config says of the weights in its folder, and not of the model."""
+_MOST_KEPT = 4
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What a forward pass, or torch.export, may end in."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """``kind``: the first block that is like this one; ``calls`` of its attention."""
+
+    prefix: str
+    kind: int
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``program``: a graph whose weights are names (`plug`), of the first blocks; ``blocks``: all of the model's.
+
+    ``states``: each tensor of the cache with its shape, of which rows and, for keys and values, length are arbitrary.
+    ``unfused``: why attention is not one operator, or nothing.
+    """
+
+    program: ir.Model
+    model: PreTrainedModel
+    blocks: Sequence[Block]
+    traced: int
+    states: Mapping[str, tuple[int, ...]]
+    calls: Sequence[Call]
+    unfused: str = ""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether something else than keys and values goes from token to token."""
+        return any(not name.startswith(("past_key_", "past_value_")) for name in self.states)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `ModelError` for a language model that cannot be built, or run without its weights."""
+    checkpoint = Checkpoint(folder)
+    with _refusing(checkpoint), torch.no_grad():
+        _Rehearsal(checkpoint)
+
+
+def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
+    """Trace the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
+
+    ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
+    Raises `ModelError` for a model that cannot be traced.
+    """
+    config = {name: value for name, value in checkpoint.config.items() if name not in _OF_WEIGHTS}
+    key = json.dumps([config, fused, whole], sort_keys=True)
+    if key not in _KEPT:
+        while len(_KEPT) >= _MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _traced(checkpoint, fused, whole)
+    return _KEPT[key]
+
+
+def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
+    with _refusing(checkpoint), silence("prints"), torch.no_grad():
+        found = _Rehearsal(checkpoint)
+        described = _describe(found.prefix, found.blocks, found.plug)
+        traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
+        while len(found.blocks) > traced:
+            del found.blocks[-1]
+        unfused = _unfused(found.plug) if fused is not False else "it is traced as it is"
+        found.plug.fused = not unfused
+        states = _sample_states(found.cache, found.plug)
+        program = _trace(found, {name: state for name, state in states.items() if int(name.split("_")[2]) < traced})
+    shapes = {name: tuple(state.shape) for name, state in states.items()}
+    calls = list(found.plug.calls.values())
+    return Trace(program, found.model, described, traced, shapes, calls, unfused)
+
+
+_KEPT: dict[str, Trace] = {}
+
+
+@contextmanager
+def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of any failure inside transformers or torch that the model cannot be traced."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except _FAILURES as error:
+        name = next(iter(checkpoint.config.get("architectures") or ["The model"]))
+        raise ModelError(
+            f"{name} cannot be written as an ONNX decoder: {_first_line(error)}",
+            where=str(checkpoint.folder / "config.json"),
+            expected="a decoder whose forward pass torch.export can follow",
+            mend="ship it as a GPTQ checkpoint or GGUF instead",
+        ) from error
+
+
+class _Rehearsal:
+    """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        interfaces.register()
+        self.model = empty_module(checkpoint).eval()
+        # What routers answer is for their training alone.
+        self.model.config.output_router_logits = False
+        interfaces.prepare(self.model)
+        self.prefix, self.blocks = _blocks(self.model)
+        self.plug = Plug()
+        interfaces.set_attention(self.model, interfaces.REHEARSED)
+        self.cache = _cache(self.model)
+        for index, layer in enumerate(self.cache.layers):
+            if _holds_keys(layer):
+                layer.update = MethodType(_noting(self.plug, index, layer.update), layer)
+        with interfaces.plugged(self.model, self.plug):
+            _run(self.model, self.cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
+            self.plug.norms = interfaces.plain_norms(self.model)
+        reached = {call.layer for call in self.plug.calls.values()}
+        self.plug.missed = sorted(set(self.plug.updated.values()) - reached)
+
+
+def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of a decoder's blocks, the longest of the outermost, and its name."""
+    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
+    name = max(outermost, key=lambda one: len(outermost[one]), default=None)
+    if name is None:
+        raise ModelError(f"{type(model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks")
+    return name, outermost[name]
+
+
+def _noting(plug: Plug, index: int, update: Any) -> Any:
+    def noted(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+        found = update(key, value, *rest, **named)
+        plug.note_update(index, key, *found)
+        return found
+
+    return noted
+
+
+def _unfused(plug: Plug) -> str:
+    if not plug.calls:
+        return "it has no attention that goes through transformers' interface"
+    problems = [call for call in plug.calls.values() if call.problem]
+    if problems:
+        return f"{problems[0].module}: {problems[0].problem}"
+    return f"the attention of layer {plug.missed[0]} goes past transformers' interface" if plug.missed else ""
+
+
+def _describe(prefix: str, blocks: nn.ModuleList, plug: Plug) -> list[Block]:
+    seen: list[Any] = []
+    described = []
+    for index, block in enumerate(blocks):
+        name = f"{prefix}.{index}"
+        calls = tuple(call for call in plug.calls.values() if call.module.startswith(f"{name}."))
+        likeness = [*_likeness(block, name), *(_likeness_of_call(call, name) for call in calls)]
+        kind = seen.index(likeness) if likeness in seen else index
+        seen.append(likeness)
+        described.append(Block(name, kind, calls))
+    return described
+
+
+def _likeness(block: nn.Module, name: str) -> Iterator[Any]:
+    """Everything by which the graphs of two blocks could differ beside the numbers of their weights."""
+    for path, module in block.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, int | float | str | bool | None | tuple)
+            and key not in ("compress_name", "layer_idx", "layer_index", "layer_id", "idx", "training")
+        }
+        buffers = [(leaf, value.tolist()) for leaf, value in module.named_buffers(recurse=False)]
+        yield path, type(module).__name__, plain, module.compress_shapes, buffers
+
+
+def _likeness_of_call(call: Call, name: str) -> Any:
+    return replace(call, module=call.module.removeprefix(name), layer=0)
+
+
+# ---------------------------------------------------------------------- trace
+
+
+class _OneGraph(nn.Module):
+    """What is traced: ids, mask and cache in, logits and cache out, all flat."""
+
+    def __init__(self, model: Any, plug: Plug) -> None:
+        super().__init__()
+        self.model, self._plug = model, plug
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **past: torch.Tensor) -> dict[str, Any]:
+        plug = self._plug
+        plug.clear()
+        cache = _cache(self.model)
+        new = input_ids.shape[1]
+        if plug.fused:
+            plug.lengths = plugs.lengths_of(attention_mask)
+        for index, layer in enumerate(cache.layers):
+            _put_states(layer, index, past)
+            if f"past_key_{index}" in past:
+                pair = past[f"past_key_{index}"], past[f"past_value_{index}"]
+                _put_keys(layer, pair, plug, index, attention_mask.shape[1] - new)
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, attention_mask.shape[1] - new :]
+        logits = _call(self.model, cache, input_ids, attention_mask, positions)
+        outputs = {"logits": logits}
+        for name in past:
+            outputs["present" + name.removeprefix("past")] = self._present(name, cache)
+        return outputs
+
+    def _present(self, name: str, cache: Any) -> torch.Tensor:
+        kind, index, *number = name.removeprefix("past_").split("_")
+        layer, slot = cache.layers[int(index)], self._plug.slots.get(int(index))
+        if kind in _KINDS:
+            state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
+            return state
+        pair: Any = (layer.keys, layer.values) if slot is None else slot.present
+        found: torch.Tensor = pair[kind == "value"]
+        return found
+
+
+def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
+    for number in range(getattr(layer, "number_of_states", 0)):
+        for kind in _KINDS:
+            state = past.get(f"past_{kind}_{index}_{number}")
+            if state is None:
+                continue
+            getattr(layer, f"{kind}_states")[number] = state.clone()
+            getattr(layer, f"is_{kind}_states_initialized")[number] = True
+            layer.has_previous_state[number] = True
+            layer.device, layer.dtype = state.device, state.dtype
+            if kind == "conv":
+                layer.conv_kernel_size[number] = state.shape[-1]
+
+
+def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, index: int, length: Any) -> None:
+    """``length`` of the past as the mask has it, lest the blocks depend on each other's keys."""
+    layer.keys, layer.values = pair
+    layer.is_initialized = True
+    layer.device, layer.dtype = pair[0].device, pair[0].dtype
+    if not plug.fused:
+        layer.get_seq_length = MethodType(lambda self: self.keys.shape[-2], layer)
+        return
+    plug.slots[index] = Slot(pair)
+    layer.get_seq_length = MethodType(lambda self: length, layer)
+    layer.get_mask_sizes = MethodType(lambda self, queries: (length + queries, 0), layer)
+    layer.update = MethodType(_noting(plug, index, lambda key, value, *rest, **named: (key, value)), layer)
+
+
+def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    model, plug = found.model, found.plug
+    interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
+    # Recurrences go by chunks; with more than one of them their number is no constant.
+    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in model.modules())
+    total = _PAST + new
+    inputs = {
+        "input_ids": torch.ones(_ROWS, new, dtype=torch.long),
+        "attention_mask": torch.ones(_ROWS, total, dtype=torch.long),
+        **states,
+    }
+    plug.tracing = True
+    for index, block in enumerate(found.blocks):
+        block.forward = _marked(plug, block.forward, index)
+    with interfaces.plugged(model, plug):
+        program, _ = OnnxExporter().export_program(_OneGraph(model, plug).eval(), inputs, OnnxConfig(dynamic=True))
+    return program
+
+
+def _marked(plug: Plug, forward: Any, index: int) -> Any:
+    def marked(*given: Any, **named: Any) -> Any:
+        if given:
+            given = (plug.mark(plugs.ENTER, given[0], index), *given[1:])
+        else:
+            named["hidden_states"] = plug.mark(plugs.ENTER, named["hidden_states"], index)
+        found = forward(*given, **named)
+        if isinstance(found, tuple):
+            return (plug.mark(plugs.LEAVE, found[0], index), *found[1:])
+        return plug.mark(plugs.LEAVE, found, index)
+
+    return marked
+
+
+def _sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
+    """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
+    flat: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(cache.layers):
+        if _holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
+            keys, values = (one[:, :, :_PAST].clone() for one in (layer.keys, layer.values))
+            if plug.fused and values.shape[-1] < keys.shape[-1]:
+                values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
+            flat[f"past_key_{index}"], flat[f"past_value_{index}"] = keys, values
+        for number in range(getattr(layer, "number_of_states", 0)):
+            for kind in _KINDS:
+                state = getattr(layer, f"{kind}_states")[number]
+                if state is not None:
+                    flat[f"past_{kind}_{index}_{number}"] = state.clone()
+    return flat
+
+
+# ---------------------------------------------------------------------- transformers' caches
+
+
+def _cache(model: Any) -> Any:
+    """An empty cache; a window's layer is a full one, since the window is the attention's."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if _holds_keys(layer):
+            for name in ("update", "get_mask_sizes", "get_seq_length"):
+                setattr(layer, name, MethodType(getattr(DynamicLayer, name), layer))
+    return cache
+
+
+def _holds_keys(layer: Any) -> bool:
+    from transformers.cache_utils import DynamicLayer
+
+    return isinstance(layer, DynamicLayer)
+
+
+def _run(model: Any, cache: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
+    total = start + ids.shape[1]
+    positions = torch.arange(start, total).expand(len(ids), -1)
+    return _call(model, cache, ids, torch.ones(len(ids), total, dtype=torch.long), positions)
+
+
+def _call(model: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    taken = inspect.signature(type(model).forward).parameters
+    word = next((name for name in _CACHES if name in taken), None)
+    named = {} if word is None else {word: cache}
+    if not any(map(_holds_keys, cache.layers)):  # states alone: the mask is of the new tokens
+        mask = mask[:, mask.shape[1] - ids.shape[1] :]
+    if "position_ids" in taken:
+        named["position_ids"] = positions
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=True, **named).logits
+    return logits
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

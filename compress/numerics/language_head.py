@@ -1,0 +1,136 @@
+"""Products with a language model's head, its largest matrix, and the KL of next-token distributions that they make.
+
+n: tokens, W: width, V: vocabulary. Logits of a whole batch would fill memory many times over, so they are made for a
+few tokens at a time, and their gradient is worked out on the way: dKL/dlogits = softmax(student) - softmax(teacher).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import log_softmax
+
+CHUNK = 256
+"""Tokens whose logits are held at a time."""
+
+
+class Head(NamedTuple):
+    """Hidden states [n, W] and the head's weight [V, W] that turns them into logits; one dtype for both."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+
+
+class TokenScores(NamedTuple):
+    """Of each token [n]: KL from teacher to student, and the text's next token's negative log-likelihood by both."""
+
+    divergence: torch.Tensor
+    student_loss: torch.Tensor
+    teacher_loss: torch.Tensor
+
+
+def head_divergence(student: Head, teacher: Head, chunk: int = CHUNK) -> torch.Tensor:
+    """KL(softmax(teacher) || softmax(student)), mean over tokens; differentiable in the student's two tensors.
+
+    Products are taken in the dtype given, softmax and sums in float32 at least.
+    """
+    result: torch.Tensor = _Divergence.apply(*student, *teacher, chunk)  # type: ignore[no-untyped-call]
+    return result
+
+
+@torch.no_grad()
+def token_scores(student: Head, teacher: Head, next_tokens: torch.Tensor, chunk: int = CHUNK) -> TokenScores:
+    """Divergence and losses of each token; ``next_tokens`` [n] are the ids that the text goes on with."""
+    parts = []
+    for start in range(0, len(next_tokens), chunk):
+        piece = slice(start, start + chunk)
+        log_student = _log_probabilities(student.hidden[piece], student.weight)
+        log_teacher = _log_probabilities(teacher.hidden[piece], teacher.weight)
+        ids = next_tokens[piece, None]
+        divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+        parts.append((divergence, -log_student.gather(1, ids)[:, 0], -log_teacher.gather(1, ids)[:, 0]))
+    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        teacher_hidden: torch.Tensor,
+        teacher_weight: torch.Tensor,
+        chunk: int,
+    ) -> torch.Tensor:
+        count, total = len(hidden), 0.0
+        by_hidden = torch.empty_like(hidden)
+        by_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, count, chunk):
+                piece = slice(start, start + chunk)
+                log_student = _log_probabilities(hidden[piece], weight)
+                log_teacher = _log_probabilities(teacher_hidden[piece], teacher_weight)
+                likely = log_teacher.exp()
+                total += float((log_teacher.sub_(log_student).mul_(likely)).sum(dtype=torch.float64))
+                slope = log_student.exp_().sub_(likely).div_(count).to(weight.dtype)
+                by_hidden[piece] = slope @ weight
+                if by_weight is not None:
+                    by_weight += slope.T @ hidden[piece]
+        ctx.save_for_backward(by_hidden, by_weight)
+        return torch.tensor(total / count, dtype=_wide(hidden.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        weight = None if by_weight is None else (by_weight * gradient).to(by_hidden.dtype)
+        return (by_hidden * gradient).to(by_hidden.dtype), weight, None, None, None
+
+
+def _log_probabilities(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    logits = hidden @ weight.T
+    return log_softmax(logits.to(_wide(logits.dtype)), dim=-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+ROWS = 8192
+"""Rows of the head that are held in the dtype of the product at a time."""
+
+
+def head_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``hidden`` [..., columns] times ``weight`` [rows, columns] transposed, as [..., rows].
+
+    ``weight`` is as it lies on disk, of any float type, and has no gradient. The product is in float32, or in the type
+    of an autocast around it.
+    """
+    found: torch.Tensor = _HeadProduct.apply(hidden, weight)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _HeadProduct(torch.autograd.Function):
+    """A plain product would keep the rows that it cast until the way back."""
+
+    @staticmethod
+    def forward(context: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(weight)
+        product = None
+        for start in range(0, len(weight), ROWS):
+            rows = weight[start : start + ROWS]
+            part = hidden @ rows.float().T
+            if product is None:
+                product = part.new_empty((*part.shape[:-1], len(weight)))
+            product[..., start : start + len(rows)] = part
+        assert product is not None
+        return product
+
+    @staticmethod
+    def backward(context: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,) = context.saved_tensors
+        total = slope.new_zeros((*slope.shape[:-1], weight.shape[1]), dtype=torch.float32)
+        for start in range(0, len(weight), ROWS):
+            rows = weight[start : start + ROWS]
+            total += slope[..., start : start + len(rows)] @ rows.to(slope.dtype)
+        return total, None

@@ -1,0 +1,85 @@
+"""Folders of runs, named after the time they began: a link to the latest, files written whole, finding a report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from compress.errors import InputError, StorageError
+
+LATEST = "latest"
+
+
+def new_folder(parent: Path, started: datetime) -> Path:
+    """A folder named after the time, made by this process alone."""
+    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
+    for attempt in range(1000):
+        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
+            continue
+        return folder
+    raise AssertionError("a thousand folders in one second")
+
+
+def point_latest(folder: Path) -> None:
+    """Turn the link `latest` to ``folder`` in one step."""
+    link = folder.parent / f".{LATEST}-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.replace(folder.parent / LATEST)
+
+
+RUNS = Path("artifacts") / "runs"
+
+
+def find_report(run: Path, runs: Path = RUNS) -> Path:
+    """The report.json of a run's folder, of a file, or of a recipe's latest run. Raises `InputError`."""
+    if run.is_file() and run.suffix not in {".yaml", ".yml"}:
+        return run
+    named = runs / (run.stem if run.suffix in {".yaml", ".yml"} else run)
+    places = [run / "report.json", run / "latest" / "report.json"]
+    if not run.is_absolute():
+        places += [named / "latest" / "report.json", named / "report.json"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(
+        f"There is no report of {str(run)!r}.",
+        where=", ".join(map(str, places)),
+        expected="a run's folder, its report.json, or the name of a recipe that was run",
+        mend=f"run it first (compress run RECIPE){_known(runs)}",
+    )
+
+
+def _known(runs: Path) -> str:
+    names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
+    return f", or name one of: {', '.join(names)}" if names else ""
+
+
+def write_whole(path: Path, content: str | bytes, what: str = "report") -> None:
+    """Write beside ``path`` and rename into place. Raises `StorageError`, saying ``what`` could not be written."""
+    beside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            beside = Path(file.name)
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+    except OSError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+        raise StorageError(
+            f"The {what} cannot be written: {error.strerror or error}",
+            where=str(path),
+            expected="a folder on a disk with room for it",
+            mend="free some space, then run again: finished stages are cached",
+        ) from error

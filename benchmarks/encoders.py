@@ -250,7 +250,7 @@ def examine(name: str, timed: bool) -> Row:
     from compress.errors import CompressError
     from compress.formats.onnx.export import export_onnx
     from compress.formats.onnx.parity import prove_equal
-    from compress.pipeline.quiet import quiet_libraries
+    from compress.formats.silence import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)
@@ -279,13 +279,12 @@ def examine(name: str, timed: bool) -> Row:
 
 def quantized(name: str, graph: Any, examples: Any) -> Any:
     """INT8 as the stage `quantize` makes it: dynamic for texts, static for images."""
-    from compress.formats.onnx.int8.positions import quantize_rows_in_order
-    from compress.formats.onnx.int8.settings import StaticSettings
+    from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer
-    from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
+    from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 
     if name in IMAGES:
-        made = StaticQuantizer(graph, [examples.batch([place]) for place in range(32)], StaticSettings()).quantize()
+        made = StaticQuantizer(graph, [examples.batch([place]) for place in range(32)], Int8Options(method="static")).quantize()
     else:
         made = quantize_products(graph, per_channel=True, reduce_range=False)
     quantize_rows_in_order(made)
@@ -294,14 +293,11 @@ def quantized(name: str, graph: Any, examples: Any) -> Any:
 
 
 def _int8(name: str, graph: Any, model: Any, examples: Any) -> tuple[float, float]:
-    from compress.formats.onnx.parity import of_graph
+    from compress.formats.onnx.probed import run_graph
 
     made = quantized(name, graph, examples)
     fresh = examples_of(name, count=64, seed=1)
-    found, expected = (
-        np.concatenate([of_graph(_session(each), fresh)([place]) for place in range(len(fresh))])
-        for each in (made, graph)
-    )
+    found, expected = (run_graph(each.SerializeToString(), fresh) for each in (made, graph))
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
     sizes = [sum(len(tensor.raw_data) for tensor in each.graph.initializer) for each in (made, graph)]
     return float(np.sqrt(((found - expected) ** 2).mean()) / spread), sizes[0] / sizes[1]

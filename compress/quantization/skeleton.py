@@ -89,7 +89,8 @@ class Skeleton:
         """One parameter in float32. Raises `ModelError` where the file's shape is not ``shape``."""
         if leaf == "weight":
             found = self.checkpoint.weight(module)
-            found = found.T.contiguous() if module in self.transposed else found
+            turned = module in self.transposed and f"{module}.qweight" not in self.checkpoint.files
+            found = found.T.contiguous() if turned else found
         else:
             found = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
         if found.shape != shape:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.data.dataset import normalised
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
@@ -196,6 +195,8 @@ class FeatureExtraction(Task):
 def _numbers(texts: Sequence[str]) -> np.ndarray:
     """A number for each text, the same for texts that differ in case and spacing alone, [n] int64."""
     import numpy as np
+
+    from compress.data.dataset import normalised
 
     known: dict[str, int] = {}
     return np.array([known.setdefault(normalised(text), len(known)) for text in texts], dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from compress.architectures.description import Attention, blocks
 from compress.architectures.transformer import HEADS_KEY, NEURONS_KEY, drop_pooler, keep_layers
+from compress.architectures.watched import made
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
@@ -130,11 +131,8 @@ class Lesson:
             validate=context.validator(self.student),
             first_token_only=settings.first_token_only,
         )
-        try:
+        with nullcontext() if self.comparison is None else self.comparison.listening():
             train(trainee, settings, context.seed, context.progress, "distill")
-        finally:
-            if self.comparison is not None:
-                self.comparison.close()
 
     def _answered(self, examples: Examples) -> np.ndarray:
         module = self.teacher.module.eval()
@@ -209,9 +207,9 @@ class _Comparison:
     options: dict[str, Any]
     projections: nn.ModuleList = field(default_factory=nn.ModuleList)
     layer_map: Sequence[int] = ()
-    captured: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    attentions: dict[str, Attention] = field(default_factory=dict)
+    captured: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     heads: int = 0
-    hooks: list[RemovableHandle] = field(default_factory=list)
 
     @classmethod
     def between(cls, method: str, teacher: PreTrainedModel, student: PreTrainedModel) -> _Comparison:
@@ -243,18 +241,25 @@ class _Comparison:
                 comparison.projections = nn.ModuleList([nn.Linear(*widths, bias=False)])
         for index, (student_block, teacher_block) in enumerate(pairs):
             for role, block in (("student", student_block), ("teacher", teacher_block)):
-                for name in ("query", "key", "value"):
-                    comparison._capture(f"{role}.{index}", name, block.attended())
+                comparison.attentions[f"{role}.{index}"] = block.attended()
         return comparison
 
     def parameters(self) -> list[nn.Parameter]:
         """The projections' weights, trained with the student and thrown away."""
         return list(self.projections.parameters())
 
-    def close(self) -> None:
-        """Stop listening to both models."""
-        for hook in self.hooks:
-            hook.remove()
+    def listening(self) -> AbstractContextManager[None]:
+        """Keep the queries, keys and values of the attentions that are compared."""
+        watched: dict[tuple[str, str], nn.Module] = {
+            (owner, name): getattr(attention, name)
+            for owner, attention in self.attentions.items()
+            for name in ("query", "key", "value")
+        }
+        return made(watched, self._keep)
+
+    def _keep(self, key: tuple[str, str], output: torch.Tensor) -> None:
+        owner, name = key
+        self.captured[key] = self.attentions[owner].of(name, output)
 
     def loss(self, student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
         """The method's loss on representations; ``mask`` is [B, L]."""
@@ -277,19 +282,9 @@ class _Comparison:
             loss = loss + attention_mse(mine, theirs, mask)
         return loss
 
-    def _capture(self, owner: str, name: str, attention: Attention) -> None:
-        store = self.captured.setdefault(owner, {})
-
-        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            store[name] = attention.of(name, output)
-
-        layer: nn.Module = getattr(attention, name)
-        self.hooks.append(layer.register_forward_hook(keep))
-
     def _scores(self, owner: str, other: str) -> torch.Tensor:
-        store = self.captured[owner]
-        return scaled_scores(store["query"].float(), store[other].float(), self.heads)
+        return scaled_scores(self.captured[owner, "query"].float(), self.captured[owner, other].float(), self.heads)
 
     def _values(self, owner: str) -> torch.Tensor:
-        value = self.captured[owner]["value"].float()
+        value = self.captured[owner, "value"].float()
         return scaled_scores(value, value, self.heads)

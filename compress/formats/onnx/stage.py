@@ -34,7 +34,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     as an encoder and a decoder under the names of transformers.js and optimum.
     """
 
-    version = 3
+    version = 4
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["export"] = "export"
     opset: int | None = Field(

@@ -24,6 +24,7 @@ from compress.errors import ModelError
 from compress.formats.onnx.decoder import plug
 from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
 from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.sections import Sections, find_sections
@@ -32,7 +33,6 @@ from compress.formats.onnx.decoder.weights import Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.runtimes.decoder import present_of
 
-REFUSAL = "padding_on_the_left_is_refused"
 _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _BATCH, _LENGTH, _TOTAL = "batch_size", "sequence_length", "total_sequence_length"
@@ -168,8 +168,8 @@ class _Writer:
             plug.PARAMETER: lambda: [self._weights.vector(self._rename(_text(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: self._lengths(self._values[_given(node, 0)]),
-            plug.ROTARY: lambda: self._rotary(node),
+            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[_given(node, 0)]),
+            plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
             DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
             plug.ENTER: lambda: [self._stream or self._values[_given(node, 0)]],
             plug.LEAVE: lambda: [self._values[_given(node, 0)]],
@@ -240,42 +240,6 @@ class _Writer:
         self._rename = outer
         self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
-
-    def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
-        """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
-        nodes, axis = self._nodes, self._nodes.integers(1)
-        count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
-        # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
-        first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
-        missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
-        minus_one = nodes.op("Gather", f"lengths.{REFUSAL}", [nodes.integers(-1), missing], axis=0)
-        last = nodes.op("Add", "lengths.last", [count, minus_one])
-        shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
-        total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
-        named = (("lengths.last", last), ("lengths.total", total))
-        return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
-
-    def _rotary(self, node: ir.Node) -> Sequence[ir.Value]:
-        """Cosines and sines of all positions, [positions, pairs]; computed when the graph is loaded."""
-        frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
-        factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
-        key = f"{frequencies.tobytes().hex()} {factor} {positions}"
-        if key not in self._tables:
-            nodes, scope = self._nodes, f"rotary{len(self._tables) or ''}"
-            bounds = {"start": 0, "stop": positions, "step": 1}
-            ends = [
-                nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()
-            ]
-            column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
-            angles = nodes.op(
-                "Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])]
-            )
-            tables = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
-            if factor != 1:
-                scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
-                tables = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(tables)]
-            self._tables[key] = tables
-        return self._tables[key]
 
 
 def _joined(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:

@@ -7,7 +7,6 @@ each other; the others are written as these are.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,21 +21,29 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import empty_module
-from compress.errors import ModelError
+from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import plug as plugs
-from compress.formats.onnx.decoder.plug import Call, Plug, Slot
+from compress.formats.onnx.decoder.caches import (
+    PAST,
+    call_model,
+    holds_keys,
+    new_cache,
+    noting,
+    put_keys,
+    put_states,
+    run_model,
+    sample_states,
+)
+from compress.formats.onnx.decoder.plug import Call, Plug
 from compress.formats.silence import silence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PAST, _NEW, _ROWS = 5, 3, 2
-"""Tokens of a trace's past, its new ones, and its rows: no two axes alike, and none of 1, which would be frozen."""
+_NEW, _ROWS = 3, 2
+"""New tokens of a trace, and its rows: no two axes alike, and none of 1, which would be frozen."""
 _REHEARSED = 24
-_CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""What models call the argument that holds their cache."""
-_KINDS = ("conv", "recurrent")
 _OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
 """What a config says of the weights in its folder, and not of the model."""
 _MOST_KEPT = 4
@@ -113,7 +120,7 @@ def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
             del found.blocks[-1]
         unfused = _unfused(found.plug) if fused is not False else "it is traced as it is"
         found.plug.fused = not unfused
-        states = _sample_states(found.cache, found.plug)
+        states = sample_states(found.cache, found.plug)
         program = _trace(found, {name: state for name, state in states.items() if int(name.split("_")[2]) < traced})
     shapes = {name: tuple(state.shape) for name, state in states.items()}
     calls = list(found.plug.calls.values())
@@ -133,7 +140,7 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
     except _FAILURES as error:
         name = next(iter(checkpoint.config.get("architectures") or ["The model"]))
         raise ModelError(
-            f"{name} cannot be written as an ONNX decoder: {_first_line(error)}",
+            f"{name} cannot be written as an ONNX decoder: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="a decoder whose forward pass torch.export can follow",
             mend="ship it as a GPTQ checkpoint or GGUF instead",
@@ -152,12 +159,12 @@ class _Rehearsal:
         self.prefix, self.blocks = _blocks(self.model)
         self.plug = Plug()
         interfaces.set_attention(self.model, interfaces.REHEARSED)
-        self.cache = _cache(self.model)
+        self.cache = new_cache(self.model)
         for index, layer in enumerate(self.cache.layers):
-            if _holds_keys(layer):
-                layer.update = MethodType(_noting(self.plug, index, layer.update), layer)
+            if holds_keys(layer):
+                layer.update = MethodType(noting(self.plug, index, layer.update), layer)
         with interfaces.plugged(self.model, self.plug):
-            _run(self.model, self.cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
+            run_model(self.model, self.cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
             self.plug.norms = interfaces.plain_norms(self.model)
         reached = {call.layer for call in self.plug.calls.values()}
         self.plug.missed = sorted(set(self.plug.updated.values()) - reached)
@@ -171,15 +178,6 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if name is None:
         raise ModelError(f"{type(model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks")
     return name, outermost[name]
-
-
-def _noting(plug: Plug, index: int, update: Any) -> Any:
-    def noted(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
-        found = update(key, value, *rest, **named)
-        plug.note_update(index, key, *found)
-        return found
-
-    return noted
 
 
 def _unfused(plug: Plug) -> str:
@@ -221,9 +219,6 @@ def _likeness_of_call(call: Call, name: str) -> Any:
     return replace(call, module=call.module.removeprefix(name), layer=0)
 
 
-# ---------------------------------------------------------------------- trace
-
-
 class _OneGraph(nn.Module):
     """What is traced: ids, mask and cache in, logits and cache out, all flat."""
 
@@ -234,17 +229,17 @@ class _OneGraph(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **past: torch.Tensor) -> dict[str, Any]:
         plug = self._plug
         plug.clear()
-        cache = _cache(self.model)
+        cache = new_cache(self.model)
         new = input_ids.shape[1]
         if plug.fused:
             plug.lengths = plugs.lengths_of(attention_mask)
         for index, layer in enumerate(cache.layers):
-            _put_states(layer, index, past)
+            put_states(layer, index, past)
             if f"past_key_{index}" in past:
                 pair = past[f"past_key_{index}"], past[f"past_value_{index}"]
-                _put_keys(layer, pair, plug, index, attention_mask.shape[1] - new)
+                put_keys(layer, pair, plug, index, attention_mask.shape[1] - new)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, attention_mask.shape[1] - new :]
-        logits = _call(self.model, cache, input_ids, attention_mask, positions)
+        logits = call_model(self.model, cache, input_ids, attention_mask, positions)
         outputs = {"logits": logits}
         for name in past:
             outputs["present" + name.removeprefix("past")] = self._present(name, cache)
@@ -253,40 +248,12 @@ class _OneGraph(nn.Module):
     def _present(self, name: str, cache: Any) -> torch.Tensor:
         kind, index, *number = name.removeprefix("past_").split("_")
         layer, slot = cache.layers[int(index)], self._plug.slots.get(int(index))
-        if kind in _KINDS:
+        if kind in KINDS:
             state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
             return state
         pair: Any = (layer.keys, layer.values) if slot is None else slot.present
         found: torch.Tensor = pair[kind == "value"]
         return found
-
-
-def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
-    for number in range(getattr(layer, "number_of_states", 0)):
-        for kind in _KINDS:
-            state = past.get(f"past_{kind}_{index}_{number}")
-            if state is None:
-                continue
-            getattr(layer, f"{kind}_states")[number] = state.clone()
-            getattr(layer, f"is_{kind}_states_initialized")[number] = True
-            layer.has_previous_state[number] = True
-            layer.device, layer.dtype = state.device, state.dtype
-            if kind == "conv":
-                layer.conv_kernel_size[number] = state.shape[-1]
-
-
-def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, index: int, length: Any) -> None:
-    """``length`` of the past as the mask has it, lest the blocks depend on each other's keys."""
-    layer.keys, layer.values = pair
-    layer.is_initialized = True
-    layer.device, layer.dtype = pair[0].device, pair[0].dtype
-    if not plug.fused:
-        layer.get_seq_length = MethodType(lambda self: self.keys.shape[-2], layer)
-        return
-    plug.slots[index] = Slot(pair)
-    layer.get_seq_length = MethodType(lambda self: length, layer)
-    layer.get_mask_sizes = MethodType(lambda self, queries: (length + queries, 0), layer)
-    layer.update = MethodType(_noting(plug, index, lambda key, value, *rest, **named: (key, value)), layer)
 
 
 def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
@@ -296,7 +263,7 @@ def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
     # Recurrences go by chunks; with more than one of them their number is no constant.
     new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in model.modules())
-    total = _PAST + new
+    total = PAST + new
     inputs = {
         "input_ids": torch.ones(_ROWS, new, dtype=torch.long),
         "attention_mask": torch.ones(_ROWS, total, dtype=torch.long),
@@ -322,65 +289,3 @@ def _marked(plug: Plug, forward: Any, index: int) -> Any:
         return plug.mark(plugs.LEAVE, found, index)
 
     return marked
-
-
-def _sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
-    """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
-    flat: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(cache.layers):
-        if _holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
-            keys, values = (one[:, :, :_PAST].clone() for one in (layer.keys, layer.values))
-            if plug.fused and values.shape[-1] < keys.shape[-1]:
-                values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
-            flat[f"past_key_{index}"], flat[f"past_value_{index}"] = keys, values
-        for number in range(getattr(layer, "number_of_states", 0)):
-            for kind in _KINDS:
-                state = getattr(layer, f"{kind}_states")[number]
-                if state is not None:
-                    flat[f"past_{kind}_{index}_{number}"] = state.clone()
-    return flat
-
-
-# ---------------------------------------------------------------------- transformers' caches
-
-
-def _cache(model: Any) -> Any:
-    """An empty cache; a window's layer is a full one, since the window is the attention's."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    cache = DynamicCache(config=model.config)
-    for layer in cache.layers:
-        if _holds_keys(layer):
-            for name in ("update", "get_mask_sizes", "get_seq_length"):
-                setattr(layer, name, MethodType(getattr(DynamicLayer, name), layer))
-    return cache
-
-
-def _holds_keys(layer: Any) -> bool:
-    from transformers.cache_utils import DynamicLayer
-
-    return isinstance(layer, DynamicLayer)
-
-
-def _run(model: Any, cache: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
-    total = start + ids.shape[1]
-    positions = torch.arange(start, total).expand(len(ids), -1)
-    return _call(model, cache, ids, torch.ones(len(ids), total, dtype=torch.long), positions)
-
-
-def _call(model: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    taken = inspect.signature(type(model).forward).parameters
-    word = next((name for name in _CACHES if name in taken), None)
-    named = {} if word is None else {word: cache}
-    if not any(map(_holds_keys, cache.layers)):  # states alone: the mask is of the new tokens
-        mask = mask[:, mask.shape[1] - ids.shape[1] :]
-    if "position_ids" in taken:
-        named["position_ids"] = positions
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=True, **named).logits
-    return logits
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -25,6 +25,7 @@ from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import plug as plugs
 from compress.formats.onnx.decoder.caches import (
+    KINDS,
     PAST,
     call_model,
     holds_keys,

@@ -102,7 +102,7 @@ class Contest:
     @cached_property
     def decoder_feeds(self) -> Sequence[Feed]:
         """What a decoder is asked while some of those are transcribed."""
-        return decoder_calls(self.exported, self.feeds[:_DECODED])
+        return decoder_calls(self.exported, [self.feeds[place] for place in range(min(_DECODED, len(self.feeds)))])
 
     def ways(self) -> Ways:
         """Each file's maker, by what the tables call the file."""

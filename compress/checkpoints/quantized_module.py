@@ -75,13 +75,14 @@ class QuantizedLinear(nn.Linear):
 
 
 class QuantizedEmbedding(nn.Embedding):
-    """Rows of a table of integers, in float32."""
+    """Rows of a table of integers, in float32, times what the table's own class multiplies them by (Gemma's does)."""
 
-    def __init__(self, grid: Grid, padding_idx: int | None) -> None:
+    def __init__(self, grid: Grid, padding_idx: int | None, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = grid.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
         self.scale_grad_by_freq = self.sparse = False
+        self.embed_scale = scale
         self.grid = grid
 
     @property
@@ -91,7 +92,7 @@ class QuantizedEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The rows of the ids ``input``."""
-        return self.grid.rows(input)
+        return self.grid.rows(input) * self.embed_scale
 
 
 class AsStored(nn.Module):
@@ -191,7 +192,8 @@ def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
             continue
         grid = replaced[name] = Grid(quantized)
         if isinstance(child, nn.Embedding):
-            _replace(module, name, QuantizedEmbedding(grid, child.padding_idx))
+            scale = float(getattr(child, "embed_scale", 1.0))
+            _replace(module, name, QuantizedEmbedding(grid, child.padding_idx, scale))
         else:
             _replace(module, name, QuantizedLinear(grid, child.bias))
         if child is table and tied:

@@ -17,7 +17,7 @@ import tiny_run
 import torch
 from quantized import VOCABULARY, save_tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from compress.pipeline.run import run
 
@@ -84,7 +84,7 @@ def unknown_architecture(place: Path) -> None:
 
 def architecture_that_export_cannot_write(place: Path) -> None:
     with_gptq(place, "export")
-    change_config(place, model_type="gemma", architectures=["GemmaForCausalLM"])
+    change_config(place, model_type="rwkv", architectures=["RwkvForCausalLM"])
 
 
 def tokenizer_that_gguf_cannot_name(place: Path) -> None:
@@ -160,7 +160,7 @@ REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
     (overflowing_activations, 3, ("model.layers.1 is not finite", "forwards and backwards", "guided")),
     (unknown_architecture, 2, ("unheard", "config.json", "AutoModelForCausalLM")),
-    (architecture_that_export_cannot_write, 2, ("GemmaForCausalLM cannot be written", "LlamaForCausalLM")),
+    (architecture_that_export_cannot_write, 2, ("RwkvForCausalLM cannot be written", "torch.export")),
     (tokenizer_that_gguf_cannot_name, 2, ("Lowercase", "tokenizer.json", "byte-level BPE")),
     (wide_groups, 2, ("12 layers do not fit", "128 does not divide 64, 16, 32, 64 would", "and 5 more", "keep")),
     (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.export.opset: found 18", "nothing for text-generation")),
@@ -192,11 +192,12 @@ def test_a_model_that_no_target_can_run_is_still_quantized(place: Path) -> None:
     """What cannot be measured here is named with its reason; the checkpoint ships all the same."""
     shutil.rmtree(place / "model")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Gemma2Config(**sizes, vocab_size=VOCABULARY, head_dim=16, num_key_value_heads=2, sliding_window=8)
-    Gemma2ForCausalLM(config).save_pretrained(place / "model")
+    kinds = {"layer_types": ["full_attention"] * 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    config = MiniMaxConfig(**sizes, **kinds, vocab_size=VOCABULARY, head_dim=16, num_key_value_heads=2)
+    MiniMaxForCausalLM(config).save_pretrained(place / "model")
     tiny_tokenizer().save_pretrained(place / "model")
     with_gptq(place)
     done = run(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes())
     (skip,) = done.report.skipped
-    assert skip.target == "cpu" and "Gemma2ForCausalLM cannot be written as an ONNX decoder" in skip.reason
+    assert skip.target == "cpu" and "MiniMaxForCausalLM cannot be written as an ONNX decoder" in skip.reason
     assert (done.folder / "model" / "quantize_config.json").is_file()

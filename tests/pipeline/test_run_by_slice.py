@@ -14,6 +14,7 @@ import tiny_run
 from typer.testing import CliRunner
 
 from compress.cli import app
+from compress.compare.change import Sides
 from compress.compare.flips import flips
 from compress.compare.slices import slice_changes
 from compress.errors import DataError, InputError
@@ -215,12 +216,13 @@ def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
 
 def test_the_run_compares_slice_by_slice_with_its_own_baseline(done: Done) -> None:
     report, folder = done.run.report, done.run.folder
-    parts = slice_changes(report, report, "cpu", 0.005, 0.9, baseline_model="baseline")
+    sides = Sides(report, report, baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
+    parts = slice_changes(sides, "cpu", 0.005, 0.9)
     assert {part.name for part in parts} == set(report.slices)
     for part in parts:
         effect = done.accuracy(part.name) - done.accuracy(part.name, "baseline")
         assert part.change.effect == pytest.approx(effect)
-    turned = flips(report, report, "cpu", baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
+    turned = flips(sides, "cpu")
     answers = kept(done)
     expected = {row["row"] for row in answers if row["baseline.correct"] != row["final.correct"]}
     assert {flip.row for flip in turned} == expected

@@ -54,8 +54,9 @@ def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path
     domains = {node.domain for node in shipped.graph.graph.node}
     assert ("com.microsoft" in domains) is (format == "qoperator"), "QDQ is for any runtime"
     found = kernels(shipped, tmp_path)
-    # Two blocks of query, key and value (one product in the fused graph), output, up and down.
-    assert found["MatMulIntegerToFloat"] == (8 if format == "qoperator" else 12)
+    # Two blocks of query, key and value (with their attention, in the fused graph), output, up and down.
+    assert found["QAttention"] == (2 if format == "qoperator" else 0)
+    assert found["MatMulIntegerToFloat"] == (6 if format == "qoperator" else 12)
     assert found["QLinearConv"] == 1, "the patches"
     stored = {tensor.data_type for tensor in shipped.graph.graph.initializer}
     assert (onnx.TensorProto.INT4 in stored) is (bits == 4)

@@ -10,8 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from written_decoders import FewBits
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.quantized_module import load_module
 from compress.formats.onnx.decoder import GraphSettings, export_proven
 from compress.formats.onnx.decoder.interfaces import inverse_error_function
 from compress.formats.onnx.decoder.trace import trace_decoder
@@ -128,3 +130,14 @@ def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
 def test_the_inverse_of_the_error_function() -> None:
     values = torch.linspace(-0.9999, 0.9999, 2001)
     torch.testing.assert_close(inverse_error_function(values), torch.erfinv(values), atol=1e-6, rtol=1e-6)
+
+
+def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
+    """Gemma multiplies its embeddings; integers in their place are multiplied too, in torch as in the graph."""
+    checkpoint, _ = save("gemma2", FAMILIES["gemma2"][0], tmp_path)
+    few = FewBits(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
+    found = export_proven(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
+    assert found.equality.difference < 1e-4
+    module = load_module(few)
+    expected = few.quantized("model.embed_tokens").dequantize()[:5] * 64**0.5
+    torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)

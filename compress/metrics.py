@@ -59,6 +59,8 @@ _KNOWN = {
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
         _quality("recall", "Recall"),
+        _quality("exact_match", "Exact match"),
+        _quality("token_accuracy", "Words right"),
         replace(_error("perplexity", "Perplexity", "plain"), exponential=True),
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
@@ -120,6 +122,7 @@ _SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _RECALL = re.compile(r"^recall_at_(\d+)(?:_(int8|binary))?$")
+_F1_OF = re.compile(r"^f1_(.+)$")
 _CORRELATION = re.compile(r"^(spearman|pearson)_(.+)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 
@@ -145,6 +148,8 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     if match := _RECALL.match(name):
         found = replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
         return replace(found, title=f"{found.title}, {match[2]} embeddings", quality=False) if match[2] else found
+    if match := _F1_OF.match(name):
+        return replace(_KNOWN["f1"], name=name, title=f"F1 of {match[1]}", quality=False, unit=unit)
     if match := _CORRELATION.match(name):
         title = f"{match[1].capitalize()} correlation, {match[2]}"
         return Metric(name, title, "plain", "higher", unit=unit)

@@ -9,7 +9,8 @@ from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
-from compress.bundle.text import SENTENCES, TEXTS
+from compress.bundle.tags import TAGS
+from compress.bundle.text import SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.transformers_js import TRANSFORMERS_JS
 from compress.errors import InputError
@@ -19,6 +20,9 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
     ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
     ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
+    ("tokenize", "tag"): Kind(
+        "token-classification", WORDS, TAGS, examples="tags", app="Tagger", languages=frozenset({"python", "node"})
+    ),
     ("log-mel", "transcribe"): Kind(
         "automatic-speech-recognition",
         RECORDINGS,

@@ -182,6 +182,24 @@ class Softmax(FrozenAliased):
         return ()
 
 
+class Tag(FrozenAliased):
+    """Scores -> a label for each word of a text: the likeliest of its first token, in the order of ``labels``.
+
+    Words are what stands between white space, and are joined by single spaces before the text is tokenized; each is
+    tokenized as it is alone, but for the first one with the space before it. Of labels with the prefixes B and I (and
+    L or E at the end, U or S alone) those that follow each other are one entity; O is none.
+    """
+
+    kind: Literal["tag"] = "tag"
+    output: str
+    labels: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
+
 class Embed(FrozenAliased):
     """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
 
@@ -200,4 +218,4 @@ class Embed(FrozenAliased):
 
 
 Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
-Postprocessing = Softmax | Embed | Transcribe | Generate
+Postprocessing = Softmax | Tag | Embed | Transcribe | Generate

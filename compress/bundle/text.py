@@ -44,6 +44,11 @@ _QUESTION = (
     "Children under six travel free.",
 )
 """And what may answer it."""
+_NAMES = (
+    "Ada Lovelace wrote to Charles Babbage in London.",
+    "The European Union was founded in Maastricht.",
+    "Nobody is named here.",
+)
 _IDS = 12
 
 
@@ -68,9 +73,14 @@ class TextRule:
 
     def ids(self, text: str) -> list[int]:
         """The ids of one text, at most ``max_length`` of them."""
-        own = self.tokenizer.encode(text, add_special_tokens=False).ids
+        own = self.ids_of(text)
         room = self.rule.max_length - len(self.rule.prefix_ids) - len(self.rule.suffix_ids)
         return [*self.rule.prefix_ids, *own[:room], *self.rule.suffix_ids]
+
+    def ids_of(self, text: str) -> list[int]:
+        """A text's own ids, however many."""
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
     def feed(self, case: TextCase) -> Batch:
         """Ids and mask of one text, [1, tokens]."""
@@ -156,7 +166,27 @@ class _Texts:
         return "A text", f"Texts of more than {rule.max_length} tokens are cut off at the end."
 
 
+class _Words(_Texts):
+    """Texts whose words have labels."""
+
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[TextCase]:
+        """See `Inputs`. Raises `ModelError` where a text's tokens are not those of its words."""
+        texts = [" ".join(text.split()) for text in samples or self.samples]
+        way = self.open(folder, rule)
+        for text in texts:
+            alone = [way.ids_of(word if at == 0 else f" {word}") for at, word in enumerate(text.split(" ")) if word]
+            if [one for ids in alone for one in ids] != way.ids_of(text):
+                raise ModelError(
+                    f"The tokenizer cannot be described to an app: it cuts {text[:60]!r} otherwise than its words.",
+                    expected="a tokenizer that cuts words apart before anything else",
+                )
+        return super().make_cases(folder, rule, texts, processor)
+
+
 TEXTS = _Texts((*_OPINIONS, *_FOREIGN), shown=3, short=60)
+WORDS = _Words((*_NAMES, *_FOREIGN), shown=3, short=120)
 SENTENCES = _Texts((*_QUESTION, *_FOREIGN), shown=len(_QUESTION), short=120)
 
 

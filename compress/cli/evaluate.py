@@ -31,7 +31,7 @@ def evaluate(
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
-    from compress.evaluation.evaluate import encode_for, predict, slice_rows
+    from compress.evaluation.evaluate import encode_for, predict, slices_of_task
     from compress.evaluation.generate import repetition_of
     from compress.pipeline.quiet import quiet_libraries
     from compress.tasks.capability import GENERATES
@@ -66,7 +66,7 @@ def evaluate(
         rows += similarity_rows(rated, likeness, found.folder.name, target)
     if by_slice:
         parts, notes = found.parts(data, split, examples)
-        rows += slice_rows(rows, parts)
+        rows += slices_of_task(found.task, predictions, rows, parts)
         for note in notes:
             progress.note(note)
     if json_:

@@ -14,7 +14,7 @@ from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.questions import Question
 from compress.data.slices import Unit
 from compress.evaluation.choices import choice_rows, choice_scores
-from compress.evaluation.evaluate import Predictions, encode_for, predict, slice_rows
+from compress.evaluation.evaluate import Predictions, encode_for, predict, slices_of_task
 from compress.evaluation.generate import continue_prompts, prompts_of, repetition_row
 from compress.measurement import Measurement
 from compress.pipeline.target_session import SPLIT, answers_of, size_rows
@@ -62,7 +62,7 @@ def measure_side_by_side(
         what = f"evaluate the {'candidate' if label == FINAL else label} on {target.name}"
         found[label] = predict(folder, task, examples[label], target, recipe.benchmark.threads, progress, what)
         own = task.measure(found[label].kept, found[label].labels, label, target.name)
-        measured += [*size_rows(folder, label, target), *own, *slice_rows(own, parts)]
+        measured += [*size_rows(folder, label, target), *own, *slices_of_task(task, found[label], own, parts)]
         measured += task.compare(found[label].kept, found[BASELINE].kept, label, target.name)
         if GENERATES in task.capabilities:
             measured += _writing(folder, label, examples[label], recipe, questions, target, progress)

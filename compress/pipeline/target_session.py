@@ -19,7 +19,7 @@ from compress.data.similarity import RatedPairs
 from compress.digests import digest_directory, size_bytes
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores
-from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
+from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
 from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
@@ -104,7 +104,11 @@ class TargetSession:
         rows = []
         for label, found in self.found.items():
             own = task.measure(found.kept, found.labels, label, target)
-            rows += [*own, *task.compare(found.kept, reference, label, target), *slice_rows(own, parts)]
+            rows += [
+                *own,
+                *task.compare(found.kept, reference, label, target),
+                *slices_of_task(task, found, own, parts),
+            ]
         return rows
 
     def answers(self, label: str) -> Answers | None:

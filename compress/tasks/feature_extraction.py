@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
@@ -12,13 +13,14 @@ from compress.data.slices import Slice
 from compress.data.text_identity import normalised
 from compress.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, Examples, Kept, Task
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.sentence_modules import SentenceModules
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -45,6 +47,20 @@ _STARTER: dict[str, Any] = {
     "benchmark": {},
     "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
 }
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A text's embedding from those of its tokens: a `Head`."""
+
+    modules: SentenceModules
+    outputs: ClassVar[tuple[str, ...]] = (LAST_HIDDEN_STATE,)
+    answer: ClassVar[str] = SENTENCE_EMBEDDING
+    many: ClassVar[str] = "embeddings"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings [B, dimensions]."""
+        return self.modules.embed(outputs[LAST_HIDDEN_STATE], batch["attention_mask"])
 
 
 class FeatureExtraction(Task):
@@ -96,17 +112,15 @@ class FeatureExtraction(Task):
         """The texts, then, where the rows have them, the pairs."""
         import numpy as np
 
+        from compress.tasks.tokens import text_inputs
+
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()
             texts, ids = texts + pairs, np.tile(_numbers(pairs), 2)
         encoded = processor(texts, truncation=True, max_length=max_length)
-        inputs = [
-            {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.ones(len(ids), dtype=np.int64)}
-            for ids in encoded["input_ids"]
-        ]
-        padding = {"input_ids": processor.pad_token_id or 0, "attention_mask": 0}
-        return Examples(inputs, padding, ids, head=processor.modules)
+        inputs, padding = text_inputs(encoded, processor)
+        return Examples(inputs, padding, ids, head=Pooled(processor.modules))
 
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
@@ -126,6 +140,12 @@ class FeatureExtraction(Task):
         raise StageError(
             "Embeddings are not trained on labels here.", mend="distill from a teacher, with labels_weight: 0"
         )
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Squared distance of embeddings (Reimers and Gurevych 2020)."""
+        from compress.numerics.distillation import embedding_distance
+
+        return embedding_distance(mine, taught)
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""

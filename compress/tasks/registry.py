@@ -16,6 +16,7 @@ from compress.tasks import (
     image_classification,
     text_classification,
     text_generation,
+    token_classification,
 )
 from compress.tasks.capability import TAKES_TEXT, Capabilities, suits
 from compress.tasks.task import Task
@@ -27,6 +28,7 @@ BUILT_IN: tuple[Task, ...] = (
     image_classification.TASK,
     feature_extraction.TASK,
     automatic_speech_recognition.TASK,
+    token_classification.TASK,
 )
 """In the order in which messages list them."""
 

@@ -30,8 +30,7 @@ from compress.formats.onnx.int8.trained import (
 )
 from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
-from compress.numerics.distillation import softened_kl
-from compress.tasks.forward import forward, predict
+from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.batch_norm import fold_batch_norms
 from compress.training.loop import Trainee, train
@@ -157,25 +156,21 @@ class QatLesson:
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = forward(module, batch)
+        mine = answers(self.examples, outputs, batch).float()
         if self.answers is not None:
-            taught = self.answers[batch["index"].cpu()].to(outputs.logits.device)
+            taught = self.answers[batch["index"].cpu()].to(mine.device)[tuple(map(slice, mine.shape))]
         else:
             assert self.teacher is not None, "either its answers or the float model itself"
             with torch.no_grad():
-                taught = forward(self.teacher, batch).logits.float()
-        learned = softened_kl(outputs.logits.float(), taught, self.settings.temperature)
+                taught = answers(self.examples, forward(self.teacher, batch), batch).float()
+        learned = self.context.task.distance(mine, taught, self.settings.temperature)
         share = self.settings.labels_weight
         return (1 - share) * learned + share * self.context.task.loss(outputs, batch["labels"])
 
     def _some(self, count: int) -> Examples:
         """Up to ``count`` of the training examples, the same for the same seed."""
         drawn = np.random.default_rng(self.context.seed).permutation(len(self.examples))[:count]
-        return replace(
-            self.examples,
-            inputs=[self.examples.inputs[int(place)] for place in drawn],
-            labels=None,
-            sizes=None if self.examples.sizes is None else self.examples.sizes[drawn],
-        )
+        return replace(self.examples.some(drawn), labels=None)
 
 
 def _bits(settings: QuantizationAwareTraining) -> str:
@@ -215,7 +210,9 @@ def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarra
     for first in range(0, len(examples), _BATCH):
         rows = range(first, min(first + _BATCH, len(examples)))
         batch = examples.batch(rows)
-        (found,) = session.run(["logits"], {name: batch[name] for name in names})
-        parts.append(np.abs(softmax(found) - softmax(expected[rows.start : rows.stop])))
+        given = session.run(list(examples.outputs), {name: batch[name] for name in names})
+        found = examples.answers(dict(zip(examples.outputs, given, strict=True)), batch)
+        known = expected[rows.start : rows.stop][tuple(map(slice, found.shape))]
+        parts.append(np.abs(softmax(found) - softmax(known)).ravel())
     differences = np.concatenate(parts)
     return float(differences.max()), float(differences.mean())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import nn
 from compress.architectures.transformer import Block, blocks, keep_heads, keep_layers, keep_neurons, layer_list
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
@@ -57,12 +55,7 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     examples = context.encode("train", model)
     count = min(settings.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    return replace(
-        examples,
-        inputs=[examples.inputs[i] for i in chosen],
-        labels=None if examples.labels is None else examples.labels[chosen],
-        sizes=None if examples.sizes is None else examples.sizes[chosen],
-    )
+    return examples.some(chosen)
 
 
 def _kept(total: int, share_removed: float, what: str) -> int:
@@ -84,7 +77,7 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
         for candidate in kept:
             trial = copy.deepcopy(model.module)
             keep_layers(trial, [index for index in kept if index != candidate])
-            damage[candidate] = float(softened_kl(torch.from_numpy(predict(trial, examples)), reference, 1.0))
+            damage[candidate] = float(context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0))
         kept.remove(min(damage, key=lambda index: (damage[index], index)))
     context.remark(f"prune: layers {kept} of {total} kept")
     keep_layers(model.module, kept)
@@ -112,7 +105,7 @@ def _importance(
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, order[start : start + _BATCH].tolist())
         outputs = forward(module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
+        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
         layers = [linear for block in found for linear in (block.attention_output, block.feed_forward_out)]
         gradients = torch.autograd.grad(loss, [inputs[layer] for layer in layers])
         for index, block in enumerate(found):

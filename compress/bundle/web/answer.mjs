@@ -26,7 +26,7 @@ export async function openBundle(read) {
     return end.read((await session.run(feed, [end.output]))[end.output].data);
   }
 
-  const methods = end.methods((input) => answer(way.prepare(input)));
+  const methods = end.methods((input) => answer(way.prepare(input)), way);
   return { manifest, prepare: way.prepare, difference: way.difference, answer, expected: end.expected, ...methods };
 }
 

@@ -19,7 +19,7 @@ from compress.formats.executorch.runtime import open_bytes, the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
-from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
+from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -64,7 +64,7 @@ def to_executorch(
     """
     the_runtime()
     sample = _sample(examples)
-    output = LOGITS if examples.head is None else LAST_HIDDEN_STATE
+    (output,) = examples.outputs
     interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
     module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
     values = tuple(sample.values())

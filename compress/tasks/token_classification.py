@@ -232,21 +232,22 @@ class TokenClassification(Task):
 
 
 def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """The first token of each word of ``text``, words having one space between; `None` for a word without any."""
-    starts, at = [], 0
+    """The first token of each word of ``text``, words having one space between; `None` for a word without any.
+
+    The space before a word is part of it, since byte-level and sentence-piece tokenizers have it so.
+    """
+    ends, at = [], 0
     for word in text.split(" "):
-        starts.append((at, at + len(word)))
         at += len(word) + 1
-    found: list[int | None] = [None] * len(starts)
+        ends.append(at - 1)
+    found: list[int | None] = [None] * len(ends)
     word = 0
     for token, (start, end) in enumerate(offsets):
-        if end <= start:
+        if end == 0:  # a special token, which stands nowhere
             continue
-        # A token of a byte-level or sentence-piece tokenizer may begin with the space before its word.
-        start += text[start] == " "
-        while word < len(starts) and starts[word][1] <= start:
+        while word < len(ends) and ends[word] <= start:
             word += 1
-        if word < len(starts) and start < end and starts[word][0] <= start and found[word] is None:
+        if word < len(ends) and found[word] is None:
             found[word] = token
     return found
 

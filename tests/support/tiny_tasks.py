@@ -1,4 +1,4 @@
-"""Tiny models and data of the tasks beside classification, over the words of `tiny_run`, and a recipe that runs them."""
+"""Tiny models and data of further tasks, over the words of `tiny_run`, and a recipe that runs them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows(task: str, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
         found: list[Row] = []
         while len(found) < count:
             row = MAKERS[task][0](chance)
-            if (key := json.dumps(list(row.values())[0])) not in seen:
+            if (key := json.dumps(next(iter(row.values())))) not in seen:
                 seen.add(key)
                 found.append(row)
         yield split, found

@@ -55,6 +55,7 @@ _KNOWN = {
     metric.name: metric
     for metric in (
         _quality("accuracy", "Accuracy"),
+        _quality("top_1_accuracy", "Right token first"),
         _quality("top_5_accuracy", "Top-5 accuracy"),
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
@@ -121,6 +122,7 @@ _RATE = re.compile(r"^latency_(p99_)?ms_rate_([\d.e+]+)$")
 _SPEEDUP = re.compile(r"^speedup_batch_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
+_NDCG = re.compile(r"^ndcg_at_(\d+)$")
 _RECALL = re.compile(r"^recall_at_(\d+)(?:_(int8|binary))?$")
 _F1_OF = re.compile(r"^f1_(.+)$")
 _CORRELATION = re.compile(r"^(spearman|pearson)_(.+)$")
@@ -148,6 +150,8 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     if match := _RECALL.match(name):
         found = replace(_quality(name, f"Recall at {match[1]}"), unit=unit)
         return replace(found, title=f"{found.title}, {match[2]} embeddings", quality=False) if match[2] else found
+    if match := _NDCG.match(name):
+        return replace(_quality(name, f"NDCG at {match[1]}"), unit=unit)
     if match := _F1_OF.match(name):
         return replace(_KNOWN["f1"], name=name, title=f"F1 of {match[1]}", quality=False, unit=unit)
     if match := _CORRELATION.match(name):

@@ -7,10 +7,12 @@ from compress.bundle.embedding import EMBEDDINGS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.labels import LABELS
+from compress.bundle.pairs import ASKED, RANKED
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
+from compress.bundle.scores import MASKED, RELEVANCE, SPANS
 from compress.bundle.tags import TAGS
-from compress.bundle.text import SENTENCES, TEXTS, WORDS
+from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.transformers_js import TRANSFORMERS_JS
 from compress.errors import InputError
@@ -22,6 +24,15 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
     ("tokenize", "tag"): Kind(
         "token-classification", WORDS, TAGS, examples="tags", app="Tagger", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize-pair", "relevance"): Kind(
+        "text-ranking", RANKED, RELEVANCE, examples="ranking", app="Ranker", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize-pair", "span"): Kind(
+        "question-answering", ASKED, SPANS, examples="answer", app="Answerer", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize", "unmask"): Kind(
+        "fill-mask", MASKED_TEXTS, MASKED, examples="unmask", app="Filler", languages=frozenset({"python", "node"})
     ),
     ("log-mel", "transcribe"): Kind(
         "automatic-speech-recognition",

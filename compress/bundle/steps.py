@@ -25,6 +25,28 @@ class Tokenize(FrozenAliased):
         return (self.tokenizer,)
 
 
+class TokenizePair(FrozenAliased):
+    """Two texts -> ids: ``prefix_ids``, the first's, ``middle_ids``, the second's, ``suffix_ids``; no padding.
+
+    What is beyond ``max_length`` is cut off at the end of the second text, or of the longer one until both are alike.
+    Token types are 1 from the second text's first token on.
+    """
+
+    kind: Literal["tokenize-pair"] = "tokenize-pair"
+    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
+    max_length: int = Field(ge=1, description="tokens in all")
+    prefix_ids: tuple[int, ...]
+    middle_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    truncation: Literal["longest-first", "only-second"]
+    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs."""
+        return (self.tokenizer,)
+
+
 Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = Literal["RGB", "BGR", "L"]
 
@@ -200,6 +222,51 @@ class Tag(FrozenAliased):
         return ()
 
 
+class Relevance(FrozenAliased):
+    """Logits -> how relevant the second text is: the sigmoid of the only one, or of the second less the first."""
+
+    kind: Literal["relevance"] = "relevance"
+    output: str
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
+
+class FindSpan(FrozenAliased):
+    """Scores -> the words of the second text from one token to another, of the largest sum of both scores.
+
+    Words are what stands between white space; each is tokenized as it is alone, but for the first one with the space
+    before it. A text that is too long is read in windows, each of which has the last third of the one before.
+    """
+
+    kind: Literal["span"] = "span"
+    output: str = Field(description="scores of being the first token, [batch, length]")
+    end_output: str = Field(description="scores of being the last")
+    max_tokens: int = Field(ge=1, description="of an answer")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
+
+class Unmask(FrozenAliased):
+    """Scores -> the likeliest tokens in the place of ``mask``, with probabilities that sum to 1 over the vocabulary."""
+
+    kind: Literal["unmask"] = "unmask"
+    output: str = Field(description="logits [batch, length, vocabulary]")
+    mask: str
+    mask_id: int
+    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test has")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Files of the bundle that it needs: none."""
+        return ()
+
+
 class Embed(FrozenAliased):
     """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
 
@@ -217,5 +284,5 @@ class Embed(FrozenAliased):
         return ()
 
 
-Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
-Postprocessing = Softmax | Tag | Embed | Transcribe | Generate
+Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Prompt
+Postprocessing = Softmax | Tag | Relevance | FindSpan | Unmask | Embed | Transcribe | Generate

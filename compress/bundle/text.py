@@ -44,6 +44,12 @@ _QUESTION = (
     "Children under six travel free.",
 )
 """And what may answer it."""
+_MASK = "[MASK]"
+_GAPS = (
+    "The capital of France is [MASK].",
+    "She opened the [MASK] and went in.",
+    "I have not [MASK] him for years.",
+)
 _NAMES = (
     "Ada Lovelace wrote to Charles Babbage in London.",
     "The European Union was founded in Maastricht.",
@@ -185,8 +191,21 @@ class _Words(_Texts):
         return super().make_cases(folder, rule, texts, processor)
 
 
+class _MaskedTexts(_Texts):
+    """Texts that have a mask; the built-in ones get one in place of theirs, or before what they have."""
+
+    def make_cases(
+        self, folder: Path, rule: Preprocessing, samples: Sequence[str], processor: Any
+    ) -> Sequence[TextCase]:
+        """See `Inputs`."""
+        mask = processor.mask_token
+        own = (text.replace(_MASK, mask) if _MASK in text else f"{mask} {text}" for text in self.samples)
+        return super().make_cases(folder, rule, samples or tuple(own), processor)
+
+
 TEXTS = _Texts((*_OPINIONS, *_FOREIGN), shown=3, short=60)
 WORDS = _Words((*_NAMES, *_FOREIGN), shown=3, short=120)
+MASKED_TEXTS = _MaskedTexts((*_GAPS, *_FOREIGN), shown=3, short=120)
 SENTENCES = _Texts((*_QUESTION, *_FOREIGN), shown=len(_QUESTION), short=120)
 
 
@@ -200,10 +219,10 @@ def find_rule(folder: Path, file: str, processor: Any, max_length: int) -> Token
     whole = list(processor(_PROBE)["input_ids"])
     starts = [at for at in range(len(whole) - len(own) + 1) if whole[at : at + len(own)] == own]
     if not starts or getattr(processor, "truncation_side", "right") != "right":
-        raise _no_rule(folder, "its special tokens stand within the text, or it cuts texts at the beginning")
+        raise no_rule(folder, "its special tokens stand within the text, or it cuts texts at the beginning")
     prefix, suffix = whole[: starts[0]], whole[starts[0] + len(own) :]
     if len(prefix) + len(suffix) >= max_length:
-        raise _no_rule(folder, f"{max_length} tokens leave no room beside {len(prefix) + len(suffix)} special ones")
+        raise no_rule(folder, f"{max_length} tokens leave no room beside {len(prefix) + len(suffix)} special ones")
     return Tokenize(
         tokenizer=file,
         max_length=max_length,
@@ -244,5 +263,6 @@ def open_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _no_rule(folder: Path, reason: str) -> ModelError:
+def no_rule(folder: Path, reason: str) -> ModelError:
+    """The error for a tokenizer that no rule describes."""
     return ModelError(f"The tokenizer cannot be described to an app: {reason}.", where=str(folder))

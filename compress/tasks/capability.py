@@ -10,6 +10,8 @@ Capabilities = frozenset[str]
 READS_ROWS = "reads rows"
 """Example i is row i, so that there are slices; else rows are running text that is cut elsewhere."""
 TAKES_TEXT = "takes text"
+TAKES_PAIRS = "takes pairs"
+"""Two texts are read as one input."""
 TAKES_IMAGES = "takes images"
 TAKES_AUDIO = "takes audio"
 HAS_CLASSES = "has classes"

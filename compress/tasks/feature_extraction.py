@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 EMBEDDING = "embedding"
 NEIGHBOURS = 10
-_SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-search-model",
@@ -169,7 +167,7 @@ class FeatureExtraction(Task):
         from compress.measurement import Measurement
         from compress.numerics.embedding_precision import binary_ranks, from_int8, ranges_of, to_int8
         from compress.numerics.retrieval import normalized, ranks
-        from compress.tasks.classes import outcome_row
+        from compress.tasks.classes import mean_row, outcome_row
 
         assert labels is not None, "held_out asks for pairs"
         queries, corpus = _halves(normalized(kept[EMBEDDING]))
@@ -182,7 +180,7 @@ class FeatureExtraction(Task):
         return [
             outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
             outcome_row("recall_at_1", exact <= 1, model, target),
-            _mean_row("mean_reciprocal_rank", 1 / exact, model, target),
+            mean_row("mean_reciprocal_rank", 1 / exact, model, target),
             outcome_row("recall_at_10_int8", coarse <= NEIGHBOURS, model, target),
             outcome_row("recall_at_10_binary", bits <= NEIGHBOURS, model, target),
             *(
@@ -201,12 +199,13 @@ class FeatureExtraction(Task):
         Embeddings of different dimensions have no cosine.
         """
         from compress.numerics.retrieval import nearest, normalized, overlap
+        from compress.tasks.classes import mean_row
 
         own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
         found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))
-        rows = [_mean_row("agreement", overlap(found, expected), model, target)]
+        rows = [mean_row("agreement", overlap(found, expected), model, target)]
         if own.shape == others.shape:
-            rows.append(_mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
+            rows.append(mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
         return rows
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
@@ -226,17 +225,6 @@ def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Those of the queries and those of the corpus."""
     half = len(both) // 2
     return both[:half], both[half:]
-
-
-def _mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
-    from compress.measurement import Measurement
-    from compress.numerics.calibration import mean_interval
-
-    value, low, high = mean_interval(samples, _SEED)
-    raw = tuple(samples.tolist())
-    return Measurement(
-        model=model, metric=metric, target=target, value=value, unit="ratio", low=low, high=high, n=len(raw), raw=raw
-    )
 
 
 TASK = FeatureExtraction()

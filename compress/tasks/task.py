@@ -211,6 +211,10 @@ class Task(Protocol):
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Scalar training loss of a batch."""
 
+    def told_by(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model's config.json says that it is for this task in other words than by its class."""
+        return False
+
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """How far the answers [B, ...] of a model are from those that it is taught; a scalar to train on."""
         from compress.numerics.distillation import softened_kl

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from compress.tasks.evaluation import Evaluation
 
 _FOUND, _WANTED = "found", "wanted"
-_SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-entity-finder",
@@ -141,9 +139,7 @@ class TokenClassification(Task):
                     row[place] = tag
             placed.append(row + behind)
             lost += len(behind)
-        note = (
-            f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
-        )
+        note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
         return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
 
     def held_out(
@@ -194,7 +190,7 @@ class TokenClassification(Task):
         """
         import numpy as np
 
-        from compress.tasks.classes import outcome_row
+        from compress.tasks.classes import outcome_row, ratio_row
         from compress.tasks.entities import entities, scheme_of
 
         pairs = [
@@ -252,26 +248,10 @@ def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | No
     return found
 
 
-def ratio_row(metric: str, parts: np.ndarray, wholes: np.ndarray, model: str, target: str) -> Measurement:
-    """A sum over a sum, with its bootstrap interval over rows; 0 without an interval where there is nothing."""
-    from compress.measurement import Measurement
-    from compress.numerics.ratio import linearized, ratio_interval
-
-    if not wholes.sum():
-        return Measurement(model=model, metric=metric, target=target, value=0.0, unit="ratio", n=len(parts))
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        unit="ratio",
-        n=len(parts),
-        raw=tuple(linearized(parts, wholes).tolist()),
-        **ratio_interval(parts, wholes, _SEED)._asdict(),
-    )
-
-
 def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str) -> Measurement:
     import numpy as np
+
+    from compress.tasks.classes import ratio_row
 
     own = [tuple({one for one in side if one.kind == kind} for side in pair) for pair in sets]
     hits = np.array([len(found & wanted) for found, wanted in own])

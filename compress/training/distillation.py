@@ -27,7 +27,7 @@ from compress.numerics.distillation import (
     scaled_scores,
     uniform_layer_map,
 )
-from compress.tasks.capability import EMBEDS
+from compress.tasks.capability import EMBEDS, NAMES_TOKENS
 from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.distillation_config import Distillation, Student
@@ -109,13 +109,16 @@ class Lesson:
         settings, context = self.settings, self.context
         if settings.method == "logits":
             examples = self._examples(self.teacher)
-            if settings.augment is None:
+            if NAMES_TOKENS in context.task.capabilities:
+                # As many answers as there are tokens in the vocabulary, for each masked one, are not to be kept.
+                _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
+            elif settings.augment is None:
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
             else:
                 _require_same_pixels(examples, self.examples)
         else:
-            _require_same_tokens(self.teacher, self.student, settings.method)
+            _require_same_tokens(self.teacher, self.student, f"method: {settings.method} compares representations")
             rows = context.data.split("train").slice(0, 1)
             own = context.task.encode(rows, self.teacher.processor, None, context.max_length)
             self.teacher_examples = replace(self.examples, head=own.head)
@@ -190,11 +193,10 @@ def _require_same_pixels(taught: Examples, learned: Examples) -> None:
             )
 
 
-def _require_same_tokens(teacher: TorchModel, student: TorchModel, method: str) -> None:
+def _require_same_tokens(teacher: TorchModel, student: TorchModel, what: str) -> None:
     if teacher.processor.get_vocab() != student.processor.get_vocab():
         raise StageError(
-            f"method: {method} compares representations token by token, but teacher and student have different "
-            "vocabularies.",
+            f"{what} token by token, but teacher and student have different vocabularies.",
             mend="use method: logits, or trim the vocabulary after this stage",
         )
 

@@ -30,6 +30,7 @@ from compress.formats.onnx.int8.trained import (
 )
 from compress.formats.onnx.int8.unpack import Parts, pack_attention, unpack_attention
 from compress.numerics.calibration import softmax
+from compress.tasks.capability import NAMES_TOKENS
 from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.batch_norm import fold_batch_norms
@@ -63,7 +64,7 @@ class QatLesson:
         _refuse_quantized(self.model)
         self._fold()
         chosen, shared = self._choose()
-        if settings.augment is None:
+        if settings.augment is None and NAMES_TOKENS not in context.task.capabilities:
             context.progress.note("qat: the float model answers")
             self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:

@@ -30,8 +30,37 @@ def tagged(chance: random.Random) -> Row:
     return {"tokens": words, "tags": tags}
 
 
+def judged(chance: random.Random) -> Row:
+    """A query of praise or blame, and a text that has some of it, or of the other."""
+    kind = chance.choice(("good", "bad"))
+    relevant = chance.random() < 0.5
+    text = [*chance.sample(PLAIN, 4), *chance.sample(POLAR[kind if relevant else ("bad", "good")[kind == "bad"]], 2)]
+    chance.shuffle(text)
+    query = f"{chance.choice(PLAIN)} {chance.choice(POLAR[kind])}"
+    return {"text": query, "pair": " ".join(text), "label": float(relevant)}
+
+
+def written(chance: random.Random) -> Row:
+    """A text whose words repeat, so that one can be told from the others."""
+    words = chance.sample(PLAIN, 3)
+    return {"text": " ".join(words * 3)}
+
+
+def asked(chance: random.Random) -> Row:
+    """Which words of praise, or of blame, stand in a text."""
+    kind, other = chance.sample(("good", "bad"), 2)
+    answer = " ".join(chance.sample(POLAR[kind], chance.randrange(1, 3)))
+    parts = [" ".join(chance.sample(PLAIN, 4)), answer, " ".join(chance.sample(PLAIN, 3)), chance.choice(POLAR[other])]
+    context = " ".join(parts)
+    answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    return {"question": f"the {kind[0]} film", "context": context, "answers": answers}
+
+
 MAKERS: dict[str, tuple[Callable[[random.Random], Row], str]] = {
     "token-classification": (tagged, "TokenClassification"),
+    "text-ranking": (judged, "SequenceClassification"),
+    "fill-mask": (written, "MaskedLM"),
+    "question-answering": (asked, "QuestionAnswering"),
 }
 """What makes a row of a task, and the ending of transformers' class for it."""
 
@@ -43,7 +72,7 @@ def rows(task: str, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
         found: list[Row] = []
         while len(found) < count:
             row = MAKERS[task][0](chance)
-            if (key := json.dumps(next(iter(row.values())))) not in seen:
+            if (key := json.dumps(list(row.values())[: max(1, len(row) - 1)])) not in seen:
                 seen.add(key)
                 found.append(row)
         yield split, found

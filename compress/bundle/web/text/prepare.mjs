@@ -39,5 +39,8 @@ export async function openPreparation(manifest, json) {
     return String(ids) === String(expected) ? "" : `other ids of ${JSON.stringify(text.slice(0, 40))}: ${ids}`;
   }
 
-  return { prepare, feed, difference, ownIds };
+  /** The text of one token. */
+  const word = (id) => tokenizer.decode([id]);
+
+  return { prepare, feed, difference, ownIds, word };
 }

@@ -22,7 +22,7 @@ from compress.errors import SampleError
 from compress.progress import Progress
 from compress_samples.verses import OLD, plain_verse, read_raw
 
-TEST_VERSES, VALIDATION_VERSES, TRAIN_VERSES = 2_000, 1_000, 8_000
+TEST_VERSES, VALIDATION_VERSES, TRAIN_VERSES = 2_000, 500, 4_000
 DICTIONARIES = {"H": "strongshebrew", "G": "strongsgreek"}
 _PAIR = struct.Struct("<II")
 _TAG = re.compile(r"<[^>]*>")
@@ -58,13 +58,7 @@ class Sentence(NamedTuple):
 
 def write_names(members: Path, files: Path, progress: Progress) -> None:
     """Write train, validation and test.parquet (columns of `Sentence`). Raises `SampleError`."""
-    names = {
-        f"{letter}{int(key)}": found
-        for letter, dictionary in DICTIONARIES.items()
-        for key, text in read_dictionary(members / dictionary).items()
-        if (found := name_of(text)) is not None
-    }
-    names |= {number: names[number]._replace(kind=kind) for number, kind in _OTHERWISE.items() if number in names}
+    names = read_names(members)
     verses = [
         (f"{book} {chapter}:{verse}", markup) for (book, chapter, verse), markup in read_raw(members / OLD[0], OLD[1])
     ]
@@ -75,6 +69,18 @@ def write_names(members: Path, files: Path, progress: Progress) -> None:
         pa.parquet.write_table(pa.table(columns), files / f"{name}.parquet")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
     progress.note(f"names: {counts} verses; {len(names):,} of Strong's numbers are names")
+
+
+def read_names(members: Path) -> dict[str, Name]:
+    """The numbers that are names, as `H3878`. Raises `SampleError` for a damaged dictionary."""
+    names = {
+        f"{letter}{int(key)}": found
+        for letter, dictionary in DICTIONARIES.items()
+        for key, text in read_dictionary(members / dictionary).items()
+        if (found := name_of(text)) is not None
+    }
+    kinds = {number: names[number]._replace(kind=kind) for number, kind in _OTHERWISE.items() if number in names}
+    return names | kinds
 
 
 def read_dictionary(folder: Path) -> dict[str, str]:

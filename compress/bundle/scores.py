@@ -20,8 +20,10 @@ from compress.runtimes.runtime import Batch, Session
 from compress.tasks.question_answering import END, START
 from compress.tasks.spans import MOST_TOKENS
 from compress.tasks.task import LOGITS
+from compress.tasks.text_ranking import Relevance as RelevanceHead
 
 _TRIED = 64
+RELEVANCE_OUTPUT = RelevanceHead.answer
 
 
 class _Scores:
@@ -55,12 +57,18 @@ class _Relevance(_Scores):
     """How relevant the second text is to the first."""
 
     folder = "relevance"
-    meanings: Mapping[str, str] = {LOGITS: "how relevant the second text is to the first, as a logit"}
-    required = frozenset(meanings)
+    meanings: Mapping[str, str] = {
+        LOGITS: "how relevant the second text is to the first, as a logit",
+        RELEVANCE_OUTPUT: "logits of the second text not being relevant to the first, and of being so",
+    }
+    required: frozenset[str] = frozenset()
 
     def find_end(self, model: Path, outputs: Sequence[TensorRecord]) -> Relevance:
         """See `Answers`."""
-        return Relevance(output=LOGITS)
+        names = [entry.name for entry in outputs if entry.name in self.meanings]
+        if not names:
+            raise ModelError("The model gives no logits.", where=str(model), expected=" or ".join(self.meanings))
+        return Relevance(output=names[0])
 
     def ask(self, session: Session, end: Postprocessing, feed: Batch, known: Numbers) -> Numbers:
         """One logit, or two."""

@@ -41,17 +41,16 @@ class Lowered:
 
 
 class _Answering(torch.nn.Module):
-    """A model with inputs in a fixed order and one output."""
+    """A model with inputs and outputs in a fixed order."""
 
-    def __init__(self, module: torch.nn.Module, names: Sequence[str], output: str) -> None:
+    def __init__(self, module: torch.nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.module = module
-        self._names, self._output = tuple(names), output
+        self._names, self._outputs = tuple(names), tuple(outputs)
 
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        outputs = self.module(**dict(zip(self._names, values, strict=True)))
-        answer: torch.Tensor = outputs[self._output]
-        return answer
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.module(**dict(zip(self._names, values, strict=True)))
+        return tuple(found[name] for name in self._outputs)
 
 
 def to_executorch(
@@ -64,9 +63,8 @@ def to_executorch(
     """
     the_runtime()
     sample = _sample(examples)
-    (output,) = examples.outputs
-    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
-    module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
+    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs)
+    module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
     with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
@@ -216,4 +214,4 @@ class _ByName:
 
     def __call__(self, **values: Any) -> Any:
         given = [values[name] for name in self._inputs]
-        return SimpleNamespace(**{name: self._made.source(*given) for name in self._outputs})
+        return SimpleNamespace(**dict(zip(self._outputs, self._made.source(*given), strict=True)))

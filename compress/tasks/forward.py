@@ -53,10 +53,10 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
-    found = np.zeros((len(order), *largest), np.float32)
+    stacked = np.zeros((len(order), *largest), np.float32)
     for start, part in zip(range(0, len(order), batch_size), parts, strict=True):
-        found[(order[start : start + len(part)], *map(slice, part.shape[1:]))] = part
-    return found
+        stacked[(order[start : start + len(part)], *map(slice, part.shape[1:]))] = part
+    return stacked
 
 
 def merit(task: Task, module: nn.Module, examples: Examples) -> float:

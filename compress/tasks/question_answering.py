@@ -172,8 +172,8 @@ class QuestionAnswering(Task):
 
         padding = taught.eq(0)
         least = torch.finfo(mine.dtype).min / 4
-        both = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
-        return softened_kl(*both, temperature)
+        own, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
+        return softened_kl(own, theirs, temperature)
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The likeliest first and last token."""

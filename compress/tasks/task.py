@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -35,9 +35,9 @@ class Head(Protocol):
     ``many`` what the answers are, in a word for people.
     """
 
-    outputs: tuple[str, ...]
-    answer: str
-    many: str
+    outputs: ClassVar[tuple[str, ...]]
+    answer: ClassVar[str]
+    many: ClassVar[str]
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The answers [B, ...] to a batch; those of padding are 0, so that a longer batch gives the same and zeros."""
@@ -126,7 +126,7 @@ class Examples:
         found = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
         return self.head.read(found, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
 
-    def some(self, chosen: Sequence[int]) -> Examples:
+    def some(self, chosen: Sequence[int] | np.ndarray) -> Examples:
         """Those at the places ``chosen``."""
         return replace(
             self,

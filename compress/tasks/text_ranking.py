@@ -146,14 +146,14 @@ class TextRanking(Task):
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy of the rows that have a relevance."""
-        import torch
+        from torch.nn import functional
 
         known = labels[:, 0] >= 0
         scores = Relevance().read({LOGITS: outputs.logits.float()}, {})[known]
         if not len(scores):
-            return outputs.logits.sum() * 0.0
+            return scores.sum()
         wanted = labels[known, 0]
-        return torch.nn.functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], wanted)
+        return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], wanted)
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the model finds relevant."""
@@ -204,10 +204,11 @@ class TextRanking(Task):
 
         from compress.tasks.agreement import agreement_row
 
-        first = [
-            [rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])] for side in (kept, reference)
-        ]
-        return [agreement_row(np.equal(*first), model, target)]
+        own, theirs = (
+            np.array([rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])])
+            for side in (kept, reference)
+        )
+        return [agreement_row(own == theirs, model, target)]
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: candidates are put in order, not into classes."""

@@ -233,8 +233,8 @@ def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | No
     The space before a word is part of it, since byte-level and sentence-piece tokenizers have it so.
     """
     ends, at = [], 0
-    for word in text.split(" "):
-        at += len(word) + 1
+    for part in text.split(" "):
+        at += len(part) + 1
         ends.append(at - 1)
     found: list[int | None] = [None] * len(ends)
     word = 0

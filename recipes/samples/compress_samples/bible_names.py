@@ -134,7 +134,8 @@ def labeled(markup: str, names: Mapping[str, Name], place: str) -> Sentence:
         name = names.get(f"{found[2]}{found[3]}")
         return found[0] if name is None else found[1] + _marked(found[4], name)
 
-    tokens, tags = [], []
+    tokens: list[str] = []
+    tags: list[str] = []
     for token in _TOKEN.findall(plain_verse(_MARKED.sub(mark, markup))):
         bare = re.sub("[\ue000-\ue00f]", "", token)
         kind = next((kind for kind, sign in _MARKS.items() if token.startswith(sign)), None)

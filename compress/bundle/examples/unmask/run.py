@@ -40,7 +40,8 @@ class Filler:
             sys.exit(f"there is no {END['mask']} in the text, or it is cut off")
         row = np.array([ids], dtype=np.int64)
         scores: np.ndarray = self.model.run({"input_ids": row, "attention_mask": np.ones_like(row)}, END["output"])
-        return scores[ids.index(END["mask_id"])]
+        own: np.ndarray = scores[ids.index(END["mask_id"])]
+        return own
 
     def fill(self, text: str, most: int = 5) -> list[tuple[str, float]]:
         """(token, probability), likeliest first."""

@@ -55,7 +55,8 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
     stacked = np.zeros((len(order), *largest), np.float32)
     for start, part in zip(range(0, len(order), batch_size), parts, strict=True):
-        stacked[(order[start : start + len(part)], *map(slice, part.shape[1:]))] = part
+        for place, own in zip(order[start : start + len(part)], part, strict=True):
+            stacked[place][tuple(map(slice, own.shape))] = own
     return stacked
 
 

@@ -22,7 +22,7 @@ from compress.errors import SampleError
 from compress.progress import Progress
 from compress_samples.verses import OLD, plain_verse, read_raw
 
-TEST_VERSES, VALIDATION_VERSES, TRAIN_VERSES = 2_000, 500, 4_000
+TEST_VERSES, VALIDATION_VERSES, TRAIN_VERSES = 2_000, 500, 2_500
 DICTIONARIES = {"H": "strongshebrew", "G": "strongsgreek"}
 _PAIR = struct.Struct("<II")
 _TAG = re.compile(r"<[^>]*>")

@@ -203,7 +203,7 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(
         name="bible-names",
         kind="data",
-        description="6,500 Bible verses whose persons, places and peoples are labeled by Strong's numbers, weakly",
+        description="5,000 Bible verses whose persons, places and peoples are labeled by Strong's numbers, weakly",
         licence=_PUBLIC,
         packages=(_KJV, *_STRONG),
         preparation="compress_samples.bible_names:write_names",
@@ -211,7 +211,7 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(
         name="verse-ranking",
         kind="data",
-        description="1,400 modern Bible verses, each with its old translation among four verses of a chapter",
+        description="1,200 modern Bible verses, each with its old translation among four verses of a chapter",
         licence=_PUBLIC,
         packages=(_KJV, _WEB),
         preparation="compress_samples.verse_tasks:write_ranking",
@@ -219,7 +219,7 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(
         name="verse-cloze",
         kind="data",
-        description="2,300 old Bible verses with a name asked for, to be found in a modern translation, weakly labeled",
+        description="1,800 old Bible verses with a name asked for, to be found in a modern translation, weakly labeled",
         licence=_PUBLIC,
         packages=(_KJV, _WEB, *_STRONG),
         preparation="compress_samples.verse_tasks:write_cloze",

@@ -16,8 +16,8 @@ from compress.progress import Progress
 from compress_samples.bible_names import Name, labeled, read_names
 from compress_samples.verses import MODERN, OLD, Key, plain_verse, read_raw, read_verses
 
-QUERIES = {"test": 500, "validation": 200, "train": 700}
-QUESTIONS = {"test": 600, "validation": 200, "train": 1_500}
+QUERIES = {"test": 500, "validation": 200, "train": 500}
+QUESTIONS = {"test": 600, "validation": 200, "train": 1_000}
 _ASKED = {"PER": "who", "LOC": "where", "GRP": "which people"}
 _NEAR = (-2, -1, 1)
 """Other verses of the chapter that a query is judged with beside its own."""

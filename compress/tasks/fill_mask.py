@@ -81,7 +81,7 @@ class FillMask(Task):
     name = "fill-mask"
     columns = (Column("text"),)
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN, NAMES_TOKENS})
-    architectures = ("ForMaskedLM",)
+    architectures = ("ForMaskedLM", "WithLMHeadModel")
     app_steps = ("tokenize", "unmask")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)

@@ -199,7 +199,7 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
         ("ViTModel", True, None),
         ("T5ForConditionalGeneration", False, None),
-        ("BertForMaskedLM", False, None),
+        ("BertForNextSentencePrediction", False, None),
     ],
 )
 def test_the_longest_ending_counts(architecture: str, has_preprocessor: bool, task: str | None) -> None:

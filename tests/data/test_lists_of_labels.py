@@ -39,10 +39,8 @@ def test_ids_become_names(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_unknown_is_named_with_its_row(tmp_path: Path) -> None:
-    rows = (
-        [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}],
-        [{"tokens": ["c"], "tags": ["O"]}, {"tokens": ["d"], "tags": ["U-X"]}],
-    )
+    train = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
+    test = [{"tokens": ["c"], "tags": ["O"]}, {"tokens": ["d"], "tags": ["U-X"]}]
     with pytest.raises(DataError, match="'U-X' is not among the labels") as caught:
         load(tmp_path, train, test)
     assert caught.value.where is not None and "test.jsonl:2" in caught.value.where

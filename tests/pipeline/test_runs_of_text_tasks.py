@@ -37,7 +37,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A task, and the artifacts of a run."""
     task: str = request.param
     folder = tmp_path_factory.mktemp(task)
-    quick = {"threads": 1, "seconds": 0.05, "examples": 4, "batch_size": 4, "launches": 2, "every_stage": False}
+    quick = {"threads": 1, "seconds": 0.05, "examples": 8, "batch_size": 4, "launches": 2, "every_stage": False}
     recipe = write_all(folder, task, STAGES, benchmark=quick)
     done = compress("run", recipe, "--artifacts", folder / "artifacts")
     assert done.returncode == 0, done.stderr

@@ -48,9 +48,10 @@ class _Answering(torch.nn.Module):
         self.module = module
         self._names, self._outputs = tuple(names), tuple(outputs)
 
-    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         found = self.module(**dict(zip(self._names, values, strict=True)))
-        return tuple(found[name] for name in self._outputs)
+        chosen = tuple(found[name] for name in self._outputs)
+        return chosen if len(chosen) > 1 else chosen[0]
 
 
 def to_executorch(
@@ -214,4 +215,5 @@ class _ByName:
 
     def __call__(self, **values: Any) -> Any:
         given = [values[name] for name in self._inputs]
-        return SimpleNamespace(**dict(zip(self._outputs, self._made.source(*given), strict=True)))
+        found = self._made.source(*given)
+        return SimpleNamespace(**dict(zip(self._outputs, found if isinstance(found, tuple) else (found,), strict=True)))

@@ -284,7 +284,8 @@ def quantized(name: str, graph: Any, examples: Any) -> Any:
     from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 
     if name in IMAGES:
-        made = StaticQuantizer(graph, [examples.batch([place]) for place in range(32)], Int8Options(method="static")).quantize()
+        feeds = [examples.batch([place]) for place in range(32)]
+        made = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
     else:
         made = quantize_products(graph, per_channel=True, reduce_range=False)
     quantize_rows_in_order(made)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
-from compress.data.dataset import normalised
 from compress.data.slices import Slice
 from compress.errors import DataError, MissingExtraError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
@@ -126,6 +125,7 @@ class TextRanking(Task):
         """Tokenize both as one input, the longer one cut first; ``labels`` [n, 2] are relevance and query."""
         import numpy as np
 
+        from compress.data.dataset import normalised
         from compress.tasks.tokens import text_inputs
 
         texts, pairs = rows["text"].to_pylist(), rows["pair"].to_pylist()

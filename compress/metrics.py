@@ -55,10 +55,13 @@ _KNOWN = {
     metric.name: metric
     for metric in (
         _quality("accuracy", "Accuracy"),
+        _quality("top_1_accuracy", "Right token first"),
         _quality("top_5_accuracy", "Top-5 accuracy"),
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
         _quality("recall", "Recall"),
+        _quality("exact_match", "Exact match"),
+        _quality("token_accuracy", "Words right"),
         replace(_error("perplexity", "Perplexity", "plain"), exponential=True),
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
@@ -123,6 +126,8 @@ _NUMBERED = (
     (re.compile(r"^latency_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency at {0}/s"),
     (re.compile(r"^latency_p99_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency p99 at {0}/s"),
     (re.compile(r"^speedup_batch_(\d+)$"), _KNOWN["speedup"], "Speed-up, batch {0}"),
+    (re.compile(r"^ndcg_at_(\d+)$"), _quality("", ""), "NDCG at {0}"),
+    (re.compile(r"^f1_(.+)$"), replace(_KNOWN["f1"], quality=False), "F1 of {0}"),
     (re.compile(r"^recall_at_(\d+)$"), _KNOWN["recall"], "Recall at {0}"),
     (re.compile(r"^recall_at_(\d+)_(int8|binary)$"), replace(_KNOWN["recall"], quality=False),
      "Recall at {0}, {1} embeddings"),

@@ -83,7 +83,7 @@ def seven_figures(values: np.ndarray) -> Numbers:
 
 def span(found: Sequence[Numbers]) -> float:
     """From the smallest to the largest number of all."""
-    return max(float(np.ptp(np.array(found))), _LEAST_SPAN)
+    return max(float(np.ptp(np.concatenate(found))), _LEAST_SPAN)
 
 
 def apart(found: Numbers, known: Numbers) -> float:

@@ -6,9 +6,11 @@ from compress.bundle.audio import RECORDINGS
 from compress.bundle.client import TRANSFORMERS_JS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
+from compress.bundle.pairs import ASKED, RANKED
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
-from compress.bundle.text import SENTENCES, TEXTS
+from compress.bundle.scores import MASKED, RELEVANCE, SPANS, TAGS
+from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.vectors import EMBEDDINGS, LABELS
 from compress.errors import InputError
@@ -18,6 +20,18 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
     ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
     ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
+    ("tokenize", "tag"): Kind(
+        "token-classification", WORDS, TAGS, examples="tags", app="Tagger", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize-pair", "relevance"): Kind(
+        "text-ranking", RANKED, RELEVANCE, examples="ranking", app="Ranker", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize-pair", "span"): Kind(
+        "question-answering", ASKED, SPANS, examples="answer", app="Answerer", languages=frozenset({"python", "node"})
+    ),
+    ("tokenize", "unmask"): Kind(
+        "fill-mask", MASKED_TEXTS, MASKED, examples="unmask", app="Filler", languages=frozenset({"python", "node"})
+    ),
     ("log-mel", "transcribe"): Kind(
         "automatic-speech-recognition",
         RECORDINGS,

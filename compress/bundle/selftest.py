@@ -15,6 +15,7 @@ from compress.bundle.audio import AudioCase
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answer, Answers, Case, Kind, Preparation
 from compress.bundle.manifest import SELFTEST
+from compress.bundle.pairs import PairCase
 from compress.bundle.steps import Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
@@ -39,7 +40,9 @@ class SelfTest(FrozenAliased):
     tolerance: float | None = Field(None, gt=0)
     cosine: float | None = Field(None, ge=-1, le=1)
     unmeasured: str | None = None
-    cases: tuple[TextCase, ...] | tuple[ImageCase, ...] | tuple[AudioCase, ...] = Field(min_length=1)
+    cases: tuple[PairCase, ...] | tuple[TextCase, ...] | tuple[ImageCase, ...] | tuple[AudioCase, ...] = Field(
+        min_length=1
+    )
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> Self:

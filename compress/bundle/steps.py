@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from compress.frozen import FrozenAliased
+from compress.tasks.entities import OUTSIDE
 
-_MANY_LABELS, _FEW_LABELS = 20, 5
+_MANY_LABELS, _FEW_LABELS, _FEW_KINDS = 20, 5, 12
 POOLED = {
     "mean": "the mean of its tokens' vectors",
     "cls": "the vector of its first token",
@@ -83,6 +84,33 @@ class Tokenize(Step):
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
         return "A text", f"Texts of more than {self.max_length} tokens are cut off at the end."
+
+
+class TokenizePair(Step):
+    """Two texts -> ids: ``prefix_ids``, the first's, ``middle_ids``, the second's, ``suffix_ids``; no padding.
+
+    What is beyond ``max_length`` is cut off at the end of the second text, or of the longer one until both are alike.
+    Token types are 1 from the second text's first token on.
+    """
+
+    kind: Literal["tokenize-pair"] = "tokenize-pair"
+    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
+    max_length: int = Field(ge=1, description="tokens in all")
+    prefix_ids: tuple[int, ...]
+    middle_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    truncation: Literal["longest-first", "only-second"]
+    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """See `Step`."""
+        return (self.tokenizer,)
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        which = "the second is" if self.truncation == "only-second" else "the longer one is"
+        return "A pair of texts", f"Of pairs of more than {self.max_length} tokens {which} cut off at its end."
 
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -287,6 +315,76 @@ class Softmax(Step):
         )
 
 
+class Tag(Step):
+    """Scores -> a label for each word of a text: the likeliest of its first token, in the order of ``labels``.
+
+    Words are what stands between white space, and are joined by single spaces before the text is tokenized; each is
+    tokenized as it is alone, but for the first one with the space before it. Of labels with the prefixes B and I (and
+    L or E at the end, U or S alone) those that follow each other are one entity; O is none.
+    """
+
+    kind: Literal["tag"] = "tag"
+    output: str
+    labels: tuple[str, ...] = Field(min_length=1)
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        kinds = sorted({label.partition("-")[2] or label for label in self.labels if label != OUTSIDE})
+        more = f" and {len(kinds) - _FEW_KINDS} others" if len(kinds) > _FEW_KINDS else ""
+        return (
+            f"gets a label for each of its words: {', '.join(kinds[:_FEW_KINDS])}{more}, or none",
+            "How many are found and right, precision and recall, stands in the report of the run.",
+        )
+
+
+class Relevance(Step):
+    """Logits -> how relevant the second text is: the sigmoid of the only one, or of the second less the first."""
+
+    kind: Literal["relevance"] = "relevance"
+    output: str
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            "gets a score from 0 to 1: how relevant the second text is to the first",
+            "A score ranks texts for one query; scores of different queries say little beside each other.",
+        )
+
+
+class FindSpan(Step):
+    """Scores -> the words of the second text from one token to another, of the largest sum of both scores.
+
+    Words are what stands between white space; each is tokenized as it is alone, but for the first one with the space
+    before it. A text that is too long is read in windows, each of which has the last third of the one before.
+    """
+
+    kind: Literal["span"] = "span"
+    output: str = Field(description="scores of being the first token, [batch, length]")
+    end_output: str = Field(description="scores of being the last")
+    max_tokens: int = Field(ge=1, description="of an answer")
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            "gets the words of the second text that answer the first",
+            "An answer is always given; its score says which of several is likelier, not whether any is right.",
+        )
+
+
+class Unmask(Step):
+    """Scores -> the likeliest tokens in the place of ``mask``, with probabilities that sum to 1 over the vocabulary."""
+
+    kind: Literal["unmask"] = "unmask"
+    output: str = Field(description="logits [batch, length, vocabulary]")
+    mask: str
+    mask_id: int
+    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test has")
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return f"gets the likeliest tokens in the place of {self.mask}", "A probability is the model's own."
+
+
 class Embed(Step):
     """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
 
@@ -317,8 +415,8 @@ class Embed(Step):
         )
 
 
-Preprocessing = Tokenize | PrepareImage | LogMel | Prompt
-Postprocessing = Softmax | Embed | Transcribe | Generate
+Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Prompt
+Postprocessing = Softmax | Tag | Relevance | FindSpan | Unmask | Embed | Transcribe | Generate
 
 
 def _quoted(label: str, special: str, code: str) -> str:

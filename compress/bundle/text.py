@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from compress.bundle.kind import Case, Inputs
 from compress.bundle.manifest import MODEL_FOLDER
 from compress.bundle.stand_ins import STAND_INS, stand_ins
-from compress.bundle.steps import Tokenize
+from compress.bundle.steps import Tokenize, TokenizePair
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
 
@@ -44,6 +44,17 @@ _QUESTION = (
     "Children under six travel free.",
 )
 """And what may answer it."""
+_MASK = "[MASK]"
+_GAPS = (
+    "The capital of France is [MASK].",
+    "She opened the [MASK] and went in.",
+    "I have not [MASK] him for years.",
+)
+_NAMES = (
+    "Ada Lovelace wrote to Charles Babbage in London.",
+    "The European Union was founded in Maastricht.",
+    "Nobody is named here.",
+)
 _IDS = 12
 
 
@@ -68,9 +79,14 @@ class TextRule:
 
     def ids(self, text: str) -> list[int]:
         """The ids of one text, at most ``max_length`` of them."""
-        own = self.tokenizer.encode(text, add_special_tokens=False).ids
+        own = self.ids_of(text)
         room = self.rule.max_length - len(self.rule.prefix_ids) - len(self.rule.suffix_ids)
         return [*self.rule.prefix_ids, *own[:room], *self.rule.suffix_ids]
+
+    def ids_of(self, text: str) -> list[int]:
+        """A text's own ids, however many."""
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
     def feed(self, case: TextCase) -> Batch:
         """Ids and mask of one text, [1, tokens]."""
@@ -100,10 +116,10 @@ def _find_rule(folder: Path, processor: Any, max_length: int) -> Tokenize:
     whole = list(processor(_PROBE)["input_ids"])
     starts = [at for at in range(len(whole) - len(own) + 1) if whole[at : at + len(own)] == own]
     if not starts or getattr(processor, "truncation_side", "right") != "right":
-        raise _no_rule(folder, "its special tokens stand within the text, or it cuts texts at the beginning")
+        raise no_rule(folder, "its special tokens stand within the text, or it cuts texts at the beginning")
     prefix, suffix = whole[: starts[0]], whole[starts[0] + len(own) :]
     if len(prefix) + len(suffix) >= max_length:
-        raise _no_rule(folder, f"{max_length} tokens leave no room beside {len(prefix) + len(suffix)} special ones")
+        raise no_rule(folder, f"{max_length} tokens leave no room beside {len(prefix) + len(suffix)} special ones")
     return Tokenize(
         tokenizer=file,
         max_length=max_length,
@@ -129,9 +145,33 @@ def _make_cases(
     return [TextCase(text=text, input_ids=tuple(way.ids(text))) for text in texts]
 
 
-def _more_for_page(folder: Path, rule: Tokenize) -> dict[str, bytes]:
+def _make_word_cases(
+    built_in: Sequence[str], folder: Path, rule: Tokenize, samples: Sequence[str], processor: Any
+) -> Sequence[TextCase]:
+    """Of texts whose words have labels. Raises `ModelError` where a text's tokens are not those of its words."""
+    way, texts = TextRule(folder, rule), [" ".join(text.split()) for text in samples or built_in]
+    for text in texts:
+        alone = [way.ids_of(word if at == 0 else f" {word}") for at, word in enumerate(text.split(" ")) if word]
+        if [one for ids in alone for one in ids] != way.ids_of(text):
+            raise ModelError(
+                f"The tokenizer cannot be described to an app: it cuts {text[:60]!r} otherwise than its words.",
+                expected="a tokenizer that cuts words apart before anything else",
+            )
+    return _make_cases((), folder, rule, texts, processor)
+
+
+def _make_masked_cases(
+    built_in: Sequence[str], folder: Path, rule: Tokenize, samples: Sequence[str], processor: Any
+) -> Sequence[TextCase]:
+    """Of texts that have a mask; built-in ones get one in place of theirs, or before what they have."""
+    mask = processor.mask_token
+    own = [text.replace(_MASK, mask) if _MASK in text else f"{mask} {text}" for text in built_in]
+    return _make_cases(own, folder, rule, samples, processor)
+
+
+def more_for_page(folder: Path, rule: Tokenize | TokenizePair) -> dict[str, bytes]:
     """Characters that a browser would class otherwise."""
-    listed = stand_ins(TextRule(folder, rule).tokenizer)
+    listed = stand_ins(open_tokenizer(folder / rule.tokenizer))
     return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
 
 
@@ -165,11 +205,12 @@ def open_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _no_rule(folder: Path, reason: str) -> ModelError:
+def no_rule(folder: Path, reason: str) -> ModelError:
+    """The error for a tokenizer that no rule describes."""
     return ModelError(f"The tokenizer cannot be described to an app: {reason}.", where=str(folder))
 
 
-def _texts(built_in: Sequence[str], most: int, short: int) -> Inputs:
+def _texts(built_in: Sequence[str], most: int, short: int, make_cases: Callable[..., Any] = _make_cases) -> Inputs:
     return Inputs(
         many="texts",
         folder="text",
@@ -179,11 +220,13 @@ def _texts(built_in: Sequence[str], most: int, short: int) -> Inputs:
         tokenizes=True,
         find_rule=_find_rule,
         open=TextRule,
-        make_cases=partial(_make_cases, built_in),
+        make_cases=partial(make_cases, built_in),
         in_page=partial(_in_page, most, short),
-        more_for_page=_more_for_page,
+        more_for_page=more_for_page,
     )
 
 
 TEXTS = _texts((*_OPINIONS, *_FOREIGN), most=3, short=60)
 SENTENCES = _texts((*_QUESTION, *_FOREIGN), most=len(_QUESTION), short=120)
+WORDS = _texts((*_NAMES, *_FOREIGN), most=3, short=120, make_cases=_make_word_cases)
+MASKED_TEXTS = _texts((*_GAPS, *_FOREIGN), most=3, short=120, make_cases=_make_masked_cases)

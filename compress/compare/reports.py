@@ -25,7 +25,9 @@ REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
 """Rows of the model `machine`: fixed kernels, timed alongside."""
 MOST_FLIPS = 100
 """Of either kind; the note of a paired change gives their number."""
-_SLICED = "accuracy"
+_ACCURACY = "accuracy"
+_SLICED = (_ACCURACY, "exact_match")
+"""What is right or wrong row by row."""
 _SLICE_MARGIN = Margin(0.02, relative=False)
 _SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
 _REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
@@ -231,17 +233,17 @@ class _Ways:
         return Uncompared(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
 
     def slices(self, changes: tuple[Change, ...]) -> Iterator[SliceChange]:
-        """The accuracy of each part of the data, wherever accuracy was compared."""
+        """What is right in each part of the data, wherever that was compared."""
         for change in changes:
-            if change.metric == _SLICED:
-                rule = self.policy.slice_rule(_SLICED)
+            if change.metric in _SLICED:
+                rule = self.policy.slice_rule(change.metric)
                 margin = (rule.margin if rule else _SLICE_MARGIN).of(change.baseline, relative=False)
                 confidence = (rule and rule.confidence) or self.policy.quality_confidence
-                yield from slice_changes(self.sides, change.target, margin or 0.0, confidence)
+                yield from slice_changes(self.sides, change.target, margin or 0.0, confidence, metric=change.metric)
 
     def flips(self, changes: tuple[Change, ...]) -> tuple[Flip, ...]:
         """Examples that one side gets right and the other wrong, on the first target."""
-        target = next((change.target for change in changes if change.metric == _SLICED), None)
+        target = next((change.target for change in changes if change.metric == _ACCURACY), None)
         return () if target is None else flips(self.sides, target, most=MOST_FLIPS)
 
     def notes(self, changes: tuple[Change, ...]) -> Iterator[str]:

@@ -27,18 +27,28 @@ class Column:
 
     Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
     them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
-    examples have none.
+    examples have none. ``read`` turns a source's value into the string that the task knows, None where there is none;
+    it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. Of a label
+    column that has ``several`` labels a row they stand in the string with spaces between.
     """
 
     name: str
     label: bool = False
     kind: Literal["text", "image", "audio"] = "text"
     given: bool = True
+    read: Callable[[Any], str | None] | None = None
+    expected: str = ""
+    several: bool = False
 
     @property
     def is_input(self) -> bool:
         """Whether it is what a model is asked, rather than what it should answer."""
         return self.given and not self.label
+
+    def labels(self, table: pa.Table) -> list[list[str]]:
+        """The labels of each row of a label column."""
+        values: list[str] = table[self.name].to_pylist()
+        return [value.split(" ") for value in values] if self.several else [[value] for value in values]
 
 
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
@@ -93,11 +103,12 @@ def are_label_ids(values: Collection[str], labels: Sequence[str]) -> bool:
     return not set(values) <= set(labels) and set(values) <= ids
 
 
-def check_labels(table: pa.Table, column: str, labels: Sequence[str], place: Callable[[int], str]) -> None:
+def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: Callable[[int], str]) -> None:
     """Raises `DataError` for the first label that is not among ``labels``."""
     known = set(labels)
-    for index, value in enumerate(table[column].to_pylist()):
-        if value not in known:
+    for index, values in enumerate(column.labels(table)):
+        value = next((value for value in values if value not in known), None)
+        if value is not None:
             raise DataError(
                 f"The label {value!r} is not among the labels." + _hint(value, labels),
                 where=place(index),
@@ -117,7 +128,7 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
             raise DataError(
                 f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
                 where=rows.place(index),
-                expected=_EXPECTED[column.kind],
+                expected=column.expected or _EXPECTED[column.kind],
             ) from None
         except UnicodeEncodeError:
             raise DataError(
@@ -145,6 +156,8 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
 
 
 def _value(value: Any, column: Column, rows: Rows) -> Any:
+    if column.read is not None:
+        return None if value is None else column.read(value)
     if column.kind != "text":
         return media(value, rows.folder)
     return _label_text(value) if column.label else _text(value)

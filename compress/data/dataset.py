@@ -61,7 +61,7 @@ class Dataset:
         ids = {label: index for index, label in enumerate(self.labels)}
         column = label_column(self.columns)
         assert column is not None, "a task without labels has no label ids"
-        return np.array([ids[label] for label in self.split(split)[column].to_pylist()], dtype=np.int64)
+        return np.array([ids[label] for (label,) in column.labels(self.split(split))], dtype=np.int64)
 
     def digest(self, *splits: str, unlabeled: bool = False) -> str:
         """SHA-256, as hex, over the rows of ``splits`` and the class names.
@@ -117,7 +117,7 @@ def load_dataset(
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
     if label and "train" in tables and "train" not in config.without_labels:
-        _check_classes(tables["train"][label].to_pylist(), "train")
+        _check_classes(_distinct(tables["train"], label), "train")
     unlabeled = _read_unlabeled(config, columns, folder, progress)
     if unlabeled is not None:
         rows = overlapping(unlabeled, inputs, held_out)
@@ -137,9 +137,13 @@ def _extra_values(rows: Rows, extra: Collection[str], dropped: Sequence[int]) ->
     }
 
 
-def label_column(columns: Sequence[Column]) -> str | None:
-    """Name of the label column, if the task has one."""
-    return next((column.name for column in columns if column.label), None)
+def label_column(columns: Sequence[Column]) -> Column | None:
+    """The label column, if the task has one."""
+    return next((column for column in columns if column.label), None)
+
+
+def _distinct(table: pa.Table, label: Column) -> set[str]:
+    return {value for values in label.labels(table) for value in values}
 
 
 def _read_split(
@@ -156,14 +160,16 @@ def _read_split(
     return _Part(rows, choose(rows, columns, config.columns))
 
 
-def _name_labels(config: DataConfig, parts: dict[str, _Part], label: str) -> tuple[tuple[str, ...], dict[str, _Part]]:
+def _name_labels(
+    config: DataConfig, parts: dict[str, _Part], label: Column
+) -> tuple[tuple[str, ...], dict[str, _Part]]:
     """The class names, and the parts with class names for labels, where the files may have ids or none."""
     bare = {split: part for split, part in parts.items() if split in config.without_labels}
     parts = {split: part for split, part in parts.items() if split not in bare}
-    everywhere = {value for part in parts.values() for value in part.table[label].unique().to_pylist()}
+    everywhere = {value for part in parts.values() for value in _distinct(part.table, label)}
     if config.labels is None:
         origin = "train" if "train" in parts else next(iter(parts))
-        labels = sorted_labels(parts[origin].table[label].unique().to_pylist())
+        labels = sorted_labels(_distinct(parts[origin].table, label))
         _check_classes(labels, origin)
     else:
         labels = config.labels
@@ -177,15 +183,15 @@ def _name_labels(config: DataConfig, parts: dict[str, _Part], label: str) -> tup
     return labels, {split: together[split] for split in config.splits}
 
 
-def _ids_to_names(part: _Part, label: str, labels: Sequence[str]) -> _Part:
+def _ids_to_names(part: _Part, label: Column, labels: Sequence[str]) -> _Part:
     import pyarrow as pa
 
-    names = pa.array([labels[int(value)] for value in part.table[label].to_pylist()], pa.string())
-    position = part.table.column_names.index(label)
-    return replace(part, table=part.table.set_column(position, label, names))
+    named = (" ".join(labels[int(value)] for value in values) for values in label.labels(part.table))
+    position = part.table.column_names.index(label.name)
+    return replace(part, table=part.table.set_column(position, label.name, pa.array(named, pa.string())))
 
 
-def _check_classes(labels: Sequence[str], split: str) -> None:
+def _check_classes(labels: Collection[str], split: str) -> None:
     distinct = set(labels)
     if len(distinct) < 2:
         raise DataError(

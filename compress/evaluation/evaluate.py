@@ -79,6 +79,23 @@ def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
     return found
 
 
+def slices_of_task(
+    task: Task, found: Predictions, whole: Sequence[Measurement], parts: Sequence[Part]
+) -> list[Measurement]:
+    """`METRIC[NAME]` for each part: of outcomes of 0 and 1, and of what the task says are ratios, measured anew."""
+    rows = slice_rows(whole, parts)
+    for part in parts if task.ratios and whole else ():
+        kept = {name: array[part.rows] for name, array in found.kept.items()}
+        labels = None if found.labels is None else found.labels[part.rows]
+        anew = task.measure(kept, labels, whole[0].model, whole[0].target)
+        rows += [
+            row.model_copy(update={"metric": slice_metric(row.metric, part.name), "raw": None})
+            for row in anew
+            if row.metric in task.ratios
+        ]
+    return rows
+
+
 def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Measurement]:
     """`METRIC[NAME]` for each part, with its Wilson interval, of every row that keeps outcomes of 0 and 1."""
     rows = []

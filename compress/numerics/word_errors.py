@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from compress.numerics.ratio import ratio_interval
 from compress.numerics.statistics import Estimate
 
 
@@ -32,13 +33,7 @@ def rate_interval(
 
     Raises `ValueError` without any word.
     """
-    counts = np.stack([np.asarray(errors, np.float64), np.asarray(words, np.float64)])
-    if counts.ndim != 2 or not counts[1].sum() > 0:
-        raise ValueError("expected one or more words")
-    n = counts.shape[1]
-    value = float(counts[0].sum() / counts[1].sum())
-    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
-    sums = counts[:, drawn].sum(axis=-1)
-    rates = np.divide(sums[0], sums[1], out=np.full(resamples, value), where=sums[1] > 0)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, min(value, float(low)), max(value, float(high)))
+    try:
+        return ratio_interval(errors, words, seed, resamples, level)
+    except ValueError as error:
+        raise ValueError("expected one or more words") from error

@@ -20,7 +20,7 @@ from compress.data.slices import Unit
 from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.choices import choice_rows, choice_scores
-from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slice_rows
+from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
 from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
 from compress.evaluation.similarity import cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
@@ -95,7 +95,7 @@ class TargetSession:
         for label, found in self.found.items():
             own = task.measure(found.kept, found.labels, label, target)
             near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
-            rows += [*own, *near, *slice_rows(own, parts)]
+            rows += [*own, *near, *slices_of_task(task, found, own, parts)]
         return rows
 
     def answers(self, label: str) -> Answers | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
+from compress.formats.registry import FORMATS
 from compress.formats.runtimes import why_unavailable
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
@@ -21,6 +22,7 @@ from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
+from compress.stages import STAGES
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task
 
@@ -61,7 +63,7 @@ def make_plan(
         task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(profile) for profile in recipe.profiles()),
+        targets=tuple(_target_plan(profile, recipe.task) for profile in recipe.profiles()),
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -182,8 +184,12 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile) -> TargetPlan:
-    reason, target = why_unavailable(profile.target), profile.target
+def _target_plan(profile: Profile, task: str) -> TargetPlan:
+    target = profile.target
+    writer = FORMATS[target.format].written_by
+    reason = why_unavailable(target)
+    if not STAGES[writer].is_for(get_task(task).capabilities):
+        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task}"
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -113,11 +113,9 @@ class Context:
         examples = self.encode("validation", model)
 
         def merit() -> float:
-            from compress.tasks.forward import predict
+            from compress.tasks.forward import merit
 
-            outputs = {examples.answer: predict(model.module, examples)}
-            kept = self.task.keep(outputs, examples, range(len(examples)))
-            return self.task.measure(kept, examples.labels, "validation", "torch")[0].value
+            return merit(self.task, model.module, examples)
 
         return merit
 

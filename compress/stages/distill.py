@@ -10,7 +10,7 @@ from typing import Any, Literal
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, TAKES_IMAGES, Capabilities
 from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -34,6 +34,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
         others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
+        if BY_TOKEN in task:
+            others = ("first_token_only",)
         if TAKES_IMAGES in task:
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)

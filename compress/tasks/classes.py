@@ -10,6 +10,7 @@ import numpy as np
 from compress.errors import DataError, ModelError
 from compress.measurement import Measurement
 from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
+from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.tasks.agreement import agreement_row
 from compress.tasks.task import Examples, Kept
@@ -92,6 +93,32 @@ def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Meas
         high=high,
         n=len(right),
         raw=tuple(float(outcome) for outcome in right),
+    )
+
+
+def mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
+    """The mean of ``samples`` [n] with its bootstrap interval and each of them."""
+    value, low, high = mean_interval(samples, _SEED)
+    raw = tuple(samples.tolist())
+    return Measurement(
+        model=model, metric=metric, target=target, value=value, unit="ratio", low=low, high=high, n=len(raw), raw=raw
+    )
+
+
+def ratio_row(
+    metric: str, parts: np.ndarray, wholes: np.ndarray, model: str, target: str, unit: str = "ratio"
+) -> Measurement:
+    """A sum over a sum, with its bootstrap interval over rows; 0 without an interval where there is nothing."""
+    if not wholes.sum():
+        return Measurement(model=model, metric=metric, target=target, value=0.0, unit=unit, n=max(len(parts), 1))
+    return Measurement(
+        model=model,
+        metric=metric,
+        target=target,
+        unit=unit,
+        n=len(parts),
+        raw=tuple(linearized(parts, wholes).tolist()),
+        **ratio_interval(parts, wholes, _SEED)._asdict(),
     )
 
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, Examples, Kept, Task
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.sentence_modules import SentenceModules
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 EMBEDDING = "embedding"
 NEIGHBOURS = 10
-_SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-search-model",
@@ -44,6 +44,20 @@ _STARTER: dict[str, Any] = {
     "benchmark": {},
     "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
 }
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A text's embedding from those of its tokens: a `Head`."""
+
+    modules: SentenceModules
+    outputs: ClassVar[tuple[str, ...]] = (LAST_HIDDEN_STATE,)
+    answer: ClassVar[str] = SENTENCE_EMBEDDING
+    many: ClassVar[str] = "embeddings"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings [B, dimensions]."""
+        return self.modules.embed(outputs[LAST_HIDDEN_STATE], batch["attention_mask"])
 
 
 class FeatureExtraction(Task):
@@ -95,17 +109,15 @@ class FeatureExtraction(Task):
         """The texts, then, where the rows have them, the pairs."""
         import numpy as np
 
+        from compress.tasks.tokens import text_inputs
+
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()
             texts, ids = texts + pairs, np.tile(_numbers(pairs), 2)
         encoded = processor(texts, truncation=True, max_length=max_length)
-        inputs = [
-            {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.ones(len(ids), dtype=np.int64)}
-            for ids in encoded["input_ids"]
-        ]
-        padding = {"input_ids": processor.pad_token_id or 0, "attention_mask": 0}
-        return Examples(inputs, padding, ids, head=processor.modules)
+        inputs, padding = text_inputs(encoded, processor)
+        return Examples(inputs, padding, ids, head=Pooled(processor.modules))
 
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
@@ -125,6 +137,12 @@ class FeatureExtraction(Task):
         raise StageError(
             "Embeddings are not trained on labels here.", mend="distill from a teacher, with labels_weight: 0"
         )
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Squared distance of embeddings (Reimers and Gurevych 2020)."""
+        from compress.numerics.distillation import embedding_distance
+
+        return embedding_distance(mine, taught)
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
@@ -147,7 +165,7 @@ class FeatureExtraction(Task):
         """
         from compress.measurement import Measurement
         from compress.numerics.embeddings import binary_ranks, from_int8, normalized, ranges_of, ranks, to_int8
-        from compress.tasks.classes import outcome_row
+        from compress.tasks.classes import mean_row, outcome_row
 
         assert labels is not None, "held_out asks for pairs"
         queries, corpus = _halves(normalized(kept[EMBEDDING]))
@@ -160,7 +178,7 @@ class FeatureExtraction(Task):
         return [
             outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
             outcome_row("recall_at_1", exact <= 1, model, target),
-            _mean_row("mean_reciprocal_rank", 1 / exact, model, target),
+            mean_row("mean_reciprocal_rank", 1 / exact, model, target),
             outcome_row("recall_at_10_int8", coarse <= NEIGHBOURS, model, target),
             outcome_row("recall_at_10_binary", bits <= NEIGHBOURS, model, target),
             *(
@@ -179,12 +197,13 @@ class FeatureExtraction(Task):
         Embeddings of different dimensions have no cosine.
         """
         from compress.numerics.embeddings import nearest, normalized, overlap
+        from compress.tasks.classes import mean_row
 
         own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
         found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))
-        rows = [_mean_row("agreement", overlap(found, expected), model, target)]
+        rows = [mean_row("agreement", overlap(found, expected), model, target)]
         if own.shape == others.shape:
-            rows.append(_mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
+            rows.append(mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
         return rows
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
@@ -206,17 +225,6 @@ def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Those of the queries and those of the corpus."""
     half = len(both) // 2
     return both[:half], both[half:]
-
-
-def _mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
-    from compress.measurement import Measurement
-    from compress.numerics.calibration import mean_interval
-
-    value, low, high = mean_interval(samples, _SEED)
-    raw = tuple(samples.tolist())
-    return Measurement(
-        model=model, metric=metric, target=target, value=value, unit="ratio", low=low, high=high, n=len(raw), raw=raw
-    )
 
 
 TASK = FeatureExtraction()

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.tasks.task import Examples
+from compress.tasks.task import Examples, Task
+
+_JUDGED_AT_ONCE = 512
 
 
 def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
@@ -26,16 +28,18 @@ def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -
 
 
 def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The logits or embeddings [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
+    """The answers [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
-    return examples.head.embed(outputs.last_hidden_state, batch["attention_mask"])
+    return examples.head.read({name: getattr(outputs, name) for name in examples.head.outputs}, batch)
 
 
 @torch.inference_mode()
 def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False) -> np.ndarray:
-    """Logits or embeddings of every example in the order given, [n, ...] float32; the module is put into eval mode.
+    """The answers to every example in the order given, [n, ...] float32; the module is put into eval mode.
+
+    Those to shorter examples have zeros at their end, where longer ones have more.
 
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
     """
@@ -48,15 +52,27 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
-    stacked = np.concatenate(parts)
-    outputs = np.empty_like(stacked)
-    outputs[order] = stacked
-    return outputs
+    largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    stacked = np.zeros((len(order), *largest), np.float32)
+    for start, part in zip(range(0, len(order), batch_size), parts, strict=True):
+        for place, own in zip(order[start : start + len(part)], part, strict=True):
+            stacked[place][tuple(map(slice, own.shape))] = own
+    return stacked
 
 
-def labels_or_answers(batch: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
-    """The labels of a batch; where the data has none, the classes that the model itself chose."""
-    if "labels" in batch:
-        return batch["labels"]
-    chosen: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
-    return chosen
+def merit(task: Task, module: nn.Module, examples: Examples) -> float:
+    """The task's first metric of a module's answers to labeled examples."""
+    order = np.argsort(examples.lengths(), kind="stable")
+    kept = []
+    for start in range(0, len(order), _JUDGED_AT_ONCE):
+        indices = order[start : start + _JUDGED_AT_ONCE].tolist()
+        outputs = {examples.answer: predict(module, examples.subset(indices))}
+        kept.append(task.keep(outputs, examples, indices))
+    places = np.argsort(order)
+    whole = {name: np.concatenate([part[name] for part in kept])[places] for name in kept[0]}
+    return task.measure(whole, examples.labels, "validation", "torch")[0].value
+
+
+def labels_or_answers(task: Task, batch: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
+    """The labels of a batch; where the data has none, those that the model itself would give."""
+    return batch["labels"] if "labels" in batch else task.own_labels(outputs, batch)

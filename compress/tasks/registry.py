@@ -13,9 +13,13 @@ from compress.plugins import UnusablePluginError, load_plugins
 from compress.tasks import (
     automatic_speech_recognition,
     feature_extraction,
+    fill_mask,
     image_classification,
+    question_answering,
     text_classification,
     text_generation,
+    text_ranking,
+    token_classification,
 )
 from compress.tasks.capability import TAKES_TEXT, Capabilities, suits
 from compress.tasks.task import Task
@@ -27,6 +31,10 @@ BUILT_IN: tuple[Task, ...] = (
     image_classification.TASK,
     feature_extraction.TASK,
     automatic_speech_recognition.TASK,
+    token_classification.TASK,
+    text_ranking.TASK,
+    fill_mask.TASK,
+    question_answering.TASK,
 )
 """In the order in which messages list them."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -29,10 +29,18 @@ LOGITS, LAST_HIDDEN_STATE, SENTENCE_EMBEDDING = "logits", "last_hidden_state", "
 
 
 class Head(Protocol):
-    """What makes one embedding of a text from those of its tokens."""
+    """What makes the answers of a model's outputs, where they are not its logits as they stand.
 
-    def embed(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Token embeddings [B, L, H] under a mask [B, L] -> embeddings [B, dimensions]."""
+    ``outputs`` are the names of those it reads, ``answer`` what an output is called that holds what it makes of them,
+    ``many`` what the answers are, in a word for people.
+    """
+
+    outputs: ClassVar[tuple[str, ...]]
+    answer: ClassVar[str]
+    many: ClassVar[str]
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The answers [B, ...] to a batch; those of padding are 0, so that a longer batch gives the same and zeros."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,9 @@ class Examples:
     ``padding`` has every input that the model takes, and the value that fills a smaller example at the end of each
     axis; None for an input that may not be padded, since a model would take what fills it for content.
 
-    ``head`` makes an embedding of those of the tokens; without one a model's logits are its answers.
+    ``head`` makes the answers of a model's outputs; without one its logits are its answers.
 
-    ``labels`` are [n], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
+    ``labels`` are [n, ...], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
     has become, [channels].
@@ -103,26 +111,40 @@ class Examples:
         """The labels [n] where they are ids of classes, and not what else a task measures against."""
         if self.head is not None or self.labels is None or self.labels.dtype.kind not in "iu":
             return None
-        return self.labels
+        return self.labels if self.labels.ndim == 1 else None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of a model's outputs that its answers are made of."""
+        return (LOGITS,) if self.head is None else self.head.outputs
 
     @property
     def answer(self) -> str:
         """What an output is called that holds the answers as they are."""
-        return LOGITS if self.head is None else SENTENCE_EMBEDDING
+        return LOGITS if self.head is None else self.head.answer
 
     @property
     def answers_are(self) -> str:
         """What the answers are, in a word for people."""
-        return "logits" if self.head is None else "embeddings"
+        return "logits" if self.head is None else self.head.many
 
     def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The logits or embeddings [B, ...] that a graph gives for a batch, or that ``head`` makes of its outputs."""
-        if self.head is None or SENTENCE_EMBEDDING in outputs:
+        """The answers [B, ...] that a graph gives for a batch, or that ``head`` makes of its outputs."""
+        if self.head is None or (self.answer in outputs and self.answer not in self.outputs):
             return outputs[self.answer]
         import torch
 
-        hidden, mask = torch.from_numpy(outputs[LAST_HIDDEN_STATE]), torch.from_numpy(batch["attention_mask"])
-        return self.head.embed(hidden, mask).numpy()
+        found = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
+        return self.head.read(found, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
+
+    def with_unlabeled(self, more: Examples) -> Examples:
+        """With more examples behind them, whose labels are -100: they have none."""
+        import numpy as np
+
+        assert self.labels is not None, "asked for by who learns from labels"
+        none = np.full((len(more), *self.labels.shape[1:]), -100, self.labels.dtype)
+        labels = np.concatenate([self.labels, none])
+        return replace(self, inputs=[*self.inputs, *more.inputs], labels=labels)
 
 
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
@@ -170,6 +192,8 @@ class Task(Protocol):
     """The parts of the test data that are looked at where the recipe names none."""
     batch_size: int = 32
     """Examples that are evaluated at once."""
+    ratios: tuple[str, ...] = ()
+    """Metrics that are no means of outcomes of 0 and 1, and are measured anew on each slice; `Kept` is by row then."""
 
     @abstractmethod
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
@@ -188,6 +212,21 @@ class Task(Protocol):
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Scalar training loss of a batch."""
+
+    def told_by(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model's config.json says that it is for this task in other words than by its class."""
+        return False
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """How far the answers [B, ...] of a model are from those that it is taught; a scalar to train on."""
+        from compress.numerics.distillation import softened_kl
+
+        return softened_kl(mine, taught, temperature)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the model itself would have for labels of a batch, for rows that have none."""
+        chosen: torch.Tensor = outputs.logits.detach().argmax(dim=-1)
+        return chosen
 
     @abstractmethod
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:

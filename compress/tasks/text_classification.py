@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
-    from transformers import PreTrainedModel
 
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
@@ -61,39 +59,17 @@ class TextClassification(Task):
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from compress.tasks.tokens import load_encoder
 
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.tasks.classes import set_labels
-
-        refuse_quantized(directory)
-        try:
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            has_head = any("SequenceClassification" in name for name in config.architectures or ())
-            if labels is not None:
-                set_labels(config, labels, has_head)
-            module = _load_module(directory, config, trust_remote_code)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="a text encoder with a fast tokenizer, in Hugging Face layout",
-            ) from error
-        return TorchModel(module.float().eval(), tokenizer)
+        return load_encoder(self.name, directory, "SequenceClassification", labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize; token type ids are left out because a single text has only zeros. Raises `DataError`."""
-        import numpy as np
-
         from compress.tasks.classes import label_ids
+        from compress.tasks.tokens import text_inputs
 
         encoded = processor(rows["text"].to_pylist(), truncation=True, max_length=max_length)
-        inputs = [
-            {"input_ids": np.array(ids, dtype=np.int64), "attention_mask": np.ones(len(ids), dtype=np.int64)}
-            for ids in encoded["input_ids"]
-        ]
-        padding = {"input_ids": processor.pad_token_id or 0, "attention_mask": 0}
+        inputs, padding = text_inputs(encoded, processor)
         ids = None
         if labels is not None and "label" in rows.column_names:
             ids = label_ids(rows["label"].to_pylist(), labels)
@@ -134,18 +110,6 @@ class TextClassification(Task):
         from compress.tasks.classes import same_class
 
         return same_class(kept, reference, model, target)
-
-
-def _load_module(directory: Path, config: Any, trust_remote_code: bool) -> PreTrainedModel:
-    from transformers import AutoModelForSequenceClassification
-
-    from compress.architectures.cut_model import is_cut, load_cut
-
-    if is_cut(config):
-        return load_cut(AutoModelForSequenceClassification, directory, config)
-    return AutoModelForSequenceClassification.from_pretrained(
-        directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
 
 
 TASK = TextClassification()

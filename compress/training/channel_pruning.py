@@ -160,7 +160,7 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
         batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
         with given(layers, inputs.__setitem__):
             outputs = forward(net.module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
+        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
         found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
         gradients = dict(zip(layers, found, strict=True))
         for index, coupling in enumerate(couplings):

@@ -23,15 +23,13 @@ from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.numerics.distillation import (
     attention_mse,
-    embedding_distance,
     hidden_cosine,
     hidden_mse,
     relation_kl,
     scaled_scores,
-    softened_kl,
     uniform_layer_map,
 )
-from compress.tasks.capability import EMBEDS
+from compress.tasks.capability import EMBEDS, NAMES_TOKENS
 from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.config import Distillation, Student
@@ -42,7 +40,8 @@ from compress.training.unstructured_pruning import keep_zeros
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
-_NO_LABEL = -100
+_ONE_ANSWER = 2
+"""Axes of answers of which each example has one: examples, and what an answer is made of."""
 _COMPARED = 16
 """Images by which it is seen whether two models prepare them alike."""
 
@@ -112,14 +111,19 @@ class Lesson:
         settings, context = self.settings, self.context
         if settings.method == "logits":
             examples = self._examples(self.teacher)
-            if settings.augment is None:
+            if NAMES_TOKENS in context.task.capabilities:
+                # As many answers as there are tokens in the vocabulary, for each masked one, are not to be kept.
+                _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
+            elif settings.augment is None:
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
             else:
                 _require_same_pixels(examples, self.examples)
         else:
-            _require_same_tokens(self.teacher, self.student, settings.method)
-            self.teacher_examples = replace(self.examples, head=getattr(self.teacher.processor, "modules", None))
+            _require_same_tokens(self.teacher, self.student, f"method: {settings.method} compares representations")
+            rows = context.data.split("train").slice(0, 1)
+            own = context.task.encode(rows, self.teacher.processor, None, context.max_length)
+            self.teacher_examples = replace(self.examples, head=own.head)
             self.comparison = _Comparison.between(settings.method, self.teacher.module, self.student.module)
         self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(
@@ -144,9 +148,7 @@ class Lesson:
         more = self.context.encode_unlabeled(model) if self.settings.use_unlabeled else None
         if more is None:
             return labeled
-        assert labeled.labels is not None
-        labels = np.concatenate([labeled.labels, np.full(len(more), _NO_LABEL)])
-        return replace(labeled, inputs=[*labeled.inputs, *more.inputs], labels=labels)
+        return labeled.with_unlabeled(more)
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         settings = self.settings
@@ -155,6 +157,8 @@ class Lesson:
         mine = answers(self.examples, outputs, batch).float()
         if self.taught is not None:
             taught = self.taught[batch["index"].cpu()].to(mine.device)
+            # Of answers by token, those of the longest example alone are as many as all are kept in.
+            taught = taught[tuple(map(slice, mine.shape))] if taught.ndim > _ONE_ANSWER else taught
         else:
             with torch.no_grad():
                 theirs = forward(self.teacher.module, batch, **options)
@@ -174,9 +178,7 @@ class Lesson:
                 expected="as many classes, or dimensions of an embedding",
                 mend="put reduce_dimensions before or after both, not between them",
             )
-        if EMBEDS in self.context.task.capabilities:
-            return embedding_distance(mine, taught)
-        return softened_kl(mine, taught, self.settings.temperature)
+        return self.context.task.distance(mine, taught, self.settings.temperature)
 
 
 def _require_same_pixels(taught: Examples, learned: Examples) -> None:
@@ -190,11 +192,10 @@ def _require_same_pixels(taught: Examples, learned: Examples) -> None:
             )
 
 
-def _require_same_tokens(teacher: TorchModel, student: TorchModel, method: str) -> None:
+def _require_same_tokens(teacher: TorchModel, student: TorchModel, what: str) -> None:
     if teacher.processor.get_vocab() != student.processor.get_vocab():
         raise StageError(
-            f"method: {method} compares representations token by token, but teacher and student have different "
-            "vocabularies.",
+            f"{what} token by token, but teacher and student have different vocabularies.",
             mend="use method: logits, or trim the vocabulary after this stage",
         )
 

@@ -31,8 +31,8 @@ from compress.formats.onnx.int8.trained import (
     write_integers,
 )
 from compress.numerics.calibration import softmax
-from compress.numerics.distillation import softened_kl
-from compress.tasks.forward import forward, predict
+from compress.tasks.capability import NAMES_TOKENS
+from compress.tasks.forward import answers, forward, predict
 from compress.tasks.task import Examples
 from compress.training.config import QuantizationAwareTraining
 from compress.training.loop import Trainee, train
@@ -64,7 +64,7 @@ class QatLesson:
         settings, context, module = self.settings, self.context, self.model.module.eval()
         self._fold()
         chosen, shared = self._choose()
-        if settings.augment is None:
+        if settings.augment is None and NAMES_TOKENS not in context.task.capabilities:
             context.progress.note("qat: the float model answers")
             self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:
@@ -157,13 +157,14 @@ class QatLesson:
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = forward(module, batch)
+        mine = answers(self.examples, outputs, batch).float()
         if self.answers is not None:
-            taught = self.answers[batch["index"].cpu()].to(outputs.logits.device)
+            taught = self.answers[batch["index"].cpu()].to(mine.device)[tuple(map(slice, mine.shape))]
         else:
             assert self.teacher is not None, "either its answers or the float model itself"
             with torch.no_grad():
-                taught = forward(self.teacher, batch).logits.float()
-        learned = softened_kl(outputs.logits.float(), taught, self.settings.temperature)
+                taught = answers(self.examples, forward(self.teacher, batch), batch).float()
+        learned = self.context.task.distance(mine, taught, self.settings.temperature)
         share = self.settings.labels_weight
         return (1 - share) * learned + share * self.context.task.loss(outputs, batch["labels"])
 
@@ -192,8 +193,10 @@ def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarra
     for first in range(0, len(examples), _BATCH):
         rows = range(first, min(first + _BATCH, len(examples)))
         batch = examples.batch(rows)
-        (found,) = session.run(["logits"], {name: batch[name] for name in names})
-        parts.append(np.abs(softmax(found) - softmax(expected[rows.start : rows.stop])))
+        given = session.run(list(examples.outputs), {name: batch[name] for name in names})
+        found = examples.answers(dict(zip(examples.outputs, given, strict=True)), batch)
+        known = expected[rows.start : rows.stop][tuple(map(slice, found.shape))]
+        parts.append(np.abs(softmax(found) - softmax(known)).ravel())
     differences = np.concatenate(parts)
     return float(differences.max()), float(differences.mean())
 

@@ -16,7 +16,6 @@ from compress.architectures.description import Block, Linear, blocks, in_feature
 from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.numerics.distillation import softened_kl
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
@@ -124,12 +123,7 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     examples = context.encode("train", model)
     count = min(settings.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    return replace(
-        examples,
-        inputs=[examples.inputs[i] for i in chosen],
-        labels=None if examples.labels is None else examples.labels[chosen],
-        sizes=None if examples.sizes is None else examples.sizes[chosen],
-    )
+    return examples.subset(chosen)
 
 
 def _kept(scores: torch.Tensor, share_removed: float, what: str) -> int:
@@ -153,7 +147,7 @@ def _remove_layers(model: TorchModel, count: int, examples: Examples, context: C
         for candidate in kept:
             trial = copy.deepcopy(model.module)
             keep_layers(trial, [index for index in kept if index != candidate])
-            damage[candidate] = float(softened_kl(torch.from_numpy(predict(trial, examples)), reference, 1.0))
+            damage[candidate] = float(context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0))
         kept.remove(min(damage, key=lambda index: (damage[index], index)))
     context.remark(f"prune: layers {kept} of {total} kept")
     keep_layers(model.module, kept)
@@ -179,7 +173,7 @@ def _importance(
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, order[start : start + _BATCH].tolist())
         outputs = forward(module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(batch, outputs)) * len(batch["index"])
+        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
         gradients = torch.autograd.grad(loss, [inputs[layer] for _, layer in read])
         for (index, layer), gradient in zip(read, gradients, strict=True):
             size = in_features(layer) // len(scores[index])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_images
 import tiny_speech
+import tiny_tasks
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
@@ -64,6 +65,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
+    if recipe.task in tiny_tasks.MAKERS:
+        return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
     (write_pairs if EMBEDS in get_task(recipe.task).capabilities else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
@@ -86,6 +89,15 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         "benchmark": QUICK,
     }
     changed = recipe.model_copy(update=update).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_text_task(recipe: Recipe, folder: Path) -> Recipe:
+    tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "export"]))
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    # The toy model has two layers.
+    stages = [fields | ({"student": {"layers": [0]}} if fields.get("student") else {}) for fields in stages]
+    changed = recipe.model_copy(update={"model": "model", "data": tiny.data, "benchmark": QUICK}).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 

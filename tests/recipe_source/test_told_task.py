@@ -82,8 +82,8 @@ def test_a_config_without_architectures_tells_none(recipe: Path, tmp_path: Path,
 
 
 def test_an_architecture_of_another_task_tells_none(recipe: Path, tmp_path: Path) -> None:
-    set_architectures(tmp_path / "model", ["BertForMaskedLM"])
-    assert "the model's architecture 'BertForMaskedLM' tells none" in refusal(recipe)
+    set_architectures(tmp_path / "model", ["BertForNextSentencePrediction"])
+    assert "the model's architecture 'BertForNextSentencePrediction' tells none" in refusal(recipe)
 
 
 @pytest.mark.parametrize("reference", ["sample:minilm", "nobody/never-fetched"])

@@ -86,7 +86,7 @@ def test_four_bits_in_an_old_operator_set_are_refused_with_the_recipe() -> None:
     assert Qat(bits=8, opset=20).opset == 20
 
 
-@pytest.mark.parametrize("task", ["text-classification", "image-classification", "feature-extraction"])
+@pytest.mark.parametrize("task", ["text-classification", "image-classification", "feature-extraction", "fill-mask"])
 def test_a_gptq_folder_is_refused_before_it_is_loaded(task: str, tmp_path: Path) -> None:
     # transformers would ask for packages that quantize, or fail inside them with a NameError.
     quantize_tiny_llama(save_tiny_llama(tmp_path / "float"), tmp_path / "gptq")

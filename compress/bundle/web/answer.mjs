@@ -23,11 +23,12 @@ export async function openBundle(read) {
   async function answer(prepared) {
     const given = way.feed(prepared);
     const feed = Object.fromEntries(session.inputNames.map((name) => [name, new ort.Tensor(...given[name])]));
-    return end.read((await session.run(feed, [end.output]))[end.output].data);
+    const found = await session.run(feed, [end.output].flat());
+    return end.read(...[end.output].flat().map((name) => found[name].data), prepared);
   }
 
-  const methods = end.methods((input) => answer(way.prepare(input)));
-  return { manifest, prepare: way.prepare, difference: way.difference, answer, expected: end.expected, ...methods };
+  const methods = end.methods((input) => answer(way.prepare(input)), way, answer);
+  return { manifest, prepare: way.prepare, difference: way.difference, answer, expected: end.expected, tested: end.tested, ...methods };
 }
 
 /** Of two vectors. */
@@ -46,7 +47,8 @@ export async function selftest(bundle, test, inputOf) {
     const prepared = bundle.prepare(await inputOf(known));
     const other = bundle.difference(prepared, known);
     if (other) throw new Error(other);
-    const [found, expected] = [await bundle.answer(prepared), bundle.expected(known)];
+    const [whole, expected] = [await bundle.answer(prepared), bundle.expected(known)];
+    const found = bundle.tested ? bundle.tested(whole) : whole;
     const apart = Math.max(...found.map((value, index) => Math.abs(value - expected[index])));
     if ("cosine" in test && !(cosine(found, expected) >= test.cosine)) {
       throw new Error(`the cosine of an answer is ${cosine(found, expected)}, expected ${test.cosine} at least`);

@@ -19,7 +19,7 @@ from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.runtimes import opened
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
-from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, Examples
+from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
@@ -44,17 +44,17 @@ class Lowered:
 
 
 class _Answering(torch.nn.Module):
-    """A model with inputs in a fixed order and one output."""
+    """A model with inputs and outputs in a fixed order."""
 
-    def __init__(self, module: torch.nn.Module, names: Sequence[str], output: str) -> None:
+    def __init__(self, module: torch.nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.module = module
-        self._names, self._output = tuple(names), output
+        self._names, self._outputs = tuple(names), tuple(outputs)
 
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        outputs = self.module(**dict(zip(self._names, values, strict=True)))
-        answer: torch.Tensor = outputs[self._output]
-        return answer
+    def forward(self, *values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        found = self.module(**dict(zip(self._names, values, strict=True)))
+        chosen = tuple(found[name] for name in self._outputs)
+        return chosen if len(chosen) > 1 else chosen[0]
 
 
 def to_executorch(
@@ -67,9 +67,8 @@ def to_executorch(
     """
     the_runtime()
     sample = _sample(examples)
-    output = LOGITS if examples.head is None else LAST_HIDDEN_STATE
-    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, (output,))
-    module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), output).eval()
+    interface = Interface({name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs)
+    module: torch.nn.Module = _Answering(_with_plain_attention(model.module), tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
     with silence("process"), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
@@ -275,4 +274,5 @@ class _ByName:
 
     def __call__(self, **values: Any) -> Any:
         given = [values[name] for name in self._inputs]
-        return SimpleNamespace(**{name: self._made.source(*given) for name in self._outputs})
+        found = self._made.source(*given)
+        return SimpleNamespace(**dict(zip(self._outputs, found if isinstance(found, tuple) else (found,), strict=True)))

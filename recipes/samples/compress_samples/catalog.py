@@ -22,6 +22,43 @@ def _sword_text(name: str, version: str, sha256: str, download_bytes: int, modul
     )
 
 
+def _strong(language: str, version: str, sha256: str, download_bytes: int) -> Package:
+    """A dictionary of the words of the Bible (Strong 1890) as a compressed SWORD module in a Debian package."""
+    name = f"sword-dict-strongs-{language}"
+    return Package(
+        manager="apt",
+        distribution=name,
+        version=version,
+        filename=f"{name}_{version}_all.deb",
+        sha256=sha256,
+        download_bytes=download_bytes,
+        licence_member=f"usr/share/doc/{name}/copyright",
+        folder="usr/share/sword/modules/lexdict/zld",
+        members=tuple(f"strongs{language}/dict.{end}" for end in ("idx", "dat", "zdx", "zdt")),
+    )
+
+
+_PUBLIC = "public domain (in the United Kingdom the King James Version under Letters Patent)"
+_KJV = _sword_text(
+    "sword-text-kjv",
+    "22.29-1",
+    "abaed17486a0e3d2895a932c9cd7fff2a3a2bd5dc84d37518aa272b2afbfa433",
+    2_803_068,
+    "engKJV2006eb",
+)
+_WEB = _sword_text(
+    "sword-text-web",
+    "522.0-1",
+    "b2029a802c44f1d6103de45e9ef5c64a9bd66466776e593e386b5ea84bfc110f",
+    3_940_220,
+    "engWEB2015eb",
+)
+_STRONG = (
+    _strong("hebrew", "3.0-2", "58c887317b8c8019dca98a74e83af50a096050fb383e5a1aa5bf46b7cda41ac4", 811_328),
+    _strong("greek", "3.0-4", "2fa839ec14bbafedb38a4ad6ca9ead1c63ac11a7323e560ccb053c184e443095", 582_964),
+)
+
+
 def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
     """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
     return Sample(
@@ -159,24 +196,33 @@ SAMPLES: tuple[Sample, ...] = (
         name="verses",
         kind="data",
         description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",
-        licence="public domain (in the United Kingdom the King James Version under Letters Patent)",
-        packages=(
-            _sword_text(
-                "sword-text-kjv",
-                "22.29-1",
-                "abaed17486a0e3d2895a932c9cd7fff2a3a2bd5dc84d37518aa272b2afbfa433",
-                2_803_068,
-                "engKJV2006eb",
-            ),
-            _sword_text(
-                "sword-text-web",
-                "522.0-1",
-                "b2029a802c44f1d6103de45e9ef5c64a9bd66466776e593e386b5ea84bfc110f",
-                3_940_220,
-                "engWEB2015eb",
-            ),
-        ),
+        licence=_PUBLIC,
+        packages=(_KJV, _WEB),
         preparation="compress_samples.verses:write_pairs",
+    ),
+    Sample(
+        name="bible-names",
+        kind="data",
+        description="5,000 Bible verses whose persons, places and peoples are labeled by Strong's numbers, weakly",
+        licence=_PUBLIC,
+        packages=(_KJV, *_STRONG),
+        preparation="compress_samples.bible_names:write_names",
+    ),
+    Sample(
+        name="verse-ranking",
+        kind="data",
+        description="1,200 modern Bible verses, each with its old translation among four verses of a chapter",
+        licence=_PUBLIC,
+        packages=(_KJV, _WEB),
+        preparation="compress_samples.verse_tasks:write_ranking",
+    ),
+    Sample(
+        name="verse-cloze",
+        kind="data",
+        description="1,800 old Bible verses with a name asked for, to be found in a modern translation, weakly labeled",
+        licence=_PUBLIC,
+        packages=(_KJV, _WEB, *_STRONG),
+        preparation="compress_samples.verse_tasks:write_cloze",
     ),
     *IMAGE_SAMPLES,
     *SPEECH_SAMPLES,

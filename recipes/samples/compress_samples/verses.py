@@ -67,6 +67,11 @@ def read_verses(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
 
     Raises `SampleError` for a module whose files do not fit each other.
     """
+    return ((key, plain_verse(markup)) for key, markup in read_raw(folder, order))
+
+
+def read_raw(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
+    """The same with its markup."""
     structure = BibleStructure(order)
     for testament, books in structure.get_books().items():
         texts = _Testament(folder, testament)
@@ -74,7 +79,7 @@ def read_verses(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
             for chapter, verses in enumerate(book.chapter_lengths, start=1):
                 places = structure.ref_to_indicies(books=[book.name], chapters=[chapter])[testament]
                 for verse, place in zip(range(1, verses + 1), places, strict=True):
-                    yield (book.name, chapter, verse), plain_verse(texts.raw(place))
+                    yield (book.name, chapter, verse), texts.raw(place)
 
 
 def plain_verse(markup: str) -> str:

@@ -15,11 +15,16 @@ export async function openPreparation(manifest, json) {
     by,
   ]);
 
+  /** A text's own ids, however many. */
+  function ownIds(text) {
+    const clear = classed.reduce((known, [pattern, by]) => known.replace(pattern, by), text);
+    return tokenizer.encode(clear, { add_special_tokens: false }).ids;
+  }
+
   /** The ids of a text: special ones before and after as many of its own as there is room for. */
   function prepare(text) {
     const { prefix_ids: prefix, suffix_ids: suffix } = rule;
-    const clear = classed.reduce((known, [pattern, by]) => known.replace(pattern, by), text);
-    const own = tokenizer.encode(clear, { add_special_tokens: false }).ids;
+    const own = ownIds(text);
     return [...prefix, ...own.slice(0, rule.max_length - prefix.length - suffix.length), ...suffix];
   }
 
@@ -34,5 +39,8 @@ export async function openPreparation(manifest, json) {
     return String(ids) === String(expected) ? "" : `other ids of ${JSON.stringify(text.slice(0, 40))}: ${ids}`;
   }
 
-  return { prepare, feed, difference };
+  /** The text of one token. */
+  const word = (id) => tokenizer.decode([id]);
+
+  return { prepare, feed, difference, ownIds, word };
 }

@@ -1,0 +1,272 @@
+"""Question answering: the words of a context that answer a question. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
+from compress.tasks.spans import best_span, exact, read_answers, word_f1
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+START, END = "start_logits", "end_logits"
+_ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "gold"
+_OVERLAP = 3
+"""A long context is read in windows, each of which has the last third of a window of the one before (SQuAD's 128 of
+384)."""
+
+_STARTER: dict[str, Any] = {
+    "name": "my-answerer",
+    "description": "a smaller, faster model that finds answers in texts, from my own questions",
+    "model": "distilbert/distilbert-base-cased-distilled-squad",
+    "data": {
+        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+        "columns": {"question": "question", "context": "context", "answers": "answers"},
+        "max_length": 384,
+    },
+    "stages": [
+        {"finetune": {"epochs": 1}},
+        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 2}},
+        {"trim_vocabulary": {}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "f1", "at_least": 0.97, "of": "baseline"}],
+}
+
+
+@dataclass(frozen=True)
+class SpanLogits:
+    """The logits of being an answer's first and its last token, 0 for padding: a `Head`."""
+
+    outputs: ClassVar[tuple[str, ...]] = (START, END)
+    answer: ClassVar[str] = "span_logits"
+    many: ClassVar[str] = "logits"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, 2, L]."""
+        import torch
+
+        both = torch.stack([outputs[START], outputs[END]], dim=1)
+        return torch.where(batch["attention_mask"].bool()[:, None], both, torch.zeros((), dtype=both.dtype))
+
+
+class QuestionAnswering(Task):
+    """Hugging Face `question-answering`, extractive, as SQuAD has it; questions may have no answer in their context.
+
+    A row is one example for each window of its context; first come all rows' first windows.
+    """
+
+    name = "question-answering"
+    columns = (
+        Column("question"),
+        Column("context"),
+        Column(
+            "answers",
+            given=False,
+            read=read_answers,
+            expected="a string, a list of strings, or SQuAD's `text` and `answer_start`",
+        ),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    architectures = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")
+    app_steps = ("tokenize-pair", "span")
+    starter = _STARTER
+    slices = (Slice(length="quartiles"),)
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and tokenizer. Without a trained head, a new one is drawn. Raises `ModelError`."""
+        from compress.tasks.tokens import load_encoder
+
+        return load_encoder(self.name, directory, "QuestionAnswering", None, trust_remote_code)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Tokenize in windows; ``labels`` [n, 2] are an answer's first and last token, or those of no answer.
+
+        Raises `DataError` for an answer that is not in its context, or a question that leaves no room for one.
+        """
+        import numpy as np
+
+        from compress.tasks.tokens import ragged, text_inputs
+
+        questions, contexts = rows["question"].to_pylist(), rows["context"].to_pylist()
+        longest = max(len(ids) for ids in processor(questions, add_special_tokens=False)["input_ids"])
+        room = max_length - longest - processor.num_special_tokens_to_add(pair=True)
+        if room < 2 * _OVERLAP:
+            raise DataError(
+                f"A question has {longest} tokens, which leaves {max(room, 0)} of {max_length} to its context.",
+                where="data.max_length",
+                expected="room for a context",
+                mend="raise data.max_length",
+            )
+        encoded = processor(
+            questions,
+            contexts,
+            truncation="only_second",
+            max_length=max_length,
+            stride=room // _OVERLAP,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        inputs, padding = text_inputs(encoded, processor, kinds=True)
+        given = [json.loads(value) for value in rows["answers"].to_pylist()] if "answers" in rows.column_names else None
+        seen: set[int] = set()
+        places: list[list[int]] = []
+        for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+            inside = np.array(encoded.sequence_ids(window), dtype=object) == 1
+            offsets = np.array(encoded["offset_mapping"][window])
+            offsets[~inside] = -1
+            inputs[window] |= {
+                "offsets": offsets.T,
+                "row": np.array(row),
+                "later": np.array(row in seen),
+                "context": np.array(contexts[row]),
+            }
+            seen.add(row)
+            if given is not None:
+                gold = given[row]
+                inputs[window]["gold"] = np.array(json.dumps(gold["text"]))
+                places.append(_tokens_of(gold, contexts[row], offsets, row))
+        order = sorted(range(len(inputs)), key=lambda window: bool(inputs[window]["later"]))
+        known = None if given is None else ragged([places[window] for window in order], 0)
+        note = f"{len(inputs):,} windows of {len(rows):,} contexts" if len(inputs) > len(rows) else ""
+        return Examples([inputs[window] for window in order], padding, known, note=note, head=SpanLogits())
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the first and the last token."""
+        from compress.tasks.classes import cross_entropy
+
+        ends = (outputs.start_logits, outputs.end_logits)
+        first, last = (cross_entropy(logits.float(), labels[:, at].long()) for at, logits in enumerate(ends))
+        return (first + last) / 2
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Softened KL of both distributions over the tokens that are there."""
+        import torch
+
+        from compress.numerics.distillation import softened_kl
+
+        padding = taught.eq(0)
+        least = torch.finfo(mine.dtype).min / 4
+        own, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
+        return softened_kl(own, theirs, temperature)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The likeliest first and last token."""
+        import torch
+
+        ends = (outputs.start_logits, outputs.end_logits)
+        return torch.stack([logits.detach().argmax(dim=-1) for logits in ends], dim=-1)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """Of each window the best answer and its score, that of no answer, the row, and the right answers as JSON.
+
+        Raises `DataError` for rows without answers, `ModelError` for logits that are not finite.
+        """
+        import numpy as np
+
+        if examples.labels is None:
+            raise DataError("The split has no answers, so nothing can be evaluated on it.", expected="a column answers")
+        found = examples.answers(outputs, examples.batch(indices))
+        if not np.isfinite(found).all():
+            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+        answers, scores = [], []
+        for (first, last), index in zip(found, indices, strict=True):
+            example = examples.inputs[index]
+            starts, ends = example["offsets"]
+            own = len(starts)
+            at, to, score = best_span(first[:own], last[:own], starts >= 0)
+            answers.append(str(example["context"])[starts[at] : ends[to]])
+            scores.append(score)
+        return {
+            _ANSWER: np.array(answers),
+            _SCORE: np.array(scores),
+            _NOTHING: found[:, 0, 0] + found[:, 1, 0],
+            _ROW: np.array([int(examples.inputs[index]["row"]) for index in indices]),
+            _GOLD: np.array([str(examples.inputs[index]["gold"]) for index in indices]),
+        }
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Exact match and F1 of words (Rajpurkar et al. 2016, section 6.1), the best over the right answers."""
+        import numpy as np
+
+        from compress.tasks.classes import mean_row, outcome_row
+
+        given = _answers(kept)
+        gold = dict(zip(kept[_ROW].tolist(), (json.loads(one) for one in kept[_GOLD].tolist()), strict=True))
+        f1 = np.array([max(word_f1(given[row], one) for one in gold[row] or [""]) for row in sorted(gold)])
+        right = np.array([any(exact(given[row], one) for one in gold[row] or [""]) for row in sorted(gold)])
+        return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """How many answers are the same to the letter."""
+        import numpy as np
+
+        from compress.tasks.agreement import agreement_row
+
+        own, theirs = _answers(kept), _answers(reference)
+        return [agreement_row(np.array([own[row] == theirs[row] for row in sorted(own)]), model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: answers are no classes."""
+        return None
+
+
+def _answers(kept: Kept) -> dict[int, str]:
+    """Row -> the best answer of all its windows; none where some questions have none and nothing scores higher."""
+    allowed = "[]" in kept[_GOLD].tolist()
+    best: dict[int, tuple[float, str]] = {}
+    nothing: dict[int, float] = {}
+    columns = (kept[name].tolist() for name in (_ROW, _SCORE, _ANSWER, _NOTHING))
+    for row, score, answer, none in zip(*columns, strict=True):
+        best[row] = max(best.get(row, (score, answer)), (score, answer))
+        nothing[row] = min(nothing.get(row, none), none)
+    return {row: "" if allowed and nothing[row] > score else answer for row, (score, answer) in best.items()}
+
+
+def _tokens_of(gold: Mapping[str, Any], context: str, offsets: np.ndarray, row: int) -> list[int]:
+    """The first and the last token of the first answer that stands whole in a window, else those of no answer."""
+    import numpy as np
+
+    for text, start in zip(gold["text"], gold["answer_start"], strict=True):
+        start = context.find(text) if start is None else start
+        if start < 0 or context[start : start + len(text)] != text:
+            found = f"; there stands {context[start : start + len(text)]!r}" if start >= 0 else ""
+            raise DataError(
+                f"The answer {text!r} is not in its context{found}.",
+                where=f"row {row + 1}",
+                expected="the answer's words as they stand in the context, and where they begin",
+                mend="correct the row; this task finds answers and does not write them",
+            )
+        inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
+        end = start + len(text)
+        if len(inside) and offsets[inside[0], 0] <= start and offsets[inside[-1], 1] >= end:
+            return [int(inside[0]), int(inside[-1])]
+    return [0, 0]
+
+
+TASK = QuestionAnswering()

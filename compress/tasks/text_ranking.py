@@ -1,0 +1,243 @@
+"""Text ranking: how relevant a text is to a query, both read at once. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.errors import DataError, MissingExtraError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
+from compress.tasks.task import LOGITS, Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
+_AT = 10
+_RELEVANT = 0.5
+
+_STARTER: dict[str, Any] = {
+    "name": "my-reranker",
+    "description": "a smaller, faster cross-encoder that orders what a search has found, from my own judged pairs",
+    "model": "sample:minilm",
+    "data": {
+        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        "columns": {"text": "query", "pair": "passage", "label": "label"},
+    },
+    "stages": [
+        {"finetune": {"epochs": 2}},
+        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 3}},
+        {"trim_vocabulary": {}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "ndcg_at_10", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+def _number(value: Any) -> str | None:
+    """A relevance from 0 to 1, as a string."""
+    if isinstance(value, str) and not value.strip():
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        raise DataError(f"The relevance {value!r} is no number.", expected="a number from 0 to 1") from None
+    if not 0 <= found <= 1:
+        raise DataError(
+            f"The relevance {value!r} is not from 0 to 1.",
+            expected="0 for what is not relevant, 1 for what is, or something between",
+            mend="divide grades by the largest",
+        )
+    return str(found)
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The logit of being relevant beside 0, that of not being so: a `Head` of models with one output."""
+
+    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
+    answer: ClassVar[str] = "relevance"
+    many: ClassVar[str] = "scores"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, 2]: 0, and the logit; or both logits as they are."""
+        import torch
+
+        logits = outputs[LOGITS]
+        return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
+
+
+class TextRanking(Task):
+    """Hugging Face `text-ranking`: cross-encoders. Of each row, `text` asks and `pair` is more or less relevant to it.
+
+    Rows with the same `text` are one query's candidates, which the model is to put in order.
+    """
+
+    name = "text-ranking"
+    columns = (
+        Column("text"),
+        Column("pair"),
+        Column("label", given=False, read=_number, expected="a number from 0, not relevant, to 1"),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, ANSWERS_AT_ONCE})
+    app_steps = ("tokenize-pair", "relevance")
+    starter = _STARTER
+    slices = (Slice(length="quartiles"),)
+
+    def told_by(self, config: Mapping[str, Any]) -> bool:
+        """Where sentence-transformers has written it, as a CrossEncoder."""
+        written = config.get("sentence_transformers")
+        named = "sbert_ce_default_activation_function" in config
+        return named or (isinstance(written, dict) and "activation_fn" in written)
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and tokenizer. Without a trained head, one of a single output is drawn.
+
+        Raises `ModelError` for files that do not load, or a head with more than two outputs.
+        """
+        from compress.tasks.tokens import load_encoder
+
+        model = load_encoder(self.name, directory, "SequenceClassification", None, trust_remote_code, num_labels=1)
+        if model.module.config.num_labels > 2:
+            raise ModelError(
+                f"The model has {model.module.config.num_labels} outputs.",
+                where=str(directory / "config.json"),
+                expected="one, the relevance, or two: not relevant and relevant",
+            )
+        return model
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Tokenize both as one input, the longer one cut first; ``labels`` [n, 2] are relevance and query."""
+        import numpy as np
+
+        from compress.data.dataset import normalised
+        from compress.tasks.tokens import text_inputs
+
+        texts, pairs = rows["text"].to_pylist(), rows["pair"].to_pylist()
+        encoded = processor(texts, pairs, truncation="longest_first", max_length=max_length)
+        inputs, padding = text_inputs(encoded, processor, kinds=True)
+        if "label" not in rows.column_names:
+            return Examples(inputs, padding, head=Relevance())
+        known: dict[str, int] = {}
+        queries = [known.setdefault(normalised(text), len(known)) for text in texts]
+        relevance = [float(value) for value in rows["label"].to_pylist()]
+        return Examples(inputs, padding, np.array([relevance, queries], np.float32).T, head=Relevance())
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy of the rows that have a relevance."""
+        from torch.nn import functional
+
+        known = labels[:, 0] >= 0
+        scores = Relevance().read({LOGITS: outputs.logits.float()}, {})[known]
+        if not len(scores):
+            return scores.sum()
+        wanted = labels[known, 0]
+        return functional.binary_cross_entropy_with_logits(scores[:, 1] - scores[:, 0], wanted)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the model finds relevant."""
+        import torch
+
+        scores = Relevance().read({LOGITS: outputs.logits.detach()}, {})
+        chosen = (scores[:, 1] > scores[:, 0]).float()
+        return torch.stack([chosen, torch.zeros_like(chosen)], dim=-1)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """Scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
+        import numpy as np
+
+        if examples.labels is None:
+            raise DataError("The split has no relevance, so nothing can be evaluated on it.", expected="a column label")
+        found = examples.answers(outputs, {})
+        scores = found[:, 1] - found[:, 0]
+        if not np.isfinite(scores).all():
+            raise ModelError("The model's scores are not finite.", mend="export or quantize it anew")
+        own = examples.labels[np.asarray(indices)]
+        return {_SCORES: scores, _RELEVANCE: own[:, 0], _QUERIES: own[:, 1].astype(np.int64)}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """NDCG of the first ten (Järvelin and Kekäläinen 2002), mean reciprocal rank, and how often each side is told.
+
+        The first two are over queries with something relevant among several candidates, where there are any.
+        """
+        import numpy as np
+
+        from compress.tasks.classes import mean_row, outcome_row
+
+        scores, relevance = kept[_SCORES], kept[_RELEVANCE]
+        told = outcome_row("accuracy", (scores > 0) == (relevance >= _RELEVANT), model, target)
+        places = [rows for rows in by_query(kept[_QUERIES]) if len(rows) > 1 and relevance[rows].max() >= _RELEVANT]
+        if not places:
+            return [told]
+        gains = np.array([ndcg(relevance[rows], scores[rows]) for rows in places])
+        ranks = np.array([first_rank(relevance[rows], scores[rows]) for rows in places])
+        return [
+            mean_row("ndcg_at_10", gains, model, target),
+            mean_row("mean_reciprocal_rank", 1 / ranks, model, target),
+            told,
+        ]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """For how many queries both put the same candidate first."""
+        import numpy as np
+
+        from compress.tasks.agreement import agreement_row
+
+        own, theirs = (
+            np.array([rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])])
+            for side in (kept, reference)
+        )
+        return [agreement_row(own == theirs, model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: candidates are put in order, not into classes."""
+        return None
+
+
+def by_query(queries: np.ndarray) -> list[np.ndarray]:
+    """The rows of each query, [candidates] places."""
+    import numpy as np
+
+    order = np.argsort(queries, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
+
+
+def ndcg(relevance: np.ndarray, scores: np.ndarray) -> float:
+    """Of one query's candidates, as scikit-learn has it. Raises `MissingExtraError` without it."""
+    try:
+        from sklearn.metrics import ndcg_score
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scikit-learn", "metrics", "NDCG") from error
+    return float(ndcg_score(relevance[None], scores[None], k=_AT))
+
+
+def first_rank(relevance: np.ndarray, scores: np.ndarray) -> float:
+    """The place of the first relevant candidate, from 1; of equal scores the irrelevant one comes first."""
+    import numpy as np
+
+    best = scores[relevance >= _RELEVANT].max(initial=-math.inf)
+    return 1 + float(np.sum((scores >= best) & (relevance < _RELEVANT)))
+
+
+TASK = TextRanking()

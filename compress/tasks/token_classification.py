@@ -1,0 +1,262 @@
+"""Token classification: a label for each word of a text, such as entities. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_TEXT
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_FOUND, _WANTED = "found", "wanted"
+
+_STARTER: dict[str, Any] = {
+    "name": "my-entity-finder",
+    "description": "a smaller, faster model that finds names in text, from my own labeled sentences",
+    "model": "sample:minilm",
+    "data": {
+        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+        "columns": {"tokens": "tokens", "tags": "ner_tags"},
+    },
+    "stages": [
+        {"finetune": {"epochs": 3}},
+        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 5}},
+        {"trim_vocabulary": {}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "f1", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+def _words(value: Any) -> str | None:
+    """A list of words, or one string of them, as a string with single spaces between."""
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        raise TypeError
+    if not words:
+        raise DataError("The sentence is empty.", expected="at least one word", mend="take the row out")
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError
+        word.encode()
+        if not word.strip() or len(word.split()) > 1:
+            raise DataError(f"The word {word!r} is blank or has white space in it.", expected="words without any")
+    return " ".join(word.strip() for word in words)
+
+
+def _tags(value: Any) -> str | None:
+    """A list of labels, names or ids, as a string with single spaces between."""
+    tags = value.split() if isinstance(value, str) else value
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
+        raise TypeError
+    return _words([str(tag) for tag in tags])
+
+
+class TokenClassification(Task):
+    """Hugging Face `token-classification`: words with a label each; the first token of a word answers for it.
+
+    Texts are tokenized as they are, words with a space between, as an app would; so a word has the label of the first
+    token that stands in it. Labels that mark entities are judged by entities, others word by word.
+    """
+
+    name = "token-classification"
+    columns = (
+        Column("tokens", read=_words, expected="a list of words, or a string with spaces between them"),
+        Column("tags", label=True, read=_tags, several=True, expected="a list of labels, one for each word"),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    architectures = ("ForTokenClassification",)
+    app_steps = ("tokenize", "tag")
+    starter = _STARTER
+    slices = (Slice(length="quartiles"),)
+    ratios = ("f1", "precision", "recall", "token_accuracy")
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and tokenizer. Without a trained head, a new one is drawn from torch's generator.
+
+        Raises `ModelError` for files that do not load and `DataError` for labels in another scheme or unknown ones.
+        """
+        from compress.checkpoints.json_file import read_json
+        from compress.tasks.entities import check_schemes
+        from compress.tasks.tokens import load_encoder
+
+        config = read_json(directory / "config.json")
+        if labels is not None and any("TokenClassification" in name for name in config.get("architectures") or ()):
+            known = config.get("id2label") or {}
+            check_schemes([known[key] for key in sorted(known, key=int)], labels)
+        return load_encoder(self.name, directory, "TokenClassification", labels, trust_remote_code)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Tokenize; ``labels`` [n, places] are those of the words whose first token stands there, else -100.
+
+        The labels of words that have no token, since the text is cut or the tokenizer drops them, follow behind the
+        last token. Raises `DataError` for rows with other than a label a word.
+        """
+        from compress.tasks.tokens import IGNORED, TokenLogits, ragged, text_inputs
+
+        if not processor.is_fast:
+            raise ModelError("The tokenizer does not say where tokens stand.", expected="a fast tokenizer")
+        texts = rows["tokens"].to_pylist()
+        encoded = processor(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        inputs, padding = text_inputs(encoded, processor)
+        head = TokenLogits(None if labels is None else tuple(labels))
+        if labels is None or "tags" not in rows.column_names:
+            return Examples(inputs, padding, head=head)
+        ids = {label: index for index, label in enumerate(labels)}
+        placed, lost = [], 0
+        for index, (text, tags, offsets) in enumerate(
+            zip(texts, rows["tags"].to_pylist(), encoded["offset_mapping"], strict=True)
+        ):
+            named = [ids[tag] for tag in tags.split(" ")]
+            places = first_tokens(text, offsets)
+            if len(named) != len(places):
+                raise DataError(
+                    f"A row has {len(places)} words and {len(named)} labels: {text[:60]!r}.",
+                    where=f"row {index + 1}",
+                    expected="one label for each word",
+                )
+            row = [IGNORED] * max_length
+            behind = [tag for tag, place in zip(named, places, strict=True) if place is None]
+            for tag, place in zip(named, places, strict=True):
+                if place is not None:
+                    row[place] = tag
+            placed.append(row + behind)
+            lost += len(behind)
+        note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
+        return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over the tokens that have a label."""
+        from compress.tasks.classes import cross_entropy
+
+        logits = outputs.logits.float()
+        return cross_entropy(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten().long())
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Softened KL, averaged over tokens."""
+        from compress.tasks.tokens import token_distance
+
+        return token_distance(mine, taught, temperature)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The labels of each row's words, found and wanted, [batch] strings. Raises `DataError` without labels."""
+        import numpy as np
+
+        from compress.tasks.entities import OUTSIDE
+        from compress.tasks.tokens import IGNORED
+
+        names = getattr(examples.head, "labels", None)
+        if examples.labels is None or names is None:
+            raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a column tags")
+        logits = outputs[examples.answer]
+        if not np.isfinite(logits).all():
+            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+        chosen = logits.argmax(axis=-1)
+        found, wanted = [], []
+        for row, index in enumerate(indices):
+            real = np.flatnonzero(examples.labels[index] != IGNORED)
+            own = len(examples.inputs[index]["input_ids"])
+            wanted.append(" ".join(names[examples.labels[index, place]] for place in real))
+            found.append(" ".join(names[chosen[row, place]] if place < own else OUTSIDE for place in real))
+        return {_FOUND: np.array(found), _WANTED: np.array(wanted)}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """F1, precision and recall of entities (Tjong Kim Sang and De Meulder 2003), rows right, words right.
+
+        Intervals are over rows. Where labels mark no entities, accuracy is over words alone.
+        """
+        import numpy as np
+
+        from compress.tasks.classes import outcome_row, ratio_row
+        from compress.tasks.entities import entities, scheme_of
+
+        pairs = [
+            (found.split(" "), wanted.split(" "))
+            for found, wanted in zip(kept[_FOUND].tolist(), kept[_WANTED].tolist(), strict=True)
+        ]
+        right = np.array([sum(map(str.__eq__, *pair)) for pair in pairs])
+        words = np.array([len(wanted) for _, wanted in pairs])
+        by_word = ratio_row("token_accuracy", right, words, model, target)
+        whole = outcome_row("exact_match", right == words, model, target)
+        if scheme_of({label for pair in pairs for part in pair for label in part}) is None:
+            return [by_word, whole]
+        sets = [(entities(found), entities(wanted)) for found, wanted in pairs]
+        hits = np.array([len(found & wanted) for found, wanted in sets])
+        given, real = (np.array([len(pair[side]) for pair in sets]) for side in (0, 1))
+        kinds = sorted({entity.kind for _, wanted in sets for entity in wanted})
+        return [
+            ratio_row("f1", 2 * hits, given + real, model, target),
+            ratio_row("precision", hits, given, model, target),
+            ratio_row("recall", hits, real, model, target),
+            whole,
+            by_word,
+            *(_of_kind(kind, sets, model, target) for kind in kinds if len(kinds) > 1),
+        ]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """In how many rows both give every word the same label."""
+        from compress.tasks.agreement import agreement_row
+
+        return [agreement_row(kept[_FOUND] == reference[_FOUND], model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: a row has many labels."""
+        return None
+
+
+def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """The first token of each word of ``text``, words having one space between; `None` for a word without any.
+
+    The space before a word is part of it, since byte-level and sentence-piece tokenizers have it so.
+    """
+    ends, at = [], 0
+    for part in text.split(" "):
+        at += len(part) + 1
+        ends.append(at - 1)
+    found: list[int | None] = [None] * len(ends)
+    word = 0
+    for token, (start, end) in enumerate(offsets):
+        if end == 0:  # a special token, which stands nowhere
+            continue
+        while word < len(ends) and ends[word] <= start:
+            word += 1
+        if word < len(ends) and found[word] is None:
+            found[word] = token
+    return found
+
+
+def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str) -> Measurement:
+    import numpy as np
+
+    from compress.tasks.classes import ratio_row
+
+    own = [tuple({one for one in side if one.kind == kind} for side in pair) for pair in sets]
+    hits = np.array([len(found & wanted) for found, wanted in own])
+    row = ratio_row(f"f1_{kind}", 2 * hits, np.array([len(a) + len(b) for a, b in own]), model, target)
+    return row.model_copy(update={"raw": None})
+
+
+TASK = TokenClassification()

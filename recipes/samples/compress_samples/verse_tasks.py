@@ -1,0 +1,106 @@
+"""Two tasks over the same verses in two translations: which old verse says what a modern one says, and who is meant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from compress.data.dataset import normalised
+from compress.errors import SampleError
+from compress.progress import Progress
+from compress_samples.bible_names import Name, labeled, read_names
+from compress_samples.verses import MODERN, OLD, Key, plain_verse, read_raw, read_verses
+
+QUERIES = {"test": 500, "validation": 200, "train": 500}
+QUESTIONS = {"test": 600, "validation": 200, "train": 1_000}
+_ASKED = {"PER": "who", "LOC": "where", "GRP": "which people"}
+_NEAR = (-2, -1, 1)
+"""Other verses of the chapter that a query is judged with beside its own."""
+Row = dict[str, Any]
+
+
+def write_ranking(members: Path, files: Path, progress: Progress) -> None:
+    """Write pairs of `query` (modern), `passage` (old) and `label`: 1 for the same verse. Raises `SampleError`."""
+    modern, old = (dict(read_verses(members / folder, order)) for folder, order in (MODERN, OLD))
+
+    def rows(chapter: Sequence[Key]) -> Iterable[list[Row]]:
+        for at, key in enumerate(chapter):
+            others = [chapter[(at + step) % len(chapter)] for step in _NEAR]
+            passages = list(dict.fromkeys(old[one] for one in (key, *others)))
+            if modern[key] and len(passages) == len(_NEAR) + 1:
+                yield [
+                    {"query": modern[key], "passage": passage, "label": float(passage == old[key])}
+                    for passage in sorted(passages, key=_digest)
+                ]
+
+    _write(files, _split([key for key in old if old[key] and key in modern], rows, QUERIES), progress)
+
+
+def write_cloze(members: Path, files: Path, progress: Progress) -> None:
+    """Write `question` (an old verse with a name asked for), `context` (modern, with the verse before) and `answers`.
+
+    Raises `SampleError`.
+    """
+    names = read_names(members)
+    modern = dict(read_verses(members / MODERN[0], MODERN[1]))
+    old = dict(read_raw(members / OLD[0], OLD[1]))
+
+    def rows(chapter: Sequence[Key]) -> Iterable[list[Row]]:
+        for at, key in enumerate(chapter):
+            found = cloze(old[key], names, modern[key])
+            if found is not None:
+                around = [modern[one] for one in chapter[max(at - 1, 0) : at + 1]]
+                before = len(" ".join(around[: at - max(at - 1, 0)])) + bool(at)
+                answers = {"text": [found[1]], "answer_start": [before + found[2]]}
+                yield [{"question": found[0], "context": " ".join(around), "answers": answers}]
+
+    _write(files, _split([key for key in old if plain_verse(old[key]) and key in modern], rows, QUESTIONS), progress)
+
+
+def cloze(markup: str, names: dict[str, Name], modern: str) -> tuple[str, str, int] | None:
+    """A question, its answer and where that stands in ``modern``, of a verse with a name that stands there once."""
+    sentence = labeled(markup, names, "")
+    for at, (token, tag) in enumerate(zip(sentence.tokens, sentence.tags, strict=True)):
+        if tag.startswith("B-") and modern.split().count(token) == 1 and sentence.tokens.count(token) == 1:
+            question = [*sentence.tokens[:at], _ASKED[tag[2:]], *sentence.tokens[at + 1 :]]
+            start = f" {modern} ".index(f" {token} ")
+            return " ".join(question).rstrip(" .,;:") + "?", token, start
+    return None
+
+
+def _split(
+    keys: Sequence[Key], rows: Callable[[Sequence[Key]], Iterable[list[Row]]], wanted: dict[str, int]
+) -> dict[str, list[Row]]:
+    """Whole chapters in the order of the SHA-256 of their names, at most a few rows of each, into one split each."""
+    chapters: dict[str, list[Key]] = {}
+    for key in keys:
+        chapters.setdefault(f"{key[0]} {key[1]}", []).append(key)
+    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    counts = dict.fromkeys(splits, 0)
+    seen: set[str] = set()
+    for chapter in sorted(chapters, key=_digest):
+        name = next((name for name, most in wanted.items() if counts[name] < most), None)
+        if name is None:
+            return splits
+        for group in rows(chapters[chapter]):
+            texts = {normalised(str(value)) for row in group for value in row.values() if isinstance(value, str)}
+            if counts[name] < wanted[name] and texts.isdisjoint(seen):
+                splits[name] += group
+                counts[name] += 1
+                seen |= texts if name == "test" else set()
+    raise SampleError(f"The translations give {sum(counts.values())} groups of rows.", expected=f"{wanted}")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _write(files: Path, splits: dict[str, list[Row]], progress: Progress) -> None:
+    for name, part in splits.items():
+        pa.parquet.write_table(pa.Table.from_pylist(part), files / f"{name}.parquet")
+    progress.note(", ".join(f"{len(part):,} {name}" for name, part in splits.items()) + " rows")

@@ -1,0 +1,82 @@
+"""Each further task of text goes all the way: trained, pruned, distilled, exported, quantized, compared and bundled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import compress, latest, read_report
+from tiny_tasks import MAKERS, ROWS, write_all
+
+from compress.report.schema import BASELINE, FINAL
+
+TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
+STAGES: list[Any] = [
+    {"finetune": {"epochs": 2, **TRAINED}},
+    {"prune": {"feed_forward": 0.25, "importance_examples": 16}},
+    {"distill": {"teacher": "finetune", "epochs": 1, **TRAINED}},
+    {"export": {}},
+    {"quantize": {"method": "static", "calibration_examples": 16}},
+]
+METRICS = {
+    "token-classification": ("f1", "exact_match"),
+    "text-ranking": ("ndcg_at_10", "accuracy"),
+    "fill-mask": ("top_1_accuracy", "loss"),
+    "question-answering": ("f1", "exact_match"),
+}
+SLICED = {"text-ranking": "accuracy", "question-answering": "exact_match"}
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A task, and the artifacts of a run."""
+    task: str = request.param
+    folder = tmp_path_factory.mktemp(task)
+    quick = {"threads": 1, "seconds": 0.05, "examples": 8, "batch_size": 4, "launches": 2, "every_stage": False}
+    recipe = write_all(folder, task, STAGES, benchmark=quick)
+    done = compress("run", recipe, "--artifacts", folder / "artifacts")
+    assert done.returncode == 0, done.stderr
+    return task, folder / "artifacts"
+
+
+def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Path]) -> None:
+    task, artifacts = finished
+    report = read_report(artifacts)
+    rows = {(row["model"], row["metric"]): row for row in report["measurements"]}
+    for metric in METRICS[task]:
+        before, after = rows[BASELINE, metric], rows[FINAL, metric]
+        assert before["low"] <= before["value"] <= before["high"]
+        assert len(before["raw"]) == len(after["raw"])
+        assert abs(sum(after["raw"]) / len(after["raw"]) - after["value"]) < 1e-6, "outcomes are what pairs are made of"
+    assert rows[FINAL, "size_bytes"]["value"] < 0.5 * rows[BASELINE, "size_bytes"]["value"]
+    sliced = SLICED.get(task, METRICS[task][0])
+    assert sum(metric.startswith(f"{sliced}[characters=Q") for model, metric in rows if model == FINAL) == 4
+
+
+def test_a_comparison_pairs_its_rows(finished: tuple[str, Path]) -> None:
+    task, artifacts = finished
+    run = latest(artifacts)
+    done = compress("compare", run, run, "--json")
+    assert done.returncode == 0, done.stderr
+    changes = {change["metric"]: change for change in json.loads(done.stdout)["changes"]}
+    for metric in METRICS[task]:
+        assert changes[metric]["effect"] == 0 and "paired" in changes[metric]["method"]
+    assert compress("gate", run, "--baseline", run).returncode == 0
+
+
+def test_a_bundle_runs_by_itself(finished: tuple[str, Path], tmp_path: Path) -> None:
+    _, artifacts = finished
+    bundle = tmp_path / "bundle"
+    done = compress("bundle", latest(artifacts), "--target", "desktop", "--output", bundle)
+    assert done.returncode == 0, done.stderr
+    alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for arguments in (["--selftest"], []):
+        command = [sys.executable, str(bundle / "examples" / "run.py"), *arguments]
+        ran = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+    assert sum(ROWS.values()) > 200

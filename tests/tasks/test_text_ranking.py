@@ -1,0 +1,108 @@
+"""Text ranking: scores as transformers and sentence-transformers' CrossEncoder have them, ranks as by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from tiny_tasks import rows, write_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from compress.data.columns import choose
+from compress.data.files import Rows
+from compress.errors import DataError, ModelError
+from compress.recipe_source import _told
+from compress.tasks.forward import predict
+from compress.tasks.text_ranking import TASK, Relevance
+
+
+def table(some: list[dict]) -> pa.Table:
+    names = tuple(some[0])
+    return choose(Rows("here", names, {name: [row[name] for row in some] for name in names}), TASK.columns, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranker")
+    write_model(made, TASK.name, num_labels=1)
+    return made
+
+
+def test_scores_are_those_of_transformers_on_both_texts_as_one(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    some = dict(rows(TASK.name))["train"]
+    examples = TASK.encode(table(some), model.processor, None, 32)
+    answers = predict(model.module, examples)
+    tokenizer, module = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForSequenceClassification.from_pretrained(folder),
+    )
+    pairs = [[row["text"], row["pair"]] for row in some]
+    # As sentence_transformers.CrossEncoder.predict does it.
+    with torch.no_grad():
+        expected = module.eval()(**tokenizer(pairs, padding=True, truncation=True, return_tensors="pt")).logits[:, 0]
+    np.testing.assert_allclose(answers[:, 1], expected.numpy(), atol=1e-5)
+    assert not answers[:, 0].any()
+    assert "token_type_ids" in examples.padding and examples.inputs[0]["token_type_ids"].any()
+
+
+def test_two_outputs_are_taken_as_they_are() -> None:
+    logits = torch.randn(3, 2)
+    assert torch.equal(Relevance().read({"logits": logits}, {}), logits)
+
+
+def test_ranks_and_gains_are_those_of_hand() -> None:
+    kept = {
+        "scores": np.array([3.0, 2.0, 1.0, -1.0, 5.0, 0.5]),
+        "relevance": np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]),
+        "queries": np.array([0, 0, 0, 1, 1, 2]),
+    }
+    found = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    # Both queries have their relevant candidate at the second place; the third one has nothing to be put in order.
+    assert found["mean_reciprocal_rank"].value == pytest.approx(0.5)
+    assert found["ndcg_at_10"].value == pytest.approx(1 / np.log2(3))
+    assert found["accuracy"].raw == (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_equal_scores_are_no_merit() -> None:
+    kept = {"scores": np.zeros(4), "relevance": np.array([1.0, 0, 0, 0]), "queries": np.zeros(4, int)}
+    found = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    assert found["mean_reciprocal_rank"].value == 0.25
+
+
+def test_the_loss_is_that_of_the_rows_with_a_relevance() -> None:
+    outputs = type("Out", (), {"logits": torch.tensor([[2.0], [-1.0], [4.0]])})
+    labels = torch.tensor([[1.0, 0], [0.0, 0], [-100.0, -100.0]])
+    expected = -(torch.sigmoid(torch.tensor(2.0)).log() + torch.sigmoid(torch.tensor(1.0)).log()) / 2
+    torch.testing.assert_close(TASK.loss(outputs, labels), expected)
+
+
+def test_teaching_is_the_divergence_of_two_outcomes() -> None:
+    mine, taught = (torch.tensor([[0.0, value]]) for value in (0.3, -1.2))
+    p, q = torch.sigmoid(taught[0, 1]), torch.sigmoid(mine[0, 1])
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(TASK.distance(mine, taught, 1.0), expected)
+
+
+@pytest.mark.parametrize("label", ["often", 2, -1])
+def test_a_relevance_that_is_none_is_named(label: object) -> None:
+    with pytest.raises(DataError, match="relevance"):
+        table([{"text": "a", "pair": "b", "label": label}])
+
+
+def test_more_outputs_than_two_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, TASK.name, num_labels=3)
+    with pytest.raises(ModelError, match="3 outputs"):
+        TASK.load(tmp_path, None, trust_remote_code=False)
+
+
+def test_a_cross_encoder_tells_its_task(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert _told(str(folder), tmp_path)[0] == "text-classification"
+    written = {**config, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert _told(str(tmp_path), tmp_path)[0] == "text-ranking"

@@ -1,0 +1,192 @@
+"""Token classification: labels where words begin, entities counted as seqeval counts them, answers as a pipeline's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from seqeval.metrics import f1_score
+from seqeval.scheme import BILOU
+from tiny import byte_level, unigram, word_piece
+from tiny_tasks import rows, write_model
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+
+from compress.data.columns import choose
+from compress.data.files import Rows
+from compress.errors import DataError
+from compress.numerics.ratio import linearized, ratio_interval
+from compress.tasks.entities import check_schemes, scheme_of
+from compress.tasks.forward import merit, predict
+from compress.tasks.task import Examples
+from compress.tasks.token_classification import TASK, first_tokens
+
+NAMES = ("B-BAD", "B-GOOD", "I-BAD", "I-GOOD", "O")
+
+
+def table(some: list[dict[str, list[str]]]) -> pa.Table:
+    found = Rows("here", ("tokens", "tags"), {name: [row[name] for row in some] for name in ("tokens", "tags")})
+    return choose(found, TASK.columns, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tags")
+    write_model(made, TASK.name, id2label=dict(enumerate(NAMES)))
+    return made
+
+
+def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
+    model = TASK.load(folder, NAMES, trust_remote_code=False)
+    some = dict(rows(TASK.name))["train"]
+    examples = TASK.encode(table(some), model.processor, NAMES, 32)
+    kept = TASK.keep({"logits": predict(model.module, examples)}, examples, range(len(some)))
+    asked = pipeline(
+        "token-classification",
+        model=AutoModelForTokenClassification.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        aggregation_strategy="none",
+        ignore_labels=[],
+    )
+    for row, found in zip(some, kept["found"].tolist(), strict=True):
+        text = " ".join(row["tokens"])
+        starts = np.cumsum([0, *(len(word) + 1 for word in row["tokens"])])[:-1]
+        firsts = {token["start"]: token["entity"] for token in asked(text)}
+        assert found.split(" ") == [firsts[start] for start in starts]
+
+
+@pytest.mark.parametrize("tokenizer", [word_piece, byte_level, unigram])
+def test_words_have_the_tokens_that_transformers_gives_them(tokenizer) -> None:
+    made = tokenizer()
+    for words in (["lovely", "film", "zebra"], ["quartz"], ["a", "boring", "plot", "3.14", "noisy!"]):
+        text = " ".join(words)
+        encoded = made(text, return_offsets_mapping=True)
+        starts = first_tokens(text, encoded["offset_mapping"])
+        pieces = [made.convert_ids_to_tokens(encoded["input_ids"])[start] for start in starts]
+        alone = [made.tokenize(word if at == 0 else f" {word}")[0] for at, word in enumerate(words)]
+        # A sentence-piece tokenizer puts its sign for a space before every word, as at the beginning of a text.
+        assert pieces == alone
+
+
+def test_a_word_that_is_cut_off_is_wanted_and_not_found() -> None:
+    long = table([{"tokens": ["film"] * 8 + ["great"], "tags": ["O"] * 8 + ["B-GOOD"]}])
+    examples = TASK.encode(long, word_piece(), NAMES, 6)
+    assert len(examples.inputs[0]["input_ids"]) == 6 and "5 words have no token" in examples.note
+    logits = np.zeros((1, 6, len(NAMES)), np.float32)
+    kept = TASK.keep({"logits": logits}, examples, [0])
+    assert kept["wanted"][0] == "O O O O O O O O B-GOOD"
+    assert kept["found"][0] == "B-BAD B-BAD B-BAD B-BAD O O O O O"
+
+
+def test_what_stands_in_padding_does_not_count() -> None:
+    examples = TASK.encode(table([{"tokens": ["film"] * n, "tags": ["O"] * n} for n in (1, 4)]), word_piece(), NAMES, 8)
+    batch = examples.batch([0, 1])
+    answers = examples.answers({"logits": np.ones((2, 6, 5), np.float32)}, batch)
+    assert answers[0, 3:].sum() == 0 and answers[0, :3].all() and answers[1].all()
+    batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+    outputs = type("Out", (), {"logits": torch.randn(2, 6, 5)})
+    labels = torch.from_numpy(examples.labels)
+    flat = torch.nn.functional.cross_entropy(outputs.logits[[0, 1, 1, 1, 1], [1, 1, 2, 3, 4]], torch.full((5,), 4))
+    torch.testing.assert_close(TASK.loss(outputs, labels), flat)
+
+
+@pytest.mark.parametrize("scheme", ["BIO", "BILOU"])
+def test_f1_is_seqevals(scheme: str) -> None:
+    chance = random.Random(3)
+
+    def labels() -> list[str]:
+        found: list[str] = []
+        while len(found) < 12:
+            kind, length = chance.choice("XY"), chance.randrange(1, 4)
+            inner = {"BIO": "B" + "I" * (length - 1), "BILOU": "U" if length == 1 else "B" + "I" * (length - 2) + "L"}
+            found += ["O"] * chance.randrange(3) + [f"{mark}-{kind}" for mark in inner[scheme]]
+        return found[:12] if scheme == "BIO" else found
+
+    wanted = [labels() for _ in range(50)]
+    found = [[label if chance.random() < 0.8 else "O" for label in row] for row in wanted]
+    kept = {name: np.array([" ".join(row) for row in side]) for name, side in (("found", found), ("wanted", wanted))}
+    measured = {row.metric: row for row in TASK.measure(kept, None, "m", "t")}
+    if scheme == "BIO":
+        expected = f1_score(wanted, found)
+    else:
+        # Broken spans of BILOU are spans to conlleval; strict counting takes none of them.
+        expected = f1_score(wanted, found, mode="strict", scheme=BILOU)
+        whole = [row == other for row, other in zip(wanted, found, strict=True)]
+        assert measured["exact_match"].value == np.mean(whole)
+        assert measured["f1"].value <= 1
+        whole_only = {"found": kept["wanted"], "wanted": kept["wanted"]}
+        assert TASK.measure(whole_only, None, "m", "t")[0].value == 1.0
+        return
+    assert measured["f1"].value == pytest.approx(expected)
+    assert np.mean(measured["f1"].raw) == pytest.approx(expected)
+    assert measured["f1"].low < expected < measured["f1"].high
+    assert set(measured) >= {"f1_X", "f1_Y", "precision", "recall", "token_accuracy"}
+
+
+def test_what_examples_add_to_a_ratio_has_its_mean_and_spread() -> None:
+    generator = np.random.default_rng(0)
+    wholes = generator.integers(0, 6, 400)
+    parts = generator.binomial(wholes, 0.7)
+    values = linearized(parts, wholes)
+    assert values.mean() == pytest.approx(parts.sum() / wholes.sum())
+    drawn = generator.integers(0, 400, (4000, 400))
+    spread = (parts[drawn].sum(1) / wholes[drawn].sum(1)).std()
+    assert values.std() / 20 == pytest.approx(spread, rel=0.05)
+    found = ratio_interval(parts, wholes, 0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme"),
+    [
+        (["O", "B-X", "I-X"], "BIO"),
+        (["O", "I-X"], "IO"),
+        (["O", "B-X", "I-X", "L-X", "U-X"], "BILOU"),
+        (["O", "B-X", "I-X", "E-X", "S-X"], "BIOES"),
+        (["NOUN", "VERB", "X-Y"], None),
+    ],
+)
+def test_the_scheme_is_told_from_the_labels(labels: list[str], scheme: str | None) -> None:
+    assert scheme_of(labels) == scheme
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [(["B-X", "L-X", "E-X"], "prefixes B, E, L"), (["O", "B-X", "NOUN"], "'NOUN' marks no entity")],
+)
+def test_labels_of_no_one_scheme_are_refused(labels: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        scheme_of(labels)
+
+
+def test_labels_in_another_scheme_than_the_models_are_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"labels are BILOU, as 'U-GOOD' shows; the model's are BIO"):
+        TASK.load(folder, ("O", "B-GOOD", "U-GOOD", "L-GOOD"), trust_remote_code=False)
+    check_schemes(NAMES, ("O", "B-GOOD"))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"tokens": [], "tags": []}, "sentence is empty"),
+        ({"tokens": ["a b"], "tags": ["O"]}, "white space in it"),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "2 words and 1 labels"),
+        ({"tokens": [3], "tags": ["O"]}, "value of type list"),
+        ({"tokens": ["a"], "tags": [None]}, "value of type list"),
+    ],
+)
+def test_bad_rows_are_named(row: dict, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        TASK.encode(table([row]), word_piece(), NAMES, 8)
+
+
+def test_learning_is_judged_by_entities(folder: Path) -> None:
+    model = TASK.load(folder, NAMES, trust_remote_code=False)
+    examples = TASK.encode(table(dict(rows(TASK.name))["test"]), model.processor, NAMES, 32)
+    found = merit(TASK, model.module, examples)
+    kept = TASK.keep({"logits": predict(model.module, examples)}, examples, range(len(examples)))
+    assert found == TASK.measure(kept, None, "m", "t")[0].value
+    assert isinstance(examples, Examples) and examples.classes is None

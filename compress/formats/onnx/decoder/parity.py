@@ -15,8 +15,9 @@ import torch
 
 from compress.checkpoints.adapter import load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import IntegrityError
+from compress.errors import IntegrityError, first_line
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.prove import distance
 from compress.runtimes.decoder import present_of
 
@@ -157,7 +158,15 @@ class _Session:
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         names = ["logits", *(present_of(name) for name in self._cache)]
-        found = self._session.run(names, {"input_ids": ids, "attention_mask": self._mask, **self._cache})
+        try:
+            found = self._session.run(names, {"input_ids": ids, "attention_mask": self._mask, **self._cache})
+        except FAILURES as error:
+            new, seen = ids.shape[1], self._mask.shape[1] - ids.shape[1]
+            raise IntegrityError(
+                f"The decoder's graph does not run on {new} tokens after {seen}: {first_line(error)}",
+                expected="a graph for prompts and tokens of any length",
+                mend="ship the model as a GPTQ checkpoint or GGUF instead",
+            ) from error
         self._cache = dict(zip(self._cache, found[1:], strict=True))
         logits: np.ndarray = found[0]
         return logits

@@ -46,7 +46,10 @@ class Weights:
         return self._checkpoint.holds(name)
 
     def vector(self, name: str) -> ir.Value:
-        """A stored tensor in float32, such as a norm's scale."""
+        """A tensor in float32, such as a norm's scale, or a matrix that a class of its own multiplies by (Falcon's)."""
+        module = name.removesuffix(".weight")
+        if module != name and not self.has(name) and self._checkpoint.quantized(module) is not None:
+            return self._nodes.constant(name, self._checkpoint.weight(module).numpy())
         return self._nodes.constant(name, self._checkpoint.stored(name).float().numpy())
 
     def project(

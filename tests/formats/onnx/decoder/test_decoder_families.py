@@ -14,6 +14,7 @@ from written_decoders import FewBits
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import load_module
+from compress.errors import IntegrityError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
 from compress.formats.onnx.decoder.interfaces import inverse_error_function
 from compress.formats.onnx.decoder.trace import trace_decoder
@@ -141,3 +142,10 @@ def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
     module = load_module(few)
     expected = few.quantized("model.embed_tokens").dequantize()[:5] * 64**0.5
     torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)
+
+
+def test_a_graph_that_holds_for_one_length_is_refused(tmp_path) -> None:
+    """Mamba's first kind goes from token to token in Python, which a trace unrolls."""
+    checkpoint, _ = save("mamba", {**SIZES, "state_size": 8}, tmp_path)
+    with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
+        export_proven(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)

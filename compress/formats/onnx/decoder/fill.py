@@ -196,7 +196,7 @@ class _Writer:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
         modules = [self._rename(_text(layer, "module")) for layer in layers]
         value = self._values[_given(layers[0], 0)]
-        sizes = [int(layer.outputs[0].shape[-1]) for layer in layers]
+        sizes = [_size(layer.outputs[0]) for layer in layers]
         if modules == [self._head]:
             products: Sequence[ir.Value] = [self._logits(value)]
         else:

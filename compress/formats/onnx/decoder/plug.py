@@ -64,7 +64,6 @@ class Call:
 class _Rotated:
     query: torch.Tensor
     key: torch.Tensor
-    rotation: Rotation
 
 
 class Slot:
@@ -196,7 +195,7 @@ class Plug:
         query, key, cosine, sine = given[:4]
         self._kept += [rotated, given]
         if self.tracing:
-            self._rotated[id(rotated[0])] = self._rotated[id(rotated[1])] = _Rotated(query, key, None)  # type: ignore[arg-type]
+            self._rotated[id(rotated[0])] = self._rotated[id(rotated[1])] = _Rotated(query, key)
             return rotated
         rotation = self._rotations.get(id(cosine))
         proven = rotation and rotation.proven(query, key, cosine, sine, rotated)

@@ -61,7 +61,7 @@ def find_sections(trace: Trace) -> Sections:
             before.append(node)
     chained = all(marks[plug.ENTER][index].inputs[0] is left[index - 1] for index in range(1, trace.traced))
     mixed = any(len(own) > 1 for own in owners.values())
-    if (repeats and not chained) or mixed or not chained:
+    if mixed or not chained:
         if repeats:
             raise NotRepeatableError
         # Nothing is repeated: the whole trace in its own order, as the first block's.

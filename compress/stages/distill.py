@@ -10,7 +10,7 @@ from typing import Any, Literal
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, Capabilities, takes_media
 from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -32,11 +32,11 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     kind: Literal["distill"] = "distill"
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are images."""
+        """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are neither."""
         others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if BY_TOKEN in task:
             others = ("first_token_only",)
-        if TAKES_IMAGES in task:
+        if takes_media(task):
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
         return (*super().idle_fields(task), *idle)

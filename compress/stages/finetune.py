@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import BY_TOKEN, HAS_CLASSES, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import BY_TOKEN, HAS_CLASSES, Capabilities, takes_media
 from compress.training.config import FIRST_TOKEN_ONLY, Training
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
 
@@ -29,8 +29,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     first_token_only: bool = FIRST_TOKEN_ONLY
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """`first_token_only`, where inputs are images or every token has an answer."""
-        idle = ("first_token_only",) if self.first_token_only and task & {TAKES_IMAGES, BY_TOKEN} else ()
+        """`first_token_only`, where inputs are no tokens or every token has an answer."""
+        idle = ("first_token_only",) if self.first_token_only and (takes_media(task) or BY_TOKEN in task) else ()
         return (*super().idle_fields(task), *idle)
 
     def needs(self) -> Needs:

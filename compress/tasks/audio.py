@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from compress.errors import DataError, MissingExtraError
+from compress.data.media import Media, content, describe
+from compress.errors import DataError, MissingExtraError, ModelError
+from compress.tasks.task import Examples
 
 _SILENCE = 1e-4
 """Amplitude of full scale, -80 dB, below which nothing is heard."""
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.05, 3600.0
+"""Of a recording that a model hears sample by sample: below, its convolutions have nothing to give."""
+_IN_MEMORY_BYTES = 1 << 30
+"""Up to so many bytes of inputs are made once and kept; beyond, a recording is decoded whenever it is asked for."""
+_MASK = "attention_mask"
+_FRAMES_PER_SECOND = 100
 _SEARCH_SECONDS, _PAUSE_SECONDS = 6.0, 0.2
 """A window ends within its last seconds, in the middle of the quietest piece of this length."""
 
@@ -86,6 +94,99 @@ def features_of(samples: np.ndarray, extractor: Any) -> np.ndarray:
     pieces = windows(samples, rate, extractor.n_samples)
     found = extractor(pieces, sampling_rate=rate, return_tensors="np")["input_features"]
     return np.concatenate(list(found), axis=-1).astype(np.float32)
+
+
+def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
+    """What a model's own feature extractor makes of each recording by itself, without labels.
+
+    An extractor that brings all to one length (AST, Whisper) gives inputs that are never padded. Of one that does not
+    (wav2vec2 and its like) the first axis is free, and shorter recordings are padded as it pads, with a mask where the
+    model takes one. Raises `DataError` for a recording that can't be heard, `ModelError` for what is no extractor.
+    """
+    hearing = _Hearing(values, _extractor(extractor))
+    made: list[Mapping[str, np.ndarray]] = []
+    sizes, seconds, kept = [], [], 0
+    for value in values:
+        example, length = hearing.hear(value)
+        sizes.append(next(iter(example.values())).shape[-1])
+        seconds.append(length)
+        kept += sum(array.nbytes for array in example.values())
+        if kept <= _IN_MEMORY_BYTES:
+            made.append(example)
+    inputs = made if kept <= _IN_MEMORY_BYTES else replace(hearing, remarks=Remarks())
+    note = "; ".join(filter(None, [describe_length(seconds), str(hearing.remarks)]))
+    rate = hearing.extractor.sampling_rate
+    free = None if hearing.fixed else (round(_SHORTEST_SECONDS * rate), round(_LONGEST_SECONDS * rate))
+    return Examples(inputs, hearing.padding, note=note, sizes=np.array(sizes), seconds=np.array(seconds), free=free)
+
+
+@dataclass
+class _Hearing(Sequence["Mapping[str, np.ndarray]"]):
+    """Recordings that are decoded and prepared when they are asked for."""
+
+    values: Sequence[Media]
+    extractor: Any
+    remarks: Remarks = field(default_factory=Remarks)
+
+    def __post_init__(self) -> None:
+        rate = self.extractor.sampling_rate
+        short, long = (self._prepared(np.zeros(length, np.float32)) for length in (rate // 2, rate))
+        self.fixed = all(short[name].shape == long[name].shape for name in long)
+        """Whether every recording is brought to one length."""
+        fill = None if self.fixed else float(self.extractor.padding_value)
+        self.padding = {name: 0.0 if name == _MASK and not self.fixed else fill for name in long}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+        if isinstance(index, slice):
+            return [self.hear(value)[0] for value in self.values[index]]
+        return self.hear(self.values[index])[0]
+
+    def hear(self, value: Media) -> tuple[dict[str, np.ndarray], float]:
+        """The inputs made of a recording, and how many seconds it lasts."""
+        rate, where = self.extractor.sampling_rate, describe(value)
+        samples = read_recording(content(value), rate, where, self.remarks)
+        heard = _heard_samples(self.extractor) if self.fixed else None
+        if heard is not None and len(samples) > heard:
+            self.remarks.add(f"longer than the {heard / rate:g} s that the model hears")
+        if not self.fixed and len(samples) < _SHORTEST_SECONDS * rate:
+            raise DataError(
+                f"The recording lasts {len(samples) / rate:.3f} s.",
+                where=where,
+                expected=f"{_SHORTEST_SECONDS} s at least",
+                mend="take the row out",
+            )
+        return self._prepared(samples), len(samples) / rate
+
+    def _prepared(self, samples: np.ndarray) -> dict[str, np.ndarray]:
+        found = self.extractor(samples, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+        given = [name for name in self.extractor.model_input_names if name in found]
+        return {name: found[name][0].astype(np.int64 if name == _MASK else np.float32) for name in given}
+
+
+def _extractor(processor: Any) -> Any:
+    """The feature extractor of a processor. Raises `ModelError` where there is none of recordings."""
+    found = getattr(processor, "feature_extractor", processor)
+    if not hasattr(found, "sampling_rate"):
+        raise ModelError(
+            f"A {type(found).__name__} does not prepare recordings.",
+            expected="a feature extractor with a sampling_rate, as preprocessor_config.json names it",
+        )
+    return found
+
+
+def _heard_samples(extractor: Any) -> int | None:
+    """How much of a recording Whisper's or AST's extractor takes; `None` where it doesn't say."""
+    if hasattr(extractor, "n_samples"):
+        return int(extractor.n_samples)
+    frames = getattr(extractor, "max_length", None) if hasattr(extractor, "num_mel_bins") else None
+    return None if frames is None else int(frames) * extractor.sampling_rate // _FRAMES_PER_SECOND
 
 
 def describe_length(seconds: Iterable[float]) -> str:

@@ -35,3 +35,8 @@ IS_WRITTEN = "is written"
 def suits(capabilities: Capabilities, requires: Capabilities, excludes: Capabilities = frozenset()) -> bool:
     """Whether a task with ``capabilities`` has all that is required and nothing that is excluded."""
     return requires <= capabilities and not excludes & capabilities
+
+
+def takes_media(capabilities: Capabilities) -> bool:
+    """Whether inputs are images or recordings, so that there are no tokens to speak of."""
+    return bool(capabilities & {TAKES_IMAGES, TAKES_AUDIO})

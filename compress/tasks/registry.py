@@ -11,6 +11,7 @@ from typing import Any
 from compress.plugins import TASKS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
 from compress.tasks import (
+    audio_classification,
     automatic_speech_recognition,
     feature_extraction,
     fill_mask,
@@ -35,6 +36,7 @@ BUILT_IN: tuple[Task, ...] = (
     text_ranking.TASK,
     fill_mask.TASK,
     question_answering.TASK,
+    audio_classification.TASK,
 )
 """In the order in which messages list them."""
 

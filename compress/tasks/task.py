@@ -60,7 +60,8 @@ class Examples:
     ``labels`` are [n, ...], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
-    has become, [channels].
+    has become, [channels]. ``free`` are the shortest and the longest that an axis which may be padded can be, where no
+    model's config says it: samples of a recording.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
@@ -72,6 +73,7 @@ class Examples:
     head: Head | None = None
     seconds: np.ndarray | None = None
     black: np.ndarray | None = None
+    free: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

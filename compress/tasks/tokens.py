@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from compress.errors import ModelError
 from compress.tasks.task import LOGITS
 
 if TYPE_CHECKING:
@@ -73,38 +72,13 @@ def token_distance(mine: torch.Tensor, taught: torch.Tensor, temperature: float)
 def load_encoder(
     task: str, directory: Path, head: str, labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
-    """Weights and tokenizer of an encoder for `AutoModelFor` ``head``; a missing head is drawn from torch's generator.
+    """Weights and tokenizer of an encoder for `AutoModelFor` ``head``, as `load_with_head` has them."""
+    from transformers import AutoTokenizer
 
-    ``labels`` name a new head's classes. Raises `ModelError` for files that do not load and `DataError` for labels that
-    a trained head lacks.
-    """
-    import transformers
+    from compress.tasks.loading import Origin, load_with_head
 
-    from compress.architectures.cut_model import is_cut, load_cut
-    from compress.checkpoints.checks import refuse_quantized
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.tasks.classes import set_labels
+    def tokenizer(folder: Path) -> Any:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
-    refuse_quantized(directory)
-    auto: Any = getattr(transformers, f"AutoModelFor{head}")
-    try:
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        has_head = any(head in name for name in config.architectures or ())
-        for name, value in config_values.items() if not has_head else ():
-            setattr(config, name, value)
-        if labels is not None:
-            set_labels(config, labels, has_head)
-        if is_cut(config):
-            module = load_cut(auto, directory, config)
-        else:
-            module = auto.from_pretrained(
-                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"The model cannot be loaded for {task}: {error}",
-            where=str(directory),
-            expected="a text encoder with a fast tokenizer, in Hugging Face layout",
-        ) from error
-    return TorchModel(module.float().eval(), tokenizer)
+    origin = Origin(task, directory, tokenizer, "a text encoder with a fast tokenizer, in Hugging Face layout")
+    return load_with_head(origin, (head,), labels, trust_remote_code, **config_values)

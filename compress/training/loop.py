@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
+from transformers import set_seed
 
 from compress.environment import uses_bf16
 from compress.errors import StageError
@@ -87,7 +88,8 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     `torchrun` or `accelerate launch`, every process trains on its share of the batches.
     """
     keep_freed_memory()
-    torch.manual_seed(seed)
+    # numpy's and Python's too: wav2vec2 draws with numpy what of a recording it masks.
+    set_seed(seed)
     accelerator = processes.accelerator()
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]

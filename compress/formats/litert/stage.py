@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, Capabilities, takes_media
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -66,9 +66,9 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         return Needs(splits=("train",))
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """What is said of texts, for images."""
+        """What is said of texts, for images and recordings."""
         texts = ("lengths", "embedding_bits", "embedding_block_size")
-        return tuple(name for name in texts if name in self.model_fields_set) if TAKES_IMAGES in task else ()
+        return tuple(name for name in texts if name in self.model_fields_set) if takes_media(task) else ()
 
     def promise(self) -> Promise:
         """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""

@@ -105,9 +105,12 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
     """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    longest = getattr(model.module.config, "max_position_embeddings", None)
-    # XLNet says -1, and models with relative positions say nothing.
-    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
+    if examples.free is not None:
+        shortest, longest = max(shortest, examples.free[0]), examples.free[1]
+    else:
+        positions = getattr(model.module.config, "max_position_embeddings", None)
+        # XLNet says -1, and models with relative positions say nothing.
+        longest = positions if isinstance(positions, int) and positions > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
     return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}

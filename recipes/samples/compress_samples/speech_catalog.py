@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from compress.samples.sample import Package, Sample
 
+
+def _voice(language: str, folder: str, sha256: str, download_bytes: int) -> Package:
+    """What a telephone exchange says in a language, as a Debian package."""
+    name = f"asterisk-core-sounds-{language}-g722"
+    return Package(
+        manager="apt",
+        distribution=name,
+        version="1.6.1-1",
+        filename=f"{name}_1.6.1-1_all.deb",
+        sha256=sha256,
+        download_bytes=download_bytes,
+        licence_member=f"usr/share/doc/{name}/copyright",
+        folder="usr/share/asterisk/sounds",
+        members=(f"{folder}/*.g722", f"{folder}/*/*.g722"),
+    )
+
+
 SPEECH_SAMPLES = (
     Sample(
         name="whisper-tiny-en",
@@ -75,5 +92,38 @@ SPEECH_SAMPLES = (
             ),
         ),
         preparation="compress_samples.recordings:write_prompts",
+    ),
+    Sample(
+        name="languages-audio",
+        kind="data",
+        description="what a telephone exchange says, in five languages, to tell them apart; one voice a language",
+        licence="CC BY-SA 3.0 (Allison Smith, June Wallack, Carlo Flora); CC BY 3.0 (Maxim Topal)",
+        packages=(
+            _voice(
+                "en",
+                "en_US_f_Allison",
+                "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
+                10_565_860,
+            ),
+            _voice(
+                "fr", "fr_CA_f_June", "7add61d5e42279ecff1bbdf842a5a946ac3644fac9a0fe44384731aa7270c8e0", 10_822_860
+            ),
+            _voice(
+                "it", "it_IT_m_Carlo", "46b4cf7afc508a5fcfc051b7ea233251c0d195dd4ef83cc4b7facb4c6429b016", 10_087_176
+            ),
+            _voice(
+                "ru",
+                "ru_RU_f_IvrvoiceRU",
+                "673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b",
+                10_579_440,
+            ),
+            _voice(
+                "es",
+                "es_MX_f_Allison",
+                "e4e3b4281057d3b81b779298fd6be705f57411513955c518eed1bcaabbd615b8",
+                13_048_380,
+            ),
+        ),
+        preparation="compress_samples.languages:write_languages",
     ),
 )

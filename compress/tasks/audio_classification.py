@@ -1,0 +1,120 @@
+"""Audio classification: one recording, one label. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_AUDIO
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_FAMILIES = (
+    *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "SEW", "SEWD"),
+    "Data2VecAudio",
+)
+"""Of models of recordings whose classifier transformers names after sequences, as it does those of text."""
+
+_STARTER: dict[str, Any] = {
+    "name": "my-sound-classifier",
+    "description": "a smaller, faster classifier of sounds from my own recordings, in a folder for each class",
+    "model": "MIT/ast-finetuned-speech-commands-v2",
+    "data": {"splits": {"train": "sounds/train", "validation": "sounds/validation", "test": "sounds/test"}},
+    "stages": [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+class AudioClassification(Task):
+    """Hugging Face `audio-classification`: AST, Whisper's encoder, wav2vec2, HuBERT and their like.
+
+    Recordings are judged one at a time, as a pipeline has them: a model without a mask hears the zeros that a longer
+    neighbour in a batch would bring.
+    """
+
+    name = "audio-classification"
+    columns = (Column("audio", kind="audio"), Column("label", label=True))
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, ANSWERS_AT_ONCE})
+    architectures = ("ForAudioClassification", *(f"{family}ForSequenceClassification" for family in _FAMILIES))
+    starter = _STARTER
+    slices = (Slice(column="label"),)
+    batch_size = 1
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and feature extractor. Without a trained head, a new one is drawn from torch's generator.
+
+        Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
+        """
+        from compress.checkpoints.processor import load_processor
+        from compress.tasks.loading import Origin, load_with_head
+
+        expected = "a model of recordings with a preprocessor_config.json, in Hugging Face layout"
+        origin = Origin(self.name, directory, load_processor, expected)
+        return load_with_head(origin, ("AudioClassification", "SequenceClassification"), labels, trust_remote_code)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """What the model's own extractor makes of each recording. ``max_length`` means nothing here.
+
+        Raises `DataError` for a recording that can't be heard.
+        """
+        from compress.tasks.audio import encode_recordings
+        from compress.tasks.classes import label_ids
+
+        examples = encode_recordings(rows["audio"].to_pylist(), processor)
+        if labels is None or "label" not in rows.column_names:
+            return examples
+        return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
+        from compress.tasks.classes import cross_entropy
+
+        return cross_entropy(outputs.logits.float(), labels)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
+        from compress.tasks.classes import keep_logits
+
+        return keep_logits(outputs, examples)
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Accuracy with its Wilson interval, macro F1, calibration error and Brier score."""
+        from compress.tasks.classes import class_rows
+
+        return class_rows(kept, labels, model, target)
+
+    def probabilities(self, kept: Kept) -> np.ndarray:
+        """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
+        from compress.tasks.classes import class_probabilities
+
+        return class_probabilities(kept)
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """On how many examples both choose the same class."""
+        from compress.tasks.classes import same_class
+
+        return same_class(kept, reference, model, target)
+
+
+TASK = AudioClassification()

@@ -1,0 +1,63 @@
+"""Weights and processor of a model with a head for its task, which is drawn where there is none. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compress.errors import ModelError
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
+
+
+class Origin(NamedTuple):
+    """Where a model for ``task`` lies, what reads its processor, and what is expected there, in words."""
+
+    task: str
+    directory: Path
+    processor: Callable[[Path], Any]
+    expected: str
+
+
+def load_with_head(
+    origin: Origin, heads: Sequence[str], labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
+) -> TorchModel:
+    """The model in fp32, by `AutoModelFor` the first of ``heads``; a missing head is drawn from torch's generator.
+
+    A model has its head where the name of its class holds one of ``heads``. ``labels`` name a new head's classes, and
+    ``config_values`` are for a new head alone. Raises `ModelError` for files that do not load and `DataError` for
+    labels that a trained head lacks.
+    """
+    import transformers
+
+    from compress.architectures.cut_model import is_cut, load_cut
+    from compress.checkpoints.checks import refuse_quantized
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.tasks.classes import set_labels
+
+    directory = origin.directory
+    refuse_quantized(directory)
+    auto: Any = getattr(transformers, f"AutoModelFor{heads[0]}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        processor = origin.processor(directory)
+        has_head = any(head in name for name in config.architectures or () for head in heads)
+        for name, value in config_values.items() if not has_head else ():
+            setattr(config, name, value)
+        if labels is not None:
+            set_labels(config, labels, has_head)
+        if is_cut(config):
+            module = load_cut(auto, directory, config)
+        else:
+            module = auto.from_pretrained(
+                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"The model cannot be loaded for {origin.task}: {error}",
+            where=str(directory),
+            expected=origin.expected,
+        ) from error
+    return TorchModel(module.float().eval(), processor)

@@ -68,6 +68,8 @@ _KNOWN = {
         _quality("choice_accuracy_normalized", "Choices right, by length"),
         _quality("mean_reciprocal_rank", "Mean reciprocal rank"),
         _error("word_error_rate", "Word error rate", "percent"),
+        _error("character_error_rate", "Character error rate", "percent"),
+        _quality("word_accuracy", "Words heard right"),
         replace(_error("word_error_rate_as_written", "Word error rate as written", "percent"), quality=False),
         replace(
             _error("word_error_rate_to_baseline", "Words unlike the baseline's", "percent"),

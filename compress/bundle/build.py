@@ -121,7 +121,7 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
 
 def _check_examples(wanted: Wanted, form: str) -> None:
     """Raises `InputError` for a target in whose languages there is no example of the task."""
-    kind = kind_of(wanted.recipe.task)
+    kind = kind_of(wanted.recipe.task, wanted.model)
 
     def has_examples(profile: AppProfile) -> bool:
         return form in profile.apps and kind.languages.issuperset(profile.apps[form].languages)
@@ -138,7 +138,7 @@ def _check_examples(wanted: Wanted, form: str) -> None:
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:
     """Every file, the manifest last."""
     shutil.copytree(wanted.model, folder / MODEL_FOLDER, copy_function=shutil.copyfile)
-    kind, model = kind_of(wanted.recipe.task), folder / MODEL_FOLDER
+    kind, model = kind_of(wanted.recipe.task, wanted.model), folder / MODEL_FOLDER
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     written = format_of(file)
     form = bundled(written)

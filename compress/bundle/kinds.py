@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from compress.bundle.audio import RECORDINGS
 from compress.bundle.client import TRANSFORMERS_JS
 from compress.bundle.image import IMAGES
@@ -13,6 +15,7 @@ from compress.bundle.scores import MASKED, RELEVANCE, SPANS, TAGS
 from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.vectors import EMBEDDINGS, LABELS
+from compress.checkpoints.json_file import read_json
 from compress.errors import InputError
 from compress.tasks.registry import TASKS, get_task
 
@@ -54,9 +57,10 @@ KINDS: dict[tuple[str, str], Kind] = {
 }
 
 
-def kind_of(task: str) -> Kind:
-    """That of a task's `app_steps`. Raises `InputError` for a task without an app."""
-    steps = get_task(task).app_steps
+def kind_of(task: str, model: Path | None = None) -> Kind:
+    """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
+    found = get_task(task)
+    steps = (found if model is None else found.of(read_json(model / "config.json"))).app_steps
     if steps is None or steps not in KINDS:
         made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
         raise InputError(

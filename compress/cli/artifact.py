@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.json_file import read_json
 from compress.data.dataset import Dataset, load_dataset
 from compress.errors import InputError
 from compress.evaluation.evaluate import encode_for
@@ -34,8 +35,8 @@ class Artifact:
 
     @property
     def task(self) -> Task:
-        """The recipe's task."""
-        return get_task(self.recipe.task)
+        """The recipe's task, of the kind that the model is for."""
+        return get_task(self.recipe.task).of(read_json(self.folder / "config.json"))
 
     def dataset(self, progress: Progress) -> Dataset:
         """The recipe's data."""

@@ -61,13 +61,12 @@ def predict(
     """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), task.batch_size)
+    batches = examples.batches(task.batch_size)
     parts = []
-    for start in progress.track(starts, description, len(starts)):
-        indices = order[start : start + task.batch_size].tolist()
+    for indices in progress.track(batches, description, len(batches)):
         outputs = session.predict(feed(examples.batch(indices)))
         parts.append(task.keep(outputs, examples, indices))
+    order = np.concatenate(batches)
     return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
 
 

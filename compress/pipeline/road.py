@@ -12,6 +12,7 @@ from typing import Any
 from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
+from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset, load_dataset
@@ -71,8 +72,9 @@ class Road:
 
     @cached_property
     def task(self) -> Task:
-        """The recipe's task."""
-        return get_task(self.recipe.task)
+        """The recipe's task, of the kind that its model is for."""
+        task = get_task(self.recipe.task)
+        return task if len(task.kinds()) == 1 else task.of(read_json(self.start / "config.json"))
 
     @cached_property
     def data(self) -> Dataset:

@@ -24,7 +24,7 @@ from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.stages import STAGES
 from compress.targets import Profile, limit_words
-from compress.tasks.registry import get_task
+from compress.tasks.task import Task
 
 __all__ = ["Plan", "make_plan", "render_plan"]
 
@@ -63,7 +63,7 @@ def make_plan(
         task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(profile, recipe.task) for profile in recipe.profiles()),
+        targets=tuple(_target_plan(profile, sources.task) for profile in recipe.profiles()),
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -112,7 +112,7 @@ def _stage_plans(
         plan = StagePlan(
             label=label,
             kind=stage.kind,
-            takes=stage.wants(get_task(recipe.task).capabilities).__name__,
+            takes=stage.wants(sources.task.capabilities).__name__,
             gives=stage.gives().__name__,
             reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
             refers_to=stage.refers_to(),
@@ -129,7 +129,7 @@ def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> Plan
     texts = sources.texts
     return PlanContext(
         max_length=recipe.data.max_length,
-        reads_text=all(column.kind == "text" for column in get_task(recipe.task).columns),
+        reads_text=all(column.kind == "text" for column in sources.task.columns),
         splits={split: texts[role] for split in recipe.data.splits if (role := f"split {split}") in texts},
         unlabeled={name: texts.get(f"unlabeled {name}") for name in recipe.data.unlabeled},
         find_model=sources.named_model,
@@ -184,12 +184,12 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile, task: str) -> TargetPlan:
+def _target_plan(profile: Profile, task: Task) -> TargetPlan:
     target = profile.target
     writer = FORMATS[target.format].written_by
     reason = why_unavailable(target)
-    if not STAGES[writer].is_for(get_task(task).capabilities):
-        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task}"
+    if not STAGES[writer].is_for(task.capabilities):
+        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task.name}"
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -24,7 +24,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
-from compress.sources.source import find_model
+from compress.sources.source import find_model, kinds_here
 from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
 from compress.tasks.capability import IS_WRITTEN
@@ -43,6 +43,8 @@ class Sources:
         self.rows: list[SourcePlan] = []
         self.texts: dict[str, Text] = {}
         self.downloads: dict[str, int] = {}
+        self.task = kinds_here(get_task(recipe.task), recipe.model, recipe_folder)[0]
+        """The kind of task that the model is for; the first, where it is not here to tell."""
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; the starting model's shape where it is here."""
@@ -100,7 +102,7 @@ class Sources:
                 return None
             try:
                 shape = read_shape(path)
-                if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
+                if IS_WRITTEN not in self.task.capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:
                 what = f"The model cannot be read: {error.strerror or error}."
@@ -149,7 +151,7 @@ class Sources:
 
     def _check_slices(self, place: Path) -> None:
         """Raises `DataError` for a slice of a column that the test split has not."""
-        task = (column.name for column in get_task(self.recipe.task).columns)
+        task = (column.name for column in self.task.columns)
         extra = extra_columns(self.recipe.slices or (), task)
         if extra:
             check_extra(read(place, ()), extra)

@@ -174,15 +174,12 @@ def merit_of(task: Task, examples: Examples) -> Merit:
         session = open_session(graph)
         names = {entry.name for entry in session.get_inputs()}
         outputs = [entry.name for entry in session.get_outputs()]
-        order = np.argsort(examples.lengths(), kind="stable")
-        parts, indices = [], []
-        for start in range(0, len(order), _EVALUATED_AT_ONCE):
-            chosen = [int(i) for i in order[start : start + _EVALUATED_AT_ONCE]]
+        parts, batches = [], examples.batches(_EVALUATED_AT_ONCE)
+        for chosen in batches:
             batch = {name: array for name, array in examples.batch(chosen).items() if name in names}
             parts.append(task.keep(dict(zip(outputs, session.run(None, batch), strict=True)), examples, chosen))
-            indices += chosen
         # Back in the order of the examples: where they go together, as texts and their pairs do, it tells which do.
-        places = np.argsort(indices)
+        places = np.argsort(np.concatenate(batches))
         kept = {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
         return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
 

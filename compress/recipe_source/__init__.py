@@ -29,6 +29,7 @@ from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
 from compress.tasks.registry import TASK_NAMES, TASKS, task_of
+from compress.tasks.task import Task
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -52,7 +53,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
-    check_parts(document, parts, targets)
+    check_parts(document, parts, targets, _kinds(document, path.parent))
     if document.problems:
         raise document.refusal()
     assert header is not None
@@ -105,6 +106,16 @@ def _check_known_names(document: Document) -> None:
     if isinstance(task, str) and task not in TASK_NAMES:
         near = nearest_name(task, TASK_NAMES)
         document.problem(("task",), describe(task), f"one of {', '.join(TASK_NAMES)}", near)
+
+
+def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
+    """What the recipe's task can be, as far as its model tells; none for an unknown task."""
+    from compress.sources.source import kinds_here
+
+    task, reference = document.values.get("task"), document.values.get("model")
+    if not isinstance(task, str) or task not in TASKS:
+        return ()
+    return kinds_here(TASKS[task], reference, recipe_folder) if isinstance(reference, str) else TASKS[task].kinds()
 
 
 def _stage_parts(document: Document) -> list[Part | None]:

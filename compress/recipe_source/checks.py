@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
@@ -22,7 +22,10 @@ from compress.stages import STAGES
 from compress.targets import Profile
 from compress.tasks.capability import EMBEDS, GENERATES, READS_ROWS
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import TASKS, tasks_with
+from compress.tasks.registry import tasks_with
+from compress.tasks.task import Task
+
+T = TypeVar("T")
 
 START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
@@ -53,12 +56,16 @@ class Part:
         return STAGES.get(self.kind)
 
 
-def check_parts(document: Document, parts: list[Part | None], targets: Sequence[str | ChosenTarget] = ("cpu",)) -> None:
-    """Note every problem between parts, wherever the parts it needs are valid; ``targets`` are those that are."""
+def check_parts(
+    document: Document, parts: list[Part | None], targets: Sequence[str | ChosenTarget], kinds: Sequence[Task]
+) -> None:
+    """Note every problem between parts, wherever the parts it needs are valid; ``targets`` are those that are.
+
+    ``kinds`` is what the task can be, none where it is unknown; what is right for one of them is right.
+    """
     profiles = [profile_of(entry) for entry in targets]
-    kinds = [_meant_kind(part) for part in parts]
-    labels = stage_labels(kinds)
-    _check_chain(document, parts)
+    labels = stage_labels([_meant_kind(part) for part in parts])
+    _check_chain(document, parts, kinds)
     _check_formats(document, [part for part in parts if part], profiles)
     _check_references(document, parts, labels)
     _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
@@ -66,27 +73,32 @@ def check_parts(document: Document, parts: list[Part | None], targets: Sequence[
     _check_splits(document, [part for part in parts if part])
     _check_samples(document, parts)
     _check_students(document, [part for part in parts if part])
-    _check_task(document, [part for part in parts if part])
+    _check_task(document, [part for part in parts if part], kinds)
 
 
-def _check_task(document: Document, parts: list[Part]) -> None:
+def _check_task(document: Document, parts: list[Part], kinds: Sequence[Task]) -> None:
     """No stage and no field that means nothing for the recipe's task."""
-    task = _value(document, ("task",), None)
-    if task not in TASKS:
+    if not kinds:
         return
-    capabilities = TASKS[task].capabilities
+    task, able = kinds[0].name, [kind.capabilities for kind in kinds]
     for part in parts:
-        if part.cls and not part.cls.is_for(capabilities):
+        if part.cls and not any(part.cls.is_for(capabilities) for capabilities in able):
             others = tasks_with(part.cls.requires, part.cls.excludes)
             document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(others)}")
-        for name in part.stage.idle_fields(capabilities) if part.stage else ():
+        for name in _in_all([part.stage.idle_fields(capabilities) for capabilities in able] if part.stage else []):
             document.problem(
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
-    for path in [path for capability, paths in _ONLY.items() if capability not in capabilities for path in paths]:
+    missing = _in_all([[path for name, paths in _ONLY.items() if name not in one for path in paths] for one in able])
+    for path in missing:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")
+
+
+def _in_all(lists: Sequence[Sequence[T]]) -> list[T]:
+    """What stands in every list, in the order of the first."""
+    return [one for one in lists[0] if all(one in other for other in lists[1:])] if lists else []
 
 
 def _meant_kind(part: Part | None) -> str:
@@ -95,15 +107,15 @@ def _meant_kind(part: Part | None) -> str:
     return part.kind if part.cls else nearest_name(part.kind, list(STAGES)) or part.kind
 
 
-def _check_chain(document: Document, parts: list[Part | None]) -> None:
-    task = _value(document, ("task",), None)
+def _check_chain(document: Document, parts: list[Part | None], kinds: Sequence[Task]) -> None:
     gives: type[Any] | None = TorchModel
     giver = "the starting model"
     for part in parts:
         cls = part.cls if part else None
-        if part and cls and gives and not chains(gives, wanted(cls, task)):
-            found = f"{part.kind}, which takes {_a(wanted(cls, task))}, after {giver}, which is {_a(gives)}"
-            document.problem(part.path, found, _fits(gives, cls, task))
+        if part and cls and gives and not follows(gives, cls, kinds):
+            takes = _a(wanted(cls, kinds)[0])
+            found = f"{part.kind}, which takes {takes}, after {giver}, which is {_a(gives)}"
+            document.problem(part.path, found, _fits(gives, cls, kinds))
         gives = cls.gives() if cls else None
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
 
@@ -130,18 +142,25 @@ def chains(gives: type[Any], takes: type[Any]) -> bool:
     return issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint}
 
 
-def wanted(cls: type[Stage[Any, Any]], task: str | None) -> type[Any]:
-    """The class that a stage takes in a recipe of ``task``."""
-    if cls.wants is Stage.wants or task is None or task not in TASKS:
-        return cls.takes()
-    return cls.model_construct(kind=cls.model_fields["kind"].default).wants(TASKS[task].capabilities)
+def wanted(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[Any]]:
+    """The class that a stage takes in a recipe of a task, for each of its kinds that the stage is for."""
+    able = [kind.capabilities for kind in kinds if cls.is_for(kind.capabilities)]
+    if cls.wants is Stage.wants or not able:
+        return [cls.takes()]
+    stage = cls.model_construct(kind=cls.model_fields["kind"].default)
+    return [stage.wants(capabilities) for capabilities in able]
 
 
-def _fits(gives: type[Any], cls: type[Stage[Any, Any]], task: str | None) -> str:
-    capabilities = None if task is None or task not in TASKS else TASKS[task].capabilities
-    known = {kind: other for kind, other in STAGES.items() if capabilities is None or other.is_for(capabilities)}
-    here = [kind for kind, other in known.items() if chains(gives, wanted(other, task))]
-    between = [kind for kind in here if chains(known[kind].gives(), wanted(cls, task))]
+def follows(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> bool:
+    """Whether a stage can read what another left, in a recipe of a task of one of ``kinds``."""
+    return any(chains(gives, takes) for takes in wanted(cls, kinds))
+
+
+def _fits(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> str:
+    able = [kind.capabilities for kind in kinds]
+    known = {kind: other for kind, other in STAGES.items() if not able or any(map(other.is_for, able))}
+    here = [kind for kind, other in known.items() if follows(gives, other, kinds)]
+    between = [kind for kind in here if follows(known[kind].gives(), cls, kinds)]
     bridge = f", or {' or '.join(between)} between the two" if between else ""
     return f"a stage that takes {_a(gives)} ({', '.join(here)}){bridge}"
 

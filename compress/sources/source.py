@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
-from compress.errors import ModelError
+from compress.checkpoints.json_file import read_json
+from compress.data.source import find
+from compress.errors import InputError, ModelError
 from compress.progress import Progress, SilentProgress
+from compress.tasks.task import Task
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
@@ -67,6 +70,17 @@ def already_here(reference: str, cache: Path = DEFAULT_CACHE) -> Path | None:
 
     converted = converted_folder(file, cache)
     return converted if converted.is_dir() else None
+
+
+def kinds_here(task: Task, reference: str, recipe_folder: Path) -> tuple[Task, ...]:
+    """The kind of ``task`` that a recipe's model is for, alone; every kind, where it is not here to tell."""
+    if len(task.kinds()) == 1:
+        return task.kinds()
+    try:
+        folder = already_here(str(find(reference, recipe_folder) or reference))
+        return task.kinds() if folder is None else (task.of(read_json(folder / "config.json")),)
+    except (InputError, OSError):  # told by whoever needs the model
+        return task.kinds()
 
 
 def _local(reference: str, progress: Progress) -> Path | None:

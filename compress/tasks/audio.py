@@ -117,7 +117,8 @@ def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
     note = "; ".join(filter(None, [describe_length(seconds), str(hearing.remarks)]))
     rate = hearing.extractor.sampling_rate
     free = None if hearing.fixed else (round(_SHORTEST_SECONDS * rate), round(_LONGEST_SECONDS * rate))
-    return Examples(inputs, hearing.padding, note=note, sizes=np.array(sizes), seconds=np.array(seconds), free=free)
+    lengths = {"sizes": np.array(sizes), "seconds": np.array(seconds)}
+    return Examples(inputs, hearing.padding, note=note, free=free, alone=hearing.alone, **lengths)
 
 
 @dataclass
@@ -133,6 +134,8 @@ class _Hearing(Sequence["Mapping[str, np.ndarray]"]):
         short, long = (self._prepared(np.zeros(length, np.float32)) for length in (rate // 2, rate))
         self.fixed = all(short[name].shape == long[name].shape for name in long)
         """Whether every recording is brought to one length."""
+        self.alone = not self.fixed and _MASK not in long
+        """Whether a model hears what would fill a shorter recording."""
         fill = None if self.fixed else float(self.extractor.padding_value)
         self.padding = {name: 0.0 if name == _MASK and not self.fixed else fill for name in long}
 

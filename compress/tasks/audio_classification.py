@@ -41,11 +41,7 @@ _STARTER: dict[str, Any] = {
 
 
 class AudioClassification(Task):
-    """Hugging Face `audio-classification`: AST, Whisper's encoder, wav2vec2, HuBERT and their like.
-
-    Recordings are judged one at a time, as a pipeline has them: a model without a mask hears the zeros that a longer
-    neighbour in a batch would bring.
-    """
+    """Hugging Face `audio-classification`: AST, Whisper's encoder, wav2vec2, HuBERT and their like."""
 
     name = "audio-classification"
     columns = (Column("audio", kind="audio"), Column("label", label=True))
@@ -53,7 +49,6 @@ class AudioClassification(Task):
     architectures = ("ForAudioClassification", *(f"{family}ForSequenceClassification" for family in _FAMILIES))
     starter = _STARTER
     slices = (Slice(column="label"),)
-    batch_size = 1
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and feature extractor. Without a trained head, a new one is drawn from torch's generator.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from compress.tasks.evaluation import Evaluation
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
-_SEED = 0
-"""Of the bootstrap, so that the same answers give the same intervals."""
-
 _STARTER: dict[str, Any] = {
     "name": "my-transcriber",
     "description": "a smaller, faster Whisper, judged on my own recordings and their texts",
@@ -46,15 +42,32 @@ _STARTER: dict[str, Any] = {
 
 
 class SpeechRecognition(Task):
-    """Hugging Face `automatic-speech-recognition`: Whisper and its like, judged by the words that they get wrong."""
+    """Hugging Face `automatic-speech-recognition`: Whisper and its like, judged by the words that they get wrong.
+
+    Models that answer for each frame are another kind, `compress.tasks.ctc`.
+    """
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
     capabilities = frozenset({READS_ROWS, TAKES_AUDIO, TRANSCRIBES, IS_WRITTEN})
-    architectures = ("WhisperForConditionalGeneration",)
+    architectures = ("WhisperForConditionalGeneration", "ForCTC")
     app_steps = ("log-mel", "transcribe")
     starter = _STARTER
     batch_size = 1
+
+    def kinds(self) -> tuple[Task, ...]:
+        """Those that write a text token by token, and those that name each frame."""
+        from compress.tasks import ctc
+
+        return (self, ctc.TASK)
+
+    def of(self, config: Mapping[str, Any]) -> Task:
+        """The second kind for a class `ForCTC`, or an encoder of sound that has no head yet."""
+        from compress.tasks import ctc
+
+        classes = [str(name) for name in config.get("architectures") or ()]
+        bare = "conv_dim" in config and not any("For" in name for name in classes)
+        return ctc.TASK if bare or any(name.endswith("ForCTC") for name in classes) else self
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
@@ -118,92 +131,21 @@ class SpeechRecognition(Task):
         return {_TRANSCRIPTS: outputs[_TRANSCRIPTS]}
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Word error rate of normalised texts and as written, with intervals over utterances, and the counts.
-
-        An outcome of the rate is an utterance's errors over the mean number of words, so that their mean is the rate.
-        """
-        from compress.measurement import Measurement
+        """Word error rate of normalised texts and as written, with intervals over utterances, and the counts."""
+        from compress.tasks.transcripts import word_rows
 
         assert labels is not None, "keep asks for texts"
-        heard = kept[_TRANSCRIPTS]
-        rate = _rate_row("word_error_rate", labels, heard, model, target)
-        written = _rate_row("word_error_rate_as_written", labels, heard, model, target, str.split)
-        errors, words = _counts(labels, heard, _normalised_words)
-        counted = {"word_errors": errors, "words": words}
-        counts = [
-            Measurement(
-                model=model,
-                metric=name,
-                target=target,
-                value=float(found.sum()),
-                unit="words",
-                n=len(found),
-                raw=tuple(map(float, found)),
-            )
-            for name, found in counted.items()
-        ]
-        return [rate, written, *counts]
+        return word_rows(kept[_TRANSCRIPTS], labels, model, target)
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How many transcripts are the baseline's to the letter, and the word error rate against them."""
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.transcripts import rows_to_baseline
 
-        heard, expected = kept[_TRANSCRIPTS], reference[_TRANSCRIPTS]
-        rows = [agreement_row(heard == expected, model, target)]
-        if _counts(expected, expected, _normalised_words)[1].sum():
-            rows.append(_rate_row("word_error_rate_to_baseline", expected, heard, model, target))
-        return rows
+        return rows_to_baseline(kept[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: transcripts are no classes."""
         return None
-
-
-@cache
-def _normalizer() -> Any:
-    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-
-    # British spellings are told from American ones by a table that only some models have; without it they stay.
-    return EnglishTextNormalizer({})
-
-
-def _normalised_words(text: str) -> list[str]:
-    """The words after Whisper's normalisation (Radford et al. 2022, appendix C): case, punctuation, numbers."""
-    words: list[str] = _normalizer()(text).split()
-    return words
-
-
-def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and words of each utterance."""
-    import numpy as np
-
-    from compress.numerics.word_errors import word_errors
-
-    pairs = [(words_of(str(text)), words_of(str(other))) for text, other in zip(texts, heard, strict=True)]
-    return np.array([word_errors(*pair) for pair in pairs]), np.array([len(said) for said, _ in pairs])
-
-
-def _rate_row(
-    metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Any = _normalised_words
-) -> Measurement:
-    from compress.measurement import Measurement
-    from compress.numerics.word_errors import rate_interval
-
-    errors, words = _counts(texts, heard, words_of)
-    try:
-        found = rate_interval(errors, words, _SEED)
-    except ValueError as error:
-        raise DataError("The texts hold no word.", expected="what is said in each recording") from error
-    outcomes = errors / words.mean()
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        unit="ratio",
-        n=len(words),
-        raw=tuple(map(float, outcomes)),
-        **found._asdict(),
-    )
 
 
 TASK = SpeechRecognition()

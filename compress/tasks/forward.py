@@ -44,18 +44,17 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
     """
     module.eval()
-    order = np.argsort(examples.lengths(), kind="stable")
-    parts = []
-    for start in range(0, len(order), batch_size):
-        batch = tensors(examples, order[start : start + batch_size].tolist())
+    places, parts = examples.batches(batch_size), []
+    for indices in places:
+        batch = tensors(examples, indices)
         inputs = {name: batch[name] for name in examples.padding}
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
-    stacked = np.zeros((len(order), *largest), np.float32)
-    for start, part in zip(range(0, len(order), batch_size), parts, strict=True):
-        for place, own in zip(order[start : start + len(part)], part, strict=True):
+    stacked = np.zeros((len(examples), *largest), np.float32)
+    for indices, part in zip(places, parts, strict=True):
+        for place, own in zip(indices, part, strict=True):
             stacked[place][tuple(map(slice, own.shape))] = own
     return stacked
 

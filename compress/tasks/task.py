@@ -61,7 +61,8 @@ class Examples:
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
     has become, [channels]. ``free`` are the shortest and the longest that an axis which may be padded can be, where no
-    model's config says it: samples of a recording.
+    model's config says it: samples of a recording. ``alone`` says that a model takes what fills a shorter example for
+    content, so that each is answered by itself.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
@@ -74,6 +75,7 @@ class Examples:
     seconds: np.ndarray | None = None
     black: np.ndarray | None = None
     free: tuple[int, int] | None = None
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -99,6 +101,13 @@ class Examples:
         if self.sizes is not None:
             return self.sizes
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
+
+    def batches(self, most: int) -> list[list[int]]:
+        """The places of all examples, those of like length together, at most ``most`` of them."""
+        import numpy as np
+
+        order, most = np.argsort(self.lengths(), kind="stable").tolist(), 1 if self.alone else most
+        return [order[start : start + most] for start in range(0, len(order), most)]
 
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples at ``indices``: name -> [len(indices), ...], padded to the largest where they differ.
@@ -218,6 +227,17 @@ class Task(Protocol):
     def told_by(self, config: Mapping[str, Any]) -> bool:
         """Whether a model's config.json says that it is for this task in other words than by its class."""
         return False
+
+    def kinds(self) -> tuple[Task, ...]:
+        """The task for each kind of models that answer in a way of their own; itself alone where all are alike.
+
+        They share its name and its columns.
+        """
+        return (self,)
+
+    def of(self, config: Mapping[str, Any]) -> Task:
+        """That one of `kinds` which a model is for, by its config.json."""
+        return self
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """How far the answers [B, ...] of a model are from those that it is taught; a scalar to train on."""

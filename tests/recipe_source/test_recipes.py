@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_images
+import tiny_sounds
 import tiny_speech
 import tiny_tasks
 import torch
@@ -65,6 +66,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
+    if recipe.task == "audio-classification":
+        return _shrunk_sounds(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:
         return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
@@ -157,6 +160,18 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
         "benchmark": QUICK.model_copy(update={"batched": False, "threads": 1}),
     }
     return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny transformer over spectrograms of tones, by its config alone."""
+    splits = {"train": 16, "validation": 6, "test": 8}
+    tiny_sounds.write_splits(folder, splits)
+    model = tiny_sounds.write_model(folder / "model", lambda: tiny_sounds.spectrograms(head=False))
+    (model / "model.safetensors").unlink()
+    data = recipe.data.model_copy(update={"source": None, "splits": {split: f"{split}.jsonl" for split in splits}})
+    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 
 def save_tiny_mixture(folder: Path) -> None:

@@ -48,6 +48,7 @@ HALF = Half()
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
+CLASSES = ("image-classification", "audio-classification")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -58,6 +59,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "image-classification",
         "feature-extraction",
         "automatic-speech-recognition",
+        "audio-classification",
         *OF_TEXT,
     }
 
@@ -65,6 +67,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
 def test_every_capability_of_a_task_has_a_name() -> None:
     known = {value for name, value in vars(capability).items() if name.isupper()}
     used = frozenset[str]().union(*(task.capabilities for task in TASKS.values()))
+    assert all({name for kind in task.kinds() for name in kind.capabilities} <= known for task in TASKS.values())
     assert used == known
 
 
@@ -72,11 +75,11 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", *OF_TEXT}),
+        ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
         ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction", *OF_TEXT}),
+        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "feature-extraction", *CLASSES, *OF_TEXT}),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),

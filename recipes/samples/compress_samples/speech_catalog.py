@@ -97,7 +97,7 @@ SPEECH_SAMPLES = (
         name="languages-audio",
         kind="data",
         description="what a telephone exchange says, in five languages, to tell them apart; one voice a language",
-        licence="CC BY-SA 3.0 (Allison Smith, June Wallack, Carlo Flora); CC BY 3.0 (Maxim Topal)",
+        licence="CC BY-SA 3.0 (Allison Smith, June Wallack); CC BY 3.0 (Carlo Flora, Maxim Topal)",
         packages=(
             _voice(
                 "en",

@@ -1,0 +1,72 @@
+"""Recordings go all the way: classified from spectrograms, and spelled frame by frame."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import compress, latest, read_report
+from tiny_sounds import spectrograms, waves, write_model, write_splits
+
+from compress.report.schema import BASELINE, FINAL
+
+TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
+CLASSIFIED: list[Any] = [{"finetune": {"epochs": 2, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]
+SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"export": {}}, {"quantize": {}}]
+
+
+def recipe(folder: Path, task: str, stages: list[Any]) -> Path:
+    write_splits(folder, {"train": 32, "validation": 8, "test": 16})
+    values = {
+        "name": "tiny",
+        "task": task,
+        "model": "model",
+        "data": {"splits": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}},
+        "stages": stages,
+        "baseline": "finetune",
+        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 4, "launches": 2, "every_stage": False},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return folder / "tiny.yaml"
+
+
+def run(path: Path) -> dict[tuple[str, str], Any]:
+    done = compress("run", path, "--artifacts", path.parent / "artifacts")
+    assert done.returncode == 0, done.stderr
+    return {(row["model"], row["metric"]): row for row in read_report(path.parent / "artifacts")["measurements"]}
+
+
+def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", lambda: spectrograms(head=False))
+    path = recipe(tmp_path, "audio-classification", CLASSIFIED)
+    rows = run(path)
+    assert rows[BASELINE, "accuracy"]["value"] >= 0.9  # two pitches, far apart
+    assert rows[FINAL, "accuracy"]["value"] >= 0.75
+    assert rows[FINAL, "size_bytes"]["value"] < 0.7 * rows[BASELINE, "size_bytes"]["value"]
+    assert {"accuracy[label=high]", "accuracy[label=low]", "f1"} <= {metric for model, metric in rows if model == FINAL}
+    ran = latest(tmp_path / "artifacts")
+    done = compress("compare", ran, ran, "--json")
+    changes = {change["metric"]: change for change in json.loads(done.stdout)["changes"]}
+    assert changes["accuracy"]["effect"] == 0 and "paired" in changes["accuracy"]["method"]
+    assert compress("gate", ran, "--baseline", ran).returncode == 0
+    refused = compress("bundle", ran, "--target", "desktop", "--output", tmp_path / "app")
+    assert refused.returncode == 2 and "no app for a model of audio-classification" in refused.stderr
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2"])
+def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Path, family: str) -> None:
+    write_model(tmp_path / "model", lambda: waves(family, masked=False, ending="CTC"), letters=True)
+    path = recipe(tmp_path, "automatic-speech-recognition", SPELLED)
+    rows = run(path)
+    for metric in ("word_error_rate", "character_error_rate", "word_accuracy"):
+        assert rows[BASELINE, metric]["n"] == len(rows[FINAL, metric]["raw"]) == 16
+    assert rows[FINAL, "agreement"]["n"] == 16
+    assert [file.name for file in (latest(tmp_path / "artifacts") / "model").glob("*.onnx")] == ["model_quantized.onnx"]
+    # Without the model nobody knows which kind it is, and what either kind does is right.
+    plan = compress("check", path, "--set", "stages=[{quantize_weights: {part: decoder}}]")
+    assert plan.returncode == 2
+    litert = compress("check", path, "--set", "targets=[android]")
+    assert litert.returncode in (0, 2)

@@ -1,0 +1,146 @@
+"""Audio classification: answers are those of transformers' pipeline, for every kind of input, and in the graph too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.signal import resample_poly
+from tiny_sounds import LABELS, MAKERS, RATE, spectrograms, table, tones, wav, write_model
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+
+from compress.errors import DataError, ModelError
+from compress.formats.litert.stage import LiteRt
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parity import prove_equal
+from compress.stages.distill import Distill
+from compress.stages.finetune import Finetune
+from compress.tasks import audio
+from compress.tasks.audio_classification import TASK
+from compress.tasks.forward import merit, predict
+from compress.tasks.registry import task_of
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp(request.param), MAKERS[request.param])
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("waves"), MAKERS["HuBERT"])
+
+
+def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
+    model = TASK.load(folder, LABELS, trust_remote_code=False)
+    some = tones(200 if "Whisper" in folder.name else 24)
+    examples = TASK.encode(
+        table([wav(samples) for _, samples in some], label=[label for label, _ in some]), model.processor, LABELS, 8
+    )
+    found = predict(model.module, examples)
+    asked = pipeline(
+        "audio-classification",
+        model=AutoModelForAudioClassification.from_pretrained(folder),
+        feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
+    )
+    for (_, samples), logits in zip(some, found, strict=True):
+        scores = {one["label"]: one["score"] for one in asked(samples, function_to_apply="none")}
+        np.testing.assert_allclose(logits, [scores[label] for label in LABELS], atol=1e-6)
+    assert np.ptp(found, axis=0).max() > 1e-3
+    assert merit(TASK, model.module, examples) == np.mean(found.argmax(-1) == examples.labels)
+
+
+def test_a_graph_takes_recordings_of_any_length_with_their_mask(waves: Path) -> None:
+    model = TASK.load(waves, LABELS, trust_remote_code=False)
+    examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)
+    exported = export_onnx(model, examples, None, fusions=True)
+    assert prove_equal(exported.graph, model, examples, 1e-4) < 1e-4
+    assert exported.rewrites["attention"] == 2 and not exported.unfused
+    axes = [one.type.tensor_type.shape.dim for one in exported.graph.graph.input]
+    assert [[axis.dim_param for axis in own] for own in axes] == [["batch_size", "sequence_length"]] * 2
+
+
+def test_what_is_heard_with_a_mask_does_not_depend_on_its_neighbours(waves: Path) -> None:
+    model = TASK.load(waves, LABELS, trust_remote_code=False)
+    examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)
+    assert examples.inputs[0]["attention_mask"].dtype == np.int64
+    np.testing.assert_allclose(predict(model.module, examples), predict(model.module, examples, 1), atol=1e-6)
+
+
+def test_other_rates_and_stereo_are_brought_to_what_the_model_hears(waves: Path) -> None:
+    processor = AutoFeatureExtractor.from_pretrained(waves)
+    _, samples = tones(1)[0]
+    slow = resample_poly(samples, 1, 2).astype(np.float32)
+    stereo = np.stack([samples, 0.5 * samples], axis=1)
+    examples = TASK.encode(table([wav(samples), wav(slow, RATE // 2), wav(stereo)]), processor, None, 8)
+    heard = [example["input_values"] for example in examples.inputs]
+    assert len(heard[1]) == 2 * len(slow)
+    expected = processor(resample_poly(slow, 2, 1), sampling_rate=RATE)["input_values"][0]
+    np.testing.assert_allclose(heard[1], expected, atol=1e-5)
+    np.testing.assert_allclose(heard[2], heard[0], atol=1e-4)  # the extractor evens out how loud it is
+    assert "resampled from 8,000 to 16,000 Hz" in examples.note and "2 channels, mixed down" in examples.note
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        (np.zeros(0, np.float32), "empty"),
+        (np.zeros(RATE, np.float32), "silent"),
+        (np.full(RATE, np.nan, np.float32), "not finite"),
+        (np.ones(400, np.float32), "lasts 0.025 s"),
+    ],
+)
+def test_recordings_that_cannot_be_heard_are_named(waves: Path, samples: np.ndarray, says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        TASK.encode(table([wav(samples)]), AutoFeatureExtractor.from_pretrained(waves), None, 8)
+    assert str(caught.value.where).startswith("SHA-256")
+
+
+def test_what_a_spectrogram_leaves_out_is_said(tmp_path: Path) -> None:
+    processor = AutoFeatureExtractor.from_pretrained(write_model(tmp_path, MAKERS["AST"]))
+    generator = np.random.default_rng(0)
+    long = generator.normal(0, 0.1, RATE).astype(np.float32)
+    examples = TASK.encode(table([wav(long), wav(long[:4_000])]), processor, None, 8)
+    assert "1 longer than the 0.48 s that the model hears" in examples.note
+    assert examples.padding == {"input_values": None} and examples.inputs[1]["input_values"].shape == (48, 32)
+
+
+def test_recordings_beyond_memory_are_decoded_when_they_are_asked_for(
+    waves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = AutoFeatureExtractor.from_pretrained(waves)
+    rows = table([wav(samples) for _, samples in tones(4)])
+    whole = TASK.encode(rows, processor, None, 8)
+    monkeypatch.setattr(audio, "_IN_MEMORY_BYTES", 1_000)
+    lazy = TASK.encode(rows, processor, None, 8)
+    assert not isinstance(lazy.inputs, list) and (lazy.lengths() == whole.lengths()).all()
+    for name, array in whole.batch([2, 0]).items():
+        assert (lazy.subset([2, 0]).batch([0, 1])[name] == array).all()
+    assert (lazy.inputs[:2][1]["input_values"] == whole.inputs[1]["input_values"]).all()
+
+
+def test_a_tokenizer_hears_nothing() -> None:
+    with pytest.raises(ModelError, match="does not prepare recordings"):
+        TASK.encode(table([wav(tones(1)[0][1])]), object(), None, 8)
+
+
+def test_a_new_head_has_the_datas_classes_and_a_trained_one_keeps_its_own(tmp_path: Path) -> None:
+    bare = write_model(tmp_path / "bare", lambda: spectrograms(head=False))
+    assert TASK.load(bare, ("a", "b", "c"), trust_remote_code=False).labels() == ("a", "b", "c")
+    trained = write_model(tmp_path / "trained", spectrograms)
+    with pytest.raises(DataError, match="'loud', which the model lacks"):
+        TASK.load(trained, ("loud",), trust_remote_code=False)
+
+
+def test_models_tell_the_task_by_their_class() -> None:
+    for name in ("ASTForAudioClassification", "HubertForSequenceClassification", "WavLMForSequenceClassification"):
+        assert task_of(name, has_preprocessor=True) == TASK.name
+    assert task_of("BertForSequenceClassification", has_preprocessor=False) == "text-classification"
+    assert task_of("LayoutLMv3ForSequenceClassification", has_preprocessor=True) is None
+
+
+def test_fields_of_tokens_mean_nothing_for_sounds() -> None:
+    stages = [Finetune(first_token_only=True), Distill(teacher="start", first_token_only=True, method="logits")]
+    assert all("first_token_only" in stage.idle_fields(TASK.capabilities) for stage in stages)
+    assert LiteRt(lengths=2).idle_fields(TASK.capabilities) == ("lengths",)

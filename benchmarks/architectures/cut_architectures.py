@@ -121,7 +121,7 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
     class Same:
         """An Auto class that makes what the model is."""
 
-        from_config = staticmethod(type(model))
+        from_config: Any = staticmethod(type(model))
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -45,6 +45,8 @@ class Sources:
         self.downloads: dict[str, int] = {}
         self.task = kinds_here(get_task(recipe.task), recipe.model, recipe_folder)[0]
         """The kind of task that the model is for; the first, where it is not here to tell."""
+        self.start: Path | None = None
+        """The folder of the starting model, where it is here."""
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; the starting model's shape where it is here."""
@@ -53,6 +55,8 @@ class Sources:
         shape = None if made else self.model(recipe.model, "model")
         if made:
             self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
+        elif shape is not None:
+            self.start = self._model_path(recipe.model)
         for split, reference in recipe.data.splits.items():
             with self._noting():
                 self._split(split, reference)

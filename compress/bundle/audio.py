@@ -75,20 +75,9 @@ class AudioRule:
 
     def open(self, name: str) -> np.ndarray:
         """The samples of a recording of the bundle. Raises `BundleError`."""
-        path = self.folder / name
-        try:
-            with wave.open(str(path)) as file:
-                rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-                content = file.readframes(self.rule.chunk_seconds * self.rule.sampling_rate)
-        except (OSError, EOFError, wave.Error) as error:
-            raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
-        if (rate, channels, width) != (self.rule.sampling_rate, 1, 2):
-            raise BundleError(
-                f"A recording of the self-test has {rate} Hz, {channels} channels and {8 * width} bits.",
-                where=str(path),
-                expected=f"{self.rule.sampling_rate} Hz, 1 channel and 16 bits",
-            )
-        return np.frombuffer(content, "<i2") / 32768
+        return read_wav(self.folder / name, self.rule.sampling_rate)[
+            : self.rule.chunk_seconds * self.rule.sampling_rate
+        ]
 
     def feed(self, case: AudioCase) -> Batch:
         """The recording, prepared."""
@@ -97,6 +86,23 @@ class AudioRule:
     def difference(self, case: AudioCase) -> tuple[str, str] | None:
         """See `Preparation`."""
         return other_values(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
+
+
+def read_wav(path: Path, rate: int) -> np.ndarray:
+    """The samples of a recording of a bundle, between -1 and 1. Raises `BundleError`."""
+    try:
+        with wave.open(str(path)) as file:
+            found, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            content = file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
+    if (found, channels, width) != (rate, 1, 2):
+        raise BundleError(
+            f"A recording of the self-test has {found} Hz, {channels} channels and {8 * width} bits.",
+            where=str(path),
+            expected=f"{rate} Hz, 1 channel and 16 bits",
+        )
+    return np.frombuffer(content, "<i2") / 32768
 
 
 def _find_rule(folder: Path, processor: Any, max_length: int) -> LogMel:
@@ -114,19 +120,26 @@ def _find_rule(folder: Path, processor: Any, max_length: int) -> LogMel:
 
 def _make_cases(folder: Path, rule: LogMel, samples: Sequence[str], processor: Any) -> Sequence[AudioCase]:
     """Of samples, which are paths of recordings: kept as WAV files of 16 bits."""
+    way = AudioRule(folder, rule)
+    names = keep_recordings(folder, samples, rule.sampling_rate, rule.chunk_seconds)
+    for name in names:
+        check_rule(way, name, way.open(name), processor)
+    return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
+
+
+def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_seconds: float) -> list[str]:
+    """Recordings of the user's as WAV files of 16 bits below ``folder``; their names there. Raises `InputError`."""
     if not samples:
         raise InputError(
             "No recording is named for the self-test; what is said can't be drawn from formulas.",
             expected="--sample FILE, one or more: WAV, FLAC or Ogg",
             mend="name recordings that you may pass on; the page offers them to try",
         )
-    way = AudioRule(folder, rule)
     (folder / FOLDER).mkdir()
     names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
     for name, path in zip(names, samples, strict=True):
-        (folder / name).write_bytes(_wav(path, rule))
-        check_rule(way, name, way.open(name), processor)
-    return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
+        (folder / name).write_bytes(_wav(path, rate, most_seconds))
+    return names
 
 
 def _in_page(rule: LogMel, cases: Sequence[AudioCase]) -> dict[str, str]:
@@ -178,21 +191,21 @@ def _hertz(mel: np.ndarray) -> np.ndarray:
     return found
 
 
-def _wav(path: str, rule: LogMel) -> bytes:
+def _wav(path: str, rate: int, most_seconds: float) -> bytes:
     """A recording of the user's at the model's rate. Raises `InputError` for one that is too long or none."""
     if not Path(path).is_file():
         raise InputError("There is no such recording.", where=path, expected="for --sample, the path of a recording")
-    samples = read_recording(Path(path).read_bytes(), rule.sampling_rate, path, Remarks())
-    if len(samples) > rule.chunk_seconds * rule.sampling_rate:
+    samples = read_recording(Path(path).read_bytes(), rate, path, Remarks())
+    if len(samples) > most_seconds * rate:
         raise InputError(
-            f"The recording lasts {len(samples) / rule.sampling_rate:.1f} s.",
+            f"The recording lasts {len(samples) / rate:.1f} s.",
             where=path,
-            expected=f"at most {rule.chunk_seconds} s in a self-test",
+            expected=f"at most {most_seconds:g} s in a self-test",
         )
     file = io.BytesIO()
     with wave.open(file, "wb") as made:
         made.setnchannels(1)
         made.setsampwidth(2)
-        made.setframerate(rule.sampling_rate)
+        made.setframerate(rate)
         made.writeframes(np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes())
     return file.getvalue()

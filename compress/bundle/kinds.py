@@ -12,6 +12,7 @@ from compress.bundle.pairs import ASKED, RANKED
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
 from compress.bundle.scores import MASKED, RELEVANCE, SPANS, TAGS
+from compress.bundle.sound import SOUNDS
 from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.vectors import EMBEDDINGS, LABELS
@@ -44,6 +45,9 @@ KINDS: dict[tuple[str, str], Kind] = {
         languages=frozenset({"python", "node"}),
         graphs=2,
         client=TRANSFORMERS_JS,
+    ),
+    ("hear", "softmax"): Kind(
+        "audio-classification", SOUNDS, LABELS, examples="sound", app="Classifier", languages=frozenset({"python"})
     ),
     ("prompt", "generate"): Kind(
         "text-generation",

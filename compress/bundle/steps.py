@@ -214,6 +214,42 @@ class LogMel(Step):
         return "A recording", f"Recordings of more than {self.chunk_seconds} seconds are heard in several pieces."
 
 
+class Spectrogram(FrozenAliased):
+    """Samples -> log-mel features, as Kaldi has them: [frames, mel_bins].
+
+    Each 10 ms 25 ms of samples, as long as they are whole, less their mean, less 0.97 times the sample before (the
+    first: times 0.03), times a symmetric Hann window, give a power spectrum of the next power of two. Triangles of
+    height 1 on the scale 1127 ln(1 + hertz / 700), from 20 Hz to half the rate, sum it up. Then x = ln(max(sum, 2^-23)),
+    zeros after the last whole frame, and (x - mean) / (2 std).
+    """
+
+    mel_bins: int = Field(ge=1, le=1024)
+    frames: int = Field(ge=1, le=100_000, description="what is beyond is not heard")
+    mean: float
+    std: float = Field(gt=0)
+
+
+class Hear(Step):
+    """Recording -> floats: a ``spectrogram`` [1, frames, mel_bins], or without one its samples [1, length].
+
+    Samples lie between -1 and 1, of one channel at ``sampling_rate``. ``normalize``: less their mean, divided by the
+    square root of their variance + 1e-7. ``mask`` is an input of as many ones.
+    """
+
+    kind: Literal["hear"] = "hear"
+    input: str
+    sampling_rate: int = Field(ge=1, le=192_000, description="samples a second")
+    normalize: bool = False
+    mask: str | None = None
+    spectrogram: Spectrogram | None = None
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        if self.spectrogram is None:
+            return "A recording", "Recordings are heard to their end."
+        return "A recording", f"Of recordings the first {self.spectrogram.frames / 100:g} seconds are heard."
+
+
 class Prompt(Step):
     """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
 
@@ -415,7 +451,7 @@ class Embed(Step):
         )
 
 
-Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Prompt
+Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Hear | Prompt
 Postprocessing = Softmax | Tag | Relevance | FindSpan | Unmask | Embed | Transcribe | Generate
 
 

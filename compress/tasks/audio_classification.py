@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_AUDIO
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
 from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _FAMILIES = (
 )
 """Of models of recordings whose classifier transformers names after sequences, as it does those of text."""
 
+_SEQUENCES = "SequenceClassification"
+
 _STARTER: dict[str, Any] = {
     "name": "my-sound-classifier",
     "description": "a smaller, faster classifier of sounds from my own recordings, in a folder for each class",
@@ -41,14 +43,30 @@ _STARTER: dict[str, Any] = {
 
 
 class AudioClassification(Task):
-    """Hugging Face `audio-classification`: AST, Whisper's encoder, wav2vec2, HuBERT and their like."""
+    """Hugging Face `audio-classification`: spectrograms of one length (AST, Whisper's encoder), or sound of any length.
+
+    The latter is what wav2vec2, HuBERT and their like hear; not every format takes it.
+    """
 
     name = "audio-classification"
     columns = (Column("audio", kind="audio"), Column("label", label=True))
-    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, ANSWERS_AT_ONCE})
-    architectures = ("ForAudioClassification", *(f"{family}ForSequenceClassification" for family in _FAMILIES))
+    architectures = ("ForAudioClassification", *(f"{family}For{_SEQUENCES}" for family in _FAMILIES))
+    app_steps = ("hear", "softmax")
     starter = _STARTER
     slices = (Slice(column="label"),)
+
+    def __init__(self, *more: str) -> None:
+        """With ``more`` capabilities than all models for it have."""
+        self.capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, ANSWERS_AT_ONCE, *more})
+
+    def kinds(self) -> tuple[Task, ...]:
+        """For spectrograms, and for sound of any length."""
+        return (TASK, _OF_ANY_LENGTH)
+
+    def of(self, config: Mapping[str, Any]) -> Task:
+        """The second for a class named after sequences, or an encoder by convolutions that has no head yet."""
+        classes = [str(name) for name in config.get("architectures") or ()]
+        return _OF_ANY_LENGTH if "conv_dim" in config or any(_SEQUENCES in name for name in classes) else TASK
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and feature extractor. Without a trained head, a new one is drawn from torch's generator.
@@ -60,7 +78,7 @@ class AudioClassification(Task):
 
         expected = "a model of recordings with a preprocessor_config.json, in Hugging Face layout"
         origin = Origin(self.name, directory, load_processor, expected)
-        return load_with_head(origin, ("AudioClassification", "SequenceClassification"), labels, trust_remote_code)
+        return load_with_head(origin, ("AudioClassification", _SEQUENCES), labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """What the model's own extractor makes of each recording. ``max_length`` means nothing here.
@@ -112,4 +130,4 @@ class AudioClassification(Task):
         return same_class(kept, reference, model, target)
 
 
-TASK = AudioClassification()
+TASK, _OF_ANY_LENGTH = AudioClassification(), AudioClassification(OF_ANY_LENGTH)

@@ -14,6 +14,8 @@ TAKES_PAIRS = "takes pairs"
 """Two texts are read as one input."""
 TAKES_IMAGES = "takes images"
 TAKES_AUDIO = "takes audio"
+OF_ANY_LENGTH = "of any length"
+"""Recordings come as long as they are, and are not brought to one length before a model."""
 HAS_CLASSES = "has classes"
 """There are labels to learn from, and answers are logits: of classes, of places in a text, of letters, or of being
 relevant."""

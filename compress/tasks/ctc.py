@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.errors import DataError, ModelError
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_AUDIO
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class FrameRecognition(Task):
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
-    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
+    capabilities = frozenset({READS_ROWS, TAKES_AUDIO, OF_ANY_LENGTH, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and processor. Without a trained head, one for the tokenizer's letters is drawn.

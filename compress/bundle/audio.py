@@ -75,9 +75,8 @@ class AudioRule:
 
     def open(self, name: str) -> np.ndarray:
         """The samples of a recording of the bundle. Raises `BundleError`."""
-        return read_wav(self.folder / name, self.rule.sampling_rate)[
-            : self.rule.chunk_seconds * self.rule.sampling_rate
-        ]
+        rate = self.rule.sampling_rate
+        return read_wav(self.folder / name, rate)[: self.rule.chunk_seconds * rate]
 
     def feed(self, case: AudioCase) -> Batch:
         """The recording, prepared."""

@@ -219,8 +219,8 @@ class Spectrogram(FrozenAliased):
 
     Each 10 ms 25 ms of samples, as long as they are whole, less their mean, less 0.97 times the sample before (the
     first: times 0.03), times a symmetric Hann window, give a power spectrum of the next power of two. Triangles of
-    height 1 on the scale 1127 ln(1 + hertz / 700), from 20 Hz to half the rate, sum it up. Then x = ln(max(sum, 2^-23)),
-    zeros after the last whole frame, and (x - mean) / (2 std).
+    height 1 on the scale 1127 ln(1 + hertz / 700), from 20 Hz to half the rate, sum it up. Then x is
+    ln(max(sum, 2^-23)), with zeros after the last whole frame, and at last (x - mean) / (2 std).
     """
 
     mel_bins: int = Field(ge=1, le=1024)

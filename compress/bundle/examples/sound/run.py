@@ -45,10 +45,8 @@ def spectrogram(samples: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft((pieces - EMPHASIS * before) * window, width)) ** 2
     places = mel(np.fft.rfftfreq(width, 1 / RATE))[:, None]
     edges = np.linspace(*mel(np.array([LOWEST_HZ, RATE / 2])), DRAWN["mel_bins"] + 2)
-    rising, falling = (
-        (places - edges[:-2]) / (edges[1:-1] - edges[:-2]),
-        (edges[2:] - places) / (edges[2:] - edges[1:-1]),
-    )
+    rising = (places - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - places) / (edges[2:] - edges[1:-1])
     found = np.zeros((DRAWN["frames"], DRAWN["mel_bins"]))
     found[: len(pieces)] = np.log(np.maximum(power @ np.maximum(0, np.minimum(rising, falling)), FLOOR))
     return np.asarray((found - DRAWN["mean"]) / (2 * DRAWN["std"]))

@@ -14,7 +14,7 @@ from G722 import G722
 
 from compress.errors import SampleError
 from compress.progress import SilentProgress
-from compress_samples import recordings
+from compress_samples import languages, recordings
 from compress_samples.recordings import read_prompts, to_wav, write_librivox, write_prompts
 
 
@@ -72,6 +72,36 @@ def test_a_list_that_is_not_compressed_is_refused(tmp_path: Path):
     (tmp_path / "list.gz").write_text("plain")
     with pytest.raises(SampleError, match=r"list\.gz"):
         read_prompts(tmp_path / "list.gz")
+
+
+def encoded_tone(amplitude: int) -> bytes:
+    return bytes(G722(16_000, 64_000).encode((np.tile(tone(), 3) // 8 * amplitude).tolist()))
+
+
+def test_a_prompt_is_in_one_split_with_all_of_its_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(languages, "TEST", 3)
+    monkeypatch.setattr(languages, "VALIDATION", 2)
+    said = [f"say-{number}" for number in range(8)] + ["digits/1"]
+    for place, voice in enumerate(languages.VOICES.values(), 1):
+        (tmp_path / voice / "digits").mkdir(parents=True)
+        for name in said:
+            (tmp_path / voice / f"{name}.g722").write_bytes(encoded_tone(place))
+        (tmp_path / voice / "beep.g722").write_bytes(encoded_tone(3))
+        (tmp_path / voice / "short.g722").write_bytes(encoded_tone(place)[:80])
+    (tmp_path / languages.VOICES["Spanish"] / "say-0.g722").unlink()
+    assert sorted(languages.spoken(tmp_path)) == sorted(set(said) - {"say-0"})
+    languages.write_languages(tmp_path, tmp_path, SilentProgress())
+    rows = {
+        split: pq.read_table(tmp_path / f"{split}.parquet").to_pylist() for split in ("train", "validation", "test")
+    }
+    assert {split: len(found) for split, found in rows.items()} == {"train": 15, "validation": 10, "test": 15}
+    prompts = [{row["prompt"] for row in found} for found in rows.values()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 8
+    assert {row["label"] for row in rows["test"]} == set(languages.VOICES)
+    assert rows["test"][0]["audio"]["bytes"][:4] == b"RIFF"
+    monkeypatch.setattr(languages, "TEST", 6)
+    with pytest.raises(SampleError, match="share 8 prompts"):
+        languages.write_languages(tmp_path, tmp_path, SilentProgress())
 
 
 def test_sentences_of_a_novel_keep_their_words(tmp_path: Path):

@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, Capabilities, takes_media
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, OF_ANY_LENGTH, Capabilities, takes_media
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -22,7 +22,8 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     requires = frozenset({ANSWERS_AT_ONCE})
-    excludes = frozenset({BY_TOKEN})
+    # Sound of any length has not been tried there.
+    excludes = frozenset({BY_TOKEN, OF_ANY_LENGTH})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",

@@ -18,7 +18,7 @@ from compress.tasks.task import Examples
 _SILENCE = 1e-4
 """Amplitude of full scale, -80 dB, below which nothing is heard."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.05, 3600.0
-"""Of a recording that a model hears sample by sample: below, its convolutions have nothing to give."""
+"""Of a recording: below, neither convolutions nor windows of a spectrogram have enough; the longest is for graphs."""
 _IN_MEMORY_BYTES = 1 << 30
 """Up to so many bytes of inputs are made once and kept; beyond, a recording is decoded whenever it is asked for."""
 _MASK = "attention_mask"
@@ -117,8 +117,15 @@ def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
     note = "; ".join(filter(None, [describe_length(seconds), str(hearing.remarks)]))
     rate = hearing.extractor.sampling_rate
     free = None if hearing.fixed else (round(_SHORTEST_SECONDS * rate), round(_LONGEST_SECONDS * rate))
-    lengths = {"sizes": np.array(sizes), "seconds": np.array(seconds)}
-    return Examples(inputs, hearing.padding, note=note, free=free, alone=hearing.alone, **lengths)
+    return Examples(
+        inputs,
+        hearing.padding,
+        note=note,
+        sizes=np.array(sizes, np.int64),
+        seconds=np.array(seconds),
+        free=free,
+        alone=hearing.alone,
+    )
 
 
 @dataclass
@@ -158,7 +165,7 @@ class _Hearing(Sequence["Mapping[str, np.ndarray]"]):
         heard = _heard_samples(self.extractor) if self.fixed else None
         if heard is not None and len(samples) > heard:
             self.remarks.add(f"longer than the {heard / rate:g} s that the model hears")
-        if not self.fixed and len(samples) < _SHORTEST_SECONDS * rate:
+        if len(samples) < _SHORTEST_SECONDS * rate:
             raise DataError(
                 f"The recording lasts {len(samples) / rate:.3f} s.",
                 where=where,

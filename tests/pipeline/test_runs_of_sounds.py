@@ -16,7 +16,7 @@ from tiny_sounds import spectrograms, waves, write_model, write_splits
 from compress.report.schema import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
-CLASSIFIED: list[Any] = [{"finetune": {"epochs": 2, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]
+CLASSIFIED: list[Any] = [{"finetune": {"epochs": 8, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]
 SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"export": {}}, {"quantize": {}}]
 
 

@@ -14,7 +14,7 @@ from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.errors import MissingExtraError, ModelError, first_line
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, _JOINED = "preprocessor_config.json", "processor_config.json"
 
 
 def load_processor(folder: Path) -> Any:
@@ -25,7 +25,7 @@ def load_processor(folder: Path) -> Any:
     a tokenizer beside it, it is the processor that joins both. Images go through Pillow whether torchvision is there
     or not, so that every machine computes the same.
     """
-    if not (folder / PREPROCESSOR).is_file():
+    if not has_preprocessor(folder):
         tokenizer = load_tokenizer(folder)
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
     import transformers
@@ -40,6 +40,21 @@ def load_processor(folder: Path) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
     return _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
+
+
+def has_preprocessor(folder: Path) -> bool:
+    """Whether a folder says how inputs are prepared that are no text, in a file of its own or in one for all parts."""
+    joined = folder / _JOINED
+    return (folder / PREPROCESSOR).is_file() or (joined.is_file() and "feature_extractor" in read_json(joined))
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write a processor's files, those of a feature extractor under the name that every reader knows."""
+    processor.save_pretrained(folder)
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is not None:
+        # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
+        extractor.save_pretrained(folder)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from compress.checkpoints.processor import save_processor
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,7 +38,7 @@ class TorchModel:
         self.module.save_pretrained(directory, max_shard_size="4GB")
         # By way of a folder elsewhere, so that a full disk is an OSError: tokenizers would raise a bare Exception.
         with tempfile.TemporaryDirectory() as scratch:
-            self.processor.save_pretrained(scratch)
+            save_processor(self.processor, Path(scratch))
             for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
                 target = directory / path.relative_to(scratch)
                 target.parent.mkdir(exist_ok=True)
@@ -86,7 +88,7 @@ class TorchModel:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.module.config.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+            save_processor(self.processor, Path(folder))
             found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
             return {path.relative_to(folder).as_posix(): compact(path) for path in found}
 

@@ -165,7 +165,7 @@ def tell_task(document: Document, recipe_folder: Path) -> bool:
 def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """The task, or else why there is none."""
     from compress.checkpoints.json_file import read_json
-    from compress.checkpoints.processor import PREPROCESSOR
+    from compress.checkpoints.processor import has_preprocessor
     from compress.data.source import find
     from compress.sources.source import already_here
 
@@ -184,5 +184,5 @@ def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         return None, "the model's config.json names no architectures that tell it"
-    told = task_of(str(architectures[0]), (folder / PREPROCESSOR).is_file())
+    told = task_of(str(architectures[0]), has_preprocessor(folder))
     return told, f"the model's architecture {architectures[0]!r} tells none"

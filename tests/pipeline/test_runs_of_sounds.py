@@ -29,7 +29,14 @@ def recipe(folder: Path, task: str, stages: list[Any]) -> Path:
         "data": {"splits": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}},
         "stages": stages,
         "baseline": "finetune",
-        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 4, "launches": 2, "every_stage": False},
+        "benchmark": {
+            "threads": 1,
+            "seconds": 0.05,
+            "examples": 8,
+            "batch_size": 4,
+            "launches": 2,
+            "every_stage": False,
+        },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return folder / "tiny.yaml"

@@ -38,6 +38,7 @@ from compress.formats.onnx.decoder.caches import (
 )
 from compress.formats.onnx.decoder.plug import Call, Plug
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +114,7 @@ def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool
 
 
 def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
-    with _refusing(checkpoint), silence("prints"), torch.no_grad():
+    with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         found = _Rehearsal(checkpoint)
         described = _describe(found.prefix, found.blocks, found.plug)
         traced = len(found.blocks) if whole else max(block.kind for block in described) + 1

@@ -82,6 +82,8 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
 }
+TRACING = ("export", "qat", "openvino", "litert", "executorch", "coreml")
+"""Stages that take seconds for each layer."""
 LANGUAGE = "text-generation"
 EMBEDDINGS = "feature-extraction"
 CASES = [
@@ -112,8 +114,7 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     if task_of(stage) == EMBEDDINGS:
         return sentences.encoder()
     if task_of(stage) != LANGUAGE:
-        # To lower a layer takes ExecuTorch and coremltools seconds.
-        return tiny.encoder(num_hidden_layers=1) if stage.kind in ("executorch", "coreml") else tiny.encoder()
+        return tiny.encoder(num_hidden_layers=1) if stage.kind in TRACING else tiny.encoder()
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
     source = save_tiny_llama(folder / "decoder")

@@ -20,6 +20,7 @@ from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -93,7 +94,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
         )
         try:
             attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
-            with silence("prints"), _without_cache(model.module), attention:
+            with silence("prints"), lean_tracing(), _without_cache(model.module), attention:
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program
         except (RuntimeError, ValueError, TypeError) as error:

@@ -191,6 +191,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether it puts integers into an ONNX graph."""
     adapter_beside: ClassVar[bool] = False
     """Whether it leaves an adapter beside the weights, not merged."""
+    reads: ClassVar[Needs] = Needs()
+    """The data that every such stage needs."""
+    promised: ClassVar[Promise] = Promise()
+    """What every such stage promises."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str
@@ -220,7 +224,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def needs(self) -> Needs:
         """The data that must be named in the recipe."""
-        return Needs()
+        return self.reads
 
     def refers_to(self) -> tuple[str, ...]:
         """Labels of earlier stages (or `start`) whose outputs this stage reads beside its input."""
@@ -270,7 +274,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
-        return Promise()
+        return self.promised
 
     def settled(self, sums_in_32_bits: bool) -> Self:
         """The stage with what it leaves to processors decided: whether all of the targets' add 8-bit products so."""

@@ -20,11 +20,9 @@ class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     packages = ("transformers",)
     requires = frozenset({GENERATES})
     adapter_beside = True
+    promised = Promise(changes_weights=False)
+    """The base stays as it is."""
     kind: Literal["attach_lora"] = "attach_lora"
-
-    def promise(self) -> Promise:
-        """The base stays as it is."""
-        return Promise(changes_weights=False)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The adapter is small beside the model."""

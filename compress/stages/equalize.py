@@ -23,12 +23,10 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     scales_inputs = True
+    promised = Promise(max_size_ratio=2.05)
+    """At most float32 in place of 16-bit weights."""
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
-
-    def promise(self) -> Promise:
-        """At most float32 in place of 16-bit weights."""
-        return Promise(max_size_ratio=2.05)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """No parameter comes or goes."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction, Shape
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.config import AdapterTraining
-from compress.training.prediction import recovery_prediction
 
 
 class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -24,21 +21,9 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     packages = ("torch", "transformers", "accelerate", "peft")
     requires = frozenset({GENERATES})
     adapter_beside = True
+    promised = Promise(changes_weights=False)
+    """The base stays as it is."""
     kind: Literal["lora"] = "lora"
-
-    def promise(self) -> Promise:
-        """The base stays as it is."""
-        return Promise(changes_weights=False)
-
-    def check_data(self, start: Path, context: Context) -> None:
-        """Cut the text into windows."""
-        from compress.training.recovery import make_windows
-
-        make_windows(Checkpoint(start), self, context)
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Every step has pupil and teacher; the files keep their size."""
-        return recovery_prediction(self, before, plan)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

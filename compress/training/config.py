@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
 from compress.numerics.sparse_pattern import Pattern
-from compress.stage.stage import Needs
+from compress.stage.prediction import PlanContext, Prediction, Shape
+from compress.stage.stage import Context, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
@@ -80,6 +82,7 @@ class Recovery(Frozen):
     """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
 
     trains: ClassVar[bool] = True
+    reads: ClassVar[Needs] = Needs(splits=("train",))
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
@@ -93,13 +96,22 @@ class Recovery(Frozen):
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
 
-    def needs(self) -> Needs:
-        """Text to learn from."""
-        return Needs(splits=("train",))
-
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""
         return (self.teacher,)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.checkpoints.checkpoint import Checkpoint
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every step has pupil and teacher; the files keep their size."""
+        from compress.training.prediction import recovery_prediction
+
+        return recovery_prediction(self, before, plan)
 
 
 class ScaleTuning(Recovery):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.stage.stage import Context, Promise, Stage
-from compress.tasks.capability import GENERATES
+from compress.stage.stage import Context, Promise
+from compress.stages.tune_scales import Recovers
 from compress.training.config import AdapterTraining
 
 
-class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class Lora(AdapterTraining, Recovers):
     """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
 
     It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
@@ -19,7 +19,6 @@ class Lora(AdapterTraining, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
-    requires = frozenset({GENERATES})
     adapter_beside = True
     promised = Promise(changes_weights=False)
     """The base stays as it is."""

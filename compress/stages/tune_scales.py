@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
-from compress.training.config import ScaleTuning
+from compress.training.config import Recovery, ScaleTuning
+from compress.training.prediction import recovery_prediction
 
 
-class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+    """A stage in which a quantized checkpoint learns from windows of text."""
+
+    requires = frozenset({GENERATES})
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows."""
+        from compress.training.recovery import make_windows
+
+        make_windows(Checkpoint(start), self, context)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every step has pupil and teacher; the files keep their size."""
+        return recovery_prediction(self, before, plan)
+
+
+class TuneScales(ScaleTuning, Recovers):
     """Train the scales end to end while every integer stays, so that the files keep their size and format.
 
     The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
@@ -19,7 +38,6 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    requires = frozenset({GENERATES})
     promised = Promise(max_size_ratio=1.001)
     """Not a byte more."""
     kind: Literal["tune_scales"] = "tune_scales"

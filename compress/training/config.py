@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
 from compress.numerics.sparse_pattern import Pattern
-from compress.stage.prediction import PlanContext, Prediction, Shape
-from compress.stage.stage import Context, Needs
+from compress.stage.stage import Needs
 from compress.targets import find_processor
 from compress.tasks.capability import TAKES_IMAGES, Capabilities
 
@@ -99,19 +97,6 @@ class Recovery(Frozen):
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""
         return (self.teacher,)
-
-    def check_data(self, start: Path, context: Context) -> None:
-        """Cut the text into windows."""
-        from compress.checkpoints.checkpoint import Checkpoint
-        from compress.training.recovery import make_windows
-
-        make_windows(Checkpoint(start), self, context)
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Every step has pupil and teacher; the files keep their size."""
-        from compress.training.prediction import recovery_prediction
-
-        return recovery_prediction(self, before, plan)
 
 
 class ScaleTuning(Recovery):

@@ -17,6 +17,7 @@ from compress.architectures.watched import given, hooked
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import most_important, taylor_importance
+from compress.tasks.batches import by_length
 from compress.tasks.forward import forward, labels_or_answers, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
@@ -158,10 +159,9 @@ def _importance(
     assert examples is not None
     inputs: dict[int, torch.Tensor] = {}
     module.eval()
-    order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), _BATCH)
-    for start in context.progress.track(starts, "prune: importance", len(starts)):
-        batch = tensors(examples, order[start : start + _BATCH].tolist())
+    batches = by_length(examples, _BATCH)
+    for places in context.progress.track(batches, "prune: importance", len(batches)):
+        batch = tensors(examples, places)
         with given(dict(read), inputs.__setitem__):
             outputs = forward(module, batch)
         loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])

@@ -195,6 +195,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """The data that every such stage needs."""
     promised: ClassVar[Promise] = Promise()
     """What every such stage promises."""
+    keeps_shape: ClassVar[bool] = False
+    """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str
@@ -237,8 +239,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """What it will cost on an input of a shape, and the shape of its output; called in the recipe's order.
 
-        By default the shape is kept, and nothing is known of the costs.
+        By default the shape is kept, and nothing is known of the costs but the size where a stage ``keeps_shape``.
         """
+        if self.keeps_shape:
+            return predicted(before, before)
         unknown = predicted(before, before, Estimate.unknown("not predicted by the stage") if self.trains else None)
         return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
 

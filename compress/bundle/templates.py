@@ -58,9 +58,9 @@ def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, b
         )
         for name in kind.inputs.node_files if raw else ():
             found[name] = (_SOURCES / EXAMPLES / kind.examples / name).read_text(encoding="utf-8")
-        if name := _MODELS.get(language):
-            text = (models / name).read_text(encoding="utf-8")
-            found[name] = TEMPLATES.from_string(text).render(values) if name.endswith(_WRITTEN) else text
+        if model := _MODELS.get(language):
+            text = (models / model).read_text(encoding="utf-8")
+            found[model] = TEMPLATES.from_string(text).render(values) if model.endswith(_WRITTEN) else text
     return {f"{EXAMPLES}/{name}": text.encode() for name, text in found.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -19,9 +19,7 @@ from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
 from compress.progress import Progress
-
-if TYPE_CHECKING:
-    from compress.tasks.batches import by_length, keep_all
+from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
 
 Merit = Callable[[onnx.ModelProto], float]

@@ -13,26 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
 from pydantic import BaseModel
 
 from compress.cache import storage_errors
-from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name
-from compress.data.membership import character_lengths, find_parts
-from compress.data.slices import Unit
 from compress.data.source import find
 from compress.digests import digest_directory
 from compress.environment import package_versions
-from compress.errors import CompressError, DataError
-from compress.evaluation.evaluate import encode_for
+from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
+from compress.pipeline.data_checks import check_model, check_running_text, check_slices
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.road import Road
-from compress.pipeline.target_session import SPLIT
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
@@ -43,7 +38,6 @@ from compress.report.predictions import write_predictions
 from compress.report.run_folder import new_folder, point_latest, write_whole
 from compress.report.schema import Report
 from compress.stage.stage import Stage
-from compress.tasks.capability import READS_ROWS
 
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)
@@ -81,6 +75,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
         check_slices(road)
         check_running_text(road)
+        check_model(road)
         check_formats(road)
         for error in plugin_errors():
             logged.note(str(error))
@@ -230,54 +225,3 @@ def _logged(progress: Progress, path: Path) -> Iterator[_LoggedProgress]:
             with contextlib.suppress(OSError):
                 logged.write(ending)
             raise
-
-
-def check_slices(road: Road) -> None:
-    """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
-    if road.slices and READS_ROWS not in road.task.capabilities:
-        raise DataError(
-            f"There are no slices of running text, which {road.task.name} is judged on.",
-            where="slices",
-            mend="remove them from the recipe",
-        )
-    if READS_ROWS not in road.task.capabilities:
-        return
-
-    def lengths(unit: Unit) -> np.ndarray:
-        """Tokens are not counted before there is a tokenizer."""
-        return character_lengths(road.data, SPLIT) if unit == "characters" else np.ones(len(road.data.split(SPLIT)))
-
-    find_parts(road.slices, road.data, SPLIT, lengths)
-
-
-def check_running_text(road: Road) -> None:
-    """Cut all text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
-
-    Raises `DataError`; of tasks whose examples are rows nothing is asked.
-    """
-    if READS_ROWS in road.task.capabilities:
-        return
-    recipe = road.recipe
-    for stage in recipe.stages:
-        stage.check_data(road.start, road.context(road.keys.start()))
-    examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
-    read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
-    if timed > read:
-        raise DataError(
-            f"A prompt of {timed} tokens is to be timed, and the text that is judged by has {read}.",
-            where="benchmark.contexts",
-            mend="give more text, raise evaluation.windows, or lower benchmark.contexts",
-        )
-    positions = read_json(road.start / "config.json").get("max_position_embeddings")
-    wanted = {
-        "data.max_length": recipe.data.max_length,
-        "benchmark.contexts": timed + recipe.benchmark.tokens,
-        "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
-    }
-    for field, length in wanted.items():
-        if isinstance(positions, int) and length > positions:
-            raise DataError(
-                f"The model would read {length} tokens, more than it can place.",
-                where=field,
-                expected=f"at most {positions}, its max_position_embeddings, with what is generated after a prompt",
-            )

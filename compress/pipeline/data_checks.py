@@ -1,0 +1,73 @@
+"""Whether models can be made, judged and timed as the recipe says, asked before its stages begin."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import numpy as np
+
+from compress.checkpoints.json_file import read_json
+from compress.data.membership import character_lengths, find_parts
+from compress.data.slices import Unit
+from compress.errors import DataError
+from compress.evaluation.evaluate import encode_for
+from compress.pipeline.road import Road
+from compress.pipeline.target_session import SPLIT
+from compress.tasks.capability import READS_ROWS
+
+
+def check_slices(road: Road) -> None:
+    """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
+    if road.slices and READS_ROWS not in road.task.capabilities:
+        raise DataError(
+            f"There are no slices of running text, which {road.task.name} is judged on.",
+            where="slices",
+            mend="remove them from the recipe",
+        )
+    if READS_ROWS not in road.task.capabilities:
+        return
+
+    def lengths(unit: Unit) -> np.ndarray:
+        """Tokens are not counted before there is a tokenizer."""
+        return character_lengths(road.data, SPLIT) if unit == "characters" else np.ones(len(road.data.split(SPLIT)))
+
+    find_parts(road.slices, road.data, SPLIT, lengths)
+
+
+def check_model(road: Road) -> None:
+    """Ask every stage whether it can be applied to the starting model, up to one that goes on with another model."""
+    for stage in takewhile(lambda stage: not stage.paths(), road.recipe.stages):
+        stage.check_model(road.start)
+
+
+def check_running_text(road: Road) -> None:
+    """Cut all text as the starting model's tokenizer reads it, so that a wrong length ends the run now.
+
+    Raises `DataError`; of tasks whose examples are rows nothing is asked.
+    """
+    if READS_ROWS in road.task.capabilities:
+        return
+    recipe = road.recipe
+    for stage in recipe.stages:
+        stage.check_data(road.start, road.context(road.keys.start()))
+    examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
+    read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
+    if timed > read:
+        raise DataError(
+            f"A prompt of {timed} tokens is to be timed, and the text that is judged by has {read}.",
+            where="benchmark.contexts",
+            mend="give more text, raise evaluation.windows, or lower benchmark.contexts",
+        )
+    positions = read_json(road.start / "config.json").get("max_position_embeddings")
+    wanted = {
+        "data.max_length": recipe.data.max_length,
+        "benchmark.contexts": timed + recipe.benchmark.tokens,
+        "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
+    }
+    for field, length in wanted.items():
+        if isinstance(positions, int) and length > positions:
+            raise DataError(
+                f"The model would read {length} tokens, more than it can place.",
+                where=field,
+                expected=f"at most {positions}, its max_position_embeddings, with what is generated after a prompt",
+            )

@@ -50,15 +50,10 @@ class PairRule:
         self.rule = rule
         self.tokenizer = open_tokenizer(folder / rule.tokenizer)
 
-    def ids_of(self, text: str) -> list[int]:
-        """A text's own ids, however many."""
-        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return found
-
     def row(self, text: str, pair: str) -> tuple[list[int], list[int]]:
         """The ids of both as one input, and 1 for those of the second, with what stands behind it."""
         rule = self.rule
-        first, second = self.ids_of(text), self.ids_of(pair)
+        first, second = (self.tokenizer.encode(one, add_special_tokens=False).ids for one in (text, pair))
         room = rule.max_length - len(rule.prefix_ids) - len(rule.middle_ids) - len(rule.suffix_ids)
         first, second = cut(first, second, room, rule.truncation)
         head = [*rule.prefix_ids, *first, *rule.middle_ids]

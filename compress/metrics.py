@@ -212,7 +212,7 @@ def format_value(metric: Metric, value: float) -> str:
         case "bytes":
             return format_bytes(value)
         case "count":
-            return _scaled(value, 1000, ("", " K", " M", " B"))
+            return format_count(value)
         case "milliseconds":
             return format_seconds(value / 1000) if value >= 10_000 else f"{significant(value)} ms"
         case "times":
@@ -241,7 +241,12 @@ def format_measurement(row: Measurement) -> str:
 
 def format_bytes(value: float) -> str:
     """Decimal units, as disks are sold: 91,234,567 -> 91.2 MB."""
-    return _scaled(value, 1000, (" B", " kB", " MB", " GB", " TB"))
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def format_count(value: float) -> str:
+    """22,713,986 -> 22.7 M."""
+    return _scaled(value, ("", " K", " M", " B"))
 
 
 def format_seconds(value: float) -> str:
@@ -253,10 +258,10 @@ def format_seconds(value: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+def _scaled(value: float, units: tuple[str, ...]) -> str:
     place = 0
-    while abs(value) >= step * 0.9995 and place < len(units) - 1:
-        value /= step
+    while abs(value) >= 999.5 and place < len(units) - 1:
+        value /= 1000
         place += 1
     return f"{value:,.0f}{units[0]}" if place == 0 else f"{significant(value)}{units[place]}"
 

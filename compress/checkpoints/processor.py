@@ -102,10 +102,7 @@ class SentenceProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files and those of the modules, some of them in folders of their own."""
         self.tokenizer.save_pretrained(folder)
-        for name, content in self.modules.files(self.tokenizer.model_max_length).items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        write_companions(Path(folder), self.modules.files(self.tokenizer.model_max_length))
 
 
 def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:

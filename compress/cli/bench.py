@@ -62,11 +62,11 @@ def bench(
     refuse_together(context, recipe=recipe, batch_size=batch_size, rate=rate, tokens=tokens, text=text)
     devices = chosen_devices(device or [], inventory, recipe)
     if context:
-        from compress.bench.generation import GenerationSettings
         from compress.cli.bench_generation import generation_bench
+        from compress.recipe.recipe import Benchmark
 
         given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
-        wanted = GenerationSettings(tuple(context), **_given(given))
+        wanted = Benchmark(contexts=tuple(context), **_given(given))
         _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
         return
     changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}

@@ -58,6 +58,12 @@ class Findings:
     shipped: dict[str, Shipped] = field(default_factory=dict)
     """What an app ships, by target, where there is a budget for it."""
 
+    def told(self) -> dict[str, Any]:
+        """What a report says of it, in its fields."""
+        lists = ("measurements", "skipped", "notes", "calibration", "continuations")
+        own = {name: tuple(getattr(self, name)) for name in lists}
+        return {**own, **{name: getattr(self, name) for name in ("environment", "bytes_by_layer", "slices")}}
+
 
 def measure(road: Road, remeasure: bool) -> Findings:
     """Evaluate and time the baseline, every stage's output and the final model on each target of the recipe.
@@ -78,7 +84,9 @@ def measure(road: Road, remeasure: bool) -> Findings:
             lacking.append(profile)
             continue
         artifacts = measurable(road, target.format, profile.options)
-        _measure_target(findings, TargetSession(road, profile, artifacts), remeasure)
+        session = TargetSession(road, profile, artifacts)
+        measure_answers(findings, session)
+        _time(findings, session, remeasure)
         _weigh(findings, profile, artifacts)
     for profile in lacking:
         _only_written(findings, road, profile)
@@ -116,8 +124,8 @@ def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) 
         )
 
 
-def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:
-    """Everything on one target, into ``findings``."""
+def measure_answers(findings: Findings, session: TargetSession) -> None:
+    """Everything on one target but times, into ``findings``."""
     name = session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
         parts, notes = session.parts()
@@ -131,13 +139,12 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
     repeated, continuations, notes = session.generations()
-    timed, further = _timed(findings, session, remeasure)
-    findings.measurements += repeated + timed
+    findings.measurements += repeated
     findings.continuations += continuations
-    findings.notes += notes + further
+    findings.notes += notes
 
 
-def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:
+def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     device = session.profile.device
     try:
         rows, notes, machine = session.timings(remeasure)
@@ -145,7 +152,7 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
         if device is None:
             raise
         findings.skipped.append(Skipped(target=session.target.name, reason=f"not timed on {device}: {error.what}"))
-        return [], []
+        return
     findings.machines[session.target.name] = machine
     if device is None:
         findings.environment = findings.environment | machine
@@ -158,7 +165,8 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
             f"nothing ran on {elsewhere}"
         )
     notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
-    return rows, notes + slow_int8_notes(session, rows) + processor_notes(session)
+    findings.measurements += rows
+    findings.notes += notes + slow_int8_notes(session, rows) + processor_notes(session)
 
 
 def data_record(road: Road) -> DataRecord:

@@ -22,9 +22,8 @@ from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
 from compress.pipeline.keys import START, Keys
-from compress.pipeline.probed import probed
 from compress.pipeline.resources import metered
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe

@@ -87,6 +87,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             )
         road.travel()
         findings = measure(road, remeasure)
+        findings.notes[:0] = map(str, plugin_errors())
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
             *(wanted, findings.measurements, recipe.baseline, findings.skipped),
@@ -108,18 +109,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - began,
             baseline=recipe.baseline,
-            environment=findings.environment,
             stages=tuple(road.finished[label].record for label in recipe.labels()),
             integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
-            measurements=tuple(findings.measurements),
             limits=tuple(limits),
-            skipped=tuple(findings.skipped),
-            notes=(*map(str, plugin_errors()), *findings.notes),
-            bytes_by_layer=findings.bytes_by_layer,
             data=data_record(road),
-            slices=findings.slices,
-            calibration=tuple(findings.calibration),
-            continuations=tuple(findings.continuations),
+            **findings.told(),
         )
         if findings.answers:
             several = len({target for _, target in findings.answers}) > 1

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from compress.fitted_table import Column, FittedTable
 from compress.frozen import Frozen
-from compress.inspect.render import format_bytes
+from compress.metrics import format_bytes
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS

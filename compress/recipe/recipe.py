@@ -74,6 +74,7 @@ class Benchmark(Frozen):
         ge=2,
         description="sets of fresh processes, at least; up to twice as many where the ratios are not yet known well",
     )
+    """With fewer than six the interval over them is too wide to be of use, and a median has none at 95%."""
     budget_seconds: float | None = Field(
         None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
     )

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.errors import InputError
+from compress.errors import InputError, nearest_name
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -20,7 +20,6 @@ from compress.recipe_source.document import (
     Document,
     core_pattern,
     describe,
-    nearest_name,
     read_document,
 )
 from compress.recipe_source.overrides import apply_override, single_keys

@@ -11,11 +11,12 @@ from pydantic_core import to_jsonable_python
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig, is_file_name
+from compress.errors import nearest_name
 from compress.formats.registry import FORMATS
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
-from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
+from compress.recipe_source.document import Document, FieldPath, describe
 from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES

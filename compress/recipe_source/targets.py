@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import RecipeError
+from compress.errors import RecipeError, nearest_name
 from compress.formats.registry import FORMATS
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
-from compress.recipe_source.document import Document, FieldPath, FileKind, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FieldPath, FileKind, describe, read_document
 from compress.recipe_source.translate import near_or_all, salvage, validate
 from compress.stages import STAGES
 from compress.targets import Profile

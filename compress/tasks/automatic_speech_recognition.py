@@ -187,11 +187,11 @@ def _rate_row(
     metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Any = _normalised_words
 ) -> Measurement:
     from compress.measurement import Measurement
-    from compress.numerics.word_errors import rate_interval
+    from compress.numerics.ratio import ratio_interval
 
     errors, words = _counts(texts, heard, words_of)
     try:
-        found = rate_interval(errors, words, _SEED)
+        found = ratio_interval(errors, words, _SEED)
     except ValueError as error:
         raise DataError("The texts hold no word.", expected="what is said in each recording") from error
     outcomes = errors / words.mean()

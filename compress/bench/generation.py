@@ -21,7 +21,7 @@ from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, InputError, ModelError
-from compress.formats.model_file import model_file
+from compress.formats.model_file import model_files
 from compress.measurement import Measurement
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
@@ -145,7 +145,7 @@ def _check(
         )
     longest = max(settings.contexts)
     for name, path in artifacts.items():
-        positions = _positions(model_file(path))
+        positions = _positions(model_files(path)[0])
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
@@ -168,7 +168,7 @@ def _positions(file: Path) -> int | None:
     config = {} if folder is None else read_json(folder / "config.json")
     nested = config.get("text_config") or {}
     found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _configured(file: Path) -> Path | None:
@@ -204,7 +204,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
         raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
     except UnicodeDecodeError as error:
         raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
-    file = model_file(artifact)
+    file = model_files(artifact)[0]
     folder = _configured(file)
     if folder is None:
         raise ModelError(

@@ -54,7 +54,8 @@ def run(
     told.print(closing_line(done.report, done.folder, name), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
-    if done.report.unmeasured and not done.report.judged:
+    unfit = done.report.unmeasured and not done.report.judged
+    if unfit or any(skip.failed for skip in done.report.skipped):
         raise typer.Exit(3)
 
 

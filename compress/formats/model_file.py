@@ -13,10 +13,13 @@ from compress.formats.registry import DEFAULT, FORMATS, part_of
 
 def format_of(artifact: Path) -> str:
     """The format of a file, or of a folder that holds one such: the first of several, or of all. Nothing is opened."""
-    for form, spec in FORMATS.items():
-        if artifact.suffix == spec.suffix or (artifact.is_dir() and any(artifact.rglob(f"*{spec.suffix}"))):
-            return form
-    return DEFAULT
+    return next((form for form in FORMATS if holds(artifact, form)), DEFAULT)
+
+
+def holds(artifact: Path, form: str) -> bool:
+    """Whether it is a file of a format, or a folder that holds one."""
+    suffix = FORMATS[form].suffix
+    return artifact.suffix == suffix or (artifact.is_dir() and any(artifact.rglob(f"*{suffix}")))
 
 
 def model_file(artifact: Path) -> Path:
@@ -26,7 +29,7 @@ def model_file(artifact: Path) -> Path:
 
 def file_of(artifact: Path, form: str) -> Path:
     """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
+    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by or "finetune")
 
 
 def model_files(artifact: Path) -> tuple[Path, ...]:

@@ -11,18 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.data.source import find
 from compress.environment import cores_quota, granted_cores, processor_class
-from compress.errors import CompressError, InputError, MissingExtraError
-from compress.formats.registry import FORMATS
+from compress.errors import CompressError, InputError, MissingExtraError, ModelError
 from compress.formats.runtimes import why_unavailable
+from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.sources import Sources
+from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
+from compress.sources.source import already_here
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
-from compress.stages import STAGES
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task
 
@@ -50,6 +52,13 @@ def make_plan(
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     stages = _stage_plans(recipe, sources, start, is_cached, problems)
+    folder = None if problems else _start_folder(recipe, recipe_folder, artifacts)
+    try:
+        targets = tuple(_target_plan(profile, recipe, folder) for profile in recipe.profiles())
+        if folder is not None:
+            check_formats(recipe, folder)
+    except ModelError as error:
+        problems.append(error)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
@@ -63,7 +72,8 @@ def make_plan(
         task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(profile, recipe.task) for profile in recipe.profiles()),
+        targets=targets,
+        stand_in=None if any(one.available for one in targets) else REFERENCE.name,
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -184,12 +194,17 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile, task: str) -> TargetPlan:
+def _start_folder(recipe: Recipe, recipe_folder: Path, artifacts: Path) -> Path | None:
+    """Where the starting model lies as it is, if it is here and its files say all of it."""
+    if recipe.module is not None or recipe.random_weights:
+        return None
+    reference = str(find(recipe.model, recipe_folder) or recipe.model)
+    return already_here(reference, artifacts / "cache" / "models")
+
+
+def _target_plan(profile: Profile, recipe: Recipe, start: Path | None) -> TargetPlan:
     target = profile.target
-    writer = FORMATS[target.format].written_by
-    reason = why_unavailable(target)
-    if not STAGES[writer].is_for(get_task(task).capabilities):
-        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task}"
+    reason = why_unavailable(target) or why_not(recipe, start, target)
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.cache import cache_key
+from compress.checkpoints.allowed_code import MODULE_KEY, allow
 from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
 from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
@@ -49,8 +50,6 @@ class Origin:
         if not self.random_weights and weights is None:
             weights = _weights(folder)
         if self.module is not None:
-            from compress.checkpoints.plain_module import allow
-
             allow(self.module, self.recipe_folder)
         target = cache / f"made-{self._key(folder, weights)[:32]}"
         if target.is_dir():
@@ -94,7 +93,7 @@ class Origin:
     def _write_plain(self, module: str, folder: Path, weights: Path | None, made: Path) -> None:
         from safetensors.torch import load_model, save_model
 
-        from compress.checkpoints.plain_module import MODULE_KEY, code_digest, load_state, make_network, misfit
+        from compress.checkpoints.plain_module import code_digest, load_state, make_network, misfit
 
         network: nn.Module = make_network(module, self.arguments, str(folder))
         if weights is not None and weights.suffix == ".safetensors":

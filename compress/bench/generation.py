@@ -18,6 +18,7 @@ from compress.bench.session import PRECISION, BenchResult, bench_result, check_p
 from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
 from compress.checkpoints.checks import check_processor
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, InputError, ModelError
@@ -165,10 +166,7 @@ def _check(
 def _positions(file: Path) -> int | None:
     """The longest text that the config beside the file or in the folder above allows, where there is one."""
     folder = _configured(file)
-    config = {} if folder is None else read_json(folder / "config.json")
-    nested = config.get("text_config") or {}
-    found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-    return found if isinstance(found, int) and found > 0 else None
+    return None if folder is None else positions_of(read_json(folder / "config.json"))
 
 
 def _configured(file: Path) -> Path | None:

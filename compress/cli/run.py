@@ -54,8 +54,7 @@ def run(
     told.print(closing_line(done.report, done.folder, name), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
-    unfit = done.report.unmeasured and not done.report.judged
-    if unfit or any(skip.failed for skip in done.report.skipped):
+    if done.report.unfit:
         raise typer.Exit(3)
 
 

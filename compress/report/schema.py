@@ -241,6 +241,11 @@ class Report(FrozenRecord):
         """Whether no target of the recipe could be had; what is known then is measured by `stand_in`, or weighed."""
         return bool(self.skipped) and not set(self.ran_on) - {self.stand_in}
 
+    @property
+    def unfit(self) -> bool:
+        """Whether a file could not be written, or no target of the recipe be had so that not one limit was judged."""
+        return any(skip.failed for skip in self.skipped) or (self.unmeasured and not self.judged)
+
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
         """The row of that model, metric and target, if it was measured."""
         wanted = (model, metric, target)

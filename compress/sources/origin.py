@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from compress.cache import cache_key
 from compress.checkpoints.allowed_code import MODULE_KEY, allow
 from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.checkpoints.config_check import loading_failures
 from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
-from compress.errors import ModelError, StorageError
+from compress.errors import ModelError, StorageError, first_line
 from compress.progress import Progress
 
 if TYPE_CHECKING:
@@ -137,10 +138,10 @@ def _random_model(folder: Path) -> Any:
 
     read_json(folder / "config.json")
     try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, KeyError) as error:
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except loading_failures() as error:
         raise ModelError(
-            f"No model can be made by this config: {str(error).splitlines()[0]}",
+            f"No model can be made by this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="the config of an architecture that transformers knows, with its model_type",
         ) from error

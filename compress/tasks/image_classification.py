@@ -68,13 +68,14 @@ class ImageClassification(Task):
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
 
         refuse_quantized(directory)
         try:
             processor = load_processor(directory)
             module = _load_module(directory, labels, trust_remote_code)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),

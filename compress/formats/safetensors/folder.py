@@ -63,8 +63,9 @@ def _floats(folder: Path) -> TorchModel:
 
 
 def _generating(config: dict[str, Any]) -> str | None:
-    """A task that generates, for a class of another name that transformers makes a causal language model of."""
+    """A task that generates, for a class of another name that is transformers' causal language model of its type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return next(iter(tasks_with(frozenset({GENERATES}))), None) if known else None
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
+    generates = known is not None and known in (config.get("architectures") or [])
+    return next(iter(tasks_with(frozenset({GENERATES}))), None) if generates else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError
-from compress.formats.safetensors.runtime import TorchSession, as_array, as_tensor
+from compress.formats.safetensors.session import TorchSession, as_array, as_tensor, cache_of
 from compress.runtimes.decoder import PAST, PRESENT
 from compress.runtimes.runtime import Batch, TensorType
 from compress.runtimes.transcriber import FEATURES, HIDDEN, Transcriber
@@ -87,10 +87,11 @@ class _Decoder(_Part):
         found = self._whole.run(
             {"decoder_input_ids": batch[_IDS]},
             encoder_outputs=BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO]))),
-            past_key_values=cache,
             use_cache=True,
+            **{str(self._whole.cache_name): cache},
         )
-        caches = (found.past_key_values.self_attention_cache, found.past_key_values.cross_attention_cache)
+        kept_now = cache_of(found)
+        caches = (kept_now.self_attention_cache, kept_now.cross_attention_cache)
         kept = {
             PRESENT + name: as_array(tensor)
             for names, own in zip(self._names, caches, strict=True)

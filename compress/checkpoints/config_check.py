@@ -51,7 +51,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """The longest text that a config allows; None where it says nothing, or -1, as models without a limit do."""
     nested = config.get("text_config")
-    found = (nested if isinstance(nested, dict) else {}) | config
+    found = {**(nested if isinstance(nested, dict) else {}), **config}
     positions = found.get("max_position_embeddings")
     return positions if isinstance(positions, int) and positions > 0 else None
 

@@ -31,8 +31,10 @@ _SHORT_MS = 0.5
 def run_remarks(session: TargetSession) -> list[str]:
     """What the runtime doesn't run as it is stored, each remark once with the models that it is about."""
     runtime = get_runtime(session.target.runtime)
+    if not isinstance(runtime, Remarks):
+        return []
     found: dict[str, list[str]] = {}
-    for label, folder in session.artifacts.items() if isinstance(runtime, Remarks) else ():
+    for label, folder in session.artifacts.items():
         remark = runtime.remark(folder)
         if remark is not None:
             found.setdefault(remark, []).append(label)

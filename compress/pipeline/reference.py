@@ -21,8 +21,10 @@ def is_reference(session: TargetSession) -> bool:
 def rows_against_reference(road: Road, sessions: Sequence[TargetSession]) -> list[Measurement]:
     """How near each model on each other target is to its own weights: the task's `METRIC_against_TARGET`."""
     reference = next(filter(is_reference, sessions), None)
+    if reference is None:
+        return []
     rows = list[Measurement]()
-    for session in sessions if reference is not None else ():
+    for session in sessions:
         for label, found in session.found.items() if not is_reference(session) else ():
             whole = reference.found.get(_made_of(road, label))
             if whole is None:

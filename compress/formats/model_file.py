@@ -32,10 +32,17 @@ def file_of(artifact: Path, form: str) -> Path:
     return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by or "finetune")
 
 
-def model_files(artifact: Path) -> tuple[Path, ...]:
-    """The files of a model, in the order in which they run. Raises `ModelError` for those of no one model."""
-    find = part_of(format_of(artifact), "find_all")
-    return (model_file(artifact),) if find is None else tuple(find(artifact))
+def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:
+    """The files of a model, in the order in which they run; those that ``runtime`` opens, if one is named.
+
+    Raises `ModelError` for those of no one model.
+    """
+    form = format_of(artifact)
+    if runtime is not None and runtime not in FORMATS[form].runtimes:
+        opened = [one for one, spec in FORMATS.items() if runtime in spec.runtimes]
+        form = next((one for one in opened if holds(artifact, one)), opened[0])
+    find = part_of(form, "find_all")
+    return (file_of(artifact, form),) if find is None else tuple(find(artifact))
 
 
 def check_writable(folder: Path, form: str) -> None:

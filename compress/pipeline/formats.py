@@ -39,7 +39,8 @@ def measurable(road: Road, form: str, options: Options = MappingProxyType({})) -
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
     artifacts = {BASELINE: _written(road, road.recipe.baseline, form, options)}
     artifacts |= {label: _written(road, label, form, options) for label in wanted if label != road.recipe.baseline}
-    return {**artifacts, FINAL: artifacts.get(labels[-1]) or _written(road, labels[-1], form, options)}
+    last = artifacts[BASELINE] if labels[-1] == road.recipe.baseline else artifacts.get(labels[-1])
+    return {**artifacts, FINAL: last or _written(road, labels[-1], form, options)}
 
 
 def can_write(form: str) -> bool:

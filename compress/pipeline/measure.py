@@ -109,7 +109,8 @@ def _artifacts(findings: Findings, road: Road, profile: Profile, lacking: list[P
         except StorageError:
             raise
         except (ModelError, StageError) as error:
-            reason, failed = f"no file could be written for it. {error}", True
+            road.progress.note(str(error))
+            reason, failed = f"no file could be written for it. {error.what}", True
     road.progress.note(f"target {target.name}: skipped, {reason}")
     findings.skipped.append(Skipped(target=target.name, reason=reason, failed=failed))
     lacking += [] if failed else [profile]

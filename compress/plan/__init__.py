@@ -39,10 +39,12 @@ def make_plan(
     recipe_folder: Path,
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
+    looks_into_model: bool = False,
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
 
-    ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
+    With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
+    runs the model's blocks without their weights. ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
@@ -52,7 +54,7 @@ def make_plan(
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     stages = _stage_plans(recipe, sources, start, is_cached, problems)
-    folder = None if problems else _start_folder(recipe, recipe_folder, artifacts)
+    folder = _start_folder(recipe, recipe_folder, artifacts) if looks_into_model and not problems else None
     try:
         targets = tuple(_target_plan(profile, recipe, folder) for profile in recipe.profiles())
         if folder is not None:

@@ -43,9 +43,9 @@ def make_plan(
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
 
+    ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
-    runs the model's blocks without their weights. ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
-    Raises `InputError` with all problems.
+    runs the model's blocks without their weights. Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()

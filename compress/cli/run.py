@@ -73,9 +73,8 @@ def check(
     from compress.recipe_source import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    plan = make_plan(
-        loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts, looks_into_model=True
-    )
+    forecast = Forecast(loaded, recipe.parent, artifacts)
+    plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True)
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

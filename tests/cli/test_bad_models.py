@@ -34,7 +34,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     speech = {**shared, "task": tiny_speech.TASK, "data": {"splits": splits}}
     tiny_images.vit().save(_made(root / "images" / "model"))
     tiny_images.write_class_folders(root / "images")
-    images = {**shared, "task": tiny_images.TASK, "data": {"splits": {one: one for one in ("train", "test")}}}
+    images = {**shared, "task": tiny_images.TASK, "data": {"splits": {one: f"./{one}" for one in ("train", "test")}}}
     for kind, recipe in (("speech", speech), ("images", images)):
         (root / kind / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return root
@@ -65,6 +65,7 @@ def tokenizer_code(place: Path) -> None:
     path = place / "model" / "tokenizer_config.json"
     named = {"tokenizer_class": "Pony", "auto_map": {"AutoTokenizer": ["pony.Pony", None]}}
     path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    (place / "model" / "tokenizer.json").unlink()
     (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
 
 
@@ -77,7 +78,7 @@ def endless_recording(place: Path) -> None:
     import numpy as np
     import soundfile
 
-    soundfile.write(place / "test-3.flac", np.zeros(0, np.float32), 16_000)
+    soundfile.write(place / "test-3.flac", np.zeros(0, np.float32), 16_000, format="WAV")
 
 
 def empty_recording(place: Path) -> None:

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_generation
 import tiny_run
 import torch
 import transformers
+import typer
+from rich.console import Console
 from tiny_run import Notes, load, write_all
+from typer.testing import CliRunner
 
 import compress.pipeline.measure as subject
-from compress.errors import StageError
+from compress.cli.evaluate import evaluate
+from compress.errors import InputError, ModelError, StageError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.metrics import describe_metric
 from compress.pipeline.run import Run, run
-from compress.plan import make_plan, render_plan
+from compress.plan import make_plan, render_plan, written
 from compress.report.console import closing_line
 
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
@@ -120,9 +125,35 @@ def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
     assert done.report.unfit
 
 
-def test_what_check_says_of_it(place: Path) -> None:
-    from rich.console import Console
+def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> None:
+    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
+    app = typer.Typer()
+    app.command()(evaluate)
+    asked = [str(finetuned.parent), "--recipe", str(place / "tiny.yaml"), "--json", "--target"]
+    found = {row["metric"]: row["value"] for row in json.loads(CliRunner().invoke(app, [*asked, "torch"]).stdout)}
+    known = both.report.find("final", "accuracy", "torch")
+    assert known is not None and found["accuracy"] == known.value
+    refused = CliRunner().invoke(app, [*asked, "cpu"]).exception
+    assert isinstance(refused, InputError) and "cpu does not open SAFETENSORS" in str(refused)
+    assert "--target that does: torch" in str(refused)
 
+
+def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, form: str) -> None:
+        raise ModelError(f"{folder.name} has no place in {form}.")
+
+    monkeypatch.setattr(written, "check_writable", refuse)
+    path = tiny_generation.write_all(tmp_path, stages=["gptq"])
+    plan = make_plan(load(path), tmp_path, looks_into_model=True)
+    assert plan.targets[0].reason == "it runs ONNX files. model has no place in onnx." and plan.stand_in == "torch"
+    tiny_generation.write_recipe(tmp_path)
+    with pytest.raises(InputError, match="model has no place in onnx"):
+        make_plan(load(path), tmp_path, looks_into_model=True)
+
+
+def test_what_check_says_of_it(place: Path) -> None:
     console = Console(width=200, record=True, quiet=True)
     console.print(render_plan(make_plan(load(place / "tiny.yaml", 'targets=["gpu"]'), place)))
     assert "none of them can run it: torch measures the weights in place, in float32" in console.export_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import numpy as np
 
 from compress.checkpoints.config_check import positions_of
@@ -35,9 +37,7 @@ def check_slices(road: Road) -> None:
 
 def check_model(road: Road) -> None:
     """Ask every stage whether it can be applied to the starting model, up to one that goes on with another model."""
-    for stage in road.recipe.stages:
-        if stage.paths():
-            return
+    for stage in takewhile(lambda stage: not stage.paths(), road.recipe.stages):
         stage.check_model(road.start)
 
 

@@ -120,6 +120,8 @@ _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
+_TO_BASELINE = " to the baseline's embedding"
+_AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
 _NUMBERED = (
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
@@ -144,6 +146,10 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     if part := slice_of(name):
         whole = describe_metric(part[0], unit)
         return replace(whole, name=name, title=f"{whole.title}, {part[1]}", quality=False)
+    if match := _AGAINST.match(name):
+        near = describe_metric(match[1], unit)
+        title = f"{near.title.removesuffix(_TO_BASELINE)} against {match[2]}"
+        return replace(near, name=name, title=title, quality=False, relative=True)
     for pattern, known, title in _NUMBERED:
         if match := pattern.match(name):
             return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
@@ -161,6 +167,11 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         wrong = any(word in name for word in ("error", "loss", "miss"))
         return replace(_error(name, title, "percent") if wrong else _quality(name, title), unit=unit)
     return Metric(name, title, unit=unit)
+
+
+def against_metric(metric: str, target: str) -> str:
+    """The name of a metric of nearness to the same model on another target: `agreement_against_torch`."""
+    return f"{metric.removesuffix('_to_baseline')}_against_{target}"
 
 
 def length_bucket(name: str) -> tuple[int, int] | None:

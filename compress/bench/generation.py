@@ -17,10 +17,11 @@ from compress.bench.session import PRECISION, BenchResult, bench_result, check_p
 from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
 from compress.checkpoints.checks import check_processor
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, InputError, ModelError
-from compress.formats.model_file import model_file
+from compress.formats.model_file import model_files
 from compress.measurement import Measurement
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
@@ -120,7 +121,7 @@ def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, cont
 def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: Benchmark) -> None:
     longest = max(settings.contexts)
     for name, path in artifacts.items():
-        positions = _positions(model_file(path))
+        positions = _positions(model_files(path)[0])
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
@@ -140,10 +141,7 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
 def _positions(file: Path) -> int | None:
     """The longest text that the config beside the file or in the folder above allows, where there is one."""
     folder = _configured(file)
-    config = {} if folder is None else read_json(folder / "config.json")
-    nested = config.get("text_config") or {}
-    found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-    return found if isinstance(found, int) else None
+    return None if folder is None else positions_of(read_json(folder / "config.json"))
 
 
 def _configured(file: Path) -> Path | None:
@@ -179,7 +177,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
         raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
     except UnicodeDecodeError as error:
         raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
-    file = model_file(artifact)
+    file = model_files(artifact)[0]
     folder = _configured(file)
     if folder is None:
         raise ModelError(

@@ -89,13 +89,15 @@ def _bench_on_data(
     artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
 ) -> Measure:
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
-    from compress.cli.artifact import find_artifact
+    from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
+    for one in filter(None, (found, other)):
+        check_opens(one.folder, place)
     from compress.formats.silence import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 

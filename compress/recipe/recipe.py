@@ -20,6 +20,8 @@ from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
 
+START = "start"
+"""The label of the starting model, beside those of stages."""
 ANOTHER_STUDENT = (
     "another student of random weights than a model that is read elsewhere in the recipe; "
     "`student: {config: {}}` draws weights by the config of the stage's input"

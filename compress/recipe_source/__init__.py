@@ -27,7 +27,7 @@ from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks.registry import TASK_NAMES, TASKS, task_of
+from compress.tasks.registry import TASK_NAMES, told_task
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -166,11 +166,8 @@ def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
         return None, f"the model cannot tell it: {error.what}"
     except OSError as error:
         return None, f"the model cannot be read: {error.strerror or error}"
-    named = next((name for name, task in TASKS.items() if task.told_by(config)), None)
-    if named is not None:
-        return named, ""
+    told = told_task(config, (folder / PREPROCESSOR).is_file())
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        return None, "the model's config.json names no architectures that tell it"
-    told = task_of(str(architectures[0]), (folder / PREPROCESSOR).is_file())
+        return told, "the model's config.json names no architectures that tell it"
     return told, f"the model's architecture {architectures[0]!r} tells none"

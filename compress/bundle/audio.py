@@ -6,7 +6,6 @@ import io
 import wave
 from collections.abc import Sequence
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +140,6 @@ def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_second
     return names
 
 
-def _in_page(rule: LogMel, cases: Sequence[AudioCase]) -> dict[str, str]:
-    """Recordings to try."""
-    buttons = (
-        f'<button type="button" class="example" data-file="{escape(case.recording)}">Recording {number}</button>'
-        for number, case in enumerate(cases[:_SHOWN], start=1)
-    )
-    return {"examples": "\n".join(buttons)}
-
-
 RECORDINGS = Inputs(
     many="recordings",
     folder="audio",
@@ -159,7 +149,7 @@ RECORDINGS = Inputs(
     find_rule=_find_rule,
     open=AudioRule,
     make_cases=_make_cases,
-    in_page=_in_page,
+    shown=lambda cases: [case.recording for case in cases[:_SHOWN]],
 )
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from compress.checkpoints.processor import save_processor
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -38,7 +36,7 @@ class TorchModel:
         self.module.save_pretrained(directory, max_shard_size="4GB")
         # By way of a folder elsewhere, so that a full disk is an OSError: tokenizers would raise a bare Exception.
         with tempfile.TemporaryDirectory() as scratch:
-            save_processor(self.processor, Path(scratch))
+            _save_processor(self.processor, Path(scratch))
             for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
                 target = directory / path.relative_to(scratch)
                 target.parent.mkdir(exist_ok=True)
@@ -88,7 +86,7 @@ class TorchModel:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.module.config.save_pretrained(folder)
-            save_processor(self.processor, Path(folder))
+            _save_processor(self.processor, Path(folder))
             found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
             return {path.relative_to(folder).as_posix(): compact(path) for path in found}
 
@@ -99,3 +97,12 @@ def compact(path: Path) -> bytes:
     if path.suffix != ".json":
         return content
     return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _save_processor(processor: Any, folder: Path) -> None:
+    """Write a processor's files, those of a feature extractor under the name that every reader knows."""
+    processor.save_pretrained(folder)
+    extractor = getattr(processor, "feature_extractor", None)
+    if extractor is not None:
+        # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
+        extractor.save_pretrained(folder)

@@ -74,13 +74,14 @@ class SpeechRecognition(Task):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
 
         try:
             module = AutoModelForSpeechSeq2Seq.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),

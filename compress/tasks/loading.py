@@ -34,6 +34,7 @@ def load_with_head(
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.checks import refuse_quantized
+    from compress.checkpoints.config_check import loading_failures
     from compress.checkpoints.torch_model import TorchModel
     from compress.tasks.classes import set_labels
 
@@ -54,7 +55,7 @@ def load_with_head(
             module = auto.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except loading_failures() as error:
         raise ModelError(
             f"The model cannot be loaded for {origin.task}: {error}",
             where=str(directory),

@@ -102,13 +102,6 @@ class Examples:
             return self.sizes
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
 
-    def batches(self, most: int) -> list[list[int]]:
-        """The places of all examples, those of like length together, at most ``most`` of them."""
-        import numpy as np
-
-        order, most = np.argsort(self.lengths(), kind="stable").tolist(), 1 if self.alone else most
-        return [order[start : start + most] for start in range(0, len(order), most)]
-
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples at ``indices``: name -> [len(indices), ...], padded to the largest where they differ.
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from compress.errors import DataError
 from compress.measurement import Measurement
-from compress.numerics.word_errors import rate_interval, word_errors
+from compress.numerics.ratio import ratio_interval
+from compress.numerics.word_errors import word_errors
 from compress.tasks.agreement import agreement_row
 
 _SEED = 0
@@ -82,7 +83,7 @@ def _rate_row(
 ) -> Measurement:
     errors, words = _counts(texts, heard, words_of)
     try:
-        found = rate_interval(errors, words, _SEED)
+        found = ratio_interval(errors, words, _SEED)
     except ValueError as error:
         raise DataError("The texts hold no word.", expected="what is said in each recording") from error
     outcomes = errors / words.mean()

@@ -80,6 +80,7 @@ def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Pat
     for metric in ("word_error_rate", "character_error_rate", "word_accuracy"):
         assert rows[BASELINE, metric]["n"] == len(rows[FINAL, metric]["raw"]) == 16
     assert rows[FINAL, "agreement"]["n"] == 16
-    assert [file.name for file in (latest(tmp_path / "artifacts") / "model").rglob("*.onnx")] == ["model_quantized.onnx"]
+    graphs = (latest(tmp_path / "artifacts") / "model").rglob("*.onnx")
+    assert [file.name for file in graphs] == ["model_quantized.onnx"]
     refused = compress("bundle", latest(tmp_path / "artifacts"), "--target", "desktop", "--output", tmp_path / "app")
     assert refused.returncode == 2 and "no app for a model of automatic-speech-recognition" in refused.stderr

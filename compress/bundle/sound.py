@@ -120,10 +120,6 @@ def _make_cases(folder: Path, rule: Hear, samples: Sequence[str], processor: Any
     return cases
 
 
-def _in_page(rule: Hear, cases: Sequence[AudioCase]) -> dict[str, str]:
-    return {}
-
-
 SOUNDS = Inputs(
     many="recordings",
     folder="sound",
@@ -136,5 +132,5 @@ SOUNDS = Inputs(
     find_rule=_find_rule,
     open=SoundRule,
     make_cases=_make_cases,
-    in_page=_in_page,
+    shown=lambda cases: [case.recording for case in cases],
 )

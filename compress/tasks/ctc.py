@@ -130,7 +130,7 @@ class FrameRecognition(Task):
             return logits.sum()
         letters = labels[:, _FIRST:]
         counts = frames(labels[:, _LENGTH], int(labels[:, _LENGTH].max()), logits.shape[1])
-        return functional.ctc_loss(
+        loss: torch.Tensor = functional.ctc_loss(
             logits.log_softmax(dim=-1).transpose(0, 1),
             letters.clamp(min=0),
             counts,
@@ -138,6 +138,7 @@ class FrameRecognition(Task):
             blank=int(labels[0, _BLANK]),
             zero_infinity=True,
         )
+        return loss
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """None: every row has its text. Raises `DataError`."""

@@ -18,7 +18,7 @@ from transformers import ASTFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2V
 from compress.bundle.sound import SOUNDS, SoundRule
 from compress.errors import InputError, ModelError
 
-EXAMPLE = Path(__file__).parents[2] / "compress/bundle/examples/sound/run.py"
+EXAMPLE = Path(__file__).parents[2] / "compress/bundle/examples/sound/run.py.jinja"
 EXTRACTORS = {
     "spectrogram": ASTFeatureExtractor(num_mel_bins=32, max_length=40, mean=-5.0, std=3.0),
     "as it is": ASTFeatureExtractor(num_mel_bins=64, max_length=20, do_normalize=False),
@@ -27,13 +27,14 @@ EXTRACTORS = {
 }
 
 
-def example(manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+def example(folder: Path, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The bundle's example as a module, beside a `model` without a runtime."""
     model = types.ModuleType("model")
     vars(model).update(BUNDLE=Path(), MANIFEST=manifest, Model=object)
     monkeypatch.setitem(sys.modules, "model", model)
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-    spec = importlib.util.spec_from_file_location("run_sound", EXAMPLE)
+    (folder / "run.py").write_text(EXAMPLE.read_text())
+    spec = importlib.util.spec_from_file_location("run_sound", folder / "run.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -50,7 +51,7 @@ def test_features_are_those_of_the_extractor(name: str, tmp_path: Path, monkeypa
     rule = SOUNDS.find_rule(tmp_path, extractor, 8)
     cases = SOUNDS.make_cases(tmp_path, rule, paths, extractor)
     way = SoundRule(tmp_path, rule)
-    run = example({"preprocessing": json.loads(rule.model_dump_json()), "postprocessing": {}}, monkeypatch)
+    run = example(tmp_path, {"preprocessing": json.loads(rule.model_dump_json()), "postprocessing": {}}, monkeypatch)
     for case in cases:
         assert way.difference(case) is None
         samples, _ = soundfile.read(tmp_path / case.recording, dtype="float32")

@@ -127,7 +127,8 @@ class FrameRecognition(Task):
         known = labels[:, _LENGTH] > 0
         logits, labels = outputs.logits.float()[known], labels[known]
         if not len(labels):
-            return logits.sum()
+            nothing: torch.Tensor = logits.sum()
+            return nothing
         letters = labels[:, _FIRST:]
         counts = frames(labels[:, _LENGTH], int(labels[:, _LENGTH].max()), logits.shape[1])
         loss: torch.Tensor = functional.ctc_loss(

@@ -17,7 +17,7 @@ def lean_tracing() -> Iterator[None]:
     from torch.fx import config
     from torch.onnx._internal import _lazy_import
 
-    apis: Any = _lazy_import.onnxscript_apis
+    apis: Any = vars(_lazy_import)["onnxscript_apis"]
     traces, library = config.do_not_emit_stack_traces, apis.get_torchlib_ops
     config.do_not_emit_stack_traces = True
     apis.get_torchlib_ops = functools.partial(_parsed, library)

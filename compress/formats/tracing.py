@@ -15,9 +15,9 @@ def lean_tracing() -> Iterator[None]:
     That is a seventh of the work of an export. Graphs have none of it, and errors name modules.
     """
     from torch.fx import config
-    from torch.onnx._internal import _lazy_import
+    from torch.onnx._internal.exporter import _registration
 
-    apis: Any = vars(_lazy_import)["onnxscript_apis"]
+    apis: Any = vars(_registration)["onnxscript_apis"]
     traces, library = config.do_not_emit_stack_traces, apis.get_torchlib_ops
     config.do_not_emit_stack_traces = True
     apis.get_torchlib_ops = functools.partial(_parsed, library)

@@ -23,8 +23,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.digests import digest_directory
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
 from compress.progress import SilentProgress
 from compress.stage.stage import Context, Stage
 from compress.stages import STAGES

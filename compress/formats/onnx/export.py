@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from compress.checkpoints.config_check import positions_of
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
@@ -106,9 +107,8 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
     """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    longest = getattr(model.module.config, "max_position_embeddings", None)
-    # XLNet says -1, and models with relative positions say nothing.
-    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
+    longest = positions_of(model.module.config.to_dict()) or _LONGEST
+    longest = longest if longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
     return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}

@@ -15,7 +15,7 @@ from compress.numerics.correlation import pearson, spearman
 from compress.numerics.embeddings import normalized
 from compress.progress import Progress
 from compress.targets import Target
-from compress.tasks.feature_extraction import EMBEDDING
+from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 
 

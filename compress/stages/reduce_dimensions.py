@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import EMBEDS
+from compress.tasks.capability import EMBEDS, TAKES_TEXT
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -21,7 +21,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "numpy")
-    requires = frozenset({EMBEDS})
+    requires = frozenset({EMBEDS, TAKES_TEXT})
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")

@@ -67,7 +67,7 @@ def export_onnx(
         found, unfused = _fuse(program, attention, probed)
         rewrites = {ATTENTION: found} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
-    _name_axes(program)
+    _name_axes(program, examples.batches)
     _tell_shapes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites, unfused)
@@ -110,7 +110,11 @@ def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dic
     longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
-    return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}
+    batches = {name: torch.export.Dim(axis, min=1, max=65536) for name, axis in examples.batches.items()}
+    return {
+        name: {0: batches.get(name, batch)} | ({} if fill is None else {1: length})
+        for name, fill in examples.padding.items()
+    }
 
 
 def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelError:
@@ -158,13 +162,13 @@ def _two_lengths(examples: Examples) -> list[int]:
     return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
 
 
-def _name_axes(model: ir.Model) -> None:
+def _name_axes(model: ir.Model, batches: Mapping[str, str]) -> None:
     """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``."""
     graph = model.graph
     symbols = {
         str(axis): name
         for value in graph.inputs
-        for axis, name in zip(value.shape or (), _AXES, strict=False)
+        for axis, name in zip(value.shape or (), (batches.get(str(value.name), _AXES[0]), *_AXES[1:]), strict=False)
         if isinstance(axis, ir.SymbolicDim)
     }
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):

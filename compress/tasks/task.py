@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -68,7 +68,7 @@ class Examples:
     inputs: Sequence[Mapping[str, np.ndarray]]
     padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
-    batches: Mapping[str, str] = MappingProxyType({})
+    batches: Mapping[str, str] = field(default_factory=dict)
     scored: int | None = None
     note: str = ""
     sizes: np.ndarray | None = None

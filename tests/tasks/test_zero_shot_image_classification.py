@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from torch.nn.functional import cross_entropy
 from transformers import pipeline
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.errors import DataError, ModelError
+from compress.errors import DataError, ModelError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.formats.onnx.towers import split_towers
 from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples
 from compress.tasks.zero_shot_image_classification import TASK
 
 COUNT = 200
@@ -39,30 +43,45 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_graphs_answer_as_the_pipeline_of_transformers(kind: str, clip: Path, tmp_path: Path) -> None:
-    folder = clip if kind == "clip" else tmp_path
-    if kind == "siglip":
-        tiny_towers.write_model(tmp_path, kind)
-    model = TASK.load(folder, None, trust_remote_code=False)
-    rows = tiny_towers.table(COUNT)
-    examples = TASK.encode(rows, model.processor, None, 16)
-    few = examples.subset(range(6))
-    exported = export_onnx(model, few, None, fusions=True)
-    assert prove_equal(exported.graph, model, few, 1e-3) < 1e-4
-    names = [output.name for output in exported.graph.graph.output]
-    assert names == ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
-    onnx.shape_inference.infer_shapes(exported.graph)
+@dataclass(frozen=True)
+class Made:
+    """A model, its graph, and what both are asked."""
 
+    folder: Path
+    model: TorchModel
+    rows: pa.Table
+    examples: Examples
+    graph: onnx.ModelProto
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def made(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = clip
+    if request.param == "siglip":
+        folder = tmp_path_factory.mktemp("siglip")
+        tiny_towers.write_model(folder, "siglip")
+    model, rows = TASK.load(folder, None, trust_remote_code=False), tiny_towers.table(COUNT)
+    examples = TASK.encode(rows, model.processor, None, 16)
+    graph = export_onnx(model, examples.subset(range(6)), None, fusions=True).graph
+    return Made(folder, model, rows, examples, graph)
+
+
+def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
+    model, rows, examples, graph = made.model, made.rows, made.examples, made.graph
+    few = examples.subset(range(6))
+    assert prove_equal(graph, model, few, 1e-3) < 1e-4
+    names = [output.name for output in graph.graph.output]
+    assert names == ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
+    onnx.shape_inference.infer_shapes(graph)
     asked = pa.table({"image": rows["image"].slice(0, 3), "text": [f"This is a photo of {name}." for name in CLASSES]})
     prompts = TASK.encode(asked, model.processor, None, 16).batch(range(3))
     pixels = examples.batch(range(COUNT))["pixel_values"]
     # Three texts for 200 images in one call, as transformers.js has ten for one.
-    logits = session_of(exported.graph).predict({**prompts, "pixel_values": pixels})["logits_per_image"]
+    logits = session_of(graph).predict({**prompts, "pixel_values": pixels})["logits_per_image"]
     assert logits.shape == (COUNT, 3)
     likely = torch.from_numpy(logits)
-    found = likely.sigmoid() if kind == "siglip" else likely.softmax(dim=-1)
-    known = pipeline("zero-shot-image-classification", str(folder), use_fast=False)
+    found = likely.sigmoid() if "attention_mask" not in examples.padding else likely.softmax(dim=-1)
+    known = pipeline("zero-shot-image-classification", str(made.folder), use_fast=False)
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
     for row, answer in zip(found, known(images, candidate_labels=CLASSES), strict=True):
         scores = {one["label"]: one["score"] for one in answer}
@@ -186,3 +205,15 @@ def test_a_model_of_one_tower_is_refused(tmp_path: Path) -> None:
     tiny_images.vit().save(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded for zero-shot"):
         TASK.load(tmp_path, None, trust_remote_code=False)
+
+
+def test_each_tower_is_a_graph_of_its_own_that_gives_what_both_give(made: Made) -> None:
+    batch = made.examples.batch(range(6))
+    whole, towers = session_of(made.graph).predict(batch), split_towers(made.graph)
+    assert list(towers) == ["text_model", "vision_model"]
+    for tower, output in zip(towers.values(), ("text_embeds", "image_embeds"), strict=True):
+        session = session_of(tower)
+        assert ("pixel_values" in session.inputs) != ("input_ids" in session.inputs)
+        np.testing.assert_allclose(session.predict(batch)[output], whole[output], atol=1e-6)
+    with pytest.raises(StageError, match="pixel_values"):
+        split_towers(towers["text_model"])

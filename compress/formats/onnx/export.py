@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512
+_INNER = re.compile(r"\w+_outputs?\.")
 _GUARD = "Constraints violated"
 ATTENTION = "attention"
 """Among the names of rewrites: attention plugged in, or found in the graph."""
@@ -61,6 +63,7 @@ def export_onnx(
     attention = fusions and ATTENTION not in leave_out
     probed = probe(model.module, examples) if attention else Probed(refused="left out")
     program = _trace(model, examples, opset, plug=attention and probed.refused is None)
+    _drop_inner_outputs(program)
     _tell_shapes(program)
     rewrites, unfused = {}, ""
     if fusions:
@@ -160,6 +163,18 @@ def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]
 def _two_lengths(examples: Examples) -> list[int]:
     lengths = examples.lengths()
     return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
+
+
+def _drop_inner_outputs(model: ir.Model) -> None:
+    """What the parts of a model give beside the whole, such as `text_model_output.last_hidden_state`, goes; in place.
+
+    No client asks for it, and what nothing else reads would be computed all the same.
+    """
+    outputs = model.graph.outputs
+    kept = [value for value in outputs if not _INNER.match(value.name or "")]
+    if len(kept) < len(outputs):
+        outputs[:] = kept
+        RemoveUnusedNodesPass()(model)
 
 
 def _name_axes(model: ir.Model, batches: Mapping[str, str]) -> None:

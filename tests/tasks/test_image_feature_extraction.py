@@ -89,7 +89,10 @@ def test_a_model_without_a_pooler_stays_so(tmp_path: Path) -> None:
 
 
 def test_a_model_that_pools_nothing_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, SegformerModel(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])))
+    write(
+        tmp_path,
+        SegformerModel(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], sr_ratios=[1, 1, 1, 1])),
+    )
     model = TASK.load(tmp_path, None, trust_remote_code=False)
     examples = TASK.encode(tiny_images.table(2), model.processor, None, 128)
     with pytest.raises(ModelError, match="no pooler_output"):

@@ -19,6 +19,7 @@ from compress.formats.onnx.attention.lower import lower_attention
 from compress.formats.onnx.attention.plug import Plug, plugged, traced
 from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
+from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
 from compress.tasks.forward import tensors
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512
+_POSITIONS = "max_position_embeddings"
 _INNER = re.compile(r"\w+_outputs?\.")
 _GUARD = "Constraints violated"
 ATTENTION = "attention"
@@ -108,7 +110,9 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
     """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    longest = getattr(model.module.config, "max_position_embeddings", None)
+    config = model.module.config
+    of_text = config if hasattr(config, _POSITIONS) else config.get_text_config()
+    longest = getattr(of_text, _POSITIONS, None)
     # XLNet says -1, and models with relative positions say nothing.
     longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
@@ -151,10 +155,12 @@ def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]
 
     if not attention:
         fuse_for_onnxruntime(program, "cpu")
+        unfold_batch_transposes(program)
         return 0, ""
     write_einsum(program)
     find_attention(program)
     fuse_for_onnxruntime(program, "cpu")
+    unfold_batch_transposes(program)
     count, left = lower_attention(program), count_unfused(program)
     reasons = "; ".join(probed.unfused) or "of a form that no operator has"
     return count, f"attention unfused in {left} places: {reasons}" if left else ""

@@ -62,7 +62,11 @@ class PoolerOutput:
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
-        pooled = outputs[_POOLED]
+        return self.flat(outputs[_POOLED])
+
+    @staticmethod
+    def flat(pooled: torch.Tensor | None) -> torch.Tensor:
+        """What a model pools [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` where it is nothing."""
         if pooled is None:
             raise ModelError(
                 f"The model gives no {_POOLED}, so that there is no embedding of an image.",
@@ -152,7 +156,7 @@ class ImageFeatureExtraction(Task):
         from compress.numerics.contrastive import supervised_contrastive
 
         known = labels != _IGNORED
-        embeddings = PoolerOutput().read({_POOLED: outputs.pooler_output}, {}).float()[known]
+        embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
         return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -160,7 +164,7 @@ class ImageFeatureExtraction(Task):
         import torch
         from torch.nn.functional import normalize
 
-        unit = normalize(PoolerOutput().read({_POOLED: outputs.pooler_output.detach()}, {}), dim=-1)
+        unit = normalize(PoolerOutput.flat(outputs.pooler_output.detach()), dim=-1)
         near = (unit @ unit.T).fill_diagonal_(-2.0).argmax(dim=-1)
         return torch.minimum(near, torch.arange(len(near), device=near.device))
 

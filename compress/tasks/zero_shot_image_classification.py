@@ -323,8 +323,6 @@ class _Joined(Sequence["Mapping[str, np.ndarray]"]):
 
 def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:
     """An image and a text each, without labels; how many of both a model is given need not be the same."""
-    import numpy as np
-
     from compress.tasks.images import PIXELS, encode_images
     from compress.tasks.tokens import text_inputs
 
@@ -334,9 +332,9 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
         # Trained without a mask, and always as long.
         inputs, padding = [{"input_ids": one["input_ids"]} for one in inputs], {"input_ids": None}
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
-    sizes = np.array([len(one["input_ids"]) for one in inputs])
+    # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
     found = replace(pixels, inputs=_Paired(inputs, pixels.inputs), padding={**padding, PIXELS: None})
-    return replace(found, batches=axes, sizes=sizes, head=Towers())
+    return replace(found, batches=axes, head=Towers())
 
 
 TASK = ZeroShotImageClassification()

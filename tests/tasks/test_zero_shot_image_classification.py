@@ -81,7 +81,7 @@ def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
     assert logits.shape == (COUNT, 3)
     likely = torch.from_numpy(logits)
     found = likely.sigmoid() if "attention_mask" not in examples.padding else likely.softmax(dim=-1)
-    known = pipeline("zero-shot-image-classification", str(made.folder), use_fast=False)
+    known = pipeline("zero-shot-image-classification", str(made.folder))
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
     for row, answer in zip(found, known(images, candidate_labels=CLASSES), strict=True):
         scores = {one["label"]: one["score"] for one in answer}

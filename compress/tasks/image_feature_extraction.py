@@ -100,6 +100,7 @@ class ImageFeatureExtraction(Task):
         from compress.architectures.cut_model import is_cut, load_cut
         from compress.architectures.transformer import pool_first_token
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
 
         refuse_quantized(directory)
@@ -116,7 +117,7 @@ class ImageFeatureExtraction(Task):
                     use_safetensors=True,
                     dtype=torch.float32,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),

@@ -99,6 +99,7 @@ class ZeroShotImageClassification(Task):
 
         from compress.architectures.cut_model import is_cut, load_cut
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import ImageTextProcessor, load_processor
 
         refuse_quantized(directory)
@@ -116,7 +117,7 @@ class ZeroShotImageClassification(Task):
                     use_safetensors=True,
                     dtype=torch.float32,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise self._unfit(directory, str(error)) from error
         if not isinstance(processor, ImageTextProcessor):
             raise self._unfit(directory, "it has no tokenizer and image processor both")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from compress.checkpoints.config_check import positions_of
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
@@ -22,6 +23,7 @@ from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512
-_POSITIONS = "max_position_embeddings"
 _INNER = re.compile(r"\w+_outputs?\.")
 _GUARD = "Constraints violated"
 ATTENTION = "attention"
@@ -98,7 +99,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
         )
         try:
             attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
-            with silence("prints"), _without_cache(model.module), attention:
+            with silence("prints"), lean_tracing(), _without_cache(model.module), attention:
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program
         except (RuntimeError, ValueError, TypeError) as error:
@@ -110,11 +111,8 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
     """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    config = model.module.config
-    of_text = config if hasattr(config, _POSITIONS) else config.get_text_config()
-    longest = getattr(of_text, _POSITIONS, None)
-    # XLNet says -1, and models with relative positions say nothing.
-    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
+    longest = positions_of(model.module.config.to_dict()) or _LONGEST
+    longest = longest if longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
     batches = {name: torch.export.Dim(axis, min=1, max=65536) for name, axis in examples.batches.items()}

@@ -56,6 +56,7 @@ _KNOWN = {
     for metric in (
         _quality("accuracy", "Accuracy"),
         _quality("top_1_accuracy", "Right token first"),
+        _quality("zero_shot_accuracy", "Zero-shot accuracy"),
         _quality("top_5_accuracy", "Top-5 accuracy"),
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
@@ -131,6 +132,9 @@ _NUMBERED = (
     (re.compile(r"^ndcg_at_(\d+)$"), _quality("", ""), "NDCG at {0}"),
     (re.compile(r"^f1_(.+)$"), replace(_KNOWN["f1"], quality=False), "F1 of {0}"),
     (re.compile(r"^recall_at_(\d+)$"), _KNOWN["recall"], "Recall at {0}"),
+    (re.compile(r"^recall_at_(\d+)_image_to_text$"), _KNOWN["recall"], "Text in the first {0} of an image"),
+    (re.compile(r"^recall_at_(\d+)_text_to_image$"), _KNOWN["recall"], "Image in the first {0} of a text"),
+    (re.compile(r"^precision_at_(\d+)$"), _KNOWN["precision"], "Precision at {0}"),
     (re.compile(r"^recall_at_(\d+)_(int8|binary)$"), replace(_KNOWN["recall"], quality=False),
      "Recall at {0}, {1} embeddings"),
     (re.compile(r"^spearman_(.+)$"), Metric("", "", "plain", "higher"), "Spearman correlation, {0}"),

@@ -20,19 +20,23 @@ from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
-from compress.tasks.capability import EMBEDS, GENERATES, READS_ROWS
+from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS, tasks_with
 
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
-    *(("evaluation", name) for name in Evaluation.model_fields if name != "similarity"),
+    *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
 )
-_EMBEDDING_ONLY = (("evaluation", "similarity"),)
-"""Fields of tasks with one capability alone. A run's own recipe has all at their defaults."""
-_ONLY = {READS_ROWS: _ROWS_ONLY, GENERATES: _GENERATING_ONLY, EMBEDS: _EMBEDDING_ONLY}
+_ONLY = {
+    frozenset({READS_ROWS}): _ROWS_ONLY,
+    frozenset({GENERATES}): _GENERATING_ONLY,
+    frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"),),
+    frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
+}
+"""Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
 _DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
 
 
@@ -82,7 +86,7 @@ def _check_task(document: Document, parts: list[Part]) -> None:
             document.problem(
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
-    for path in [path for capability, paths in _ONLY.items() if capability not in capabilities for path in paths]:
+    for path in [path for needed, paths in _ONLY.items() if not needed <= capabilities for path in paths]:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")

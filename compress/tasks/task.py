@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -57,6 +57,8 @@ class Examples:
 
     ``head`` makes the answers of a model's outputs; without one its logits are its answers.
 
+    ``batches`` names the axis of an input's examples where a model may be given as many as it likes of that one alone.
+
     ``labels`` are [n, ...], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
@@ -66,6 +68,7 @@ class Examples:
     inputs: Sequence[Mapping[str, np.ndarray]]
     padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
+    batches: Mapping[str, str] = field(default_factory=dict)
     scored: int | None = None
     note: str = ""
     sizes: np.ndarray | None = None

@@ -11,7 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, TAKES_IMAGES, Capabilities
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -23,7 +23,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     requires = frozenset({ANSWERS_AT_ONCE})
-    excludes = frozenset({BY_TOKEN})
+    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.checkpoints.checks import TOKENIZER_FILES
+from compress.checkpoints.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
@@ -22,9 +23,11 @@ def load_processor(folder: Path) -> Any:
 
     Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
     the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
-    a tokenizer beside it, it is the processor that joins both. Images go through Pillow whether torchvision is there
-    or not, so that every machine computes the same.
+    a tokenizer beside it, it is the processor that joins both. Of a graph of no task it is what its inputs are like.
+    Images go through Pillow whether torchvision is there or not, so that every machine computes the same.
     """
+    if (folder / GRAPH_INPUTS).is_file():
+        return read_graph_inputs(folder)
     if not (folder / PREPROCESSOR).is_file():
         tokenizer = load_tokenizer(folder)
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer

@@ -13,6 +13,7 @@ from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_processor
 from compress.data.membership import Part
+from compress.errors import ModelError
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.metrics import slice_metric
@@ -25,6 +26,8 @@ from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from compress.runtimes.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,37 @@ def predict(
     """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
+    _check_outputs(session, examples, artifact)
     order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), task.batch_size)
+    size = 1 if examples.whole else task.batch_size
+    starts = range(0, len(order), size)
     parts = []
     for start in progress.track(starts, description, len(starts)):
-        indices = order[start : start + task.batch_size].tolist()
+        indices = order[start : start + size].tolist()
         outputs = session.predict(feed(examples.batch(indices)))
         parts.append(task.keep(outputs, examples, indices))
     return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
 
 
+def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
+    """Raises `ModelError` for a graph that lacks what the task's answers are made of."""
+    given = session.output_types
+    absent = [name for name in examples.outputs if name not in given]
+    if absent and examples.answer not in given and given:
+        raise ModelError(
+            f"The model has no output {absent[0]!r}.",
+            where=str(artifact),
+            expected=f"{', '.join(examples.outputs)}, as transformers' exporters name it",
+            mend=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
+        )
+
+
 def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
-    """The rows of ``parts``, which came in ``order``, in the order of the examples."""
+    """The rows of ``parts``, which came in ``order``, in the order of the examples; shorter ones end in NaN, or -1."""
+    widest = max(part.shape[-1] for part in parts)
+    if any(part.shape[-1] < widest for part in parts):
+        fill = np.nan if parts[0].dtype.kind == "f" else -1
+        parts = [np.pad(part, ((0, 0), (0, widest - part.shape[-1])), constant_values=fill) for part in parts]
     stacked = np.concatenate(parts)
     found = np.empty_like(stacked)
     found[order] = stacked

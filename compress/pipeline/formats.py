@@ -58,6 +58,9 @@ def why_not(road: Road, target: Target) -> str | None:
         known = STAGES[spec.written_by].model_fields
         if precision is not None and precision not in get_args(known["precision"].annotation):
             return f"{files}, which the stage {spec.written_by} does not write in {precision}"
+    writer = STAGES[spec.written_by]
+    if spec.own_bits and _format(road, START) not in (None, form) and not writer.starts_from_graph:
+        return f"{files}, which the stage {spec.written_by} does not write from an ONNX graph"
     if runtime.generates_only and GENERATES not in capabilities:
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
     if not STAGES[spec.written_by].is_for(capabilities):
@@ -110,9 +113,10 @@ def _in_format(road: Road, label: str, form: str, options: Options) -> str:
 
 
 def _weights_of(road: Road, label: str) -> str:
-    """The last output up to ``label`` that is in no format yet."""
+    """The last output up to ``label`` that is in no format yet, or else the graph that the recipe starts from."""
     labels = [START, *road.recipe.labels()]
-    return next(one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
+    found = (one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
+    return next(found, START)
 
 
 def _writer(road: Road, label: str, form: str, options: Options) -> Stage[Any, Any]:
@@ -153,5 +157,5 @@ def _leads_to(found: str | None, form: str) -> bool:
 
 def _format(road: Road, label: str) -> str | None:
     """The format that a stage's output is in for good; None for a model that any of them is written from."""
-    kind = None if label == START else getattr(road.gives(label), "kind", None)
+    kind = getattr(road.gives(label), "kind", None)
     return kind if kind in FORMATS else None

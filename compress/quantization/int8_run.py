@@ -164,7 +164,8 @@ class OneByOne(Sequence[Feed]):
 
     def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
         feed = self._examples.batch([int(self._rows[place])])
-        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
+        return {name: array[..., :length] if (length := self._lengths.get(name)) else array
+                for name, array in feed.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)

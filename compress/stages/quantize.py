@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import Capabilities
+from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -59,8 +60,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of another method."""
-        return self.idle()
+        """Those of another method, and a floor under a metric that there is none of."""
+        floor = ("accuracy_floor",) if TAKES_ARRAYS in task and self.accuracy_floor is not None else ()
+        return (*self.idle(), *floor)
 
     def wanted_precision(self) -> dict[str, Any]:
         """8 bits, and those of the embedding tables where they are fewer."""
@@ -86,10 +88,14 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return self._parts(model, context)
         import onnx_ir as ir
 
+        from compress.formats.onnx.float16 import holds_float16, to_float32
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
         from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
+        if holds_float16(model.graph):
+            model = replace(model, graph=to_float32(model.graph))
+            context.remark("quantize: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.accuracy_floor is not None or self.keep:
             graph = quantize_int8(model, self, context)

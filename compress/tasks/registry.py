@@ -14,6 +14,7 @@ from compress.tasks import (
     automatic_speech_recognition,
     feature_extraction,
     fill_mask,
+    graph_agreement,
     image_classification,
     question_answering,
     text_classification,
@@ -35,6 +36,7 @@ BUILT_IN: tuple[Task, ...] = (
     text_ranking.TASK,
     fill_mask.TASK,
     question_answering.TASK,
+    graph_agreement.TASK,
 )
 """In the order in which messages list them."""
 

@@ -1,4 +1,4 @@
-"""A float32 graph in float16, by ONNX Runtime's converter, and the proof that its answers are still the same."""
+"""A float32 graph in float16, by ONNX Runtime's converter, and the proof that its answers are still the same; and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_of
@@ -14,6 +14,8 @@ from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
 from compress.tasks.task import Examples
 
+_EDGE = "compress: between float32 and an input or output of float16"
+"""Marks a cast that stays."""
 _LARGEST = float(np.finfo(np.float16).max)
 _MASK = -1e30
 """What is below stands for minus infinity, in a mask: the converter makes it the lowest float16, which does as well."""
@@ -49,6 +51,75 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
             expected="a graph with float32 weights, some of them of operators that are not in keep",
         )
     return made
+
+
+def holds_float16(graph: onnx.ModelProto) -> bool:
+    """Whether weights are stored in float16."""
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.graph.initializer)
+
+
+def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in float32 what ``graph`` does in float16; inputs and outputs keep their types."""
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    _cast_at_edges(made.graph)
+    _widen(made.graph)
+    return made
+
+
+def _cast_at_edges(graph: onnx.GraphProto) -> None:
+    """Lead inputs and outputs of float16 through a `Cast`, in place."""
+    halves = [value for value in (*graph.input, *graph.output) if _type(value) == TensorProto.FLOAT16]
+    outputs = {value.name for value in graph.output}
+    for value in halves:
+        inner = f"{value.name}_float32"
+        for node in graph.node:
+            _rename(node, value.name, inner)
+        wide = (value.name, inner) if value.name not in outputs else (inner, value.name)
+        to = TensorProto.FLOAT if value.name not in outputs else TensorProto.FLOAT16
+        cast = helper.make_node("Cast", [wide[0]], [wide[1]], name=f"{inner}_cast", to=to, doc_string=_EDGE)
+        graph.node.insert(0 if to == TensorProto.FLOAT else len(graph.node), cast)
+
+
+def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    for names in (node.input, node.output):
+        for place, name in enumerate(names):
+            if name == old:
+                names[place] = new
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for each in inner.node:
+                _rename(each, old, new)
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """Every stored tensor, type and cast of float16 as float32, in place, subgraphs' too; but not `_EDGE`."""
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    del graph.value_info[:]
+    for node in graph.node:
+        if node.doc_string == _EDGE:
+            node.doc_string = ""
+            continue
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen_tensor(attribute.t)
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                for value in (*inner.input, *inner.output):
+                    if _type(value) == TensorProto.FLOAT16:
+                        value.type.tensor_type.elem_type = TensorProto.FLOAT
+                _widen(inner)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _type(value: onnx.ValueInfoProto) -> int:
+    return int(value.type.tensor_type.elem_type)
 
 
 def _floats(graph: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph import INTEGER
 
 SMALLEST_WEIGHT = 1024
 """Elements. Below, a product is as fast in float, and a classifier's last product is better so."""
@@ -26,13 +27,6 @@ BRIDGES = frozenset(
     )
 )
 """Operators that ONNX Runtime's processor runs on 8-bit integers, worth it where both neighbours are integers too."""
-INTEGER = frozenset(
-    (
-        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
-        *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-        "MatMulNBits",
-    )
-)
 
 
 @dataclass(frozen=True)

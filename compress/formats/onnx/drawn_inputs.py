@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ _SAMPLING_RATE = 16_000
 _RATE, _LENGTH, _MASK = (re.compile(pattern) for pattern in (r"(^|_)(sr|.*rate)$", r"len(gth)?s?$", r"mask"))
 _THROUGH = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Slice", "Expand", "Concat", "Flatten", "Clip")
 """Operators behind which a number still means what it meant."""
+_FATAL_ONLY = 4
 _FEW = 16
 """Whole numbers of unknown meaning are below this."""
 
@@ -34,6 +36,8 @@ Axes = tuple[int | str | None, ...]
 
 def find_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
     """What ``graph``, opened as ``session``, takes, with arrays that it answers where any are found."""
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = _FATAL_ONLY
     stored = {tensor.name for tensor in graph.graph.initializer}
     entries = [entry for entry in graph.graph.input if entry.name not in stored]
     reason, first = "it has no inputs", None
@@ -41,7 +45,7 @@ def find_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -
         first = first or inputs
         tried = GraphInputs(inputs)
         try:
-            answers = session.run(None, tried.draw(0))
+            answers = session.run(None, tried.draw(0), quiet)
         except (*FAILURES, TypeError, ValueError) as error:
             reason = first_line(error)
             continue
@@ -60,8 +64,8 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
     if any(dtype == "str" for dtype in dtypes.values()):
         yield tuple(GraphInput(name, dtypes[name], axes[name], ()) for name in axes)
         return
-    for attempt in range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL)))):
-        sizes = _sizes(axes, dtypes, attempt)
+    for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
+        sizes = _sizes(axes, dtypes, attempt, alone)
         shapes = {name: tuple(_size(sizes, name, place, axis) for place, axis in enumerate(found))
                   for name, found in axes.items()}  # fmt: skip
         longest = max((shape[-1] for name, shape in shapes.items() if len(shape) > 1), default=1)
@@ -108,15 +112,19 @@ def _dtype(entry: onnx.ValueInfoProto) -> str:
     return str(np.dtype(helper.tensor_dtype_to_np_dtype(number)).name) if number else "float32"
 
 
-def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int) -> dict[str, int]:
-    """Of each free axis, by its name or else by its place; one name has one size everywhere."""
+def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int, alone: bool) -> dict[str, int]:
+    """Of each free axis, by its name or else by its place; one name has one size everywhere.
+
+    With ``alone`` the axes of the first input alone grow, and those of others that have no name are 1.
+    """
     sizes: dict[str, int] = {}
     for name, found in axes.items():
+        first = name == next(iter(axes))
         for place, axis in enumerate(found):
             if isinstance(axis, int):
                 continue
             key = axis if isinstance(axis, str) else f"{name}/{place}"
-            if place == 0 and len(found) > 1:
+            if (place == 0 and len(found) > 1) or (alone and not first and axis is None):
                 sizes.setdefault(key, 1)
                 continue
             tried = _IMAGE if len(found) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL

@@ -1,4 +1,4 @@
-"""A float32 graph in float16, by ONNX Runtime's converter, and the proof that its answers are still the same; and back."""
+"""A float32 graph in float16, by ONNX Runtime's converter, and back; the proof that its answers are still the same."""
 
 from __future__ import annotations
 
@@ -64,7 +64,21 @@ def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
     made.CopyFrom(graph)
     _cast_at_edges(made.graph)
     _widen(made.graph)
+    _drop_idle_casts(made.graph)
     return made
+
+
+def _drop_idle_casts(graph: onnx.GraphProto) -> None:
+    """Lead readers of stored float32 past casts to float32, in place: products look for stored weights."""
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    given = {value.name for value in graph.output}
+    for node in list(graph.node):
+        idle = node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT
+        if idle and node.output[0] not in given:
+            for reader in graph.node:
+                if reader is not node:
+                    _rename(reader, node.output[0], node.input[0])
+            graph.node.remove(node)
 
 
 def _cast_at_edges(graph: onnx.GraphProto) -> None:

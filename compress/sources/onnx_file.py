@@ -106,9 +106,9 @@ def _external(file: Path) -> list[Path]:
 
 def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-    from compress.formats.onnx.start import read_start
+    from compress.formats.onnx.start import for_clients, read_start
 
-    start = read_start(file)
+    start = read_start(file) if arrays else for_clients(read_start(file))
     made.mkdir()
     facts = {"file": file.name, "sha256": digest_file(file), "changes": list(start.changes)}
     texts = {CHANGES: json.dumps(facts, indent=1).encode() + b"\n"}

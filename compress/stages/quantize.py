@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
+from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import TAKES_ARRAYS, Capabilities
+
+if TYPE_CHECKING:
+    import onnx
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -108,7 +111,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 context.remark(f"quantize: embedding tables at {self.embedding_bits} bits: {len(tables)}")
             if in_order:
                 context.remark(f"quantize: tables whose rows are read in order, at 8 bits: {len(in_order)}")
-        if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
+        if _stored(graph) == _stored(model.graph):
             raise StageError(
                 "The graph holds nothing to quantize.",
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
@@ -137,3 +140,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 quantized, _ = quantize_matrices(quantized, tied, only_tied=True)
             graphs[quantized_name(name)] = quantized
         return model.with_graphs(graphs)
+
+
+def _stored(graph: onnx.ModelProto) -> set[str]:
+    """Names of the stored tensors, those of branches too."""
+    return {tensor.name for one in all_graphs(graph.graph) for tensor in one.initializer}

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import IntegrityError, StageError
+from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_of
 from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
@@ -29,7 +30,8 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    readers = {name for node in graph.graph.node if node.op_type in kept for name in node.input}
+    nodes = (node for one in all_graphs(graph.graph) for node in one.node)
+    readers = {name for node in nodes if node.op_type in kept for name in node.input}
     for name, array in _floats(graph):
         if name not in readers and array.size and max(float(array.max()), -_lowest(array)) > _LARGEST:
             raise StageError(
@@ -45,7 +47,7 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
         )
     # What was recorded of values in between is partly of the old types; the runtime infers it.
     del made.graph.value_info[:]
-    if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in made.graph.initializer):
+    if not holds_float16(made):
         raise StageError(
             "The graph holds nothing that could become float16.",
             expected="a graph with float32 weights, some of them of operators that are not in keep",
@@ -55,7 +57,8 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
 
 def holds_float16(graph: onnx.ModelProto) -> bool:
     """Whether weights are stored in float16."""
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.graph.initializer)
+    tensors = (tensor for one in all_graphs(graph.graph) for tensor in one.initializer)
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors)
 
 
 def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -96,35 +99,33 @@ def _cast_at_edges(graph: onnx.GraphProto) -> None:
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
-    for names in (node.input, node.output):
+    """In the node and in those of its branches."""
+    alone = onnx.GraphProto(node=[node])
+    for names in (names for one in all_graphs(alone) for each in one.node for names in (each.input, each.output)):
         for place, name in enumerate(names):
             if name == old:
                 names[place] = new
-    for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for each in inner.node:
-                _rename(each, old, new)
+    node.CopyFrom(alone.node[0])
 
 
 def _widen(graph: onnx.GraphProto) -> None:
-    """Every stored tensor, type and cast of float16 as float32, in place, subgraphs' too; but not `_EDGE`."""
-    for tensor in graph.initializer:
-        _widen_tensor(tensor)
-    del graph.value_info[:]
-    for node in graph.node:
-        if node.doc_string == _EDGE:
-            node.doc_string = ""
-            continue
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _widen_tensor(attribute.t)
-            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.FLOAT
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                for value in (*inner.input, *inner.output):
-                    if _type(value) == TensorProto.FLOAT16:
-                        value.type.tensor_type.elem_type = TensorProto.FLOAT
-                _widen(inner)
+    """Every stored tensor, type and cast of float16 as float32, in place, branches' too; but not casts at `_EDGE`."""
+    for one in all_graphs(graph):
+        for tensor in one.initializer:
+            _widen_tensor(tensor)
+        del one.value_info[:]
+        for value in (*one.input, *one.output) if one is not graph else ():
+            if _type(value) == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in one.node:
+            if node.doc_string == _EDGE:
+                node.doc_string = ""
+                continue
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _widen_tensor(attribute.t)
+                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                    attribute.i = TensorProto.FLOAT
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:
@@ -137,7 +138,7 @@ def _type(value: onnx.ValueInfoProto) -> int:
 
 
 def _floats(graph: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
-    for tensor in graph.graph.initializer:
+    for tensor in (tensor for one in all_graphs(graph.graph) for tensor in one.initializer):
         if tensor.data_type == TensorProto.FLOAT:
             yield tensor.name, numpy_helper.to_array(tensor)
 

@@ -9,7 +9,7 @@ graph that comes out is proven to answer as the one that went in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,10 @@ from compress.formats.onnx.drawn_inputs import find_inputs
 from compress.formats.onnx.graph import INTEGER
 from compress.formats.onnx.int8.choose import OLDEST_OPSET
 from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.silence import silence
+from compress.tasks.task import LOGITS
 
 _TOLERANCE = 1e-3
 """Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""
@@ -33,6 +35,7 @@ _GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
 """How much larger a file may become by what is computed beforehand; small tables are."""
 _MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 """Operators that are computed beforehand however large the constant is."""
+_PIXELS = "pixel_values"
 _PROOFS = (1, 2)
 """Seeds of the inputs on which both graphs are asked."""
 
@@ -70,6 +73,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             expected="a whole .onnx file, and beside it the files that its weights lie in",
             mend="fetch or export it again",
         ) from error
+    _refuse_no_numbers(graph, file)
     if not graph.graph.output:
         raise ModelError(
             "The graph has no outputs, so it answers nothing.",
@@ -78,6 +82,19 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             mend="export the model again, and name what it returns",
         )
     return graph
+
+
+def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
+    """Infinity may be a mask; NaN is what a training that diverged leaves. Raises `ModelError`."""
+    for tensor in (tensor for one in all_graphs(graph.graph) for tensor in one.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ModelError(
+                f"The tensor {tensor.name!r} holds values that are no numbers (NaN).",
+                where=str(file),
+                expected="weights of numbers",
+                mend="export another checkpoint: a training run that diverged leaves such weights",
+            )
 
 
 def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
@@ -222,6 +239,55 @@ def _fold_batch_normalization(model: ir.Model) -> tuple[ir.Model, str | None]:
 
 def _count(model: ir.Model) -> int:
     return sum(1 for graph in model.graphs() for _ in graph)
+
+
+def for_clients(start: Start) -> Start:
+    """The same under the names that transformers knows, and for batches of any size, as far as its answers allow.
+
+    An image goes in as `pixel_values`, and one output [batch, classes] comes out as `logits`; other graphs keep their
+    names. A first axis of 1 is freed where two calls at once are proven to be answered as one by one.
+    """
+    model = ir.from_proto(start.graph)
+    changes = list(start.changes)
+    renamed = []
+    for values, rank, name in ((model.graph.inputs, 4, _PIXELS), (model.graph.outputs, 2, LOGITS)):
+        value = values[0]
+        if len(values) == 1 and value.shape is not None and len(value.shape) == rank and value.name != name:
+            renamed.append(f"{value.name} is called {name}")
+            value.name = name
+    graph = ir.to_proto(model) if renamed else start.graph
+    inputs = replace(start.inputs, inputs=tuple(
+        replace(one, name=str(value.name)) for one, value in zip(start.inputs.inputs, model.graph.inputs, strict=True)
+    ))  # fmt: skip
+    freed = _with_free_batch(graph, inputs)
+    if freed is not None:
+        graph, changes = freed, [*changes, "batches of any size"]
+    return Start(graph, inputs, (*changes, *renamed))
+
+
+def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelProto | None:
+    """``graph`` with a free first axis in place of 1 everywhere; None where it has none or then answers otherwise."""
+    if inputs.unproven or not all(one.axes and one.axes[0] == 1 for one in inputs.inputs):
+        return None
+    model = ir.from_proto(graph)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape) and value.shape[0] == 1:
+            value.shape = ir.Shape(["batch", *value.shape[1:]])
+    for node in model.graph:
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+    made = ir.to_proto(model)
+    calls = [inputs.draw(seed) for seed in _PROOFS]
+    together = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+    try:
+        session = open_session(made)
+        single = [_answers(session, call) for call in calls]
+        found = _answers(session, together)
+    except FAILURES:
+        return None
+    expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
+    return made if all(_near(one, other) for one, other in zip(expected, found, strict=True)) else None
 
 
 _STEPS: tuple[tuple[Step, bool], ...] = (

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from compress.errors import DataError, ModelError
 from compress.formats.onnx.float16 import holds_float16, to_float32
 from compress.formats.onnx.int8.observe import open_session
-from compress.formats.onnx.start import read_graph_file, read_start
+from compress.formats.onnx.start import for_clients, read_graph_file, read_start
 
 
 def operators(graph: onnx.ModelProto) -> list[str]:
@@ -83,13 +83,18 @@ def test_a_file_that_nothing_can_be_done_with_is_refused_in_words(tmp_path: Path
         [helper.make_node("Wobble", ["x"], ["y"], domain="their.own")],
         [foreign_graphs.value("x", [1])], [foreign_graphs.value("y", [1])], domains=["their.own"],
     )  # fmt: skip
-    for name, graph in (("silent", silent), ("newer", newer), ("strange", strange)):
+    diverged = foreign_graphs.embedding()
+    table = numpy_helper.to_array(diverged.graph.initializer[0]).copy()
+    table[3, 3] = np.nan
+    diverged.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
+    for name, graph in (("silent", silent), ("newer", newer), ("strange", strange), ("diverged", diverged)):
         foreign_graphs.write(graph, tmp_path, f"{name}.onnx")
     for name, words in {
         "half": "Not a whole ONNX file: it ends in the middle",
         "silent": "The graph has no outputs",
         "newer": "operator set 99, which is newer",
         "strange": "does not open the graph",
+        "diverged": "'table' holds values that are no numbers",
     }.items():
         with pytest.raises(ModelError, match=words):
             read_start(tmp_path / f"{name}.onnx")
@@ -124,3 +129,22 @@ def test_a_float16_graph_computes_in_float32_between_edges_that_stay(tmp_path: P
     (expected,) = ReferenceEvaluator(exact).run(None, {"x": feed["x"].astype(np.float32)})
     assert found.dtype == np.float16
     np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_know(tmp_path: Path) -> None:
+    fixed = foreign_graphs.classifier()
+    for entry in (fixed.graph.input[0], fixed.graph.output[0]):
+        entry.type.tensor_type.shape.dim[0].dim_value = 1
+    start = for_clients(read_start(foreign_graphs.write(fixed, tmp_path)))
+    assert [one.name for one in (*start.graph.graph.input, *start.graph.graph.output)] == ["pixel_values", "logits"]
+    images = np.random.default_rng(7).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    (found,) = open_session(start.graph).run(None, {"pixel_values": images})
+    (expected,) = ReferenceEvaluator(foreign_graphs.classifier()).run(None, {"x": images})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    # A graph that adds up its batch answers two otherwise than one after the other, and keeps its size.
+    total = foreign_graphs.model(
+        [helper.make_node("ReduceMax", ["x"], ["y"], keepdims=1, axes=[0])],
+        [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("y", [1, 4])],
+    )  # fmt: skip
+    kept = for_clients(read_start(foreign_graphs.write(total, tmp_path)))
+    assert kept.graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1

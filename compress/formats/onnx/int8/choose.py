@@ -18,7 +18,7 @@ OLDEST_OPSET = 13
 """QuantizeLinear with a scale for each channel."""
 WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> the input with the weights."""
-WITHOUT_KERNEL = {"ConvTranspose": 1, "LSTM": 1, "GRU": 1, "RNN": 1}
+WITHOUT_KERNEL = {"ConvTranspose": 1, "GRU": 1, "RNN": 1}
 """Those that the processor computes in float alone: integer weights of theirs would be dequantized in each call."""
 BRIDGES = frozenset(
     (

@@ -8,9 +8,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from compress.architectures import ALWAYS_CUT
+from compress.checkpoints.json_file import read_json
 from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.registry import FORMATS
@@ -30,6 +33,7 @@ __all__ = ["Plan", "make_plan", "render_plan"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
+_FEWEST_ROUNDS = 5
 
 
 def make_plan(
@@ -38,7 +42,7 @@ def make_plan(
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
 ) -> Plan:
-    """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
+    """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     Raises `InputError` with all problems.
@@ -47,6 +51,7 @@ def make_plan(
     start = sources.find_all()
     problems = sources.problems
     problems += _missing_packages(recipe)
+    problems += _unfit(recipe, sources) if not problems else []
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     stages = _stage_plans(recipe, sources, start, is_cached, problems)
@@ -148,14 +153,16 @@ def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
 
     size = 96
     left = np.full((size, size), 0.5, dtype=np.float32)
-    best, end = float("inf"), time.perf_counter() + budget_seconds
-    while time.perf_counter() < end:
+    left @ left  # the first product sets its library up, which may take longer than the whole budget
+    rounds: list[float] = []
+    end = time.perf_counter() + budget_seconds
+    while time.perf_counter() < end or len(rounds) < _FEWEST_ROUNDS:
         start = time.perf_counter()
         for _ in range(8):
             left @ left
-        best = min(best, (time.perf_counter() - start) / 8)
+        rounds.append(time.perf_counter() - start)
     cores = min(len(granted_cores()), cores_quota() or float("inf"))
-    return 2 * size**3 / best * max(cores, 1)
+    return 8 * 2 * size**3 / min(rounds) * max(cores, 1)
 
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
@@ -209,6 +216,25 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
         else:
             what = f"The stage {user} needs the package {package!r}, which is not installed."
             errors.append(InputError(what, mend=f"pip install {package}"))
+    return errors
+
+
+def _unfit(recipe: Recipe, sources: Sources) -> list[CompressError]:
+    """One error for each stage that can't be applied to the starting model, of those before another model goes on.
+
+    Of well-known types nothing is asked, since the answer takes the seconds in which torch is imported.
+    """
+    place = sources.start
+    if place is None or not (place / "config.json").is_file():
+        return []
+    if read_json(place / "config.json").get("model_type") in ALWAYS_CUT:
+        return []
+    errors: list[CompressError] = []
+    for stage in takewhile(lambda stage: not stage.paths(), recipe.stages):
+        try:
+            stage.check_model(place)
+        except CompressError as error:
+            errors.append(error)
     return errors
 
 

@@ -22,7 +22,7 @@ from adapters import save_adapter
 from narrow import broken_words
 from quantized import save_tiny_llama
 from rich.console import Console
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 import compress.installation
 import compress.plan
@@ -136,6 +136,13 @@ def test_pruning_takes_its_share() -> None:
 def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
     text = refusal(recipe([{"prune": {"layers": 4}}]), folder, tmp_path)
     assert "prune removes 4 layers of a model that has 4" in text
+
+
+def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
+    MPNetForSequenceClassification(MPNetConfig(**CONFIG)).save_pretrained(folder / "model")
+    text = refusal(recipe([{"prune": {"heads": 0.5}}]), folder, tmp_path / "artifacts")
+    assert "Heads of a 'mpnet' model cannot go: all layers share encoder.relative_attention_bias" in text
+    assert make_plan(recipe([{"prune": {"feed_forward": 0.5}}]), folder, artifacts=tmp_path / "artifacts").stages
 
 
 def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:

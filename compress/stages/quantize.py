@@ -115,6 +115,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             raise StageError(
                 "The graph holds nothing to quantize.",
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+                mend="method: static takes convolutions too" if self.method == "dynamic" else None,
             )
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)
 

@@ -105,12 +105,18 @@ def _external(file: Path) -> list[Path]:
 
 
 def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
+    from compress.formats.onnx.client_names import for_clients
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-    from compress.formats.onnx.start import for_clients, read_start
+    from compress.formats.onnx.start import read_start
 
     start = read_start(file) if arrays else for_clients(read_start(file))
     made.mkdir()
-    facts = {"file": file.name, "sha256": digest_file(file), "changes": list(start.changes)}
+    facts = {
+        "file": file.name,
+        "sha256": digest_file(file),
+        "changes": list(start.changes),
+        "failures": list(start.failures),
+    }
     texts = {CHANGES: json.dumps(facts, indent=1).encode() + b"\n"}
     if arrays:
         texts |= {GRAPH_INPUTS: start.inputs.as_json(), CONFIG: b"{}\n"}

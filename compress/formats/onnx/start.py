@@ -9,7 +9,7 @@ graph that comes out is proven to answer as the one that went in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.silence import silence
-from compress.tasks.task import LOGITS
 
 _TOLERANCE = 1e-3
 """Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""
@@ -35,18 +34,18 @@ _GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
 """How much larger a file may become by what is computed beforehand; small tables are."""
 _MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 """Operators that are computed beforehand however large the constant is."""
-_PIXELS = "pixel_values"
-_PROOFS = (1, 2)
+PROOFS = (1, 2)
 """Seeds of the inputs on which both graphs are asked."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A graph that a recipe can start from, what it takes, and what was done to it, in words."""
+    """A graph that a recipe can start from, what it takes, and what was done to it or couldn't be, in words."""
 
     graph: onnx.ModelProto
     inputs: GraphInputs
     changes: tuple[str, ...]
+    failures: tuple[str, ...] = ()
 
 
 def read_start(file: Path) -> Start:
@@ -118,6 +117,11 @@ def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
         ) from error
 
 
+_LIBRARY_FAILURES = (
+    *(ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError),
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
 """The graph, changed in place or made anew, and what was done to it; None where there was nothing to do."""
 
@@ -127,29 +131,28 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
 
     Without inputs to ask, and of a graph that is quantized already, only those that move things are taken.
     """
-    graph, changes = original, []
-    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in _PROOFS]
-    expected = [_answers(session, feed) for feed in asked]
+    graph, changes, failures = original, list[str](), list[str]()
+    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in PROOFS]
+    expected = [answers(session, feed) for feed in asked]
     quantized = any(node.op_type in INTEGER for node in original.graph.node)
     for step, computes in _STEPS:
         if computes and (not asked or quantized):
             continue
-        made, said = _after(graph, step)
+        try:
+            with silence("logs"):
+                changed, said = step(ir.from_proto(graph))
+            made = ir.to_proto(changed)
+        except _LIBRARY_FAILURES as error:
+            # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
+            failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
+            continue
         if said is None or made.ByteSize() > original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
             continue
         if _answers_alike(made, asked, expected):
             graph, changes = made, [*changes, said]
-    return Start(graph, inputs, tuple(changes))
-
-
-def _after(graph: onnx.ModelProto, step: Step) -> tuple[onnx.ModelProto, str | None]:
-    try:
-        with silence("logs"):
-            made, said = step(ir.from_proto(graph))
-        return ir.to_proto(made), said
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError):
-        # A library's pass that fails on a graph leaves it as it was; whoever needs the step says what is missing.
-        return graph, None
+        else:
+            failures.append(f"{said}, and then the graph answered otherwise")
+    return Start(graph, inputs, tuple(changes), tuple(failures))
 
 
 def _answers_alike(
@@ -157,19 +160,21 @@ def _answers_alike(
 ) -> bool:
     try:
         session = open_session(graph)
-        found = [_answers(session, feed) for feed in asked]
+        found = [answers(session, feed) for feed in asked]
     except FAILURES:
         return False
-    return all(_near(one, other) for ours, theirs in zip(expected, found, strict=True)
+    return all(near(one, other) for ours, theirs in zip(expected, found, strict=True)
                for one, other in zip(ours, theirs, strict=True))  # fmt: skip
 
 
-def _answers(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def answers(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Every output."""
     found: list[np.ndarray] = session.run(None, dict(feed))
     return found
 
 
-def _near(expected: np.ndarray, found: np.ndarray) -> bool:
+def near(expected: np.ndarray, found: np.ndarray) -> bool:
+    """Whether an output is the original's but for other orders of sums; of text nothing is asked."""
     if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
         return isinstance(expected, list) and isinstance(found, list)
     if expected.dtype.kind != "f":
@@ -239,55 +244,6 @@ def _fold_batch_normalization(model: ir.Model) -> tuple[ir.Model, str | None]:
 
 def _count(model: ir.Model) -> int:
     return sum(1 for graph in model.graphs() for _ in graph)
-
-
-def for_clients(start: Start) -> Start:
-    """The same under the names that transformers knows, and for batches of any size, as far as its answers allow.
-
-    An image goes in as `pixel_values`, and one output [batch, classes] comes out as `logits`; other graphs keep their
-    names. A first axis of 1 is freed where two calls at once are proven to be answered as one by one.
-    """
-    model = ir.from_proto(start.graph)
-    changes = list(start.changes)
-    renamed = []
-    for values, rank, name in ((model.graph.inputs, 4, _PIXELS), (model.graph.outputs, 2, LOGITS)):
-        value = values[0]
-        if len(values) == 1 and value.shape is not None and len(value.shape) == rank and value.name != name:
-            renamed.append(f"{value.name} is called {name}")
-            value.name = name
-    graph = ir.to_proto(model) if renamed else start.graph
-    inputs = replace(start.inputs, inputs=tuple(
-        replace(one, name=str(value.name)) for one, value in zip(start.inputs.inputs, model.graph.inputs, strict=True)
-    ))  # fmt: skip
-    freed = _with_free_batch(graph, inputs)
-    if freed is not None:
-        graph, changes = freed, [*changes, "batches of any size"]
-    return Start(graph, inputs, (*changes, *renamed))
-
-
-def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelProto | None:
-    """``graph`` with a free first axis in place of 1 everywhere; None where it has none or then answers otherwise."""
-    if inputs.unproven or not all(one.axes and one.axes[0] == 1 for one in inputs.inputs):
-        return None
-    model = ir.from_proto(graph)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is not None and len(value.shape) and value.shape[0] == 1:
-            value.shape = ir.Shape(["batch", *value.shape[1:]])
-    for node in model.graph:
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.shape = None
-    made = ir.to_proto(model)
-    calls = [inputs.draw(seed) for seed in _PROOFS]
-    together = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-    try:
-        session = open_session(made)
-        single = [_answers(session, call) for call in calls]
-        found = _answers(session, together)
-    except FAILURES:
-        return None
-    expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
-    return made if all(_near(one, other) for one, other in zip(expected, found, strict=True)) else None
 
 
 _STEPS: tuple[tuple[Step, bool], ...] = (

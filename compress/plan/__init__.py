@@ -23,6 +23,7 @@ from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
+from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.stages import STAGES
@@ -68,7 +69,9 @@ def make_plan(
         task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(profile, recipe.task) for profile in recipe.profiles()),
+        targets=tuple(
+            _target_plan(profile, recipe.task, is_graph(recipe.model, recipe_folder)) for profile in recipe.profiles()
+        ),
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -191,12 +194,14 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile, task: str) -> TargetPlan:
+def _target_plan(profile: Profile, task: str, from_graph: bool) -> TargetPlan:
     target = profile.target
     writer = FORMATS[target.format].written_by
     reason = why_unavailable(target)
     if not STAGES[writer].is_for(get_task(task).capabilities):
         reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task}"
+    if from_graph and FORMATS[target.format].own_bits and not STAGES[writer].starts_from_graph:
+        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write from an ONNX graph"
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -107,8 +107,9 @@ class Examples:
         """
         chosen = [self.inputs[i] for i in indices]
         if self.whole:
-            (call,) = chosen
-            return dict(call)
+            if len(chosen) != 1:
+                raise DataError("Calls of a graph of no task are made one by one.", expected="a batch size of 1")
+            return dict(chosen[0])
         return {name: _stack(name, [example[name] for example in chosen], fill) for name, fill in self.padding.items()}
 
     @property

@@ -22,20 +22,21 @@ def output_agreement(expected: np.ndarray, found: np.ndarray) -> OutputAgreement
     """Of outputs [calls, n] each; NaN stands for what a smaller output lacks, and is 0 where the other has a number."""
     width = max(expected.shape[1], found.shape[1])
     wanted, given = (_widened(array.astype(np.float64), width) for array in (expected, found))
-    both = ~(np.isnan(wanted) & np.isnan(given))
-    if not both.any():
+    counted = ~(np.isnan(wanted) & np.isnan(given))
+    wanted, given = (np.where(np.isnan(array), 0.0, array) for array in (wanted, given))
+    # Infinite alike, as in a mask, is no difference; infinite in one alone is an infinite one.
+    counted &= ~(np.isinf(wanted) & (wanted == given))
+    if not counted.any():
         return OutputAgreement(0.0, 0.0, 1.0)
-    wanted, given = np.nan_to_num(wanted, nan=0.0), np.nan_to_num(given, nan=0.0)
-    # Infinite alike, as in a mask, is no difference.
-    finite = both & ~(np.isinf(wanted) & (wanted == given))
-    if not finite.any():
-        return OutputAgreement(0.0, 0.0, 1.0)
-    difference = np.abs(wanted - given, where=finite, out=np.zeros_like(wanted))[finite]
-    spread = float(wanted[finite].std()) or float(np.abs(wanted[finite]).max()) or 1.0
+    difference = np.abs(wanted[counted] - given[counted])
+    known = wanted[counted & np.isfinite(wanted)]
+    spread = (float(known.std()) or float(np.abs(known).max()) or 1.0) if known.size else 1.0
     return OutputAgreement(
         float(np.sqrt(np.square(difference).mean())) / spread,
         float(difference.max()) / spread,
-        _mean_cosine(np.where(finite, wanted, 0), np.where(finite, given, 0)),
+        _mean_cosine(np.where(counted, wanted, 0.0), np.where(counted, given, 0.0))
+        if np.isfinite(difference).all()
+        else 0,
     )
 
 

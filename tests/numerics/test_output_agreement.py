@@ -32,3 +32,5 @@ def test_outputs_of_other_sizes_lack_numbers_and_infinite_masks_agree() -> None:
     assert output_agreement(np.array([[1.0, -1.0]]), np.array([[1.0]])).largest == pytest.approx(1.0)
     masked = output_agreement(np.array([[-np.inf, 1.0, -1.0]]), np.array([[-np.inf, 1.0, -0.5]]))
     assert masked.largest == pytest.approx(0.5)
+    lost = output_agreement(np.array([[1.0, -1.0]]), np.array([[1.0, np.inf]]))
+    assert lost == (np.inf, np.inf, 0.0)

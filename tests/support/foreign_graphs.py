@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional
 
 OPSETS = (11, 17, 23)
 CHANNELS, SIDE, CLASSES = 8, 8, 5
@@ -62,6 +64,18 @@ def classifier(opset: int = 17, half: bool = False) -> onnx.ModelProto:
         helper.make_node("MatMul", ["flat", "columns"], ["scores"]),
     ]
     return model(nodes, [value("x", ["n", 3, SIDE, SIDE], dtype)], [value("scores", ["n", CLASSES], dtype)], opset)
+
+
+def scores(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """What `classifier` should answer, in float32, by torch."""
+    nodes = (node for node in graph.graph.node if node.op_type == "Constant")
+    stored = {node.output[0]: torch.from_numpy(numpy_helper.to_array(node.attribute[0].t).copy()) for node in nodes}
+    kernel, scale, shift, mean, variance, head = (
+        stored[name].float() for name in ("kernel", "scale", "shift", "mean", "variance", "head")
+    )
+    features = functional.conv2d(torch.from_numpy(images).float(), kernel, padding=1)
+    positive = functional.batch_norm(features, mean, variance, scale, shift).relu()
+    return np.asarray(positive.flatten(1) @ head.T)
 
 
 def branching(opset: int = 17) -> onnx.ModelProto:

@@ -19,10 +19,11 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
 from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.recurrent import quantize_recurrent
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products, quantize_recurrent
+from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_floor import COLUMNS, Search, merit_of, search
 

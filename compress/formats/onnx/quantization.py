@@ -16,7 +16,6 @@ from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
 from compress.formats.onnx.int8.kernels import unpack_attention
 from compress.formats.onnx.int8.settings import ReduceRange
-from compress.formats.onnx.model import all_graphs
 from compress.formats.silence import silence
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
 
@@ -59,37 +58,6 @@ def quantize_products(
         quantized = onnx.load(output)
     quantized.producer_name, quantized.producer_version = graph.producer_name, ""
     return quantized
-
-
-def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> tuple[onnx.ModelProto, int]:
-    """Dynamic INT8 for each `LSTM` with stored float weights, in branches too; and how many there are."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    count = sum(_is_stored_lstm(node, one) for one in all_graphs(graph.graph) for node in one.node)
-    if not count:
-        return graph, 0
-    source = onnx.ModelProto()
-    source.CopyFrom(graph)
-    with silence("logs"), tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "model.onnx"
-        quantize_dynamic(
-            source,
-            output,
-            op_types_to_quantize=["LSTM"],
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            extra_options={"EnableSubgraph": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        made = onnx.load(output)
-    made.producer_name, made.producer_version = graph.producer_name, ""
-    done = sum(node.op_type == "DynamicQuantizeLSTM" for one in all_graphs(made.graph) for node in one.node)
-    return (made, done) if done else (graph, 0)
-
-
-def _is_stored_lstm(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    return node.op_type == "LSTM" and set(node.input[1:3]) <= stored
 
 
 def _give_biases_to_products(graph: onnx.GraphProto) -> None:

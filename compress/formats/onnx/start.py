@@ -20,6 +20,7 @@ from onnx_ir.passes import common
 
 from compress.checkpoints.graph_inputs import GraphInputs
 from compress.errors import ModelError, first_line
+from compress.formats.onnx.basic import optimize_basic
 from compress.formats.onnx.drawn_inputs import find_inputs
 from compress.formats.onnx.graph import INTEGER
 from compress.formats.onnx.int8.choose import OLDEST_OPSET
@@ -32,7 +33,7 @@ _TOLERANCE = 1e-3
 """Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""
 _GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
 """How much larger a file may become by what is computed beforehand; small tables are."""
-_MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+_MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat"))
 """Operators that are computed beforehand however large the constant is."""
 PROOFS = (1, 2)
 """Seeds of the inputs on which both graphs are asked."""
@@ -121,6 +122,7 @@ _LIBRARY_FAILURES = (
     *(ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError),
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
+    *FAILURES,
 )
 Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
 """The graph, changed in place or made anew, and what was done to it; None where there was nothing to do."""
@@ -135,23 +137,24 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
     asked = [] if inputs.unproven else [inputs.draw(seed) for seed in PROOFS]
     expected = [answers(session, feed) for feed in asked]
     quantized = any(node.op_type in INTEGER for node in original.graph.node)
-    for step, computes in _STEPS:
+    for ways, computes in _STEPS:
         if computes and (not asked or quantized):
             continue
-        try:
-            with silence("logs"):
-                changed, said = step(ir.from_proto(graph))
-            made = ir.to_proto(changed)
-        except _LIBRARY_FAILURES as error:
-            # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
-            failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
-            continue
-        if said is None or made.ByteSize() > original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
-            continue
-        if _answers_alike(made, asked, expected):
-            graph, changes = made, [*changes, said]
-        else:
-            failures.append(f"{said}, and then the graph answered otherwise")
+        for step in ways:
+            try:
+                with silence("logs"):
+                    changed, said = step(ir.from_proto(graph))
+                made = ir.to_proto(changed)
+            except _LIBRARY_FAILURES as error:
+                # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
+                failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
+                continue
+            if said is not None and made.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
+                if _answers_alike(made, asked, expected):
+                    graph, changes = made, [*changes, said]
+                else:
+                    failures.append(f"{said}, and then the graph answered otherwise")
+            break
     return Start(graph, inputs, tuple(changes), tuple(failures))
 
 
@@ -226,6 +229,13 @@ def _fold(model: ir.Model) -> tuple[ir.Model, str | None]:
     return model, f"{saved} nodes computed beforehand" if saved > 0 else None
 
 
+def _fold_by_onnxruntime(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """The same by ONNX Runtime, which knows branches."""
+    made = ir.from_proto(optimize_basic(ir.to_proto(model)))
+    saved = _count(model) - _count(made)
+    return made, f"{saved} nodes computed beforehand by ONNX Runtime" if saved > 0 else None
+
+
 def _is_move(node: ir.Node) -> bool | None:
     stored = all(value is not None and value.const_value is not None for value in node.inputs)
     return True if node.op_type in _MOVES and stored else None
@@ -246,12 +256,12 @@ def _count(model: ir.Model) -> int:
     return sum(1 for graph in model.graphs() for _ in graph)
 
 
-_STEPS: tuple[tuple[Step, bool], ...] = (
-    (_inline, False),
-    (_lift, False),
-    (_convert, True),
-    (_lift, False),
-    (_fold, True),
-    (_fold_batch_normalization, True),
+_STEPS: tuple[tuple[tuple[Step, ...], bool], ...] = (
+    ((_inline,), False),
+    ((_lift,), False),
+    ((_convert,), True),
+    ((_lift,), False),
+    ((_fold, _fold_by_onnxruntime), True),
+    ((_fold_batch_normalization,), True),
 )
-"""In order, with whether it computes anything anew."""
+"""In order, each with who does it where the one before fails, and whether it computes anything anew."""

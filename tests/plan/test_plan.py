@@ -155,7 +155,7 @@ def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
     assert plan.stages[0].seconds.value == pytest.approx(6 * working * tokens * 2 / 1e9)
     assert "estimate" in plan.stages[0].seconds.note
     assert plan.stages[1].seconds.value is None
-    assert plan.seconds.note == "without export, quantize"
+    assert plan.seconds.note == "without export, quantize, measuring"
 
 
 def test_what_a_step_leaves_out_is_not_predicted() -> None:

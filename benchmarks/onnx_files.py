@@ -5,15 +5,16 @@
     python benchmarks/onnx_files.py --write                    # benchmarks/results/onnx-files.json anew
 
 Each file is the `model` of a recipe of one stage: static INT8 where it has convolutions that compute on what goes in,
-dynamic where it has products alone or all that it has lies in branches. Calls are parts of photographs
+dynamic where it has products alone, or all that it has lies in branches or behind a power spectrum. Calls are parts of photographs
 (`sample:imagenet-20`, with lines of text on some), speech (`sample:prompts-audio`) or Python's own files, in shapes
 that the package of the file gives it; 32 to calibrate with, 32 others to judge by. Nobody's labels are read: what is
 measured is how near the outputs stay to the original's.
 
 ONNX Runtime's `quantize_static` (QDQ, per channel, min-max, the same calls) or `quantize_dynamic` (per channel) is the
 oracle. A file is right if the RMS difference of its worst output is at most a tenth of that output's standard
-deviation, or at most the oracle's: rounding a signal to 8 bits leaves about half a hundredth, some fifty to a hundred
-layers in a row add up to ten times that, and a graph that is more sensitive than this is so in the oracle too.
+deviation: rounding a signal to 8 bits leaves about half a hundredth, and some fifty to a hundred layers in a row add up
+to ten times that. A graph that is more sensitive than this is so in the oracle too: then it is right if it is no
+further off than the oracle, up to a fifth.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     began = time.perf_counter()
     place = fetched(file, progress)
     start = read_start(place)
-    way = "static" if _has_convolutions(start.graph) else "dynamic"
+    way = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as name:
         folder = Path(name)
         write_calls(file, start.inputs, folder / "calls", CALLS, CALLS)
@@ -111,7 +112,7 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
         row = Row(
             *(file.name, way, error, oracle_error, values["output_cosine"], values["agreement"]),
             *(place.stat().st_size, made.stat().st_size, oracle_bytes, _speedup(done.report)),
-            right=error <= max(BOUND, oracle_error or 0.0),
+            right=error <= BOUND or error <= min(oracle_error or 0.0, 2 * BOUND),
             seconds=time.perf_counter() - began,
             why="; ".join(start.changes),
         )
@@ -125,7 +126,7 @@ def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
             "name": file.name,
             "task": "graph-agreement",
             "model": "theirs.onnx",
-            "data": {"source": "calls", "splits": {"train": "train", "test": "test"}},
+            "data": {"source": "calls", "splits": {"train": "train", "test": "test"}, "drop_overlap": True},
             "stages": [{"quantize": _STATIC if way == "static" else {}}],
             "benchmark": {"threads": 1, "seconds": seconds, "launches": 3, "examples": 16},
         }
@@ -232,7 +233,7 @@ def _results(rows: list[Row]) -> dict[str, object]:
                 "rows": [_cells(row) for row in rows],
                 "notes": [
                     "error: RMS difference of the worst output over its standard deviation, on 32 calls that nobody "
-                    "calibrated with; right: at most 10%, or at most what ONNX Runtime's own quantizer leaves.",
+                    "calibrated with; right: at most 10%, or up to 20% where ONNX Runtime's own quantizer is no nearer",
                     *(f"{name}: {words}; {package}, {licence}." for name, (words, package, licence) in what.items()
                       if name in {row.name for row in rows}),
                 ],

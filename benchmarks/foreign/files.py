@@ -101,8 +101,9 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that
-    are the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed.
+    """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that are
+    the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed; ``way`` how
+    it is quantized where its operators don't say.
     """
 
     name: str
@@ -113,6 +114,7 @@ class ForeignFile:
     shape: tuple[int, ...] | None = None
     range: tuple[float, float] = (-1.0, 1.0)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    way: str | None = None
     what: str = ""
 
 
@@ -120,7 +122,7 @@ FILES = (
     ForeignFile("silero-vad", "silero-vad", "silero_vad/data/silero_vad.onnx", "MIT", "speech", (1, 576),
                 what="voice activity: two branches, each with convolutions and an LSTM"),
     ForeignFile("silero-vad-16k", "silero-vad", "silero_vad/data/silero_vad_openvino_16k.onnx", "MIT", "speech",
-                what="the same without branches"),
+                way="dynamic", what="the same without branches; what follows its power spectrum stays in float"),
     ForeignFile("ppocr-v4-det", "rapidocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "Apache-2.0",
                 "picture", (1, 3, 320, 320), what="where text stands: a map of a picture"),
     ForeignFile("ppocr-cls", "rapidocr", "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",

@@ -5,10 +5,10 @@
     python benchmarks/onnx_files.py --write                    # benchmarks/results/onnx-files.json anew
 
 Each file is the `model` of a recipe of one stage: static INT8 where it has convolutions that compute on what goes in,
-dynamic where it has products alone, or all that it has lies in branches or behind a power spectrum. Calls are parts of photographs
-(`sample:imagenet-20`, with lines of text on some), speech (`sample:prompts-audio`) or Python's own files, in shapes
-that the package of the file gives it; 32 to calibrate with, 32 others to judge by. Nobody's labels are read: what is
-measured is how near the outputs stay to the original's.
+dynamic where it has products alone, or where all that it has lies in branches or behind a power spectrum. Calls are
+parts of photographs (`sample:imagenet-20`, with lines of text on some), speech (`sample:prompts-audio`) or Python's own
+files, in shapes that the package of the file gives it; 32 to calibrate with, 32 others to judge by. Nobody's labels are
+read: what is measured is how near the outputs stay to the original's.
 
 ONNX Runtime's `quantize_static` (QDQ, per channel, min-max, the same calls) or `quantize_dynamic` (per channel) is the
 oracle. A file is right if the RMS difference of its worst output is at most a tenth of that output's standard

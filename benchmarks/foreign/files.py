@@ -101,9 +101,9 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that are
-    the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed; ``way`` how
-    it is quantized where its operators don't say.
+    """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that
+    are the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed, and
+    ``way`` how it is quantized where its operators don't say.
     """
 
     name: str

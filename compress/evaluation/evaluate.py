@@ -21,6 +21,7 @@ from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
 from compress.targets import Target
+from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept, Task
 
@@ -65,15 +66,10 @@ def predict(
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
     _check_outputs(session, examples, artifact)
-    order = np.argsort(examples.lengths(), kind="stable")
-    size = 1 if examples.whole else task.batch_size
-    starts = range(0, len(order), size)
-    parts = []
-    for start in progress.track(starts, description, len(starts)):
-        indices = order[start : start + size].tolist()
-        outputs = session.predict(feed(examples.batch(indices)))
-        parts.append(task.keep(outputs, examples, indices))
-    return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
+    batches = by_length(examples, 1 if examples.whole else task.batch_size)
+    tracked = progress.track(batches, description, len(batches))
+    kept = keep_all(task, examples, tracked, lambda places: session.predict(feed(examples.batch(places))))
+    return Predictions(kept, examples.labels)
 
 
 def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
@@ -87,18 +83,6 @@ def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None
             expected=f"{', '.join(examples.outputs)}, as transformers' exporters name it",
             mend=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
         )
-
-
-def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
-    """The rows of ``parts``, which came in ``order``, in the order of the examples; shorter ones end in NaN, or -1."""
-    widest = max(part.shape[-1] for part in parts)
-    if any(part.shape[-1] < widest for part in parts):
-        fill = np.nan if parts[0].dtype.kind == "f" else -1
-        parts = [np.pad(part, ((0, 0), (0, widest - part.shape[-1])), constant_values=fill) for part in parts]
-    stacked = np.concatenate(parts)
-    found = np.empty_like(stacked)
-    found[order] = stacked
-    return found
 
 
 def slices_of_task(

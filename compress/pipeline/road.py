@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
+from compress.checkpoints.allowed_code import allow
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
@@ -22,12 +23,11 @@ from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
-from compress.pipeline.keys import START, Keys
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
+from compress.pipeline.keys import Keys
 from compress.pipeline.resources import metered
 from compress.progress import Progress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.onnx_file import onnx_file
 from compress.sources.origin import Origin
@@ -109,6 +109,11 @@ class Road:
         """The class of the starting model: a torch model, or a graph that somebody else wrote."""
         return OnnxModel if onnx_file(self.start) is not None else TorchModel
 
+    @property
+    def from_graph(self) -> bool:
+        """Whether the starting model is a graph that somebody else wrote."""
+        return self.starts_as is not TorchModel
+
     @cached_property
     def keys(self) -> Keys:
         """The cache keys; each model's files are read for them once."""
@@ -129,6 +134,8 @@ class Road:
                 progress=self.progress,
                 arrays=TAKES_ARRAYS in self.task.capabilities,
             )
+            if self.recipe.trust_remote_code:
+                allow(str(folder.resolve()), folder)
             if onnx_file(folder) is None:
                 check_weights_finite(folder, self.progress)
             self.models[reference] = folder
@@ -272,12 +279,12 @@ class Road:
     def _promise(self, stage: Stage[Any, Any]) -> Promise:
         """What the stage promises; of a graph that somebody else wrote, any part may be none that it makes smaller."""
         promise = stage.promise()
-        if self.starts_as is TorchModel or promise.max_size_ratio is None:
+        if not self.from_graph or promise.max_size_ratio is None:
             return promise
         return replace(promise, max_size_ratio=1.0)
 
     def _weight(self, label: str) -> Weight:
-        if label != START or self.starts_as is not TorchModel:
+        if label != START or self.from_graph:
             return weigh(self.folder_of(label))
         return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 

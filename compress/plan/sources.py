@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.checkpoints.adapter import check_adapter
 from compress.checkpoints.checks import refuse_quantized
+from compress.checkpoints.config_check import check_config
 from compress.data.arrays import Draws
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
@@ -107,9 +108,12 @@ class Sources:
                 return None
             try:
                 shape = read_shape(path)
-                if (graph := onnx_file(path)) is not None:
+                graph = onnx_file(path)
+                if graph is not None:
                     self._check_graph(graph)
-                elif IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
+                elif (path / "config.json").is_file():
+                    check_config(path, self.recipe.trust_remote_code)
+                if graph is None and IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:
                 what = f"The model cannot be read: {error.strerror or error}."

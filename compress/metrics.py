@@ -83,6 +83,9 @@ _KNOWN = {
         Metric("agreement", "Agreement", "percent", "higher", relative=True),
         Metric("kl_divergence", "KL divergence", "plain", "lower", "lower", "higher", relative=True, unit="nats"),
         Metric("embedding_cosine", "Cosine to the baseline's embedding", "percent", "higher", relative=True),
+        replace(_error("rms_error", "RMS difference over spread", "percent"), quality=False, relative=True),
+        replace(_error("largest_error", "Largest difference over spread", "percent"), quality=False, relative=True),
+        Metric("output_cosine", "Cosine to the baseline's outputs", "percent", "higher", relative=True),
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
@@ -297,7 +300,7 @@ def improvement(metric: Metric, value: float, reference: float) -> str:
     return f"{significant(ratio)}x {metric.gain}" if ratio > 1 else f"{significant(1 / ratio)}x {metric.loss}"
 
 
-_MAIN = ("agreement", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
+_MAIN = ("agreement", "rms_error", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
          "latency_p90_ms", "real_time_factor", "throughput", "tokens_per_second", "prefill_tokens_per_second",
          "startup_ms", "peak_memory_bytes", "speedup", "speedup_time_per_output_token",
          "speedup_time_to_first_token")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from compress.checkpoints.allowed_code import is_allowed
 from compress.checkpoints.checks import TOKENIZER_FILES
 from compress.checkpoints.config_check import loading_failures
+from compress.checkpoints.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
@@ -27,9 +28,11 @@ def load_processor(folder: Path) -> Any:
 
     Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
     the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
-    a tokenizer beside it, it is a processor that has both. Images go through Pillow whether torchvision is there
-    or not, so that every machine computes the same.
+    a tokenizer beside it, it is a processor that has both. Of a graph of no task it is what its inputs are like. Images
+    go through Pillow whether torchvision is there or not, so that every machine computes the same.
     """
+    if (folder / GRAPH_INPUTS).is_file():
+        return read_graph_inputs(folder)
     preparation = _preparation(folder)
     if preparation is None:
         tokenizer = load_tokenizer(folder)

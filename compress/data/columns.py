@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
-_EXPECTED = {"text": "a string, or for labels a string or a number", "image": _FILE, "audio": _FILE}
+_EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.fromkeys(
+    ("image", "audio", "arrays"), _FILE
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Column:
 
     name: str
     label: bool = False
-    kind: Literal["text", "image", "audio"] = "text"
+    kind: Literal["text", "image", "audio", "arrays"] = "text"
     given: bool = True
     read: Callable[[Any], str | None] | None = None
     expected: str = ""

@@ -14,6 +14,7 @@ from compress.tasks import (
     automatic_speech_recognition,
     feature_extraction,
     fill_mask,
+    graph_agreement,
     image_classification,
     image_feature_extraction,
     question_answering,
@@ -39,6 +40,7 @@ BUILT_IN: tuple[Task, ...] = (
     question_answering.TASK,
     image_feature_extraction.TASK,
     zero_shot_image_classification.TASK,
+    graph_agreement.TASK,
 )
 """In the order in which messages list them."""
 

@@ -16,6 +16,10 @@ TAKES_IMAGES = "takes images"
 TAKES_AUDIO = "takes audio"
 OF_ANY_LENGTH = "of any length"
 """Recordings come as long as they are, and are not brought to one length before a model."""
+HAS_LABELS = "has labels"
+"""There are labels to learn from; whatever has classes has them."""
+TAKES_ARRAYS = "takes arrays"
+"""Inputs are those of a graph as they stand, batch axis and all, and nobody knows what they mean."""
 HAS_CLASSES = "has classes"
 """There are labels to learn from, and answers are logits: of classes, of places in a text, of letters, or of being
 relevant."""
@@ -25,6 +29,8 @@ NAMES_TOKENS = "names tokens"
 """Answers are tokens of the model's vocabulary, which has to stay as it is."""
 EMBEDS = "embeds"
 """The answer is an embedding."""
+HAS_TWO_TOWERS = "has two towers"
+"""Images and texts are embedded apart, and one embedding is as near to another as what they show and say."""
 GENERATES = "generates"
 """The answer is text, token by token, so that generation is what is timed and tried."""
 TRANSCRIBES = "transcribes"
@@ -37,6 +43,8 @@ IS_WRITTEN = "is written"
 
 def suits(capabilities: Capabilities, requires: Capabilities, excludes: Capabilities = frozenset()) -> bool:
     """Whether a task with ``capabilities`` has all that is required and nothing that is excluded."""
+    if HAS_CLASSES in capabilities:
+        capabilities |= {HAS_LABELS}
     return requires <= capabilities and not excludes & capabilities
 
 

@@ -20,6 +20,8 @@ from compress.tasks.capability import (
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
+    HAS_LABELS,
+    HAS_TWO_TOWERS,
     READS_ROWS,
     TAKES_IMAGES,
     TAKES_PAIRS,
@@ -49,6 +51,7 @@ HALF = Half()
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
 CLASSES = ("image-classification", "audio-classification")
+OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -61,6 +64,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "automatic-speech-recognition",
         "audio-classification",
         *OF_TEXT,
+        *OF_IMAGES,
     }
 
 
@@ -79,8 +83,11 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
-        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "feature-extraction", *CLASSES, *OF_TEXT}),
+        ({HAS_LABELS}, set(), {"text-classification", *CLASSES, *OF_TEXT, *OF_IMAGES}),
+        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
+        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
+        ({TAKES_TEXT}, {GENERATES, TAKES_IMAGES}, {"text-classification", "feature-extraction", *OF_TEXT}),
+        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "feature-extraction", *CLASSES, *OF_TEXT, *OF_IMAGES}),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),
@@ -202,6 +209,9 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
         ("ViTModel", True, None),
+        ("Dinov2Model", True, "image-feature-extraction"),
+        ("CLIPModel", True, "zero-shot-image-classification"),
+        ("CLIPModel", False, "feature-extraction"),
         ("T5ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),
     ],

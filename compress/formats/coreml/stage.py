@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.coreml.model import CoreMlModel
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, OF_ANY_LENGTH
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH
 
 
 class CoreMl(Stage[TorchModel, CoreMlModel]):
@@ -23,7 +23,7 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
     packages = ("torch", "transformers", "coremltools")
     requires = frozenset({ANSWERS_AT_ONCE})
     # Sound of any length has not been tried there.
-    excludes = frozenset({BY_TOKEN, OF_ANY_LENGTH})
+    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH})
     kind: Literal["coreml"] = "coreml"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8", description="of the weights; in int8 they have a scale a channel, and arithmetic is float16"

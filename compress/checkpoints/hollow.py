@@ -14,25 +14,34 @@ _FAILURES = (OSError, ValueError, KeyError, AttributeError, ImportError, TypeErr
 
 
 def hollow_decoder(folder: Path) -> Any:
-    """The causal language model that ``folder``'s config.json describes, without its weights.
+    """The language model that ``folder``'s config.json describes, behind an encoder or not, without its weights.
 
     Raises `ModelError` for an architecture that transformers doesn't know or cannot build.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            return auto_class(config).from_config(config, dtype=torch.float32).eval()
     except _FAILURES as error:
         raise ModelError(
             f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",
         ) from error
+
+
+def auto_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+
+    if not getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM
+    speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+    return AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
 
 
 def stored_shapes(model: Any) -> Mapping[str, torch.Size]:

@@ -16,6 +16,7 @@ from compress.tasks import (
     fill_mask,
     image_classification,
     question_answering,
+    text2text_generation,
     text_classification,
     text_generation,
     text_ranking,
@@ -35,6 +36,7 @@ BUILT_IN: tuple[Task, ...] = (
     text_ranking.TASK,
     fill_mask.TASK,
     question_answering.TASK,
+    text2text_generation.TASK,
 )
 """In the order in which messages list them."""
 

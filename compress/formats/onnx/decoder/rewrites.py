@@ -10,10 +10,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.formats.onnx.decoder.nodes import MICROSOFT
+from compress.formats.onnx.decoder.plug import CROSS_ATTENTION
 
 _NORM = "SimplifiedLayerNormalization"
 _SKIPS = {_NORM: "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SAME = (0, 2, 1, 3)
+_ATTENTION = ("MultiHeadAttention", CROSS_ATTENTION)
 
 
 def tidy(model: ir.Model) -> None:
@@ -24,6 +26,8 @@ def tidy(model: ir.Model) -> None:
         _constant_shapes,
         _packed_heads,
         _quick_gelu,
+        _plain_gather,
+        _scaled_queries,
         _skip_norms,
     ):
         for node in list(model.graph):
@@ -159,6 +163,30 @@ def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
             (found,) = _insert(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, MICROSOFT)
             found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
             _replace(node.outputs[0], found)
+            return
+
+
+def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
+    """Rows picked by one number each."""
+    places = _producer(node.inputs[1], "Unsqueeze") if node.op_type == "GatherND" else None
+    if places is None or node.attributes.get_int("batch_dims", 0):
+        return
+    axis, shape = ir.convenience.get_const_tensor(places.inputs[1]), _shape(places.outputs[0])
+    if axis is not None and shape is not None and axis.numpy().tolist() in ([-1], [len(shape) - 1]):
+        (found,) = _insert(graph, node, node, "Gather", [node.inputs[0], places.inputs[0]], {"axis": 0})
+        found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
+        _replace(node.outputs[0], found)
+
+
+def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:
+    """Queries that are multiplied by a number before attention: the attention does it."""
+    scaled = _producer(node.inputs[0], "Mul") if node.op_type in _ATTENTION else None
+    for value, other in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
+        number = None if other is None else ir.convenience.get_const_tensor(other)
+        if number is not None and number.size == 1:
+            node.replace_input_with(0, value)
+            scale = node.attributes["scale"].as_float() * float(number.numpy().reshape(()))
+            node.attributes["scale"] = ir.AttrFloat32("scale", scale)
             return
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder.caches import layer_of
 from compress.formats.onnx.decoder.trace import Trace
 
 
@@ -73,9 +74,8 @@ def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
     """The blocks in whose part of the trace each node lies; marks of leaving belong to what they leave."""
     owner_of: dict[ir.Value, set[int]] = {}
     for value in trace.program.graph.inputs:
-        parts = (value.name or "").split("_")
-        if parts[0] == "past":
-            owner_of[value] = {int(parts[2])}
+        if (value.name or "").startswith("past_"):
+            owner_of[value] = {layer_of(value.name or "")}
     prefixes = {f"{block.prefix}.": index for index, block in enumerate(trace.blocks[: trace.traced])}
     owners: dict[ir.Node, set[int]] = {}
     for node in nodes:
@@ -86,11 +86,11 @@ def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
             if node.domain == plug.DOMAIN and attribute in node.attributes:
                 text = node.attributes[attribute].as_string()
                 own |= {index for prefix, index in prefixes.items() if text.startswith(prefix)}
-        if _is(node, plug.ENTER):
+        if _is(node, plug.ENTER) or _is(node, plug.SHARE):
             own = {node.attributes["index"].as_int()}
         owners[node] = own
         for output in node.outputs:
-            owner_of[output] = set() if _is(node, plug.LEAVE) else own
+            owner_of[output] = set() if _is(node, plug.LEAVE) or _is(node, plug.SHARE) else own
     return owners
 
 

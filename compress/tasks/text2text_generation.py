@@ -52,7 +52,12 @@ class TextToText(Task):
     name = "text2text-generation"
     columns = (Column("text"), Column("target"))
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, NAMES_TOKENS, IS_WRITTEN, REWRITES})
-    architectures = ("ForConditionalGeneration", "MTModel", "WithLMHeadModel")
+    architectures = (
+        "T5ForConditionalGeneration",
+        "BartForConditionalGeneration",
+        "PegasusForConditionalGeneration",
+        "MarianMTModel",
+    )
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
     batch_size = 8

@@ -21,6 +21,7 @@ from compress.tasks.capability import (
     GENERATES,
     HAS_CLASSES,
     READS_ROWS,
+    REWRITES,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -58,6 +59,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "image-classification",
         "feature-extraction",
         "automatic-speech-recognition",
+        "text2text-generation",
         *OF_TEXT,
     }
 
@@ -72,10 +74,10 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", *OF_TEXT}),
+        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", "text2text-generation", *OF_TEXT}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
-        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
+        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT}),
         ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction", *OF_TEXT}),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
@@ -90,7 +92,7 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
 
 def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES})
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES, REWRITES})
 
 
 def test_every_stage_is_for_some_task() -> None:
@@ -198,7 +200,8 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
         ("ViTModel", True, None),
-        ("T5ForConditionalGeneration", False, None),
+        ("MT5ForConditionalGeneration", False, "text2text-generation"),
+        ("Gemma3ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),
     ],
 )

@@ -1,0 +1,116 @@
+"""Text from text: what is learned and judged, and a whole run, with the libraries' own figures beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu, corpus_chrf
+from tiny_run import compress, latest, read_report
+from tiny_text_to_text import save_tiny_t5
+from transformers import AutoModelForSeq2SeqLM
+
+from compress.errors import DataError
+from compress.report.schema import BASELINE, FINAL
+from compress.tasks.forward import forward as forwarded
+from compress.tasks.forward import merit, tensors
+from compress.tasks.text2text_generation import TASK
+
+WORDS = ("lo", "the king", "went up", "to", "his house", "and", "spake unto", "them")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = save_tiny_t5(tmp_path_factory.mktemp("t5"))
+    said = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "max_length": 24, "num_beams": 2}
+    (made / "generation_config.json").write_text(json.dumps(said))
+    return made
+
+
+def pairs(count: int, seed: int = 0) -> pa.Table:
+    drawn = np.random.default_rng(seed).choice(WORDS, (count, 2))
+    return pa.table({"text": [" ".join(row) for row in drawn], "target": [" ".join(row[::-1]) for row in drawn]})
+
+
+def test_the_loss_is_transformers_own(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.encode(pairs(8), model.processor, None, 32)
+    batch = tensors(examples, list(range(8)))
+    with torch.inference_mode():
+        found = TASK.loss(forwarded(model.module, batch), batch["labels"])
+        plain = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        wanted = plain(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"].long()
+        ).loss
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.encode(pairs(12), model.processor, None, 32)
+    right = []
+    for row in range(12):
+        batch = tensors(examples, [row])
+        with torch.inference_mode():
+            tokens = forwarded(model.module, batch).logits[0].argmax(-1)
+        wanted = batch["labels"][0][batch["labels"][0] != -100]
+        right.append(float((tokens[: len(wanted)] == wanted).float().mean()))
+    assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
+
+
+def test_figures_are_the_libraries_own() -> None:
+    wanted = ["and the king went up to his house", "lo, he spake unto them", "the end"]
+    written = ["and the king went to his house", "lo he spake to them all", "the end"]
+    rows = {row.metric: row for row in TASK.measure({"texts": np.array(written)}, np.array(wanted), "m", "t")}
+    assert rows["bleu"].value == pytest.approx(corpus_bleu(written, [wanted]).score / 100)
+    assert rows["chrf"].value == pytest.approx(corpus_chrf(written, [wanted]).score / 100)
+    assert rows["chrf"].low <= rows["chrf"].value <= rows["chrf"].high
+    scorer = RougeScorer(["rougeL"])
+    overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
+    assert rows["rouge_l"].value == pytest.approx(np.mean(overlap))
+    assert rows["exact_match"].raw == (0.0, 0.0, 1.0)
+
+
+def test_rows_without_a_target_are_named(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.held_out(pairs(2).select(["text"]), model.processor, None, 32, None)
+    with pytest.raises(DataError, match="no targets"):
+        TASK.keep({"texts": np.array(["a", "b"])}, examples, [0, 1])
+
+
+def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
+    for name, count in (("train", 48), ("validation", 8), ("test", 10)):
+        table = pairs(count, seed=count).to_pylist()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
+    recipe = {
+        "name": "tiny",
+        "task": TASK.name,
+        "model": str(folder),
+        "data": {"splits": {name: f"{name}.jsonl" for name in ("train", "validation", "test")}, "max_length": 32},
+        "stages": [
+            {"finetune": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}},
+            {"export": {}},
+            {"quantize": {}},
+        ],
+        "baseline": "export",
+        "targets": ["cpu"],
+        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 4, "launches": 2, "every_stage": False},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert compress("check", path).returncode == 0
+    done = compress("run", path, "--artifacts", tmp_path / "artifacts")
+    assert done.returncode == 0, done.stderr
+    rows = {(row["model"], row["metric"]): row for row in read_report(tmp_path / "artifacts")["measurements"]}
+    for metric in ("chrf", "bleu", "rouge_l", "exact_match"):
+        assert rows[BASELINE, metric]["n"] == 10 and 0 <= rows[FINAL, metric]["value"] <= 1
+    assert rows[FINAL, "size_bytes"]["value"] < rows[BASELINE, "size_bytes"]["value"]
+    assert rows[FINAL, "latency_ms"]["value"] > 0
+    graphs = {path.name for path in latest(tmp_path / "artifacts").rglob("*.onnx")}
+    assert graphs == {"encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"}

@@ -136,7 +136,9 @@ def build(name: str, real: bool = False) -> Any:
         for parameter in module.parameters():
             wide = parameter.ndim > 1
             parameter.add_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if wide else 0.1))
-        norms: list[Any] = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+        norms: list[Any] = [
+            part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        ]
         for norm in norms:
             norm.momentum = None
             norm.train()

@@ -1,4 +1,4 @@
-"""A tiny T5 with random weights, as a folder, and its tokenizer of single letters."""
+"""A tiny T5 and a tiny BART with random weights, as folders, and their tokenizer of single letters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 PAD, END = 0, 1
 
@@ -29,9 +36,35 @@ def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
         pad_token_id=PAD,
         eos_token_id=END,
     )
-    module = T5ForConditionalGeneration(config).eval()
+    return _spread(T5ForConditionalGeneration(config), tokenizer, folder)
+
+
+def save_tiny_bart(folder: Path, seed: int = 0) -> Path:
+    """One layer a side, the sooner traced."""
+    torch.manual_seed(seed)
+    tokenizer = letters()
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        decoder_start_token_id=END,
+        bos_token_id=END,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        forced_eos_token_id=None,
+    )
+    return _spread(BartForConditionalGeneration(config), tokenizer, folder)
+
+
+def _spread(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in module.eval().parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4 + (parameter == 1))
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -13,7 +13,7 @@ import yaml
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
 from tiny_run import compress, latest, read_report
-from tiny_text_to_text import save_tiny_t5
+from tiny_text_to_text import save_tiny_bart
 from transformers import AutoModelForSeq2SeqLM
 
 from compress.errors import DataError
@@ -27,8 +27,8 @@ WORDS = ("lo", "the king", "went up", "to", "his house", "and", "spake unto", "t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = save_tiny_t5(tmp_path_factory.mktemp("t5"))
-    said = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "max_length": 24, "num_beams": 2}
+    made = save_tiny_bart(tmp_path_factory.mktemp("bart"))
+    said = {"decoder_start_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "max_length": 24, "num_beams": 2}
     (made / "generation_config.json").write_text(json.dumps(said))
     return made
 

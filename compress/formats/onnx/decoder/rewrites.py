@@ -173,9 +173,9 @@ def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
         return
     axis, shape = ir.convenience.get_const_tensor(places.inputs[1]), _shape(places.outputs[0])
     if axis is not None and shape is not None and axis.numpy().tolist() in ([-1], [len(shape) - 1]):
-        (found,) = _insert(graph, node, node, "Gather", [node.inputs[0], places.inputs[0]], {"axis": 0})
-        found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
-        _replace(node.outputs[0], found)
+        node.replace_input_with(1, places.inputs[0])
+        node.op_type = "Gather"
+        node.attributes.clear()
 
 
 def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:

@@ -57,6 +57,7 @@ class TextToText(Task):
         "BartForConditionalGeneration",
         "PegasusForConditionalGeneration",
         "MarianMTModel",
+        "EncoderDecoderModel",
     )
     starter = _STARTER
     slices = (Slice(length="quartiles"),)

@@ -100,7 +100,7 @@ def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
         ],
         "baseline": "export",
         "targets": ["cpu"],
-        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 4, "launches": 2, "every_stage": False},
+        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 8, "launches": 2, "every_stage": False},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -23,7 +23,11 @@ _GENERATION = "generation_config.json"
 _LONGEST = 20
 """Tokens after the start where nothing says how many: transformers' own default."""
 _LOW = np.float32(-1e9)
-_PLAIN = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}
+_PLAIN: dict[str, float | None] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+}
 _PLAIN |= {"num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": 0.0, "constraints": None}
 _PLAIN |= {"force_words_ids": None, "sequence_bias": None, "exponential_decay_length_penalty": None}
 
@@ -169,7 +173,7 @@ class TextWriter:
         found[list(rules.never)] = -np.inf
         if len(text) < rules.shortest:
             found[list(rules.ends)] = -np.inf
-        forced = (rules.first,) if len(text) == 1 and rules.first is not None else ()
+        forced: tuple[int, ...] = (rules.first,) if len(text) == 1 and rules.first is not None else ()
         forced = rules.last if rules.last and len(text) == rules.longest - 1 else forced
         if forced:
             found[:] = -np.inf

@@ -65,7 +65,10 @@ class Part:
     def sample(self, new: int, past: int) -> dict[str, torch.Tensor]:
         """Inputs of a trace but for the cache: ``new`` tokens after ``past``."""
         sizes = {BATCH: _ROWS, "sequence_length": new, "total_sequence_length": past + new, _WRITTEN: new, _READ: _SEEN}
-        shapes = {name: [sizes.get(str(axis), axis) for axis in axes] for name, (_, axes) in self.inputs.items()}
+        shapes = {
+            name: [axis if isinstance(axis, int) else sizes[axis] for axis in axes]
+            for name, (_, axes) in self.inputs.items()
+        }
         return {
             name: torch.randn(shapes[name])
             if dtype == ir.DataType.FLOAT

@@ -27,9 +27,15 @@ _PLAIN: dict[str, float | None] = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+    "constraints": None,
+    "force_words_ids": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
 }
-_PLAIN |= {"num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": 0.0, "constraints": None}
-_PLAIN |= {"force_words_ids": None, "sequence_bias": None, "exponential_decay_length_penalty": None}
+"""What changes a text and is not followed, at the values that change nothing."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pairs(count: int, seed: int = 0) -> pa.Table:
-    drawn = np.random.default_rng(seed).choice(WORDS, (count, 2))
+    drawn = np.random.default_rng(seed).choice(WORDS, (count, 4))
     return pa.table({"text": [" ".join(row) for row in drawn], "target": [" ".join(row[::-1]) for row in drawn]})
 
 
@@ -92,7 +92,11 @@ def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
         "name": "tiny",
         "task": TASK.name,
         "model": str(folder),
-        "data": {"splits": {name: f"{name}.jsonl" for name in ("train", "validation", "test")}, "max_length": 32},
+        "data": {
+            "splits": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
+            "max_length": 32,
+            "drop_overlap": True,
+        },
         "stages": [
             {"finetune": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}},
             {"export": {}},

@@ -31,7 +31,7 @@ from compress.formats.onnx.decoder.parts import BATCH, CACHED, Axes
 from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
 from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
 from compress.formats.onnx.decoder.rewrites import tidy
-from compress.formats.onnx.decoder.sections import Sections, find_sections
+from compress.formats.onnx.decoder.sections import Sections, find_sections, given_to, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.weights import Weights
 from compress.formats.onnx.model import SHARED_CACHE
@@ -188,8 +188,8 @@ class _Writer:
 
     def _replay(self, nodes: Iterable[ir.Node]) -> None:
         nodes = list(nodes)
-        joined = _joined(nodes) if self._trace.part.alone else {node: [node] for node in nodes}
-        experts = _experts(nodes)
+        joined = joined_layers(nodes) if self._trace.part.alone else {node: [node] for node in nodes}
+        experts = mixtures(nodes)
         inside = {id(node) for _, parts, _ in experts for node in parts}
         starts = {id(take): (take, parts, give) for take, parts, give in experts}
         gives = {id(give) for _, _, give in experts}
@@ -205,19 +205,19 @@ class _Writer:
         if node.outputs[0] in self._values and node in joined and joined[node][0] is not node:
             return
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
-            plug.PARAMETER: lambda: [self._weights.vector(self._rename(_text(node, "name")))],
+            plug.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[_given(node, 0)]),
+            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[given_to(node, 0)]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
             DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
-            plug.ENTER: lambda: [self._stream or self._values[_given(node, 0)]],
-            plug.LEAVE: lambda: [self._values[_given(node, 0)]],
-            plug.SHARE: lambda: [self._values[_given(node, 0)]],
+            plug.ENTER: lambda: [self._stream or self._values[given_to(node, 0)]],
+            plug.LEAVE: lambda: [self._values[given_to(node, 0)]],
+            plug.SHARE: lambda: [self._values[given_to(node, 0)]],
         }
         copied = node.domain != plug.DOMAIN or node.op_type == plug.CROSS_ATTENTION
         if node.op_type == "Identity":
-            self._values[node.outputs[0]] = self._values[_given(node, 0)]
+            self._values[node.outputs[0]] = self._values[given_to(node, 0)]
             return
         if copied:
             found: Sequence[ir.Value] = self._copy(node)
@@ -239,8 +239,8 @@ class _Writer:
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
-        modules = [self._rename(_text(layer, "module")) for layer in layers]
-        value = self._values[_given(layers[0], 0)]
+        modules = [self._rename(text_of(layer, "module")) for layer in layers]
+        value = self._values[given_to(layers[0], 0)]
         sizes = [_size(layer.outputs[0]) for layer in layers]
         if modules == [self._head]:
             products: Sequence[ir.Value] = [self._logits(value)]
@@ -267,55 +267,27 @@ class _Writer:
         return self._weights.head(self._head_table, value, self._head)
 
     def _rows(self, node: ir.Node) -> ir.Value:
-        module, ids = self._table_of(self._rename(_text(node, "module"))), self._values[_given(node, 0)]
-        table: Any = self._trace.model.get_submodule(_text(node, "module"))
+        module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[given_to(node, 0)]
+        table: Any = self._trace.model.get_submodule(text_of(node, "module"))
         if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
             return self._weights.vector(f"{module}.weight")  # every row in its place
         return self._weights.look_up(module, ids, module == self._head_table != self._head)
 
     def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
         """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
-        hidden, chosen, shares = (self._values[_given(give, index)] for index in (1, 2, 3))
-        module, outer = self._rename(_text(give, "module")), self._rename
+        hidden, chosen, shares = (self._values[given_to(give, index)] for index in (1, 2, 3))
+        module, outer = self._rename(text_of(give, "module")), self._rename
         found = []
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
             sent = send(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
-            self._rename = partial(_moved, f"{_text(give, 'module')}.0", name)
+            self._rename = partial(_moved, f"{text_of(give, 'module')}.0", name)
             self._replay(parts)
-            found.append((sent, self._values[_given(give, 0)]))
+            found.append((sent, self._values[given_to(give, 0)]))
         self._rename = outer
         self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
-
-
-def _joined(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
-    """Each linear layer with all those beside it, itself included, that are given the same value."""
-    groups: dict[tuple[ir.Value, str, int], list[ir.Node]] = {}
-    for node in nodes:
-        if node.domain == plug.DOMAIN and node.op_type == plug.LINEAR:
-            parent = _text(node, "module").rpartition(".")[0]
-            groups.setdefault((_given(node, 0), parent, node.attributes["transposed"].as_int()), []).append(node)
-    return {node: group for group in groups.values() for node in group}
-
-
-def _experts(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
-    """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
-    found = []
-    for take in nodes:
-        if take.domain != plug.DOMAIN or take.op_type != plug.TAKE:
-            continue
-        reached, parts = set(take.outputs), list[ir.Node]()
-        for node in nodes:
-            if node.domain == plug.DOMAIN and node.op_type == plug.GIVE:
-                if _text(node, "module") == _text(take, "module"):
-                    found.append((take, parts, node))
-                    break
-            elif any(value in reached for value in node.inputs):
-                parts.append(node)
-                reached.update(node.outputs)
-    return found
 
 
 def _module(node: ir.Node) -> str:
@@ -333,16 +305,6 @@ def _size(value: ir.Value) -> int:
     """Of the last axis."""
     assert value.shape is not None
     return int(value.shape[-1])
-
-
-def _text(node: ir.Node, name: str) -> str:
-    return str(node.attributes[name].as_string())
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
 
 
 def _of_layer(name: str, layer: int) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import separate_experts
-from compress.checkpoints.hollow import hollow_decoder
+from compress.checkpoints.hollow import hollow_decoder, hollow_model
 from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_conv1d
 from compress.errors import ModelError
 from compress.numerics.fake_quantization import dequantize, stored_as
@@ -58,6 +59,8 @@ class Grid(nn.Module):
 class QuantizedLinear(nn.Linear):
     """``x W^T + b``. A `nn.Linear`, so that peft puts its adapters around it; ``weight`` is made when asked for."""
 
+    grid: Grid | _FloatWeight
+
     def __init__(self, grid: Grid, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = grid.shape
@@ -76,6 +79,8 @@ class QuantizedLinear(nn.Linear):
 
 class QuantizedEmbedding(nn.Embedding):
     """Rows of a table of integers, in float32, times what the table's own class multiplies them by (Gemma's does)."""
+
+    grid: Grid | _FloatWeight
 
     def __init__(self, grid: Grid, padding_idx: int | None, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
@@ -130,7 +135,7 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises `ModelError` for an architecture that transformers does not know, a tensor that is missing, and quantized
     tensors that belong to no linear layer or embedding.
     """
-    module = empty_module(checkpoint)
+    module = empty_module(checkpoint, hollow_model)
     quantized = _put_integers(module, checkpoint)
     stray = {name for name in _quantized_names(checkpoint) if name not in quantized}
     if stray:
@@ -143,12 +148,40 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
     return module.requires_grad_(False).eval()
 
 
-def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint's architecture, its parameters on the meta device. Raises `ModelError`."""
-    module: PreTrainedModel = hollow_decoder(checkpoint.folder)
+def empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = hollow_decoder) -> PreTrainedModel:
+    """The checkpoint's architecture, its parameters on the meta device, as ``build`` gives it. Raises `ModelError`."""
+    module: PreTrainedModel = build(checkpoint.folder)
     module.tie_weights()
     separate_experts(module, checkpoint)
     linear_for_conv1d(module)
+    return module
+
+
+class _FloatWeight(nn.Module):
+    """What a `Grid` holds, as floats: made once, where a grid makes them at each call."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.values = nn.Parameter(grid.weight(torch.float32), requires_grad=False)
+        self.shape = grid.shape
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole matrix."""
+        return self.values.to(dtype)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Some rows, [*ids.shape, columns]."""
+        return nn.functional.embedding(ids, self.values)
+
+
+def with_float_weights(module: PreTrainedModel) -> PreTrainedModel:
+    """``module`` as `load_module` gives it, its integers made float in place; what shared them shares the floats."""
+    made: dict[Grid, _FloatWeight] = {}
+    for child in list(module.modules()):
+        if isinstance(child, QuantizedLinear | QuantizedEmbedding) and isinstance(child.grid, Grid):
+            if child.grid not in made:
+                made[child.grid] = _FloatWeight(child.grid)
+            child.grid = made[child.grid]
     return module
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.hollow import hollow_model
 from compress.checkpoints.quantized_module import empty_module
 from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
@@ -28,6 +29,7 @@ from compress.formats.onnx.decoder.calls import Call
 from compress.formats.onnx.decoder.parts import IDS, MASK, Part, alone
 from compress.formats.onnx.decoder.plug import Plug
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,10 +86,15 @@ class Trace:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `ModelError` for a language model that cannot be built, or run without its weights."""
+    """Raise `ModelError` for a language model that cannot be built, or run without its weights.
+
+    A model that could be is not tried again: a run asks for each of its targets and stages.
+    """
     checkpoint = Checkpoint(folder)
-    with _refusing(checkpoint), torch.no_grad():
-        _Rehearsal(checkpoint)
+    if (key := _of_model(checkpoint)) not in _WRITABLE:
+        with _refusing(checkpoint), torch.no_grad():
+            _Rehearsal(checkpoint)
+        _WRITABLE.add(key)
 
 
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
@@ -103,8 +110,7 @@ def trace_part(
     ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
     Raises `ModelError` for a model that cannot be traced.
     """
-    config = {name: value for name, value in checkpoint.config.items() if name not in _OF_WEIGHTS}
-    key = json.dumps([config, part.__name__, fused, whole], sort_keys=True)
+    key = json.dumps([_of_model(checkpoint), part.__name__, fused, whole])
     if key not in _KEPT:
         while len(_KEPT) >= _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
@@ -113,7 +119,7 @@ def trace_part(
 
 
 def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None, whole: bool) -> Trace:
-    with _refusing(checkpoint), silence("prints"), torch.no_grad():
+    with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         found = _Rehearsal(checkpoint, part)
         described = _describe(found.prefix, found.blocks, found.plug)
         traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
@@ -131,6 +137,12 @@ def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | N
 
 
 _KEPT: dict[str, Trace] = {}
+_WRITABLE: set[str] = set()
+
+
+def _of_model(checkpoint: Checkpoint) -> str:
+    """What a config says of the model itself."""
+    return json.dumps({k: v for k, v in checkpoint.config.items() if k not in _OF_WEIGHTS}, sort_keys=True)
 
 
 @contextmanager
@@ -155,7 +167,7 @@ class _Rehearsal:
 
     def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], Part] = alone) -> None:
         interfaces.register()
-        self.model = empty_module(checkpoint).eval()
+        self.model = empty_module(checkpoint, hollow_model).eval()
         # What routers answer is for their training alone.
         self.model.config.output_router_logits = False
         self.part = part(self.model)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
-from tiny_run import compress, latest, read_report
+from tiny_run import BENCHMARK, compress, latest, read_report
 from tiny_text_to_text import save_tiny_bart
 from transformers import AutoModelForSeq2SeqLM
 
@@ -85,7 +85,7 @@ def test_rows_without_a_target_are_named(folder: Path) -> None:
 
 
 def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
-    for name, count in (("train", 48), ("validation", 8), ("test", 10)):
+    for name, count in (("train", 48), ("validation", 8), ("test", 8)):
         table = pairs(count, seed=count).to_pylist()
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
     recipe = {
@@ -104,7 +104,7 @@ def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
         ],
         "baseline": "export",
         "targets": ["cpu"],
-        "benchmark": {"threads": 1, "seconds": 0.05, "examples": 8, "launches": 2, "every_stage": False},
+        "benchmark": {**BENCHMARK, "every_stage": False},
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -113,7 +113,7 @@ def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = {(row["model"], row["metric"]): row for row in read_report(tmp_path / "artifacts")["measurements"]}
     for metric in ("chrf", "bleu", "rouge_l", "exact_match"):
-        assert rows[BASELINE, metric]["n"] == 10 and 0 <= rows[FINAL, metric]["value"] <= 1
+        assert rows[BASELINE, metric]["n"] == 8 and 0 <= rows[FINAL, metric]["value"] <= 1
     assert rows[FINAL, "size_bytes"]["value"] < rows[BASELINE, "size_bytes"]["value"]
     assert rows[FINAL, "latency_ms"]["value"] > 0
     graphs = {path.name for path in latest(tmp_path / "artifacts").rglob("*.onnx")}

@@ -112,7 +112,7 @@ class _Writer:
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
         shared = part.alone and not self._trace.unfused and not self._trace.keeps_states
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
-        tidy(model)
+        tidy(model, part.cached)
         if cached is not None:
             write_cross_attention(model, cached)
         for value in model.graph.inputs:

@@ -99,7 +99,7 @@ def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
 
 
 def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
-    for name, count in (("train", 48), ("validation", 8), ("test", 8)):
+    for name, count in (("train", 48), ("validation", 6), ("test", 8)):
         table = pairs(count, seed=count).to_pylist()
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
     recipe = {

@@ -9,8 +9,9 @@ import numpy as np
 
 from compress.errors import StageError, first_line
 from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
+from compress.runtimes.pair_decoder import IDS
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
-from compress.runtimes.text_writer import IDS, MASK, SEQUENCES, TEXTS
+from compress.runtimes.text_writer import MASK, SEQUENCES, TEXTS
 
 
 class GeneratedText:

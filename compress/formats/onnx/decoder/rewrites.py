@@ -100,18 +100,18 @@ def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
         return
     source, wanted = inner.inputs[0], _shape(node.outputs[0])
     assert source is not None
-    if wanted is not None and _same_axes(_shape(source), wanted):
+    if wanted is not None and _same_axes(source, wanted):
         _replace(node.outputs[0], source)
     elif wanted is not None and len(inner.outputs[0].uses()) == 1 and not _zeros(node):
         node.replace_input_with(0, source)
 
 
-def _same_axes(given: list[int | str] | None, wanted: list[int | str]) -> bool:
+def _same_axes(source: ir.Value, wanted: list[int | str]) -> bool:
     """Whether a reshape changes nothing: with as many elements, one axis at most is not known to be the same."""
-    if given is None or len(given) != len(wanted):
+    if source.shape is None or len(source.shape) != len(wanted):
         return False
-    unlike = [pair for pair in zip(given, wanted, strict=True) if pair[0] != pair[1]]
-    return not unlike or (len(unlike) == 1 and any(isinstance(axis, str) for axis in unlike[0]))
+    given = [axis if isinstance(axis, int) else axis.value for axis in source.shape]
+    return sum(one != other for one, other in zip(given, wanted, strict=True)) <= 1
 
 
 def _zeros(node: ir.Node) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -17,6 +20,7 @@ from transformers import (
 )
 
 PAD, END = 0, 1
+WORDS = ("lo", "the king", "went up", "to", "his house", "and", "spake unto", "them")
 
 
 def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
@@ -59,7 +63,25 @@ def save_tiny_bart(folder: Path, seed: int = 0) -> Path:
         eos_token_id=END,
         forced_eos_token_id=None,
     )
-    return _spread(BartForConditionalGeneration(config), tokenizer, folder)
+    said = {"decoder_start_token_id": END, "eos_token_id": END, "pad_token_id": PAD, "max_length": 24, "num_beams": 2}
+    _spread(BartForConditionalGeneration(config), tokenizer, folder)
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def pairs(count: int, seed: int = 0) -> pa.Table:
+    """Texts of a few words, and the same words the other way round."""
+    drawn = np.random.default_rng(seed).choice(WORDS, (count, 4))
+    return pa.table({"text": [" ".join(row) for row in drawn], "target": [" ".join(row[::-1]) for row in drawn]})
+
+
+def write_pairs(folder: Path) -> dict[str, str]:
+    """Files of pairs, by their split."""
+    splits = {"train": 48, "validation": 6, "test": 8}
+    for name, count in splits.items():
+        rows = pairs(count, seed=count).to_pylist()
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {name: f"{name}.jsonl" for name in splits}
 
 
 def _spread(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:

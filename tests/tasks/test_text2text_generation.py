@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-import yaml
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf
-from tiny_run import BENCHMARK, compress, latest, read_report
-from tiny_text_to_text import save_tiny_bart
+from tiny_text_to_text import pairs, save_tiny_bart
 from transformers import AutoModelForSeq2SeqLM
 
 from compress.errors import DataError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.report.schema import BASELINE, FINAL
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.forward import forward as forwarded
 from compress.tasks.forward import merit, tensors
 from compress.tasks.text2text_generation import TASK
 
-WORDS = ("lo", "the king", "went up", "to", "his house", "and", "spake unto", "them")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = save_tiny_bart(tmp_path_factory.mktemp("bart"))
-    said = {"decoder_start_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "max_length": 24, "num_beams": 2}
-    (made / "generation_config.json").write_text(json.dumps(said))
     return made
-
-
-def pairs(count: int, seed: int = 0) -> pa.Table:
-    drawn = np.random.default_rng(seed).choice(WORDS, (count, 4))
-    return pa.table({"text": [" ".join(row) for row in drawn], "target": [" ".join(row[::-1]) for row in drawn]})
 
 
 def test_the_loss_is_transformers_own(folder: Path) -> None:
@@ -96,39 +82,3 @@ def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
         wanted = model.module.generate(torch.from_numpy(examples.inputs[0]["input_ids"][None]))
     assert found["texts"].tolist() == model.processor.batch_decode(wanted, skip_special_tokens=True)
     assert TASK.keep(found, examples, [0])["texts"].tolist() == found["texts"].tolist()
-
-
-def test_a_whole_run(folder: Path, tmp_path: Path) -> None:
-    for name, count in (("train", 48), ("validation", 6), ("test", 8)):
-        table = pairs(count, seed=count).to_pylist()
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
-    recipe = {
-        "name": "tiny",
-        "task": TASK.name,
-        "model": str(folder),
-        "data": {
-            "splits": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
-            "max_length": 32,
-            "drop_overlap": True,
-        },
-        "stages": [
-            {"finetune": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}},
-            {"export": {}},
-            {"quantize": {}},
-        ],
-        "baseline": "export",
-        "targets": ["cpu"],
-        "benchmark": {**BENCHMARK, "every_stage": False},
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    assert compress("check", path).returncode == 0
-    done = compress("run", path, "--artifacts", tmp_path / "artifacts")
-    assert done.returncode == 0, done.stderr
-    rows = {(row["model"], row["metric"]): row for row in read_report(tmp_path / "artifacts")["measurements"]}
-    for metric in ("chrf", "bleu", "rouge_l", "exact_match"):
-        assert rows[BASELINE, metric]["n"] == 8 and 0 <= rows[FINAL, metric]["value"] <= 1
-    assert rows[FINAL, "size_bytes"]["value"] < rows[BASELINE, "size_bytes"]["value"]
-    assert rows[FINAL, "latency_ms"]["value"] > 0
-    graphs = {path.name for path in latest(tmp_path / "artifacts").rglob("*.onnx")}
-    assert graphs == {"encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"}

@@ -111,7 +111,7 @@ def _same_axes(source: ir.Value, wanted: list[int | str]) -> bool:
     if source.shape is None or len(source.shape) != len(wanted):
         return False
     given = [axis if isinstance(axis, int) else axis.value for axis in source.shape]
-    return sum(one != other for one, other in zip(given, wanted, strict=True)) <= 1
+    return sum(bool(one != other) for one, other in zip(given, wanted, strict=True)) <= 1
 
 
 def _zeros(node: ir.Node) -> bool:

@@ -23,8 +23,7 @@ from compress.tasks.text2text_generation import TASK
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = save_tiny_bart(tmp_path_factory.mktemp("bart"))
-    return made
+    return save_tiny_bart(tmp_path_factory.mktemp("bart"))
 
 
 def test_the_loss_is_transformers_own(folder: Path) -> None:

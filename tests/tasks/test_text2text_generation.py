@@ -1,4 +1,4 @@
-"""Text from text: what is learned and judged, and a whole run, with the libraries' own figures beside it."""
+"""Text from text: what is learned and judged, with the libraries' own figures beside it."""
 
 from __future__ import annotations
 

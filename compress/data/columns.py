@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
-_EXPECTED = {"text": "a string, or for labels a string or a number", "image": _FILE, "audio": _FILE}
+_EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.fromkeys(
+    ("image", "audio", "arrays"), _FILE
+)
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,18 @@ class Column:
     them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
     examples have none. ``read`` turns a source's value into the string that the task knows, None where there is none;
     it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. Of a label
-    column that has ``several`` labels a row they stand in the string with spaces between.
+    column that has ``several`` labels a row they stand in the string with spaces between. A source may be without
+    one that is ``optional``, unless the recipe names it.
     """
 
     name: str
     label: bool = False
-    kind: Literal["text", "image", "audio"] = "text"
+    kind: Literal["text", "image", "audio", "arrays"] = "text"
     given: bool = True
     read: Callable[[Any], str | None] | None = None
     expected: str = ""
     several: bool = False
+    optional: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -81,10 +85,13 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
     for column in columns:
         source_name = mapping.get(column.name, column.name)
         if source_name not in rows.names:
+            if column.optional and column.name not in mapping:
+                continue
             raise _missing_column(rows, column.name, source_name)
         values = rows.columns[source_name]
         arrays[column.name] = _converted(rows, source_name, values, column)
-    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in columns]
+    chosen = [column for column in columns if column.name in arrays]
+    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in chosen]
     return pa.table(arrays, schema=pa.schema(types))
 
 

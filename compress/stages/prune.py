@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import HAS_CLASSES, IS_WRITTEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
@@ -31,7 +31,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    requires = frozenset({HAS_CLASSES})
+    requires = frozenset({HAS_LABELS})
     excludes = frozenset({IS_WRITTEN})
     kind: Literal["prune"] = "prune"
 

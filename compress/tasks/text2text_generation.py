@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import DataError, MissingExtraError, ModelError
-from compress.tasks.capability import HAS_CLASSES, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TextToText(Task):
 
     name = "text2text-generation"
     columns = (Column("text"), Column("target"))
-    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, NAMES_TOKENS, IS_WRITTEN, REWRITES})
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_LABELS, NAMES_TOKENS, IS_WRITTEN, REWRITES})
     architectures = (
         "T5ForConditionalGeneration",
         "BartForConditionalGeneration",

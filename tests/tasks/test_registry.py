@@ -20,6 +20,8 @@ from compress.tasks.capability import (
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
+    HAS_LABELS,
+    HAS_TWO_TOWERS,
     READS_ROWS,
     REWRITES,
     TAKES_IMAGES,
@@ -49,6 +51,7 @@ HALF = Half()
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
+OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -61,6 +64,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "automatic-speech-recognition",
         "text2text-generation",
         *OF_TEXT,
+        *OF_IMAGES,
     }
 
 
@@ -74,11 +78,26 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", "text2text-generation", *OF_TEXT}),
+        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", *OF_TEXT}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
-        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction", *OF_TEXT}),
+        (
+            {HAS_LABELS},
+            set(),
+            {"text-classification", "image-classification", "text2text-generation", *OF_TEXT, *OF_IMAGES},
+        ),
+        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
+        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
+        (
+            {TAKES_TEXT},
+            {GENERATES, TAKES_IMAGES},
+            {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT},
+        ),
+        (
+            {ANSWERS_AT_ONCE},
+            set(),
+            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_IMAGES},
+        ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),
@@ -202,6 +221,9 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("ViTModel", True, None),
         ("MT5ForConditionalGeneration", False, "text2text-generation"),
         ("Gemma3ForConditionalGeneration", False, None),
+        ("Dinov2Model", True, "image-feature-extraction"),
+        ("CLIPModel", True, "zero-shot-image-classification"),
+        ("CLIPModel", False, "feature-extraction"),
         ("BertForNextSentencePrediction", False, None),
     ],
 )

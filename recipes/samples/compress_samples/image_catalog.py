@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from compress.samples.sample import Package, Sample
 
+_FASHION = Package(
+    manager="apt",
+    distribution="dataset-fashion-mnist",
+    version="0.0~git20200523.55506a9-1",
+    filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    download_bytes=30_900_652,
+    licence_member="usr/share/doc/dataset-fashion-mnist/copyright",
+    folder="usr/share/datasets/fashion-mnist",
+    members=(
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    ),
+)
+
 IMAGE_SAMPLES = (
     Sample(
         name="efficientnet-lite0",
@@ -30,25 +47,16 @@ IMAGE_SAMPLES = (
         kind="data",
         description="70,000 pictures of ten kinds of clothes, 28 x 28 and gray, in train, validation and test",
         licence="MIT, (c) 2017 Zalando SE",
-        packages=(
-            Package(
-                manager="apt",
-                distribution="dataset-fashion-mnist",
-                version="0.0~git20200523.55506a9-1",
-                filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-                sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
-                download_bytes=30_900_652,
-                licence_member="usr/share/doc/dataset-fashion-mnist/copyright",
-                folder="usr/share/datasets/fashion-mnist",
-                members=(
-                    "train-images-idx3-ubyte.gz",
-                    "train-labels-idx1-ubyte.gz",
-                    "t10k-images-idx3-ubyte.gz",
-                    "t10k-labels-idx1-ubyte.gz",
-                ),
-            ),
-        ),
+        packages=(_FASHION,),
         preparation="compress_samples.fashion:write_splits",
+    ),
+    Sample(
+        name="fashion-captions",
+        kind="data",
+        description="the pictures of fashion-mnist with captions, `text`, that are made of their class by templates",
+        licence="MIT, (c) 2017 Zalando SE",
+        packages=(_FASHION,),
+        preparation="compress_samples.fashion:write_captions",
     ),
     Sample(
         name="imagenet-20",

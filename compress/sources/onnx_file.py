@@ -41,7 +41,7 @@ def onnx_file(place: Path) -> Path | None:
             expected="one .onnx file, or one that is called model.onnx",
             mend="name the file itself as `model`",
         )
-    return (named or found or [None])[0]
+    return next(iter(named or found), None)
 
 
 def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | None = None) -> Path:

@@ -21,6 +21,7 @@ from compress.tasks.capability import (
     GENERATES,
     HAS_CLASSES,
     READS_ROWS,
+    TAKES_ARRAYS,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -59,6 +60,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         *OF_TEXT,
+        "graph-agreement",
     }
 
 
@@ -76,7 +78,12 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
         ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction", *OF_TEXT}),
+        (
+            {ANSWERS_AT_ONCE},
+            {TAKES_ARRAYS},
+            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT},
+        ),
+        ({TAKES_ARRAYS}, set(), {"graph-agreement"}),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),

@@ -24,6 +24,7 @@ from compress.tasks.capability import (
     HAS_TWO_TOWERS,
     READS_ROWS,
     REWRITES,
+    TAKES_ARRAYS,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -65,6 +66,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "text2text-generation",
         *OF_TEXT,
         *OF_IMAGES,
+        "graph-agreement",
     }
 
 
@@ -95,7 +97,7 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ),
         (
             {ANSWERS_AT_ONCE},
-            set(),
+            {TAKES_ARRAYS},
             {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_IMAGES},
         ),
         (set(), {READS_ROWS}, {"text-generation"}),

@@ -23,6 +23,9 @@ from compress.tasks.capability import (
     HAS_LABELS,
     HAS_TWO_TOWERS,
     READS_ROWS,
+    REWRITES,
+    TAKES_ARRAYS,
+    TAKES_AUDIO,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -63,8 +66,10 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         "audio-classification",
+        "text2text-generation",
         *OF_TEXT,
         *OF_IMAGES,
+        "graph-agreement",
     }
 
 
@@ -83,11 +88,23 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
-        ({HAS_LABELS}, set(), {"text-classification", *CLASSES, *OF_TEXT, *OF_IMAGES}),
+        (
+            {HAS_LABELS},
+            set(),
+            {"text-classification", *CLASSES, "text2text-generation", *OF_TEXT, *OF_IMAGES},
+        ),
         ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
         ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
-        ({TAKES_TEXT}, {GENERATES, TAKES_IMAGES}, {"text-classification", "feature-extraction", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "feature-extraction", *CLASSES, *OF_TEXT, *OF_IMAGES}),
+        (
+            {TAKES_TEXT},
+            {GENERATES, TAKES_IMAGES},
+            {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT},
+        ),
+        (
+            {ANSWERS_AT_ONCE},
+            {TAKES_ARRAYS},
+            {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES},
+        ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),
@@ -101,7 +118,7 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
 
 def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES})
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES, REWRITES})
 
 
 def test_every_stage_is_for_some_task() -> None:
@@ -192,7 +209,8 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         for found in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS[task].values()
         for name in ([found] if isinstance(found, str) else found)
     }
-    told = {name: task_of(name, TAKES_TEXT not in TASKS[task].capabilities) for name, (task, _) in classes.items()}
+    prepared = {TAKES_IMAGES, TAKES_AUDIO}
+    told = {name: task_of(name, bool(prepared & TASKS[task].capabilities)) for name, (task, _) in classes.items()}
     wrong = {name for name, (task, _) in classes.items() if told[name] not in (task, None)}
     assert wrong == set()
     known = [name for name, (task, _) in classes.items() if told[name] == task]
@@ -209,10 +227,11 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
         ("ViTModel", True, None),
+        ("MT5ForConditionalGeneration", False, "text2text-generation"),
+        ("Gemma3ForConditionalGeneration", False, None),
         ("Dinov2Model", True, "image-feature-extraction"),
         ("CLIPModel", True, "zero-shot-image-classification"),
         ("CLIPModel", False, "feature-extraction"),
-        ("T5ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),
     ],
 )

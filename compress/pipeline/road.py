@@ -134,7 +134,7 @@ class Road:
                 trust_remote_code=self.recipe.trust_remote_code,
                 cache=cache,
                 progress=self.progress,
-                arrays=TAKES_ARRAYS in self.task.capabilities,
+                arrays=TAKES_ARRAYS in get_task(self.recipe.task).capabilities,
             )
             if self.recipe.trust_remote_code:
                 allow(str(folder.resolve()), folder)

@@ -50,7 +50,10 @@ def write_model(folder: Path, kind: str = "clip", **changes: Any) -> None:
     """With its tokenizer and image processor, as they lie on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     module(kind, **changes).save_pretrained(folder)
-    words().save_pretrained(folder)
+    made = words()
+    # As SigLIP's tokenizers on the Hub have it.
+    made.model_input_names = ["input_ids", "attention_mask"] if kind == "clip" else ["input_ids"]
+    made.save_pretrained(folder)
     tiny_images.processor().save_pretrained(folder)
 
 

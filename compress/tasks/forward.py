@@ -33,7 +33,8 @@ def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) ->
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
-    return examples.head.read({name: getattr(outputs, name, None) for name in examples.head.outputs}, batch)
+    found: dict[str, Any] = {name: getattr(outputs, name, None) for name in examples.head.outputs}
+    return examples.head.read(found, batch)
 
 
 @torch.inference_mode()

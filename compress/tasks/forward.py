@@ -33,7 +33,7 @@ def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) ->
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
-    found = {name: value for name in examples.head.outputs if (value := getattr(outputs, name, None)) is not None}
+    found: dict[str, Any] = {name: getattr(outputs, name, None) for name in examples.head.outputs}
     return examples.head.read(found, batch)
 
 

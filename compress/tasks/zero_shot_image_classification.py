@@ -324,14 +324,18 @@ class _Joined(Sequence["Mapping[str, np.ndarray]"]):
 
 def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:
     """An image and a text each, without labels; how many of both a model is given need not be the same."""
+    import numpy as np
+
     from compress.tasks.images import PIXELS, encode_images
     from compress.tasks.tokens import text_inputs
 
     pixels = encode_images(images, processor.image_processor)
-    inputs, padding = text_inputs(processor.tokens(texts, max_length), processor.tokenizer)
+    encoded = processor.tokens(texts, max_length)
+    inputs, padding = text_inputs(encoded, processor.tokenizer)
     if processor.length is not None:
-        # Trained without a mask, and always as long.
-        inputs, padding = [{"input_ids": one["input_ids"]} for one in inputs], {"input_ids": None}
+        # Padded already, and with a mask only where the tokenizer gives one: SigLIP's do not.
+        padding = {name: None for name in padding if name in encoded}
+        inputs = [{name: np.array(encoded[name][row], np.int64) for name in padding} for row in range(len(texts))]
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
     # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
     found = replace(pixels, inputs=_Paired(inputs, pixels.inputs), padding={**padding, PIXELS: None})

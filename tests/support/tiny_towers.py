@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ SHOWN = ("bright", "dark", "above", "below")
 TEMPLATES = ("a photo of {}", "{} as it is")
 
 
-def words() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words, with a beginning and an end as CLIP's has."""
+def words(names: Sequence[str] = ("input_ids", "attention_mask")) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, with a beginning and an end as CLIP's has, that gives inputs of these ``names``."""
     table = {word: index for index, word in enumerate((*WORDS, *SHOWN))}
     made = Tokenizer(WordLevel(table, unk_token="<unk>"))
     made.pre_tokenizer = Whitespace()
@@ -30,7 +31,7 @@ def words() -> PreTrainedTokenizerFast:
         single="<start> $A <end>", special_tokens=[("<start>", table["<start>"]), ("<end>", table["<end>"])]
     )
     special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, model_input_names=list(names), **special)
 
 
 def module(kind: str, **changes: Any) -> Any:
@@ -50,7 +51,8 @@ def write_model(folder: Path, kind: str = "clip", **changes: Any) -> None:
     """With its tokenizer and image processor, as they lie on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     module(kind, **changes).save_pretrained(folder)
-    words().save_pretrained(folder)
+    # As SigLIP's tokenizers on the Hub have it.
+    (words() if kind == "clip" else words(["input_ids"])).save_pretrained(folder)
     tiny_images.processor().save_pretrained(folder)
 
 

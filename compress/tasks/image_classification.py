@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.data.media import Mode, decode, in_words
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.errors import ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import Examples, Kept, Task
 
@@ -19,19 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
-    from PIL import Image
 
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
-_LOGITS, _PIXELS = "logits", "pixel_values"
-_AT_ONCE = 256
-"""Images that the processor is given at once."""
-_IN_MEMORY_BYTES = 1 << 30
-"""Up to so many bytes of pixels are made once and kept; beyond, an image is decoded whenever it is asked for."""
+_LOGITS = "logits"
 _TOP = 5
-_BLACK = (64, 64)
-"""Width and height of the image that shows what black becomes; its middle is no padding of the processor's."""
 
 _STARTER: dict[str, Any] = {
     "name": "my-image-classifier",
@@ -82,18 +74,13 @@ class ImageClassification(Task):
 
         ``max_length`` means nothing here. The note says which images had to be converted.
         """
-        import numpy as np
-
         from compress.tasks.classes import label_ids
+        from compress.tasks.images import encode_images
 
-        images = _Images(rows["image"].to_pylist(), processor)
-        ids = None
-        if labels is not None and "label" in rows.column_names:
-            ids = label_ids(rows["label"].to_pylist(), labels)
-        sizes = np.full(len(images), images[0][_PIXELS].shape[-1] if len(images) else 0)
-        inputs = images if images.size_bytes > _IN_MEMORY_BYTES else images.all()
-        note = in_words(images.conversions, len(images))
-        return Examples(inputs, {_PIXELS: None}, ids, note=note, sizes=sizes, black=images.black())
+        examples = encode_images(rows["image"].to_pylist(), processor)
+        if labels is None or "label" not in rows.column_names:
+            return examples
+        return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
 
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
@@ -140,62 +127,6 @@ class ImageClassification(Task):
         return same_class(kept, reference, model, target)
 
 
-class _Images(Sequence["Mapping[str, np.ndarray]"]):
-    """Images that are decoded and prepared when they are asked for; ``conversions`` counts what was done to them."""
-
-    def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
-        self._values = values
-        self._processor = processor
-        self._mode = _mode(processor)
-        self.conversions: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return self._prepared(self._values[index], Counter())
-        return self._prepared([self._values[index]], Counter())[0]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all of them, once prepared."""
-        return len(self) * int(self[0][_PIXELS].nbytes) if len(self) else 0
-
-    def all(self) -> list[Mapping[str, np.ndarray]]:
-        """Every image, prepared."""
-        found: list[Mapping[str, np.ndarray]] = []
-        for start in range(0, len(self), _AT_ONCE):
-            found += self._prepared(self._values[start : start + _AT_ONCE], self.conversions)
-        return found
-
-    def black(self) -> np.ndarray:
-        """What a black pixel becomes, [channels]."""
-        from PIL import Image
-
-        (found,) = self._through_processor([Image.new(self._mode, _BLACK)])
-        return found[_PIXELS][:, found[_PIXELS].shape[1] // 2, found[_PIXELS].shape[2] // 2]
-
-    def _prepared(self, values: Sequence[Mapping[str, Any]], conversions: Counter[str]) -> list[dict[str, np.ndarray]]:
-        return self._through_processor([decode(value, self._mode, conversions) for value in values])
-
-    def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
-        import numpy as np
-
-        try:
-            found = self._processor(images)[_PIXELS]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"The model's processor refuses an image: {error}",
-                expected="a preprocessor_config.json that fits the model",
-            ) from error
-        return [{_PIXELS: np.ascontiguousarray(pixels, dtype=np.float32)} for pixels in found]
-
-
 def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> Any:
     """A transformers model, or a plain module that the recipe names."""
     from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
@@ -221,12 +152,6 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
     return AutoModelForImageClassification.from_pretrained(
         directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
     )
-
-
-def _mode(processor: Any) -> Mode:
-    """Grayscale for a processor that normalises one channel, else RGB."""
-    mean = getattr(processor, "image_mean", None)
-    return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
 
 
 TASK = ImageClassification()

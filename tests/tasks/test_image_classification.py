@@ -18,7 +18,7 @@ from compress.data.media import media, media_type
 from compress.errors import DataError, ModelError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
-from compress.tasks import image_classification
+from compress.tasks import images
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
 
@@ -74,7 +74,7 @@ def test_a_broken_image_is_named_by_its_path(tmp_path: Path) -> None:
 def test_many_images_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     table, processor = tiny_images.table(6), tiny_images.processor()
     whole = TASK.encode(table, processor, tiny_images.LABELS, 128)
-    monkeypatch.setattr(image_classification, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(images, "_IN_MEMORY_BYTES", 0)
     lazy = TASK.encode(table, processor, tiny_images.LABELS, 128)
     assert not isinstance(lazy.inputs, list)
     for name, array in whole.batch([5, 1, 3]).items():

@@ -15,6 +15,8 @@ from compress.tasks import (
     feature_extraction,
     fill_mask,
     image_classification,
+    image_segmentation,
+    object_detection,
     question_answering,
     text_classification,
     text_generation,
@@ -35,6 +37,8 @@ BUILT_IN: tuple[Task, ...] = (
     text_ranking.TASK,
     fill_mask.TASK,
     question_answering.TASK,
+    object_detection.TASK,
+    image_segmentation.TASK,
 )
 """In the order in which messages list them."""
 

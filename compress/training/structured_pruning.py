@@ -17,7 +17,7 @@ from compress.architectures.transformer import check_heads_apart, keep_heads, ke
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import most_important, taylor_importance
-from compress.tasks.forward import forward, labels_or_answers, predict, tensors
+from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
 from compress.training.config import Pruning
@@ -172,8 +172,7 @@ def _importance(
     starts = range(0, len(order), _BATCH)
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, order[start : start + _BATCH].tolist())
-        outputs = forward(module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
+        loss = loss_of(context.task, module, batch) * len(batch["index"])
         gradients = torch.autograd.grad(loss, [inputs[layer] for _, layer in read])
         for (index, layer), gradient in zip(read, gradients, strict=True):
             size = in_features(layer) // len(scores[index])

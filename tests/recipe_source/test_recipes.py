@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_images
+import tiny_places
 import tiny_speech
 import tiny_tasks
 import torch
@@ -65,6 +66,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
+    if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
+        return _shrunk_places(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:
         return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
@@ -146,6 +149,16 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     shrunk_recipe = recipe.model_copy(update=changes).model_dump()
     return Recipe.model_validate({**shrunk_recipe, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny detector or segmenter on toy pictures."""
+    name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
+    tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "export"]))
+    changes = {"model": "model", "random_weights": False, "data": tiny.data, "slices": None, "benchmark": QUICK}
+    changed = recipe.model_copy(update=changes).model_dump()
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 
 def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:

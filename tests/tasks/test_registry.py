@@ -17,6 +17,7 @@ from compress.stages import STAGES
 from compress.tasks import capability, registry
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
+    BY_PLACE,
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
@@ -48,6 +49,7 @@ HALF = Half()
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
+OF_PLACES = ("object-detection", "image-segmentation")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -59,6 +61,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         *OF_TEXT,
+        *OF_PLACES,
     }
 
 
@@ -72,11 +75,16 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", *OF_TEXT}),
+        ({HAS_CLASSES}, set(), {"text-classification", "image-classification", *OF_TEXT, *OF_PLACES}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
-        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
+        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
+        ({HAS_CLASSES, TAKES_IMAGES}, {BY_PLACE}, {"image-classification"}),
         ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
-        ({ANSWERS_AT_ONCE}, set(), {"text-classification", "image-classification", "feature-extraction", *OF_TEXT}),
+        (
+            {ANSWERS_AT_ONCE},
+            set(),
+            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_PLACES},
+        ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),
@@ -197,6 +205,8 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("SmolLM3ForCausalLM", False, "text-generation"),
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
+        ("YolosForObjectDetection", True, "object-detection"),
+        ("SegformerForSemanticSegmentation", True, "image-segmentation"),
         ("ViTModel", True, None),
         ("T5ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
@@ -62,6 +63,7 @@ def export_onnx(
     probed = probe(model.module, examples) if attention else Probed(refused="left out")
     program = _trace(model, examples, opset, plug=attention and probed.refused is None)
     _tell_shapes(program)
+    _keep_answers(program, examples)
     rewrites, unfused = {}, ""
     if fusions:
         found, unfused = _fuse(program, attention, probed)
@@ -101,6 +103,15 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
             if _GUARD not in str(error):
                 break
     raise _refused(model, failure) from failure
+
+
+def _keep_answers(program: ir.Model, examples: Examples) -> None:
+    """Of a model whose answers are several outputs those alone, in place: what lies between is nobody's answer."""
+    outputs = program.graph.outputs
+    wanted = [output for output in outputs if output.name in examples.outputs]
+    if 1 < len(examples.outputs) == len(wanted) < len(outputs):
+        outputs[:] = wanted
+        RemoveUnusedNodesPass()(program)
 
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:

@@ -22,7 +22,7 @@ def write_splits(members: Path, files: Path, progress: Progress) -> None:
 
     Raises `SampleError` for files that are no whole IDX files, or don't fit each other.
     """
-    train, test = _read(members, "train"), _read(members, "t10k")
+    train, test = read_articles(members, "train"), read_articles(members, "t10k")
     seen = {image.tobytes() for image in test[0]}
     kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
     if len(kept) <= VALIDATION_ROWS:
@@ -45,7 +45,7 @@ def write_splits(members: Path, files: Path, progress: Progress) -> None:
     )
 
 
-def _read(members: Path, part: str) -> tuple[np.ndarray, Sequence[int]]:
+def read_articles(members: Path, part: str) -> tuple[np.ndarray, Sequence[int]]:
     """Images [n, 28, 28] uint8 and the ids of their classes."""
     images = read_idx(_file(members, f"{part}-images"), 3)
     labels: list[int] = read_idx(_file(members, f"{part}-labels"), 1).tolist()

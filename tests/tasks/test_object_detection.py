@@ -69,7 +69,8 @@ def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_graph_has_boxes_and_logits_for_any_batch(model: TorchModel) -> None:
+def test_the_graph_has_boxes_and_logits_for_any_batch(tmp_path: Path) -> None:
+    model = TASK.load(tiny_places.write_model(tmp_path, "detr"), NAMES, trust_remote_code=False)
     examples = TASK.encode(table(DETECTION, scenes(9)), model.processor, NAMES, 0)
     exported = export_onnx(model, examples, None, fusions=True)
     axes = {
@@ -119,7 +120,8 @@ GOLD = [Gold([0], ["cat"], [BOX]), Gold([0, 1], ["cat", "dog"], [OTHER, BOX])]
 
 def test_cocos_figures_worked_by_hand() -> None:
     exact = figures(found_in([(0.9, 0, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
-    assert {exact[name] for name in ("map", "map_50", "map_75", "map_small", "map_medium", "ap_cat", "ap_dog")} == {1.0}
+    for name in ("map", "map_50", "map_75", "map_small", "map_medium", "mar_100", "ap_cat", "ap_dog"):
+        assert exact[name] == pytest.approx(1), name
     assert "map_large" not in exact, "there are no large objects"
     # The cat of the second picture is missed: precision is 1 up to a recall of 0.5, which 51 of 101 recalls reach.
     half = figures(found_in([(0.9, 0, *BOX)], [(0.7, 1, *BOX)]), GOLD).values
@@ -127,7 +129,7 @@ def test_cocos_figures_worked_by_hand() -> None:
     # An IoU of 0.8, found at thresholds of 0.5 to 0.8: seven of ten.
     near = [0.0, 0.0, 10.0, 8.0]
     shrunk = figures(found_in([(0.9, 0, *near)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
-    assert shrunk["map_75"] == 1 and shrunk["ap_cat"] == pytest.approx(0.7 + 0.3 * _after_a_wrong_one())
+    assert shrunk["map_75"] == pytest.approx(1) and shrunk["ap_cat"] == pytest.approx(0.7 + 0.3 * _after_a_wrong_one())
     # A class that is nowhere does not count.
     extra = figures(found_in([(0.9, 0, *BOX), (1.0, 7, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
     assert extra == exact
@@ -146,7 +148,7 @@ def test_outcomes_of_pictures_have_the_figure_for_mean() -> None:
         row = rows[name]
         assert np.mean(row.raw) == pytest.approx(row.value, abs=1e-9)
         assert 0 <= row.low < row.value < row.high <= 1 and np.std(row.raw) > 0
-    assert rows["ap_dog"].value == 1 and rows["ap_dog"].low == rows["ap_dog"].high == 1
+    assert rows["ap_dog"].value == pytest.approx(1) and rows["ap_dog"].low == pytest.approx(1)
 
 
 def test_the_same_objects_whatever_their_order_and_score() -> None:
@@ -175,7 +177,7 @@ def test_overlaps_by_counting_pixels() -> None:
 
 def test_pictures_of_any_size_are_refused_where_the_processor_leaves_them_so(model: TorchModel) -> None:
     kind = type(model.processor)
-    with pytest.raises(DataError, match=r"size of its own: shortest_edge 20, longest_edge 40"):
+    with pytest.raises(DataError, match="size of its own: .*shortest_edge 20"):
         TASK.encode(table(DETECTION, scenes(1)), kind(size={"shortest_edge": 20, "longest_edge": 40}), NAMES, 0)
 
 

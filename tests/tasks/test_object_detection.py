@@ -177,7 +177,7 @@ def test_overlaps_by_counting_pixels() -> None:
 
 def test_pictures_of_any_size_are_refused_where_the_processor_leaves_them_so(model: TorchModel) -> None:
     kind = type(model.processor)
-    with pytest.raises(DataError, match="size of its own: .*shortest_edge 20"):
+    with pytest.raises(DataError, match=r"size of its own: .*shortest_edge 20"):
         TASK.encode(table(DETECTION, scenes(1)), kind(size={"shortest_edge": 20, "longest_edge": 40}), NAMES, 0)
 
 

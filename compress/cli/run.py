@@ -23,11 +23,11 @@ def run(
 
     from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.keys import Forecast
-    from compress.plan import make_plan
+    from compress.plan import History, make_plan, timings_of
     from compress.recipe_source import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
+    plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
     from compress.pipeline.run import run as run_recipe
     from compress.pipeline.run import take_part
     from compress.training.processes import is_first
@@ -36,6 +36,7 @@ def run(
         take_part(loaded, recipe.parent, artifacts)
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
+    History(artifacts).add(timings_of(plan, done.report.stages, done.report.seconds or 0.0))
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
 

@@ -1,6 +1,8 @@
-"""Whether models can be judged and timed by the recipe's rows or text, asked before its stages begin."""
+"""Whether models can be made, judged and timed as the recipe says, asked before its stages begin."""
 
 from __future__ import annotations
+
+from itertools import takewhile
 
 import numpy as np
 
@@ -30,6 +32,12 @@ def check_slices(road: Road) -> None:
         return character_lengths(road.data, SPLIT) if unit == "characters" else np.ones(len(road.data.split(SPLIT)))
 
     find_parts(road.slices, road.data, SPLIT, lengths)
+
+
+def check_model(road: Road) -> None:
+    """Ask every stage whether it can be applied to the starting model, up to one that goes on with another model."""
+    for stage in takewhile(lambda stage: not stage.paths(), road.recipe.stages):
+        stage.check_model(road.start)
 
 
 def check_running_text(road: Road) -> None:

@@ -23,7 +23,7 @@ from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
-from compress.pipeline.data_checks import check_running_text, check_slices
+from compress.pipeline.data_checks import check_model, check_running_text, check_slices
 from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
@@ -75,6 +75,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
         check_slices(road)
         check_running_text(road)
+        check_model(road)
         check_formats(road)
         for error in plugin_errors():
             logged.note(str(error))

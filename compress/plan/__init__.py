@@ -8,28 +8,34 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from compress.architectures import ALWAYS_CUT
+from compress.checkpoints.json_file import read_json
+from compress.data.dataset import TEST
 from compress.environment import cores_quota, granted_cores, processor_class
 from compress.errors import CompressError, InputError, MissingExtraError
 from compress.formats.registry import FORMATS
 from compress.formats.runtimes import why_unavailable
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
+from compress.plan.history import MEASURING, History, Timing
 from compress.plan.sources import Sources
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import Estimate, PlanContext, Shape
-from compress.stage.stage import Stage
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
+from compress.stage.stage import Stage, StageRecord
 from compress.stages import STAGES
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task
 
-__all__ = ["Plan", "make_plan", "render_plan"]
+__all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
+_FEWEST_ROUNDS = 5
 
 
 def make_plan(
@@ -38,7 +44,7 @@ def make_plan(
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
 ) -> Plan:
-    """Find every source, predict every stage, prove that the run can begin. Loads no model, fetches nothing.
+    """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     Raises `InputError` with all problems.
@@ -47,9 +53,11 @@ def make_plan(
     start = sources.find_all()
     problems = sources.problems
     problems += _missing_packages(recipe)
+    problems += _unfit(recipe, sources) if not problems else []
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
-    stages = _stage_plans(recipe, sources, start, is_cached, problems)
+    history = History(artifacts)
+    stages = _stage_plans(recipe, sources, start, is_cached, problems, history)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
@@ -57,6 +65,9 @@ def make_plan(
         problems.append(InputError(what, where=str(artifacts), mend=mend))
     if problems:
         raise _all(problems)
+    measuring = history.seconds(MEASURING, recipe.task, _judged_rows(sources)) or Estimate.unknown(
+        "not predicted before a first run here"
+    )
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
@@ -67,7 +78,10 @@ def make_plan(
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
-        seconds=_total([stage.seconds for stage in stages], [stage.label for stage in stages]),
+        measuring=measuring,
+        seconds=_total(
+            [*(stage.seconds for stage in stages), measuring], [*(stage.label for stage in stages), "measuring"]
+        ),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
@@ -93,6 +107,7 @@ def _stage_plans(
     start: Shape | None,
     is_cached: Callable[[str], bool] | None,
     problems: list[CompressError],
+    history: History,
 ) -> list[StagePlan]:
     context = _plan_context(recipe, sources, start)
     plans: list[StagePlan] = []
@@ -104,6 +119,13 @@ def _stage_plans(
         except InputError as error:
             problems.append(error)
             return plans
+        unit, work = _work(stage, shape, prediction, context)
+        sort = f"{stage.kind} by {unit}"
+        prediction = replace(
+            prediction,
+            seconds=history.seconds(sort, recipe.task, work) or prediction.seconds,
+            peak_memory_bytes=history.peak_memory(sort, recipe.task, work) or prediction.peak_memory_bytes,
+        )
         if cached:
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
@@ -117,12 +139,56 @@ def _stage_plans(
             reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
             refers_to=stage.refers_to(),
             cached=cached,
+            work=work,
+            work_unit=unit,
             seconds=prediction.seconds,
             peak_memory_bytes=prediction.peak_memory_bytes,
             disk_bytes=prediction.disk_bytes,
         )
         plans.append(plan)
     return plans
+
+
+def _work(
+    stage: Stage[Any, Any], before: Shape | None, told: Prediction, plan: PlanContext
+) -> tuple[str, float | None]:
+    """What the time of a stage grows with, and its unit: FLOPs where they are told; else parameters, examples, or both.
+
+    Of a model that its own code makes the parameters aren't known.
+    """
+    if told.seconds.flops:
+        return "FLOPs", told.seconds.flops
+    train = plan.splits.get("train")
+    if stage.trains and train is None:
+        return "examples", None
+    examples = train.rows * getattr(stage, "epochs", 1) if stage.trains and train else 1
+    unit = " x ".join([*["parameters"] * (before is not None), *["examples"] * stage.trains])
+    return unit or "models", (before.parameters if before is not None else 1) * examples
+
+
+def _judged_rows(sources: Sources) -> float:
+    """Rows of the test split, or 1 where they aren't known."""
+    text = sources.texts.get(f"split {TEST}")
+    return float(text.rows if text else 1)
+
+
+def timings_of(plan: Plan, ran: Sequence[StageRecord], seconds: float) -> list[Timing]:
+    """What a planned run of so many ``seconds`` says of the next: each stage that wasn't cached, and the measuring.
+
+    Of a run whose stages were all cached nothing is said, since its measurements may have been as well.
+    """
+    planned = {stage.label: stage for stage in plan.stages}
+    found = []
+    for record in ran:
+        stage = planned.get(record.name)
+        if stage is not None and stage.work and not record.cached:
+            sort = f"{stage.kind} by {stage.work_unit}"
+            found.append(Timing.now(sort, plan.task, stage.work, record.seconds, record.peak_rss_bytes or 0))
+    rest = seconds - sum(record.seconds + record.check_seconds for record in ran)
+    if found and rest > 0:
+        rows = next((row.rows for row in plan.sources if row.role == f"split {TEST}"), None)
+        found.append(Timing.now(MEASURING, plan.task, float(rows or 1), rest, ran[-1].peak_rss_bytes or 0))
+    return found
 
 
 def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
@@ -148,14 +214,16 @@ def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
 
     size = 96
     left = np.full((size, size), 0.5, dtype=np.float32)
-    best, end = float("inf"), time.perf_counter() + budget_seconds
-    while time.perf_counter() < end:
+    left @ left  # the first product sets its library up, which may take longer than the whole budget
+    rounds: list[float] = []
+    end = time.perf_counter() + budget_seconds
+    while time.perf_counter() < end or len(rounds) < _FEWEST_ROUNDS:
         start = time.perf_counter()
         for _ in range(8):
             left @ left
-        best = min(best, (time.perf_counter() - start) / 8)
+        rounds.append(time.perf_counter() - start)
     cores = min(len(granted_cores()), cores_quota() or float("inf"))
-    return 2 * size**3 / best * max(cores, 1)
+    return 8 * 2 * size**3 / min(rounds) * max(cores, 1)
 
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
@@ -209,6 +277,25 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
         else:
             what = f"The stage {user} needs the package {package!r}, which is not installed."
             errors.append(InputError(what, mend=f"pip install {package}"))
+    return errors
+
+
+def _unfit(recipe: Recipe, sources: Sources) -> list[CompressError]:
+    """One error for each stage that can't be applied to the starting model, of those before another model goes on.
+
+    Of well-known types nothing is asked, since the answer takes the seconds in which torch is imported.
+    """
+    place = sources.start
+    if place is None or not (place / "config.json").is_file():
+        return []
+    if read_json(place / "config.json").get("model_type") in ALWAYS_CUT:
+        return []
+    errors: list[CompressError] = []
+    for stage in takewhile(lambda stage: not stage.paths(), recipe.stages):
+        try:
+            stage.check_model(place)
+        except CompressError as error:
+            errors.append(error)
     return errors
 
 

@@ -27,6 +27,8 @@ class StagePlan(Frozen):
     reads: tuple[str, ...] = Field(description="splits and other text")
     refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads beside its input")
     cached: bool | None
+    work: float | None = Field(None, description="what its time grows with, in `work_unit`")
+    work_unit: str = ""
     seconds: Estimate
     peak_memory_bytes: Estimate
     disk_bytes: Estimate
@@ -65,6 +67,7 @@ class Plan(Frozen):
     processor: str = Field(description="the kind of processor of this machine")
     decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
+    measuring: Estimate = Field(description="seconds in which every model is judged and timed")
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int
@@ -140,6 +143,7 @@ def _notes(plan: Plan) -> list[RenderableType]:
         for quantity, estimate in estimates:
             if estimate.note != "cached":
                 users.setdefault((quantity, estimate.note), []).append(stage.label)
+    users.setdefault(("time", plan.measuring.note), []).append("measuring")
     lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
     return [Text("\n".join(lines), style="dim")] if lines else []
 

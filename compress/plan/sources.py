@@ -43,6 +43,8 @@ class Sources:
         self.rows: list[SourcePlan] = []
         self.texts: dict[str, Text] = {}
         self.downloads: dict[str, int] = {}
+        self.start: Path | None = None
+        """The folder of the starting model, where it is here."""
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; the starting model's shape where it is here."""
@@ -51,6 +53,8 @@ class Sources:
         shape = None if made else self.model(recipe.model, "model")
         if made:
             self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
+        elif shape is not None:
+            self.start = self._model_path(recipe.model)
         for split, reference in recipe.data.splits.items():
             with self._noting():
                 self._split(split, reference)

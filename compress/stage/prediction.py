@@ -63,10 +63,14 @@ PACKED = "packed layers, float16 tables with their integers beside them, and the
 
 
 class Estimate(Frozen):
-    """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not."""
+    """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not.
+
+    ``flops`` are those that a time was told by.
+    """
 
     value: float | None
     note: str
+    flops: float | None = None
 
     @classmethod
     def unknown(cls, reason: str) -> Estimate:
@@ -107,7 +111,7 @@ class PlanContext:
         """How long so much arithmetic takes here."""
         rate = self.rate()
         note = f"estimate: {flops:.2g} FLOPs at the {rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
-        return Estimate(value=flops / rate, note=note)
+        return Estimate(value=flops / rate, note=note, flops=flops)
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,9 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def check_data(self, start: Path, context: Context) -> None:
         """Prove before the run that running text will do, read as the starting model does. Raises `DataError`."""
 
+    def check_model(self, start: Path) -> None:
+        """Raise a `CompressError` for a starting model, in a folder, that the stage cannot be applied to."""
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return Promise()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
@@ -83,6 +84,13 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         if student.layers is not None:
             return before.with_layers(len(student.layers))
         return reconfigured(before, student.config or {})
+
+    def check_model(self, start: Path) -> None:
+        """Raises `StageError` for an architecture whose config cannot say which layers are left."""
+        if self.student is not None and self.student.layers is not None:
+            from compress.architectures.rehearsal import check_kept_layers
+
+            check_kept_layers(start, self.student.layers)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train the student on the ``train`` split, and on unlabeled text if asked for."""

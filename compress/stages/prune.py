@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.torch_model import TorchModel
@@ -82,6 +83,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     def zeros_weights(self) -> bool:
         """Where it is unstructured."""
         return self.zeros is not None
+
+    def check_model(self, start: Path) -> None:
+        """Raises `StageError` for an architecture whose parts aren't known."""
+        if self.layers or self.heads or self.feed_forward:
+            from compress.architectures.rehearsal import check_cuts
+
+            check_cuts(start, layers=self.layers > 0, heads=self.heads > 0, neurons=self.feed_forward > 0)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Prune ``model`` in place."""

@@ -22,7 +22,7 @@ from adapters import save_adapter
 from narrow import broken_words
 from quantized import save_tiny_llama
 from rich.console import Console
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 import compress.installation
 import compress.plan
@@ -138,6 +138,13 @@ def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "prune removes 4 layers of a model that has 4" in text
 
 
+def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
+    MPNetForSequenceClassification(MPNetConfig(**CONFIG)).save_pretrained(folder / "model")
+    text = refusal(recipe([{"prune": {"heads": 0.5}}]), folder, tmp_path / "artifacts")
+    assert "Heads of a 'mpnet' model cannot go: all layers share encoder.relative_attention_bias" in text
+    assert make_plan(recipe([{"prune": {"feed_forward": 0.5}}]), folder, artifacts=tmp_path / "artifacts").stages
+
+
 def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     module = bert()
@@ -148,7 +155,7 @@ def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
     assert plan.stages[0].seconds.value == pytest.approx(6 * working * tokens * 2 / 1e9)
     assert "estimate" in plan.stages[0].seconds.note
     assert plan.stages[1].seconds.value is None
-    assert plan.seconds.note == "without export, quantize"
+    assert plan.seconds.note == "without export, quantize, measuring"
 
 
 def test_what_a_step_leaves_out_is_not_predicted() -> None:

@@ -1,6 +1,4 @@
-"""Of which architectures heads, neurons and layers can be cut: tiny models with random weights, all of them.
-
-    .venv/bin/python benchmarks/cut_architectures.py [NAME ...]
+"""Models whose heads, neurons and layers can be cut.
 
 A cut model has to answer as the whole one with zeros in place of what went, or with a layer passed over, and again
 after it was saved and loaded.
@@ -12,15 +10,15 @@ import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tiny_decoders
 import tiny_encoders
 import torch
-import typer
 from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
+from trials import Trial
 
 from compress.architectures.cut_model import load_cut
 from compress.architectures.description import Linear, blocks, in_features, stacks
@@ -31,7 +29,6 @@ _ALIKE = 1e-4
 """Of the standard deviation of the whole model's answers."""
 _MOVED = 1e-3
 Answer = Callable[[Any], torch.Tensor]
-ALL = {**tiny_encoders.TEXTS, **tiny_encoders.IMAGES, **tiny_decoders.DECODERS}
 
 
 def build(name: str) -> tuple[Any, Answer]:
@@ -39,25 +36,23 @@ def build(name: str) -> tuple[Any, Answer]:
     if name in tiny_decoders.DECODERS:
         model, inputs = tiny_decoders.build(name), {"input_ids": tiny_decoders.some_ids(2, 12)}
     else:
-        model = tiny_encoders.build(name)
-        inputs = tiny_encoders.inputs(model)
+        model, inputs = tiny_encoders.build(name), tiny_encoders.inputs(name)
 
     def answer(asked: Any) -> torch.Tensor:
         torch.manual_seed(0)
         with torch.no_grad():
-            output = asked(**inputs)
-        found: torch.Tensor = output.logits if "logits" in output else output[0]
+            found: torch.Tensor = asked(**inputs).logits
         return found
 
     return model, answer
 
 
 def cut_heads(whole: Any, cut: Any) -> None:
-    """Another head, or group of heads, of each block: zeros in ``whole``, gone in ``cut``."""
+    """Another head, or group of heads, of each block that has several: zeros in ``whole``, gone in ``cut``."""
     check_heads_apart(whole)
     kept = []
     for index, block in enumerate(blocks(whole)):
-        places = [place for place in range(block.places) if place != index % block.places]
+        places = [place for place in range(block.places) if block.places == 1 or place != index % block.places]
         kept.append(places)
         if places:
             output = block.attended().output
@@ -126,26 +121,16 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
     class Same:
         """An Auto class that makes what the model is."""
 
-        from_config = staticmethod(type(model))
+        from_config: Any = staticmethod(type(model))
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return answer(load_cut(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
 
 
-def main(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Print a row for each model."""
-    typer.echo(f"| model | {' | '.join(CUTS)} |\n|---|{'---|' * len(CUTS)}")
-    right = 0
-    for name in names or list(ALL):
-        try:
-            found = [trial(name, what) for what in CUTS]
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            found = [f"{type(error).__name__}: {str(error).splitlines()[0]}"] * len(CUTS)
-        right += not found[0] and not found[2]
-        typer.echo(f"| {name} | {' | '.join(one or 'yes' for one in found)} |")
-    typer.echo(f"\nHeads and layers of {right} can be cut, of {len(names or ALL)}.")
+def _row(name: str, _: Path) -> dict[str, str]:
+    found = {what: trial(name, what) for what in CUTS}
+    return {f"cut {what}": f"no: {reason}" if reason else "yes" for what, reason in found.items()}
 
 
-if __name__ == "__main__":
-    typer.run(main)
+TRIAL = Trial(tuple(f"cut {what}" for what in CUTS), _row)

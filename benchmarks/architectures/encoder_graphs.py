@@ -1,0 +1,121 @@
+"""Encoders and image models as ONNX graphs: equal to torch, attention as one operator, INT8 right, and its bytes.
+
+The difference from torch is the largest of a logit on padded batches of several lengths; the error of INT8 (dynamic for
+texts, static for images) is a share of the logits' spread over examples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tiny_encoders import IMAGES, build, examples_of, inputs
+from trials import Trial
+
+from compress.errors import CompressError
+
+_QUERIES = (
+    "query",
+    "q_proj",
+    "q_lin",
+    "q",
+    "q_head",
+    "queries",
+    "qkv",
+    "Wqkv",
+    "in_proj",
+    "query_key_value",
+    "query_proj",
+    "queries_keys_values",
+)
+_RIGHT = 0.2
+"""Of the spread of the logits, which INT8 may be off."""
+
+
+def attention_calls(name: str, module: Any) -> int:
+    """How often a forward attends: calls of modules with a projection of queries, or of all three, of their own."""
+    calls, handles = 0, []
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for part in module.modules():
+        if any(child in _QUERIES for child, _ in part.named_children()):
+            handles.append(part.register_forward_hook(count))
+    handles += [
+        part.register_forward_hook(count)
+        for part in module.modules()
+        if isinstance(getattr(part, "q", None), torch.nn.Parameter)
+    ]
+    with torch.no_grad():
+        module(**inputs(name))
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def judge(name: str, _: Path) -> dict[str, str]:
+    """Export a family, prove it, quantize it and compare."""
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.formats.onnx.export import export_onnx
+    from compress.formats.onnx.parity import prove_equal
+
+    model = TorchModel(build(name), None)
+    examples = examples_of(name)
+    layers = attention_calls(name, model.module)
+    exported = export_onnx(model, examples, None, fusions=True)
+    operators = Counter(node.op_type for node in exported.graph.graph.node)
+    fused = sum(operators[kind] for kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention"))
+    unfused = exported.unfused or f"{fused} of {layers} layers are fused"
+    attention = "none" if not layers else f"{fused} fused" if fused == layers else f"as it is: {unfused}"
+    cells = {"ONNX": f"{prove_equal(exported.graph, model, examples, 1e-3):.0e}", "attention": attention}
+    try:
+        error, size = _int8(name, exported.graph, examples)
+        cells["INT8 error"] = f"{error:.1%}" if error < _RIGHT else f"no: {error:.0%} of the spread of the logits"
+        cells["INT8 size"] = f"{size:.0%}"
+    except CompressError as refused:
+        cells["INT8 error"] = f"no: {refused.what}"
+    return cells
+
+
+TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
+
+
+def quantized(name: str, graph: Any, examples: Any) -> Any:
+    """INT8 as the stage `quantize` makes it: dynamic for texts, static for images."""
+    from compress.formats.onnx.int8.settings import Int8Options
+    from compress.formats.onnx.int8.static import StaticQuantizer
+    from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
+
+    if name in IMAGES:
+        feeds = [examples.batch([place]) for place in range(32)]
+        made = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
+    else:
+        made = quantize_products(graph, per_channel=True, reduce_range=False)
+    quantize_rows_in_order(made)
+    quantize_embeddings(made, 8)
+    return made
+
+
+def _int8(name: str, graph: Any, examples: Any) -> tuple[float, float]:
+    made = quantized(name, graph, examples)
+    fresh = examples_of(name, count=64, seed=1)
+    found, expected = (_answers(each, fresh) for each in (made, graph))
+    spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
+    sizes = [sum(len(tensor.raw_data) for tensor in each.graph.initializer) for each in (made, graph)]
+    return float(np.sqrt(((found - expected) ** 2).mean()) / spread), sizes[0] / sizes[1]
+
+
+def _answers(graph: Any, examples: Any) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    batch = examples.batch(range(len(examples)))
+    feed = {entry.name: batch[entry.name] for entry in session.get_inputs()}
+    names = [entry.name for entry in session.get_outputs()]
+    found: np.ndarray = examples.answers(dict(zip(names, session.run(names, feed), strict=True)), batch)
+    return found

@@ -1,0 +1,56 @@
+"""Cuts tried on a model without weights say what the same cuts of the model say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cut_architectures import build
+
+from compress.architectures import ALWAYS_CUT
+from compress.architectures.rehearsal import check_cuts, check_kept_layers
+from compress.errors import ModelError, StageError
+
+
+def config_of(name: str, folder: Path) -> Path:
+    build(name)[0].config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*sorted(ALWAYS_CUT), "deepseek_v3", "segformer"])
+def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
+    check_cuts(config_of(name, tmp_path), layers=True, heads=True, neurons=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "reason"),
+    [
+        ("bloom", "heads", r"follows from their number \(ALiBi\)"),
+        ("mpnet", "heads", r"all layers share relative_attention_bias|share encoder\.relative_attention_bias"),
+        ("mixtral", "neurons", "has no feed-forward layer that can be cut"),
+        ("minicpm3", "layers", "cannot say which of layers are left"),
+    ],
+)
+def test_what_cannot_go_is_refused_by_its_config_alone(name: str, part: str, reason: str, tmp_path: Path) -> None:
+    folder = config_of(name, tmp_path)
+    with pytest.raises(StageError, match=reason):
+        check_cuts(folder, **{one: one == part for one in ("layers", "heads", "neurons")})
+
+
+def test_layers_that_a_model_does_not_have_cannot_be_kept(tmp_path: Path) -> None:
+    folder = config_of("bert", tmp_path)
+    check_kept_layers(folder, (1,))
+    with pytest.raises(StageError, match=r"Cannot keep layers \[0, 2\]"):
+        check_kept_layers(folder, (0, 2))
+
+
+def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
+    folder = config_of("bert", tmp_path)
+    text = (folder / "config.json").read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5')
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"transformers makes no model of this config: The hidden size"):
+        check_cuts(folder, layers=False, heads=True, neurons=False)
+
+
+def test_a_folder_of_other_files_is_passed_over(tmp_path: Path) -> None:
+    check_cuts(tmp_path, layers=True, heads=True, neurons=True)

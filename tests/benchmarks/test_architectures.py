@@ -1,0 +1,45 @@
+"""A tenth of all architectures, another one each day: none may do less than the committed table says."""
+
+from __future__ import annotations
+
+import runpy
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TABLE: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).parents[2] / "benchmarks" / "architectures" / "__main__.py"), run_name="table"
+)
+GROUPS, RECORDED = TABLE["GROUPS"], TABLE["recorded"]()
+DAY = datetime.now(UTC).toordinal()
+TODAY = [
+    (key, name)
+    for key, group in GROUPS.items()
+    for name in group.names
+    if name in RECORDED[key] and (zlib.crc32(name.encode()) + DAY) % 10 == 0
+]
+
+
+@pytest.mark.parametrize(("key", "name"), TODAY)
+def test_an_architecture_does_what_the_table_says(key: str, name: str) -> None:
+    row = GROUPS[key].row(name)
+    assert GROUPS[key].worse(RECORDED[key][name], row) == [], row
+
+
+def test_a_row_with_less_is_worse() -> None:
+    group = GROUPS["texts"]
+    good = ["bert", "2e-07", "2 fused", "1.0%", "30%", "yes", "yes", "yes", ""]
+    assert len(good) == len(group.columns)
+    assert group.worse(good, good) == []
+    assert group.worse(good, ["bert", "2e-07", "as it is", "no", "", "yes", "yes", "no", "x"]) == [
+        *("attention", "INT8 error", "cut layers")
+    ]
+
+
+def test_every_architecture_has_a_row() -> None:
+    assert {key: set(group.names) for key, group in GROUPS.items()} == {
+        key: set(rows) for key, rows in RECORDED.items()
+    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
-from tiny_places import write_all
+from tiny_places import SIDE, write_all
 from tiny_run import Notes, load
 
 from compress.compare.reports import compare_reports
@@ -21,7 +22,11 @@ STAGES = [
     {"quantize": {"method": "static", "calibration_examples": 8}},
 ]
 SLICES = [{"name": "with red", "column": "objects", "contains": "red"}]
-METRICS = {"yolos": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
+METRICS = {"detr": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
+AXES = {
+    "detr": {"logits": ["batch_size", 5, 3], "pred_boxes": ["batch_size", 5, 4]},
+    "segformer": {"logits": ["batch_size", 3, 8, 8]},
+}
 
 
 @pytest.fixture(scope="module", params=list(METRICS))
@@ -29,7 +34,8 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A model's name, and its run."""
     name: str = request.param
     folder: Path = tmp_path_factory.mktemp(name)
-    recipe = load(write_all(folder, name, STAGES, slices=SLICES))
+    stages = STAGES if name == "segformer" else [stage for stage in STAGES if "prune" not in stage]
+    recipe = load(write_all(folder, name, stages, slices=SLICES))
     return name, run(recipe, folder, folder / "artifacts", Notes())
 
 
@@ -47,6 +53,17 @@ def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Run]) -
     assert sizes[0] is not None and sizes[1] is not None and sizes[1].value < 0.8 * sizes[0].value
     agreement = done.report.find(FINAL, "agreement", "cpu")
     assert agreement is not None and 0 <= agreement.value <= 1
+
+
+def test_the_graph_takes_any_number_of_pictures_and_gives_the_answers_alone(finished: tuple[str, Run]) -> None:
+    name, done = finished
+    (file,) = (done.folder / "model").rglob("*.onnx")
+    graph = onnx.load(file).graph
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert axes == {"pixel_values": ["batch_size", 3, SIDE, SIDE], **AXES[name]}
 
 
 def test_a_comparison_pairs_its_pictures(finished: tuple[str, Run]) -> None:

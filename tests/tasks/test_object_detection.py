@@ -15,8 +15,6 @@ from transformers import ObjectDetectionPipeline
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError, ModelError
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parity import prove_equal
 from compress.tasks.boxes import Gold, figures, overlaps, write_gold
 from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.object_detection import TASK, Detections, detections, shares
@@ -67,23 +65,6 @@ def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> 
         expected = model.module(pixel_values=encoded["pixel_values"], labels=encoded["labels"]).loss
         found = loss_of(TASK, model.module, tensors(examples, list(range(4))))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_graph_has_boxes_and_logits_for_any_batch(tmp_path: Path) -> None:
-    model = TASK.load(tiny_places.write_model(tmp_path, "detr"), NAMES, trust_remote_code=False)
-    examples = TASK.encode(table(DETECTION, scenes(9)), model.processor, NAMES, 0)
-    exported = export_onnx(model, examples, None, fusions=True)
-    axes = {
-        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in (*exported.graph.graph.input, *exported.graph.graph.output)
-    }
-    assert axes == {
-        "pixel_values": ["batch_size", 3, tiny_places.SIDE, tiny_places.SIDE],
-        "logits": ["batch_size", 5, 3],
-        "pred_boxes": ["batch_size", 5, 4],
-    }
-    assert exported.rewrites["attention"] >= 2 and not exported.unfused
-    assert prove_equal(exported.graph, model, examples, 1e-3) < 1e-5
 
 
 def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import kl_div, l1_loss, log_softmax, softmax
+from torch.nn.functional import l1_loss, log_softmax, softmax
+
+from compress.numerics.distillation import softened_kl
 
 _COORDINATES = 4
 
@@ -23,8 +25,7 @@ def matched_distance(
         places = _matched(mine, theirs, box_weight, overlap_weight)
     logits, boxes = (torch.gather(part, 1, places[..., None].expand_as(part)) for part in mine)
     taught, taught_boxes = theirs
-    softened = (log_softmax(part / temperature, dim=-1).flatten(0, 1) for part in (logits, taught))
-    classes = kl_div(*softened, reduction="batchmean", log_target=True) * temperature**2
+    classes = softened_kl(logits.flatten(0, 1), taught.flatten(0, 1), temperature)
     seen = 1 - softmax(taught, dim=-1)[..., -1]
     apart = l1_loss(boxes, taught_boxes, reduction="none").sum(dim=-1)
     gap = 1 - generalized_overlap(corners(boxes), corners(taught_boxes))

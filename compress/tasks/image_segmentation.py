@@ -203,7 +203,7 @@ class ImageSegmentation(Task):
         names = json.loads(kept[_NAMES][0])
         each = [ratio_row(f"iou_{names[key]}", shared[:, key], union[:, key], model, target) for key in there]
         return [
-            mean_row("mean_iou", np.mean([row.raw for row in each], axis=0), model, target),
+            mean_row("mean_iou", np.mean([row.raw or () for row in each], axis=0), model, target),
             ratio_row("pixel_accuracy", shared.sum(axis=1), wanted.sum(axis=1), model, target),
             *(row.model_copy(update={"raw": None}) for row in each),
         ]

@@ -71,7 +71,7 @@ def make_scenes(
     kinds = np.array([_KIND_OF.get(CLASSES[label], 1) for label in labels])
     places = [np.flatnonzero(kinds == kind) for kind in range(1, len(KINDS))]
     for _ in range(count):
-        picture = _part(photographs[chance.integers(len(photographs))], chance)
+        picture = _part(photographs[int(chance.integers(len(photographs)))], chance)
         scene = Scene(picture, np.zeros((SIDE, SIDE), np.uint8), [], [])
         for _ in range(chance.integers(0, _MOST + 1) or 1):
             kind = int(chance.integers(1, len(KINDS)))

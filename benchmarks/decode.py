@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.digests import size_bytes
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
@@ -24,6 +24,7 @@ from compress.formats.targets import TARGETS
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark
 from compress.sources.source import resolve_model
 
 BASELINE = "fp32"
@@ -62,7 +63,9 @@ def main() -> None:
     if chosen.variants:
         variants["4 bits, fp32 arithmetic"] = (few, GraphSettings(accuracy_level=1))
         variants["4 bits, last token only"] = (few, GraphSettings(last_token_only=True))
-    settings = GenerationSettings((chosen.context,), chosen.tokens, chosen.threads, chosen.seconds)
+    settings = Benchmark(
+        contexts=(chosen.context,), tokens=chosen.tokens, threads=chosen.threads, seconds=chosen.seconds
+    )
     with tempfile.TemporaryDirectory() as scratch:
         _compare({name: _written(*variant, Path(scratch) / name) for name, variant in variants.items()}, settings)
 
@@ -73,7 +76,7 @@ def _written(checkpoint: Checkpoint, settings: GraphSettings, folder: Path) -> P
     return folder
 
 
-def _compare(folders: dict[str, Path], settings: GenerationSettings) -> None:
+def _compare(folders: dict[str, Path], settings: Benchmark) -> None:
     result = measure_generation(folders, {}, TARGETS["cpu"], settings, BASELINE, SilentProgress(), seed=0)
     found = {(row.model, row.metric): row for row in result.measurements}
     (context,) = settings.contexts

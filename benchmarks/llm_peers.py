@@ -34,12 +34,13 @@ from peers.environment import UnavailableError
 from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, decode_in_transformers, float_onnx
 from peers.language_setting import LanguageSetting
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.cli.console_progress import ConsoleProgress
 from compress.environment import environment
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.recipe.recipe import Benchmark
 
 START = "fp32"
 
@@ -88,7 +89,7 @@ def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: f
         {name: one.artifact for name, one in timed.items()},
         dict.fromkeys(timed, setting.prompt(CONTEXT)),
         TARGETS["cpu"],
-        GenerationSettings((CONTEXT,), TOKENS, setting.threads, seconds),
+        Benchmark(contexts=(CONTEXT,), tokens=TOKENS, threads=setting.threads, seconds=seconds),
         next(iter(timed)),
         setting.progress,
         seed=0,

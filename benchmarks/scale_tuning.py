@@ -88,7 +88,7 @@ def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, he
     windows = Windows(make_windows(start, stage, context).train, held_out)
     module = load_module(start)
     learn(module, start, stage)
-    lesson = Lesson.between(module, context.earlier("start"), windows, stage, stage.learning_rate)
+    lesson = Lesson.between(module, context.earlier("start"), windows, stage)
     began = time.perf_counter()
     before, after = lesson.teach(context, "tune_scales")
     seconds = time.perf_counter() - began

@@ -28,7 +28,7 @@ from peers.language_peers import CONTEXT, OURS, PEERS, TOKENS, Made, float_onnx
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.bench.session import BenchResult
 from compress.cache import Cache
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
@@ -42,7 +42,7 @@ from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.pipeline.run import Run, run
 from compress.progress import Progress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import Benchmark, Recipe
 from compress.recipe_source import read_recipe
 from compress.report.schema import BASELINE, FINAL
 
@@ -114,7 +114,7 @@ def decode_together(
         artifacts,
         dict.fromkeys(artifacts, text),
         TARGETS["cpu"],
-        GenerationSettings((CONTEXT,), TOKENS, threads, seconds),
+        Benchmark(contexts=(CONTEXT,), tokens=TOKENS, threads=threads, seconds=seconds),
         LLAMA_CPP,
         progress,
         seed=0,

@@ -18,8 +18,9 @@ A missed limit or gate is not an error: the run is complete, its report says so,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 class CompressError(Exception):
@@ -51,6 +52,19 @@ def first_line(error: BaseException) -> str:
     """What an error of another package says first, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The valid name that a misspelt one most resembles, if any does."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = get_close_matches(name.lower(), list(by_lower), n=1)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question to put behind a message about an unknown ``name``, or nothing."""
+    near = nearest_name(name, names)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 class InputError(CompressError):

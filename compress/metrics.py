@@ -124,6 +124,8 @@ _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
+_TO_BASELINE = " to the baseline's embedding"
+_AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
 _NUMBERED = (
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
@@ -153,6 +155,10 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     if part := slice_of(name):
         whole = describe_metric(part[0], unit)
         return replace(whole, name=name, title=f"{whole.title}, {part[1]}", quality=False)
+    if match := _AGAINST.match(name):
+        near = describe_metric(match[1], unit)
+        title = f"{near.title.removesuffix(_TO_BASELINE)} against {match[2]}"
+        return replace(near, name=name, title=title, quality=False, relative=True)
     for pattern, known, title in _NUMBERED:
         if match := pattern.match(name):
             return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
@@ -170,6 +176,11 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         wrong = any(word in name for word in ("error", "loss", "miss"))
         return replace(_error(name, title, "percent") if wrong else _quality(name, title), unit=unit)
     return Metric(name, title, unit=unit)
+
+
+def against_metric(metric: str, target: str) -> str:
+    """The name of a metric of nearness to the same model on another target: `agreement_against_torch`."""
+    return f"{metric.removesuffix('_to_baseline')}_against_{target}"
 
 
 def length_bucket(name: str) -> tuple[int, int] | None:
@@ -221,7 +232,7 @@ def format_value(metric: Metric, value: float) -> str:
         case "bytes":
             return format_bytes(value)
         case "count":
-            return _scaled(value, 1000, ("", " K", " M", " B"))
+            return format_count(value)
         case "milliseconds":
             return format_seconds(value / 1000) if value >= 10_000 else f"{significant(value)} ms"
         case "times":
@@ -250,7 +261,12 @@ def format_measurement(row: Measurement) -> str:
 
 def format_bytes(value: float) -> str:
     """Decimal units, as disks are sold: 91,234,567 -> 91.2 MB."""
-    return _scaled(value, 1000, (" B", " kB", " MB", " GB", " TB"))
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def format_count(value: float) -> str:
+    """22,713,986 -> 22.7 M."""
+    return _scaled(value, ("", " K", " M", " B"))
 
 
 def format_seconds(value: float) -> str:
@@ -262,10 +278,10 @@ def format_seconds(value: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+def _scaled(value: float, units: tuple[str, ...]) -> str:
     place = 0
-    while abs(value) >= step * 0.9995 and place < len(units) - 1:
-        value /= step
+    while abs(value) >= 999.5 and place < len(units) - 1:
+        value /= 1000
         place += 1
     return f"{value:,.0f}{units[0]}" if place == 0 else f"{significant(value)}{units[place]}"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, open_browser
+from filelock import FileLock
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
@@ -62,6 +63,17 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample `smollm2` as a folder of weights. To make it of its file takes a while: once for all workers."""
+    from compress.sources.source import resolve_model
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "smollm2.lock"):
+        return resolve_model("sample:smollm2", cache=shared / "smollm2")
 
 
 @pytest.fixture(scope="session")

@@ -136,14 +136,17 @@ def build(name: str, real: bool = False) -> Any:
         for parameter in module.parameters():
             wide = parameter.ndim > 1
             parameter.add_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if wide else 0.1))
-        norms: list[Any] = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+        norms: list[Any] = [
+            part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        ]
         for norm in norms:
+            norm.weight.add_(1 - norm.weight.mean().round())  # EfficientNet's begin with 0
             norm.momentum = None
             norm.train()
         if norms:  # running statistics of real activations, so that nothing vanishes on its way through
             module(torch.from_numpy(np.stack([row["pixel_values"] for row in examples_of(name, 16).inputs])))
-        for norm in norms:  # one that hardly varies would only amplify rounding
-            norm.running_var.clamp_(min=0.05)
+        for norm in norms:  # a channel that hardly varies would only amplify rounding
+            norm.running_var.clamp_(min=0.05 * norm.running_var.mean())
         module.eval()
     return module
 

@@ -10,6 +10,7 @@ import torch
 
 from compress.architectures.description import blocks, stacks
 from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.checkpoints.config_check import loading_failures
 from compress.errors import ModelError, StageError, first_line
 
 
@@ -59,15 +60,15 @@ def _hollow(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         return None
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except loading_failures():
         return None
     if type(config) not in AutoModel._model_mapping:
         return None
     try:
         with torch.device("meta"):
             return AutoModel.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except loading_failures() as error:
         raise ModelError(
             f"transformers makes no model of this config: {first_line(error)}",
             where=str(folder / "config.json"),

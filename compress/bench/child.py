@@ -15,6 +15,7 @@ from typing import Any, Self
 from compress.bench.reference import ReferenceTimes
 from compress.bench.rounds import Generation, Turn
 from compress.bench.service import Piped, raised_error
+from compress.checkpoints.allowed_code import allowed_code
 from compress.errors import StageError
 from compress.targets import Target
 
@@ -64,6 +65,7 @@ class Child:
                 "threads": threads,
                 "cores": list(cores),
                 "batches": str(batches),
+                "code": {reference: str(folder) for reference, folder in allowed_code().items()},
             },
             timeout,
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from compress.bench.launches import FEWEST_LAUNCHES, Workload
+from compress.bench.launches import Workload
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.record import Conditions, Record
 from compress.bench.results import Writer
@@ -18,10 +17,11 @@ from compress.bench.session import PRECISION, BenchResult, bench_result, check_p
 from compress.bench.text_plan import TextPlan, prompts, steps
 from compress.bench.worker import write_batches
 from compress.checkpoints.checks import check_processor
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import DataError, InputError, ModelError
-from compress.formats.model_file import model_file
+from compress.formats.model_file import model_files
 from compress.measurement import Measurement
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
@@ -30,27 +30,11 @@ from compress.targets import Target
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """``contexts``: tokens of the prompts; ``tokens``: how many are generated after the first.
-
-    ``seconds`` of sampling for each model and context, or ``budget_seconds`` for everything; sets of fresh processes
-    are ``launches`` at least.
-    """
-
-    contexts: tuple[int, ...]
-    tokens: int = 32
-    threads: int = 2
-    seconds: float = 3.0
-    budget_seconds: float | None = None
-    launches: int = FEWEST_LAUNCHES
-
-
 def measure_generation(
     artifacts: Mapping[str, Path],
     texts: Mapping[str, Sequence[int]],
     target: Target,
-    settings: GenerationSettings | Benchmark,
+    settings: Benchmark,
     baseline: str,
     progress: Progress,
     seed: int,
@@ -65,9 +49,9 @@ def measure_generation(
     All run on ``target``, but those named in ``elsewhere`` on the target there: other runtimes take part in the turns.
 
     ``texts`` has the token ids to prompt each artifact with; where it is empty, ids are drawn by ``seed``. Launches of
-    fresh processes, precision and deadline are as in `measure_together`. Raises `InputError` for settings that mean
-    nothing or a context beyond the model's positions, `DataError` for a text that is too short, `ModelError` for a
-    graph that is no decoder, `StageError` where the target is not to be had or the baseline's process ends.
+    fresh processes, precision and deadline are as in `measure_together`. Raises `InputError` for a context beyond the
+    model's positions, `DataError` for a text that is too short, `ModelError` for a graph that is no decoder,
+    `StageError` where the target is not to be had or the baseline's process ends.
     """
     began, other = time.perf_counter(), elsewhere or {}
     check_place(artifacts, baseline, [target, *other.values()], place)
@@ -134,18 +118,10 @@ def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, cont
     ]
 
 
-def _check(
-    artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: GenerationSettings | Benchmark
-) -> None:
-    if not settings.contexts or min(settings.contexts) < 1:
-        raise InputError("A context has a token at least.", expected="contexts of 1 token or more, e.g. --context 128")
-    if settings.tokens < 1 or settings.threads < 1:
-        raise InputError(
-            f"{settings.tokens} tokens by {settings.threads} threads are nothing to time.", expected="1 or more of each"
-        )
+def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: Benchmark) -> None:
     longest = max(settings.contexts)
     for name, path in artifacts.items():
-        positions = _positions(model_file(path))
+        positions = _positions(model_files(path)[0])
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
@@ -165,10 +141,7 @@ def _check(
 def _positions(file: Path) -> int | None:
     """The longest text that the config beside the file or in the folder above allows, where there is one."""
     folder = _configured(file)
-    config = {} if folder is None else read_json(folder / "config.json")
-    nested = config.get("text_config") or {}
-    found = config.get("max_position_embeddings", nested.get("max_position_embeddings"))
-    return found if isinstance(found, int) else None
+    return None if folder is None else positions_of(read_json(folder / "config.json"))
 
 
 def _configured(file: Path) -> Path | None:
@@ -204,7 +177,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
         raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
     except UnicodeDecodeError as error:
         raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
-    file = model_file(artifact)
+    file = model_files(artifact)[0]
     folder = _configured(file)
     if folder is None:
         raise ModelError(

@@ -18,8 +18,6 @@ from compress.errors import StageError
 from compress.numerics.statistics import geometric_interval
 from compress.targets import Target
 
-FEWEST_LAUNCHES = 6
-"""With fewer sets of processes the interval over them is too wide to be of use, and a median has none at 95%."""
 SETTLE_SECONDS = 0.02
 """Pause after a model's turn: its threads spin for some milliseconds after their last call."""
 UNTIMED = 2

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from compress.bench.noise import Usage, judge, load_average
+from compress.bench.noise import judge, load_average
 from compress.bench.operators import refuse_other_devices, typical
 from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.bench.profiled_calls import Calls
-from compress.bench.profiled_child import FEWEST_PASSES, Noted, ProfiledChild
+from compress.bench.profiled_child import Noted, ProfiledChild, run_in_turns
 from compress.environment import environment, spread_cores
 from compress.formats.onnx.model import find_graph
 from compress.inspect.integer_kernels import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
@@ -71,13 +70,11 @@ def compare_operators(
         ProfiledChild(int8_file, calls, Path(second), timeout_seconds) as after,
     ):
         children = (before, after)
-        for child in children:
-            child.open(target, threads, cores)
-        for child in children:
-            child.warm_up()
-        start = Usage.now(before.cpu_seconds + after.cpu_seconds)
-        _passes(children, seconds, progress)
-        usage = Usage.now(before.cpu_seconds + after.cpu_seconds) - start
+
+        def numbers(most: int) -> Iterable[int]:
+            return progress.track(range(most), "Profiling both files", most)
+
+        usage = run_in_turns(children, target, threads, cores, seconds, numbers)
         notes = (before.end(), after.end())
         layers = _layers(float_file, notes)
         files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]
@@ -105,17 +102,6 @@ def compare_operators(
         notes=(str(judge(usage, rounds, load)),),
         environment={**environment(), "target": asdict(target), "pinned_cores": list(cores)},
     )
-
-
-def _passes(children: tuple[ProfiledChild, ...], seconds: float, progress: Progress) -> None:
-    """Which file is first, and which of its two sessions, alternates."""
-    began = time.perf_counter()
-    most = min(child.most_passes for child in children)
-    for number in progress.track(range(most), "Profiling both files", most):
-        for child in children if number % 2 == 0 else children[::-1]:
-            child.pass_(noted_first=number % 4 >= 2)
-        if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
-            return
 
 
 def _layers(float_file: Path, notes: tuple[Noted, Noted]) -> list[dict[str, str]]:

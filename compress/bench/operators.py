@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from compress.bench.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.bench.noise import Usage, judge, load_average
+from compress.bench.noise import judge, load_average
 from compress.bench.profile import MachineLimits, Profile, Row, total
 from compress.bench.profiled_calls import Calls
-from compress.bench.profiled_child import FEWEST_PASSES, SETTLE_SECONDS, ProfiledChild
+from compress.bench.profiled_child import SETTLE_SECONDS, ProfiledChild, run_in_turns
 from compress.environment import environment, granted_cores, spread_cores
 from compress.errors import InputError, StageError
 from compress.formats.onnx.costs import Cost, GraphCost, count_graph
@@ -163,12 +163,8 @@ class _Session:
     def profile(self, artifact: Path, target: Target) -> Profile:
         """Open, warm up, take passes without and with notes in turn, and put it all together."""
         cores = spread_cores(self.threads)
-        self.child.open(target, self.threads, cores)
         load = load_average()
-        self.child.warm_up()
-        before = Usage.now(self.child.cpu_seconds)
-        self._passes()
-        usage = Usage.now(self.child.cpu_seconds) - before
+        usage = run_in_turns([self.child], target, self.threads, cores, self.seconds, self._numbers)
         noted = self.child.end()
         costs = [self._cost(noted.graph, noted.runs[0][call], call) for call in range(len(self.work))]
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
@@ -207,16 +203,12 @@ class _Session:
             },
         )
 
-    def _passes(self) -> None:
-        """Pairs of turns until the time is over; which of the two is first alternates."""
-        began = time.perf_counter()
-        most = self.child.most_passes
+    def _numbers(self, most: int) -> Iterator[int]:
+        """Of the passes, with the machine measured now and then before one."""
         for number in self.progress.track(range(most), "Profiling", most):
             if number % _LIMITS_EVERY == 0:
                 self._measure([self.buffer])
-            self.child.pass_(noted_first=number % 2 == 1)
-            if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= self.seconds:
-                return
+            yield number
 
     def _measure(self, buffers: list[int]) -> None:
         time.sleep(SETTLE_SECONDS)

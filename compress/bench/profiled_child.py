@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from compress.bench.child import Child, serving
 from compress.bench.machine import measure_rates
+from compress.bench.noise import Usage
 from compress.bench.profiled_calls import Calls
 from compress.bench.service import Reply, serve
 from compress.bench.worker import Answering, read_batches, timed, write_batches
@@ -118,6 +119,32 @@ class ProfiledChild:
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         self._child.__exit__(kind, *raised)
+
+
+def run_in_turns(
+    children: Sequence[ProfiledChild],
+    target: Target,
+    threads: int,
+    cores: Sequence[int],
+    seconds: float,
+    numbers: Callable[[int], Iterable[int]],
+) -> Usage:
+    """Open the artifacts, warm them up, and take passes for about ``seconds``; what that took of the machine.
+
+    ``numbers`` gives those of the passes, of so many at most. Which artifact is first, and which of its two sessions,
+    alternates.
+    """
+    for child in children:
+        child.open(target, threads, cores)
+    for child in children:
+        child.warm_up()
+    before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
+    for number in numbers(min(child.most_passes for child in children)):
+        for child in children if number % 2 == 0 else children[::-1]:
+            child.pass_(noted_first=number // len(children) % 2 == 1)
+        if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
+            break
+    return Usage.now(sum(child.cpu_seconds for child in children)) - before
 
 
 class _Reader:

@@ -102,10 +102,6 @@ class Piped:
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
 
-    def close_input(self) -> None:
-        """That was all."""
-        self._stdin.close()
-
     def last_words(self) -> str:
         """The end of what it wrote to standard error."""
         self._errors.seek(0)

@@ -3,7 +3,8 @@
 Nothing is imported beyond the standard library, numpy and the runtime, so that memory and start-up are the
 model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
 
-    {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches"}   load a model and a first batch
+    {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches", "code": {...}}
+                                                                                 load a model and a first batch
     {"do": "load", "batches"}                                                    all batches, in place of the first
     {"do": "round", "calls": [i, ...], "untimed": n}  one timed call for each batch
                                            -> {"latencies_ms", "disturbed", "cpu_ms", "energy_mj"}
@@ -33,6 +34,7 @@ import numpy as np
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
+from compress.checkpoints.allowed_code import allow
 from compress.errors import StageError
 from compress.formats.runtimes import get_runtime
 from compress.runtimes.decoder import GreedyDecoder, open_decoder
@@ -153,6 +155,8 @@ class Worker:
         """
         _pin(message["cores"])
         target = Target(**message["target"])
+        for reference, folder in message["code"].items():
+            allow(reference, Path(folder))
         runtime = get_runtime(target.runtime)
         self._batches = read_batches(Path(message["batches"]))
         before = peak_bytes()

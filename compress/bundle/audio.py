@@ -6,7 +6,6 @@ import io
 import wave
 from collections.abc import Sequence
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +128,6 @@ def _make_cases(folder: Path, rule: LogMel, samples: Sequence[str], processor: A
     return [AudioCase(recording=name, features=sampled(way.features(way.open(name)))) for name in names]
 
 
-def _in_page(rule: LogMel, cases: Sequence[AudioCase]) -> dict[str, str]:
-    """Recordings to try."""
-    buttons = (
-        f'<button type="button" class="example" data-file="{escape(case.recording)}">Recording {number}</button>'
-        for number, case in enumerate(cases[:_SHOWN], start=1)
-    )
-    return {"examples": "\n".join(buttons)}
-
-
 RECORDINGS = Inputs(
     many="recordings",
     folder="audio",
@@ -147,7 +137,7 @@ RECORDINGS = Inputs(
     find_rule=_find_rule,
     open=AudioRule,
     make_cases=_make_cases,
-    in_page=_in_page,
+    shown=lambda cases: [case.recording for case in cases[:_SHOWN]],
 )
 
 

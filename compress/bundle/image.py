@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,16 +208,6 @@ def _make_cases(folder: Path, rule: PrepareImage, samples: Sequence[str], proces
     return [ImageCase(image=name, pixels=sampled(way.pixels(way.open(name)))) for name in names]
 
 
-def _in_page(rule: PrepareImage, cases: Sequence[ImageCase]) -> dict[str, str]:
-    """Pictures to try."""
-    shown = [escape(case.image) for case in cases[:_SHOWN]]
-    buttons = (
-        f'<button type="button" class="example"><img src="{image}" alt="Picture {number}"></button>'
-        for number, image in enumerate(shown, start=1)
-    )
-    return {"first": shown[0], "examples": "\n".join(buttons)}
-
-
 def _small(path: str, mode: Mode) -> bytes:
     """A picture of the user's, no larger than a self-test needs, without loss from there on. Raises `InputError`."""
     if not Path(path).is_file():
@@ -242,5 +231,5 @@ IMAGES = Inputs(
     find_rule=lambda folder, processor, max_length: find_rule(processor),
     open=ImageRule,
     make_cases=_make_cases,
-    in_page=_in_page,
+    shown=lambda cases: [case.image for case in cases[:_SHOWN]],
 )

@@ -130,8 +130,8 @@ class Inputs:
     Files are written below the folder; answers are left out. Raises `ModelError` where the processor prepares one
     otherwise than the rule, `InputError` for a bad sample.
     """
-    in_page: Callable[[Any, Sequence[Any]], dict[str, str]]
-    """What the page's template is filled with, as HTML, of the rule and the cases."""
+    shown: Callable[[Sequence[Any]], Sequence[str]]
+    """Of the cases, what the page offers to try, in order."""
     more_for_page: Callable[[Path, Any], dict[str, bytes]] = _nothing_more
     """Further files that the page needs, of the folder and the rule: path -> contents."""
 
@@ -180,7 +180,7 @@ class Kind:
     answers: Answers
     examples: str
     app: str
-    languages: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
+    languages: frozenset[Language] = frozenset({"python", "node"})
     graphs: int = 1
     client: Client = ONNXRUNTIME_WEB
 

@@ -14,43 +14,28 @@ from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
 from compress.bundle.vectors import EMBEDDINGS, LABELS
 from compress.errors import InputError
+from compress.targets import Language
 from compress.tasks.registry import TASKS, get_task
 
+_ALL: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
 KINDS: dict[tuple[str, str], Kind] = {
-    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, examples="text", app="Classifier"),
-    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, examples="image", app="Classifier"),
-    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, examples="sentence", app="Encoder"),
-    ("tokenize", "tag"): Kind(
-        "token-classification", WORDS, TAGS, examples="tags", app="Tagger", languages=frozenset({"python", "node"})
-    ),
-    ("tokenize-pair", "relevance"): Kind(
-        "text-ranking", RANKED, RELEVANCE, examples="ranking", app="Ranker", languages=frozenset({"python", "node"})
-    ),
-    ("tokenize-pair", "span"): Kind(
-        "question-answering", ASKED, SPANS, examples="answer", app="Answerer", languages=frozenset({"python", "node"})
-    ),
-    ("tokenize", "unmask"): Kind(
-        "fill-mask", MASKED_TEXTS, MASKED, examples="unmask", app="Filler", languages=frozenset({"python", "node"})
-    ),
+    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text", "Classifier", _ALL),
+    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image", "Classifier", _ALL),
+    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence", "Encoder", _ALL),
+    ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags", "Tagger"),
+    ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking", "Ranker"),
+    ("tokenize-pair", "span"): Kind("question-answering", ASKED, SPANS, "answer", "Answerer"),
+    ("tokenize", "unmask"): Kind("fill-mask", MASKED_TEXTS, MASKED, "unmask", "Filler"),
     ("log-mel", "transcribe"): Kind(
         "automatic-speech-recognition",
         RECORDINGS,
         TRANSCRIPTS_OF_SPEECH,
-        examples="audio",
-        app="Transcriber",
-        languages=frozenset({"python", "node"}),
+        "audio",
+        "Transcriber",
         graphs=2,
         client=TRANSFORMERS_JS,
     ),
-    ("prompt", "generate"): Kind(
-        "text-generation",
-        PROMPTS,
-        REPLIES,
-        examples="chat",
-        app="Chat",
-        languages=frozenset({"python", "node"}),
-        client=TRANSFORMERS_JS,
-    ),
+    ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
 }
 
 

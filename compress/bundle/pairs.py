@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,15 +50,10 @@ class PairRule:
         self.rule = rule
         self.tokenizer = open_tokenizer(folder / rule.tokenizer)
 
-    def ids_of(self, text: str) -> list[int]:
-        """A text's own ids, however many."""
-        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return found
-
     def row(self, text: str, pair: str) -> tuple[list[int], list[int]]:
         """The ids of both as one input, and 1 for those of the second, with what stands behind it."""
         rule = self.rule
-        first, second = self.ids_of(text), self.ids_of(pair)
+        first, second = (self.tokenizer.encode(one, add_special_tokens=False).ids for one in (text, pair))
         room = rule.max_length - len(rule.prefix_ids) - len(rule.middle_ids) - len(rule.suffix_ids)
         first, second = cut(first, second, room, rule.truncation)
         head = [*rule.prefix_ids, *first, *rule.middle_ids]
@@ -134,11 +128,9 @@ def _make_cases(
     return cases
 
 
-def _in_page(rule: TokenizePair, cases: Sequence[PairCase]) -> dict[str, str]:
-    """The tokenizer, a first text and what goes with it, one a line."""
-    first = cases[0].text
-    others = [" ".join(case.pair.split()) for case in cases if case.text == first]
-    return {"tokenizer": escape(rule.tokenizer), "first": escape(first), "others": escape("\n".join(others))}
+def _shown(cases: Sequence[PairCase]) -> list[str]:
+    """A first text and what goes with it."""
+    return [cases[0].text, *(case.pair for case in cases if case.text == cases[0].text)]
 
 
 def _split(sample: str) -> tuple[str, str]:
@@ -163,7 +155,7 @@ def _pairs(built_in: Sequence[tuple[str, str]], truncation: Truncation) -> Input
         find_rule=partial(_find_rule, truncation),
         open=PairRule,
         make_cases=partial(_make_cases, built_in),
-        in_page=_in_page,
+        shown=_shown,
         more_for_page=more_for_page,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from compress.bundle.manifest import MODEL_FOLDER
 from compress.bundle.reply import longest_text
 from compress.bundle.stand_ins import for_page
 from compress.bundle.steps import Prompt
-from compress.bundle.text import TEXTS, TextCase, buttons, open_tokenizer, other_ids
+from compress.bundle.text import TEXTS, TextCase, open_tokenizer, other_ids, short_texts
 from compress.errors import InputError, ModelError
 from compress.runtimes.runtime import Batch
 
@@ -103,12 +104,6 @@ def _more_for_page(folder: Path, rule: Prompt) -> dict[str, bytes]:
     return {} if same else {rule.tokenizer: json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()}
 
 
-def _in_page(rule: Prompt, cases: Sequence[TextCase]) -> dict[str, str]:
-    """What one writes, and short messages to try."""
-    label = "Your message" if rule.before or rule.after else "A text to continue"
-    return {"label": label, "examples": buttons([case.text for case in cases if 0 < len(case.text) <= _SHORT][:_SHOWN])}
-
-
 PROMPTS = Inputs(
     many="messages",
     folder="prompt",
@@ -119,7 +114,7 @@ PROMPTS = Inputs(
     find_rule=_find_rule,
     open=PromptRule,
     make_cases=_make_cases,
-    in_page=_in_page,
+    shown=partial(short_texts, _SHOWN, _SHORT),
     more_for_page=_more_for_page,
 )
 

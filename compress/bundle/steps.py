@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,36 +17,18 @@ POOLED = {
     "max": "the largest of each of its tokens' values",
     "lasttoken": "the vector of its last token",
 }
-_KOTLIN = {
-    None: "values",
-    "mean": "FloatArray(dimensions) { at -> "
-    "(at until values.size step dimensions).map { values[it] }.average().toFloat() }",
-    "cls": "values.copyOf(dimensions)",
-    "max": "FloatArray(dimensions) { at -> (at until values.size step dimensions).maxOf { values[it] } }",
-    "lasttoken": "values.copyOfRange(values.size - dimensions, values.size)",
-}
-_SWIFT = {
-    None: "values",
-    "mean": "(0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.reduce(0, +) "
-    "* Float(count) / Float(values.count) }",
-    "cls": "Array(values.prefix(count))",
-    "max": "(0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.max()! }",
-    "lasttoken": "Array(values.suffix(count))",
-}
-"""The pooling, as an expression of the graph's values, token after token."""
 
 
 class Step(FrozenAliased):
     """What all steps tell."""
 
+    words: ClassVar[tuple[str, str]] = ("", "")
+    """For the card, to be filled with the fields; see `in_words`."""
+
     @property
     def uses(self) -> tuple[str, ...]:
         """Files of the bundle that it needs."""
-        return ()
-
-    def in_code(self) -> dict[str, str]:
-        """What the templates in Kotlin and Swift are filled with; nothing where no snippet is written for phones."""
-        return {}
+        return tuple(getattr(self, name) for name in ("decoder", "tokenizer") if name in type(self).model_fields)
 
     def in_words(self) -> tuple[str, str]:
         """For the card.
@@ -54,7 +36,8 @@ class Step(FrozenAliased):
         Before a model: one input with its article, and what becomes of inputs that are too large. Behind it: what an
         input gets, from the verb on, and how far an answer may be trusted.
         """
-        raise NotImplementedError
+        first, second = (text.format(**dict(self)) for text in self.words)
+        return first, second
 
 
 class Tokenize(Step):
@@ -67,23 +50,7 @@ class Tokenize(Step):
     suffix_ids: tuple[int, ...]
     pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """See `Step`."""
-        return (self.tokenizer,)
-
-    def in_code(self) -> dict[str, str]:
-        """The rule."""
-        return {
-            "prefix": ", ".join(map(str, self.prefix_ids)),
-            "suffix": ", ".join(map(str, self.suffix_ids)),
-            "max_length": str(self.max_length),
-            "tokenizer": self.tokenizer,
-        }
-
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return "A text", f"Texts of more than {self.max_length} tokens are cut off at the end."
+    words = ("A text", "Texts of more than {max_length} tokens are cut off at the end.")
 
 
 class TokenizePair(Step):
@@ -101,11 +68,6 @@ class TokenizePair(Step):
     suffix_ids: tuple[int, ...]
     truncation: Literal["longest-first", "only-second"]
     pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """See `Step`."""
-        return (self.tokenizer,)
 
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
@@ -166,26 +128,6 @@ class PrepareImage(Step):
             raise ValueError(f"mean and std have one value for each of {self.channels}")
         return self
 
-    def in_code(self) -> dict[str, str]:
-        """Literals that Kotlin and Swift share."""
-        resize, crop = self.resize, self.center_crop
-        numbers = {
-            "resize_height": resize and resize.height,
-            "resize_width": resize and resize.width,
-            "shortest_edge": resize and resize.shortest_edge,
-            "crop_height": crop and crop.height,
-            "crop_width": crop and crop.width,
-        }
-        return {
-            **{name: str(number or 0) for name, number in numbers.items()},
-            "channels": self.channels,
-            "filter": "" if resize is None else resize.filter,
-            "input": self.input,
-            "factor": repr(self.rescale_factor),
-            "mean": ", ".join(map(repr, self.mean)),
-            "std": ", ".join(map(repr, self.std)),
-        }
-
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
         steps = json.dumps(self.resize.model_dump(exclude_none=True)) if self.resize else "none"
@@ -209,9 +151,7 @@ class LogMel(Step):
     mel_bins: int = Field(ge=1, le=1024)
     chunk_seconds: int = Field(ge=1, le=60, description="what is longer is heard in several pieces")
 
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return "A recording", f"Recordings of more than {self.chunk_seconds} seconds are heard in several pieces."
+    words = ("A recording", "Recordings of more than {chunk_seconds} seconds are heard in several pieces.")
 
 
 class Prompt(Step):
@@ -224,17 +164,7 @@ class Prompt(Step):
     add_special_tokens: bool = Field(description="whether the tokenizer adds its own; without a chat template it does")
     max_length: int = Field(ge=1, description="tokens of a prompt at most")
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """See `Step`."""
-        return (self.tokenizer,)
-
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return (
-            "A message",
-            f"Prompts of more than {self.max_length} tokens, the chat template's among them, are refused.",
-        )
+    words = ("A message", "Prompts of more than {max_length} tokens, the chat template's among them, are refused.")
 
 
 class Generate(Step):
@@ -253,13 +183,11 @@ class Generate(Step):
     max_new_tokens: int = Field(ge=1, description="of a reply")
     max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
 
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return (
-            f"gets a reply of at most {self.max_new_tokens} tokens, always the likeliest one, and stands alone: "
-            "earlier ones are not remembered",
-            "It makes things up, and says them as surely as what is true.",
-        )
+    words = (
+        "gets a reply of at most {max_new_tokens} tokens, always the likeliest one, and stands alone: earlier ones are "
+        "not remembered",
+        "It makes things up, and says them as surely as what is true.",
+    )
 
 
 class Transcribe(Step):
@@ -280,14 +208,7 @@ class Transcribe(Step):
     not_first_ids: tuple[int, ...] = Field(description="are not said at once")
     max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
 
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """See `Step`."""
-        return (self.decoder, self.tokenizer)
-
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return "gets what is said in it", "Where nothing is said, it makes words up."
+    words = ("gets what is said in it", "Where nothing is said, it makes words up.")
 
 
 class Softmax(Step):
@@ -296,13 +217,6 @@ class Softmax(Step):
     kind: Literal["softmax"] = "softmax"
     output: str
     labels: tuple[str, ...] = Field(min_length=1)
-
-    def in_code(self) -> dict[str, str]:
-        """The labels, as each language writes strings."""
-        return {
-            "labels_kotlin": ", ".join(_quoted(label, '\\"$', "\\u{:04x}") for label in self.labels),
-            "labels_swift": ", ".join(_quoted(label, '\\"', "\\u{{{:x}}}") for label in self.labels),
-        }
 
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
@@ -343,12 +257,10 @@ class Relevance(Step):
     kind: Literal["relevance"] = "relevance"
     output: str
 
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return (
-            "gets a score from 0 to 1: how relevant the second text is to the first",
-            "A score ranks texts for one query; scores of different queries say little beside each other.",
-        )
+    words = (
+        "gets a score from 0 to 1: how relevant the second text is to the first",
+        "A score ranks texts for one query; scores of different queries say little beside each other.",
+    )
 
 
 class FindSpan(Step):
@@ -363,12 +275,10 @@ class FindSpan(Step):
     end_output: str = Field(description="scores of being the last")
     max_tokens: int = Field(ge=1, description="of an answer")
 
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return (
-            "gets the words of the second text that answer the first",
-            "An answer is always given; its score says which of several is likelier, not whether any is right.",
-        )
+    words = (
+        "gets the words of the second text that answer the first",
+        "An answer is always given; its score says which of several is likelier, not whether any is right.",
+    )
 
 
 class Unmask(Step):
@@ -380,9 +290,7 @@ class Unmask(Step):
     mask_id: int
     tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test has")
 
-    def in_words(self) -> tuple[str, str]:
-        """See `Step`."""
-        return f"gets the likeliest tokens in the place of {self.mask}", "A probability is the model's own."
+    words = ("gets the likeliest tokens in the place of {mask}", "A probability is the model's own.")
 
 
 class Embed(Step):
@@ -396,15 +304,6 @@ class Embed(Step):
     normalize: bool = Field(description="whether it is divided by its Euclidean length then")
     dimensions: int = Field(ge=1)
 
-    def in_code(self) -> dict[str, str]:
-        """The pooling among them."""
-        return {
-            "dimensions": str(self.dimensions),
-            "normalize": str(self.normalize).lower(),
-            "pooled_kotlin": _KOTLIN[self.pooling],
-            "pooled_swift": _SWIFT[self.pooling],
-        }
-
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
         how = "as the graph gives it" if self.pooling is None else POOLED[self.pooling]
@@ -417,9 +316,3 @@ class Embed(Step):
 
 Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Prompt
 Postprocessing = Softmax | Tag | Relevance | FindSpan | Unmask | Embed | Transcribe | Generate
-
-
-def _quoted(label: str, special: str, code: str) -> str:
-    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
-    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
-    return '"' + "".join(marks) + '"'

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from importlib.resources import files
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.bundle.format import bundled
 from compress.bundle.kind import Case, Kind
@@ -19,47 +20,66 @@ from compress.targets import AppProfile, Language
 PAGE = "index.html"
 EXAMPLES = "examples"
 _SOURCES = files("compress.bundle")
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
 _WRITTEN = (".kt", ".swift")
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "swift": "Model.swift"}
 """The other half of an example in that language; the page's code has it in itself."""
 
 
+def _quoted(label: str, special: str, code: str) -> str:
+    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
+    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
+    return '"' + "".join(marks) + '"'
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader("compress.bundle", ""), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+)
+TEMPLATES.filters |= {
+    "flat": lambda text: " ".join(text.split()),
+    "html": escape,
+    "json": partial(json.dumps, ensure_ascii=False),
+    "kotlin": partial(_quoted, special='\\"$', code="\\u{:04x}"),
+    "swift": partial(_quoted, special='\\"', code="\\u{{{:x}}}"),
+}
+
+
 def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, bytes]:
     """Path -> contents of the target's examples: those of the task, and the model that they ask, of the format."""
     languages, form = profile.apps[manifest.format].languages, bundled(manifest.format)
-    own, models = _SOURCES / EXAMPLES / kind.examples, files(form.examples) / EXAMPLES
-    names = [(own, kind.example(language)) for language in languages]
-    names += [(own, name) for name in kind.inputs.node_files if "node" in languages]
-    names += [(models, _MODELS[language]) for language in languages if language in _MODELS]
-    found = {}
-    for folder, name in names:
-        text = (folder / name).read_text(encoding="utf-8")
-        if name.endswith(_WRITTEN):
-            text = _filled(text, _in_code(manifest))
-        found[f"{EXAMPLES}/{name}"] = text.encode()
-    return found
+    models, values, found = files(form.examples) / EXAMPLES, _values(manifest), {}
+    for language in languages:
+        own = f"{EXAMPLES}/{kind.examples}/{kind.example(language)}"
+        own += ".jinja" if language == "python" else ""
+        # Node's are plain JavaScript, with braces of their own.
+        raw = language == "node"
+        found[kind.example(language)] = (
+            (_SOURCES / own).read_text(encoding="utf-8") if raw else TEMPLATES.get_template(own).render(values)
+        )
+        for name in kind.inputs.node_files if raw else ():
+            found[name] = (_SOURCES / EXAMPLES / kind.examples / name).read_text(encoding="utf-8")
+        if model := _MODELS.get(language):
+            text = (models / model).read_text(encoding="utf-8")
+            found[model] = TEMPLATES.from_string(text).render(values) if model.endswith(_WRITTEN) else text
+    return {f"{EXAMPLES}/{name}": text.encode() for name, text in found.items()}
 
 
 def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, bytes]:
     """Path -> contents of the page that answers by itself; some of ``cases`` are shown to try."""
-    provenance = manifest.provenance
-    facts = f"{manifest.name}, recipe {provenance.recipe}; {manifest.runtime.name} {manifest.runtime.minimum_version}"
-    values = {
-        "name": escape(manifest.name),
-        "task": escape(manifest.task.replace("-", " ").capitalize()),
-        "model": escape(manifest.model),
-        "facts": escape(facts),
-        **kind.inputs.in_page(manifest.preprocessing, cases),
-    }
+    runtime, recipe = manifest.runtime, manifest.provenance.recipe
+    shown = kind.inputs.shown(cases)
     web = _SOURCES / "web"
     steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else ()
     own = [place for name in (*steps, kind.name) for place in (web / name).iterdir()]
     places = (*(web / name for name in kind.client.shared), *sorted(own, key=lambda at: at.name))
-    found = {place.name: place.read_text(encoding="utf-8") for place in places}
-    found[PAGE] = _filled(found[PAGE], values)
-    return {name: text.encode() for name, text in found.items()}
+    found = {place.name: place.read_bytes() for place in places}
+    written = TEMPLATES.get_template(f"web/{kind.name}/{PAGE}").render(
+        _values(manifest),
+        task=manifest.task.replace("-", " ").capitalize(),
+        facts=f"{manifest.name}, recipe {recipe}; {runtime.name} {runtime.minimum_version}",
+        shown=shown,
+    )
+    return {**found, PAGE: written.encode()}
 
 
 def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: str | None) -> str:
@@ -71,9 +91,7 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
     gets, trust = manifest.postprocessing.in_words()
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     languages = () if profile.version is not None else profile.apps[manifest.format].languages
-    written = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    written.filters["json"] = partial(json.dumps, ensure_ascii=False)
-    return written.from_string((_SOURCES / "card.md").read_text(encoding="utf-8")).render(
+    return TEMPLATES.get_template("card.md").render(
         manifest=manifest,
         kind=kind,
         profile=profile,
@@ -92,8 +110,12 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
     )
 
 
-def _in_code(manifest: Manifest) -> dict[str, str]:
+def _values(manifest: Manifest) -> dict[str, Any]:
+    """What examples and pages are filled with; formats' own know the plain texts among it."""
     return {
+        "manifest": manifest,
+        "rule": manifest.preprocessing,
+        "end": manifest.postprocessing,
         "name": manifest.name.replace("\n", " "),
         "version": manifest.runtime.minimum_version,
         "model": manifest.model,
@@ -101,10 +123,4 @@ def _in_code(manifest: Manifest) -> dict[str, str]:
         "outputs": ", ".join(f'"{entry.name}"' for entry in manifest.outputs),
         "signatures_kotlin": ", ".join(f'"{one.name}" to {one.length or 0}' for one in manifest.signatures),
         "output": manifest.postprocessing.output,
-        **manifest.preprocessing.in_code(),
-        **manifest.postprocessing.in_code(),
     }
-
-
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    return _PLACE.sub(lambda place: values[place[1]], text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +103,6 @@ def other_ids(ids: Sequence[int], case: TextCase) -> tuple[str, str] | None:
     return None if tuple(ids) == known else (f"ids {list(ids[:_IDS])}", f"{list(known[:_IDS])}")
 
 
-def buttons(texts: Sequence[str]) -> str:
-    """Texts to try, in a page."""
-    return "\n".join(f'<button type="button" class="example">{escape(text)}</button>' for text in texts)
-
-
 def _find_rule(folder: Path, processor: Any, max_length: int) -> Tokenize:
     file = f"{MODEL_FOLDER}/tokenizer.json"
     tokenizer = open_tokenizer(folder / file)
@@ -175,15 +169,9 @@ def more_for_page(folder: Path, rule: Tokenize | TokenizePair) -> dict[str, byte
     return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}
 
 
-def _in_page(most: int, short: int, rule: Tokenize, cases: Sequence[TextCase]) -> dict[str, str]:
-    """The tokenizer, and the first ``most`` texts of at most ``short`` characters to try."""
-    shown = [case.text for case in cases if 0 < len(case.text) <= short][:most] or ["Hello"]
-    return {
-        "tokenizer": escape(rule.tokenizer),
-        "first": escape(shown[0]),
-        "examples": buttons(shown),
-        "others": escape("\n".join(" ".join(text.split()) for text in shown[1:])),
-    }
+def short_texts(most: int, short: int, cases: Sequence[TextCase]) -> list[str]:
+    """The first ``most`` texts of at most ``short`` characters."""
+    return [case.text for case in cases if 0 < len(case.text) <= short][:most]
 
 
 def open_tokenizer(path: Path) -> Any:
@@ -221,7 +209,7 @@ def _texts(built_in: Sequence[str], most: int, short: int, make_cases: Callable[
         find_rule=_find_rule,
         open=TextRule,
         make_cases=partial(make_cases, built_in),
-        in_page=partial(_in_page, most, short),
+        shown=lambda cases: short_texts(most, short, cases) or ["Hello"],
         more_for_page=more_for_page,
     )
 

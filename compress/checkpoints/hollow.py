@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
+from compress.checkpoints.config_check import loading_failures
 from compress.errors import ModelError, first_line
-
-_FAILURES = (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError, RuntimeError)
 
 
 def hollow_decoder(folder: Path) -> Any:
@@ -22,12 +21,12 @@ def hollow_decoder(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with init_empty_weights(include_buffers=False):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except _FAILURES as error:
+    except loading_failures() as error:
         raise ModelError(
             f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(folder / "config.json"),

@@ -20,18 +20,10 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from compress.checkpoints.allowed_code import MODULE_KEY, allowed_code, is_allowed
 from compress.checkpoints.channel_record import shrink_to_recorded
 from compress.checkpoints.checks import WEIGHTS
 from compress.errors import ModelError, first_line
-
-MODULE_KEY = "compress_module"
-_allowed: dict[str, Path] = {}
-"""The references that recipes of this process name, and the folders of these recipes."""
-
-
-def allow(reference: str, folder: Path) -> None:
-    """Let modules be made by ``reference``, `package.module:function`, or `file.py:function` in ``folder``."""
-    _allowed[reference] = folder
 
 
 class PlainModule(nn.Module):
@@ -69,7 +61,7 @@ def load_plain(directory: Path, config: PreTrainedConfig) -> PlainModule:
 
 def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
     """Call the function ``reference``. Raises `ModelError` where no recipe named it, or it gives no module."""
-    if reference not in _allowed:
+    if not is_allowed(reference):
         raise ModelError(
             f"The model is made by the code {reference!r}, which this recipe doesn't name.",
             where=where,
@@ -77,7 +69,7 @@ def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn
             mend=f"if you trust that code, write `module: {reference}` into the recipe",
         )
     try:
-        network = _function(reference, _allowed[reference])(**arguments)
+        network = _function(reference, allowed_code()[reference])(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ModelError(
@@ -92,7 +84,7 @@ def code_digest(reference: str) -> str:
     """What tells one state of the code from another: the file's SHA-256, or the package's version."""
     place = reference.partition(":")[0]
     if place.endswith(".py"):
-        return f"sha256:{hashlib.sha256(_file(place, _allowed[reference]).read_bytes()).hexdigest()}"
+        return f"sha256:{hashlib.sha256(_file(place, allowed_code()[reference]).read_bytes()).hexdigest()}"
     package = place.partition(".")[0]
     names = packages_distributions().get(package, [])
     return " ".join(f"{name}=={version(name)}" for name in sorted(set(names))) or package

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from compress.checkpoints.allowed_code import is_allowed
 from compress.checkpoints.checks import TOKENIZER_FILES
+from compress.checkpoints.config_check import loading_failures
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
@@ -51,8 +53,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
     try:
-        return auto.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        return auto.from_pretrained(folder, trust_remote_code=is_allowed(str(folder.resolve())), **options)
+    except loading_failures() as error:
         raise ModelError(
             f"The {what} cannot be loaded: {first_line(error)}", where=str(folder), expected=expected
         ) from error
@@ -102,10 +104,7 @@ class SentenceProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files and those of the modules, some of them in folders of their own."""
         self.tokenizer.save_pretrained(folder)
-        for name, content in self.modules.files(self.tokenizer.model_max_length).items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        write_companions(Path(folder), self.modules.files(self.tokenizer.model_max_length))
 
 
 def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:

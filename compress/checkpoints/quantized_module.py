@@ -58,6 +58,8 @@ class Grid(nn.Module):
 class QuantizedLinear(nn.Linear):
     """``x W^T + b``. A `nn.Linear`, so that peft puts its adapters around it; ``weight`` is made when asked for."""
 
+    grid: Grid | _FloatWeight
+
     def __init__(self, grid: Grid, bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = grid.shape
@@ -76,6 +78,8 @@ class QuantizedLinear(nn.Linear):
 
 class QuantizedEmbedding(nn.Embedding):
     """Rows of a table of integers, in float32, times what the table's own class multiplies them by (Gemma's does)."""
+
+    grid: Grid | _FloatWeight
 
     def __init__(self, grid: Grid, padding_idx: int | None, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
@@ -149,6 +153,34 @@ def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
     module.tie_weights()
     separate_experts(module, checkpoint)
     linear_for_conv1d(module)
+    return module
+
+
+class _FloatWeight(nn.Module):
+    """What a `Grid` holds, as floats: made once, where a grid makes them at each call."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.values = nn.Parameter(grid.weight(torch.float32), requires_grad=False)
+        self.shape = grid.shape
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole matrix."""
+        return self.values.to(dtype)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Some rows, [*ids.shape, columns]."""
+        return nn.functional.embedding(ids, self.values)
+
+
+def with_float_weights(module: PreTrainedModel) -> PreTrainedModel:
+    """``module`` as `load_module` gives it, its integers made float in place; what shared them shares the floats."""
+    made: dict[Grid, _FloatWeight] = {}
+    for child in list(module.modules()):
+        if isinstance(child, QuantizedLinear | QuantizedEmbedding) and isinstance(child.grid, Grid):
+            if child.grid not in made:
+                made[child.grid] = _FloatWeight(child.grid)
+            child.grid = made[child.grid]
     return module
 
 

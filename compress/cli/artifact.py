@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.allowed_code import allow
 from compress.data.dataset import Dataset, load_dataset
 from compress.errors import InputError
 from compress.evaluation.evaluate import encode_for
-from compress.formats.model_file import format_of, model_files
+from compress.formats.model_file import format_of, holds, model_files
+from compress.formats.registry import FORMATS
+from compress.formats.targets import PROFILES
 from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.targets import AppProfile
+from compress.targets import AppProfile, Target
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 
@@ -73,7 +76,23 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
         )
     read = read_recipe(source)
     model_files(place)
+    if read.module is not None:
+        allow(read.module, source.parent)
     return Artifact(place, read, source.parent)
+
+
+def check_opens(folder: Path, target: Target) -> None:
+    """Raise `InputError` where ``folder`` holds nothing that the runtime of ``target`` opens."""
+    opened = {form: spec for form, spec in FORMATS.items() if form == target.format or target.runtime in spec.runtimes}
+    if not any(holds(folder, form) for form in opened):
+        form, endings = format_of(folder), " or ".join(one.suffix for one in opened.values())
+        able = [name for name, other in PROFILES.items() if other.target.format == form]
+        raise InputError(
+            f"{target.name} does not open {form.upper()}, which the folder holds.",
+            where=str(folder),
+            expected=f"a folder with config.json and one file ending in {endings}",
+            mend=f"name a --target that does: {', '.join(able)}",
+        )
 
 
 def has_recipe(path: Path) -> bool:

@@ -62,11 +62,11 @@ def bench(
     refuse_together(context, recipe=recipe, batch_size=batch_size, rate=rate, tokens=tokens, text=text)
     devices = chosen_devices(device or [], inventory, recipe)
     if context:
-        from compress.bench.generation import GenerationSettings
         from compress.cli.bench_generation import generation_bench
+        from compress.recipe.recipe import Benchmark
 
         given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
-        wanted = GenerationSettings(tuple(context), **_given(given))
+        wanted = Benchmark(contexts=tuple(context), **_given(given))
         _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
         return
     changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}
@@ -89,13 +89,15 @@ def _bench_on_data(
     artifact: Path, baseline: Path | None, recipe: Path | None, target: str, changed: dict[str, Any]
 ) -> Measure:
     """Time on the test split that a recipe names, with its settings but for those ``changed``."""
-    from compress.cli.artifact import find_artifact
+    from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
+    for one in filter(None, (found, other)):
+        check_opens(one.folder, place)
     from compress.formats.silence import quiet_libraries
     from compress.pipeline.timing import time_artifacts
 

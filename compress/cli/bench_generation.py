@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.bench.generation import GenerationSettings, encode_text, measure_generation
+from compress.bench.generation import encode_text, measure_generation
 from compress.bench.place import LaunchHost
 from compress.bench.session import BenchResult
 from compress.cli.artifact import generating_artifact
@@ -16,6 +16,7 @@ from compress.formats.model_file import format_of
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS, find_target
 from compress.progress import Progress
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
 
@@ -36,7 +37,7 @@ def refuse_together(context: list[int] | None, **options: object) -> None:
 
 
 def generation_bench(
-    artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: GenerationSettings
+    artifact: Path, baseline: Path | None, text: Path | None, target: str, settings: Benchmark
 ) -> Measure:
     """What times one artifact, or two in turns, at a place. Raises what `encode_text` raises."""
     place = find_target(target)

@@ -25,7 +25,7 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
-    from compress.cli.artifact import find_artifact
+    from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import render_rows
     from compress.errors import InputError
@@ -35,6 +35,7 @@ def evaluate(
 
     found = find_artifact(artifact, recipe)
     profile = Profile(find_target(target))
+    check_opens(found.folder, profile.target)
     if by_slice and READS_ROWS not in found.task.capabilities:
         raise InputError(f"There are no slices of running text, which {found.task.name} is judged on.")
     from compress.formats.silence import quiet_libraries

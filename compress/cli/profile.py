@@ -35,13 +35,14 @@ def profile(
     json_: Annotated[bool, typer.Option("--json", help="Write the profile as JSON.")] = False,
 ) -> None:
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
-    from compress.cli.artifact import find_artifact
+    from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
     from compress.formats.targets import find_target
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
+    check_opens(found.folder, place)
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.errors import InputError, RecipeError
+from compress.errors import InputError, RecipeError, did_you_mean
 
 recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start a new one.")
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
@@ -62,11 +62,8 @@ def new(
 
 
 def _unknown_task(task: str, known: list[str]) -> Exception:
-    from compress.recipe_source.document import nearest_name
-
-    nearest = nearest_name(task, known)
-    hint = f" Did you mean {nearest!r}?" if nearest else ""
-    return InputError(f"There is no starter for the task {task!r}.{hint}", expected=f"one of {', '.join(known)}")
+    said = f"There is no starter for the task {task!r}.{did_you_mean(task, known)}"
+    return InputError(said, expected=f"one of {', '.join(known)}")
 
 
 def _write(path: Path, text: str, force: bool) -> None:

@@ -57,7 +57,7 @@ def run(
     told.print(closing_line(done.report, done.folder, name, app), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
-    if done.report.unmeasured and not done.report.judged:
+    if done.report.unfit:
         raise typer.Exit(3)
 
 
@@ -76,7 +76,8 @@ def check(
     from compress.recipe_source import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
+    forecast = Forecast(loaded, recipe.parent, artifacts)
+    plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True)
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

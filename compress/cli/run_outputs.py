@@ -9,11 +9,11 @@ from typing import Any
 
 from compress.cache import Cache
 from compress.errors import InputError
-from compress.pipeline.formats import measurable, why_not
-from compress.pipeline.keys import START
+from compress.pipeline.formats import measurable
 from compress.pipeline.road import Road
+from compress.plan.written import why_not
 from compress.progress import Progress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.report.schema import FINAL
 from compress.targets import Target
 
@@ -44,7 +44,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
     road = Road(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
-    reason = why_not(road, target)
+    reason = why_not(recipe, road.start, target)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
     _walk(road)

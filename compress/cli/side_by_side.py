@@ -13,13 +13,13 @@ from compress.compare.reports import compare_reports
 from compress.errors import InputError
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import find_target
-from compress.pipeline.measure import data_record, test_labels
+from compress.pipeline.measure import Findings, data_record, measure_answers, test_labels
 from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.policy import Policy, default_margin
 from compress.recipe_source import dump_recipe
 from compress.report.predictions import write_predictions
-from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
+from compress.report.schema import BASELINE, FINAL, Report
 from compress.targets import Profile
 from compress.tasks.capability import GENERATES
 
@@ -67,23 +67,15 @@ def compare_now(
 
 def _measured(session: TargetSession, folder: Path) -> Report:
     """One report of both models, whose answers go into ``folder``."""
-    road, started = session.road, datetime.now(UTC).astimezone()
-    parts, notes = session.parts()
-    measured = [*session.sizes(), *session.accuracies(parts), *session.choices(), *session.similarities()]
-    measured += session.generations()[0]
-    given = {(label, session.target.name): session.answers(label) for label in session.artifacts}
-    if answers := {place: found for place, found in given.items() if found is not None}:
-        write_predictions(test_labels(road), answers, folder, several=False)
-    rows, further, machine = session.timings(remeasure=False)
-    return Report(
-        recipe=road.recipe.name,
-        started=started.isoformat(timespec="seconds"),
-        environment=machine,
-        measurements=(*measured, *rows),
-        notes=(*notes, *filter(None, [session.examples(BASELINE).note]), *further),
-        data=data_record(road),
-        slices={part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts},
-    )
+    road, started, findings = session.road, datetime.now(UTC).astimezone(), Findings()
+    measure_answers(findings, session)
+    if findings.answers:
+        write_predictions(test_labels(road), findings.answers, folder, several=False)
+    rows, notes, findings.environment = session.timings(remeasure=False)
+    findings.measurements += rows
+    findings.notes += notes
+    moment = started.isoformat(timespec="seconds")
+    return Report(recipe=road.recipe.name, started=moment, data=data_record(road), **findings.told())
 
 
 def _precision(policy: Policy, metric: str) -> float:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from compress.data.files import Rows
 from compress.data.media import media, media_type
-from compress.errors import DataError
+from compress.errors import DataError, did_you_mean, nearest_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +88,7 @@ def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None
     for name in mapping:
         if name not in names:
             raise DataError(
-                f"The task has no column {name!r}." + _hint(name, names),
+                f"The task has no column {name!r}." + did_you_mean(name, names),
                 where=f"data.columns.{name}",
                 expected=f"one of {', '.join(names)}",
             )
@@ -100,7 +99,7 @@ def check_extra(rows: Rows, extra: Collection[str]) -> None:
     for name in extra:
         if name not in rows.names:
             raise DataError(
-                f"{rows.name} has no column {name!r}, which a slice reads." + _hint(name, rows.names),
+                f"{rows.name} has no column {name!r}, which a slice reads." + did_you_mean(name, rows.names),
                 where="slices",
                 expected=f"one of its columns: {', '.join(rows.names)}",
             )
@@ -157,7 +156,7 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
         value = next((value for value in values if value not in known), None)
         if value is not None:
             raise DataError(
-                f"The label {value!r} is not among the labels." + _hint(value, labels),
+                f"The label {value!r} is not among the labels." + did_you_mean(value, labels),
                 where=place(index),
                 expected=f"one of {', '.join(labels)}",
                 mend="correct the row, or list every class under `data.labels` in the order of their ids",
@@ -236,16 +235,10 @@ def value_text(value: Any) -> str:
 
 
 def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:
-    nearest = get_close_matches(source_name, rows.names, n=1)
-    example = nearest[0] if nearest else "COLUMN"
+    example = nearest_name(source_name, rows.names) or "COLUMN"
     return DataError(
-        f"{rows.name} has no column {source_name!r}." + _hint(source_name, rows.names),
+        f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
         where=rows.name,
         expected=f"one of its columns: {', '.join(rows.names)}",
         mend=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}",
     )
-
-
-def _hint(found: str, names: Collection[str]) -> str:
-    nearest = get_close_matches(found, names, n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""

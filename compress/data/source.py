@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_class_folder, read_file
-from compress.errors import DataError, MissingExtraError
+from compress.errors import DataError, MissingExtraError, nearest_name
 from compress.samples.sample import find_sample
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -133,12 +132,12 @@ def _not_found(reference: str, folders: list[Path], field: str) -> DataError:
     looked = dict.fromkeys([*(str(folder.resolve()) for folder in folders), str(Path.cwd())])
     parent = folders[0] / Path(reference).parent
     siblings = [path.name for path in sorted(parent.iterdir())] if parent.is_dir() else []
-    nearest = get_close_matches(Path(reference).name, siblings, n=1)
+    nearest = nearest_name(Path(reference).name, siblings)
     return DataError(
         f"{reference} does not exist.",
         where=field,
         expected=f"a file or folder in {' or '.join(looked)}",
-        mend=f"did you mean {nearest[0]!r}?" if nearest else None,
+        mend=f"did you mean {nearest!r}?" if nearest else None,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from compress.errors import InputError
+from compress.errors import InputError, nearest_name
 from compress.frozen import Frozen
-from compress.recipe_source.document import Document, FileKind, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FileKind, describe, read_document
 from compress.recipe_source.translate import validate
 
 FILE_NAME = "devices.yaml"

@@ -20,6 +20,7 @@ from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
 from compress.targets import Target
+from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept, Task
 
@@ -61,22 +62,10 @@ def predict(
     """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), task.batch_size)
-    parts = []
-    for start in progress.track(starts, description, len(starts)):
-        indices = order[start : start + task.batch_size].tolist()
-        outputs = session.predict(feed(examples.batch(indices)))
-        parts.append(task.keep(outputs, examples, indices))
-    return Predictions({name: _in_place([part[name] for part in parts], order) for name in parts[0]}, examples.labels)
-
-
-def _in_place(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
-    """The rows of ``parts``, which came in ``order``, in the order of the examples."""
-    stacked = np.concatenate(parts)
-    found = np.empty_like(stacked)
-    found[order] = stacked
-    return found
+    batches = by_length(examples, task.batch_size)
+    tracked = progress.track(batches, description, len(batches))
+    kept = keep_all(task, examples, tracked, lambda places: session.predict(feed(examples.batch(places))))
+    return Predictions(kept, examples.labels)
 
 
 def slices_of_task(

@@ -13,10 +13,13 @@ from compress.formats.registry import DEFAULT, FORMATS, part_of
 
 def format_of(artifact: Path) -> str:
     """The format of a file, or of a folder that holds one such: the first of several, or of all. Nothing is opened."""
-    for form, spec in FORMATS.items():
-        if artifact.suffix == spec.suffix or (artifact.is_dir() and any(artifact.rglob(f"*{spec.suffix}"))):
-            return form
-    return DEFAULT
+    return next((form for form in FORMATS if holds(artifact, form)), DEFAULT)
+
+
+def holds(artifact: Path, form: str) -> bool:
+    """Whether it is a file of a format, or a folder that holds one."""
+    suffix = FORMATS[form].suffix
+    return artifact.suffix == suffix or (artifact.is_dir() and any(artifact.rglob(f"*{suffix}")))
 
 
 def model_file(artifact: Path) -> Path:
@@ -26,13 +29,20 @@ def model_file(artifact: Path) -> Path:
 
 def file_of(artifact: Path, form: str) -> Path:
     """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by)
+    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by or "finetune")
 
 
-def model_files(artifact: Path) -> tuple[Path, ...]:
-    """The files of a model, in the order in which they run. Raises `ModelError` for those of no one model."""
-    find = part_of(format_of(artifact), "find_all")
-    return (model_file(artifact),) if find is None else tuple(find(artifact))
+def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:
+    """The files of a model, in the order in which they run; those that ``runtime`` opens, if one is named.
+
+    Raises `ModelError` for those of no one model.
+    """
+    form = format_of(artifact)
+    if runtime is not None and runtime not in FORMATS[form].runtimes:
+        opened = [one for one, spec in FORMATS.items() if runtime in spec.runtimes]
+        form = next((one for one in opened if holds(artifact, one)), opened[0])
+    find = part_of(form, "find_all")
+    return (file_of(artifact, form),) if find is None else tuple(find(artifact))
 
 
 def check_writable(folder: Path, form: str) -> None:

@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import InputError
-from compress.formats.spec import FormatSpec, RuntimeSpec, load
+from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
 from compress.plugins import FORMATS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
 from compress.targets import WEB_VERSION, AppProfile, Profile, Target
@@ -70,7 +70,7 @@ def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
         return found
     for what, taken, own in (
         ("suffix", {one.suffix for one in known}, [found.suffix]),
-        ("stage", {*_STAGES, *(one.written_by for one in known)}, [found.written_by]),
+        ("stage", {*_STAGES, *(one.written_by for one in known if one.written_by)}, [found.written_by]),
         ("target", {one.name for one in (*PLATFORMS, *_targets(known))}, [one.name for one in found.targets]),
     ):
         if twice := taken.intersection(own):
@@ -84,7 +84,10 @@ def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
         raise UnusablePluginError("apps run it and it has no bundle; expected a BundledFormat")
     if not found.runtimes:
         raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
-    _check_stage(found)
+    if found.stage is not None:
+        _check_stage(found, found.stage)
+    elif found.written_by is not None or found.own_bits:
+        raise UnusablePluginError("it has no stage; expected one, whose kind is `written_by`")
     return found
 
 
@@ -92,14 +95,14 @@ def _targets(known: Sequence[FormatSpec]) -> list[Profile]:
     return [profile for spec in known for profile in spec.targets]
 
 
-def _check_stage(found: FormatSpec) -> None:
+def _check_stage(found: FormatSpec, reference: Reference) -> None:
     from compress.stage.stage import Stage
 
-    stage = load(found.stage)
+    stage = load(reference)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
-        raise UnusablePluginError(f"its stage {found.stage} is no Stage; expected a subclass of compress.stage.Stage")
+        raise UnusablePluginError(f"its stage {reference} is no Stage; expected a subclass of compress.stage.Stage")
     if lacking := sorted(stage.__abstractmethods__):
-        raise UnusablePluginError(f"its stage {found.stage} lacks {', '.join(lacking)}")
+        raise UnusablePluginError(f"its stage {reference} lacks {', '.join(lacking)}")
     if (kind := stage.model_fields["kind"].default) != found.written_by:
         raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {found.written_by!r}, as it says")
     if found.own_bits and "precision" not in stage.model_fields:

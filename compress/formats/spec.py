@@ -39,7 +39,8 @@ class FormatSpec:
     """A format of models, in a package of its own that has this as `FORMAT`.
 
     - ``suffix``: of the file, or the folder, that its runtimes open
-    - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`
+    - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`.
+      Both are None for what no stage has to write: weights as transformers has them
     - ``runtimes``: by name; the first where nothing else is said
     - ``probed``: the `Probing` that looks into that model, where it is no `FileModel`
     - ``rank``: its place in lists; the first of all is meant where nothing is said
@@ -58,8 +59,8 @@ class FormatSpec:
 
     name: str
     suffix: str
-    stage: Reference
-    written_by: str
+    stage: Reference | None = None
+    written_by: str | None = None
     runtimes: Mapping[str, RuntimeSpec]
     rank: int = 100
     written_from: str | None = None

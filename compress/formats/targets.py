@@ -27,6 +27,10 @@ PROFILES: Mapping[str, Profile] = {
 TARGETS: Mapping[str, Target] = {name: profile.target for name, profile in PROFILES.items()}
 
 
+REFERENCE: Profile = next(one for one in PROFILES.values() if FORMATS[one.target.format].written_by is None)
+"""Runs weights as stages leave them: others are compared with it, and it measures where none of them can."""
+
+
 def in_format(profile: Profile, form: str) -> Profile:
     """The same with files of that format, through the runtime that opens them."""
     target = profile.target

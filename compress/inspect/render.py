@@ -9,6 +9,7 @@ from rich.text import Text
 from compress.fitted_table import Column, FittedTable, bar
 from compress.inspect.budget import Budget, Module
 from compress.inspect.statistics import TensorStatistics
+from compress.metrics import format_bytes, format_count
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
@@ -28,26 +29,6 @@ def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
 def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
     """Write the budget to ``console``."""
     console.print(render_budget(budget, depth, top), soft_wrap=True)
-
-
-def format_bytes(count: int) -> str:
-    """`91.2 MB`, in powers of 1000."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def format_count(count: int) -> str:
-    """`22.7M`."""
-    size = float(count)
-    for unit in ("", "K", "M"):
-        if size < 1000:
-            return f"{size:.0f}" if not unit else f"{size:.1f}{unit}"
-        size /= 1000
-    return f"{size:.1f}B"
 
 
 def _summary(budget: Budget) -> Table:

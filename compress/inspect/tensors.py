@@ -31,12 +31,9 @@ class TensorReader:
 
 
 READERS = {
-    "safetensors": TensorReader(".safetensors", "compress.checkpoints.checkpoint:read_tensors", graph=False),
-    **{
-        spec.name: TensorReader(spec.tensors_suffix or spec.suffix, spec.tensors, spec.has_graph)
-        for spec in FORMATS.values()
-        if spec.tensors is not None
-    },
+    spec.name: TensorReader(spec.tensors_suffix or spec.suffix, spec.tensors, spec.has_graph)
+    for spec in FORMATS.values()
+    if spec.tensors is not None
 }
 """Format -> its reader, in the order in which a folder is searched."""
 

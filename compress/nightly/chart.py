@@ -7,8 +7,7 @@ from collections.abc import Set as AbstractSet
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
-from compress.charts.markup import element, joined, line, text, told
-from compress.charts.plot import Frame, Plot, Scale, scale_around
+from compress.charts.plot import Frame, Plot, Scale, element, joined, line, scale_around, text, told
 from compress.metrics import Metric, format_interval, format_value, significant
 from compress.nightly.drift import suspects
 from compress.nightly.record import Night

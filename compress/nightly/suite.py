@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import Field
 
-from compress.errors import InputError
+from compress.errors import InputError, did_you_mean, nearest_name
 from compress.formats.targets import TARGETS
 from compress.frozen import Frozen
 from compress.recipe.policy import Policy
-from compress.recipe_source.document import Document, FileKind, describe, nearest_name, nearest_sibling, read_document
+from compress.recipe_source.document import Document, FileKind, describe, nearest_sibling, read_document
 from compress.recipe_source.schema import DIALECT
 from compress.recipe_source.translate import validate
 
@@ -80,9 +80,8 @@ def choose(suite: Suite, only: Sequence[str]) -> Suite:
     known = [entry.label for entry in suite.entries]
     for name in only:
         if name not in known:
-            near = nearest_name(name, known)
-            hint = f" Did you mean {near!r}?" if near else ""
-            raise InputError(f"The suite has no entry {name!r}.{hint}", expected=f"one of {', '.join(known)}")
+            said = f"The suite has no entry {name!r}.{did_you_mean(name, known)}"
+            raise InputError(said, expected=f"one of {', '.join(known)}")
     kept = tuple(entry for entry in suite.entries if not only or entry.label in only)
     return suite.model_copy(update={"entries": kept})
 

@@ -13,7 +13,7 @@ def ratio_interval(
 ) -> Estimate:
     """The sum of ``parts`` [n] over that of ``wholes`` [n], with its percentile bootstrap interval over examples.
 
-    Raises `ValueError` where the wholes sum to nothing.
+    Of word errors over words it is that of Bisani and Ney 2004. Raises `ValueError` where the wholes sum to nothing.
     """
     counts = np.stack([np.asarray(parts, np.float64), np.asarray(wholes, np.float64)])
     if counts.ndim != 2 or not counts[1].sum() > 0:

@@ -1,14 +1,10 @@
-"""Word error rate: the edits that turn what was heard into what was said, and how sure the rate is."""
+"""The edits that turn what was heard into what was said."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from compress.numerics.ratio import ratio_interval
-from compress.numerics.statistics import Estimate
 
 
 def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
@@ -24,16 +20,3 @@ def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
         best = np.minimum(row[:-1] + (columns != ids[word]), row[1:] + 1)
         row = np.minimum.accumulate(np.concatenate([[row[0] + 1], best]) - offsets) + offsets
     return int(row[-1])
-
-
-def rate_interval(
-    errors: ArrayLike, words: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Estimate:
-    """All errors over all words, with its percentile bootstrap interval over utterances (Bisani and Ney 2004).
-
-    Raises `ValueError` without any word.
-    """
-    try:
-        return ratio_interval(errors, words, seed, resamples, level)
-    except ValueError as error:
-        raise ValueError("expected one or more words") from error

@@ -6,6 +6,7 @@ from itertools import takewhile
 
 import numpy as np
 
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
@@ -58,14 +59,14 @@ def check_running_text(road: Road) -> None:
             where="benchmark.contexts",
             mend="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
-    positions = read_json(road.start / "config.json").get("max_position_embeddings")
+    positions = positions_of(read_json(road.start / "config.json"))
     wanted = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": timed + recipe.benchmark.tokens,
         "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
     }
     for field, length in wanted.items():
-        if isinstance(positions, int) and length > positions:
+        if positions is not None and length > positions:
             raise DataError(
                 f"The model would read {length} tokens, more than it can place.",
                 where=field,

@@ -14,13 +14,12 @@ from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.progress import SilentProgress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.samples.fetch import cached_directory
 from compress.sources.source import already_here
 from compress.stage.stage import Stage, references
 from compress.tasks.registry import get_task
 
-START = "start"
 _VALIDATION = "validation"
 
 

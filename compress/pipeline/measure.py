@@ -11,15 +11,18 @@ from compress.cache import cache_key
 from compress.compare.hosts import host_words
 from compress.data.membership import Part
 from compress.environment import environment
-from compress.errors import DeviceError, InputError
+from compress.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.formats.runtimes import make_ready, why_unavailable
+from compress.formats.targets import REFERENCE
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
-from compress.pipeline.formats import can_write, measurable, why_not
-from compress.pipeline.notes import processor_notes, slow_int8_notes, sparse_notes
+from compress.pipeline.formats import can_write, measurable
+from compress.pipeline.notes import processor_notes, run_remarks, slow_int8_notes, sparse_notes
+from compress.pipeline.reference import is_reference, reference_notes, rows_against_reference
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT, TargetSession
+from compress.plan.written import why_not
 from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
@@ -55,8 +58,17 @@ class Findings:
     """The slices' rows."""
     finals: dict[str, Path] = field(default_factory=dict)
     """The folder of the final model, by target."""
+    stand_in: str | None = None
+    """The target that measured the weights in place, where none of the recipe's could be had."""
     shipped: dict[str, Shipped] = field(default_factory=dict)
     """What an app ships, by target, where there is a budget for it."""
+
+    def told(self) -> dict[str, Any]:
+        """What a report says of it, in its fields."""
+        lists = ("measurements", "skipped", "notes", "calibration", "continuations")
+        own = {name: tuple(getattr(self, name)) for name in lists}
+        more = ("environment", "bytes_by_layer", "slices", "stand_in")
+        return {**own, **{name: getattr(self, name) for name in more}}
 
 
 def measure(road: Road, remeasure: bool) -> Findings:
@@ -66,34 +78,67 @@ def measure(road: Road, remeasure: bool) -> Findings:
     """
     here = environment()
     findings = Findings(environment=here)
-    artifacts: dict[str, Path] = {}
+    sessions: list[TargetSession] = []
     lacking: list[Profile] = []
     for profile in road.recipe.profiles():
-        target = profile.target
-        findings.machines[target.name] = here
-        reason = why_unavailable(target) or why_not(road, target) or make_ready(target, road.progress)
-        if reason is not None:
-            road.progress.note(f"target {target.name}: skipped, {reason}")
-            findings.skipped.append(Skipped(target=target.name, reason=reason))
-            lacking.append(profile)
-            continue
-        artifacts = measurable(road, target.format, profile.options)
-        _measure_target(findings, TargetSession(road, profile, artifacts), remeasure)
-        _weigh(findings, profile, artifacts)
+        findings.machines[profile.name] = here
+        artifacts = _artifacts(findings, road, profile, lacking)
+        if artifacts:
+            sessions.append(_measured(findings, road, profile, artifacts, remeasure))
+    if not sessions:
+        findings.stand_in = REFERENCE.name
+        findings.machines[REFERENCE.name] = here
+        road.progress.note(f"no target of the recipe can run it: {REFERENCE.name} measures the weights in place")
+        artifacts = measurable(road, REFERENCE.target.format)
+        sessions.append(_measured(findings, road, REFERENCE, artifacts, remeasure))
     for profile in lacking:
         _only_written(findings, road, profile)
-    if not findings.measurements:
+    if findings.stand_in and {row.target for row in findings.measurements} == {REFERENCE.name}:
         findings.measurements += _as_made(road, road.recipe.profiles()[0])
-    for label in (BASELINE, FINAL) if artifacts else ():
-        layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(artifacts[label]))
+    findings.measurements += rows_against_reference(road, sessions)
+    shown = next((one for one in reversed(sessions) if not is_reference(one)), sessions[-1])
+    for label in (BASELINE, FINAL):
+        layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(shown.artifacts[label]))
         findings.bytes_by_layer[label] = tuple(layers)
     return findings
+
+
+def _artifacts(findings: Findings, road: Road, profile: Profile, lacking: list[Profile]) -> dict[str, Path]:
+    """What a target runs, by label; nothing for one that is skipped, since it, or a file for it, is not to be had.
+
+    Those whose files may be written nevertheless are added to ``lacking``.
+    """
+    target, failed = profile.target, False
+    reason = why_unavailable(target) or why_not(road.recipe, road.start, target) or make_ready(target, road.progress)
+    if reason is None:
+        try:
+            return measurable(road, target.format, profile.options)
+        except StorageError:
+            raise
+        except (ModelError, StageError) as error:
+            road.progress.note(str(error))
+            reason, failed = f"no file could be written for it. {error.what}", True
+    road.progress.note(f"target {target.name}: skipped, {reason}")
+    findings.skipped.append(Skipped(target=target.name, reason=reason, failed=failed))
+    lacking += [] if failed else [profile]
+    return {}
+
+
+def _measured(
+    findings: Findings, road: Road, profile: Profile, artifacts: Mapping[str, Path], remeasure: bool
+) -> TargetSession:
+    session = TargetSession(road, profile, artifacts)
+    measure_answers(findings, session)
+    _time(findings, session, remeasure)
+    _weigh(findings, profile, artifacts)
+    findings.notes += [f"{profile.name}: {text}" for text in (*run_remarks(session), *reference_notes(session))]
+    return session
 
 
 def _only_written(findings: Findings, road: Road, profile: Profile) -> None:
     """The sizes of what a target would get that is not to be had here, if its files can be written."""
     target = profile.target
-    if why_not(road, target) is not None or not can_write(target.format):
+    if why_not(road.recipe, road.start, target) is not None or not can_write(target.format):
         return
     artifacts = measurable(road, target.format, profile.options)
     findings.measurements += TargetSession(road, profile, artifacts).sizes()
@@ -116,8 +161,8 @@ def _weigh(findings: Findings, profile: Profile, artifacts: Mapping[str, Path]) 
         )
 
 
-def _measure_target(findings: Findings, session: TargetSession, remeasure: bool) -> None:
-    """Everything on one target, into ``findings``."""
+def measure_answers(findings: Findings, session: TargetSession) -> None:
+    """Everything on one target but times, into ``findings``."""
     name = session.target.name
     if not findings.measurements:  # the first target: what is judged on is the same on all
         parts, notes = session.parts()
@@ -131,13 +176,12 @@ def _measure_target(findings: Findings, session: TargetSession, remeasure: bool)
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
     repeated, continuations, notes = session.generations()
-    timed, further = _timed(findings, session, remeasure)
-    findings.measurements += repeated + timed
+    findings.measurements += repeated
     findings.continuations += continuations
-    findings.notes += notes + further
+    findings.notes += notes
 
 
-def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple[list[Measurement], list[str]]:
+def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     device = session.profile.device
     try:
         rows, notes, machine = session.timings(remeasure)
@@ -145,7 +189,7 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
         if device is None:
             raise
         findings.skipped.append(Skipped(target=session.target.name, reason=f"not timed on {device}: {error.what}"))
-        return [], []
+        return
     findings.machines[session.target.name] = machine
     if device is None:
         findings.environment = findings.environment | machine
@@ -158,7 +202,8 @@ def _timed(findings: Findings, session: TargetSession, remeasure: bool) -> tuple
             f"nothing ran on {elsewhere}"
         )
     notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
-    return rows, notes + slow_int8_notes(session, rows) + processor_notes(session)
+    findings.measurements += rows
+    findings.notes += notes + slow_int8_notes(session, rows) + processor_notes(session)
 
 
 def data_record(road: Road) -> DataRecord:

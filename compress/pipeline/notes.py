@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from compress.environment import processor_class
 from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.runtimes.runtime import Remarks
 from compress.targets import Target, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 
@@ -24,6 +26,19 @@ _KINDS = ("fp32", "int8")
 _SECONDS = 3.0
 _NAMED = 3
 _SHORT_MS = 0.5
+
+
+def run_remarks(session: TargetSession) -> list[str]:
+    """What the runtime doesn't run as it is stored, each remark once with the models that it is about."""
+    runtime = get_runtime(session.target.runtime)
+    if not isinstance(runtime, Remarks):
+        return []
+    found: dict[str, list[str]] = {}
+    for label, folder in session.artifacts.items():
+        remark = runtime.remark(folder)
+        if remark is not None:
+            found.setdefault(remark, []).append(label)
+    return [f"{', '.join(labels)}: {remark}" for remark, labels in found.items()]
 
 
 def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:

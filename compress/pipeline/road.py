@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
+from compress.checkpoints.allowed_code import allow
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.model import Model
@@ -22,12 +23,11 @@ from compress.digests import digest_directory
 from compress.errors import CompressError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
-from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, weigh
-from compress.pipeline.keys import START, Keys
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
+from compress.pipeline.keys import Keys
 from compress.pipeline.resources import metered
 from compress.progress import Progress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.origin import Origin
 from compress.sources.source import find_model, resolve_model
@@ -119,6 +119,8 @@ class Road:
             folder = resolve_model(
                 place, trust_remote_code=self.recipe.trust_remote_code, cache=cache, progress=self.progress
             )
+            if self.recipe.trust_remote_code:
+                allow(str(folder.resolve()), folder)
             check_weights_finite(folder, self.progress)
             self.models[reference] = folder
         return self.models[reference]

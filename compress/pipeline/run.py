@@ -24,13 +24,12 @@ from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.data_checks import check_model, check_running_text, check_slices
-from compress.pipeline.formats import check_formats
-from compress.pipeline.keys import START
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.road import Road
+from compress.plan.written import check_formats
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
@@ -76,7 +75,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_slices(road)
         check_running_text(road)
         check_model(road)
-        check_formats(road)
+        check_formats(road.recipe, road.start)
         for error in plugin_errors():
             logged.note(str(error))
         if road.questions:
@@ -87,6 +86,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             )
         road.travel()
         findings = measure(road, remeasure)
+        findings.notes[:0] = map(str, plugin_errors())
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
             *(wanted, findings.measurements, recipe.baseline, findings.skipped),
@@ -97,9 +97,10 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         made = road.folder_of(recipe.labels()[-1])
         with storage_errors(folder):
             _copy_model(made, folder / MODEL)
-            # What each target got that isn't the last stage's output itself.
+            # What each target got that isn't an output of the recipe's own.
+            own = {road.folder_of(label) for label in (START, *recipe.labels())}
             for name, source in findings.finals.items():
-                if source != made:
+                if source not in own:
                     _copy_model(source, folder / TARGETS / name)
         write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
         report = Report(
@@ -108,18 +109,11 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - began,
             baseline=recipe.baseline,
-            environment=findings.environment,
             stages=tuple(road.finished[label].record for label in recipe.labels()),
             integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
-            measurements=tuple(findings.measurements),
             limits=tuple(limits),
-            skipped=tuple(findings.skipped),
-            notes=(*map(str, plugin_errors()), *findings.notes),
-            bytes_by_layer=findings.bytes_by_layer,
             data=data_record(road),
-            slices=findings.slices,
-            calibration=tuple(findings.calibration),
-            continuations=tuple(findings.continuations),
+            **findings.told(),
         )
         if findings.answers:
             several = len({target for _, target in findings.answers}) > 1

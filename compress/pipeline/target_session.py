@@ -19,10 +19,9 @@ from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
-from compress.evaluation.choices import choice_rows, choice_scores
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
 from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
-from compress.evaluation.similarity import cosines, similarity_rows
+from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
 from compress.measurement import Measurement

@@ -16,18 +16,18 @@ from compress.architectures import ALWAYS_CUT
 from compress.checkpoints.json_file import read_json
 from compress.data.dataset import TEST
 from compress.environment import cores_quota, granted_cores, processor_class
-from compress.errors import CompressError, InputError, MissingExtraError
-from compress.formats.registry import FORMATS
+from compress.errors import CompressError, InputError, MissingExtraError, ModelError
 from compress.formats.runtimes import why_unavailable
+from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
 from compress.plan.history import MEASURING, History, Timing
 from compress.plan.sources import Sources
+from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Stage, StageRecord
-from compress.stages import STAGES
 from compress.targets import Profile, limit_words
 from compress.tasks.registry import get_task
 
@@ -43,11 +43,13 @@ def make_plan(
     recipe_folder: Path,
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
+    looks_into_model: bool = False,
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
-    Raises `InputError` with all problems.
+    With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
+    runs the model's blocks without their weights. Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -58,6 +60,14 @@ def make_plan(
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     history = History(artifacts)
     stages = _stage_plans(recipe, sources, start, is_cached, problems, history)
+    folder = sources.start if looks_into_model and not problems else None
+    folder = folder if folder is not None and (folder / "config.json").is_file() else None
+    try:
+        targets = tuple(_target_plan(profile, recipe, folder) for profile in recipe.profiles())
+        if folder is not None:
+            check_formats(recipe, folder)
+    except ModelError as error:
+        problems.append(error)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
@@ -74,7 +84,8 @@ def make_plan(
         task_is_told=recipe.task_is_told,
         sources=tuple(sources.rows),
         stages=tuple(stages),
-        targets=tuple(_target_plan(profile, recipe.task) for profile in recipe.profiles()),
+        targets=targets,
+        stand_in=None if any(one.available for one in targets) else REFERENCE.name,
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -252,12 +263,9 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile, task: str) -> TargetPlan:
+def _target_plan(profile: Profile, recipe: Recipe, start: Path | None) -> TargetPlan:
     target = profile.target
-    writer = FORMATS[target.format].written_by
-    reason = why_unavailable(target)
-    if not STAGES[writer].is_for(get_task(task).capabilities):
-        reason = f"it runs {target.format.upper()} files, which the stage {writer} does not write for {task}"
+    reason = why_unavailable(target) or why_not(recipe, start, target)
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from compress.fitted_table import Column, FittedTable
 from compress.frozen import Frozen
-from compress.inspect.render import format_bytes
+from compress.metrics import format_bytes
 from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
@@ -64,6 +64,9 @@ class Plan(Frozen):
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
+    stand_in: str | None = Field(
+        None, description="the target that measures weights in place, where none of the recipe's can be had"
+    )
     processor: str = Field(description="the kind of processor of this machine")
     decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
@@ -99,6 +102,8 @@ def render_plan(plan: Plan) -> RenderableType:
             [(one.name, "yes" if one.available else "no, will be skipped", one.reason) for one in plan.targets],
         ),
     ]
+    if plan.stand_in:
+        parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights in place, in float32"))
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
     return Group(*parts, *map(Text, plan.plugins), totals)

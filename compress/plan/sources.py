@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.checkpoints.adapter import check_adapter
 from compress.checkpoints.checks import refuse_quantized
+from compress.checkpoints.config_check import check_config
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
@@ -104,6 +105,8 @@ class Sources:
                 return None
             try:
                 shape = read_shape(path)
+                if (path / "config.json").is_file():
+                    check_config(path, self.recipe.trust_remote_code)
                 if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:

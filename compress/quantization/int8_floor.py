@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -19,10 +19,8 @@ from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
 from compress.progress import Progress
-
-if TYPE_CHECKING:
-    from compress.tasks.task import Examples, Task
-
+from compress.tasks.batches import by_length, keep_all
+from compress.tasks.task import Examples, Task
 
 Merit = Callable[[onnx.ModelProto], float]
 _EVALUATED_AT_ONCE = 32
@@ -174,16 +172,12 @@ def merit_of(task: Task, examples: Examples) -> Merit:
         session = open_session(graph)
         names = {entry.name for entry in session.get_inputs()}
         outputs = [entry.name for entry in session.get_outputs()]
-        order = np.argsort(examples.lengths(), kind="stable")
-        parts, indices = [], []
-        for start in range(0, len(order), _EVALUATED_AT_ONCE):
-            chosen = [int(i) for i in order[start : start + _EVALUATED_AT_ONCE]]
-            batch = {name: array for name, array in examples.batch(chosen).items() if name in names}
-            parts.append(task.keep(dict(zip(outputs, session.run(None, batch), strict=True)), examples, chosen))
-            indices += chosen
-        # Back in the order of the examples: where they go together, as texts and their pairs do, it tells which do.
-        places = np.argsort(indices)
-        kept = {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
+
+        def answered(places: list[int]) -> dict[str, np.ndarray]:
+            batch = {name: array for name, array in examples.batch(places).items() if name in names}
+            return dict(zip(outputs, session.run(None, batch), strict=True))
+
+        kept = keep_all(task, examples, by_length(examples, _EVALUATED_AT_ONCE), answered)
         return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
 
     return merit

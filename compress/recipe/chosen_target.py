@@ -57,6 +57,8 @@ class ChosenTarget(TargetFields):
         if objection is not None:
             field, _, expected = objection
             raise ValueError(f"{field or 'name'}: {expected}")
+        if self.options and FORMATS[form_of(self.name, self)].written_by is None:
+            raise ValueError(f"{next(iter(self.options))}: no such field; no stage writes the format")
         try:
             writer(form_of(self.name, self), self.options)
         except ValidationError as error:
@@ -109,10 +111,10 @@ def form_of(name: str, fields: TargetFields) -> Format:
     return fields.format or (PROFILES[name].target.format if name in PROFILES else DEFAULT)
 
 
-def writer(form: Format, options: Mapping[str, Any]) -> Stage[Any, Any]:
-    """The stage that writes a format, with these of its fields. Raises `ValidationError`."""
+def writer(form: Format, options: Mapping[str, Any]) -> Stage[Any, Any] | None:
+    """The stage that writes a format, with these of its fields; None where none has to. Raises `ValidationError`."""
     kind = FORMATS[form].written_by
-    return STAGES[kind].model_validate({"kind": kind, **options})
+    return None if kind is None else STAGES[kind].model_validate({"kind": kind, **options})
 
 
 def objection_to(name: str, fields: TargetFields) -> tuple[str | None, str, str] | None:

@@ -20,6 +20,8 @@ from compress.tasks.capability import BY_PLACE, HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
 
+START = "start"
+"""The label of the starting model, beside those of stages."""
 ANOTHER_STUDENT = (
     "another student of random weights than a model that is read elsewhere in the recipe; "
     "`student: {config: {}}` draws weights by the config of the stage's input"
@@ -74,6 +76,7 @@ class Benchmark(Frozen):
         ge=2,
         description="sets of fresh processes, at least; up to twice as many where the ratios are not yet known well",
     )
+    """With fewer than six the interval over them is too wide to be of use, and a median has none at 95%."""
     budget_seconds: float | None = Field(
         None, gt=0, description="time budget for the whole session with its starts and warm-ups, in place of `seconds`"
     )

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.errors import InputError
+from compress.errors import InputError, nearest_name
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -20,7 +20,6 @@ from compress.recipe_source.document import (
     Document,
     core_pattern,
     describe,
-    nearest_name,
     read_document,
 )
 from compress.recipe_source.overrides import apply_override, single_keys
@@ -28,7 +27,7 @@ from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks.registry import TASK_NAMES, TASKS, task_of
+from compress.tasks.registry import TASK_NAMES, told_task
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -167,11 +166,8 @@ def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
         return None, f"the model cannot tell it: {error.what}"
     except OSError as error:
         return None, f"the model cannot be read: {error.strerror or error}"
-    named = next((name for name, task in TASKS.items() if task.told_by(config)), None)
-    if named is not None:
-        return named, ""
+    told = told_task(config, (folder / PREPROCESSOR).is_file())
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        return None, "the model's config.json names no architectures that tell it"
-    told = task_of(str(architectures[0]), (folder / PREPROCESSOR).is_file())
+        return told, "the model's config.json names no architectures that tell it"
     return told, f"the model's architecture {architectures[0]!r} tells none"

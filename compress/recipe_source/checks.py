@@ -11,11 +11,11 @@ from pydantic_core import to_jsonable_python
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig, is_file_name
-from compress.formats.registry import FORMATS
+from compress.errors import nearest_name
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
-from compress.recipe.recipe import ANOTHER_STUDENT, Benchmark, read_and_drawn, stage_labels
-from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
+from compress.recipe.recipe import ANOTHER_STUDENT, START, Benchmark, read_and_drawn, stage_labels
+from compress.recipe_source.document import Document, FieldPath, describe
 from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
@@ -24,7 +24,6 @@ from compress.tasks.capability import EMBEDS, GENERATES, READS_ROWS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS, tasks_with
 
-START = "start"
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
     *(("evaluation", name) for name in Evaluation.model_fields if name != "similarity"),
@@ -112,8 +111,9 @@ def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Pro
     """What a stage writes, named or brought in by a target, holds what the stages before it make."""
     writers = [(part.stage, parts[:place]) for place, part in enumerate(parts) if part.stage]
     for profile in profiles:
-        if FORMATS[profile.target.format].written_by not in [part.kind for part in parts]:
-            writers.append((writer_of(profile.target.format, profile.options), parts))
+        writer = writer_of(profile.target.format, profile.options)
+        if writer is not None and writer.kind not in [part.kind for part in parts]:
+            writers.append((writer, parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():
             objection = writer.objects_to(part.stage) if part.whole and part.stage else None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from compress.errors import Problem, RecipeError
+from compress.errors import Problem, RecipeError, nearest_name
 
 FieldPath = tuple[str | int, ...]
 
@@ -126,13 +124,6 @@ def describe(value: Any) -> str:
             names = ", ".join(list(value)[:6]) + (", ..." if len(value) > 6 else "")
             return f"a mapping with {names}" if value else "an empty mapping"
     return str(value)
-
-
-def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The valid name that a misspelt one most resembles, if any does."""
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
-    return by_lower[close[0]] if close else None
 
 
 def read_document(path: Path, kind: FileKind = RECIPE) -> Document:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.recipe_source.document import Document, FieldPath, describe, dotted, nearest_name, parse_into
+from compress.errors import nearest_name
+from compress.recipe_source.document import Document, FieldPath, describe, dotted, parse_into
 from compress.stages import STAGES
 
 

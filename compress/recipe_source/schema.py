@@ -71,7 +71,7 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
 
 def _target(profile: Profile) -> dict[str, Any]:
     own = {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS if name not in DESCRIBING}
-    stages = [FORMATS[form].written_by for form in profile.allowed]
+    stages = [kind for form in profile.allowed if (kind := FORMATS[form].written_by) is not None]
     options = {
         name: _field(f"properties/stages/items/anyOf/0/properties/{kind}/properties/{name}")
         for kind in reversed(stages)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import RecipeError
+from compress.errors import RecipeError, nearest_name
 from compress.formats.registry import FORMATS
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
-from compress.recipe_source.document import Document, FieldPath, FileKind, describe, nearest_name, read_document
+from compress.recipe_source.document import Document, FieldPath, FileKind, describe, read_document
 from compress.recipe_source.translate import near_or_all, salvage, validate
 from compress.stages import STAGES
 from compress.targets import Profile
@@ -120,14 +120,17 @@ def _chosen(
 
 
 def _check_options(
-    document: Document, path: FieldPath, kind: str, options: dict[str, Any], stages: Sequence[str]
+    document: Document, path: FieldPath, kind: str | None, options: dict[str, Any], stages: Sequence[str]
 ) -> None:
     """Fields of the stage ``kind``, by its own model, where the recipe hasn't that stage itself."""
-    names = [name for name in STAGES[kind].model_fields if name != "kind"]
+    names = [name for name in STAGES[kind].model_fields if name != "kind"] if kind else []
+    of_stage = f", or of the stage {kind}: {', '.join(names) or 'none'}" if kind else ""
     for field in [field for field in options if field not in names]:
         near = nearest_name(field, (*OWN_FIELDS, *names))
-        expected = f"{near_or_all(None, OWN_FIELDS, 'field')}, or of the stage {kind}: {', '.join(names) or 'none'}"
+        expected = f"{near_or_all(None, OWN_FIELDS, 'field')}{of_stage}"
         document.problem((*path, field), "an unknown field", expected, near)
+    if kind is None:
+        return
     known = {field: value for field, value in options.items() if field in names}
     if known and kind in stages:
         place = f"stages.{list(stages).index(kind)}.{kind}"

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from compress.recipe_source.document import Document, FieldPath, describe, nearest_name
+from compress.errors import nearest_name
+from compress.recipe_source.document import Document, FieldPath, describe
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.charts.markup import element, shape, text, told
-from compress.charts.plot import CHARACTER, SMALL, Frame, Plot, Scale, scale_around
+from compress.charts.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
 from compress.measurement import Measurement
 from compress.metrics import (
     Metric,

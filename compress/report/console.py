@@ -96,6 +96,9 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
     if report.unmeasured:
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
         why = f" ({reasons})" if reasons else ""
+        if report.stand_in:
+            measured = f"{report.stand_in} measured its weights in place, in float32"
+            return f"No target of the recipe could run the model here{why}; {measured}. {where} Next: compress targets"
         return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"
     if report.missed:
         return f"{where} Next: compress compare {name}, to see what changed against the baseline"

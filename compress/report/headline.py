@@ -33,7 +33,10 @@ def verdict(report: Report) -> tuple[Status, str]:
     tail = _not_judged(report)
     if report.unmeasured:
         known = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{tail}"
-        return "missed" if report.missed else "none", f"Nothing could be run: only sizes are known{known}"
+        what = "Nothing could be run: only sizes are known"
+        if report.stand_in:
+            what = f"No target could run it: {report.stand_in} measured the weights in place"
+        return "missed" if report.missed else "none", f"{what}{known}"
     if not judged:
         return "none", f"No limits were judged{tail}" if report.limits else "The recipe sets no limits"
     unknown = any(limit.unknown for limit in report.limits)

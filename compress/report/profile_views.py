@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.bench.profile import Profile, Row
+from compress.bench.profile import MachineLimits, Profile, Row
+from compress.charts.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
 from compress.fitted_table import Column, FittedTable, bar
+from compress.metrics import significant
 from compress.report import profile_words as words
 from compress.report import rows
 from compress.report.pages import render
-from compress.report.roofline_chart import roofline_chart
+from compress.report.profile_words import binds_text, rate_text, share_text, time_text
 
 _BAR = 5
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
@@ -95,3 +99,136 @@ def artifact_name(profile: Profile) -> str:
     """`quickstart/2026-11-25T15-03-48` for the model folder of a run, else the last part of the path."""
     parts = [part for part in PurePath(profile.artifact).parts if part != "/"]
     return "/".join(parts[-3:-1]) if len(parts) > 2 and parts[-1] == "model" else (parts or ["artifact"])[-1]
+
+
+_FRAME = Frame(640.0, 430.0, 60.0, 620.0, 40.0, 376.0)
+_LABELLED = 6
+_LARGEST_RADIUS, _SMALLEST_RADIUS = 11.0, 2.5
+_ROOM = 2.0
+
+
+class Roofline(NamedTuple):
+    """One line of the roof, from (intensity, operations/s) to the next corner."""
+
+    kind: str
+    label: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+def roofline_chart(profile: Profile) -> str | None:
+    """An SVG chart on logarithmic axes; None where no operator does arithmetic."""
+    rows = [row for row in profile.rows if _drawn(row)]
+    if not rows:
+        return None
+    whole = profile.whole if _drawn(profile.whole) else None
+    plot = Plot(_FRAME, *_scales([*rows, *([whole] if whole else [])], profile.limits))
+    plot.x_axis("Operations for each byte moved (log scale)", lambda value: significant(value, 2), 7)
+    plot.y_axis("Operations per second (log scale)", _rate_tick, 6)
+    roofs = roof_lines(profile.limits, plot.x.low, plot.x.high, plot.y.low)
+    for roof in roofs:
+        plot.add(plot.straight(roof.start, roof.end, f"roof {roof.kind}"))
+    longest, together = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
+    # Small dots last, so that none is hidden under a large one.
+    for row in sorted(rows, key=lambda row: -row.time_ms):
+        radius = max(_SMALLEST_RADIUS, _LARGEST_RADIUS * math.sqrt(row.time_ms / longest))
+        arithmetic = "int8" if row.int8_operations > row.fp32_operations else "fp32"
+        plot.add(plot.dot(_place(row), radius, f"point {arithmetic}", _told(row, together)))
+    named = [(_place(row), name, "label") for name, row in _longest(profile, rows)]
+    if whole:
+        words = f"The whole model\n{time_text(whole.time_ms)}, {share_text(whole.share_of_roof)} of the limit"
+        plot.add(told("point whole", words, shape("final", *plot.at(_place(whole)), 9.0 / 1.4)))
+        named.insert(0, (_place(whole), "whole model", "label"))
+    for roof in roofs:
+        _name(plot, roof)
+    plot.labels(named)
+    return plot.svg(f"{len(rows)} operators under the roofline of this machine")
+
+
+def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> list[Roofline]:
+    """The flat roofs of both arithmetics from where bandwidth reaches them, and a slope for each bandwidth.
+
+    ``low`` and ``high`` bound the intensity, ``floor`` is the least rate that is drawn.
+    """
+    lines = []
+    top = max(limits.int8_per_s, limits.fp32_per_s)
+    bandwidths = (
+        ("memory", "memory", limits.memory_bytes_per_s),
+        ("working", "working set", limits.working_set_bytes_per_s),
+    )
+    for kind, name, rate in bandwidths:
+        start, end = max(low, floor / rate), min(high, top / rate)
+        if start < end:
+            lines.append(Roofline(kind, f"{name} {rate_text(rate, 'B')}", (start, start * rate), (end, end * rate)))
+    fastest = max(rate for _, _, rate in bandwidths)
+    flat = (("int8", "8-bit", limits.int8_per_s, "OP"), ("fp32", "float", limits.fp32_per_s, "FLOP"))
+    for kind, name, rate, unit in flat:
+        start = max(low, rate / fastest)
+        if start < high:
+            lines.append(Roofline(kind, f"{name} {rate_text(rate, unit)}", (start, rate), (high, rate)))
+    return lines
+
+
+def _drawn(row: Row) -> bool:
+    return row.counted and row.operations_per_s > 0 and (row.intensity or 0.0) > 0
+
+
+def _place(row: Row) -> tuple[float, float]:
+    return row.intensity or 0.0, row.operations_per_s
+
+
+def _scales(rows: Sequence[Row], limits: MachineLimits) -> tuple[Scale, Scale]:
+    top = max(limits.int8_per_s, limits.fp32_per_s)
+    intensities, rates = [row.intensity or 1.0 for row in rows], [row.operations_per_s for row in rows]
+    ridge = top / limits.memory_bytes_per_s
+    x = Scale(min(intensities) / _ROOM, max(*intensities, ridge) * _ROOM * 2, _FRAME.left, _FRAME.right, True)
+    return x, Scale(min(rates) / _ROOM, max(top, *rates) * _ROOM, _FRAME.bottom, _FRAME.top, True)
+
+
+def _rate_tick(value: float) -> str:
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor:
+            return f"{value / factor:g} {letter}"
+    return f"{value / 1e3:g} k"
+
+
+def _told(row: Row, together_ms: float) -> str:
+    words = [
+        f"{row.operators[0]} ({row.name})",
+        row.layer or "",
+        f"{time_text(row.time_ms)}, {row.time_ms / together_ms:.1%} of the operators' time",
+        f"{rate_text(row.operations_per_s, 'OP')}, {rate_text(row.bytes_per_s, 'B')}",
+        f"{share_text(row.share_of_roof)} of the limit; binds: {binds_text(row)}",
+    ]
+    return "\n".join(filter(None, words))
+
+
+def _name(plot: Plot, roof: Roofline) -> None:
+    """A flat roof has its name at the right end, a slope along the line."""
+    (x1, y1), (x2, y2) = plot.at(roof.start), plot.at(roof.end)
+    if y1 == y2:
+        plot.name(x2, y2 - 6, roof.label, f"roof-name {roof.kind}", "end")
+        return
+    angle = math.atan2(y2 - y1, x2 - x1)
+    # A third of the way along it, but right of the axis.
+    half = len(roof.label) * CHARACTER / 2 * math.cos(angle)
+    along = max(0.32, (_FRAME.left + half - x1) / (x2 - x1))
+    # The slopes lie close together: one is named above, the other below.
+    away = -7 if roof.kind == "working" else 15
+    middle = f"{x1 + along * (x2 - x1):.1f} {y1 + along * (y2 - y1):.1f}"
+    attributes = {
+        "class": f"roof-name {roof.kind}",
+        "text-anchor": "middle",
+        "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {away})",
+    }
+    plot.add(element("text", attributes, roof.label))
+
+
+def _longest(profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """The operator types that take longest, each with its longest node."""
+    found = []
+    for group in profile.by_operator()[:_LABELLED]:
+        members = [row for row in rows if row.operators == group.operators]
+        if members:
+            found.append((group.name, max(members, key=lambda row: row.time_ms)))
+    return found

@@ -77,6 +77,7 @@ class Skipped(FrozenRecord):
 
     target: str
     reason: str
+    failed: bool = Field(False, description="whether a stage that should have written a file for it failed")
 
 
 class LayerBytes(FrozenRecord):
@@ -179,6 +180,9 @@ class Report(FrozenRecord):
     measurements: tuple[Measurement, ...] = ()
     limits: tuple[LimitResult, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    stand_in: str | None = Field(
+        None, description="the target that measured the weights in place, where none of the recipe's could run them"
+    )
     description: str = ""
     started: str | None = Field(None, description="ISO 8601, with the offset from UTC")
     seconds: float | None = Field(None, ge=0, description="wall time of the whole run")
@@ -234,8 +238,13 @@ class Report(FrozenRecord):
 
     @property
     def unmeasured(self) -> bool:
-        """Whether no target could be had, so that all that is known is what files weigh."""
-        return bool(self.skipped) and not self.ran_on
+        """Whether no target of the recipe could be had; what is known then is measured by `stand_in`, or weighed."""
+        return bool(self.skipped) and not set(self.ran_on) - {self.stand_in}
+
+    @property
+    def unfit(self) -> bool:
+        """Whether a file could not be written, or no target of the recipe be had so that not one limit was judged."""
+        return any(skip.failed for skip in self.skipped) or (self.unmeasured and not self.judged)
 
     def find(self, model: str, metric: str, target: str) -> Measurement | None:
         """The row of that model, metric and target, if it was measured."""

@@ -145,6 +145,14 @@ class Ships(Protocol):
         """The files, which are here."""
 
 
+@runtime_checkable
+class Remarks(Protocol):
+    """A runtime that doesn't run every artifact as it is stored."""
+
+    def remark(self, artifact: Path) -> str | None:
+        """What a reader of its times must know of how it runs that folder."""
+
+
 class Runtime(Protocol):
     """One way of running artifacts. One file each, registered in `compress.formats.runtimes`."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from compress.errors import SampleError
+from compress.errors import SampleError, did_you_mean
 from compress.plugins import SAMPLES, UnusablePluginError, load_plugin, plugin_errors, plugins
 
 Manager = Literal["pip", "apt", "npm"]
@@ -102,8 +101,7 @@ def find_sample(name: str) -> Sample:
     known = known_samples()
     if bare in known:
         return known[bare]
-    nearest = get_close_matches(bare, known, n=1)
-    said = [f"There is no sample {bare!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")]
+    said = [f"There is no sample {bare!r}." + did_you_mean(bare, known)]
     said += [str(error) for error in plugin_errors() if error.group == SAMPLES]
     raise SampleError(
         " ".join(said),

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.cache import cache_key
+from compress.checkpoints.allowed_code import MODULE_KEY, allow
 from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.checkpoints.config_check import loading_failures
 from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
-from compress.errors import ModelError, StorageError
+from compress.errors import ModelError, StorageError, first_line
 from compress.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,8 +51,6 @@ class Origin:
         if not self.random_weights and weights is None:
             weights = _weights(folder)
         if self.module is not None:
-            from compress.checkpoints.plain_module import allow
-
             allow(self.module, self.recipe_folder)
         target = cache / f"made-{self._key(folder, weights)[:32]}"
         if target.is_dir():
@@ -94,7 +94,7 @@ class Origin:
     def _write_plain(self, module: str, folder: Path, weights: Path | None, made: Path) -> None:
         from safetensors.torch import load_model, save_model
 
-        from compress.checkpoints.plain_module import MODULE_KEY, code_digest, load_state, make_network, misfit
+        from compress.checkpoints.plain_module import code_digest, load_state, make_network, misfit
 
         network: nn.Module = make_network(module, self.arguments, str(folder))
         if weights is not None and weights.suffix == ".safetensors":
@@ -138,10 +138,10 @@ def _random_model(folder: Path) -> Any:
 
     read_json(folder / "config.json")
     try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, KeyError) as error:
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except loading_failures() as error:
         raise ModelError(
-            f"No model can be made by this config: {str(error).splitlines()[0]}",
+            f"No model can be made by this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="the config of an architecture that transformers knows, with its model_type",
         ) from error

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
+from compress.checkpoints.config_check import check_config
 from compress.errors import ModelError
 from compress.progress import Progress, SilentProgress
 
@@ -37,6 +38,7 @@ def resolve_model(
         found = _converted(found, cache, progress or SilentProgress())
     elif not (found / "config.json").is_file() and (only := _only_gguf(found)):
         found = _converted(only, cache, progress or SilentProgress())
+    check_config(found, trust_remote_code)
     check_model_folder(found)
     return found
 

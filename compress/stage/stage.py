@@ -191,6 +191,12 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether it puts integers into an ONNX graph."""
     adapter_beside: ClassVar[bool] = False
     """Whether it leaves an adapter beside the weights, not merged."""
+    reads: ClassVar[Needs] = Needs()
+    """The data that every such stage needs."""
+    promised: ClassVar[Promise] = Promise()
+    """What every such stage promises."""
+    keeps_shape: ClassVar[bool] = False
+    """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str
@@ -220,7 +226,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def needs(self) -> Needs:
         """The data that must be named in the recipe."""
-        return Needs()
+        return self.reads
 
     def refers_to(self) -> tuple[str, ...]:
         """Labels of earlier stages (or `start`) whose outputs this stage reads beside its input."""
@@ -233,8 +239,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """What it will cost on an input of a shape, and the shape of its output; called in the recipe's order.
 
-        By default the shape is kept, and nothing is known of the costs.
+        By default the shape is kept, and nothing is known of the costs but the size where a stage ``keeps_shape``.
         """
+        if self.keeps_shape:
+            return predicted(before, before)
         unknown = predicted(before, before, Estimate.unknown("not predicted by the stage") if self.trains else None)
         return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
 
@@ -273,7 +281,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
-        return Promise()
+        return self.promised
 
     def settled(self, sums_in_32_bits: bool) -> Self:
         """The stage with what it leaves to processors decided: whether all of the targets' add 8-bit products so."""

@@ -51,7 +51,7 @@ def _accepted(found: Any) -> type[Stage[Any, Any]]:
 
 
 def _registered() -> dict[str, type[Stage[Any, Any]]]:
-    classes = [*_OWN, *(load(spec.stage) for spec in FORMATS.values())]
+    classes = [*_OWN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
     found = {_kind(cls): cls for cls in classes}
     return found | load_plugins(GROUP, found, _accepted, _kind)
 

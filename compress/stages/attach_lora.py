@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 from compress.stages.merge_lora import GivenAdapter
 from compress.tasks.capability import GENERATES
@@ -20,15 +19,10 @@ class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     packages = ("transformers",)
     requires = frozenset({GENERATES})
     adapter_beside = True
+    keeps_shape = True
+    promised = Promise(changes_weights=False)
+    """The base stays as it is."""
     kind: Literal["attach_lora"] = "attach_lora"
-
-    def promise(self) -> Promise:
-        """The base stays as it is."""
-        return Promise(changes_weights=False)
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The adapter is small beside the model."""
-        return predicted(before, before)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""

@@ -23,6 +23,10 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnxruntime")
     requires = frozenset({ANSWERS_AT_ONCE})
+    promised = Promise(max_size_ratio=0.7)
+    """Weights at half the size."""
+    reads = Needs(splits=("train",))
+    """Real examples for the proof."""
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16", "bf16"] = Field(
         "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
@@ -42,17 +46,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             )
         return value
 
-    def needs(self) -> Needs:
-        """Real examples for the proof."""
-        return Needs(splits=("train",))
-
     def wanted_precision(self) -> dict[str, Any]:
         """16-bit floats."""
         return {"precision": "fp16"}
-
-    def promise(self) -> Promise:
-        """Weights at half the size."""
-        return Promise(max_size_ratio=0.7)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Half of everything."""

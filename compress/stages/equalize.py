@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 
@@ -23,16 +22,11 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     scales_inputs = True
+    keeps_shape = True
+    promised = Promise(max_size_ratio=2.05)
+    """At most float32 in place of 16-bit weights."""
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
-
-    def promise(self) -> Promise:
-        """At most float32 in place of 16-bit weights."""
-        return Promise(max_size_ratio=2.05)
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """No parameter comes or goes."""
-        return predicted(before, before)
 
     def run(self, model: Checkpoint, context: Context) -> Checkpoint:
         """Equalize every block. Raises `StageError` or `ModelError`."""

@@ -19,6 +19,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_CLASSES})
+    reads = Needs(splits=("train",), labels=True)
+    """Labeled training examples."""
     kind: Literal["finetune"] = "finetune"
     frozen_layers: int = Field(
         0,
@@ -32,10 +34,6 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         """`first_token_only`, where inputs are images or every token has an answer."""
         idle = ("first_token_only",) if self.first_token_only and task & {TAKES_IMAGES, BY_TOKEN} else ()
         return (*super().idle_fields(task), *idle)
-
-    def needs(self) -> Needs:
-        """Labeled training examples."""
-        return Needs(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every epoch goes forwards and backwards, frozen layers forwards: once, if what they give can be kept."""

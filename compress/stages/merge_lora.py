@@ -8,7 +8,6 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.frozen import Frozen
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Reference, Stage
 
 
@@ -30,11 +29,8 @@ class MergeLora(GivenAdapter, Stage[TorchModel, TorchModel]):
     """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
 
     packages = ("torch", "transformers", "peft")
+    keeps_shape = True
     kind: Literal["merge_lora"] = "merge_lora"
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """No parameter comes or goes."""
-        return predicted(before, before)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Merge the adapter in place. Raises `ModelError` where it does not fit."""

@@ -21,11 +21,9 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
 
     packages = ("torch", "transformers", "nncf", "safetensors")
     requires = frozenset({GENERATES})
+    reads = Needs(splits=("train",))
+    """Text of the train split, which NNCF traces the model with as well."""
     kind: Literal["nncf_weights"] = "nncf_weights"
-
-    def needs(self) -> Needs:
-        """Text of the train split, which NNCF traces the model with as well."""
-        return Needs(splits=("train",))
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""

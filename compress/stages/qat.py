@@ -25,6 +25,10 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     requires = frozenset({HAS_CLASSES})
     integer_graph = True
+    promised = Promise(max_size_ratio=0.95)
+    """Smaller; how much depends on what share of the model its embedding tables are."""
+    reads = Needs(splits=("train",), labels=True)
+    """Labeled training examples."""
     kind: Literal["qat"] = "qat"
 
     def settled(self, sums_in_32_bits: bool) -> Qat:
@@ -35,14 +39,6 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
         """Without `reduce_range` where weights have all their bits, as before there was a choice."""
         fields = super().key_fields()
         return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
-
-    def needs(self) -> Needs:
-        """Labeled training examples."""
-        return Needs(splits=("train",), labels=True)
-
-    def promise(self) -> Promise:
-        """Smaller; how much depends on what share of the model its embedding tables are."""
-        return Promise(max_size_ratio=0.95)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every epoch goes forwards and backwards, and the float model answers once."""

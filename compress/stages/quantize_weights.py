@@ -23,6 +23,8 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
     integer_graph = True
+    promised = Promise(max_size_ratio=0.98)
+    """Smaller; by how much depends on what else the graphs hold."""
     kind: Literal["quantize_weights"] = "quantize_weights"
     bits: Literal[2, 4, 8] = Field(4, description="bits of a weight")
     block_size: Literal[16, 32, 64, 128] = Field(32, description="weights of a row that share a scale")
@@ -42,10 +44,6 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
         if self.expand_on_load and self.bits == 2:
             raise ValueError("expand_on_load takes weights of 4 or 8 bits")
         return self
-
-    def promise(self) -> Promise:
-        """Smaller; by how much depends on what else the graphs hold."""
-        return Promise(max_size_ratio=0.98)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant."""

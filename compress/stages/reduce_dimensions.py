@@ -8,8 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import EMBEDS
 
 
@@ -22,21 +21,12 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "numpy")
     requires = frozenset({EMBEDS})
+    keeps_shape = True
+    reads = Needs(splits=("train",))
+    """The text whose embeddings are looked at."""
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="of an embedding afterwards")
     examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")
-
-    def needs(self) -> Needs:
-        """The text whose embeddings are looked at."""
-        return Needs(splits=("train",))
-
-    def promise(self) -> Promise:
-        """Another layer, other answers."""
-        return Promise()
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The rotation is small beside the model."""
-        return predicted(before, before)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""

@@ -9,25 +9,14 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
-from compress.training.config import ScaleTuning
+from compress.training.config import Recovery, ScaleTuning
 from compress.training.prediction import recovery_prediction
 
 
-class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
-    """Train the scales end to end while every integer stays, so that the files keep their size and format.
+class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+    """A stage in which a quantized checkpoint learns from windows of text."""
 
-    The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
-    2023), the tables of embeddings too, and for a loss the KL to the model before quantization, so that the text's
-    own content is not learned. What is computed while training has the float16 values that the file will hold.
-    """
-
-    packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
-    kind: Literal["tune_scales"] = "tune_scales"
-
-    def promise(self) -> Promise:
-        """Not a byte more."""
-        return Promise(max_size_ratio=1.001)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows."""
@@ -38,6 +27,20 @@ class TuneScales(ScaleTuning, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""
         return recovery_prediction(self, before, plan)
+
+
+class TuneScales(ScaleTuning, Recovers):
+    """Train the scales end to end while every integer stays, so that the files keep their size and format.
+
+    The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
+    2023), the tables of embeddings too, and for a loss the KL to the model before quantization, so that the text's
+    own content is not learned. What is computed while training has the float16 values that the file will hold.
+    """
+
+    packages = ("torch", "transformers", "accelerate")
+    promised = Promise(max_size_ratio=1.001)
+    """Not a byte more."""
+    kind: Literal["tune_scales"] = "tune_scales"
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

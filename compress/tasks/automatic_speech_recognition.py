@@ -61,13 +61,14 @@ class SpeechRecognition(Task):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
 
         try:
             module = AutoModelForSpeechSeq2Seq.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
@@ -187,11 +188,11 @@ def _rate_row(
     metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Any = _normalised_words
 ) -> Measurement:
     from compress.measurement import Measurement
-    from compress.numerics.word_errors import rate_interval
+    from compress.numerics.ratio import ratio_interval
 
     errors, words = _counts(texts, heard, words_of)
     try:
-        found = rate_interval(errors, words, _SEED)
+        found = ratio_interval(errors, words, _SEED)
     except ValueError as error:
         raise DataError("The texts hold no word.", expected="what is said in each recording") from error
     outcomes = errors / words.mean()

@@ -82,6 +82,7 @@ class FeatureExtraction(Task):
 
         from compress.architectures.transformer import drop_pooler
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import sentence_processor
 
         refuse_quantized(directory)
@@ -95,7 +96,7 @@ class FeatureExtraction(Task):
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),

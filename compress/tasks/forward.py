@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compress.errors import StageError, first_line
+from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
 
 _JUDGED_AT_ONCE = 512
@@ -45,33 +46,29 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
     """
     module.eval()
-    order = np.argsort(examples.lengths(), kind="stable")
-    parts = []
-    for start in range(0, len(order), batch_size):
-        batch = tensors(examples, order[start : start + batch_size].tolist())
+    batches, parts = by_length(examples, batch_size), []
+    for places in batches:
+        batch = tensors(examples, places)
         inputs = {name: batch[name] for name in examples.padding}
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
-    stacked = np.zeros((len(order), *largest), np.float32)
-    for start, part in zip(range(0, len(order), batch_size), parts, strict=True):
-        for place, own in zip(order[start : start + len(part)], part, strict=True):
+    stacked = np.zeros((len(examples), *largest), np.float32)
+    for places, part in zip(batches, parts, strict=True):
+        for place, own in zip(places, part, strict=True):
             stacked[place][tuple(map(slice, own.shape))] = own
     return stacked
 
 
 def merit(task: Task, module: nn.Module, examples: Examples) -> float:
     """The task's first metric of a module's answers to labeled examples."""
-    order = np.argsort(examples.lengths(), kind="stable")
-    kept = []
-    for start in range(0, len(order), _JUDGED_AT_ONCE):
-        indices = order[start : start + _JUDGED_AT_ONCE].tolist()
-        outputs = {examples.answer: predict(module, examples.subset(indices))}
-        kept.append(task.keep(outputs, examples, indices))
-    places = np.argsort(order)
-    whole = {name: np.concatenate([part[name] for part in kept])[places] for name in kept[0]}
-    return task.measure(whole, examples.labels, "validation", "torch")[0].value
+
+    def answered(places: list[int]) -> dict[str, np.ndarray]:
+        return {examples.answer: predict(module, examples.subset(places))}
+
+    kept = keep_all(task, examples, by_length(examples, _JUDGED_AT_ONCE), answered)
+    return task.measure(kept, examples.labels, "validation", "torch")[0].value
 
 
 def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoints.allowed_code import MODULE_KEY
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -49,19 +50,24 @@ class ImageClassification(Task):
     starter = _STARTER
     slices = (Slice(column="label"),)
 
+    def told_by(self, config: Mapping[str, Any]) -> bool:
+        """Where a recipe's `module` makes the model."""
+        return MODULE_KEY in config
+
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
 
         refuse_quantized(directory)
         try:
             processor = load_processor(directory)
             module = _load_module(directory, labels, trust_remote_code)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
@@ -134,7 +140,7 @@ def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_cod
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.json_file import read_json
-    from compress.checkpoints.plain_module import MODULE_KEY, load_plain
+    from compress.checkpoints.plain_module import load_plain
     from compress.tasks.classes import set_labels
 
     content = read_json(directory / "config.json")

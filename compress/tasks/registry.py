@@ -73,6 +73,15 @@ def tasks_with(requires: Capabilities, excludes: Capabilities = frozenset()) -> 
     return tuple(name for name, task in TASKS.items() if suits(task.capabilities, requires, excludes))
 
 
+def told_task(config: Mapping[str, Any], has_preprocessor: bool) -> str | None:
+    """The task that a model's config.json is for; `None` where it tells none. ``has_preprocessor`` as in `task_of`."""
+    named = next((name for name, task in TASKS.items() if task.told_by(config)), None)
+    architectures = config.get("architectures")
+    if named is not None or not isinstance(architectures, list) or not architectures:
+        return named
+    return task_of(str(architectures[0]), has_preprocessor)
+
+
 def task_of(architecture: str, has_preprocessor: bool) -> str | None:
     """The task that the name of a model's class is for, by its longest known ending; `None` where there is none.
 

@@ -63,12 +63,14 @@ class TextGeneration(Task):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from compress.checkpoints.config_check import loading_failures
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
             module = AutoModelForCausalLM.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except loading_failures() as error:
             raise ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),

@@ -82,6 +82,7 @@ def load_encoder(
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.checks import refuse_quantized
+    from compress.checkpoints.config_check import loading_failures
     from compress.checkpoints.torch_model import TorchModel
     from compress.tasks.classes import set_labels
 
@@ -101,7 +102,7 @@ def load_encoder(
             module = auto.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except loading_failures() as error:
         raise ModelError(
             f"The model cannot be loaded for {task}: {error}",
             where=str(directory),

@@ -81,6 +81,7 @@ class Recovery(Frozen):
     """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
 
     trains: ClassVar[bool] = True
+    reads: ClassVar[Needs] = Needs(splits=("train",))
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
@@ -93,10 +94,6 @@ class Recovery(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
-
-    def needs(self) -> Needs:
-        """Text to learn from."""
-        return Needs(splits=("train",))
 
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""

@@ -43,8 +43,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    lesson = Lesson.between(module, context.earlier(settings.teacher), windows, settings, settings.learning_rate)
-    lesson.teach(context, "tune_scales")
+    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "tune_scales")
     if not is_first():
         return checkpoint
     folder = _empty(context.scratch / "tuned")
@@ -104,9 +103,7 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
-    teacher = context.earlier(settings.teacher)
-    lesson = Lesson.between(module, teacher, windows, settings, settings.learning_rate, settings.objective)
-    lesson.teach(context, "lora")
+    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "lora")
     if not is_first():
         return checkpoint
     folder = _copy(checkpoint, context.scratch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
 from compress.numerics.language_head import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
-from compress.training.config import Recovery, Training
+from compress.training.config import AdapterTraining, Recovery, ScaleTuning, Training
 from compress.training.loop import Trainee, train
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ class Lesson:
     pupil: Body
     teacher: Body
     windows: Windows
-    settings: Recovery
-    learning_rate: float
-    objective: Literal["teacher", "text"] = "teacher"
+    settings: ScaleTuning | AdapterTraining
     dtype: torch.dtype = torch.float32
     known: dict[int, torch.Tensor] = field(default_factory=dict)
     judge: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -136,9 +134,7 @@ class Lesson:
         pupil: PreTrainedModel,
         teacher: TorchModel,
         windows: Windows,
-        settings: Recovery,
-        learning_rate: float,
-        objective: Literal["teacher", "text"] = "teacher",
+        settings: ScaleTuning | AdapterTraining,
     ) -> Lesson:
         """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
         bodies = Body(pupil), Body(teacher.module.eval().requires_grad_(False))
@@ -163,7 +159,12 @@ class Lesson:
             for layer in bodies[1].causal.base_model.modules():
                 if isinstance(layer, nn.Linear):
                     layer.weight.data = layer.weight.data.to(dtype)
-        return cls(bodies[0], bodies[1], windows, settings, learning_rate, objective, dtype)
+        return cls(bodies[0], bodies[1], windows, settings, dtype)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the next token of the text is learned, in place of what the teacher predicts."""
+        return isinstance(self.settings, AdapterTraining) and self.settings.objective == "text"
 
     def teach(self, context: Context, description: str) -> Recovered:
         """Train the pupil in place. Raises `StageError` where it predicts no better than before."""
@@ -188,14 +189,14 @@ class Lesson:
         return recovered
 
     def _error(self, quality: Quality) -> float:
-        return quality.divergence if self.objective == "teacher" else quality.perplexity
+        return quality.perplexity if self.reads_text else quality.divergence
 
     def _training(self) -> Training:
         settings = self.settings
         batches = -(-len(self.windows.train) // settings.batch_size)
         return Training(
             epochs=settings.steps / batches,
-            learning_rate=self.learning_rate,
+            learning_rate=settings.learning_rate,
             batch_size=settings.batch_size,
             warmup_ratio=settings.warmup_ratio,
             weight_decay=0.0,
@@ -206,7 +207,7 @@ class Lesson:
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids = batch["input_ids"]
         states = module(ids)
-        if self.objective == "teacher":
+        if not self.reads_text:
             return head_divergence(self._head(self.pupil, states), self._head(self.teacher, self._taught(batch)))
         hidden, weight = self._head(self.pupil, states[:, :-1])
         return nn.functional.cross_entropy((hidden @ weight.T).float(), ids[:, 1:].flatten())
@@ -218,16 +219,13 @@ class Lesson:
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The teacher's states for a batch, kept for the next time where there will be one."""
         indices = batch["index"].tolist()
-        if self._steps_per_pass() >= self.settings.steps:
+        if len(self.windows.train) // self.settings.batch_size >= self.settings.steps:
             return self._states(self.teacher, batch["input_ids"])
         missing = [place for place, index in enumerate(indices) if index not in self.known]
         if missing:
             states = self._states(self.teacher, batch["input_ids"][missing]).to(self.dtype)
             self.known |= {indices[place]: state for place, state in zip(missing, states, strict=True)}
         return torch.stack([self.known[index] for index in indices])
-
-    def _steps_per_pass(self) -> int:
-        return len(self.windows.train) // self.settings.batch_size
 
     def _states(self, body: Body, ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):

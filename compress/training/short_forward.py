@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,6 +16,7 @@ from compress.architectures.description import Block, Linear, blocks
 from compress.architectures.transformer import layer_list, with_layers
 from compress.errors import StageError
 from compress.progress import Progress
+from compress.tasks.batches import by_length
 from compress.tasks.task import Examples
 from compress.training.prediction import KEPT_STATES_BYTES
 
@@ -62,11 +62,9 @@ class FrozenLayers(nn.Module):
         if 4 * int(lengths.sum()) * module.config.hidden_size > KEPT_STATES_BYTES:
             return
         module.eval()
-        order = np.argsort(lengths, kind="stable")
-        states: list[torch.Tensor] = [torch.empty(0)] * len(order)
-        starts = range(0, len(order), _BATCH)
-        for start in progress.track(starts, f"{description}: frozen layers", len(starts)):
-            indices = order[start : start + _BATCH].tolist()
+        states: list[torch.Tensor] = [torch.empty(0)] * len(examples)
+        batches = by_length(examples, _BATCH)
+        for indices in progress.track(batches, f"{description}: frozen layers", len(batches)):
             inputs = {name: torch.from_numpy(array) for name, array in examples.batch(indices).items()}
             inputs = {name: tensor.to(module.device) for name, tensor in inputs.items()}
             last = _Last()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.architectures.description import Block, Linear, blocks, in_features, stacks
 from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.architectures.watched import given, hooked
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import most_important, taylor_importance
+from compress.tasks.batches import by_length
 from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
@@ -83,23 +84,14 @@ def _masked(
     module: Any, found: Sequence[Block], heads: Sequence[list[int]], neurons: Sequence[list[int]], examples: Examples
 ) -> tuple[np.ndarray, Examples]:
     """The uncut model's answers to a few examples with zeros for all that goes, and these examples."""
-    few = replace(
-        examples,
-        inputs=examples.inputs[:_PROVEN],
-        labels=None if examples.labels is None else examples.labels[:_PROVEN],
-        sizes=None if examples.sizes is None else examples.sizes[:_PROVEN],
-    )
-    handles = []
-    for (count, layer), kept in zip(_readers(found), (*heads, *neurons), strict=True):
-        if layer is not None:
-            stays = torch.zeros(count)
-            stays[kept] = 1.0
-            handles.append(layer.register_forward_pre_hook(_mask(stays)))
-    try:
+    few = examples.subset(range(min(_PROVEN, len(examples))))
+    parts = zip(_readers(found), (*heads, *neurons), strict=True)
+    with hooked(
+        layer.register_forward_pre_hook(_mask(torch.isin(torch.arange(count), torch.tensor(kept)).float()))
+        for (count, layer), kept in parts
+        if layer is not None
+    ):
         return predict(module, few), few
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _readers(found: Sequence[Block]) -> list[tuple[int, Linear | None]]:
@@ -165,30 +157,18 @@ def _importance(
             scores[index] = _squared_norms(layer, in_features(layer) // len(scores[index]))
         return scores[: len(found)], scores[len(found) :]
     assert examples is not None
-    inputs: dict[nn.Module, torch.Tensor] = {}
-    handles = [layer.register_forward_pre_hook(_keep_input(inputs)) for _, layer in read]
+    inputs: dict[int, torch.Tensor] = {}
     module.eval()
-    order = np.argsort(examples.lengths(), kind="stable")
-    starts = range(0, len(order), _BATCH)
-    for start in context.progress.track(starts, "prune: importance", len(starts)):
-        batch = tensors(examples, order[start : start + _BATCH].tolist())
-        loss = loss_of(context.task, module, batch) * len(batch["index"])
-        gradients = torch.autograd.grad(loss, [inputs[layer] for _, layer in read])
+    batches = by_length(examples, _BATCH)
+    for places in context.progress.track(batches, "prune: importance", len(batches)):
+        batch = tensors(examples, places)
+        with given(dict(read), inputs.__setitem__):
+            loss = loss_of(context.task, module, batch) * len(batch["index"])
+        gradients = torch.autograd.grad(loss, [inputs[index] for index, _ in read])
         for (index, layer), gradient in zip(read, gradients, strict=True):
             size = in_features(layer) // len(scores[index])
-            scores[index] += taylor_importance(inputs[layer].detach(), gradient, size)
-    for handle in handles:
-        handle.remove()
+            scores[index] += taylor_importance(inputs[index].detach(), gradient, size)
     return scores[: len(found)], scores[len(found) :]
-
-
-def _keep_input(
-    store: dict[nn.Module, torch.Tensor],
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        store[layer] = arguments[0]
-
-    return hook
 
 
 def _squared_norms(output: Linear, group_size: int) -> torch.Tensor:

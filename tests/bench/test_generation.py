@@ -14,8 +14,7 @@ from onnx_graphs import write_classifier
 from scipy import stats
 
 from compress.bench.child import Child
-from compress.bench.generation import GenerationSettings, generation_rows, measure_generation, speedup_rows
-from compress.bench.launches import FEWEST_LAUNCHES
+from compress.bench.generation import generation_rows, measure_generation, speedup_rows
 from compress.bench.record import Record
 from compress.bench.results import Writer
 from compress.bench.rounds import Generation, Rounds
@@ -25,17 +24,18 @@ from compress.errors import DataError, InputError, ModelError, StageError
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
 from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
 CPU = TARGETS["cpu"]
 LIGHT = TinyDecoder(positions=512)
 HEAVY = TinyDecoder(width=256, layers=4, heads=4, positions=512)
-QUICK = GenerationSettings(contexts=(8, 256), tokens=6, threads=1, seconds=0.1)
+QUICK = Benchmark(contexts=(8, 256), tokens=6, threads=1, seconds=0.1)
 
 
 def measure(
     artifacts: dict[str, Path],
-    settings: GenerationSettings = QUICK,
+    settings: Benchmark = QUICK,
     texts: dict[str, list[int]] | None = None,
     baseline: str = "baseline",
     target: Target = CPU,
@@ -160,7 +160,7 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
 
 def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
     launches, rounds, slowed = (result.environment[name] for name in ("launches", "rounds", "slowed_rounds"))
-    assert launches >= FEWEST_LAUNCHES
+    assert launches >= QUICK.launches
     for context in (8, 256):
         count = rounds[f"context_{context}"]
         assert count + slowed[f"context_{context}"] >= launches
@@ -225,8 +225,7 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
         return genuine(self, ids, tokens, timeout, untimed)
 
     monkeypatch.setattr(Child, "generate", spy)
-    monkeypatch.setattr("compress.bench.generation.FEWEST_LAUNCHES", 2)
-    settings = GenerationSettings(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01)
+    settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
     text = [11, 12, 13, 14]
     found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
     # The first answer of each process is to a prompt of one token.
@@ -237,7 +236,7 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
-    settings = GenerationSettings(contexts=(16, 64), tokens=8, threads=1, budget_seconds=5.0)
+    settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=5.0)
     began = time.perf_counter()
     found = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
     assert time.perf_counter() - began < 5.5
@@ -256,8 +255,7 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Child, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
-    monkeypatch.setattr("compress.bench.generation.FEWEST_LAUNCHES", 2)
-    settings = GenerationSettings(contexts=(8,), tokens=2, threads=1, seconds=0.01)
+    settings = Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2)
     found = measure(folders, settings)
     assert {r.model for r in found.measurements} == {"baseline", "machine"}
     # The other model may have died before this one was started in that launch.
@@ -273,23 +271,16 @@ def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pyt
 def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
     folder = LIGHT.write(tmp_path / "m")
     (folder / "config.json").write_text('{"max_position_embeddings": 260}')
-    for settings, message in (
-        (GenerationSettings(contexts=()), "a token at least"),
-        (GenerationSettings(contexts=(8, 0)), "a token at least"),
-        (GenerationSettings(contexts=(8,), tokens=0), "0 tokens by 2 threads"),
-        (GenerationSettings(contexts=(8,), threads=0), "32 tokens by 0 threads"),
-        (GenerationSettings(contexts=(256,), tokens=5), "256 and 5 tokens after it are more than"),
-    ):
-        with pytest.raises(InputError, match=message):
-            measure({"baseline": folder}, settings)
+    with pytest.raises(InputError, match="256 and 5 tokens after it are more than"):
+        measure({"baseline": folder}, Benchmark(contexts=(256,), tokens=5))
     with pytest.raises(DataError, match="The text has 3 tokens"):
-        measure({"baseline": folder}, GenerationSettings(contexts=(4,)), {"baseline": [1, 2, 3]})
+        measure({"baseline": folder}, Benchmark(contexts=(4,)), {"baseline": [1, 2, 3]})
     with pytest.raises(InputError, match="not among the models"):
         measure({"artifact": folder})
     with pytest.raises(StageError, match="'npu' is not to be had"):
         measure(
             {"baseline": folder},
-            GenerationSettings((8,)),
+            Benchmark(contexts=(8,)),
             target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"),
         )
     with pytest.raises(ModelError, match="does not exist"):

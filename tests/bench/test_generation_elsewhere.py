@@ -8,13 +8,14 @@ import pytest
 from decoder_graphs import TinyDecoder
 from mergeable import save_mergeable_llama
 
-from compress.bench.generation import GenerationSettings, encode_text, measure_generation
+from compress.bench.generation import encode_text, measure_generation
 from compress.cli.bench_generation import targets_of_other_formats
 from compress.errors import ModelError, StageError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
 CPU, LLAMA_CPP = TARGETS["cpu"], TARGETS["llama-cpp"]
@@ -32,7 +33,7 @@ def gguf(tmp_path: Path) -> Path:
 
 def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) -> None:
     artifacts = {"onnx": TinyDecoder(positions=64).write(tmp_path / "onnx"), "gguf": gguf}
-    settings = GenerationSettings(contexts=(16,), tokens=3, threads=1, seconds=0.05)
+    settings = Benchmark(contexts=(16,), tokens=3, threads=1, seconds=0.05)
     elsewhere = targets_of_other_formats(artifacts, CPU)
     assert elsewhere == {"gguf": LLAMA_CPP}
     result = measure_generation(
@@ -53,7 +54,7 @@ def test_a_target_that_is_not_here_is_refused_before_anything_starts(gguf: Path)
     none = Target("none", "onnxruntime", "NoSuchProvider", "", "onnx")
     with pytest.raises(StageError, match="'none' is not to be had here"):
         measure_generation(
-            {"a": gguf}, {}, LLAMA_CPP, GenerationSettings((8,)), "a", SilentProgress(), 0, elsewhere={"a": none}
+            {"a": gguf}, {}, LLAMA_CPP, Benchmark(contexts=(8,)), "a", SilentProgress(), 0, elsewhere={"a": none}
         )
 
 

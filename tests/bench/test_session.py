@@ -14,7 +14,6 @@ from onnx_graphs import make_examples, write_classifier
 from scipy import stats
 
 from compress.bench.child import Child
-from compress.bench.launches import FEWEST_LAUNCHES
 from compress.bench.rounds import Turn
 from compress.bench.session import BenchResult, measure_together
 from compress.errors import DataError, InputError, ModelError, StageError
@@ -164,7 +163,7 @@ def test_start_contains_the_loading(result: BenchResult) -> None:
     for model in ("baseline", "quantize"):
         start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
         assert start.n == load.n == result.environment["launches"]
-        assert FEWEST_LAUNCHES <= start.n <= 12
+        assert 6 <= start.n <= 12
         assert all(whole > part for whole, part in zip(start.raw or (), load.raw or (), strict=True))
 
 
@@ -254,7 +253,7 @@ def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
     assert {r.model for r in result.measurements} == {"baseline", "machine"}
     # In the launch that ended early, the baseline may not have been started yet.
     assert result.environment["launches"] - row(result, "baseline", "startup_ms").n in (0, 1)
-    assert result.environment["launches"] >= FEWEST_LAUNCHES
+    assert result.environment["launches"] >= 6
     (note,) = [note for note in result.notes if note.startswith("final was not timed to the end")]
     assert "was ended by SIGKILL" in note
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
 from compress.bundle.kinds import KINDS, kind_of
+from compress.bundle.templates import TEMPLATES
 from compress.bundle.text import TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
@@ -51,6 +52,17 @@ def test_ids_are_those_of_transformers(made: Bundle) -> None:
     for line in LINES:
         assert rule.ids(line) == processor(line, truncation=True, max_length=16)["input_ids"]
     assert len(rule.ids(LINES[-1])) == 16
+
+
+def test_examples_in_python_are_as_ruff_wants_them(tmp_path: Path) -> None:
+    for kind in KINDS.values():
+        written = TEMPLATES.get_template(f"examples/{kind.examples}/run.py.jinja").render()
+        (tmp_path / f"{kind.examples}.py").write_text(written, encoding="utf-8")
+    rules = ["--config", str(Path(__file__).parents[2] / "pyproject.toml"), "--no-cache", str(tmp_path)]
+    for task in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *task, *rules]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:

@@ -6,8 +6,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.charts.markup import element, number, text
-from compress.charts.plot import CHARACTER, LINE, SMALL, Box, Frame, Plot, Scale, log_ticks, nice_ticks, scale_around
+from compress.charts.plot import (
+    CHARACTER,
+    LINE,
+    SMALL,
+    Box,
+    Frame,
+    Plot,
+    Scale,
+    element,
+    log_ticks,
+    nice_ticks,
+    number,
+    scale_around,
+    text,
+)
 
 
 @pytest.mark.parametrize(

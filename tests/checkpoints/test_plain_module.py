@@ -14,7 +14,7 @@ import tiny_images
 import torch
 from torch import nn
 
-from compress.checkpoints import plain_module
+from compress.checkpoints import allowed_code
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
 from compress.formats.onnx.export import export_onnx
@@ -39,7 +39,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def nothing_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plain_module, "_allowed", {})
+    monkeypatch.setattr(allowed_code, "_allowed", {})
     yield
 
 
@@ -103,7 +103,7 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
 
 def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
     made = make(folder)
-    plain_module._allowed.clear()
+    allowed_code._allowed.clear()
     with pytest.raises(ModelError, match=r"made by the code 'net\.py:build', which this recipe doesn't name"):
         TASK.load(made, None, trust_remote_code=False)
     # A folder from elsewhere can't have other code run by naming it.

@@ -187,7 +187,7 @@ def test_a_run_refuses(place: Path, refuse: Refuse, ruin: Callable[[Path], None]
 
 def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> None:
     spoil(place / "tiny.yaml", model="no-such-owner/no-such-model")
-    done = tiny_run.compress("run", "tiny.yaml", folder=place, HF_HOME=str(tmp_path / "hub"))
+    done = tiny_run.compress_anew("run", "tiny.yaml", folder=place, HF_HOME=str(tmp_path / "hub"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert "no-such-owner/no-such-model" in done.stderr

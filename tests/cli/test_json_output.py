@@ -18,7 +18,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `compress run tiny.yaml` was called."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder, **RECIPE)
-    done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
+    done = tiny_run.compress_anew("run", "tiny.yaml", "--json", folder=folder)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == tiny_run.read_report(folder / "artifacts")
     return folder

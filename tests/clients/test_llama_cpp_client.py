@@ -19,16 +19,15 @@ from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.samples.fetch import sample_directory
-from compress.sources.source import resolve_model
 
 LENGTH = 256
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+def quantized(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
     """SmolLM2 rounded to nearest at 4 bits in groups of 64, its embedding too."""
     folder = tmp_path_factory.mktemp("smollm2")
-    source = Checkpoint(resolve_model("sample:smollm2", cache=folder / "cache"))
+    source = Checkpoint(smollm2)
     made = quantize_tiny_llama(source, folder / "quantized", bits=4, group_size=64)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source.folder / name, made.folder / name)

@@ -12,18 +12,19 @@ from many_lines import LINES, lines
 
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.steps import Prompt
-from compress.sources.source import resolve_model
 
 
 @pytest.mark.slow
-def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(library: Path, tmp_path: Path) -> None:
+def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
+    library: Path, smollm2: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
-    sample, model = resolve_model("sample:smollm2", cache=tmp_path / "cache"), tmp_path / "model"
+    model = tmp_path / "model"
     model.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
-        if (sample / name).is_file():
-            shutil.copyfile(sample / name, model / name)
+        if (smollm2 / name).is_file():
+            shutil.copyfile(smollm2 / name, model / name)
     processor, asked = AutoTokenizer.from_pretrained(model), lines()
     rule = PROMPTS.find_rule(tmp_path, processor, 512)
     assert isinstance(rule, Prompt)

@@ -13,7 +13,7 @@ from narrow import broken_words, shown
 from compress.compare.change import Change, Comparison, Flip
 from compress.compare.gate import GateResult, gate
 from compress.compare.reports import compare_reports
-from compress.compare.views.build_servers import escape_data, escape_property, github_gate, junit_gate
+from compress.compare.views import escape_data, escape_property, github_gate, junit_gate
 from compress.compare.views.console import console_comparison, console_gate
 from compress.compare.views.forest import axis_of, places, ticks
 from compress.compare.views.pages import html_comparison, html_gate, markdown_comparison, markdown_gate

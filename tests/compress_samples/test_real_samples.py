@@ -124,14 +124,12 @@ def test_wiki_holds_each_article_in_one_split_without_markup():
     assert not re.findall(r"\{\{|\}\}|\[\[|\]\]|<ref|'''|^\{\||Category:", everything, re.MULTILINE)
 
 
-def test_smollm2_is_a_language_model_that_chats(tmp_path):
+def test_smollm2_is_a_language_model_that_chats(smollm2):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compress.sources.source import resolve_model
-
-    folder = resolve_model("sample:smollm2", cache=tmp_path)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert sample_directory("smollm2").is_dir(), "it is pinned, so that what others read is the same"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(smollm2), AutoTokenizer.from_pretrained(smollm2)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert tokenizer.tokenize("a\n\n1 b  2") == ["a", "ĊĊ", "1", "Ġb", "ĠĠ", "2"]
     talk = [{"role": "user", "content": "What is the capital of France?"}]

@@ -10,7 +10,7 @@ from decoder_graphs import TinyDecoder
 from loopback_sshd import Server
 from onnx_graphs import make_examples, write_classifier
 
-from compress.bench.generation import GenerationSettings, measure_generation
+from compress.bench.generation import measure_generation
 from compress.bench.session import measure_together
 from compress.devices.inventory import Device
 from compress.devices.place import DevicePlace
@@ -99,7 +99,7 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
     TinyDecoder(width=32).write(tmp_path / "large")
     # A folder and a file in one.
     artifacts = {"baseline": tmp_path / "large" / "onnx" / "model.onnx", "final": tmp_path / "small"}
-    settings = GenerationSettings((4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
+    settings = Benchmark(contexts=(4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
     place = DevicePlace("loop", device, server.folder)
     result = measure_generation(
         artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, place=place

@@ -13,7 +13,7 @@ from quantized import tiny_tokenizer
 
 from compress.data.judged import Question, find_questions, read_questions
 from compress.errors import DataError
-from compress.evaluation.choices import choice_rows, choice_scores
+from compress.evaluation.judged import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from compress.fitted_table import bar
 from compress.inspect.budget import budget_of
-from compress.inspect.render import format_bytes, format_count, write_budget
+from compress.inspect.render import write_budget
 
 
 def shown(path: Path, depth: int, top: int, weights: bool = False) -> str:
@@ -21,17 +21,6 @@ def test_bars_are_proportional() -> None:
     assert bar(0.5, 16) == "█" * 8 + " " * 8
     assert bar(1, 16) == "█" * 16
     assert bar(1 / 128, 16) == "▏" + " " * 15
-
-
-def test_sizes_are_decimal() -> None:
-    assert [format_bytes(n) for n in (0, 999, 1000, 91_618_861, 4_000_000_000)] == [
-        "0 B",
-        "999 B",
-        "1.0 kB",
-        "91.6 MB",
-        "4.0 GB",
-    ]
-    assert [format_count(n) for n in (5, 22_713_986, 7_000_000_000)] == ["5", "22.7M", "7.0B"]
 
 
 def test_depth_limits_the_tree(tmp_path: Path) -> None:

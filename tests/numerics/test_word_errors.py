@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.numerics.word_errors import rate_interval, word_errors
+from compress.numerics.ratio import ratio_interval
+from compress.numerics.word_errors import word_errors
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "e"]), max_size=12)
 
@@ -37,7 +38,7 @@ def test_errors_are_those_of_jiwer(said: list[str], heard: list[str]):
 
 
 def test_a_rate_is_all_errors_over_all_words_and_not_a_mean_of_rates():
-    assert rate_interval([1, 0], [1, 9], seed=0).value == pytest.approx(0.1)
+    assert ratio_interval([1, 0], [1, 9], seed=0).value == pytest.approx(0.1)
 
 
 def test_an_interval_covers_the_true_rate_as_often_as_it_says():
@@ -45,11 +46,11 @@ def test_an_interval_covers_the_true_rate_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         words = generator.integers(5, 15, 60)
-        found = rate_interval(generator.binomial(words, 0.1), words, seed, resamples=300)
+        found = ratio_interval(generator.binomial(words, 0.1), words, seed, resamples=300)
         covered += found.low <= 0.1 <= found.high
     assert 178 <= covered <= 199, covered
 
 
 def test_no_words_have_no_rate():
-    with pytest.raises(ValueError, match="words"):
-        rate_interval([1, 2], [0, 0], seed=0)
+    with pytest.raises(ValueError, match="above 0"):
+        ratio_interval([1, 2], [0, 0], seed=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,13 +106,13 @@ def test_a_run_that_is_killed_in_a_stage_goes_on_and_ends_alike(
 ) -> None:
     wanted = recipe(place, name)
     label = wanted.labels()[index]
-    command = tiny_run.command("run", place / f"{name}.yaml", "--artifacts", tmp_path)
-    with subprocess.Popen(command, env=tiny_run.surroundings(), stdout=subprocess.DEVNULL) as process:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not any(f"] {label}\n" in log.read_text() for log in tmp_path.glob("runs/*/*/run.log")):
-            assert process.poll() is None and time.monotonic() < end, "the stage never began"
-            time.sleep(0.005)
-        process.kill()
+    process = tiny_run.start("run", place / f"{name}.yaml", "--artifacts", tmp_path)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not any(f"] {label}\n" in log.read_text() for log in tmp_path.glob("runs/*/*/run.log")):
+        assert process.poll() is None and time.monotonic() < end, "the stage never began"
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(Cache(tmp_path / "cache").entries()) == index
     assert not list(tmp_path.glob("runs/*/latest"))

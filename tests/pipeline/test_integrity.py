@@ -22,8 +22,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.digests import size_bytes
 from compress.errors import IntegrityError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
 from compress.stage.stage import Promise
 from compress.tasks.registry import get_task
 

@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import tiny_run
+from forked import Forked
 
 from compress.cache import Cache
 
@@ -31,27 +31,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model, data and recipe, and the artifacts of an undisturbed run."""
     folder = tmp_path_factory.mktemp("place")
     recipe = tiny_run.write_all(folder)
-    done = tiny_run.compress("run", recipe, "--artifacts", folder / "artifacts", *OPTIONS)
+    done = tiny_run.compress_anew("run", recipe, "--artifacts", folder / "artifacts", *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if any(noise in line for noise in NOISE)]
     return folder
 
 
-def start(place: Path, artifacts: Path) -> subprocess.Popen[str]:
+def start(place: Path, artifacts: Path) -> Forked:
     """A run in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
-        tiny_run.command("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS),
-        env=tiny_run.surroundings(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell that started the tests in the background has them ignore interrupts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    return tiny_run.start("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
 
 
-def wait_for(process: subprocess.Popen[str], artifacts: Path, text: str) -> None:
+def wait_for(process: Forked, artifacts: Path, text: str) -> None:
     """Until the run's log has ``text``."""
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
@@ -77,7 +68,7 @@ def all_done(place: Path, artifacts: Path) -> None:
         shutil.copytree(place / "artifacts" / "cache" / stage["key"], artifacts / "cache" / stage["key"])
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Forked) -> None:
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

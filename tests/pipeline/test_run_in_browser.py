@@ -13,12 +13,11 @@ from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.formats.model_file import model_file
 from compress.formats.targets import TARGETS
-from compress.pipeline.formats import why_not
-from compress.pipeline.road import Road
 from compress.pipeline.run import run
+from compress.plan.written import why_not
+from compress.recipe.recipe import Recipe
 from compress.report.predictions import read_predictions
 from compress.report.schema import Report
-from compress.tasks.registry import get_task
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
 TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")
@@ -65,7 +64,7 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
 
 @pytest.mark.parametrize("task", ["text-generation", "automatic-speech-recognition"])
 def test_what_goes_token_by_token_is_skipped_there(task: str) -> None:
-    road = SimpleNamespace(recipe=SimpleNamespace(task=task), task=get_task(task))
+    recipe = SimpleNamespace(task=task)
     for name in ("browser", "node"):
-        reason = why_not(cast(Road, road), TARGETS[name])
+        reason = why_not(cast(Recipe, recipe), None, TARGETS[name])
         assert reason == f"it answers one batch at a time, and {task} goes token by token"

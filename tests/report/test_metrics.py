@@ -8,6 +8,7 @@ from compress.measurement import Measurement
 from compress.metrics import (
     describe_metric,
     format_bytes,
+    format_count,
     format_measurement,
     format_seconds,
     format_value,
@@ -42,6 +43,10 @@ def test_three_significant_digits(value: float, text: str) -> None:
 )
 def test_bytes_in_decimal_units(value: float, text: str) -> None:
     assert format_bytes(value) == text
+
+
+def test_counts_in_thousands() -> None:
+    assert [format_count(value) for value in (5, 22_713_986, 7e9)] == ["5", "22.7 M", "7.00 B"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from narrow import broken_words, shown
 from rich.console import Console
 
 from compress.fitted_table import bar
-from compress.report.profile_views import artifact_name, console_profile, profile_page
+from compress.report.profile_views import artifact_name, console_profile, profile_page, roof_lines, roofline_chart
 from compress.report.profile_words import (
     count_text,
     giga_text,
@@ -20,7 +20,6 @@ from compress.report.profile_words import (
     verdict_text,
     working_set_text,
 )
-from compress.report.roofline_chart import roof_lines, roofline_chart
 
 
 @pytest.mark.parametrize(

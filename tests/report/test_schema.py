@@ -25,7 +25,8 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
         "model", "metric", "target", "value", "unit", "low", "high", "n", "raw"
     }  # fmt: skip
     assert {"metric", "target", "limit", "value", "passed"} <= set(content["limits"][0])
-    assert content["skipped"] == [{"target": "gpu", "reason": "ONNX Runtime has no CUDAExecutionProvider here"}]
+    reason = "ONNX Runtime has no CUDAExecutionProvider here"
+    assert content["skipped"] == [{"target": "gpu", "reason": reason, "failed": False}]
 
 
 def test_what_is_written_reads_back_the_same(report: Report, tmp_path: Path) -> None:

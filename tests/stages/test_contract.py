@@ -23,8 +23,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.digests import digest_directory
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, weigh
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
 from compress.progress import SilentProgress
 from compress.stage.stage import Context, Stage
 from compress.stages import STAGES
@@ -82,6 +81,8 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
 }
+TRACING = ("export", "qat", "openvino", "litert", "executorch", "coreml")
+"""Stages that take seconds for each layer."""
 LANGUAGE = "text-generation"
 EMBEDDINGS = "feature-extraction"
 CASES = [
@@ -112,8 +113,7 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     if task_of(stage) == EMBEDDINGS:
         return sentences.encoder()
     if task_of(stage) != LANGUAGE:
-        # To lower a layer takes ExecuTorch and coremltools seconds.
-        return tiny.encoder(num_hidden_layers=1) if stage.kind in ("executorch", "coreml") else tiny.encoder()
+        return tiny.encoder(num_hidden_layers=1) if stage.kind in TRACING else tiny.encoder()
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
     source = save_tiny_llama(folder / "decoder")

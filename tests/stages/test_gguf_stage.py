@@ -16,8 +16,7 @@ from compress.errors import IntegrityError, ModelError, StageError
 from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
-from compress.pipeline.integrity import Contract, Probe, Weight
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import Contract, Probe, Weight, probed
 from compress.stage.stage import Context
 from compress.tasks.registry import get_task
 

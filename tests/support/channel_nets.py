@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
 
-from compress.checkpoints import plain_module
-from compress.checkpoints.plain_module import MODULE_KEY, PlainModule
+from compress.checkpoints.allowed_code import MODULE_KEY, allow
+from compress.checkpoints.plain_module import PlainModule
 from compress.checkpoints.torch_model import TorchModel
 
 
@@ -87,7 +87,7 @@ def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
     """The network as a plain module that a recipe named, so that it loads again."""
     torch.manual_seed(seed)
     reference = f"{network.__module__}:{network.__name__}"
-    plain_module.allow(reference, tiny_images.Path())
+    allow(reference, tiny_images.Path())
     config = PreTrainedConfig(**tiny_images.names(), **{MODULE_KEY: {"module": reference, "arguments": {}}})
     return TorchModel(PlainModule(lively(network(), seed), config), tiny_images.processor())
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from forked import Forked
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from compress.progress import SilentProgress
@@ -128,10 +129,28 @@ def surroundings(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **changes}
 
 
+def start(*arguments: str | Path, folder: Path | None = None, **changes: str) -> Forked:
+    """Start a command in a process of its own, which has the libraries already."""
+    return Forked([*map(str, arguments)], folder or Path.cwd(), surroundings(**changes))
+
+
 def compress(
     *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, in ``folder``, and wait for it."""
+    """`start` a command in ``folder`` and wait for it."""
+    process = start(*arguments, folder=folder, **changes)
+    try:
+        stdout, stderr = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode or 0, stdout, stderr)
+
+
+def compress_anew(
+    *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user starts it, in ``folder``, and wait for it."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,

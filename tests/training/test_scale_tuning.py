@@ -86,7 +86,7 @@ def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Ch
     made = context(source, tmp_path / "scratch")
     module = load_module(start)
     learn(module, start, stage)
-    lesson = Lesson.between(module, made.earlier("start"), make_windows(start, stage, made), stage, 0.02)
+    lesson = Lesson.between(module, made.earlier("start"), make_windows(start, stage, made), stage)
     recovered = lesson.teach(made, "test")
     assert lesson.quality() == recovered.after and recovered.after.divergence < recovered.before.divergence
     (tmp_path / "saved").mkdir()
@@ -103,7 +103,7 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
     made = context(source, tmp_path / "scratch")
     windows = make_windows(start, stage, made)
     module, teacher = load_module(start), made.earlier("start")
-    quality = Lesson.between(module, teacher, windows, stage, 0.02).quality()
+    quality = Lesson.between(module, teacher, windows, stage).quality()
     ids = torch.from_numpy(windows.held_out.batch(range(len(windows.held_out)))["input_ids"])
     with torch.no_grad():
         mine, theirs = (model(input_ids=ids).logits[:, :-1].log_softmax(-1) for model in (module, teacher.module))
@@ -148,7 +148,7 @@ def test_the_teacher_answers_once_where_windows_come_again(
     learn(module, start, stage)
     asked: list[int] = []
     teacher.module.model.register_forward_hook(lambda module, inputs, output: asked.append(len(output[0])))
-    lesson = Lesson.between(module, teacher, windows, stage, 0.02)
+    lesson = Lesson.between(module, teacher, windows, stage)
     asked.clear()
     lesson.teach(made, "test")
     assert sum(asked) == len(windows.train) + len(windows.held_out)
@@ -201,7 +201,7 @@ def test_logits_that_are_more_than_a_product_are_refused(
     teacher.module.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
     stage = TuneScales(**QUICK)
     with pytest.raises(StageError, match="does more with its last states"):
-        Lesson.between(load_module(start), teacher, make_windows(start, stage, made), stage, 0.02)
+        Lesson.between(load_module(start), teacher, make_windows(start, stage, made), stage)
 
 
 def test_half_precision_tunes_too(

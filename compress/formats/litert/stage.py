@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
@@ -106,7 +107,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """Those of the recipe, or those that pad the training texts least. Raises `StageError` for a text too long."""
         from compress.numerics.sampling import covering_lengths
 
-        positions = getattr(model.module.config, "max_position_embeddings", context.max_length)
+        positions = positions_of(model.module.config.to_dict()) or context.max_length
         longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(texts.max()))
         chosen = covering_lengths(texts, self.lengths, longest) if isinstance(self.lengths, int) else self.lengths
         if chosen[-1] > positions or chosen[-1] < texts.max():

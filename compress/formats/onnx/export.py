@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from compress.checkpoints.config_check import positions_of
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
@@ -21,6 +22,7 @@ from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -95,7 +97,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
         )
         try:
             attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
-            with silence("prints"), _without_cache(model.module), attention:
+            with silence("prints"), lean_tracing(), _without_cache(model.module), attention:
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program
         except (RuntimeError, ValueError, TypeError) as error:
@@ -116,9 +118,8 @@ def _keep_answers(program: ir.Model, examples: Examples) -> None:
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
     """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    longest = getattr(model.module.config, "max_position_embeddings", None)
-    # XLNet says -1, and models with relative positions say nothing.
-    longest = longest if isinstance(longest, int) and longest > shortest else _LONGEST
+    longest = positions_of(model.module.config.to_dict()) or _LONGEST
+    longest = longest if longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
     return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}

@@ -23,7 +23,7 @@ from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.installation import has_package
-from compress.pipeline.probed import probed
+from compress.pipeline.integrity import probed
 from compress.runtimes.runtime import TensorType
 
 # To import it takes seconds, in each process that collects tests.

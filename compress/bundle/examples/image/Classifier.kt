@@ -1,4 +1,5 @@
-// {{name}}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
+{% set resize, crop = rule.resize or {}, rule.center_crop or {} %}
+// {{ name }}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
 // Gradle: what Model.kt names. Put manifest.json into src/main/assets too.
 import android.content.Context
 import android.graphics.Bitmap
@@ -12,8 +13,8 @@ import kotlin.math.sin
 import org.json.JSONObject
 
 class Classifier(context: Context) : AutoCloseable {
-    private val mean = doubleArrayOf({{mean}})
-    private val std = doubleArrayOf({{std}})
+    private val mean = doubleArrayOf({{ rule.mean | join(", ") }})
+    private val std = doubleArrayOf({{ rule.std | join(", ") }})
     private val model = Model(context)
     private val labels = context.assets.open("manifest.json").use {
         val listed = JSONObject(it.reader().readText()).getJSONObject("postprocessing").getJSONArray("labels")
@@ -24,7 +25,7 @@ class Classifier(context: Context) : AutoCloseable {
     fun classify(bitmap: Bitmap): List<Pair<String, Double>> {
         val (values, height, width) = prepare(bitmap)
         val shape = longArrayOf(1, CHANNELS.length.toLong(), height.toLong(), width.toLong())
-        val scores = model.run("{{input}}", values, shape, "{{output}}")
+        val scores = model.run("{{ rule.input }}", values, shape, "{{ end.output }}")
         val powers = scores.map { exp((it - scores.max()).toDouble()) }
         return labels.zip(powers.map { it / powers.sum() }).sortedByDescending { it.second }
     }
@@ -129,14 +130,14 @@ class Classifier(context: Context) : AutoCloseable {
     private class Image(val width: Int, val height: Int, val data: IntArray)
 
     private companion object {
-        const val CHANNELS = "{{channels}}"
-        const val FILTER = "{{filter}}"
+        const val CHANNELS = "{{ rule.channels }}"
+        const val FILTER = "{{ resize.filter | default("", true) }}"
         val REACH = mapOf("bilinear" to 1.0, "bicubic" to 2.0, "lanczos" to 3.0)[FILTER] ?: 1.0
-        const val RESIZE_WIDTH = {{resize_width}} // 0: not so
-        const val RESIZE_HEIGHT = {{resize_height}}
-        const val SHORTEST_EDGE = {{shortest_edge}}
-        const val CROP_WIDTH = {{crop_width}}
-        const val CROP_HEIGHT = {{crop_height}}
-        const val FACTOR = {{factor}}
+        const val RESIZE_WIDTH = {{ resize.width | default(0, true) }} // 0: not so
+        const val RESIZE_HEIGHT = {{ resize.height | default(0, true) }}
+        const val SHORTEST_EDGE = {{ resize.shortest_edge | default(0, true) }}
+        const val CROP_WIDTH = {{ crop.width | default(0, true) }}
+        const val CROP_HEIGHT = {{ crop.height | default(0, true) }}
+        const val FACTOR = {{ rule.rescale_factor }}
     }
 }

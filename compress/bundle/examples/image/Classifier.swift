@@ -1,16 +1,17 @@
-// {{name}}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
+{% set resize, crop = rule.resize or {}, rule.center_crop or {} %}
+// {{ name }}: picture -> label, written from manifest.json. Not compiled where it was written; check it with selftest.json.
 // Swift package: what Model.swift names.
 import CoreGraphics
 import Foundation
 
 final class Classifier {
-    static let channels = "{{channels}}"
-    static let filter = "{{filter}}"
-    static let (resizeWidth, resizeHeight, shortestEdge) = ({{resize_width}}, {{resize_height}}, {{shortest_edge}}) // 0: not so
-    static let (cropWidth, cropHeight) = ({{crop_width}}, {{crop_height}})
-    static let factor = {{factor}}
-    static let mean: [Double] = [{{mean}}]
-    static let std: [Double] = [{{std}}]
+    static let channels = "{{ rule.channels }}"
+    static let filter = "{{ resize.filter | default("", true) }}"
+    static let (resizeWidth, resizeHeight, shortestEdge) = ({{ resize.width | default(0, true) }}, {{ resize.height | default(0, true) }}, {{ resize.shortest_edge | default(0, true) }}) // 0: not so
+    static let (cropWidth, cropHeight) = ({{ crop.width | default(0, true) }}, {{ crop.height | default(0, true) }})
+    static let factor = {{ rule.rescale_factor }}
+    static let mean: [Double] = [{{ rule.mean | join(", ") }}]
+    static let std: [Double] = [{{ rule.std | join(", ") }}]
 
     struct Image {
         var width: Int, height: Int, data: [Int]
@@ -31,7 +32,7 @@ final class Classifier {
     func classify(_ picture: CGImage) throws -> [(label: String, score: Double)] {
         let (values, height, width) = prepare(picture)
         let shape = [1, Self.channels.count, height, width]
-        let scores = try model.run("{{input}}", values, shape: shape, output: "{{output}}").map(Double.init)
+        let scores = try model.run("{{ rule.input }}", values, shape: shape, output: "{{ end.output }}").map(Double.init)
         let powers = scores.map { exp($0 - scores.max()!) }
         let sum = powers.reduce(0, +)
         return zip(labels, powers.map { $0 / sum }).map { (label: $0, score: $1) }.sorted { $0.score > $1.score }

@@ -1,14 +1,14 @@
-// {{name}}: text -> embedding, written from manifest.json. Not compiled where it was written; check it with selftest.json.
+// {{ name }}: text -> embedding, written from manifest.json. Not compiled where it was written; check it with selftest.json.
 // Swift packages: what Model.swift names and, for tokenizer.json, huggingface/swift-transformers.
 import Foundation
 import Tokenizers
 
 final class Encoder {
-    static let prefix = [{{prefix}}]
-    static let suffix = [{{suffix}}]
-    static let maxLength = {{max_length}}
-    static let dimensions = {{dimensions}}
-    static let normalize = {{normalize}}
+    static let prefix = [{{ rule.prefix_ids | join(", ") }}]
+    static let suffix = [{{ rule.suffix_ids | join(", ") }}]
+    static let maxLength = {{ rule.max_length }}
+    static let dimensions = {{ end.dimensions }}
+    static let normalize = {{ end.normalize | lower }}
 
     private let model: Model
     private let tokenizer: Tokenizer
@@ -16,7 +16,7 @@ final class Encoder {
     /// `bundle` is the folder that holds manifest.json.
     init(bundle: URL) async throws {
         model = try Model(bundle: bundle)
-        let folder = bundle.appendingPathComponent("{{tokenizer}}").deletingLastPathComponent()
+        let folder = bundle.appendingPathComponent("{{ rule.tokenizer }}").deletingLastPathComponent()
         tokenizer = try await AutoTokenizer.from(modelFolder: folder)
     }
 
@@ -31,9 +31,19 @@ final class Encoder {
     func embed(_ text: String) throws -> [Float] {
         let ids = encode(text)
         let given = ["input_ids": ids, "attention_mask": ids.map { _ in 1 }]
-        let values = try model.run(given, output: "{{output}}") // of all tokens, one after the other
+        let values = try model.run(given, output: "{{ end.output }}") // of all tokens, one after the other
         let count = Self.dimensions
-        let found: [Float] = {{pooled_swift}}
+        let found: [Float] = {% if end.pooling == "mean" -%}
+            (0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.reduce(0, +) * Float(count) / Float(values.count) }
+        {%- elif end.pooling == "cls" -%}
+            Array(values.prefix(count))
+        {%- elif end.pooling == "max" -%}
+            (0..<count).map { at in stride(from: at, to: values.count, by: count).map { values[$0] }.max()! }
+        {%- elif end.pooling == "lasttoken" -%}
+            Array(values.suffix(count))
+        {%- else -%}
+            values
+        {%- endif +%}
         let length = Self.normalize ? Self.norm(found) : 1
         return found.map { $0 / length }
     }

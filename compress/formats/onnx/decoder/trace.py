@@ -38,6 +38,7 @@ from compress.formats.onnx.decoder.caches import (
 )
 from compress.formats.onnx.decoder.plug import Call, Plug
 from compress.formats.silence import silence
+from compress.formats.tracing import lean_tracing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,10 +92,15 @@ class Trace:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `ModelError` for a language model that cannot be built, or run without its weights."""
+    """Raise `ModelError` for a language model that cannot be built, or run without its weights.
+
+    A model that could be is not tried again: a run asks for each of its targets and stages.
+    """
     checkpoint = Checkpoint(folder)
-    with _refusing(checkpoint), torch.no_grad():
-        _Rehearsal(checkpoint)
+    if (key := _of_model(checkpoint)) not in _WRITABLE:
+        with _refusing(checkpoint), torch.no_grad():
+            _Rehearsal(checkpoint)
+        _WRITABLE.add(key)
 
 
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
@@ -103,8 +109,7 @@ def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool
     ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
     Raises `ModelError` for a model that cannot be traced.
     """
-    config = {name: value for name, value in checkpoint.config.items() if name not in _OF_WEIGHTS}
-    key = json.dumps([config, fused, whole], sort_keys=True)
+    key = json.dumps([_of_model(checkpoint), fused, whole])
     if key not in _KEPT:
         while len(_KEPT) >= _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
@@ -113,7 +118,7 @@ def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool
 
 
 def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
-    with _refusing(checkpoint), silence("prints"), torch.no_grad():
+    with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         found = _Rehearsal(checkpoint)
         described = _describe(found.prefix, found.blocks, found.plug)
         traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
@@ -129,6 +134,12 @@ def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
 
 
 _KEPT: dict[str, Trace] = {}
+_WRITABLE: set[str] = set()
+
+
+def _of_model(checkpoint: Checkpoint) -> str:
+    """What a config says of the model itself."""
+    return json.dumps({k: v for k, v in checkpoint.config.items() if k not in _OF_WEIGHTS}, sort_keys=True)
 
 
 @contextmanager

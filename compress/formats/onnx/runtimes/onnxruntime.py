@@ -167,7 +167,7 @@ class OnnxRuntime:
         ``threads`` work within an operator.
         """
         check_target(self, target, threads)
-        graphs = model_files(artifact)
+        graphs = model_files(artifact, self.name)
         sessions = [self._open(graph, target, threads) for graph in graphs]
         return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
 

@@ -171,7 +171,7 @@ class OnnxRuntimeWeb:
 
         It lives until the session is no longer used, at most as long as this process.
         """
-        graphs = model_files(artifact)
+        graphs = model_files(artifact, self.name)
         if len(graphs) > 1:
             raise ModelError(
                 f"The model has {len(graphs)} graphs.",

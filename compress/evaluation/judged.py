@@ -1,4 +1,4 @@
-"""Multiple-choice questions, answered by which choice a language model finds likeliest after the prompt."""
+"""A model judged beside its own rows: which choice it finds likeliest after a prompt, and human similarities."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
-from compress.data.judged import Question
+from compress.checkpoints.processor import load_processor, load_tokenizer
+from compress.data.judged import Question, RatedPairs
 from compress.errors import DataError, ModelError
+from compress.evaluation.evaluate import predict
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
+from compress.numerics.correlation import pearson, spearman
+from compress.numerics.embeddings import normalized
 from compress.numerics.next_token import negative_log_likelihood
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
 from compress.targets import Target
+from compress.tasks.feature_extraction import EMBEDDING
+from compress.tasks.task import Task
 
 _DELIMITER = " "
 """Between prompt and choice, unless either has white space there; it is scored with the choice."""
@@ -92,3 +97,52 @@ def _row(metric: str, outcomes: Sequence[float], model: str, target: str) -> Mea
     return Measurement(
         model=model, metric=metric, target=target, value=sum(raw) / n, unit="ratio", low=low, high=high, n=n, raw=raw
     )
+
+
+def cosines(
+    artifact: Path,
+    task: Task,
+    rated: Sequence[RatedPairs],
+    max_length: int,
+    target: Target,
+    threads: int,
+    progress: Progress,
+    description: str,
+) -> list[list[float]]:
+    """Of each set, the cosine of every pair's embeddings. Raises what opening and running raise."""
+    import pyarrow as pa
+
+    texts = list(dict.fromkeys(text for part in rated for text in (*part.texts, *part.pairs)))
+    place = {text: index for index, text in enumerate(texts)}
+    examples = task.encode(pa.table({"text": texts}), load_processor(artifact), None, max_length)
+    kept = predict(artifact, task, examples, target, threads, progress, description).kept
+    embeddings = normalized(kept[EMBEDDING])
+    return [
+        np.einsum(
+            "nd,nd->n",
+            embeddings[[place[text] for text in part.texts]],
+            embeddings[[place[text] for text in part.pairs]],
+        ).tolist()
+        for part in rated
+    ]
+
+
+def similarity_rows(
+    rated: Sequence[RatedPairs], found: Sequence[Sequence[float]], model: str, target: str
+) -> list[Measurement]:
+    """`spearman_NAME` and `pearson_NAME` of each set, with 95% intervals as for independent pairs."""
+    rows = []
+    for part, values in zip(rated, found, strict=True):
+        for name, correlation in (("spearman", spearman), ("pearson", pearson)):
+            estimate = correlation(values, part.scores)
+            rows.append(
+                Measurement(
+                    model=model,
+                    metric=f"{name}_{part.name}",
+                    target=target,
+                    unit="",
+                    n=len(values),
+                    **estimate._asdict(),
+                )
+            )
+    return rows

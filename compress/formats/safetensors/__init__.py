@@ -1,0 +1,19 @@
+"""Checkpoints in safetensors as transformers runs them: what every other format is made of, and compared with."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.targets import Profile, Target
+
+_FOLDER = "compress.formats.safetensors"
+_ABOUT = "transformers on this machine's processor, which runs any checkpoint as it is, in float32"
+FORMAT = FormatSpec(
+    name="safetensors",
+    rank=99,
+    suffix=".safetensors",
+    runtimes={"torch": RuntimeSpec(runtime=f"{_FOLDER}.runtime:RUNTIME", provider="cpu", package="torch")},
+    targets=(Profile(Target("torch", "torch", "cpu", _ABOUT, "safetensors")),),
+    find_all=f"{_FOLDER}.folder:find_weights",
+    tensors="compress.checkpoints.checkpoint:read_tensors",
+    has_graph=False,
+)

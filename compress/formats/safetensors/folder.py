@@ -1,0 +1,71 @@
+"""A folder of weights as a torch model: whole and in float32, whatever stage wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.adapter import ADAPTER, merge
+from compress.checkpoints.allowed_code import is_allowed
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.checks import check_model_folder, weight_files
+from compress.checkpoints.json_file import read_json
+from compress.checkpoints.processor import PREPROCESSOR, load_tokenizer
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import ModelError
+from compress.tasks.capability import GENERATES
+from compress.tasks.registry import TASKS, tasks_with, told_task
+from compress.tasks.task import Task
+
+
+def find_weights(artifact: Path) -> tuple[Path, ...]:
+    """The safetensors files of a folder, or the file itself. Raises `ModelError`."""
+    return (artifact,) if artifact.is_file() else weight_files(artifact)
+
+
+def has_integers(folder: Path) -> bool:
+    """Whether weights in it are stored as integers."""
+    return read_json(folder / "config.json").get("quantization_config") is not None
+
+
+def task_of_folder(folder: Path) -> Task:
+    """The task that its config tells. Raises `ModelError` where it tells none."""
+    config = read_json(folder / "config.json")
+    told = told_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
+    if told is None:
+        raise ModelError(
+            f"Nothing tells what a model of the class {', '.join(config.get('architectures') or ['?'])} is for.",
+            where=str(folder / "config.json"),
+            expected=f"architectures of one of the tasks {', '.join(TASKS)}",
+        )
+    return TASKS[told]
+
+
+def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
+    """Its task and its model, integers made float and the adapter beside them added. Raises `ModelError`."""
+    folder = artifact.parent if artifact.is_file() else artifact
+    check_model_folder(folder)
+    task = task_of_folder(folder)
+    if GENERATES in task.capabilities and has_integers(folder):
+        model = _floats(folder)
+    else:
+        model = task.load(folder, None, trust_remote_code=is_allowed(str(folder.resolve())))
+    if (folder / ADAPTER).is_dir():
+        model.module = merge(model.module, folder / ADAPTER)
+    model.module.requires_grad_(False).eval()
+    return task, model
+
+
+def _floats(folder: Path) -> TorchModel:
+    from compress.checkpoints.quantized_module import load_module, with_float_weights
+
+    return TorchModel(with_float_weights(load_module(Checkpoint(folder))), load_tokenizer(folder))
+
+
+def _generating(config: dict[str, Any]) -> str | None:
+    """A task that generates, for a class of another name that is transformers' causal language model of its type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
+    generates = known is not None and known in (config.get("architectures") or [])
+    return next(iter(tasks_with(frozenset({GENERATES}))), None) if generates else None

@@ -1,0 +1,69 @@
+"""transformers: a checkpoint on the processor, in float32."""
+
+from __future__ import annotations
+
+import weakref
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from compress.runtimes.runtime import Session, check_target
+from compress.targets import Target
+from compress.tasks.capability import ANSWERS_AT_ONCE, TRANSCRIBES
+
+
+class TorchRuntime:
+    """Opens folders of safetensors."""
+
+    name = "torch"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
+        """Load the model of ``artifact``, a folder or its one file; ``threads`` work within an operator."""
+        check_target(self, target, threads)
+        import torch
+
+        from compress.formats.safetensors.folder import has_integers, load_folder
+        from compress.formats.safetensors.session import TorchSession
+
+        task, model = load_folder(artifact)
+        folder = artifact.parent if artifact.is_file() else artifact
+        settings = {
+            "runtime": f"torch {version('torch')}, transformers {version('transformers')}",
+            "provider": target.provider,
+            "intra_op_threads": threads,
+            "computes_in": "float32",
+            "integers_made_float": has_integers(folder),
+        }
+        session = TorchSession(model.module, str(folder), settings)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        # The number is the process's: it ends with the session.
+        weakref.finalize(session, torch.set_num_threads, before)
+        if TRANSCRIBES in task.capabilities and ANSWERS_AT_ONCE not in task.capabilities:
+            from compress.formats.safetensors.speech import open_transcriber
+
+            return open_transcriber(session, folder)
+        return session
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why this machine lacks the target: a package is not installed."""
+        lacking = [name for name in ("torch", "transformers") if find_spec(name) is None]
+        return f"{lacking[0]} is not installed (pip install {lacking[0]})" if lacking else None
+
+    def build(self) -> str:
+        """The packages' versions."""
+        return f"torch {version('torch')}, transformers {version('transformers')}"
+
+    def remark(self, artifact: Path) -> str | None:
+        """See `Remarks`: integers were made float."""
+        from compress.formats.safetensors.folder import has_integers
+
+        if not has_integers(artifact):
+            return None
+        return (
+            "its integers were made float to be run: answers are theirs, time and memory are those of float32 "
+            "arithmetic and not of kernels for few bits"
+        )
+
+
+RUNTIME = TorchRuntime()

@@ -1,0 +1,104 @@
+"""Whisper through transformers, as two sessions with the names that its graphs have: see `runtimes.transcriber`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import ModelError
+from compress.formats.safetensors.session import TorchSession, as_array, as_tensor, cache_of
+from compress.runtimes.decoder import PAST, PRESENT
+from compress.runtimes.runtime import Batch, TensorType
+from compress.runtimes.transcriber import FEATURES, HIDDEN, Transcriber
+
+_IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
+_OF = (".decoder", ".encoder")
+"""Keys and values of the tokens, and of the audio."""
+
+
+def open_transcriber(session: TorchSession, folder: Path) -> Transcriber:
+    """What transcribes with the module of ``session``. Raises `ModelError` for one without encoder and decoder."""
+    config = session.module.config
+    if not config.is_encoder_decoder or not hasattr(config, "num_mel_bins"):
+        raise ModelError(
+            f"A {type(session.module).__name__} does not transcribe token by token.",
+            where=str(folder),
+            expected="an encoder of log-mel features and a decoder, such as Whisper",
+        )
+    return Transcriber(_Encoder(session), _Decoder(session), folder)
+
+
+class _Part:
+    """What both sessions say alike."""
+
+    def __init__(self, whole: TorchSession) -> None:
+        self._whole, self._config = whole, whole.module.config
+        self.provider, self.settings = whole.provider, whole.settings
+
+
+class _Encoder(_Part):
+    """`input_features` to `last_hidden_state`."""
+
+    inputs = (FEATURES,)
+
+    def __init__(self, whole: TorchSession) -> None:
+        super().__init__(whole)
+        encoder = whole.module.get_encoder()
+        frames = self._config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        self.input_types = {FEATURES: TensorType("float32", (None, self._config.num_mel_bins, frames))}
+        self.output_types = {HIDDEN: TensorType("float32", (None, None, self._config.d_model))}
+        self._own = TorchSession(encoder, whole.where, whole.settings)
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        return {HIDDEN: as_array(self._own.run({FEATURES: batch[FEATURES]}).last_hidden_state)}
+
+
+class _Decoder(_Part):
+    """A prompt or a token, the audio, and keys and values so far, to logits and further keys and values."""
+
+    def __init__(self, whole: TorchSession) -> None:
+        super().__init__(whole)
+        layers, heads = self._config.decoder_layers, self._config.decoder_attention_heads
+        kept = TensorType("float32", (None, heads, None, self._config.d_model // heads))
+        self._names = [[[f"{layer}{of}.{part}" for part in ("key", "value")] for layer in range(layers)] for of in _OF]
+        every = [name for of in self._names for pair in of for name in pair]
+        plain = {
+            _IDS: TensorType("int64", (None, None)),
+            _AUDIO: TensorType("float32", (None, None, self._config.d_model)),
+            _CACHED: TensorType("bool", (1,)),
+        }
+        logits = {_LOGITS: TensorType("float32", (None, None, None))}
+        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys([PAST + name for name in every], kept)
+        self.output_types: Mapping[str, TensorType] = logits | dict.fromkeys([PRESENT + name for name in every], kept)
+        self.inputs = tuple(self.input_types)
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`; keys and values of the audio are made where `use_cache_branch` is false."""
+        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+        from transformers.modeling_outputs import BaseModelOutput
+
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if np.asarray(batch[_CACHED]).all():
+            cache = EncoderDecoderCache(*(DynamicCache(self._held(batch, of)) for of in self._names))
+        found = self._whole.run(
+            {"decoder_input_ids": batch[_IDS]},
+            encoder_outputs=BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO]))),
+            use_cache=True,
+            **{str(self._whole.cache_name): cache},
+        )
+        kept_now = cache_of(found)
+        caches = (kept_now.self_attention_cache, kept_now.cross_attention_cache)
+        kept = {
+            PRESENT + name: as_array(tensor)
+            for names, own in zip(self._names, caches, strict=True)
+            for pair, layer in zip(names, own.layers, strict=True)
+            for name, tensor in zip(pair, (layer.keys, layer.values), strict=True)
+        }
+        return {_LOGITS: as_array(found.logits), **kept}
+
+    def _held(self, batch: Batch, names: list[list[str]]) -> list[Any]:
+        return [tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in names]

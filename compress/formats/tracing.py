@@ -1,0 +1,32 @@
+"""Tracing by torch and its ONNX exporter without work that nobody has anything of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def lean_tracing() -> Iterator[None]:
+    """Leave out the stack trace of each node, and parse the exporter's library of operators once only.
+
+    That is a seventh of the work of an export. Graphs have none of it, and errors name modules.
+    """
+    from torch.fx import config
+    from torch.onnx._internal.exporter import _registration
+
+    apis: Any = vars(_registration)["onnxscript_apis"]
+    traces, library = config.do_not_emit_stack_traces, apis.get_torchlib_ops
+    config.do_not_emit_stack_traces = True
+    apis.get_torchlib_ops = functools.partial(_parsed, library)
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces, apis.get_torchlib_ops = traces, library
+
+
+@functools.cache
+def _parsed(library: Callable[[], list[Any]]) -> list[Any]:
+    return library()

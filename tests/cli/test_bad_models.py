@@ -1,0 +1,178 @@
+"""Models and media that no recipe can use: each is named, and none ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tiny_generation
+import tiny_images
+import tiny_run
+import tiny_speech
+import yaml
+
+from compress.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+KINDS = ("text", "chat", "speech", "images")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each kind of model with a recipe in it, which no test changes."""
+    root = tmp_path_factory.mktemp("pristine")
+    tiny_run.write_all(root / "text", stages=[{"finetune": {"epochs": 1}}], baseline="start")
+    tiny_generation.write_all(root / "chat")
+    (root / "speech").mkdir()
+    shared: dict[str, Any] = {"name": "tiny", "model": "model", "stages": ["export"]}
+    splits = tiny_speech.write_speech(root / "speech")
+    speech = {**shared, "task": tiny_speech.TASK, "data": {"splits": splits}}
+    tiny_images.vit().save(_made(root / "images" / "model"))
+    tiny_images.write_class_folders(root / "images")
+    images = {**shared, "task": tiny_images.TASK, "data": {"splits": {one: f"./{one}" for one in ("train", "test")}}}
+    for kind, recipe in (("speech", speech), ("images", images)):
+        (root / kind / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    return root
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def change(config: Mapping[str, Any], *without: str) -> Callable[[Path], None]:
+    """Change fields of the model's config, and take others out."""
+
+    def spoil(place: Path) -> None:
+        path = place / "model" / "config.json"
+        content = {name: value for name, value in json.loads(path.read_text()).items() if name not in without}
+        path.write_text(json.dumps({**content, **config}))
+
+    return spoil
+
+
+def own_code(place: Path) -> None:
+    change({"model_type": "pony", "auto_map": {"AutoConfig": "pony.Pony", "AutoModel": "pony.PonyModel"}})(place)
+    (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
+
+
+def tokenizer_code(place: Path) -> None:
+    path = place / "model" / "tokenizer_config.json"
+    named = {"tokenizer_class": "Pony", "auto_map": {"AutoTokenizer": ["pony.Pony", None]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    (place / "model" / "tokenizer.json").unlink()
+    (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
+
+
+def no_tokenizer(place: Path) -> None:
+    for path in place.glob("model/*token*"):
+        path.unlink()
+
+
+def endless_recording(place: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    soundfile.write(place / "test-3.flac", np.zeros(0, np.float32), 16_000, format="WAV")
+
+
+def empty_recording(place: Path) -> None:
+    (place / "test-3.flac").write_bytes(b"")
+
+
+def captions_alone(place: Path) -> None:
+    rows = [{"image": None if index == 2 else str(path), "label": path.parent.name} for index, path in
+            enumerate(sorted((place / "test").rglob("*.png")))]  # fmt: skip
+    _name_test(place, rows)
+
+
+def captions_of_lost_pictures(place: Path) -> None:
+    _name_test(place, [{"image": f"lost-{index}.png", "label": "above"} for index in range(4)])
+
+
+def _name_test(place: Path, rows: list[dict[str, Any]]) -> None:
+    (place / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    recipe = yaml.safe_load((place / "tiny.yaml").read_text())
+    recipe["data"]["splits"]["test"] = "test.jsonl"
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+
+
+class Case(NamedTuple):
+    """What spoils a folder, what is said of it, and which commands see it; `inspect` looks at weights alone."""
+
+    kind: str
+    spoil: Callable[[Path], None]
+    said: tuple[str, ...]
+    seen_by: tuple[str, ...] = ("run", "check")
+
+
+CASES = {
+    "no model_type": Case("text", change({}, "model_type"), ("no model_type", "config.json")),
+    "a newer transformers": Case(
+        "text",
+        change({"model_type": "bert9", "transformers_version": "9.1.0"}),
+        ("has no architecture 'bert9'", "written by 9.1.0", "pip install -U transformers"),
+    ),
+    "code of its own": Case("chat", own_code, ("Python files of its own", "trust_remote_code: true")),
+    "a tokenizer's code": Case("text", tokenizer_code, ("tokenizer", "pony"), ("run",)),
+    "a size missing": Case("text", change({}, "hidden_size"), ("cannot be loaded",), ("run",)),
+    "a size of no number": Case("text", change({"num_hidden_layers": "two"}), ("num_hidden_layers",), ("run",)),
+    "nothing for a size": Case("chat", change({"num_key_value_heads": None, "hidden_size": None}), ("config",)),
+    "no heads": Case("chat", change({"num_attention_heads": 0}), ("config",)),
+    "no tokenizer": Case("text", no_tokenizer, ("no tokenizer", "Copy the files of the tokenizer")),
+    "audio of no length": Case("speech", endless_recording, ("recording is empty", "test-3.flac"), ("run",)),
+    "an empty file": Case("speech", empty_recording, ("test-3.flac is empty",), ("run",)),
+    "captions without pictures": Case("images", captions_alone, ("'image'", "1 of 16", "test.jsonl"), ("run",)),
+    "pictures that are lost": Case("images", captions_of_lost_pictures, ("lost-0.png cannot be read",), ("run",)),
+}
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """How a command ends, and what it says of an error."""
+    monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return int(end.value.code or 0), said
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_used_is_named(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    case = CASES[name]
+    place = tmp_path / "place"
+    shutil.copytree(pristine / case.kind, place)
+    monkeypatch.chdir(place)
+    case.spoil(place)
+    for command in case.seen_by:
+        code, said = told(monkeypatch, capsys, command, "tiny.yaml")
+        assert code in (2, 3) and said.count("error: ") == 1, said
+        assert all(text in said for text in case.said), said
+    assert told(monkeypatch, capsys, "inspect", "model")[0] == 0, "weights are there all the same"
+    assert not list(place.glob("artifacts/runs/*/latest"))
+
+
+def test_positions_without_an_end_bound_nothing(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.bench.generation import _positions
+    from compress.checkpoints.config_check import positions_of
+    from compress.pipeline.data_checks import check_running_text
+    from compress.pipeline.road import Road
+
+    shutil.copytree(pristine / "chat", tmp_path / "place")
+    place = tmp_path / "place"
+    monkeypatch.chdir(place)
+    change({"max_position_embeddings": -1})(place)
+    check_running_text(Road(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes()))
+    assert _positions(place / "model" / "model.safetensors") is None
+    assert positions_of({"max_position_embeddings": -1}) is None
+    assert positions_of({"text_config": {"max_position_embeddings": 9}}) == 9

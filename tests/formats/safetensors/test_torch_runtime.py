@@ -1,0 +1,196 @@
+"""transformers as a runtime: a folder's answers are those of its own class, whatever stage wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import channel_nets
+import numpy as np
+import pytest
+import tiny_images
+import tiny_pairs
+import tiny_run
+import tiny_tasks
+import torch
+import transformers
+from adapters import save_adapter
+from quantized import quantize_tiny_llama, save_tiny_llama
+from tiny_whisper import FRAMES, write_tiny_whisper
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.model_file import format_of, model_files
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import REFERENCE
+from compress.runtimes.decoder import open_decoder
+from compress.runtimes.runtime import Session
+
+TARGET = REFERENCE.target
+IDS = {
+    "input_ids": np.array([[5, 9, 40, 41, 7], [6, 30, 31, 0, 0]]),
+    "attention_mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+PIXELS = {"pixel_values": np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)}
+
+
+def opened(folder: Path) -> Session:
+    return get_runtime(TARGET.runtime).open(folder, TARGET, threads=1)
+
+
+def classifier(folder: Path) -> None:
+    tiny_run.write_model(folder, tiny_run.LABELS)
+
+
+def of_task(task: str, **config: Any) -> Callable[[Path], None]:
+    return lambda folder: tiny_tasks.write_model(folder, task, **config) and None
+
+
+def images(folder: Path) -> None:
+    tiny_images.vit().save(folder)
+
+
+def embeddings(folder: Path) -> None:
+    tiny_pairs.encoder().save(folder)
+
+
+def llama(folder: Path) -> None:
+    save_tiny_llama(folder)
+
+
+TASKS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+    "text-classification": (classifier, "AutoModelForSequenceClassification", ("logits",)),
+    "token-classification": (
+        of_task("token-classification", num_labels=5), "AutoModelForTokenClassification", ("logits",)
+    ),
+    "text-ranking": (of_task("text-ranking", num_labels=1), "AutoModelForSequenceClassification", ("logits",)),
+    "fill-mask": (of_task("fill-mask", num_labels=2), "AutoModelForMaskedLM", ("logits",)),
+    "question-answering": (
+        of_task("question-answering", num_labels=2), "AutoModelForQuestionAnswering", ("start_logits", "end_logits")
+    ),
+    "feature-extraction": (embeddings, "AutoModel", ("last_hidden_state",)),
+    "image-classification": (images, "AutoModelForImageClassification", ("logits",)),
+    "text-generation": (llama, "AutoModelForCausalLM", ("logits",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_answers_are_those_of_transformers_row_by_row(tmp_path: Path, task: str) -> None:
+    write, auto, names = TASKS[task]
+    tmp_path.mkdir(exist_ok=True)
+    write(tmp_path)
+    assert format_of(tmp_path) == TARGET.format and model_files(tmp_path)[0].name == "model.safetensors"
+    batch = PIXELS if "image" in task else IDS
+    found = opened(tmp_path).predict({**batch, "not_an_input": np.zeros(1)})
+    module = getattr(transformers, auto).from_pretrained(tmp_path).eval()
+    for row in range(len(next(iter(batch.values())))):
+        length = int(IDS["attention_mask"][row].sum()) if batch is IDS else None
+        alone = {name: torch.tensor(array[row : row + 1, :length]) for name, array in batch.items()}
+        with torch.no_grad():
+            expected = module(**alone)
+        for name in names:
+            own = found[name][row : row + 1, : expected[name].shape[1]]
+            np.testing.assert_allclose(own, expected[name].numpy(), atol=2e-5)
+
+
+def test_a_plain_module_is_run_where_its_code_is_allowed(tmp_path: Path) -> None:
+    model = channel_nets.plain()
+    model.save(tmp_path)
+    with torch.no_grad():
+        expected = model.module.network(torch.tensor(PIXELS["pixel_values"]))  # type: ignore[operator]
+    np.testing.assert_allclose(opened(tmp_path).predict(PIXELS)["logits"], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint of 4-bit integers, table and all, and the float model that they stand for."""
+    folder = tmp_path_factory.mktemp("llama")
+    source = save_tiny_llama(folder / "float")
+    checkpoint = quantize_tiny_llama(source, folder / "integers")
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder / "float").eval()
+    state = {name: source.stored(name).half().float() for name in source.files}
+    for name in state:
+        layer = checkpoint.quantized(name.removesuffix(".weight"))
+        state[name] = state[name] if layer is None else layer.dequantize()
+    module.load_state_dict(state, strict=False)
+    module.tie_weights()
+    return folder / "integers", module
+
+
+def test_integers_are_made_float_once_and_the_runtime_says_so(quantized: tuple[Path, Any]) -> None:
+    folder, module = quantized
+    session = opened(folder)
+    with torch.no_grad():
+        expected = module(torch.tensor(IDS["input_ids"][:1])).logits.numpy()
+    np.testing.assert_allclose(session.predict({"input_ids": IDS["input_ids"][:1]})["logits"], expected, atol=2e-5)
+    assert session.settings["integers_made_float"] is True
+    runtime = get_runtime("torch")
+    assert "few bits" in runtime.remark(folder) and runtime.remark(folder.parent / "float") is None  # type: ignore[attr-defined]
+
+
+def test_an_adapter_beside_the_integers_is_added(quantized: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, module = quantized
+    Checkpoint(folder).save(tmp_path)
+    adapted = transformers.AutoModelForCausalLM.from_config(module.config)
+    adapted.load_state_dict(module.state_dict())
+    save_adapter(adapted, tmp_path / "adapter", "q_proj", "down_proj")
+    with torch.no_grad():  # peft's own forward: the product beside the layer
+        expected = adapted.eval()(torch.tensor(IDS["input_ids"][:1])).logits.numpy()
+    found = opened(tmp_path).predict({"input_ids": IDS["input_ids"][:1]})["logits"]
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+    assert np.abs(found - opened(folder).predict({"input_ids": IDS["input_ids"][:1]})["logits"]).max() > 1e-2
+
+
+MAMBA = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 160}
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_tokens_are_those_of_generate_and_a_step_reads_one(tmp_path: Path, family: str) -> None:
+    if family == "mamba":
+        torch.manual_seed(0)
+        transformers.MambaForCausalLM(transformers.MambaConfig(**MAMBA)).save_pretrained(tmp_path)
+        tiny_run.tokenizer().save_pretrained(tmp_path)
+    else:
+        save_tiny_llama(tmp_path)
+    decoder = open_decoder(opened(tmp_path), str(tmp_path))
+    module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for prompt in ([5, 9, 40], [7]):
+        expected = module.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+        found = [decoder.prefill(prompt)]
+        while len(found) < 6:
+            found.append(decoder.step(found[-1]))
+        assert found == expected[0, len(prompt) :].tolist()
+    assert decoder.cached and decoder.vocabulary == 160
+
+
+def test_what_is_heard_is_what_generate_hears(tmp_path: Path) -> None:
+    write_tiny_whisper(tmp_path)
+    features = np.random.default_rng(3).normal(size=(2, 8, 2 * FRAMES)).astype(np.float32)
+    found = opened(tmp_path).predict({"input_features": features})
+    module = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path).eval()
+    for row, tokens in zip(features, found["sequences"], strict=True):
+        windows = [torch.tensor(row[None, :, at : at + FRAMES]) for at in (0, FRAMES)]
+        heard = [module.generate(window, max_length=24).flatten().tolist() for window in windows]
+        expected = [token for window in heard for token in window if token < 256]
+        assert [token for token in tokens.tolist() if token >= 0] == expected
+
+
+def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
+    tiny_run.write_model(tmp_path, tiny_run.LABELS)
+    with pytest.raises(InputError, match="lacks the model's input input_ids"):
+        opened(tmp_path).predict({})
+    with pytest.raises(StageError, match=r"failed on a batch: .*out of range"):
+        opened(tmp_path).predict({"input_ids": np.array([[100_000]])})
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForPonies"]}')
+    with pytest.raises(ModelError, match="Nothing tells what a model of the class BertForPonies is for"):
+        opened(tmp_path)
+
+
+def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_path: Path) -> None:
+    tiny_run.write_model(tmp_path, tiny_run.LABELS)
+    before = torch.get_num_threads()
+    session = get_runtime(TARGET.runtime).open(tmp_path, TARGET, threads=before + 1)
+    assert torch.get_num_threads() == before + 1
+    del session
+    assert torch.get_num_threads() == before

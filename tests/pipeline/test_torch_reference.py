@@ -1,0 +1,159 @@
+"""Weights measured through transformers: beside other targets as their reference, and where none of them can run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_generation
+import tiny_run
+import torch
+import transformers
+import typer
+from rich.console import Console
+from tiny_run import Notes, load, write_all
+from typer.testing import CliRunner
+
+import compress.pipeline.measure as subject
+from compress.cli.evaluate import evaluate
+from compress.errors import InputError, ModelError, StageError
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.metrics import describe_metric
+from compress.pipeline.run import Run, run
+from compress.plan import make_plan, render_plan, written
+from compress.report.console import closing_line
+
+STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
+LABELS = ("baseline", "export", "quantize", "final")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe that is measured on the processor and through transformers."""
+    folder = tmp_path_factory.mktemp("place")
+    write_all(folder, stages=STAGES, targets=["cpu", "torch"])
+    return folder
+
+
+def go(place: Path, *changes: str) -> Run:
+    """A run with changes; all share a cache, so that training and timing are done once."""
+    return run(load(place / "tiny.yaml", *changes), place, place / "artifacts", Notes())
+
+
+@pytest.fixture(scope="module")
+def both(place: Path) -> Run:
+    return go(place)
+
+
+def texts(place: Path) -> list[str]:
+    return [line.rpartition(",")[0] for line in (place / "test.csv").read_text().splitlines()[1:]]
+
+
+def classes(place: Path, folder: Path) -> np.ndarray:
+    """What transformers itself answers with a folder of weights, text by text."""
+    module = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="pt") for text in texts(place)]
+        return np.array([int(module(**row).logits.argmax()) for row in rows])
+
+
+def test_weights_are_judged_and_timed_like_any_file(place: Path, both: Run) -> None:
+    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
+    answers = classes(place, finetuned.parent)
+    labels = [line.rpartition(",")[2] for line in (place / "test.csv").read_text().splitlines()[1:]]
+    right = np.mean([tiny_run.LABELS[one] == label for one, label in zip(answers, labels, strict=True)])
+    for model in ("baseline", "final"):
+        rows = [row for row in both.report.measurements if (row.model, row.target) == (model, "torch")]
+        found = {row.metric: row.value for row in rows}
+        assert found["accuracy"] == pytest.approx(right) and found["agreement"] == 1
+        assert found["size_bytes"] == sum(path.stat().st_size for path in finetuned.parent.iterdir())
+        assert found["latency_ms"] > 0 and found["peak_memory_bytes"] > 5e7
+    assert "torch: final is the weights of finetune, which the output of quantize was made of" in both.report.notes
+    assert not (both.folder / "targets").exists(), "weights are in the cache"
+
+
+def test_other_files_are_compared_with_their_weights(place: Path, both: Run) -> None:
+    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
+    expected = classes(place, finetuned.parent)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finetuned.parent)
+    session = get_runtime("onnxruntime").open(both.folder / "model", TARGETS["cpu"], 1)
+    rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="np") for text in texts(place)]
+    own = np.array([int(session.predict(dict(row))["logits"].argmax()) for row in rows])
+    against = {row.model: row for row in both.report.measurements if row.metric == "agreement_against_torch"}
+    assert set(against) == set(LABELS) and {row.target for row in against.values()} == {"cpu"}
+    assert against["final"].value == pytest.approx((own == expected).mean())
+    assert against["baseline"].value == against["export"].value == 1
+    metric = describe_metric("agreement_against_torch", "ratio")
+    assert (metric.title, metric.relative, metric.quality) == ("Agreement against torch", True, False)
+
+
+def test_where_no_target_can_be_had_the_weights_are_measured_in_place(place: Path, both: Run) -> None:
+    alone = ('targets=["gpu"]', "stages=" + json.dumps(STAGES[:1]))
+    plan = make_plan(load(place / "tiny.yaml", *alone), place)
+    assert plan.stand_in == "torch" and not plan.targets[0].available
+    done = go(place, *alone)
+    report = json.loads((done.folder / "report.json").read_text())
+    assert report["stand_in"] == "torch" and report["skipped"][0]["target"] == "gpu"
+    rows = {(row["model"], row["metric"]): row for row in report["measurements"] if row["target"] == "torch"}
+    both_rows = both.report.find("final", "accuracy", "torch")
+    assert both_rows is not None and rows["final", "accuracy"]["value"] == both_rows.value
+    assert rows["final", "latency_ms"]["value"] > 0
+    words = closing_line(done.report, done.folder, "tiny")
+    assert "torch measured its weights in place, in float32" in words and "CUDAExecutionProvider" in words
+    assert done.report.unfit, "what was asked for could not be had"
+
+
+def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
+    place: Path, both: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subject.measurable
+
+    def failing(road: object, form: str, options: object = None) -> dict[str, Path]:
+        if form == "onnx":
+            raise StageError("The graph computes otherwise.")
+        return real(road, form)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(subject, "measurable", failing)
+    done = go(place, 'targets=["cpu"]', "stages=" + json.dumps(STAGES[:1]))
+    (skipped,) = done.report.skipped
+    assert skipped.failed and skipped.reason == "no file could be written for it. The graph computes otherwise."
+    assert done.report.stand_in == "torch" and done.report.find("final", "accuracy", "torch") is not None
+    assert done.report.unfit
+
+
+def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> None:
+    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
+    app = typer.Typer()
+    app.command()(evaluate)
+    asked = [str(finetuned.parent), "--recipe", str(place / "tiny.yaml"), "--json", "--target"]
+    found = {row["metric"]: row["value"] for row in json.loads(CliRunner().invoke(app, [*asked, "torch"]).stdout)}
+    known = both.report.find("final", "accuracy", "torch")
+    assert known is not None and found["accuracy"] == known.value
+    refused = CliRunner().invoke(app, [*asked, "cpu"]).exception
+    assert isinstance(refused, InputError) and "cpu does not open SAFETENSORS" in str(refused)
+    assert "--target that does: torch" in str(refused)
+
+
+def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, form: str) -> None:
+        raise ModelError(f"{folder.name} has no place in {form}.")
+
+    monkeypatch.setattr(written, "check_writable", refuse)
+    path = tiny_generation.write_all(tmp_path, stages=["gptq"])
+    plan = make_plan(load(path), tmp_path, looks_into_model=True)
+    assert plan.targets[0].reason == "it runs ONNX files. model has no place in onnx." and plan.stand_in == "torch"
+    tiny_generation.write_recipe(tmp_path)
+    with pytest.raises(InputError, match="model has no place in onnx"):
+        make_plan(load(path), tmp_path, looks_into_model=True)
+
+
+def test_what_check_says_of_it(place: Path) -> None:
+    console = Console(width=200, record=True, quiet=True)
+    console.print(render_plan(make_plan(load(place / "tiny.yaml", 'targets=["gpu"]'), place)))
+    assert "none of them can run it: torch measures the weights in place, in float32" in console.export_text()

@@ -22,7 +22,8 @@ from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.numerics.embeddings import kept_share, normalized, principal_rotation
 from compress.samples.fetch import sample_directory
-from compress.tasks.feature_extraction import EMBEDDING, TASK
+from compress.tasks.embeddings import EMBEDDING
+from compress.tasks.feature_extraction import TASK
 
 SHOWN = {
     "recall_at_1": "recall@1",

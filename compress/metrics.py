@@ -56,6 +56,7 @@ _KNOWN = {
     for metric in (
         _quality("accuracy", "Accuracy"),
         _quality("top_1_accuracy", "Right token first"),
+        _quality("zero_shot_accuracy", "Zero-shot accuracy"),
         _quality("top_5_accuracy", "Top-5 accuracy"),
         _quality("f1", "F1"),
         _quality("precision", "Precision"),
@@ -86,6 +87,9 @@ _KNOWN = {
         Metric("agreement", "Agreement", "percent", "higher", relative=True),
         Metric("kl_divergence", "KL divergence", "plain", "lower", "lower", "higher", relative=True, unit="nats"),
         Metric("embedding_cosine", "Cosine to the baseline's embedding", "percent", "higher", relative=True),
+        replace(_error("rms_error", "RMS difference over spread", "percent"), quality=False, relative=True),
+        replace(_error("largest_error", "Largest difference over spread", "percent"), quality=False, relative=True),
+        Metric("output_cosine", "Cosine to the baseline's outputs", "percent", "higher", relative=True),
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
@@ -140,6 +144,9 @@ _NUMBERED = (
     (re.compile(r"^ap_(.+)$"), replace(_KNOWN["map"], quality=False), "AP of {0}"),
     (re.compile(r"^iou_(.+)$"), replace(_KNOWN["mean_iou"], quality=False), "IoU of {0}"),
     (re.compile(r"^recall_at_(\d+)$"), _KNOWN["recall"], "Recall at {0}"),
+    (re.compile(r"^recall_at_(\d+)_image_to_text$"), _KNOWN["recall"], "Text in the first {0} of an image"),
+    (re.compile(r"^recall_at_(\d+)_text_to_image$"), _KNOWN["recall"], "Image in the first {0} of a text"),
+    (re.compile(r"^precision_at_(\d+)$"), _KNOWN["precision"], "Precision at {0}"),
     (re.compile(r"^recall_at_(\d+)_(int8|binary)$"), replace(_KNOWN["recall"], quality=False),
      "Recall at {0}, {1} embeddings"),
     (re.compile(r"^spearman_(.+)$"), Metric("", "", "plain", "higher"), "Spearman correlation, {0}"),
@@ -302,7 +309,7 @@ def improvement(metric: Metric, value: float, reference: float) -> str:
     return f"{significant(ratio)}x {metric.gain}" if ratio > 1 else f"{significant(1 / ratio)}x {metric.loss}"
 
 
-_MAIN = ("agreement", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
+_MAIN = ("agreement", "rms_error", "kl_divergence", "size_bytes", "bits_per_parameter", "parameters", "latency_ms",
          "latency_p90_ms", "real_time_factor", "throughput", "tokens_per_second", "prefill_tokens_per_second",
          "startup_ms", "peak_memory_bytes", "speedup", "speedup_time_per_output_token",
          "speedup_time_to_first_token")  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transformers import PreTrainedModel
 from compress.architectures.attention_cut import keep_columns, keep_places, keep_rows, why_whole
 from compress.architectures.description import Attention, Block, blocks, stacks
 from compress.checkpoints.channel_record import CHANNELS_KEY
+from compress.checkpoints.checks import weight_files
+from compress.checkpoints.safetensors_file import read_header
 from compress.errors import StageError
 
 HEADS_KEY = "compress_attention_heads"
@@ -84,6 +87,22 @@ def drop_pooler(module: PreTrainedModel) -> None:
     """Take off, in place, the layer that BERT pools with in pretraining: no embedding reads it."""
     if getattr(module, "pooler", None) is not None:
         module.pooler = None
+
+
+class FirstToken(nn.Module):
+    """Pools hidden states [B, L, H] by their first token, as it is."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, H]."""
+        return hidden[:, 0]
+
+
+def pool_first_token(module: PreTrainedModel, directory: Path) -> None:
+    """Where the checkpoint in ``directory`` has no weights for a layer that pools, take the first token, in place."""
+    made = any(name.startswith("pooler.") for name, _ in module.named_parameters())
+    stored = (tensor.name for file in weight_files(directory) for tensor in read_header(file))
+    if made and not any("pooler." in name for name in stored):
+        module.pooler = FirstToken()
 
 
 def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:

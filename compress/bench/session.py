@@ -78,6 +78,8 @@ def measure_together(
         raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
+    if examples[baseline].whole:
+        settings = settings.model_copy(update={"batched": False})
     timed_as = _equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()

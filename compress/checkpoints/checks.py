@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.graph_inputs import GRAPH_INPUTS
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
@@ -30,6 +31,7 @@ PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "feature_extractor_config.json",
+    GRAPH_INPUTS,
 )
 CHUNK_ELEMENTS = 1 << 22
 

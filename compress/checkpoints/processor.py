@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from compress.checkpoints.allowed_code import is_allowed
 from compress.checkpoints.checks import TOKENIZER_FILES
 from compress.checkpoints.config_check import loading_failures
+from compress.checkpoints.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.errors import MissingExtraError, ModelError, first_line
 
 PREPROCESSOR = "preprocessor_config.json"
+_JOINED = "processor_config.json"
+_SIGLIP_LENGTH = 64
 
 
 def load_processor(folder: Path) -> Any:
@@ -24,24 +28,37 @@ def load_processor(folder: Path) -> Any:
 
     Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
     the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
-    a tokenizer beside it, it is the processor that joins both. Images go through Pillow whether torchvision is there
-    or not, so that every machine computes the same.
+    a tokenizer beside it, it is a processor that has both. Of a graph of no task it is what its inputs are like. Images
+    go through Pillow whether torchvision is there or not, so that every machine computes the same.
     """
-    if not (folder / PREPROCESSOR).is_file():
+    if (folder / GRAPH_INPUTS).is_file():
+        return read_graph_inputs(folder)
+    preparation = _preparation(folder)
+    if preparation is None:
         tokenizer = load_tokenizer(folder)
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
     import transformers
 
     expected = f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type"
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return _load(transformers.AutoProcessor, folder, "processor", expected)
-    if "sampling_rate" in read_json(folder / PREPROCESSOR):
-        return _load(transformers.AutoFeatureExtractor, folder, "processor", expected)
+    texts = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if "sampling_rate" in preparation:
+        auto = transformers.AutoProcessor if texts else transformers.AutoFeatureExtractor
+        return _load(auto, folder, "processor", expected)
     try:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "vision", "A model of images") from error
-    return _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
+    images = _load(transformers.AutoImageProcessor, folder, "processor", expected, backend="pil")
+    return ImageTextProcessor.of(folder, images) if texts else images
+
+
+def _preparation(folder: Path) -> Mapping[str, Any] | None:
+    """How images or sound are prepared, also where transformers has written it with the tokenizer's part; or None."""
+    if (folder / PREPROCESSOR).is_file():
+        return read_json(folder / PREPROCESSOR)
+    joined = read_json(folder / _JOINED) if (folder / _JOINED).is_file() else {}
+    found: Mapping[str, Any] | None = joined.get("image_processor")
+    return found
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -105,6 +122,45 @@ class SentenceProcessor:
         """Write the tokenizer's files and those of the modules, some of them in folders of their own."""
         self.tokenizer.save_pretrained(folder)
         write_companions(Path(folder), self.modules.files(self.tokenizer.model_max_length))
+
+
+@dataclass
+class ImageTextProcessor:
+    """An image processor and a tokenizer, for a model that reads both; called as the image processor is.
+
+    ``positions`` is how many tokens of a text the model reads at most, None where its config doesn't say; ``length`` to
+    how many every text is padded, None where to no length of its own. Saved, it is the files that transformers.js
+    reads: transformers would write both into one.
+    """
+
+    image_processor: Any
+    tokenizer: Any
+    positions: int | None
+    length: int | None
+
+    @classmethod
+    def of(cls, folder: Path, images: Any) -> ImageTextProcessor:
+        """``images`` with the tokenizer of ``folder``, by the model's config there. Raises `ModelError`."""
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        positions = (config.get("text_config") or {}).get("max_position_embeddings")
+        # As transformers' own pipeline pads: what was trained without a mask reads padding too.
+        padded = _SIGLIP_LENGTH if "siglip" in str(config.get("model_type")) else None
+        return cls(images, load_tokenizer(folder), positions, padded and min(padded, positions or padded))
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """The image processor's encoding."""
+        return self.image_processor(*arguments, **options)
+
+    def tokens(self, texts: Sequence[str], max_length: int) -> Any:
+        """The tokenizer's encoding of ``texts``, cut and, where they must be, padded."""
+        if self.length is not None:
+            return self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.length)
+        return self.tokenizer(texts, truncation=True, max_length=min(max_length, self.positions or max_length))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files of both."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
 
 def sentence_processor(folder: Path, tokenizer: Any, width: int | None = None) -> SentenceProcessor:

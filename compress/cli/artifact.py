@@ -17,8 +17,11 @@ from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
+from compress.sources.onnx_file import convert_onnx, onnx_file
+from compress.sources.source import DEFAULT_CACHE
 from compress.targets import AppProfile, Target
-from compress.tasks.registry import get_task
+from compress.tasks.capability import TAKES_ARRAYS
+from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task
 
 RECIPE = "recipe.yaml"
@@ -59,9 +62,14 @@ class Artifact:
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     """``path`` may be a run's folder, its `model` folder, a recipe's name (its latest run) or any model folder.
 
+    Without a recipe it may be anybody's ONNX graph, which is asked with drawn inputs.
+
     Raises `InputError` where there is no model that a runtime opens, or no recipe for it.
     """
     place = _model_folder(path)
+    graph = onnx_file(path) if place is None and recipe is None else None
+    if graph is not None:
+        return _bare(graph)
     if place is None:
         raise InputError(
             f"There is no model in {str(path)!r}.",
@@ -79,6 +87,13 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     if read.module is not None:
         allow(read.module, source.parent)
     return Artifact(place, read, source.parent)
+
+
+def _bare(graph: Path) -> Artifact:
+    """Somebody's graph, to be asked with inputs that are drawn."""
+    task = get_task(tasks_with(frozenset({TAKES_ARRAYS}))[0])
+    fields = {"name": "graph", "task": task.name, "model": str(graph), "data": task.data, "stages": ["ort"]}
+    return Artifact(convert_onnx(graph, DEFAULT_CACHE, arrays=True), Recipe.model_validate(fields), graph.parent)
 
 
 def check_opens(folder: Path, target: Target) -> None:

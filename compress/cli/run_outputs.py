@@ -44,7 +44,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
     road = Road(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
-    reason = why_not(recipe, road.start, target)
+    reason = why_not(recipe, road.start, target, road.from_graph)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
     _walk(road)

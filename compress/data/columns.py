@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
-_EXPECTED = {"text": "a string, or for labels a string or a number", "image": _FILE, "audio": _FILE}
+_EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.fromkeys(
+    ("image", "audio", "arrays"), _FILE
+)
 
 
 class LabelsWithin(Protocol):
@@ -51,18 +53,20 @@ class Column:
     examples have none. ``read`` turns a source's value into the string that the task knows, None where there is none;
     it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. ``within`` says
     where the labels stand in the string of a label column, if they are not all of it; of those there are ``fewest``
-    different ones. ``check`` raises `DataError` for a value that does not fit the others of its row, by their names.
+    different ones. ``check`` raises `DataError` for a value that does not fit the others of its row, by their names. A
+    source may be without one that is ``optional``, unless the recipe names it.
     """
 
     name: str
     label: bool = False
-    kind: Literal["text", "image", "audio"] = "text"
+    kind: Literal["text", "image", "audio", "arrays"] = "text"
     given: bool = True
     read: Callable[[Any], str | None] | None = None
     expected: str = ""
     within: LabelsWithin | None = None
     fewest: int = 2
     check: Callable[[Mapping[str, Any]], None] | None = None
+    optional: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -113,13 +117,16 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
     for column in columns:
         source_name = mapping.get(column.name, column.name)
         if source_name not in rows.names:
+            if column.optional and column.name not in mapping:
+                continue
             raise _missing_column(rows, column.name, source_name)
         values = rows.columns[source_name]
         arrays[column.name] = _converted(rows, source_name, values, column)
     for column in columns:
         if column.check is not None:
             _check_rows(rows, arrays, column.check)
-    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in columns]
+    chosen = [column for column in columns if column.name in arrays]
+    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in chosen]
     return pa.table(arrays, schema=pa.schema(types))
 
 

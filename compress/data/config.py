@@ -39,7 +39,8 @@ class DataConfig(Frozen):
     splits: dict[str, str] = Field(
         {"train": "train", "validation": "validation", "test": "test"},
         description="split -> its name in the source, a CSV, JSONL or Parquet file, a folder with one folder for "
-        "each class of images or recordings, or `sample:NAME/SPLIT`",
+        "each class of images or recordings, `sample:NAME/SPLIT`, or, of a graph of no task, a folder of .npz files or "
+        "`random:COUNT`",
     )
     without_labels: tuple[str, ...] = Field(
         (), description="splits whose rows have no label: enough to export and to calibrate with, not to train on"

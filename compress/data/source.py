@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.data.arrays import Draws, array_files, draws, read_array_folder
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_class_folder, read_file
 from compress.errors import DataError, MissingExtraError, nearest_name
@@ -26,8 +27,8 @@ class HubSplit:
     split: str
 
 
-Location = Path | HubSplit
-"""A data file, a folder with a folder for each class, or a split on the Hub."""
+Location = Path | HubSplit | Draws
+"""A data file, a folder with a folder for each class or with files of arrays, a split on the Hub, or inputs to draw."""
 
 
 def locate_split(config: DataConfig, split: str, folder: Path, open_sample: OpenSample) -> Location | None:
@@ -38,6 +39,8 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
     name, source = config.splits[split], config.source
     if elsewhere := sample_split(name):
         source, name = elsewhere
+    if source is None and (drawn := draws(name, split)):
+        return drawn
     directory = find(source, folder) if source and not is_sample(source) else None
     if is_file_name(name):
         return _existing_file(name, [directory, folder] if directory else [folder], f"data.splits.{split}")
@@ -81,6 +84,10 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
 
 def read(location: Location, wanted: Collection[str]) -> Rows:
     """The rows at ``location``. Raises `DataError`."""
+    if isinstance(location, Draws):
+        return location.rows()
+    if isinstance(location, Path) and location.is_dir() and array_files(location):
+        return read_array_folder(location)
     if isinstance(location, Path):
         return (read_class_folder if location.is_dir() else read_file)(location, wanted)
     return read_hub_split(location, wanted)

@@ -13,6 +13,7 @@ from compress.checkpoints.checks import check_processor
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_processor
 from compress.data.membership import Part
+from compress.errors import ModelError
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.metrics import slice_metric
@@ -26,6 +27,8 @@ from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from compress.runtimes.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,24 @@ def predict(
     """Run every example, batched by length, and keep what the task keeps. Raises what opening and running raise."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    batches = by_length(examples, task.batch_size)
+    _check_outputs(session, examples, artifact)
+    batches = by_length(examples, 1 if examples.whole else task.batch_size)
     tracked = progress.track(batches, description, len(batches))
     kept = keep_all(task, examples, tracked, lambda places: session.predict(feed(examples.batch(places))))
     return Predictions(kept, examples.labels)
+
+
+def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
+    """Raises `ModelError` for a graph that lacks what the task's answers are made of."""
+    given = session.output_types
+    absent = [name for name in examples.outputs if name not in given]
+    if absent and examples.answer not in given and given:
+        raise ModelError(
+            f"The model has no output {absent[0]!r}.",
+            where=str(artifact),
+            expected=f"{', '.join(examples.outputs)}, as transformers' exporters name it",
+            mend=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
+        )
 
 
 def slices_of_task(

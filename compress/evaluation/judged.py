@@ -21,7 +21,7 @@ from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
 from compress.targets import Target
-from compress.tasks.feature_extraction import EMBEDDING
+from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 
 _DELIMITER = " "

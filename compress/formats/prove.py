@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compress.errors import IntegrityError
 from compress.runtimes.runtime import Session
 from compress.tasks.task import Examples
-
-if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
 
 Answers = Callable[[Sequence[int]], np.ndarray]
 """From the places of examples to what is answered to them as one batch, [n, ...]."""
@@ -75,16 +72,23 @@ def prove(
 
 
 def prove_shipped(
-    runtime: str, plain: Session, made: Session, model: TorchModel, examples: Examples, tolerance: float
+    runtime: str,
+    plain: Session,
+    made: Session,
+    reference: Answers,
+    examples: Examples,
+    tolerance: float,
+    original: str = "torch",
 ) -> str:
     """What to tell of ``made``; ``plain`` is the same in fp32, and held to ``tolerance``.
 
-    ``runtime`` is what both run in, in a word for people. Raises `IntegrityError`.
+    ``runtime`` is what both run in, and ``original`` what ``reference`` is of, in words for people. Raises
+    `IntegrityError`.
     """
-    reference, words = of_torch(model.module, examples), examples.answers_are
-    what = f"In {runtime} the {words} differ from torch"
+    words = examples.answers_are
+    what = f"In {runtime} the {words} differ from {original}"
     exact = prove(reference, of_session(plain, examples), examples, tolerance, what, "on padded batches, in fp32")
-    text = f"{words} differ by at most {exact.worst:.1e} from torch in fp32"
+    text = f"{words} differ by at most {exact.worst:.1e} from {original} in fp32"
     if made is plain:
         return text
     shipped = measure(reference, of_session(made, examples), examples)
@@ -119,7 +123,9 @@ def of_session(session: Session, examples: Examples) -> Answers:
 
 
 def mixed_batches(examples: Examples) -> list[list[int]]:
-    """Up to four batches whose members lie far apart in length, and one single example."""
+    """Up to four batches whose members lie far apart in length, and one single example; of whole calls a few."""
+    if examples.whole:
+        return [[place] for place in range(min(_BATCH, len(examples)))]
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
     groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]

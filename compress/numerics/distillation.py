@@ -75,3 +75,16 @@ def scaled_scores(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.
 def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layer (counted from 1) that each student layer learns from: g(m) = m N / M (TinyBERT, section 3)."""
     return [round((m + 1) * teacher_layers / student_layers) for m in range(student_layers)]
+
+
+def affinity_kl(
+    student: tuple[torch.Tensor, torch.Tensor], teacher: tuple[torch.Tensor, torch.Tensor], temperature: float
+) -> torch.Tensor:
+    """How far which text goes with which image, and which image with which text, is from the teacher's opinion.
+
+    Each side has embeddings of images and of texts [B, D], of length 1 and of any D: the softmax of the rows, and of
+    the columns, of their affinities I Tᵀ / ``temperature`` are compared by KL, and both are averaged (Wu et al. 2023,
+    TinyCLIP, section 3.1).
+    """
+    mine, theirs = (images @ texts.T / temperature for images, texts in (student, teacher))
+    return (softened_kl(mine, theirs, 1.0) + softened_kl(mine.T, theirs.T, 1.0)) / 2

@@ -21,23 +21,29 @@ def normalized(embeddings: np.ndarray) -> np.ndarray:
     return found
 
 
-def ranks(queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray) -> np.ndarray:
+def ranks(
+    queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray, itself: bool = False
+) -> np.ndarray:
     """The rank, from 1, of the best text [m, d] that belongs to each query [n, d], by their product; [n] int64.
 
     Text j belongs to query i where ``given[j] == wanted[i]``: equal texts have one number, so that none of them counts
-    as a mistake. A text that scores as high as the best one that belongs is counted before it. Every query must have a
-    text that belongs to it.
+    as a mistake. A text that scores as high as the best one that belongs is counted before it. With ``itself`` the
+    corpus is the queries, and none finds itself. A query to which nothing belongs has rank m + 1.
     """
     found = np.empty(len(queries), dtype=np.int64)
-    for start, scores in _scores(queries, corpus):
+    for start, scores in _scores(queries, corpus, itself):
         stop = start + len(scores)
-        found[start:stop] = rank_among(scores, given[None, :] == wanted[start:stop, None])
+        belongs = given[None, :] == wanted[start:stop, None]
+        found[start:stop] = rank_among(scores, belongs & np.isfinite(scores))
     return found
 
 
-def nearest(queries: np.ndarray, corpus: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` texts [m, d] with the largest product with each query [n, d], best first; [n, count] int64."""
-    parts = [top(scores, count) for _, scores in _scores(queries, corpus)]
+def nearest(queries: np.ndarray, corpus: np.ndarray, count: int, itself: bool = False) -> np.ndarray:
+    """The ``count`` texts [m, d] with the largest product with each query [n, d], best first; [n, count] int64.
+
+    With ``itself`` the corpus is the queries, and none is near itself.
+    """
+    parts = [top(scores, min(count, len(corpus) - itself)) for _, scores in _scores(queries, corpus, itself)]
     return np.concatenate(parts)
 
 
@@ -68,9 +74,17 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return share
 
 
-def _scores(queries: np.ndarray, corpus: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _scores(queries: np.ndarray, corpus: np.ndarray, itself: bool) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(queries), _CHUNK):
-        yield start, queries[start : start + _CHUNK] @ corpus.T
+        scores = queries[start : start + _CHUNK] @ corpus.T
+        yield start, _without_itself(scores, start, -np.inf) if itself else scores
+
+
+def _without_itself(scores: np.ndarray, start: int, lowest: float) -> np.ndarray:
+    """Scores [n, m] of the queries from ``start`` on, in place, with the least of all for what each of them is."""
+    rows = np.arange(len(scores))
+    scores[rows, start + rows] = lowest
+    return scores
 
 
 RESCORED = 4
@@ -108,18 +122,22 @@ def hamming(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
     return distances
 
 
-def binary_ranks(queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray, k: int) -> np.ndarray:
+def binary_ranks(
+    queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray, k: int, itself: bool = False
+) -> np.ndarray:
     """Ranks of `ranks`, up to ``k``, when the corpus is kept in bits; what is not found has more than ``k``.
 
     The ``RESCORED`` x k nearest by Hamming distance are scored again: exact query times bits as -1 and 1 (Yamada et
-    al. 2021, section 3.2).
+    al. 2021, section 3.2). ``itself`` is as in `ranks`.
     """
     packed = to_ubinary(corpus)
     signs = np.where(corpus > 0, np.float32(1), np.float32(-1))
     found = []
     for start in range(0, len(queries), 256):
         rows = slice(start, start + 256)
-        candidates = top(-hamming(to_ubinary(queries[rows]), packed), RESCORED * k)
+        near = -hamming(to_ubinary(queries[rows]), packed)
+        near = _without_itself(near, start, np.iinfo(near.dtype).min) if itself else near
+        candidates = top(near, min(RESCORED * k, len(corpus) - itself))
         scores = np.einsum("nd,nkd->nk", queries[rows], signs[candidates])
         found.append(rank_among(scores, given[candidates] == wanted[rows, None]))
     return np.concatenate(found)

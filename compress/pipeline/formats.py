@@ -33,7 +33,7 @@ def measurable(road: Road, form: str, options: Options = MappingProxyType({})) -
     of. Raises `StageError` where an output cannot be exported.
     """
     labels = road.recipe.labels()
-    wanted = [label for label in labels if leads_to(format_given(road.recipe, label), form)]
+    wanted = [label for label in labels if leads_to(_format(road, label), form)]
     if FORMATS[form].own_bits and labels[-1] not in wanted:
         wanted.append(labels[-1])
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
@@ -52,9 +52,14 @@ def can_write(form: str) -> bool:
 
 
 def weights_of(road: Road, label: str) -> str:
-    """The last output up to ``label`` that is in no format yet."""
+    """The last output up to ``label`` that is in no format yet, or else the graph that the recipe starts from."""
     labels = [START, *road.recipe.labels()]
-    return next(one for one in reversed(labels[: labels.index(label) + 1]) if format_given(road.recipe, one) is None)
+    found = (one for one in reversed(labels[: labels.index(label) + 1]) if _format(road, one) is None)
+    return next(found, START)
+
+
+def _format(road: Road, label: str) -> str | None:
+    return format_given(road.recipe, label, road.from_graph)
 
 
 def _written(road: Road, label: str, form: str, options: Options) -> Path:
@@ -63,7 +68,7 @@ def _written(road: Road, label: str, form: str, options: Options) -> Path:
 
 def _in_format(road: Road, label: str, form: str, options: Options) -> str:
     """The label under which an output is to be had in a format, written now unless it was before."""
-    spec, found = FORMATS[form], format_given(road.recipe, label)
+    spec, found = FORMATS[form], _format(road, label)
     if spec.written_by is None:
         return _whole(road, weights_of(road, label))
     if found == form:

@@ -18,6 +18,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.samples.fetch import cached_directory
 from compress.sources.source import already_here
 from compress.stage.stage import Stage, references
+from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
 
 _VALIDATION = "validation"
@@ -91,7 +92,8 @@ class Forecast:
         named = references(recipe.stages)
         names = [recipe.model, *(one.name for one in named if one.kind == "model")]
         kept = cache.root / "models"
-        models = {name: already_here(str(find(name, self.folder) or name), kept) for name in names}
+        arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
+        models = {name: already_here(str(find(name, self.folder) or name), kept, arrays) for name in names}
         folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
         known = None not in (*models.values(), *folders.values())
         if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):

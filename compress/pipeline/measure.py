@@ -13,7 +13,7 @@ from compress.data.membership import Part
 from compress.environment import environment
 from compress.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.formats.runtimes import make_ready, why_unavailable
-from compress.formats.targets import REFERENCE
+from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
 from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
@@ -85,15 +85,17 @@ def measure(road: Road, remeasure: bool) -> Findings:
         artifacts = _artifacts(findings, road, profile, lacking)
         if artifacts:
             sessions.append(_measured(findings, road, profile, artifacts, remeasure))
+    stand_in = PROFILES["cpu"] if road.from_graph else REFERENCE
     if not sessions:
-        findings.stand_in = REFERENCE.name
-        findings.machines[REFERENCE.name] = here
-        road.progress.note(f"no target of the recipe can run it: {REFERENCE.name} measures the weights in place")
-        artifacts = measurable(road, REFERENCE.target.format)
-        sessions.append(_measured(findings, road, REFERENCE, artifacts, remeasure))
+        findings.stand_in = stand_in.name
+        findings.machines[stand_in.name] = here
+        what = "graph" if road.from_graph else "weights"
+        road.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {what} in place")
+        artifacts = measurable(road, stand_in.target.format)
+        sessions.append(_measured(findings, road, stand_in, artifacts, remeasure))
     for profile in lacking:
         _only_written(findings, road, profile)
-    if findings.stand_in and {row.target for row in findings.measurements} == {REFERENCE.name}:
+    if findings.stand_in and {row.target for row in findings.measurements} == {stand_in.name}:
         findings.measurements += _as_made(road, road.recipe.profiles()[0])
     findings.measurements += rows_against_reference(road, sessions)
     shown = next((one for one in reversed(sessions) if not is_reference(one)), sessions[-1])
@@ -109,7 +111,11 @@ def _artifacts(findings: Findings, road: Road, profile: Profile, lacking: list[P
     Those whose files may be written nevertheless are added to ``lacking``.
     """
     target, failed = profile.target, False
-    reason = why_unavailable(target) or why_not(road.recipe, road.start, target) or make_ready(target, road.progress)
+    reason = (
+        why_unavailable(target)
+        or why_not(road.recipe, road.start, target, road.from_graph)
+        or make_ready(target, road.progress)
+    )
     if reason is None:
         try:
             return measurable(road, target.format, profile.options)
@@ -138,7 +144,7 @@ def _measured(
 def _only_written(findings: Findings, road: Road, profile: Profile) -> None:
     """The sizes of what a target would get that is not to be had here, if its files can be written."""
     target = profile.target
-    if why_not(road.recipe, road.start, target) is not None or not can_write(target.format):
+    if why_not(road.recipe, road.start, target, road.from_graph) is not None or not can_write(target.format):
         return
     artifacts = measurable(road, target.format, profile.options)
     findings.measurements += TargetSession(road, profile, artifacts).sizes()

@@ -29,10 +29,11 @@ from compress.pipeline.resources import metered
 from compress.progress import Progress
 from compress.recipe.recipe import START, Recipe
 from compress.report.schema import IntegrityRecord
+from compress.sources.onnx_file import onnx_file
 from compress.sources.origin import Origin
 from compress.sources.source import find_model, resolve_model
-from compress.stage.stage import Context, Stage, StageRecord, references
-from compress.tasks.capability import READS_ROWS
+from compress.stage.stage import Context, Promise, Stage, StageRecord, references
+from compress.tasks.capability import READS_ROWS, TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.processes import first_says, is_first, several, wait_for_all
@@ -104,6 +105,16 @@ class Road:
         return self.resolve(self.recipe.model)
 
     @cached_property
+    def starts_as(self) -> type[Any]:
+        """The class of the starting model: a torch model, or a graph that somebody else wrote."""
+        return OnnxModel if onnx_file(self.start) is not None else TorchModel
+
+    @property
+    def from_graph(self) -> bool:
+        """Whether the starting model is a graph that somebody else wrote."""
+        return self.starts_as is not TorchModel
+
+    @cached_property
     def keys(self) -> Keys:
         """The cache keys; each model's files are read for them once."""
         digest = functools.cache(lambda reference: digest_directory(self.resolve(reference)))
@@ -117,11 +128,16 @@ class Road:
             if origin is not None:
                 place = str(origin.make(find_model(place, self.progress), cache, self.progress))
             folder = resolve_model(
-                place, trust_remote_code=self.recipe.trust_remote_code, cache=cache, progress=self.progress
+                place,
+                trust_remote_code=self.recipe.trust_remote_code,
+                cache=cache,
+                progress=self.progress,
+                arrays=TAKES_ARRAYS in self.task.capabilities,
             )
             if self.recipe.trust_remote_code:
                 allow(str(folder.resolve()), folder)
-            check_weights_finite(folder, self.progress)
+            if onnx_file(folder) is None:
+                check_weights_finite(folder, self.progress)
             self.models[reference] = folder
         return self.models[reference]
 
@@ -209,7 +225,7 @@ class Road:
             model = self.load(before, stage.wants(self.task.capabilities))
             with meter.checking():
                 digests, weight = probed(model).digests(), self._weight(before)
-            contract, context = Contract(label, stage.promise()), self.context(key)
+            contract, context = Contract(label, self._promise(stage)), self.context(key)
             try:
                 output = stage.run(model, context)
                 output.save(content)
@@ -239,7 +255,7 @@ class Road:
         What is kept as a Hugging Face folder is loaded as ``wanted``: whole, or to be read tensor by tensor.
         """
         folder = self.folder_of(label)
-        gives = TorchModel if label == START else self.gives(label)
+        gives = self.gives(label)
         if wanted is Checkpoint and gives is not OnnxModel:
             gives = gives if issubclass(gives, Checkpoint) else Checkpoint
         elif wanted is TorchModel and gives is Checkpoint:
@@ -253,13 +269,22 @@ class Road:
         return model
 
     def gives(self, label: str) -> type[Any]:
-        """The model class that a stage gives."""
+        """The model class that a stage gives, or that the starting model has."""
+        if label == START:
+            return self.starts_as
         if label in self.further:
             return self.further[label][0].gives()
         return self.recipe.stages[self.recipe.labels().index(label)].gives()
 
+    def _promise(self, stage: Stage[Any, Any]) -> Promise:
+        """What the stage promises; of a graph that somebody else wrote, any part may be none that it makes smaller."""
+        promise = stage.promise()
+        if not self.from_graph or promise.max_size_ratio is None:
+            return promise
+        return replace(promise, max_size_ratio=1.0)
+
     def _weight(self, label: str) -> Weight:
-        if label != START:
+        if label != START or self.from_graph:
             return weigh(self.folder_of(label))
         return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 

@@ -26,6 +26,7 @@ from compress.plan.sources import Sources
 from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
 from compress.recipe.recipe import Recipe
+from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Stage, StageRecord
 from compress.targets import Profile, limit_words
@@ -62,8 +63,10 @@ def make_plan(
     stages = _stage_plans(recipe, sources, start, is_cached, problems, history)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
+    from_graph = False
     try:
-        targets = tuple(_target_plan(profile, recipe, folder) for profile in recipe.profiles())
+        from_graph = is_graph(recipe.model, recipe_folder)
+        targets = tuple(_target_plan(profile, recipe, folder, from_graph) for profile in recipe.profiles())
         if folder is not None:
             check_formats(recipe, folder)
     except ModelError as error:
@@ -85,7 +88,7 @@ def make_plan(
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=targets,
-        stand_in=None if any(one.available for one in targets) else REFERENCE.name,
+        stand_in=None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name,
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
@@ -263,9 +266,9 @@ def _free_bytes(artifacts: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _target_plan(profile: Profile, recipe: Recipe, start: Path | None) -> TargetPlan:
+def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:
     target = profile.target
-    reason = why_unavailable(target) or why_not(recipe, start, target)
+    reason = why_unavailable(target) or why_not(recipe, start, target, from_graph)
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []

@@ -14,9 +14,12 @@ from typing import Any
 from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
+from compress.data.arrays import INPUTS, array_files
 from compress.data.files import LABEL, read_class_folder
 from compress.errors import DataError
 from compress.formats.gguf.read import read_gguf
+from compress.formats.onnx.read import read_tensors
+from compress.sources.onnx_file import onnx_file
 from compress.stage.prediction import Shape, Text
 
 _HEAD_BYTES = 1 << 16
@@ -24,6 +27,8 @@ _HEAD_BYTES = 1 << 16
 
 def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     """Rows and bytes of a data file or class folder, and its columns where that is told. Raises `DataError`."""
+    if path.is_dir() and (files := array_files(path)):
+        return Text(len(files), folder_bytes(path)), (INPUTS,)
     if path.is_dir():
         rows = read_class_folder(path, (LABEL,))
         return Text(len(rows.columns[LABEL]), folder_bytes(path)), rows.names
@@ -90,9 +95,12 @@ _ATTENTION = re.compile(r"att")
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape of a model folder or GGUF file. Raises `ModelError` for what is no whole, safe model."""
+    """The shape of a model folder, or a GGUF or ONNX file. Raises `ModelError` for what is no whole, safe model."""
     if path.is_dir() and not (path / "config.json").is_file() and len(found := list(path.glob("*.gguf"))) == 1:
         path = found[0]
+    if (graph := onnx_file(path)) is not None:
+        stored = read_tensors(graph, graph.parent)
+        return count(((tensor.name, tensor.shape) for tensor in stored if tensor.role == "weight"), {}, 0)
     if path.is_file():
         header = read_gguf(path)
         architecture = str(header.metadata.get("general.architecture", ""))

@@ -12,6 +12,7 @@ from typing import Any
 from compress.checkpoints.adapter import check_adapter
 from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.config_check import check_config
+from compress.data.arrays import Draws
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
@@ -19,16 +20,18 @@ from compress.data.judged import find_questions, find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
 from compress.errors import CompressError, DataError, InputError, ModelError
+from compress.formats.onnx.graph import integer_operator, read_graph
 from compress.plan.contents import SourcePlan
 from compress.plan.headers import folder_bytes, read_shape, read_size
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
+from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.source import find_model
 from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
-from compress.tasks.capability import IS_WRITTEN
+from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
 from compress.tasks.registry import get_task
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
@@ -105,9 +108,12 @@ class Sources:
                 return None
             try:
                 shape = read_shape(path)
-                if (path / "config.json").is_file():
+                graph = onnx_file(path)
+                if graph is not None:
+                    self._check_graph(graph)
+                elif (path / "config.json").is_file():
                     check_config(path, self.recipe.trust_remote_code)
-                if IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
+                if graph is None and IS_WRITTEN not in get_task(self.recipe.task).capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:
                 what = f"The model cannot be read: {error.strerror or error}."
@@ -115,6 +121,20 @@ class Sources:
             self._here(role, reference, path, parameters=round(shape.parameters))
             return shape
         return None
+
+    def _check_graph(self, file: Path) -> None:
+        """Raises `InputError` for a graph that the recipe's stages can do nothing with."""
+        if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
+            companions_of(file)
+        stage = next((one for one in self.recipe.stages if one.integer_graph), None)
+        done = integer_operator(read_graph(file)) if stage else None
+        if stage and done:
+            raise ModelError(
+                f"The graph is quantized already: it has the operator {done}.",
+                where=str(file),
+                expected=f"a float graph, which {stage.kind} takes",
+                mend="start from the float model; quantizing twice loses accuracy for nothing",
+            )
 
     def named_model(self, reference: str, random_weights: bool) -> Shape | None:
         """Describe a model that a stage names, its student; its shape where its weights are here."""
@@ -174,6 +194,9 @@ class Sources:
     ) -> None:
         if place is None or isinstance(place, HubSplit):
             self._unknown(role, shown, source)
+            return
+        if isinstance(place, Draws):
+            self.rows.append(SourcePlan(role=role, reference=shown, status="here", path=None, rows=place.count))
             return
         text, names = read_size(place)
         missing = [column for column in columns if names and column not in names]

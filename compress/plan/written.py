@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from compress.errors import ModelError
 from compress.formats.model_file import check_writable
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.recipe.recipe import START, Recipe
 from compress.stages import STAGES
@@ -17,10 +18,11 @@ from compress.tasks.registry import get_task, tasks_with
 FLOAT = "fp32"
 
 
-def why_not(recipe: Recipe, start: Path | None, target: Target) -> str | None:
+def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written.
 
     ``start`` is the starting model's folder; what its architecture bears on is not looked at where it is None.
+    ``from_graph``: it is an ONNX graph that somebody else wrote.
     """
     capabilities = get_task(recipe.task).capabilities
     form, runtime = target.format, RUNTIMES[target.runtime]
@@ -28,15 +30,17 @@ def why_not(recipe: Recipe, start: Path | None, target: Target) -> str | None:
     if runtime.one_batch_at_a_time and ANSWERS_AT_ONCE not in capabilities:
         return f"it answers one batch at a time, and {recipe.task} goes token by token"
     if spec.written_by is None:  # what outputs are before they are in a format, the starting model at least
-        return None
+        return "it runs weights as transformers has them, and an ONNX graph has none" if from_graph else None
     for label in (recipe.labels()[-1], recipe.baseline):
-        found = format_given(recipe, label)
+        found = format_given(recipe, label, from_graph)
         if not leads_to(found, form) and not spec.own_bits:
             return f"{files}, and {label} gives {str(found).upper()}"
         precision = asked_bits(recipe, label, spec.written_by)["precision"] if spec.own_bits else None
         known = STAGES[spec.written_by].model_fields
         if precision is not None and precision not in get_args(known["precision"].annotation):
             return f"{files}, which the stage {spec.written_by} does not write in {precision}"
+    if from_graph and spec.own_bits and not STAGES[spec.written_by].starts_from_graph:
+        return f"{files}, which the stage {spec.written_by} does not write from an ONNX graph"
     if runtime.generates_only and GENERATES not in capabilities:
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
     if not STAGES[spec.written_by].is_for(capabilities):
@@ -60,9 +64,11 @@ def check_formats(recipe: Recipe, start: Path) -> None:
             check_writable(start, written[stage.kind])
 
 
-def format_given(recipe: Recipe, label: str) -> str | None:
+def format_given(recipe: Recipe, label: str, from_graph: bool) -> str | None:
     """The format that a stage's output is in for good; None for a model that any of them is written from."""
-    kind = None if label == START else getattr(recipe.stages[recipe.labels().index(label)].gives(), "kind", None)
+    if label == START:
+        return OnnxModel.kind if from_graph else None
+    kind = getattr(recipe.stages[recipe.labels().index(label)].gives(), "kind", None)
     return kind if kind in FORMATS else None
 
 

@@ -19,6 +19,7 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
 from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.recurrent import quantize_recurrent
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
@@ -60,6 +61,7 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
         if found.damages:
             context.tabulate("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, found.rows())
         _record(found, graph)
+    graph = _with_lstms(graph, options, context)
     if chosen is not None:
         chosen.record(graph)
         context.remark(f"quantize: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
@@ -79,7 +81,14 @@ def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Contex
     graph = quantize_products(model.graph, options.per_channel, narrowing is True)
     if narrowing == "saturating":
         _say_narrowed(keep_from_saturating(graph, model.graph), context)
-    return graph
+    return _with_lstms(graph, options, context)
+
+
+def _with_lstms(graph: onnx.ModelProto, options: Int8Options, context: Context) -> onnx.ModelProto:
+    made, count = quantize_recurrent(graph, options.per_channel, options.narrowing() is not False)
+    if count:
+        context.remark(f"quantize: {count} LSTM at 8 bits, ranges of what they read found in each call")
+    return made
 
 
 def _say_narrowed(layers: Sequence[str], context: Context) -> None:
@@ -164,7 +173,8 @@ class OneByOne(Sequence[Feed]):
 
     def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
         feed = self._examples.batch([int(self._rows[place])])
-        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
+        return {name: array[..., :length] if (length := self._lengths.get(name)) else array
+                for name, array in feed.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)

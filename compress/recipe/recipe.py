@@ -118,7 +118,7 @@ class Recipe(Frozen):
             json_schema_extra={"enum": list(TASK_NAMES)},
         ),
     ]
-    model: str = Field(description="Hugging Face id, local folder, GGUF file or `sample:NAME`")
+    model: str = Field(description="Hugging Face id, local folder, GGUF or ONNX file, or `sample:NAME`")
     module: str | None = Field(
         None,
         pattern=r"^([A-Za-z_][\w.]*|[\w-]+\.py):[A-Za-z_][\w.]*$",

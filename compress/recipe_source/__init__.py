@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, nearest_name
+from compress.formats.onnx.model import OnnxModel
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.recipe import Recipe
 from compress.recipe_source.checks import Part, check_parts
@@ -27,7 +30,8 @@ from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
 from compress.stages import STAGES
-from compress.tasks.registry import TASK_NAMES, told_task
+from compress.tasks.capability import TAKES_ARRAYS
+from compress.tasks.registry import TASK_NAMES, TASKS, tasks_with, told_task
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
 
@@ -45,13 +49,14 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for option in overrides:
         apply_override(document, option)
     told = tell_task(document, path.parent)
+    tell_data(document)
     _check_known_names(document)
     header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
-    check_parts(document, parts, targets)
+    check_parts(document, parts, targets, _starts_as(document, path.parent))
     if document.problems:
         raise document.refusal()
     assert header is not None
@@ -150,15 +155,39 @@ def tell_task(document: Document, recipe_folder: Path) -> bool:
     return True
 
 
+def tell_data(document: Document) -> None:
+    """Fill in data that is left out, where the task says what to take then."""
+    task = document.values.get("task")
+    if "data" not in document.values and isinstance(task, str) and task in TASKS and TASKS[task].data:
+        document.values["data"] = deepcopy(dict(TASKS[task].data))
+
+
+def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
+    """What the starting model is: a graph, or a torch model. Notes a folder that doesn't say which of its graphs."""
+    from compress.sources.source import is_graph
+
+    reference = document.values.get("model")
+    try:
+        graph = isinstance(reference, str) and is_graph(reference, recipe_folder)
+    except InputError as error:
+        document.problem(("model",), describe(reference), f"{error.expected}: {error.what}")
+        return TorchModel
+    return OnnxModel if graph else TorchModel
+
+
 def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
-    """The task, or else why there is none."""
+    """The task, or else why there is none. A graph that no processor lies beside is for one that takes arrays."""
     from compress.checkpoints.json_file import read_json
     from compress.checkpoints.processor import PREPROCESSOR
-    from compress.data.source import find
-    from compress.sources.source import already_here
+    from compress.sources.onnx_file import companions_of, has_companions, onnx_file
+    from compress.sources.source import already_here, graph_place
 
     try:
-        folder = already_here(str(find(reference, recipe_folder) or reference))
+        place = graph_place(reference, recipe_folder)
+        graph = None if place is None else onnx_file(place)
+        if (place is None and reference.lower().endswith(".onnx")) or (graph and not has_companions(graph)):
+            return tasks_with(frozenset({TAKES_ARRAYS}))[0], ""
+        folder = companions_of(graph)[0].parent if graph else already_here(str(place or reference))
         if folder is None:
             return None, f"the model {reference!r} is not here yet to tell it"
         config = read_json(folder / "config.json")

@@ -10,6 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
+from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
 from compress.errors import nearest_name
 from compress.recipe.chosen_target import ChosenTarget, profile_of
@@ -20,19 +21,23 @@ from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
-from compress.tasks.capability import EMBEDS, GENERATES, READS_ROWS
+from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS, tasks_with
 
 _ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
-    *(("evaluation", name) for name in Evaluation.model_fields if name != "similarity"),
+    *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
 )
-_EMBEDDING_ONLY = (("evaluation", "similarity"),)
-"""Fields of tasks with one capability alone. A run's own recipe has all at their defaults."""
-_ONLY = {READS_ROWS: _ROWS_ONLY, GENERATES: _GENERATING_ONLY, EMBEDS: _EMBEDDING_ONLY}
+_ONLY = {
+    frozenset({READS_ROWS}): _ROWS_ONLY,
+    frozenset({GENERATES}): _GENERATING_ONLY,
+    frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"),),
+    frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
+}
+"""Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
 _DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
 
 
@@ -52,14 +57,22 @@ class Part:
         return STAGES.get(self.kind)
 
 
-def check_parts(document: Document, parts: list[Part | None], targets: Sequence[str | ChosenTarget] = ("cpu",)) -> None:
-    """Note every problem between parts, wherever the parts it needs are valid; ``targets`` are those that are."""
+def check_parts(
+    document: Document,
+    parts: list[Part | None],
+    targets: Sequence[str | ChosenTarget] = ("cpu",),
+    starts_as: type[Any] = TorchModel,
+) -> None:
+    """Note every problem between parts, wherever the parts it needs are valid; ``targets`` are those that are.
+
+    ``starts_as`` is what the starting model is.
+    """
     profiles = [profile_of(entry) for entry in targets]
     kinds = [_meant_kind(part) for part in parts]
     labels = stage_labels(kinds)
-    _check_chain(document, parts)
+    _check_chain(document, parts, starts_as)
     _check_formats(document, [part for part in parts if part], profiles)
-    _check_references(document, parts, labels)
+    _check_references(document, parts, labels, starts_as)
     _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
     _check_limits(document, labels, [profile.name for profile in profiles])
     _check_splits(document, [part for part in parts if part])
@@ -82,7 +95,7 @@ def _check_task(document: Document, parts: list[Part]) -> None:
             document.problem(
                 (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
             )
-    for path in [path for capability, paths in _ONLY.items() if capability not in capabilities for path in paths]:
+    for path in [path for needed, paths in _ONLY.items() if not needed <= capabilities for path in paths]:
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")
@@ -94,13 +107,14 @@ def _meant_kind(part: Part | None) -> str:
     return part.kind if part.cls else nearest_name(part.kind, list(STAGES)) or part.kind
 
 
-def _check_chain(document: Document, parts: list[Part | None]) -> None:
+def _check_chain(document: Document, parts: list[Part | None], starts_as: type[Any]) -> None:
     task = _value(document, ("task",), None)
-    gives: type[Any] | None = TorchModel
+    gives: type[Any] | None = starts_as
     giver = "the starting model"
     for part in parts:
         cls = part.cls if part else None
-        if part and cls and gives and not chains(gives, wanted(cls, task)):
+        taken = part is parts[0] and cls is not None and cls.starts_from_graph and starts_as is not TorchModel
+        if part and cls and gives and not taken and not chains(gives, wanted(cls, task)):
             found = f"{part.kind}, which takes {_a(wanted(cls, task))}, after {giver}, which is {_a(gives)}"
             document.problem(part.path, found, _fits(gives, cls, task))
         gives = cls.gives() if cls else None
@@ -150,7 +164,9 @@ def _a(model: type[Any]) -> str:
     return f"{'an' if model.__name__[0] in 'AEIOU' else 'a'} {model.__name__}"
 
 
-def _check_references(document: Document, parts: list[Part | None], labels: tuple[str, ...]) -> None:
+def _check_references(
+    document: Document, parts: list[Part | None], labels: tuple[str, ...], starts_as: type[Any]
+) -> None:
     for part in parts:
         for label in part.stage.refers_to() if part and part.stage else ():
             assert part
@@ -162,9 +178,9 @@ def _check_references(document: Document, parts: list[Part | None], labels: tupl
             elif label != START and label not in earlier:
                 near = nearest_name(label, [START, *earlier])
                 document.problem(path, describe(label), f"an earlier stage: {_listed(earlier)}", near)
-            elif label != START:
-                other = parts[labels.index(label)]
-                gives = other.cls.gives() if other and other.cls else TorchModel
+            else:
+                other = parts[labels.index(label)] if label != START else None
+                gives = starts_as if label == START else other.cls.gives() if other and other.cls else TorchModel
                 if not issubclass(gives, TorchModel):
                     found = f"{label!r}, which gives {_a(gives)}"
                     document.problem(path, found, f"a stage that gives {_a(TorchModel)}")
@@ -218,15 +234,20 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
             expected = f"labels in {lacking[0]}, which {part.kind} trains on"
             document.problem(("data", "without_labels"), describe(bare), expected)
     for split, source in splits.items():
-        if split != "test" and source == splits.get("test"):
+        if split != "test" and source == splits.get("test") and draws(source, split) is None:
             expected = "other rows: the test split must be seen by nothing else"
             document.problem((*path, split), f"{source!r}, the same as test", expected)
     if _value(document, ("data", "source"), None, broken="?") is None:
-        loose = [source for source in splits.values() if not is_file_name(source) and "/" not in source]
+        loose = [source for source in splits.values() if _is_loose(source)]
         if loose:
             expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, loose))}", expected)
     _check_unlabeled(document, parts)
+
+
+def _is_loose(name: str) -> bool:
+    """Whether a split's name is one within a source."""
+    return not is_file_name(name) and "/" not in name and draws(name, "") is None
 
 
 def _check_samples(document: Document, parts: list[Part | None]) -> None:

@@ -55,7 +55,7 @@ def _measured(report: Report, target: str) -> FittedTable:
     units = report.metrics(target)
     limited = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
     writes = shortest_context(units) is not None
-    own = [metric.name for metric in main_metrics(units) if metric.quality or metric.name == "agreement"]
+    own = [metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")]
     order = [*limited, *own, *(_WRITING if writes else _FIRST)]
     known = {metric.name: metric for metric in main_metrics(units)}
     known |= {name: describe_metric(name, units[name]) for name in limited if name in units}

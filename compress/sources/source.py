@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, a GGUF file, `sample:NAME` or a Hugging Face id."""
+"""Where a model comes from: a local folder, a GGUF or ONNX file, `sample:NAME` or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
 from compress.checkpoints.config_check import check_config
+from compress.data.source import find
 from compress.errors import ModelError
 from compress.progress import Progress, SilentProgress
+from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
@@ -22,16 +24,23 @@ def resolve_model(
     trust_remote_code: bool = False,
     cache: Path = DEFAULT_CACHE,
     progress: Progress | None = None,
+    arrays: bool = False,
 ) -> Path:
     """A local folder in Hugging Face layout with safetensors weights, config and processor files, checked.
 
     ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
     Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
-    Raises `ModelError` or `SampleError`.
+    Of an ONNX file, or a folder with one in place of weights, it is the folder that `export` would have written; with
+    ``arrays`` one that takes plain arrays. Raises `ModelError` or `SampleError`.
     """
     found = _local(reference, progress or SilentProgress())
     if found is None:
         found = _download(reference, local_only=False, python_files=trust_remote_code)
+    graph = onnx_file(found)
+    if graph is not None:
+        return convert_onnx(graph, cache, arrays, progress)
+    if arrays:
+        raise _no_graph(found)
     if found.is_file():
         if found.suffix.lower() != ".gguf":
             raise _not_a_model(found)
@@ -49,7 +58,25 @@ def find_model(reference: str, progress: Progress | None = None) -> Path:
     return found if found is not None else _download(reference, local_only=True, python_files=False)
 
 
-def already_here(reference: str, cache: Path = DEFAULT_CACHE) -> Path | None:
+def is_graph(reference: str, folder: Path) -> bool:
+    """Whether a model that a recipe in ``folder`` names is an ONNX graph, told without fetching anything.
+
+    Raises `ModelError` for a folder that doesn't say which of its graphs is meant.
+    """
+    found = graph_place(reference, folder)
+    return reference.lower().endswith(".onnx") if found is None else onnx_file(found) is not None
+
+
+def graph_place(reference: str, folder: Path) -> Path | None:
+    """The file or folder here that a recipe in ``folder`` names as its model; None for one of the Hub."""
+    if not reference.startswith("sample:"):
+        return find(reference, folder)
+    from compress.samples.fetch import cached_directory
+
+    return cached_directory(reference.removeprefix("sample:"))
+
+
+def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False) -> Path | None:
     """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first."""
     if reference.startswith("sample:"):
         from compress.samples.fetch import cached_directory
@@ -60,6 +87,9 @@ def already_here(reference: str, cache: Path = DEFAULT_CACHE) -> Path | None:
             found = find_model(reference)
         except ModelError:
             return None
+    if found is not None and (graph := onnx_file(found)) is not None:
+        ready = ready_folder(graph, cache, arrays)
+        return ready if ready.is_dir() else None
     if found is None or (found / "config.json").is_file():
         return found
     file = found if found.is_file() else _only_gguf(found)
@@ -89,7 +119,7 @@ def _local(reference: str, progress: Progress) -> Path | None:
         raise ModelError(
             f"There is no model {reference!r}.",
             where=reference,
-            expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
+            expected="a local folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id such as org/name",
             mend="Check the path; `compress samples` lists the samples.",
         )
     return None
@@ -120,8 +150,17 @@ def _not_a_model(file: Path) -> ModelError:
     return ModelError(
         f"{file.name} is not something a recipe can start from.",
         where=str(file),
-        expected="a model folder, a GGUF file, sample:NAME or a Hugging Face id",
+        expected="a model folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id",
         mend="Name the folder that holds config.json, the weights and the tokenizer.",
+    )
+
+
+def _no_graph(place: Path) -> ModelError:
+    return ModelError(
+        f"{place.name} is no ONNX graph, which the recipe's task is for.",
+        where=str(place),
+        expected="an .onnx file, or a folder with one",
+        mend="name the task of the model",
     )
 
 

@@ -191,6 +191,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether it puts integers into an ONNX graph."""
     adapter_beside: ClassVar[bool] = False
     """Whether it leaves an adapter beside the weights, not merged."""
+    starts_from_graph: ClassVar[bool] = False
+    """Whether an ONNX graph that a recipe starts from is taken in place of a torch model."""
     reads: ClassVar[Needs] = Needs()
     """The data that every such stage needs."""
     promised: ClassVar[Promise] = Promise()

@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import BY_TOKEN, HAS_CLASSES, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import BY_TOKEN, HAS_LABELS, TAKES_IMAGES, Capabilities
 from compress.training.config import FIRST_TOKEN_ONLY, Training
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
 
@@ -18,7 +18,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
 
     packages = ("torch", "transformers", "accelerate")
-    requires = frozenset({HAS_CLASSES})
+    requires = frozenset({HAS_LABELS})
     reads = Needs(splits=("train",), labels=True)
     """Labeled training examples."""
     kind: Literal["finetune"] = "finetune"

@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import HAS_CLASSES, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import HAS_LABELS, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
@@ -31,7 +31,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers", "accelerate")
-    requires = frozenset({HAS_CLASSES})
+    requires = frozenset({HAS_LABELS})
     kind: Literal["prune"] = "prune"
 
     def calls(self) -> tuple[str, ...]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, quantized_name
+from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import Capabilities
+from compress.tasks.capability import TAKES_ARRAYS, Capabilities
+
+if TYPE_CHECKING:
+    import onnx
 
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
@@ -59,8 +63,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of another method."""
-        return self.idle()
+        """Those of another method, and a floor under a metric that there is none of."""
+        floor = ("accuracy_floor",) if TAKES_ARRAYS in task and self.accuracy_floor is not None else ()
+        return (*self.idle(), *floor)
 
     def wanted_precision(self) -> dict[str, Any]:
         """8 bits, and those of the embedding tables where they are fewer."""
@@ -86,10 +91,14 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             return self._parts(model, context)
         import onnx_ir as ir
 
+        from compress.formats.onnx.float16 import holds_float16, to_float32
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
         from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
+        if holds_float16(model.graph):
+            model = replace(model, graph=to_float32(model.graph))
+            context.remark("quantize: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.accuracy_floor is not None or self.keep:
             graph = quantize_int8(model, self, context)
@@ -102,10 +111,11 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 context.remark(f"quantize: embedding tables at {self.embedding_bits} bits: {len(tables)}")
             if in_order:
                 context.remark(f"quantize: tables whose rows are read in order, at 8 bits: {len(in_order)}")
-        if {tensor.name for tensor in graph.graph.initializer} == {t.name for t in model.graph.graph.initializer}:
+        if _stored(graph) == _stored(model.graph):
             raise StageError(
                 "The graph holds nothing to quantize.",
                 expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+                mend="method: static takes convolutions too" if self.method == "dynamic" else None,
             )
         return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)
 
@@ -131,3 +141,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 quantized, _ = quantize_matrices(quantized, tied, only_tied=True)
             graphs[quantized_name(name)] = quantized
         return model.with_graphs(graphs)
+
+
+def _stored(graph: onnx.ModelProto) -> set[str]:
+    """Names of the stored tensors, those of branches too."""
+    return {tensor.name for one in all_graphs(graph.graph) for tensor in one.initializer}

@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import EMBEDS
+from compress.tasks.capability import EMBEDS, TAKES_TEXT
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -20,7 +20,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "numpy")
-    requires = frozenset({EMBEDS})
+    requires = frozenset({EMBEDS, TAKES_TEXT})
     keeps_shape = True
     reads = Needs(splits=("train",))
     """The text whose embeddings are looked at."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import GENERATES, NAMES_TOKENS, TAKES_TEXT
+from compress.tasks.capability import GENERATES, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
 
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
@@ -22,7 +22,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
-    excludes = frozenset({GENERATES, NAMES_TOKENS})
+    excludes = frozenset({GENERATES, NAMES_TOKENS, HAS_TWO_TOWERS})
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,4 +31,13 @@ def keep_all(
         parts.append(task.keep(answered(batch), examples, batch))
         places += batch
     order = np.argsort(places)
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    return {name: np.concatenate(_widened([part[name] for part in parts]))[order] for name in parts[0]}
+
+
+def _widened(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Parts of one width: what is kept of a smaller output ends in NaN, or -1."""
+    widest = max(part.shape[-1] for part in parts)
+    if all(part.shape[-1] == widest for part in parts) or any(part.ndim != 2 for part in parts):
+        return parts
+    fill = np.nan if parts[0].dtype.kind == "f" else -1
+    return [np.pad(part, ((0, 0), (0, widest - part.shape[-1])), constant_values=fill) for part in parts]

@@ -14,6 +14,10 @@ TAKES_PAIRS = "takes pairs"
 """Two texts are read as one input."""
 TAKES_IMAGES = "takes images"
 TAKES_AUDIO = "takes audio"
+HAS_LABELS = "has labels"
+"""There are labels to learn from; whatever has classes has them."""
+TAKES_ARRAYS = "takes arrays"
+"""Inputs are those of a graph as they stand, batch axis and all, and nobody knows what they mean."""
 HAS_CLASSES = "has classes"
 """There are labels to learn from, and answers have logits: of classes, of places in a text, or of being relevant."""
 BY_TOKEN = "answers by token"
@@ -24,6 +28,8 @@ NAMES_TOKENS = "names tokens"
 """Answers are tokens of the model's vocabulary, which has to stay as it is."""
 EMBEDS = "embeds"
 """The answer is an embedding."""
+HAS_TWO_TOWERS = "has two towers"
+"""Images and texts are embedded apart, and one embedding is as near to another as what they show and say."""
 GENERATES = "generates"
 """The answer is text, token by token, so that generation is what is timed and tried."""
 TRANSCRIBES = "transcribes"
@@ -36,4 +42,6 @@ IS_WRITTEN = "is written"
 
 def suits(capabilities: Capabilities, requires: Capabilities, excludes: Capabilities = frozenset()) -> bool:
     """Whether a task with ``capabilities`` has all that is required and nothing that is excluded."""
+    if HAS_CLASSES in capabilities:
+        capabilities |= {HAS_LABELS}
     return requires <= capabilities and not excludes & capabilities

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from compress.frozen import Frozen
+
+_TEMPLATES = ("This is a photo of {}.",)
+"""That of transformers' own pipeline."""
 
 
 class Evaluation(Frozen):
@@ -31,6 +36,23 @@ class Evaluation(Frozen):
         description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
         "`score`; how well cosines follow the scores is a metric of its own",
     )
+    templates: tuple[str, ...] = Field(
+        _TEMPLATES,
+        min_length=1,
+        description="zero-shot classification: sentences with {} for a class's name; a class is the mean of theirs",
+    )
     prompts: int = Field(8, ge=0, description="beginnings of windows that every model continues, greedily; 0: none")
     prompt_tokens: int = Field(32, ge=1, description="tokens of each of them")
     tokens: int = Field(64, ge=4, description="tokens of each continuation, at most")
+
+    @field_validator("templates")
+    @classmethod
+    def _each_takes_a_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(template.count("{}") != 1 for template in value):
+            raise ValueError("sentences with one {} each, where the class's name goes")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_usual_templates(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
+        return {name: value for name, value in serialize(self).items() if name != "templates" or value != _TEMPLATES}

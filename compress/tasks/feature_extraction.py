@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
-EMBEDDING = "embedding"
-NEIGHBOURS = 10
-
 _STARTER: dict[str, Any] = {
     "name": "my-search-model",
     "description": "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
@@ -110,12 +107,13 @@ class FeatureExtraction(Task):
         """The texts, then, where the rows have them, the pairs."""
         import numpy as np
 
+        from compress.tasks.embeddings import numbers
         from compress.tasks.tokens import text_inputs
 
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()
-            texts, ids = texts + pairs, np.tile(_numbers(pairs), 2)
+            texts, ids = texts + pairs, np.tile(numbers(pairs), 2)
         encoded = processor(texts, truncation=True, max_length=max_length)
         inputs, padding = text_inputs(encoded, processor)
         return Examples(inputs, padding, ids, head=Pooled(processor.modules))
@@ -147,85 +145,26 @@ class FeatureExtraction(Task):
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
-        import numpy as np
+        from compress.tasks.embeddings import EMBEDDING, finite
 
-        found = examples.answers(outputs, examples.batch(indices))
-        if not np.isfinite(found).all():
-            raise ModelError(
-                "The model's embeddings are not finite.",
-                expected="finite embeddings",
-                mend="export or quantize it anew; float16 overflows where float32 does not",
-            )
-        return {EMBEDDING: found}
+        return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)))}
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Recall and mean reciprocal rank over the queries, then recall and bytes with embeddings in fewer bits.
-
-        Scores are cosines. At `int8` the queries stay exact; `binary` is the Hamming distance, its best candidates
-        scored again with the exact query.
-        """
-        from compress.measurement import Measurement
-        from compress.numerics.embeddings import binary_ranks, from_int8, normalized, ranges_of, ranks, to_int8
-        from compress.tasks.classes import mean_row, outcome_row
+        """Recall and mean reciprocal rank over the queries, then recall and bytes with embeddings in fewer bits."""
+        from compress.tasks.embeddings import Retrieval, halves
 
         assert labels is not None, "held_out asks for pairs"
-        queries, corpus = _halves(normalized(kept[EMBEDDING]))
-        wanted, given = _halves(labels)
-        exact = ranks(queries, corpus, wanted, given)
-        span = ranges_of(corpus)
-        coarse = ranks(queries, from_int8(to_int8(corpus, span), span), wanted, given)
-        bits = binary_ranks(queries, corpus, wanted, given, NEIGHBOURS)
-        size = corpus.shape[1]
-        return [
-            outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
-            outcome_row("recall_at_1", exact <= 1, model, target),
-            mean_row("mean_reciprocal_rank", 1 / exact, model, target),
-            outcome_row("recall_at_10_int8", coarse <= NEIGHBOURS, model, target),
-            outcome_row("recall_at_10_binary", bits <= NEIGHBOURS, model, target),
-            *(
-                Measurement(model=model, metric=name, target=target, value=value, unit="bytes")
-                for name, value in (
-                    ("embedding_bytes", 4 * size),
-                    ("embedding_bytes_int8", size),
-                    ("embedding_bytes_binary", -(-size // 8)),
-                )
-            ),
-        ]
+        return Retrieval.of(kept, itself=False).rows(*halves(labels), model, target)
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-        """The share of the ten nearest pairs that both models find, and the cosine of their embeddings.
+        """The share of the ten nearest pairs that both models find, and the cosine of their embeddings."""
+        from compress.tasks.embeddings import likeness_rows
 
-        Embeddings of different dimensions have no cosine.
-        """
-        from compress.numerics.embeddings import nearest, normalized, overlap
-        from compress.tasks.classes import mean_row
-
-        own, others = normalized(kept[EMBEDDING]), normalized(reference[EMBEDDING])
-        found, expected = (nearest(*_halves(one), NEIGHBOURS) for one in (own, others))
-        rows = [mean_row("agreement", overlap(found, expected), model, target)]
-        if own.shape == others.shape:
-            rows.append(mean_row("embedding_cosine", (own * others).sum(axis=1), model, target))
-        return rows
+        return likeness_rows(kept, reference, False, model, target)
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: an embedding is no class."""
         return None
-
-
-def _numbers(texts: Sequence[str]) -> np.ndarray:
-    """A number for each text, the same for texts that differ in case and spacing alone, [n] int64."""
-    import numpy as np
-
-    from compress.data.dataset import normalised
-
-    known: dict[str, int] = {}
-    return np.array([known.setdefault(normalised(text), len(known)) for text in texts], dtype=np.int64)
-
-
-def _halves(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the queries and those of the corpus."""
-    half = len(both) // 2
-    return both[:half], both[half:]
 
 
 TASK = FeatureExtraction()

@@ -34,7 +34,8 @@ def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) ->
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
-    return examples.head.read({name: getattr(outputs, name) for name in examples.head.outputs}, batch)
+    found = {name: value for name in examples.head.outputs if (value := getattr(outputs, name, None)) is not None}
+    return examples.head.read(found, batch)
 
 
 @torch.inference_mode()

@@ -14,7 +14,9 @@ from compress.tasks import (
     automatic_speech_recognition,
     feature_extraction,
     fill_mask,
+    graph_agreement,
     image_classification,
+    image_feature_extraction,
     image_segmentation,
     object_detection,
     question_answering,
@@ -22,8 +24,9 @@ from compress.tasks import (
     text_generation,
     text_ranking,
     token_classification,
+    zero_shot_image_classification,
 )
-from compress.tasks.capability import TAKES_TEXT, Capabilities, suits
+from compress.tasks.capability import TAKES_AUDIO, TAKES_IMAGES, Capabilities, suits
 from compress.tasks.task import Task
 
 _MEMBERS = (*Task.__annotations__, *sorted(Task.__abstractmethods__))
@@ -37,8 +40,11 @@ BUILT_IN: tuple[Task, ...] = (
     text_ranking.TASK,
     fill_mask.TASK,
     question_answering.TASK,
+    image_feature_extraction.TASK,
+    zero_shot_image_classification.TASK,
     object_detection.TASK,
     image_segmentation.TASK,
+    graph_agreement.TASK,
 )
 """In the order in which messages list them."""
 
@@ -85,12 +91,12 @@ def told_task(config: Mapping[str, Any], has_preprocessor: bool) -> str | None:
 def task_of(architecture: str, has_preprocessor: bool) -> str | None:
     """The task that the name of a model's class is for, by its longest known ending; `None` where there is none.
 
-    ``architecture`` is that of the model's config. Beside a model of text lies no preprocessor_config.json.
+    ``architecture`` is that of the model's config. Beside a model of images or audio lies a preprocessor_config.json.
     """
     endings = {
         ending: name
         for name, task in TASKS.items()
         for ending in task.architectures
-        if (TAKES_TEXT in task.capabilities) != has_preprocessor and architecture.endswith(ending)
+        if bool(task.capabilities & {TAKES_IMAGES, TAKES_AUDIO}) == has_preprocessor and architecture.endswith(ending)
     }
     return endings[max(endings, key=len)] if endings else None

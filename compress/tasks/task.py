@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -57,21 +57,26 @@ class Examples:
 
     ``head`` makes the answers of a model's outputs; without one its logits are its answers.
 
+    ``batches`` names the axis of an input's examples where a model may be given as many as it likes of that one alone.
+
     ``labels`` are [n, ...], class ids in int64 or whatever the task measures against, or None. ``scored`` is how
     many tokens at the end of each example count, where not all of them do; ``note`` what a reader must know of how
     the examples were made. ``seconds`` is how long each recording lasts, [n]; ``black`` what a black pixel of an image
-    has become, [channels].
+    has become, [channels]. ``whole``: each example is a call by itself, batch axis and all, of a graph all of whose
+    outputs are answers.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
     padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
+    batches: Mapping[str, str] = field(default_factory=dict)
     scored: int | None = None
     note: str = ""
     sizes: np.ndarray | None = None
     head: Head | None = None
     seconds: np.ndarray | None = None
     black: np.ndarray | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -104,6 +109,10 @@ class Examples:
         Raises `DataError` where inputs differ in shape that may not be padded.
         """
         chosen = [self.inputs[i] for i in indices]
+        if self.whole:
+            if len(chosen) != 1:
+                raise DataError("Calls of a graph of no task are made one by one.", expected="a batch size of 1")
+            return dict(chosen[0])
         return {name: _stack(name, [example[name] for example in chosen], fill) for name, fill in self.padding.items()}
 
     @property
@@ -116,20 +125,22 @@ class Examples:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of a model's outputs that its answers are made of."""
-        return (LOGITS,) if self.head is None else self.head.outputs
+        return () if self.whole else (LOGITS,) if self.head is None else self.head.outputs
 
     @property
     def answer(self) -> str:
         """What an output is called that holds the answers as they are."""
-        return LOGITS if self.head is None else self.head.answer
+        return "outputs" if self.whole else LOGITS if self.head is None else self.head.answer
 
     @property
     def answers_are(self) -> str:
         """What the answers are, in a word for people."""
-        return "logits" if self.head is None else self.head.many
+        return "outputs" if self.whole else "logits" if self.head is None else self.head.many
 
     def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """The answers [B, ...] that a graph gives for a batch, or that ``head`` makes of its outputs."""
+        if self.whole:
+            return _all_outputs(outputs)
         if self.head is None or (self.answer in outputs and self.answer not in self.outputs):
             return outputs[self.answer]
         import torch
@@ -145,6 +156,14 @@ class Examples:
         none = np.full((len(more), *self.labels.shape[1:]), -100, self.labels.dtype)
         labels = np.concatenate([self.labels, none])
         return replace(self, inputs=[*self.inputs, *more.inputs], labels=labels)
+
+
+def _all_outputs(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Every number of every output of a call, [1, numbers]."""
+    import numpy as np
+
+    numbers = [array.astype(np.float32).reshape(-1) for array in outputs.values() if array.dtype.kind in "fiub"]
+    return np.concatenate(numbers)[np.newaxis]
 
 
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
@@ -192,6 +211,8 @@ class Task(Protocol):
     """The parts of the test data that are looked at where the recipe names none."""
     batch_size: int = 32
     """Examples that are evaluated at once."""
+    data: Mapping[str, Any] = MappingProxyType({})
+    """What a recipe has for `data` where it names none; without any it has to."""
     ratios: tuple[str, ...] = ()
     """Metrics that are no means of outcomes of 0 and 1, and are measured anew on each slice; `Kept` is by row then."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ from compress.checkpoints.plain_module import PlainModule
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import channel_products, most_important
-from compress.tasks.forward import loss_of, tensors
+from compress.tasks.forward import answers, forward, loss_of, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
 from compress.training.config import Pruning
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from compress.stage.stage import Context
 
 _BATCH = 16
-_PROBES = 2
 _CLOSE = 1e-3
 """Of the largest answer; what the same sums in another order may differ by."""
 
@@ -45,25 +44,25 @@ class Net:
 
     module: Any
     network: nn.Module
-    pixels: torch.Tensor
+    examples: Examples
+    batch: dict[str, torch.Tensor]
 
     @classmethod
     def of(cls, model: TorchModel, examples: Examples) -> Net:
         """The network of ``model``; a plain module's own names leave out what it is wrapped in."""
         module: Any = model.module
         network = module.network if isinstance(module, PlainModule) else module
-        pixels = tensors(examples, [0, min(1, len(examples) - 1)])["pixel_values"][:_PROBES]
-        return cls(module.eval(), network, pixels)
+        batch = tensors(examples, [0, min(1, len(examples) - 1)])
+        return cls(module.eval(), network, examples, batch)
 
     def run(self) -> torch.Tensor:
-        """The logits [2, classes]."""
-        found: torch.Tensor = self.module(pixel_values=self.pixels).logits
-        return found
+        """The answers [2, ...]."""
+        return answers(self.examples, forward(self.module, self.batch), self.batch)
 
     def copy(self) -> Net:
         """The same with weights of its own."""
         module = copy.deepcopy(self.module)
-        return Net(module, module.network if isinstance(module, PlainModule) else module, self.pixels)
+        return replace(self, module=module, network=module.network if isinstance(module, PlainModule) else module)
 
 
 def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:

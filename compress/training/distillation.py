@@ -29,7 +29,7 @@ from compress.numerics.distillation import (
     scaled_scores,
     uniform_layer_map,
 )
-from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
+from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
 from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.training.config import Distillation, Student
@@ -76,7 +76,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         module = type(model.module)(config)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
         raise StageError(f"The student's config does not make a model: {error}") from error
-    if EMBEDS in context.task.capabilities:
+    if {EMBEDS, TAKES_TEXT} <= context.task.capabilities:
         drop_pooler(module)
         if module.config.hidden_size != model.processor.modules.width:
             raise StageError(
@@ -184,7 +184,7 @@ class Lesson:
         return loss
 
     def _distance(self, mine: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-        if mine.shape != taught.shape:
+        if mine.shape != taught.shape and HAS_TWO_TOWERS not in self.context.task.capabilities:
             raise StageError(
                 f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
                 expected="as many classes, or dimensions of an embedding",

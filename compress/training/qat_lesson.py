@@ -31,7 +31,8 @@ from compress.formats.onnx.int8.trained import (
     write_integers,
 )
 from compress.numerics.calibration import softmax
-from compress.tasks.capability import BY_PLACE, NAMES_TOKENS
+from compress.numerics.embeddings import normalized
+from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
 from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.training.config import QuantizationAwareTraining
@@ -143,16 +144,17 @@ class QatLesson:
 
     def _prove(self, graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> None:
         """Raises `IntegrityError` where the graph answers otherwise than the model that was trained."""
-        largest, mean = _differences(graph, examples, expected)
+        embeds = EMBEDS in self.context.task.capabilities
+        scale, what = (normalized, "embeddings at length 1") if embeds else (softmax, "probabilities")
+        largest, mean = _differences(graph, examples, expected, scale)
         if not largest <= self.settings.tolerance:
             raise IntegrityError(
-                f"The exported graph's probabilities differ from training by {largest:.3f}.",
+                f"The exported graph's {what} differ from training by {largest:.3f}.",
                 expected=f"at most {self.settings.tolerance:g}",
                 mend="try another opset, or raise tolerance if the difference is acceptable",
             )
         self.context.remark(
-            f"qat: probabilities of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} "
-            "on average"
+            f"qat: {what} of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} on average"
         )
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -185,8 +187,10 @@ def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[Lay
     return match_layers(graph, weights), attentions
 
 
-def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarray) -> tuple[float, float]:
-    """The largest and the mean difference of a probability, through ONNX Runtime's integer kernels."""
+def _differences(
+    graph: onnx.ModelProto, examples: Examples, expected: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """The largest and the mean difference of what ``scale`` makes of answers, through ONNX Runtime's kernels."""
     session = open_session(graph)
     names = [entry.name for entry in session.get_inputs()]
     parts = []
@@ -196,7 +200,7 @@ def _differences(graph: onnx.ModelProto, examples: Examples, expected: np.ndarra
         given = session.run(list(examples.outputs), {name: batch[name] for name in names})
         found = examples.answers(dict(zip(examples.outputs, given, strict=True)), batch)
         known = expected[rows.start : rows.stop][tuple(map(slice, found.shape))]
-        parts.append(np.abs(softmax(found) - softmax(known)).ravel())
+        parts.append(np.abs(scale(found) - scale(known)).ravel())
     differences = np.concatenate(parts)
     return float(differences.max()), float(differences.mean())
 

@@ -18,17 +18,23 @@ from compress.tasks.registry import get_task
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
 
 
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of both runs, which begin with the same stages."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
-def test_same_answers_in_transformers_js(library: Path, tmp_path: Path, quantized: bool) -> None:
+def test_same_answers_in_transformers_js(library: Path, artifacts: Path, tmp_path: Path, quantized: bool) -> None:
     import pyarrow as pa
 
     stages = [{"finetune": {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3}}, {"export": {}}]
     stages += [{"quantize": {"embedding_bits": 4}}] if quantized else []
     recipe = write_all(tmp_path, stages=stages)
-    done = compress("run", recipe, folder=tmp_path)
+    done = compress("run", recipe, "--artifacts", artifacts, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    model = latest(tmp_path / "artifacts") / "model"
+    model = latest(artifacts) / "model"
     answers = classify(library, model, "q8" if quantized else "fp32")
 
     task = get_task("text-classification")

@@ -57,6 +57,20 @@ def test_fashion_splits_share_no_image(members: Path, tmp_path: Path, monkeypatc
     assert data.split("test")["label"].to_pylist() == ["Dress", "T-shirt/top", "Ankle boot"]
 
 
+def test_captions_name_the_class_of_their_picture(
+    members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
+    fashion.write_captions(members, tmp_path, SilentProgress())
+    config = DataConfig(splits={split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")})
+    columns = get_task("zero-shot-image-classification").columns
+    data = load_dataset(config, columns, tmp_path, SilentProgress())
+    assert data.split("test")["label"].to_pylist() == ["a dress", "a T-shirt", "an ankle boot"]
+    for row in data.split("train").to_pylist():
+        assert row["text"] in [template.format(row["label"]) for template in fashion.TEMPLATES]
+    assert len(set(data.split("train")["text"].to_pylist())) > 2
+
+
 def _pixel(value: dict[str, object]) -> int:
     import io
 

@@ -121,7 +121,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     endless = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
     tiny_run.write_recipe(folder, "endless", stages=endless, baseline="finetune")
     tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages)
-    done = tiny_run.compress("run", "tiny.yaml", folder=folder)
+    done = tiny_run.compress_anew("run", "tiny.yaml", folder=folder)
     assert done.returncode == 0, done.stderr
     for entry in ("tiny", "degraded"):
         arguments = ("gate", "tiny", "--baseline", f"baselines/{entry}.json", "--update", "--why", "the first")
@@ -188,21 +188,17 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(place: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "entry", "status"), [(signal.SIGINT, "tiny", "passed"), (signal.SIGTERM, "broken", "failed")]
+)
+def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
+    place: Path, number: int, entry: str, status: str
+) -> None:
     suite = place / f"suite-{int(number)}.yaml"
     suite.write_text(
-        f"name: cut-{int(number)}\n{LENIENT}\nentries: [{{recipe: tiny.yaml}}, {{recipe: endless.yaml}}]\n"
+        f"name: cut-{int(number)}\n{LENIENT}\nentries: [{{recipe: {entry}.yaml}}, {{recipe: endless.yaml}}]\n"
     )
-    process = subprocess.Popen(
-        tiny_run.command("nightly", suite.name),
-        cwd=place,
-        env=tiny_run.surroundings(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = tiny_run.start("nightly", suite.name, folder=place)
     logs = place / "artifacts" / "nights" / f"cut-{int(number)}"
     end = time.monotonic() + 300
     while time.monotonic() < end and not any("finetune" in log.read_text() for log in logs.glob("*/endless/run.log")):
@@ -216,7 +212,7 @@ def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(plac
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert "the night was interrupted" in stdout
     (read,) = History(logs / "history.sqlite", ignore).nights(f"cut-{int(number)}")
-    assert [one.status for one in read.outcomes] == ["passed", "not run"]
+    assert [one.status for one in read.outcomes] == [status, "not run"]
 
 
 def test_a_bad_suite_is_told_before_anything_runs(tmp_path: Path) -> None:

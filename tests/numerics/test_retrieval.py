@@ -49,3 +49,23 @@ def test_overlap_is_a_share_of_the_neighbours_in_any_order() -> None:
 
 def test_a_row_of_zeros_stays_one() -> None:
     assert normalized(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [[0.0, 0.0], [0.6, 0.8]]
+
+
+def test_what_is_among_the_corpus_does_not_find_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)
+    generator = np.random.default_rng(1)
+    both, kinds = generator.normal(size=(30, 6)), np.append(generator.integers(0, 4, 29), 9)
+    scores = both @ both.T
+    order = [[j for j in np.argsort(-row, kind="stable") if j != i] for i, row in enumerate(scores)]
+    expected = [
+        1 + next((i for i, j in enumerate(row) if kinds[j] == mine), 30) for row, mine in zip(order, kinds, strict=True)
+    ]
+    # The last one is the only one of its kind.
+    assert expected[-1] == 31
+    assert ranks(both, both, kinds, kinds, itself=True).tolist() == expected
+    assert nearest(both, both, 5, itself=True).tolist() == [row[:5] for row in order]
+    assert nearest(both, both, 99, itself=True).shape == (30, 29)
+    # With so few, all are candidates, and are scored by their bits.
+    exact = ranks(both, np.where(both > 0, 1.0, -1.0), kinds, kinds, itself=True)
+    bits = embeddings.binary_ranks(both, both, kinds, kinds, 10, itself=True)
+    assert bits[:-1].tolist() == exact[:-1].tolist() and bits[-1] == 30

@@ -109,7 +109,8 @@ def test_a_run_that_is_killed_in_a_stage_goes_on_and_ends_alike(
     process = tiny_run.start("run", place / f"{name}.yaml", "--artifacts", tmp_path)
     end = time.monotonic() + PATIENCE_SECONDS
     while not any(f"] {label}\n" in log.read_text() for log in tmp_path.glob("runs/*/*/run.log")):
-        assert process.poll() is None and time.monotonic() < end, "the stage never began"
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the stage never began"
         time.sleep(0.005)
     process.kill()
     process.communicate()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import compress, latest, read_report
+from tiny_run import BENCHMARK, compress, latest, read_report
 from tiny_tasks import MAKERS, ROWS, write_all
 
 from compress.report.schema import BASELINE, FINAL
@@ -37,8 +37,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A task, and the artifacts of a run."""
     task: str = request.param
     folder = tmp_path_factory.mktemp(task)
-    quick = {"threads": 1, "seconds": 0.05, "examples": 8, "batch_size": 4, "launches": 2, "every_stage": False}
-    recipe = write_all(folder, task, STAGES, benchmark=quick)
+    recipe = write_all(folder, task, STAGES, benchmark={**BENCHMARK, "every_stage": False})
     done = compress("run", recipe, "--artifacts", folder / "artifacts")
     assert done.returncode == 0, done.stderr
     return task, folder / "artifacts"

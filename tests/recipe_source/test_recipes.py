@@ -12,6 +12,7 @@ import tiny_images
 import tiny_places
 import tiny_speech
 import tiny_tasks
+import tiny_towers
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from tiny_generation import write_texts
@@ -23,7 +24,7 @@ from compress.pipeline.run import run
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.tasks.capability import EMBEDS, GENERATES
+from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 
@@ -68,7 +69,9 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
     if GENERATES in get_task(recipe.task).capabilities:
         return _shrunk_generation(recipe, folder)
-    if recipe.task == tiny_images.TASK:
+    if HAS_TWO_TOWERS in get_task(recipe.task).capabilities:
+        return _shrunk_towers(recipe, folder)
+    if TAKES_IMAGES in get_task(recipe.task).capabilities:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
@@ -164,6 +167,17 @@ def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
     changes = {"model": "model", "random_weights": False, "data": tiny.data, "slices": None, "benchmark": QUICK}
     changed = recipe.model_copy(update=changes).model_dump()
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny CLIP and a student of half its layers, by their configs alone."""
+    for name, changes in {"model": {}, "student": {"num_hidden_layers": 1}}.items():
+        tiny_towers.write_model(folder / name, **changes)
+        (folder / name / "model.safetensors").unlink()
+    data = recipe.data.model_copy(update={"source": None, "splits": tiny_towers.write_splits(folder)})
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from tiny_run import PLAIN, POLAR, tokenizer
+from tiny_run import BENCHMARK, PLAIN, POLAR, tokenizer
 
 ROWS = {"train": 120, "validation": 40, "test": 60}
 Row = dict[str, Any]
@@ -113,7 +113,7 @@ def write_all(folder: Path, task: str, stages: list[Any], **changes: Any) -> Pat
         "data": {"splits": {split: f"{split}.jsonl" for split in ROWS}, "max_length": 32},
         "stages": stages,
         "baseline": "finetune",
-        "benchmark": {"threads": 1, "seconds": 0.2, "examples": 16, "batch_size": 8, "launches": 2},
+        "benchmark": BENCHMARK,
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))

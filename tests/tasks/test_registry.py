@@ -21,6 +21,8 @@ from compress.tasks.capability import (
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
+    HAS_LABELS,
+    HAS_TWO_TOWERS,
     READS_ROWS,
     TAKES_IMAGES,
     TAKES_PAIRS,
@@ -49,6 +51,7 @@ HALF = Half()
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
+OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
 OF_PLACES = ("object-detection", "image-segmentation")
 
 
@@ -61,6 +64,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         *OF_TEXT,
+        *OF_IMAGES,
         *OF_PLACES,
     }
 
@@ -79,11 +83,14 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
         ({HAS_CLASSES, TAKES_IMAGES}, {BY_PLACE}, {"image-classification"}),
-        ({TAKES_TEXT}, {GENERATES}, {"text-classification", "feature-extraction", *OF_TEXT}),
+        ({HAS_LABELS}, set(), {"text-classification", "image-classification", *OF_TEXT, *OF_IMAGES, *OF_PLACES}),
+        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
+        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
+        ({TAKES_TEXT}, {GENERATES, TAKES_IMAGES}, {"text-classification", "feature-extraction", *OF_TEXT}),
         (
             {ANSWERS_AT_ONCE},
             set(),
-            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_PLACES},
+            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
@@ -208,6 +215,9 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("YolosForObjectDetection", True, "object-detection"),
         ("SegformerForSemanticSegmentation", True, "image-segmentation"),
         ("ViTModel", True, None),
+        ("Dinov2Model", True, "image-feature-extraction"),
+        ("CLIPModel", True, "zero-shot-image-classification"),
+        ("CLIPModel", False, "feature-extraction"),
         ("T5ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),
     ],

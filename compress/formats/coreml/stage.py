@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.coreml.model import CoreMlModel
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS
 
 
 class CoreMl(Stage[TorchModel, CoreMlModel]):
@@ -22,7 +22,7 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
 
     packages = ("torch", "transformers", "coremltools")
     requires = frozenset({ANSWERS_AT_ONCE})
-    excludes = frozenset({BY_TOKEN})
+    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS})
     kind: Literal["coreml"] = "coreml"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8", description="of the weights; in int8 they have a scale a channel, and arithmetic is float16"

@@ -9,7 +9,7 @@ from pydantic import Field
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.executorch.model import ExecuTorchModel
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, TAKES_PAIRS
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_PAIRS
 
 
 class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
@@ -25,7 +25,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     packages = ("torch", "transformers", "executorch", "torchao")
     requires = frozenset({ANSWERS_AT_ONCE})
     # Traced with token types, a BERT counts its batch by an arange of fixed length, which a single row does not fit.
-    excludes = frozenset({TAKES_PAIRS})
+    excludes = frozenset({TAKES_PAIRS, HAS_TWO_TOWERS})
     kind: Literal["executorch"] = "executorch"
     precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
     embedding_bits: Literal[4, 8] = Field(

@@ -11,7 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, TAKES_IMAGES, Capabilities
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):
@@ -23,7 +23,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")
     requires = frozenset({ANSWERS_AT_ONCE})
-    excludes = frozenset({BY_TOKEN})
+    excludes = frozenset({BY_TOKEN, HAS_TWO_TOWERS})
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
@@ -79,7 +79,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""
         from compress.formats.litert.conversion import to_litert, words_of
         from compress.formats.litert.quantization import quantize_litert
-        from compress.formats.prove import prove_shipped
+        from compress.formats.prove import of_torch, prove_shipped
         from compress.formats.runtimes import opened
 
         examples = context.encode("train", model)
@@ -92,7 +92,8 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         made = LiteRtModel({LITERT_FILE: content}, plain.companions)
         shipped = opened(made)
         first = shipped if self.precision == "fp32" else opened(plain)
-        context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, model, examples, self.tolerance)}")
+        reference = of_torch(model.module, examples)
+        context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, reference, examples, self.tolerance)}")
         return made
 
     def _block(self, width: int, context: Context) -> Blocks | None:

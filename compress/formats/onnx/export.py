@@ -20,6 +20,7 @@ from compress.formats.onnx.attention.lower import lower_attention
 from compress.formats.onnx.attention.plug import Plug, plugged, traced
 from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
+from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512
+_INNER = re.compile(r"\w+_outputs?\.")
 _GUARD = "Constraints violated"
 ATTENTION = "attention"
 """Among the names of rewrites: attention plugged in, or found in the graph."""
@@ -64,6 +66,7 @@ def export_onnx(
     attention = fusions and ATTENTION not in leave_out
     probed = probe(model.module, examples) if attention else Probed(refused="left out")
     program = _trace(model, examples, opset, plug=attention and probed.refused is None)
+    _drop_inner_outputs(program)
     _tell_shapes(program)
     _keep_answers(program, examples)
     rewrites, unfused = {}, ""
@@ -71,7 +74,7 @@ def export_onnx(
         found, unfused = _fuse(program, attention, probed)
         rewrites = {ATTENTION: found} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
-    _name_axes(program)
+    _name_axes(program, examples.batches)
     _tell_shapes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites, unfused)
@@ -122,7 +125,11 @@ def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dic
     longest = longest if longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)
-    return {name: {0: batch} if fill is None else {0: batch, 1: length} for name, fill in examples.padding.items()}
+    batches = {name: torch.export.Dim(axis, min=1, max=65536) for name, axis in examples.batches.items()}
+    return {
+        name: {0: batches.get(name, batch)} | ({} if fill is None else {1: length})
+        for name, fill in examples.padding.items()
+    }
 
 
 def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelError:
@@ -156,10 +163,12 @@ def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]
 
     if not attention:
         fuse_for_onnxruntime(program, "cpu")
+        unfold_batch_transposes(program)
         return 0, ""
     write_einsum(program)
     find_attention(program)
     fuse_for_onnxruntime(program, "cpu")
+    unfold_batch_transposes(program)
     count, left = lower_attention(program), count_unfused(program)
     reasons = "; ".join(probed.unfused) or "of a form that no operator has"
     return count, f"attention unfused in {left} places: {reasons}" if left else ""
@@ -170,13 +179,25 @@ def _two_lengths(examples: Examples) -> list[int]:
     return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
 
 
-def _name_axes(model: ir.Model) -> None:
+def _drop_inner_outputs(model: ir.Model) -> None:
+    """What the parts of a model give beside the whole, such as `text_model_output.last_hidden_state`, goes; in place.
+
+    No client asks for it, and what nothing else reads would be computed all the same.
+    """
+    outputs = model.graph.outputs
+    kept = [value for value in outputs if not _INNER.match(value.name or "")]
+    if len(kept) < len(outputs):
+        outputs[:] = kept
+        RemoveUnusedNodesPass()(model)
+
+
+def _name_axes(model: ir.Model, batches: Mapping[str, str]) -> None:
     """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``."""
     graph = model.graph
     symbols = {
         str(axis): name
         for value in graph.inputs
-        for axis, name in zip(value.shape or (), _AXES, strict=False)
+        for axis, name in zip(value.shape or (), (batches.get(str(value.name), _AXES[0]), *_AXES[1:]), strict=False)
         if isinstance(axis, ir.SymbolicDim)
     }
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):

@@ -42,6 +42,14 @@ DTYPES = {
     27: "float6_e2m3fn",
     28: "float6_e3m2fn",
 }
+INTEGER = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+        *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+        "MatMulNBits",
+    )
+)
+"""Operators by which a graph is known to be quantized."""
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """float_data, int32_data, string_data, int64_data, raw_data, double_data, uint64_data"""
 
@@ -77,6 +85,11 @@ class OnnxGraph:
 
     nodes: list[Node] = field(default_factory=list)
     initializers: list[Initializer] = field(default_factory=list)
+
+
+def integer_operator(graph: OnnxGraph) -> str | None:
+    """The first operator by which ``graph`` is known to be quantized; None for a float graph."""
+    return next((node.op_type for node in graph.nodes if node.op_type in INTEGER), None)
 
 
 def read_graph(path: Path) -> OnnxGraph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -70,6 +70,15 @@ class OnnxModel:
         first, *others = find_graphs(directory)
         companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)
         return cls(_read(first), first.name, companions, {path.name: _read(path) for path in others})
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those of its branches and loops, however deep."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from all_graphs(inner)
 
 
 def quantized_name(name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.processor import processor_of
-from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.model import OnnxModel, all_graphs
 from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
 from compress.formats.runtimes import opened
 
@@ -17,10 +17,12 @@ _RECORDINGS = 3
 
 
 def stored(model: OnnxModel) -> Stored:
-    """Every tensor of every graph; names are those of the weights' modules, and so of one graph alone."""
+    """Every tensor of every graph, branches too; names are those of the weights' modules, and so of one graph alone."""
     from onnx import numpy_helper
 
-    tensors = (tensor for graph in model.graphs.values() for tensor in graph.graph.initializer)
+    tensors = (
+        tensor for whole in model.graphs.values() for graph in all_graphs(whole.graph) for tensor in graph.initializer
+    )
     return of_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
 
 

@@ -13,7 +13,7 @@ from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, Capabilities
+from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, TAKES_TEXT, Capabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
         others = [*(_TRACED_ONLY if IS_WRITTEN in task else ()), *(_WRITTEN_ONLY if GENERATES not in task else ())]
-        others += [] if task & {IS_WRITTEN, EMBEDS} else ["sentence_embedding"]
+        others += [] if IS_WRITTEN in task or {EMBEDS, TAKES_TEXT} <= task else ["sentence_embedding"]
         return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
 
     def promise(self) -> Promise:

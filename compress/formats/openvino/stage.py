@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from compress.checkpoints.processor import labels_of, processor_of
 from compress.checkpoints.torch_model import TorchModel
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE
@@ -19,6 +21,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     """
 
     version = 2
+    starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["openvino"] = "openvino"
@@ -41,19 +44,31 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
         return Promise(changes_weights=self.precision != "fp32")
 
-    def run(self, model: TorchModel, context: Context) -> OpenVinoModel:
-        """Export, convert and compare. Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers."""
+    def run(self, model: TorchModel | OnnxModel, context: Context) -> OpenVinoModel:
+        """Export, convert and compare; a graph is converted as it is.
+
+        Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers.
+        """
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
-        from compress.formats.prove import prove_shipped
+        from compress.formats.prove import measure, of_session, of_torch, prove_shipped
         from compress.formats.runtimes import opened
 
-        examples = context.encode("train", model)
-        graph = export_onnx(model, examples, opset=None, fusions=False).graph
-        made = to_openvino(graph, model.companions(), self.precision, self.embedding_bits)
-        plain = made if self.precision == "fp32" else to_openvino(graph, model.companions(), "fp32")
+        if isinstance(model, OnnxModel):
+            rows = context.data.split("train")
+            examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
+            graph, companions, original = model.graph, model.companions, "the graph"
+            reference = of_session(opened(model), examples)
+            # Its outputs may be of any size: coordinates of pixels, say.
+            tolerance = self.tolerance * max(1.0, measure(reference, reference, examples).largest)
+        else:
+            examples = context.encode("train", model)
+            graph, companions = export_onnx(model, examples, opset=None, fusions=False).graph, model.companions()
+            reference, tolerance, original = of_torch(model.module, examples), self.tolerance, "torch"
+        made = to_openvino(graph, companions, self.precision, self.embedding_bits)
+        plain = made if self.precision == "fp32" else to_openvino(graph, companions, "fp32")
         shipped = opened(made)
         first = shipped if plain is made else opened(plain)
-        found = prove_shipped("OpenVINO", first, shipped, model, examples, self.tolerance)
+        found = prove_shipped("OpenVINO", first, shipped, reference, examples, tolerance, original)
         context.remark(f"openvino: {found}")
         return made

@@ -13,6 +13,15 @@ from compress_samples.idx import read_idx
 from compress_samples.image_table import png, write_images
 
 CLASSES = (*("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),)
+PHRASES = (
+    *("a T-shirt", "trousers", "a pullover", "a dress", "a coat", "a sandal", "a shirt", "a sneaker", "a bag"),
+    "an ankle boot",
+)
+"""The classes as captions name them."""
+TEMPLATES = (
+    *("a photo of {}", "a picture of {}", "a small photo of {}", "a gray picture of {}", "a photo of {} on black"),
+    *("{} in a catalogue", "{} for sale", "the shop has {}"),
+)
 VALIDATION_ROWS = 5_000
 """The last of the training rows."""
 
@@ -22,6 +31,15 @@ def write_splits(members: Path, files: Path, progress: Progress) -> None:
 
     Raises `SampleError` for files that are no whole IDX files, or don't fit each other.
     """
+    _write(members, files, progress, CLASSES, captions=False)
+
+
+def write_captions(members: Path, files: Path, progress: Progress) -> None:
+    """Write the same with a column `text`, the class in a template drawn for each picture. Raises `SampleError`."""
+    _write(members, files, progress, PHRASES, captions=True)
+
+
+def _write(members: Path, files: Path, progress: Progress, names: Sequence[str], captions: bool) -> None:
     train, test = read_articles(members, "train"), read_articles(members, "t10k")
     seen = {image.tobytes() for image in test[0]}
     kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
@@ -37,7 +55,10 @@ def write_splits(members: Path, files: Path, progress: Progress) -> None:
     ):
         label = "encoding fashion-mnist, " + split
         encoded = [png(images[row]) for row in progress.track(rows, label, len(rows))]
-        write_images(files / f"{split}.parquet", encoded, [CLASSES[labels[row]] for row in rows])
+        kinds = [names[labels[row]] for row in rows]
+        drawn = np.random.default_rng(0).integers(0, len(TEMPLATES), len(kinds)) if captions else ()
+        texts = [TEMPLATES[which].format(kind) for which, kind in zip(drawn, kinds, strict=captions)]
+        write_images(files / f"{split}.parquet", encoded, kinds, texts or None)
     dropped = len(train[0]) - len(learned) - len(held_out)
     progress.note(
         f"fashion-mnist: {len(learned):,} train, {len(held_out):,} validation, {len(test[0]):,} test images; "

@@ -62,6 +62,14 @@ IMAGE_SAMPLES = (
         preparation="compress_samples.fashion:write_splits",
     ),
     Sample(
+        name="fashion-captions",
+        kind="data",
+        description="the pictures of fashion-mnist with captions, `text`, that are made of their class by templates",
+        licence="MIT, (c) 2017 Zalando SE",
+        packages=(_FASHION,),
+        preparation="compress_samples.fashion:write_captions",
+    ),
+    Sample(
         name="imagenet-20",
         kind="data",
         description="20 photographs of ImageNet with their classes by id, for a look rather than a verdict",

@@ -20,13 +20,16 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_images(path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None) -> None:
-    """Columns `image` (`bytes` and an empty `path`) and, where there are any, `label`."""
+def write_images(
+    path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None, texts: Sequence[str] | None = None
+) -> None:
+    """Columns `image` (`bytes` and an empty `path`) and, where there are any, `label` and `text`."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {"image": pa.array([{"bytes": content, "path": None} for content in encoded], image)}
     features = {"image": {"_type": "Image"}}
-    if labels is not None:
-        columns["label"] = pa.array(list(labels), pa.string())
-        features["label"] = {"dtype": "string", "_type": "Value"}
+    for name, values in (("label", labels), ("text", texts)):
+        if values is not None:
+            columns[name] = pa.array(list(values), pa.string())
+            features[name] = {"dtype": "string", "_type": "Value"}
     table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pa.parquet.write_table(table, path)

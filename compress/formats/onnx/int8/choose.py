@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph import INTEGER
 
 SMALLEST_WEIGHT = 1024
 """Elements. Below, a product is as fast in float, and a classifier's last product is better so."""
@@ -17,7 +18,7 @@ OLDEST_OPSET = 13
 """QuantizeLinear with a scale for each channel."""
 WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> the input with the weights."""
-WITHOUT_KERNEL = {"ConvTranspose": 1, "LSTM": 1, "GRU": 1, "RNN": 1}
+WITHOUT_KERNEL = {"ConvTranspose": 1, "GRU": 1, "RNN": 1}
 """Those that the processor computes in float alone: integer weights of theirs would be dequantized in each call."""
 BRIDGES = frozenset(
     (
@@ -26,13 +27,6 @@ BRIDGES = frozenset(
     )
 )
 """Operators that ONNX Runtime's processor runs on 8-bit integers, worth it where both neighbours are integers too."""
-INTEGER = frozenset(
-    (
-        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
-        *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-        "MatMulNBits",
-    )
-)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""What each tower of an image-and-text model costs, and both: ONNX files that `compress run` left, float or INT8.
+
+A pair is one image and one text. An app that has embedded its classes' prompts once runs the image's tower alone; a
+search by words runs the text's. ARTIFACT is a folder of the task `zero-shot-image-classification`; the others are
+compared with the first. `--output` keeps the last one's towers, by the names that transformers.js and Optimum know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from compress.bench.session import measure_together
+from compress.checkpoints.processor import load_processor
+from compress.cli.console_progress import ConsoleProgress
+from compress.data.columns import choose
+from compress.data.source import read_columns
+from compress.digests import size_bytes
+from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
+from compress.formats.onnx.towers import split_towers
+from compress.formats.targets import TARGETS
+from compress.recipe.recipe import Benchmark
+from compress.samples.fetch import sample_directory
+from compress.tasks.zero_shot_image_classification import TASK
+
+PAIR = "pair"
+LENGTH = 24
+
+
+def main() -> None:
+    """Time pair and towers of every artifact, and write a line for each, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artifact", type=Path, nargs="+")
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--output", type=Path, help="a folder for the last artifact's towers")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    options = parser.parse_args()
+    settings = Benchmark(threads=options.threads, seconds=options.seconds, batched=False, examples=options.rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = {str(one): apart(one, Path(scratch) / str(at)) for at, one in enumerate(options.artifact)}
+        lines = [line for part in (PAIR, *split_names(parts)) for line in timed(part, parts, options.rows, settings)]
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
+            for name in split_names(parts):
+                graph = parts[str(options.artifact[-1])][name] / GRAPH_FOLDER / FLOAT_GRAPH
+                shutil.copyfile(graph, options.output / f"{name}.onnx")
+    sys.stdout.write(json.dumps(lines, indent=2) + "\n" if options.json else "".join(f"{line}\n" for line in lines))
+
+
+def apart(artifact: Path, folder: Path) -> dict[str, Path]:
+    """The artifact's graph and those of its towers, each in a folder of its own below ``folder``."""
+    whole = onnx.load(find_graph(artifact))
+    found = {}
+    for name, graph in {PAIR: whole, **split_towers(whole)}.items():
+        found[name] = folder / name
+        (folder / name / GRAPH_FOLDER).mkdir(parents=True)
+        onnx.save(graph, folder / name / GRAPH_FOLDER / FLOAT_GRAPH)
+        for path in artifact.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, folder / name / path.name)
+    return found
+
+
+def split_names(parts: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """The names of the towers."""
+    return [name for name in next(iter(parts.values())) if name != PAIR]
+
+
+def timed(part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settings: Benchmark) -> list[dict[str, Any]]:
+    """Bytes and latency of one part of every artifact, and how many times as fast as the first one's it is."""
+    places = {label: folders[part] for label, folders in parts.items()}
+    names = [column.name for column in TASK.columns]
+    rows = choose(read_columns(sample_directory("fashion-captions") / "test.parquet", names), TASK.columns, {})
+    examples = {
+        label: TASK.encode(rows.slice(0, count), load_processor(folder), None, LENGTH)
+        for label, folder in places.items()
+    }
+    baseline = next(iter(places))
+    found = measure_together(places, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0).measurements
+    return [
+        {"part": part, "artifact": label, "graph_bytes": size_bytes(folder / GRAPH_FOLDER)}
+        | {
+            row.metric: [row.value, row.low, row.high]
+            for row in found
+            if row.model == label and row.metric in ("latency_ms", "speedup")
+        }
+        for label, folder in places.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Inputs that a graph answers, found by what it says of them and by trying: sizes of free axes, and values.
+
+A graph states types, fixed sizes and names of axes. What it leaves open is guessed as a reader would guess: the first
+axis is the batch, an image is square, whole numbers that look up rows of a table are below its number of rows, a mask
+is full, a length is that of what it measures. The first guess that ONNX Runtime answers with finite numbers is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from compress.checkpoints.graph_inputs import GraphInput, GraphInputs
+from compress.errors import first_line
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+
+_IMAGE = (224, 64, 320, 640, 32, 48, 128, 256, 512)
+_TOKENS = (32, 16, 8, 64, 128, 1)
+_SIGNAL = (16_000, 512, 576, 64, 100, 32, 256, 400, 1024, 48_000, 160_000)
+_SAMPLING_RATE = 16_000
+_RATE, _LENGTH, _MASK = (re.compile(pattern) for pattern in (r"(^|_)(sr|.*rate)$", r"len(gth)?s?$", r"mask"))
+_THROUGH = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Slice", "Expand", "Concat", "Flatten", "Clip")
+"""Operators behind which a number still means what it meant."""
+_FATAL_ONLY = 4
+_FEW = 16
+"""Whole numbers of unknown meaning are below this."""
+
+Axes = tuple[int | str | None, ...]
+
+
+def find_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
+    """What ``graph``, opened as ``session``, takes, with arrays that it answers where any are found."""
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = _FATAL_ONLY
+    stored = {tensor.name for tensor in graph.graph.initializer}
+    entries = [entry for entry in graph.graph.input if entry.name not in stored]
+    reason, first = "it has no inputs", None
+    for inputs in _guesses(graph.graph, entries):
+        first = first or inputs
+        tried = GraphInputs(inputs)
+        try:
+            answers = session.run(None, tried.draw(0), quiet)
+        except (*FAILURES, TypeError, ValueError) as error:
+            reason = first_line(error)
+            continue
+        wrong = [array for array in answers if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+                 and np.isnan(array).any()]  # fmt: skip
+        if not wrong:
+            return tried
+        reason = "what was tried leads to numbers that are none (NaN)"
+    return GraphInputs(first or (), f"of the shapes that were tried it answers none: {reason}")
+
+
+def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> Iterator[tuple[GraphInput, ...]]:
+    axes = {entry.name: _axes(entry) for entry in entries}
+    dtypes = {entry.name: _dtype(entry) for entry in entries}
+    tables = {entry.name: _table_rows(graph, entry.name) for entry in entries if dtypes[entry.name].startswith("int")}
+    if any(dtype == "str" for dtype in dtypes.values()):
+        yield tuple(GraphInput(name, dtypes[name], axes[name], ()) for name in axes)
+        return
+    for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
+        sizes = _sizes(axes, dtypes, attempt, alone)
+        shapes = {name: tuple(_size(sizes, name, place, axis) for place, axis in enumerate(found))
+                  for name, found in axes.items()}  # fmt: skip
+        longest = max((shape[-1] for name, shape in shapes.items() if len(shape) > 1), default=1)
+        yield tuple(
+            GraphInput(name, dtypes[name], axes[name], shapes[name], *_filling(name, dtypes[name], tables, longest))
+            for name in axes
+        )
+
+
+def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: int) -> tuple[float | None, int | None]:
+    """The one value of an input, or below what its whole numbers are; neither for normal ones."""
+    plain = name.lower()
+    if _MASK.search(plain):
+        return 1, None
+    if dtype.startswith(("int", "uint")) and dtype not in ("int8", "uint8"):
+        if _RATE.search(plain):
+            return _SAMPLING_RATE, None
+        if _LENGTH.search(plain):
+            return longest, None
+        return None, tables.get(name) or _FEW
+    if dtype == "bool":
+        return 1, None
+    if dtype in ("uint8", "int8"):
+        return None, 256 if dtype == "uint8" else 128
+    return None, None
+
+
+def _axes(entry: onnx.ValueInfoProto) -> Axes:
+    """Sizes where they are fixed, else names; numbers below 1 are how some exporters say that any size will do."""
+    found: list[int | str | None] = []
+    for axis in entry.type.tensor_type.shape.dim:
+        if axis.WhichOneof("value") == "dim_value":
+            found.append(axis.dim_value if axis.dim_value > 0 else None)
+        else:
+            name = axis.dim_param
+            found.append(name if re.search(r"\w", name) else None)
+    return tuple(found)
+
+
+def _dtype(entry: onnx.ValueInfoProto) -> str:
+    number = entry.type.tensor_type.elem_type
+    if number == TensorProto.STRING:
+        return "str"
+    return str(np.dtype(helper.tensor_dtype_to_np_dtype(number)).name) if number else "float32"
+
+
+def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int, alone: bool) -> dict[str, int]:
+    """Of each free axis, by its name or else by its place; one name has one size everywhere.
+
+    With ``alone`` the axes of the first input alone grow, and those of others that have no name are 1.
+    """
+    sizes: dict[str, int] = {}
+    for name, found in axes.items():
+        first = name == next(iter(axes))
+        for place, axis in enumerate(found):
+            if isinstance(axis, int):
+                continue
+            key = axis if isinstance(axis, str) else f"{name}/{place}"
+            if (place == 0 and len(found) > 1) or (alone and not first and axis is None):
+                sizes.setdefault(key, 1)
+                continue
+            tried = _IMAGE if len(found) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
+            size = 1 if len(found) == 1 and dtypes[name].startswith("int") else tried[min(attempt, len(tried) - 1)]
+            sizes.setdefault(key, size)
+    return sizes
+
+
+def _size(sizes: Mapping[str, int], name: str, place: int, axis: int | str | None) -> int:
+    if isinstance(axis, int):
+        return axis
+    return sizes[axis if isinstance(axis, str) else f"{name}/{place}"]
+
+
+def _table_rows(graph: onnx.GraphProto, name: str) -> int | None:
+    """The fewest rows of a stored table that an input looks up; None where it looks up none."""
+    stored = {tensor.name: tensor.dims for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            stored[node.output[0]] = node.attribute[0].t.dims
+    reached, found = {name}, []
+    for node in graph.node:
+        if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in reached and node.input[0] in stored:
+            found.append(stored[node.input[0]][0])
+        elif node.op_type in _THROUGH and reached.intersection(node.input):
+            reached.update(node.output)
+    return min((int(rows) for rows in found), default=None)

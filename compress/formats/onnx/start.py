@@ -1,0 +1,267 @@
+"""Other people's graphs as a start: read, refused where nothing could be done with them, and made ready for rewrites.
+
+What a rewrite looks at is where it looks: weights are initializers and not Constant nodes, functions are inlined, what
+is computed of constants alone is a constant, batch normalisation is part of the convolution before it, and the operator
+set has scales for channels. Inputs, outputs, their names and axes stay, and so do operators of other domains. The
+graph that comes out is proven to answer as the one that went in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes import common
+
+from compress.checkpoints.graph_inputs import GraphInputs
+from compress.errors import ModelError, first_line
+from compress.formats.onnx.basic import optimize_basic
+from compress.formats.onnx.drawn_inputs import find_inputs
+from compress.formats.onnx.graph import INTEGER
+from compress.formats.onnx.int8.choose import OLDEST_OPSET
+from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.model import all_graphs
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.formats.silence import silence
+
+_TOLERANCE = 1e-3
+"""Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""
+_GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
+"""How much larger a file may become by what is computed beforehand; small tables are."""
+_MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat"))
+"""Operators that are computed beforehand however large the constant is."""
+PROOFS = (1, 2)
+"""Seeds of the inputs on which both graphs are asked."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A graph that a recipe can start from, what it takes, and what was done to it or couldn't be, in words."""
+
+    graph: onnx.ModelProto
+    inputs: GraphInputs
+    changes: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+
+
+def read_start(file: Path) -> Start:
+    """The graph of ``file``, ready. Raises `ModelError` for a file that is broken, too new, or answers nothing."""
+    original = read_graph_file(file)
+    session = _opened(original, file)
+    inputs = find_inputs(original, session)
+    return _ready(original, session, inputs)
+
+
+def read_graph_file(file: Path) -> onnx.ModelProto:
+    """The whole graph with its weights, from wherever they lie. Raises `ModelError`."""
+    from google.protobuf.message import DecodeError
+
+    from compress.formats.onnx.read import read_tensors
+
+    read_tensors(file, file.parent)
+    try:
+        graph = onnx.load(file)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise ModelError(
+            f"The graph cannot be read: {first_line(error)}",
+            where=str(file),
+            expected="a whole .onnx file, and beside it the files that its weights lie in",
+            mend="fetch or export it again",
+        ) from error
+    _refuse_no_numbers(graph, file)
+    if not graph.graph.output:
+        raise ModelError(
+            "The graph has no outputs, so it answers nothing.",
+            where=str(file),
+            expected="at least one output",
+            mend="export the model again, and name what it returns",
+        )
+    return graph
+
+
+def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
+    """Infinity may be a mask; NaN is what a training that diverged leaves. Raises `ModelError`."""
+    for tensor in (tensor for one in all_graphs(graph.graph) for tensor in one.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ModelError(
+                f"The tensor {tensor.name!r} holds values that are no numbers (NaN).",
+                where=str(file),
+                expected="weights of numbers",
+                mend="export another checkpoint: a training run that diverged leaves such weights",
+            )
+
+
+def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
+    opset = next((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise ModelError(
+            f"The graph has ONNX operator set {opset}, which is newer than is known here.",
+            where=str(file),
+            expected=f"operator set {newest} or older (onnx {onnx.__version__})",
+            mend="export it with an older one, such as opset_version=21, or install newer onnx and onnxruntime",
+        )
+    try:
+        return open_session(graph)
+    except FAILURES as error:
+        raise ModelError(
+            f"ONNX Runtime {onnxruntime.__version__} does not open the graph: {first_line(error)}",
+            where=str(file),
+            expected="a graph of operators that ONNX Runtime has, all of their inputs there",
+            mend="export it again; operators of one's own need a library that compress does not load",
+        ) from error
+
+
+_LIBRARY_FAILURES = (
+    *(ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError, KeyError, IndexError),
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    *FAILURES,
+)
+Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
+"""The graph, changed in place or made anew, and what was done to it; None where there was nothing to do."""
+
+
+def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> Start:
+    """Each step counts if the graph still opens, answers alike and is no larger.
+
+    Without inputs to ask, and of a graph that is quantized already, only those that move things are taken.
+    """
+    graph, changes, failures = original, list[str](), list[str]()
+    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in PROOFS]
+    expected = [answers(session, feed) for feed in asked]
+    quantized = any(node.op_type in INTEGER for node in original.graph.node)
+    for ways, computes in _STEPS:
+        if computes and (not asked or quantized):
+            continue
+        for step in ways:
+            try:
+                with silence("logs"):
+                    changed, said = step(ir.from_proto(graph))
+                made = ir.to_proto(changed)
+            except _LIBRARY_FAILURES as error:
+                # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
+                failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
+                continue
+            if said is not None and made.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
+                if _answers_alike(made, asked, expected):
+                    graph, changes = made, [*changes, said]
+                else:
+                    failures.append(f"{said}, and then the graph answered otherwise")
+            break
+    return Start(graph, inputs, tuple(changes), tuple(failures))
+
+
+def _answers_alike(
+    graph: onnx.ModelProto, asked: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
+) -> bool:
+    try:
+        session = open_session(graph)
+        found = [answers(session, feed) for feed in asked]
+    except FAILURES:
+        return False
+    return all(near(one, other) for ours, theirs in zip(expected, found, strict=True)
+               for one, other in zip(ours, theirs, strict=True))  # fmt: skip
+
+
+def answers(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Every output."""
+    found: list[np.ndarray] = session.run(None, dict(feed))
+    return found
+
+
+def near(expected: np.ndarray, found: np.ndarray) -> bool:
+    """Whether an output is the original's but for other orders of sums; of text nothing is asked."""
+    if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
+        return isinstance(expected, list) and isinstance(found, list)
+    if expected.dtype.kind != "f":
+        return bool((expected == found).all())
+    wanted, given = expected.astype(np.float64), found.astype(np.float64)
+    spread = float(wanted.std()) or float(np.abs(wanted).max(initial=0)) or 1.0
+    return bool(np.allclose(wanted, given, rtol=_TOLERANCE, atol=_TOLERANCE * spread, equal_nan=True))
+
+
+def _inline(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """Functions of the file's own become their nodes."""
+    count = len(model.functions)
+    if count:
+        common.InlinePass()(model)
+    return model, f"{count} functions inlined" if count else None
+
+
+def _lift(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """Constant nodes become initializers, and initializers are inputs no more."""
+    count = sum(node.op_type == "Constant" for graph in model.graphs() for node in graph)
+    listed = sum(value.is_initializer() for value in model.graph.inputs)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    return model, f"{count} constants made initializers" if count or listed else None
+
+
+def _convert(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """An operator set with scales for channels, by onnx's own converter. Raises `RuntimeError` where it can't."""
+    from onnx import version_converter
+
+    found = model.opset_imports.get("", OLDEST_OPSET)
+    if found >= OLDEST_OPSET:
+        return model, None
+    proto = ir.to_proto(model)
+    proto.ir_version = max(proto.ir_version, 7)
+    made = ir.from_proto(version_converter.convert_version(proto, OLDEST_OPSET))
+    return made, f"operator set {found} converted to {OLDEST_OPSET}"
+
+
+def _fold(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """What is computed of constants alone is computed now."""
+    from onnxscript import optimizer
+
+    before = _count(model)
+    optimizer.optimize_ir(model, onnx_shape_inference=False, should_fold=_is_move)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    saved = before - _count(model)
+    return model, f"{saved} nodes computed beforehand" if saved > 0 else None
+
+
+def _fold_by_onnxruntime(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """The same by ONNX Runtime, which knows branches."""
+    made = ir.from_proto(optimize_basic(ir.to_proto(model)))
+    saved = _count(model) - _count(made)
+    return made, f"{saved} nodes computed beforehand by ONNX Runtime" if saved > 0 else None
+
+
+def _is_move(node: ir.Node) -> bool | None:
+    stored = all(value is not None and value.const_value is not None for value in node.inputs)
+    return True if node.op_type in _MOVES and stored else None
+
+
+def _fold_batch_normalization(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """`BatchNormalization` after a convolution or a product becomes part of its weights."""
+    from onnxscript.rewriter import RewriteRuleSet
+    from onnxscript.rewriter.rules import common as rules
+
+    wanted = RewriteRuleSet([rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_gemm_rule])
+    count = wanted.apply_to_model(model)
+    common.RemoveUnusedNodesPass()(model)
+    return model, f"{count} normalisations folded into weights" if count else None
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for graph in model.graphs() for _ in graph)
+
+
+_STEPS: tuple[tuple[tuple[Step, ...], bool], ...] = (
+    ((_inline,), False),
+    ((_lift,), False),
+    ((_convert,), True),
+    ((_lift,), False),
+    ((_fold, _fold_by_onnxruntime), True),
+    ((_fold_batch_normalization,), True),
+)
+"""In order, each with who does it where the one before fails, and whether it computes anything anew."""

@@ -1,0 +1,209 @@
+"""Image feature extraction: one embedding an image, judged by what it finds. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column, value_text
+from compress.data.slices import Slice
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, HAS_LABELS, READS_ROWS, TAKES_IMAGES
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_POOLED = "pooler_output"
+_TEMPERATURE = 0.1
+"""Of the contrastive loss, as Khosla et al. (2020) have it."""
+_IGNORED = -100
+
+_STARTER: dict[str, Any] = {
+    "name": "my-image-search",
+    "description": "a smaller, faster model of images for search by example, from my own photographs, a folder a class",
+    "model": "facebook/dinov2-small",
+    "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
+    "stages": [
+        {"finetune": {"epochs": 2}},
+        {"distill": {"student": {"layers": [0, 2, 4, 6, 8, 10]}, "epochs": 3}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "recall_at_1", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+def class_name(value: Any) -> str | None:
+    """A class as text: its name, or a number."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return value.strip() if isinstance(value, str) else value_text(value)
+
+
+@dataclass(frozen=True)
+class PoolerOutput:
+    """An image's embedding as the model pools it, flat: a `Head`."""
+
+    outputs: ClassVar[tuple[str, ...]] = (_POOLED,)
+    answer: ClassVar[str] = "image_embedding"
+    many: ClassVar[str] = "embeddings"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
+        return self.flat(outputs[_POOLED])
+
+    @staticmethod
+    def flat(pooled: torch.Tensor | None) -> torch.Tensor:
+        """What a model pools [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` where it is nothing."""
+        if pooled is None:
+            raise ModelError(
+                f"The model gives no {_POOLED}, so that there is no embedding of an image.",
+                expected="a model that pools what it sees, such as ViT, DINOv2, Swin, ConvNeXt or ResNet",
+            )
+        return pooled.flatten(1)
+
+
+class ImageFeatureExtraction(Task):
+    """Hugging Face `image-feature-extraction`: of each row, `image` is to find others of its `label` among all.
+
+    The embedding is the model's `pooler_output`: the mean of what a convolutional net sees, or what ViTs make of their
+    first token. Of a ViT whose checkpoint has no weights for that, it is the first token as it is.
+    """
+
+    name = "image-feature-extraction"
+    columns = (
+        Column("image", kind="image"),
+        Column("label", given=False, read=class_name, expected="a name or a number"),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, ANSWERS_AT_ONCE})
+    architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
+    starter = _STARTER
+    slices = (Slice(column="label"),)
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and image processor, without any head. Raises `ModelError` for what does not load."""
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        from compress.architectures.cut_model import is_cut, load_cut
+        from compress.architectures.transformer import pool_first_token
+        from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
+        from compress.checkpoints.processor import load_processor
+
+        refuse_quantized(directory)
+        try:
+            processor = load_processor(directory)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            if is_cut(config):
+                module = load_cut(AutoModel, directory, config)
+            else:
+                module = AutoModel.from_pretrained(
+                    directory,
+                    config=config,
+                    trust_remote_code=trust_remote_code,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                )
+        except loading_failures() as error:
+            raise ModelError(
+                f"The model cannot be loaded for {self.name}: {error}",
+                where=str(directory),
+                expected="an image model with a preprocessor_config.json, in Hugging Face layout",
+            ) from error
+        pool_first_token(module, directory)
+        return TorchModel(module.eval(), processor)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Prepare as the model's own processor does; labels are a number for each class [n]."""
+        from compress.tasks.embeddings import numbers
+        from compress.tasks.images import encode_images
+
+        examples = replace(encode_images(rows["image"].to_pylist(), processor), head=PoolerOutput())
+        if "label" not in rows.column_names:
+            return examples
+        return replace(examples, labels=numbers(rows["label"].to_pylist()))
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row. Raises `DataError` where no image has another of its class, or all are of one."""
+        import numpy as np
+
+        examples = self.encode(rows, processor, labels, max_length)
+        counts = np.zeros(0, int) if examples.labels is None else np.unique(examples.labels, return_counts=True)[1]
+        if len(counts) < 2 or counts.max() < 2:
+            raise DataError(
+                "There is nothing to find: the split has no two images of one class, or no second class.",
+                where="data.splits",
+                expected="rows with an `image` and its `label`, several of each",
+            )
+        return examples
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Supervised contrastive loss of the rows that have a label: a batch needs several of a class."""
+        from compress.numerics.contrastive import supervised_contrastive
+
+        known = labels != _IGNORED
+        embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
+        return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Each image and the one that is nearest to it, of the batch, are of one class."""
+        import torch
+        from torch.nn.functional import normalize
+
+        unit = normalize(PoolerOutput.flat(outputs.pooler_output.detach()), dim=-1)
+        near = (unit @ unit.T).fill_diagonal_(-2.0).argmax(dim=-1)
+        return torch.minimum(near, torch.arange(len(near), device=near.device))
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Squared distance of embeddings (Reimers and Gurevych 2020)."""
+        from compress.numerics.distillation import embedding_distance
+
+        return embedding_distance(mine, taught)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The embeddings, [batch, dimensions]. Raises `ModelError` where they are not finite."""
+        from compress.tasks.embeddings import EMBEDDING, finite
+
+        return {EMBEDDING: finite(examples.answers(outputs, {}))}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """How often the nearest image is of the same class, how many of the ten nearest are, and how soon one is.
+
+        A class with a single image counts as not found.
+        """
+        from compress.tasks.classes import mean_row
+        from compress.tasks.embeddings import Retrieval
+
+        assert labels is not None, "held_out asks for labels"
+        search = Retrieval.of(kept, itself=True)
+        first, second, *others = search.rows(labels, labels, model, target)
+        same = (labels[search.near()] == labels[:, None]).mean(axis=1)
+        return [second, mean_row("precision_at_10", same, model, target), first, *others]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """The share of the ten nearest images that both models find, and the cosine of their embeddings."""
+        from compress.tasks.embeddings import likeness_rows
+
+        return likeness_rows(kept, reference, True, model, target)
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: an embedding is no class."""
+        return None
+
+
+TASK = ImageFeatureExtraction()

@@ -1,0 +1,341 @@
+"""Zero-shot image classification: images and texts in one space, as CLIP has them. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import (
+    ANSWERS_AT_ONCE,
+    HAS_LABELS,
+    HAS_TWO_TOWERS,
+    READS_ROWS,
+    TAKES_IMAGES,
+    TAKES_TEXT,
+)
+from compress.tasks.image_feature_extraction import class_name
+from compress.tasks.task import Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_IMAGES, _TEXTS = "image_embeds", "text_embeds"
+_IMAGE, _TEXT = "images", "texts"
+_KIND, _CAPTION, _PICTURE = "kind", "caption", "picture"
+_NONE = -1
+"""The caption and the picture of a class's prompt, which is no row."""
+_AT = (1, 5, 10)
+_SCALE = 0.01
+"""Cosines are divided by it, as CLIP's are that has learned for long."""
+
+_STARTER: dict[str, Any] = {
+    "name": "my-clip",
+    "description": "a smaller, faster model of images and texts for search and zero-shot classification",
+    "model": "openai/clip-vit-base-patch32",
+    "data": {
+        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+        "columns": {"image": "image", "text": "caption"},
+    },
+    "stages": [
+        {"distill": {"student": {"model": "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M"}, "epochs": 3}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "recall_at_10_image_to_text", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The embeddings of an image and of its text, one behind the other: a `Head`."""
+
+    outputs: ClassVar[tuple[str, ...]] = (_IMAGES, _TEXTS)
+    answer: ClassVar[str] = "embeddings"
+    many: ClassVar[str] = "embeddings"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, 2 x dimensions], those of images first, each half of length 1."""
+        import torch
+        from torch.nn.functional import normalize
+
+        return torch.cat([normalize(outputs[name], dim=-1) for name in self.outputs], dim=-1)
+
+
+class ZeroShotImageClassification(Task):
+    """Hugging Face `zero-shot-image-classification`: of each row, `text` is a caption of `image`.
+
+    Captions and images that stand in several rows belong to all of them; with a column `label`, whatever is of one
+    class belongs together. Then there is a prompt for each class and template too, behind the rows.
+    """
+
+    name = "zero-shot-image-classification"
+    columns = (
+        Column("image", kind="image"),
+        Column("text"),
+        Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, HAS_TWO_TOWERS, ANSWERS_AT_ONCE})
+    architectures = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel", "MetaClip2Model")
+    starter = _STARTER
+    slices = (Slice(length="quartiles"),)
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights, tokenizer and image processor. Raises `ModelError` for what does not load."""
+        import torch
+        from transformers import AutoConfig, AutoModelForZeroShotImageClassification
+
+        from compress.architectures.cut_model import is_cut, load_cut
+        from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures
+        from compress.checkpoints.processor import ImageTextProcessor, load_processor
+
+        refuse_quantized(directory)
+        try:
+            processor = load_processor(directory)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            auto: Any = AutoModelForZeroShotImageClassification
+            if is_cut(config):
+                module = load_cut(auto, directory, config)
+            else:
+                module = auto.from_pretrained(
+                    directory,
+                    config=config,
+                    trust_remote_code=trust_remote_code,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                )
+        except loading_failures() as error:
+            raise self._unfit(directory, str(error)) from error
+        if not isinstance(processor, ImageTextProcessor):
+            raise self._unfit(directory, "it has no tokenizer and image processor both")
+        return TorchModel(module.eval(), processor)
+
+    def _unfit(self, directory: Path, why: str) -> ModelError:
+        return ModelError(
+            f"The model cannot be loaded for {self.name}: {why}",
+            where=str(directory),
+            expected="a model of two towers such as CLIP or SigLIP, with its tokenizer and a preprocessor_config.json",
+        )
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Pairs; labels [n, 3] are the numbers of what a row belongs to, of its caption and of its image."""
+        import numpy as np
+
+        from compress.data.media import identities
+        from compress.tasks.embeddings import numbers, together
+
+        texts = rows["text"].to_pylist()
+        captions, pictures = numbers(texts), numbers(identities(rows["image"]))
+        kinds = numbers(rows["label"].to_pylist()) if "label" in rows.column_names else together(captions, pictures)
+        examples = _pairs(rows["image"].to_pylist(), texts, processor, max_length)
+        return replace(examples, labels=np.stack([kinds, captions, pictures], axis=1))
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row, then the prompts of each class. Raises `DataError` for rows that have but one thing to find."""
+        import numpy as np
+
+        examples = self.encode(rows, processor, labels, max_length)
+        assert examples.labels is not None, "captions are labels"
+        if len(np.unique(examples.labels[:, 0])) < 2:
+            raise DataError(
+                "There is nothing to find among: all images of the split have one caption, or are of one class.",
+                where="data.splits",
+                expected="rows with an `image` and a `text` that tells it from others",
+            )
+        if "label" not in rows.column_names:
+            return examples
+        names: list[str] = list(dict.fromkeys(rows["label"].to_pylist()))
+        known = dict(zip(rows["label"].to_pylist(), examples.labels[:, 0].tolist(), strict=True))
+        prompts = [template.replace("{}", name) for name in names for template in evaluation.templates]
+        kinds = [known[name] for name in names for _ in evaluation.templates]
+        image = rows["image"].slice(0, 1).to_pylist() * len(prompts)
+        asked = _pairs(image, prompts, processor, max_length)
+        beside = np.full(len(prompts), _NONE)
+        more = np.stack([np.array(kinds), beside, beside], axis=1)
+        assert examples.sizes is not None and asked.sizes is not None, "by `_pairs`"
+        return replace(
+            examples,
+            inputs=_Joined(examples.inputs, asked.inputs),
+            labels=np.concatenate([examples.labels, more]),
+            sizes=np.concatenate([examples.sizes, asked.sizes]),
+        )
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The contrastive loss of the model's kind: sigmoids for SigLIP, which has a bias, else softmaxes both ways."""
+        import torch
+
+        from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
+
+        kinds = labels[:, 0]
+        alone = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
+        belongs = alone | ((kinds[:, None] == kinds[None, :]) & (kinds >= 0)[:, None])
+        sigmoids = type(outputs).__name__.startswith("Siglip")
+        return (sigmoid_contrastive if sigmoids else paired_contrastive)(outputs.logits_per_image.float(), belongs)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Each row is by itself."""
+        import torch
+
+        count = len(outputs.image_embeds)
+        return torch.arange(count)[:, None].expand(count, 3)
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """How far the affinities of a batch's images and texts are from the teacher's (Wu et al. 2023, section 3.1)."""
+        from compress.numerics.distillation import affinity_kl
+
+        student, teacher = (one.chunk(2, dim=-1) for one in (mine, taught))
+        return affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """Both embeddings [batch, dimensions], and the labels. Raises `ModelError` where they are not finite."""
+        import numpy as np
+
+        from compress.tasks.embeddings import finite
+
+        images, texts = np.split(finite(examples.answers(outputs, {})), 2, axis=-1)
+        assert examples.labels is not None, "captions are labels"
+        kinds, captions, pictures = examples.labels[np.asarray(indices)].T
+        return {_IMAGE: images, _TEXT: texts, _KIND: kinds, _CAPTION: captions, _PICTURE: pictures}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """How often an image's caption, and a caption's image, are among the first; and zero-shot accuracy.
+
+        An image looks among the different captions, a caption among the different images. A class is the mean of its
+        prompts' embeddings (Radford et al. 2021, section 3.1.4).
+        """
+        from compress.numerics.embeddings import ranks
+        from compress.tasks.classes import outcome_row
+        from compress.tasks.embeddings import distinct
+
+        rows = kept[_CAPTION] != _NONE
+        images, texts, kinds = kept[_IMAGE][rows], kept[_TEXT][rows], kept[_KIND][rows]
+        captions, pictures = distinct(kept[_CAPTION][rows]), distinct(kept[_PICTURE][rows])
+        found = {
+            "image_to_text": ranks(images, texts[captions], kinds, kinds[captions]),
+            "text_to_image": ranks(texts, images[pictures], kinds, kinds[pictures]),
+        }
+        recalls = [
+            outcome_row(f"recall_at_{count}_{way}", places <= count, model, target)
+            for way, places in found.items()
+            for count in _AT
+        ]
+        chosen = _chosen(kept)
+        return recalls if chosen is None else [*recalls, outcome_row(_ACCURACY, chosen == kinds, model, target)]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """For how many images both choose the same class, or find the same caption, and the cosine of embeddings."""
+        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import mean_row
+
+        own, theirs = (_chosen(one) for one in (kept, reference))
+        if own is None or theirs is None:
+            own, theirs = _first_captions(kept), _first_captions(reference)
+        rows = [agreement_row(own == theirs, model, target)]
+        if kept[_IMAGE].shape == reference[_IMAGE].shape:
+            rows.append(mean_row("embedding_cosine", (kept[_IMAGE] * reference[_IMAGE]).sum(axis=1), model, target))
+        return rows
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: which classes there are is asked with each image."""
+        return None
+
+
+_ACCURACY = "zero_shot_accuracy"
+
+
+def _chosen(kept: Kept) -> np.ndarray | None:
+    """The class whose prompts are nearest to each row's image, [n], or None where there are no prompts."""
+    import numpy as np
+
+    from compress.numerics.embeddings import normalized
+
+    asked = kept[_CAPTION] == _NONE
+    if not asked.any():
+        return None
+    classes = np.unique(kept[_KIND][asked])
+    means = [kept[_TEXT][asked & (kept[_KIND] == one)].mean(axis=0) for one in classes]
+    found: np.ndarray = classes[(kept[_IMAGE][~asked] @ normalized(np.stack(means)).T).argmax(axis=1)]
+    return found
+
+
+def _first_captions(kept: Kept) -> np.ndarray:
+    """The number of the caption that is nearest to each row's image, [n]."""
+    from compress.numerics.embeddings import nearest
+    from compress.tasks.embeddings import distinct
+
+    places = distinct(kept[_CAPTION])
+    found: np.ndarray = nearest(kept[_IMAGE], kept[_TEXT][places], 1)[:, 0]
+    return found
+
+
+class _Paired(Sequence["Mapping[str, np.ndarray]"]):
+    """Texts and images as one input each, images made when they are asked for."""
+
+    def __init__(self, texts: Sequence[Mapping[str, np.ndarray]], images: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._texts, self._images = texts, images
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+        if isinstance(index, slice):
+            return _Paired(self._texts[index], self._images[index])
+        return {**self._texts[index], **self._images[index]}
+
+
+class _Joined(Sequence["Mapping[str, np.ndarray]"]):
+    """Two lists, one behind the other."""
+
+    def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        count = len(self._first)
+        return self._first[index] if index < count else self._second[index - count]
+
+
+def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:
+    """An image and a text each, without labels; how many of both a model is given need not be the same."""
+    from compress.tasks.images import PIXELS, encode_images
+    from compress.tasks.tokens import text_inputs
+
+    pixels = encode_images(images, processor.image_processor)
+    inputs, padding = text_inputs(processor.tokens(texts, max_length), processor.tokenizer)
+    if processor.length is not None:
+        # Trained without a mask, and always as long.
+        inputs, padding = [{"input_ids": one["input_ids"]} for one in inputs], {"input_ids": None}
+    axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
+    # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
+    found = replace(pixels, inputs=_Paired(inputs, pixels.inputs), padding={**padding, PIXELS: None})
+    return replace(found, batches=axes, head=Towers())
+
+
+TASK = ZeroShotImageClassification()

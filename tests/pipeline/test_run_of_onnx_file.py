@@ -1,0 +1,142 @@
+"""Whole runs that start from somebody's ONNX file: of no task, and of one with a processor beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import foreign_graphs
+import numpy as np
+import onnx
+import pytest
+import tiny_run
+import yaml
+
+from compress.cli.artifact import find_artifact
+from compress.errors import InputError, RecipeError
+from compress.pipeline.keys import Forecast
+from compress.pipeline.run import run
+from compress.plan import make_plan
+from compress.progress import SilentProgress
+from compress.recipe_source import read_recipe
+from compress.report.schema import Report
+
+STATIC = {"quantize": {"method": "static", "calibration_examples": 8}}
+
+
+def recipe_of(folder: Path, **fields: object) -> Path:
+    """A recipe beside `theirs.onnx`."""
+    values = {"name": "theirs", "model": "theirs.onnx", "benchmark": tiny_run.BENCHMARK, **fields}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return folder / "recipe.yaml"
+
+
+def value_of(report: Report, metric: str, model: str = "final", target: str = "cpu") -> float:
+    return next(
+        row.value for row in report.measurements if (row.metric, row.model, row.target) == (metric, model, target)
+    )
+
+
+def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: Path) -> None:
+    foreign_graphs.write(foreign_graphs.classifier(11), tmp_path)
+    draws = {"splits": {"train": "random:16", "test": "random:24"}}
+    read = read_recipe(recipe_of(tmp_path, stages=[STATIC], data=draws, targets=["cpu", "ort"]))
+    assert read.task == "graph-agreement" and read.task_is_told
+    artifacts = tmp_path / "artifacts"
+    plan = make_plan(read, tmp_path, Forecast(read, tmp_path, artifacts), artifacts)
+    assert (plan.sources[0].parameters, plan.stages[0].takes) == (8 * 27 + 4 * 8 + 5 * 512, "OnnxModel")
+    done = run(read, tmp_path, artifacts, SilentProgress())
+    assert value_of(done.report, "rms_error", "baseline") == 0.0
+    assert 0 < value_of(done.report, "rms_error") < 0.05
+    assert value_of(done.report, "rms_error", target="ort") == pytest.approx(
+        value_of(done.report, "rms_error"), rel=0.2
+    )
+    assert value_of(done.report, "output_cosine") > 0.998
+    assert any("not accuracy" in note and "drawn at random" in note for note in done.report.notes)
+    assert {row.metric for row in done.report.measurements} >= {"latency_ms", "size_bytes", "speedup", "agreement"}
+    made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
+    assert {node.op_type for node in made.graph.node} >= {"QLinearConv"}
+    assert Forecast(read, tmp_path, artifacts)("quantize")
+    # What was made is an artifact like any other.
+    assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
+
+
+def test_a_float16_graph_and_one_with_branches_are_quantized_and_cast(tmp_path: Path) -> None:
+    foreign_graphs.write(foreign_graphs.classifier(half=True), tmp_path)
+    draws = {"splits": {"train": "random:8", "test": "random:8"}}
+    done = run(
+        read_recipe(recipe_of(tmp_path, stages=[STATIC], data=draws)), tmp_path, tmp_path / "a", SilentProgress()
+    )
+    assert 0 < value_of(done.report, "rms_error") < 0.05
+    foreign_graphs.write(foreign_graphs.branching(), tmp_path)
+    for stage in ("quantize", "cast"):
+        read = read_recipe(recipe_of(tmp_path, stages=[stage], data=draws))
+        done = run(read, tmp_path, tmp_path / "a", SilentProgress())
+        assert 0 < value_of(done.report, "rms_error") < 0.03
+        (file,) = (done.folder / "model" / "onnx").glob("*.onnx")
+        assert "If" in [node.op_type for node in onnx.load(file).graph.node]
+
+
+def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> None:
+    foreign_graphs.write(foreign_graphs.embedding(), tmp_path)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 5)):
+        (tmp_path / split).mkdir()
+        for place in range(count):
+            ids = random.integers(0, 40, (1, 4 + place))
+            np.savez(tmp_path / split / f"{place}.npz", ids=ids, attention_mask=np.ones_like(ids))
+    read = read_recipe(
+        recipe_of(tmp_path, stages=["quantize"], data={"source": ".", "splits": {"train": "train", "test": "test"}})
+    )
+    done = run(read, tmp_path, tmp_path / "artifacts", SilentProgress())
+    assert 0 < value_of(done.report, "rms_error") < 0.05
+    assert not any("at random" in note for note in done.report.notes)
+
+
+def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path) -> None:
+    """The graph that `export` writes of a tiny classifier, as somebody would hand it on, is as accurate as that was."""
+    home = tmp_path / "home"
+    home.mkdir()
+    exported = run(
+        tiny_run.load(tiny_run.write_all(home, stages=["export"], baseline="start")),
+        home,
+        tmp_path / "a",
+        SilentProgress(),
+    )
+    handed = tmp_path / "handed"
+    shutil.copytree(exported.folder / "model", handed)
+    for split in ("train", "validation", "test"):
+        shutil.copy(home / f"{split}.csv", tmp_path)
+    values = yaml.safe_load((home / "tiny.yaml").read_text())
+    values |= {"model": "handed/onnx/model.onnx", "stages": ["quantize"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    read = read_recipe(tmp_path / "recipe.yaml")
+    done = run(read, tmp_path, tmp_path / "b", SilentProgress())
+    assert value_of(done.report, "accuracy", "baseline") == value_of(exported.report, "accuracy")
+    assert value_of(done.report, "agreement") > 0.9
+    (handed / "tokenizer.json").unlink()
+    for name in ("tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (handed / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="how its inputs are prepared"):
+        make_plan(read, tmp_path, None, tmp_path / "b")
+
+
+def test_what_a_graph_cannot_be_taken_through_is_said_before_any_work(tmp_path: Path) -> None:
+    foreign_graphs.write(foreign_graphs.classifier(), tmp_path)
+    with pytest.raises(RecipeError, match="finetune, which takes a TorchModel, after the starting model"):
+        read_recipe(recipe_of(tmp_path, stages=["finetune", "export"]))
+    with pytest.raises(RecipeError, match="nothing: it means nothing for graph-agreement"):
+        read_recipe(recipe_of(tmp_path, stages=[{"quantize": {"accuracy_floor": 0.9}}]))
+    quantized = foreign_graphs.model(
+        [onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "scale", "zero"])],
+        [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("scale", [])],
+    )  # fmt: skip
+    foreign_graphs.write(quantized, tmp_path)
+    read = read_recipe(recipe_of(tmp_path, stages=["quantize"]))
+    with pytest.raises(InputError, match="quantized already: it has the operator DynamicQuantizeLinear"):
+        make_plan(read, tmp_path, None, tmp_path / "artifacts")
+    (tmp_path / "theirs.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(InputError, match="Not a whole ONNX file"):
+        make_plan(read, tmp_path, None, tmp_path / "artifacts")
+    assert json.dumps(read.model_dump(mode="json")["data"])

@@ -1,0 +1,74 @@
+"""Tiny models of two towers, and squares with captions of which half is bright."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tiny_images
+import torch
+from tiny_run import PLAIN
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+
+WORDS = ("<pad>", "<start>", "<end>", "<unk>", ".", *PLAIN, "This", "is", "a", "photo", "of", "it", "as")
+SHOWN = ("bright", "dark", "above", "below")
+TEMPLATES = ("a photo of {}", "{} as it is")
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, with a beginning and an end as CLIP's has."""
+    table = {word: index for index, word in enumerate((*WORDS, *SHOWN))}
+    made = Tokenizer(WordLevel(table, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", table["<start>"]), ("<end>", table["<end>"])]
+    )
+    special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, **special)
+
+
+def module(kind: str, **changes: Any) -> Any:
+    """A CLIP, or a SigLIP, of two layers a tower."""
+    made = words()
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {**shape, "vocab_size": len(made), "projection_dim": 24, "max_position_embeddings": 64, **changes}
+    text |= {"bos_token_id": made.bos_token_id, "eos_token_id": made.eos_token_id, "pad_token_id": made.pad_token_id}
+    image = {**shape, "image_size": tiny_images.SIDE, "patch_size": 8, "projection_dim": 24, **changes}
+    torch.manual_seed(0)
+    if kind == "clip":
+        return tiny_images.shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=24)))
+    return tiny_images.shaken(SiglipModel(SiglipConfig(text_config=text, vision_config=image)))
+
+
+def write_model(folder: Path, kind: str = "clip", **changes: Any) -> None:
+    """With its tokenizer and image processor, as they lie on the Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    module(kind, **changes).save_pretrained(folder)
+    words().save_pretrained(folder)
+    tiny_images.processor().save_pretrained(folder)
+
+
+def table(count: int, seed: int = 0) -> pa.Table:
+    """``count`` rows of image, caption and label."""
+    rows = tiny_images.table(count, seed)
+    names = [f"bright {label}" for label in rows["label"].to_pylist()]
+    texts = [TEMPLATES[row // 2 % len(TEMPLATES)].format(name) for row, name in enumerate(names)]
+    return pa.table({"image": rows["image"], "text": texts, "label": names})
+
+
+def write_splits(folder: Path) -> dict[str, str]:
+    """Rows of three splits as JSONL with files of their own; the splits as a recipe names them."""
+    for seed, (split, count) in enumerate({"train": 40, "validation": 16, "test": 24}.items()):
+        rows = table(count, seed).to_pylist()
+        for number, row in enumerate(rows):
+            name = f"{split}-{number}.png"
+            (folder / name).write_bytes(row["image"]["bytes"])
+            row["image"] = name
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return {split: f"{split}.jsonl" for split in ("train", "validation", "test")}

@@ -1,0 +1,138 @@
+"""Embeddings of images as transformers' own pipeline gives them, and what they find as by hand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny_images
+import torch
+from PIL import Image
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2Config,
+    Dinov2Model,
+    SegformerConfig,
+    SegformerModel,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import DataError, ModelError
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.numerics.contrastive import supervised_contrastive
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.image_feature_extraction import TASK
+
+SHAPE: dict[str, Any] = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
+MODELS: dict[str, Callable[[], Any]] = {
+    "vit": lambda: ViTModel(ViTConfig(**SHAPE, num_attention_heads=2, intermediate_size=48)),
+    "vit without a pooler": lambda: ViTModel(
+        ViTConfig(**SHAPE, num_attention_heads=2, intermediate_size=48), add_pooling_layer=False
+    ),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**SHAPE, num_attention_heads=2, mlp_ratio=2)),
+    "convnext": lambda: ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
+}
+COUNT = 200
+
+
+def write(folder: Path, module: Any) -> None:
+    tiny_images.shaken(module).save_pretrained(folder)
+    tiny_images.processor().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write(tmp_path, MODELS[name]())
+    model = TASK.load(tmp_path, None, trust_remote_code=False)
+    rows = tiny_images.table(COUNT)
+    examples = TASK.encode(rows, model.processor, None, 128)
+    graph = export_onnx(model, examples.subset(range(8)), None, fusions=True).graph
+    assert prove_equal(graph, model, examples.subset(range(8)), 1e-3) < 1e-4
+    outputs = session_of(graph).predict(examples.batch(range(COUNT)))
+    found = TASK.keep(outputs, examples, range(COUNT))["embedding"]
+
+    images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
+    known = pipeline("image-feature-extraction", str(tmp_path), use_fast=False)
+    expected = torch.cat(known(images, batch_size=50, return_tensors=True))
+    np.testing.assert_allclose(outputs["last_hidden_state"], expected.numpy(), atol=1e-4)
+    if name == "vit without a pooler":
+        # The pipeline would pool with weights drawn at random.
+        np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-4)
+    else:
+        pooled = torch.cat(known(images, batch_size=50, return_tensors=True, pool=True))
+        np.testing.assert_allclose(found, pooled.flatten(1).numpy(), atol=1e-4)
+
+
+def test_a_model_without_a_pooler_stays_so(tmp_path: Path) -> None:
+    write(tmp_path, MODELS["vit without a pooler"]())
+    model = TASK.load(tmp_path, None, trust_remote_code=False)
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    again = TorchModel.load(tmp_path / "saved", TASK)
+    pixels = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        outputs = again.module(pixels)
+        torch.testing.assert_close(outputs.pooler_output, outputs.last_hidden_state[:, 0], rtol=0, atol=0)
+    assert not any("pooler" in name for name in again.tensors())
+
+
+def test_a_model_that_pools_nothing_is_refused(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        SegformerModel(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], sr_ratios=[1, 1, 1, 1])),
+    )
+    model = TASK.load(tmp_path, None, trust_remote_code=False)
+    examples = TASK.encode(tiny_images.table(2), model.processor, None, 128)
+    with pytest.raises(ModelError, match="no pooler_output"):
+        export_onnx(model, examples, None, fusions=True)
+
+
+def rows_of(kept: list[list[float]], labels: list[int]) -> dict[str, Any]:
+    found = TASK.measure({"embedding": np.array(kept, np.float32)}, np.array(labels), "m", "cpu")
+    return {row.metric: row for row in found}
+
+
+def test_what_is_found_is_counted_by_hand() -> None:
+    # Directions at 0, 10, 30, 70 and 90 degrees; nearest: 1, 0, 1, 4, 3.
+    angles = np.radians([0, 10, 30, 70, 90])
+    kept = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [2], [3], [4], [5]]
+    found = rows_of(kept.tolist(), [0, 0, 1, 1, 1])
+    assert next(iter(found)) == "recall_at_1"
+    assert found["recall_at_1"].raw == (1, 1, 0, 1, 1)
+    # Of four others, one each is of the class of the first two, two are of the others'.
+    assert found["precision_at_10"].raw == pytest.approx((1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 2))
+    # From 30 degrees: 10, 0, then 70.
+    assert found["mean_reciprocal_rank"].raw == pytest.approx((1, 1, 1 / 3, 1, 1))
+    assert found["recall_at_10"].value == 1 and found["embedding_bytes_binary"].value == 1
+
+
+def test_labels_are_numbers_of_classes_and_losses_are_contrastive() -> None:
+    model = tiny_images.vit()
+    examples = TASK.encode(tiny_images.table(4), model.processor, None, 128)
+    assert examples.labels is not None and examples.labels.tolist() == [0, 1, 0, 1]
+    pooled = torch.randn(4, 6)
+    outputs = type("Out", (), {"pooler_output": pooled[:, :, None, None]})
+    labels = torch.tensor([0, 1, 0, -100])
+    torch.testing.assert_close(TASK.loss(outputs, labels), supervised_contrastive(pooled[:3], labels[:3], 0.1))
+    near = TASK.own_labels(type("Out", (), {"pooler_output": torch.tensor([[1.0, 0], [0, 1], [1, 0.1]])}), {})
+    assert near[0] == near[2]
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "a"], None])
+def test_a_split_with_nothing_to_find_is_refused(labels: list[str] | None) -> None:
+    table = tiny_images.table(2).select(["image"])
+    rows = table if labels is None else pa.table({"image": table["image"], "label": labels})
+    with pytest.raises(DataError, match="nothing to find"):
+        TASK.held_out(rows, tiny_images.processor(), None, 128, Evaluation())

@@ -1,0 +1,219 @@
+"""Images and texts in one space: as transformers' own pipeline has them, and found as by hand."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+import tiny_images
+import tiny_towers
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from transformers import pipeline
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import choose
+from compress.data.files import Rows
+from compress.errors import DataError, ModelError, StageError
+from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.formats.onnx.towers import split_towers
+from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples
+from compress.tasks.zero_shot_image_classification import TASK
+
+COUNT = 200
+CLASSES = ["bright above", "bright below", "dark"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("clip")
+    tiny_towers.write_model(made)
+    return made
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model, its graph, and what both are asked."""
+
+    folder: Path
+    model: TorchModel
+    rows: pa.Table
+    examples: Examples
+    graph: onnx.ModelProto
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def made(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = clip
+    if request.param == "siglip":
+        folder = tmp_path_factory.mktemp("siglip")
+        tiny_towers.write_model(folder, "siglip")
+    model, rows = TASK.load(folder, None, trust_remote_code=False), tiny_towers.table(COUNT)
+    examples = TASK.encode(rows, model.processor, None, 16)
+    graph = export_onnx(model, examples.subset(range(6)), None, fusions=True).graph
+    return Made(folder, model, rows, examples, graph)
+
+
+def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
+    model, rows, examples, graph = made.model, made.rows, made.examples, made.graph
+    few = examples.subset(range(6))
+    assert prove_equal(graph, model, few, 1e-3) < 1e-4
+    names = [output.name for output in graph.graph.output]
+    assert names == ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
+    onnx.shape_inference.infer_shapes(graph)
+    asked = pa.table({"image": rows["image"].slice(0, 3), "text": [f"This is a photo of {name}." for name in CLASSES]})
+    prompts = TASK.encode(asked, model.processor, None, 16).batch(range(3))
+    pixels = examples.batch(range(COUNT))["pixel_values"]
+    # Three texts for 200 images in one call, as transformers.js has ten for one.
+    logits = session_of(graph).predict({**prompts, "pixel_values": pixels})["logits_per_image"]
+    assert logits.shape == (COUNT, 3)
+    likely = torch.from_numpy(logits)
+    found = likely.sigmoid() if "attention_mask" not in examples.padding else likely.softmax(dim=-1)
+    known = pipeline("zero-shot-image-classification", str(made.folder))
+    images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
+    for row, answer in zip(found, known(images, candidate_labels=CLASSES), strict=True):
+        scores = {one["label"]: one["score"] for one in answer}
+        np.testing.assert_allclose(row.numpy(), [scores[name] for name in CLASSES], atol=1e-5)
+
+
+def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> dict[str, np.ndarray]:
+    angles = (np.radians(np.array(one, float)) for one in (images, texts))
+    unit = [np.stack([np.cos(one), np.sin(one)], axis=1) for one in angles]
+    return dict(
+        zip(
+            ("images", "texts", "kind", "caption", "picture"),
+            [*unit, *map(np.array, (kinds, captions, pictures))],
+            strict=True,
+        )
+    )
+
+
+def test_recall_and_accuracy_are_those_of_hand() -> None:
+    # Three rows, the last two with one caption, and two prompts each of two classes, at 0 and 40, and at 80 and 100.
+    found = kept([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
+    asked = kept([0, 0, 0, 0], [0, 40, 80, 100], [0, 0, 1, 1], [-1] * 4, [-1] * 4)
+    both = {name: np.concatenate([found[name], asked[name]]) for name in found}
+    rows = {row.metric: row for row in TASK.measure(both, None, "m", "cpu")}
+    assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
+    # The caption at 0 finds the image at 10 first, that at 70 the one at 60.
+    assert rows["recall_at_1_text_to_image"].raw == (1, 1, 1)
+    # Classes lie at 20 and 90: the image at 60 is nearer to the second.
+    assert rows["zero_shot_accuracy"].raw == (1, 1, 1)
+    swapped = {**both, "kind": np.array([1, 0, 0, 0, 0, 1, 1])}
+    rows = {row.metric: row for row in TASK.measure(swapped, None, "m", "cpu")}
+    assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
+    assert rows["zero_shot_accuracy"].value == 0
+    plain = {row.metric: row for row in TASK.measure(found, None, "m", "cpu")}
+    assert "zero_shot_accuracy" not in plain
+
+
+def test_a_caption_of_several_images_is_looked_for_once() -> None:
+    # The last image is nearer to the caption that six others have, once, than to its own.
+    found = kept([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
+    rows = {row.metric: row for row in TASK.measure(found, None, "m", "cpu")}
+    assert rows["recall_at_1_image_to_text"].value == 0
+    assert rows["recall_at_5_image_to_text"].value == 1
+
+
+def test_rows_of_one_image_or_one_caption_belong_together(clip: Path) -> None:
+    processor = TASK.load(clip, None, trust_remote_code=False).processor
+    values = tiny_images.table(3)["image"].to_pylist()
+    images = [values[place] for place in (0, 0, 1, 2)]
+    texts = ["bright above", "a film", "A  film", "dark"]
+    rows = pa.table({"image": pa.array(images, tiny_images.media_type()), "text": texts})
+    examples = TASK.encode(rows, processor, None, 16)
+    assert examples.labels is not None
+    kinds, captions, pictures = examples.labels.T.tolist()
+    assert kinds[0] == kinds[1] == kinds[2] != kinds[3]
+    assert (captions, pictures) == ([0, 1, 1, 2], [0, 0, 1, 2])
+
+
+def test_prompts_stand_behind_the_rows_with_the_class_that_they_ask_for(clip: Path) -> None:
+    model = TASK.load(clip, None, trust_remote_code=False)
+    evaluation = Evaluation(templates=("a photo of {}", "{}"))
+    examples = TASK.held_out(tiny_towers.table(6), model.processor, None, 16, evaluation)
+    assert examples.labels is not None and len(examples) == len(examples.lengths()) == 10
+    asked = [model.tokenizer.decode(one["input_ids"], skip_special_tokens=True) for one in examples.inputs[6:]]
+    assert asked == ["a photo of bright above", "bright above", "a photo of bright below", "bright below"]
+    assert examples.labels[6:].tolist() == [[0, -1, -1], [0, -1, -1], [1, -1, -1], [1, -1, -1]]
+    assert examples.labels[:6, 0].tolist() == [0, 1] * 3
+    assert examples.batch([5, 9])["pixel_values"].shape == (2, 3, 16, 16)
+
+
+def test_losses_are_those_of_the_model_and_know_what_belongs_together() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, 4)
+    alone = torch.arange(4)[:, None].expand(4, 3)
+    clip, siglip = (type(f"{name}Output", (), {"logits_per_image": logits}) for name in ("CLIP", "Siglip"))
+    torch.testing.assert_close(TASK.loss(clip(), alone), image_text_contrastive_loss(logits))
+    signs = 2 * torch.eye(4) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum(dim=-1).mean()
+    torch.testing.assert_close(TASK.loss(siglip(), alone), expected)
+    labels = torch.tensor([[0, 0, 0], [1, 1, 1], [0, 2, 2], [-100, -100, -100]])
+    belongs = torch.eye(4, dtype=torch.bool)
+    belongs[0, 2] = belongs[2, 0] = True
+    share = belongs / belongs.sum(dim=1, keepdim=True)
+    both = (cross_entropy(logits, share) + cross_entropy(logits.T, share)) / 2
+    torch.testing.assert_close(TASK.loss(clip(), labels), both)
+    torch.testing.assert_close(paired_contrastive(logits, belongs), both)
+    torch.testing.assert_close(TASK.loss(siglip(), labels), sigmoid_contrastive(logits, belongs))
+
+
+def test_a_student_of_other_dimensions_learns_affinities() -> None:
+    torch.manual_seed(0)
+    mine, taught = ([torch.nn.functional.normalize(torch.randn(3, size)) for _ in range(2)] for size in (2, 5))
+    total = 0.0
+    for way in (0, 1):
+        p, q = ((one[way] @ one[1 - way].T / 0.02).double().softmax(dim=-1) for one in (taught, mine))
+        total += float((p * (p / q).log()).sum() / 3)
+    found = TASK.distance(torch.cat(mine, dim=-1), torch.cat(taught, dim=-1), 2.0)
+    assert float(found) == pytest.approx(total / 2, rel=1e-4)
+
+
+def source(some: dict[str, list[Any]]) -> pa.Table:
+    return choose(Rows("here", tuple(some), some), TASK.columns, {})
+
+
+def test_captions_without_pictures_are_named(clip: Path) -> None:
+    image = tiny_images.png(tiny_images.pixels(0, np.random.default_rng(0)))
+    assert source({"image": [image], "text": ["dark"]}).column_names == ["image", "text"]
+    with pytest.raises(DataError, match="'image' has 1 of 2 values missing"):
+        source({"image": [image, None], "text": ["dark", "bright"]})
+    with pytest.raises(DataError, match="no column 'image'"):
+        source({"text": ["dark"]})
+    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+        source({"image": ["gone.png"], "text": ["dark"]})
+    rows = tiny_towers.table(2).select(["image"]).append_column("text", pa.array(["dark", "Dark"]))
+    processor = TASK.load(clip, None, trust_remote_code=False).processor
+    with pytest.raises(DataError, match="nothing to find among"):
+        TASK.held_out(rows, processor, None, 16, Evaluation())
+
+
+def test_a_model_of_one_tower_is_refused(tmp_path: Path) -> None:
+    tiny_images.vit().save(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded for zero-shot"):
+        TASK.load(tmp_path, None, trust_remote_code=False)
+
+
+def test_each_tower_is_a_graph_of_its_own_that_gives_what_both_give(made: Made) -> None:
+    batch = made.examples.batch(range(6))
+    whole, towers = session_of(made.graph).predict(batch), split_towers(made.graph)
+    assert list(towers) == ["text_model", "vision_model"]
+    for tower, output in zip(towers.values(), ("text_embeds", "image_embeds"), strict=True):
+        session = session_of(tower)
+        assert ("pixel_values" in session.inputs) != ("input_ids" in session.inputs)
+        np.testing.assert_allclose(session.predict(batch)[output], whole[output], atol=1e-6)
+    with pytest.raises(StageError, match="pixel_values"):
+        split_towers(towers["text_model"])

@@ -64,6 +64,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         *OF_TEXT,
+        "graph-agreement",
         *OF_IMAGES,
         *OF_PLACES,
     }
@@ -90,7 +91,10 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         (
             {ANSWERS_AT_ONCE},
             set(),
-            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
+            {
+                *("text-classification", "image-classification", "feature-extraction", "graph-agreement"),
+                *(*OF_TEXT, *OF_IMAGES, *OF_PLACES),
+            },
         ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),

@@ -31,10 +31,10 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
 from compress.digests import size_bytes
 from compress.evaluation.evaluate import encode_for, predict
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.onnx.speech import export_whisper
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.measurement import Measurement
@@ -99,7 +99,7 @@ def _data(name: str) -> Dataset:
 
 def _artifacts(scratch: Path) -> dict[str, Path]:
     """Every way of writing the model, by what the tables call it. Each graph is quantized in each way once."""
-    whole = export_whisper(Checkpoint(sample_directory("whisper-tiny-en")))
+    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
     encoders, decoders = (_ways(name, graph) for name, graph in whole.graphs.items())
     folders = {}
     for number, (name, (encoder, decoder)) in enumerate(MODELS.items()):

@@ -24,12 +24,12 @@ from scipy.special import log_softmax
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_processor
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.runtimes.runtime import Session
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=32, help="others, for static ranges")
     options = parser.parse_args()
     quiet_libraries()
-    whole = export_whisper(Checkpoint(sample_directory("whisper-tiny-en")))
+    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
     rows = speech._data("prompts-audio").split("train")
     with tempfile.TemporaryDirectory() as name:
         whole.save(Path(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,36 @@ def hollow_decoder(folder: Path) -> Any:
 
     Raises `ModelError` for an architecture that transformers doesn't know or cannot build.
     """
+    from transformers import AutoModelForCausalLM
+
+    return _hollow(folder, lambda config: AutoModelForCausalLM)
+
+
+def hollow_model(folder: Path) -> Any:
+    """As `hollow_decoder`; of an encoder and a decoder, if that is what the config describes, both."""
+    return _hollow(folder, auto_class)
+
+
+def auto_class(config: Any) -> Any:
+    """transformers' class for a language model, or for an encoder of text or speech and its decoder."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+
+    if not getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM
+    speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+    return AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
+
+
+def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            return class_of(config).from_config(config, dtype=torch.float32).eval()
     except loading_failures() as error:
         raise ModelError(
             f"transformers makes no causal language model of this config: {first_line(error)}",
@@ -53,7 +74,7 @@ def stored_names(folder: Path) -> dict[str, str]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = hollow_decoder(folder)
+    model = hollow_model(folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     names = list(shapes)
     marks = {name: torch.tensor(index).expand(shapes[name]) for index, name in enumerate(names)}

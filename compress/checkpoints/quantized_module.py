@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import separate_experts
-from compress.checkpoints.hollow import hollow_decoder
+from compress.checkpoints.hollow import hollow_decoder, hollow_model
 from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_conv1d
 from compress.errors import ModelError
 from compress.numerics.fake_quantization import dequantize, stored_as
@@ -134,7 +135,7 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises `ModelError` for an architecture that transformers does not know, a tensor that is missing, and quantized
     tensors that belong to no linear layer or embedding.
     """
-    module = empty_module(checkpoint)
+    module = empty_module(checkpoint, hollow_model)
     quantized = _put_integers(module, checkpoint)
     stray = {name for name in _quantized_names(checkpoint) if name not in quantized}
     if stray:
@@ -147,9 +148,9 @@ def load_module(checkpoint: Checkpoint) -> PreTrainedModel:
     return module.requires_grad_(False).eval()
 
 
-def empty_module(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint's architecture, its parameters on the meta device. Raises `ModelError`."""
-    module: PreTrainedModel = hollow_decoder(checkpoint.folder)
+def empty_module(checkpoint: Checkpoint, build: Callable[[Path], Any] = hollow_decoder) -> PreTrainedModel:
+    """The checkpoint's architecture, its parameters on the meta device, as ``build`` gives it. Raises `ModelError`."""
+    module: PreTrainedModel = build(checkpoint.folder)
     module.tie_weights()
     separate_experts(module, checkpoint)
     linear_for_conv1d(module)

@@ -1,9 +1,4 @@
-"""Speech recognition with two opened graphs, encoder and decoder: always the likeliest token.
-
-The names are those that transformers.js and optimum agree on, with the prompt and every later token in one graph
-(`decoder_model_merged`): see `models.onnx_whisper.decoder`. Keys and values of the audio are made with the prompt and
-kept; those of the tokens grow.
-"""
+"""Speech recognition with two opened graphs, encoder and decoder: always the likeliest token."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.checkpoints.json_file import read_json
-from compress.errors import InputError, ModelError, StageError
-from compress.runtimes.decoder import PAST, PRESENT
+from compress.errors import InputError, ModelError
+from compress.runtimes.pair_decoder import PairDecoder
 from compress.runtimes.runtime import Batch, Session, TensorType
 
 if TYPE_CHECKING:
@@ -95,7 +90,6 @@ def _tokens(said: Mapping[str, Any], key: str) -> np.ndarray:
 
 FEATURES, HIDDEN = "input_features", "last_hidden_state"
 SEQUENCES, TRANSCRIPTS = "sequences", "transcripts"
-_IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"
 _TOKENIZER = "tokenizer.json"
 
 
@@ -104,11 +98,11 @@ class Transcriber:
 
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
         """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
-        self.encoder, self._decoder, self._where = encoder, decoder, str(folder)
+        self.encoder, self._where = encoder, str(folder)
+        self._decoder = PairDecoder(decoder, self._where)
         self._rules = read_rules(folder)
         self._tokenizer = _tokenizer(folder)
         self._shape = self._window()
-        self._past = self._empty_cache()
         self.inputs = (FEATURES,)
         self.input_types = {FEATURES: TensorType("float32", (None, self._shape[0], None))}
         self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TRANSCRIPTS: TensorType("str", (None,))}
@@ -154,33 +148,23 @@ class Transcriber:
         return [np.ascontiguousarray(row[:, at : at + frames]) for at in range(0, row.shape[1], frames)]
 
     def _said(self, audio: np.ndarray) -> Iterator[int]:
-        rules, past = self._rules, self._past
-        ids, first = list(rules.prompt), True
+        rules, first = self._rules, True
+        ids = list(rules.prompt)
+        self._decoder.begin(audio)
         for _ in range(rules.longest - len(rules.prompt)):
-            feed = {_IDS: np.array([ids]), _AUDIO: audio, _CACHED: np.array([not first]), **past}
-            outputs = self._decoder.predict(feed)
-            token = self._choose(outputs[_LOGITS][0, -1], rules, first)
+            token = self._choose(self._decoder.read(np.array([ids]))[0], first)
             if token in rules.ends:
                 return
             yield token
-            past = {name: self._next(name, past, outputs, first) for name in past}
             ids, first = [token], False
 
-    def _next(self, name: str, past: Batch, outputs: Batch, first: bool) -> np.ndarray:
-        """The cache for the next token. What is of the audio stays as it was made."""
-        if first or ".decoder." in name:
-            return outputs[PRESENT + name.removeprefix(PAST)]
-        return past[name]
-
-    def _choose(self, logits: np.ndarray, rules: SpeechRules, first: bool) -> int:
+    def _choose(self, logits: np.ndarray, first: bool) -> int:
         allowed = logits.copy()
-        allowed[rules.never] = -np.inf
+        allowed[self._rules.never] = -np.inf
         if first:
-            allowed[rules.not_first] = -np.inf
+            allowed[self._rules.not_first] = -np.inf
         token = int(allowed.argmax())
-        # A NaN anywhere is what argmax finds.
-        if not np.isfinite(allowed[token]):
-            raise StageError("The decoder's logits are not finite.", where=self._where, mend="write the model again")
+        self._decoder.finite(allowed[token])
         return token
 
     def _window(self) -> tuple[int, int]:
@@ -191,31 +175,13 @@ class Transcriber:
             raise self._no_speech(f"the encoder has the inputs {dict(self.encoder.input_types)}")
         return fixed[0], fixed[1]
 
-    def _empty_cache(self) -> dict[str, np.ndarray]:
-        inputs, outputs = self._decoder.input_types, self._decoder.output_types
-        pasts = {name: kind for name, kind in inputs.items() if name.startswith(PAST)}
-        unknown = inputs.keys() - pasts.keys() ^ {_IDS, _AUDIO, _CACHED}
-        missing = [name for name in pasts if PRESENT + name.removeprefix(PAST) not in outputs]
-        if unknown or missing or not pasts or _LOGITS not in outputs:
-            wrong = ", ".join([*sorted(unknown), *missing]) or "no cache or no logits"
-            raise self._no_speech(f"the decoder lacks or adds {wrong}")
-        return {name: np.zeros([1, *_heads(kind)], np.float32) for name, kind in pasts.items()}
-
     def _no_speech(self, why: str) -> ModelError:
         return ModelError(
             f"The graphs cannot transcribe: {why}.",
             where=self._where,
-            expected="an encoder from input_features to last_hidden_state, and a decoder of input_ids, "
-            "encoder_hidden_states, use_cache_branch and past_key_values.N.decoder.key and so on",
+            expected="an encoder from input_features to last_hidden_state, and its decoder",
             mend="write the model with the stage export",
         )
-
-
-def _heads(kind: TensorType) -> tuple[int, int, int]:
-    """[heads, 0, size] of an input [batch, heads, past, size]."""
-    _, heads, _, size = kind.shape
-    assert isinstance(heads, int) and isinstance(size, int), "the writer fixes both"
-    return heads, 0, size
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -10,7 +10,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import HAS_LABELS, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
@@ -32,6 +32,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
+    excludes = frozenset({IS_WRITTEN})
     kind: Literal["prune"] = "prune"
 
     def calls(self) -> tuple[str, ...]:

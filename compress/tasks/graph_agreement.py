@@ -148,6 +148,8 @@ def _spread(array: np.ndarray) -> np.ndarray:
 
 def _alike(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Whether all choices of each call [calls, n] are the same, [calls]."""
+    import numpy as np
+
     if expected.shape != found.shape:
         return np.zeros(len(expected), dtype=bool)
     same: np.ndarray = (expected == found).all(axis=1)

@@ -25,7 +25,7 @@ from compress.bundle.steps import LogMel, Transcribe
 from compress.bundle.verify import verify
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import BundleError, InputError, ModelError
-from compress.formats.onnx.speech import export_whisper
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.numerics.word_errors import word_errors
 from compress.progress import SilentProgress
 
@@ -43,7 +43,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Whisper's folder as a run leaves it, and recordings: one of the model's rate, one of another."""
     folder = tmp_path_factory.mktemp("speech")
-    exported = export_whisper(Checkpoint(write_tiny_whisper(folder / "whisper")))
+    exported = export_encoder_decoder(Checkpoint(write_tiny_whisper(folder / "whisper")))
     (folder / "model").mkdir()
     exported.save(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE.replace("text-classification", TASK))

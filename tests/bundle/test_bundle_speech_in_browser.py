@@ -13,10 +13,10 @@ from toy_bundles import RECIPE, wanted_of
 
 from compress.bundle.build import Bundle, build
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.onnx.speech import export_whisper
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if shutil.which("npm") is None:
         pytest.skip("no npm here")
     run = tmp_path_factory.mktemp("speech")
-    whole = export_whisper(Checkpoint(sample_directory("whisper-tiny-en")))
+    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
     (encoder, first), (decoder, second) = whole.graphs.items()
     integers = {
         quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),

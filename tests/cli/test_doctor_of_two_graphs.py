@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.cli.doctor import doctor
 from compress.errors import InputError
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import quantized_name
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.onnx.speech import export_whisper
 
 ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"
 
@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = {"name": "tiny", "task": TASK, "model": "model", "data": {"splits": write_speech(folder)}}
     recipe |= {"stages": ["export"], "benchmark": {"threads": 1}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    floats = export_whisper(Checkpoint(folder / "model"))
+    floats = export_encoder_decoder(Checkpoint(folder / "model"))
     graphs = {
         quantized_name(name): quantize_products(graph, per_channel=True, reduce_range=False)
         for name, graph in floats.graphs.items()

@@ -19,10 +19,10 @@ from transformers_js_page import ask_page
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_processor
 from compress.digests import size_bytes
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
-from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.samples.fetch import sample_directory
@@ -40,7 +40,7 @@ TASK = get_task("automatic-speech-recognition")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Whole, and with its encoder in INT8 and its decoder in 4 bits."""
-    whole = export_whisper(Checkpoint(sample_directory("whisper-tiny-en")))
+    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
     (encoder, first), (decoder, second) = whole.graphs.items()
     integers = {
         quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),

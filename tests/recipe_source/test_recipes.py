@@ -12,6 +12,7 @@ import tiny_images
 import tiny_places
 import tiny_speech
 import tiny_tasks
+import tiny_text_to_text
 import tiny_towers
 import torch
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
@@ -77,6 +78,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_speech(recipe, folder)
     if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
         return _shrunk_places(recipe, folder)
+    if recipe.task == "text2text-generation":
+        return _shrunk_text_to_text(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:
         return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
@@ -190,6 +193,16 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
         "benchmark": QUICK.model_copy(update={"batched": False, "threads": 1}),
     }
     return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def _shrunk_text_to_text(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny BART on words the other way round."""
+    tiny_text_to_text.save_tiny_bart(folder / "model")
+    files = {"splits": tiny_text_to_text.write_pairs(folder), "columns": {}, "drop_overlap": True, "max_length": 32}
+    changes = {"model": "model", "data": recipe.data.model_copy(update={"source": None, **files}), "benchmark": QUICK}
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    changed = recipe.model_copy(update=changes).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 
 def save_tiny_mixture(folder: Path) -> None:

@@ -13,8 +13,8 @@ from transformers import WhisperForConditionalGeneration
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import InputError, ModelError
+from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.onnx.speech import export_whisper
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import Session
@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artifact")
-    export_whisper(Checkpoint(source)).save(folder)
+    export_encoder_decoder(Checkpoint(source)).save(folder)
     return folder
 
 

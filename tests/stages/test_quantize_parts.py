@@ -19,9 +19,8 @@ from compress.checkpoints.processor import processor_of
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import StageError
+from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.speech import export_whisper
-from compress.formats.onnx.speech.parity import teacher_forced
 from compress.progress import SilentProgress
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
@@ -32,13 +31,13 @@ ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    return export_whisper(Checkpoint(write_tiny_whisper(tmp_path_factory.mktemp("whisper"))))
+    return export_encoder_decoder(Checkpoint(write_tiny_whisper(tmp_path_factory.mktemp("whisper"))))
 
 
 def answers(model: OnnxModel, features: np.ndarray | None = None) -> np.ndarray:
     if features is None:
         features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
-    return teacher_forced(model, features, np.array([256, 5, 99, 17]))
+    return teacher_forced(model, {"input_features": features}, np.array([256, 5, 99, 17]))
 
 
 def operators(graph: onnx.ModelProto) -> Counter[str]:

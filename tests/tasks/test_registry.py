@@ -24,6 +24,9 @@ from compress.tasks.capability import (
     HAS_LABELS,
     HAS_TWO_TOWERS,
     READS_ROWS,
+    REWRITES,
+    TAKES_ARRAYS,
+    TAKES_AUDIO,
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
@@ -63,9 +66,10 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "image-classification",
         "feature-extraction",
         "automatic-speech-recognition",
+        "text2text-generation",
         *OF_TEXT,
-        "graph-agreement",
         *OF_IMAGES,
+        "graph-agreement",
         *OF_PLACES,
     }
 
@@ -84,17 +88,25 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
         ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
         ({HAS_CLASSES, TAKES_IMAGES}, {BY_PLACE}, {"image-classification"}),
-        ({HAS_LABELS}, set(), {"text-classification", "image-classification", *OF_TEXT, *OF_IMAGES, *OF_PLACES}),
-        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
-        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
-        ({TAKES_TEXT}, {GENERATES, TAKES_IMAGES}, {"text-classification", "feature-extraction", *OF_TEXT}),
         (
-            {ANSWERS_AT_ONCE},
+            {HAS_LABELS},
             set(),
             {
-                *("text-classification", "image-classification", "feature-extraction", "graph-agreement"),
+                *("text-classification", "image-classification", "text2text-generation"),
                 *(*OF_TEXT, *OF_IMAGES, *OF_PLACES),
             },
+        ),
+        ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
+        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
+        (
+            {TAKES_TEXT},
+            {GENERATES, TAKES_IMAGES},
+            {"text-classification", "feature-extraction", "text2text-generation", *OF_TEXT},
+        ),
+        (
+            {ANSWERS_AT_ONCE},
+            {TAKES_ARRAYS},
+            {"text-classification", "image-classification", "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
@@ -109,7 +121,7 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
 
 def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES})
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES, REWRITES})
 
 
 def test_every_stage_is_for_some_task() -> None:
@@ -200,7 +212,8 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         for found in TasksManager._TRANSFORMERS_TASKS_TO_MODEL_MAPPINGS[task].values()
         for name in ([found] if isinstance(found, str) else found)
     }
-    told = {name: task_of(name, TAKES_TEXT not in TASKS[task].capabilities) for name, (task, _) in classes.items()}
+    prepared = {TAKES_IMAGES, TAKES_AUDIO}
+    told = {name: task_of(name, bool(prepared & TASKS[task].capabilities)) for name, (task, _) in classes.items()}
     wrong = {name for name, (task, _) in classes.items() if told[name] not in (task, None)}
     assert wrong == set()
     known = [name for name, (task, _) in classes.items() if told[name] == task]
@@ -219,10 +232,11 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("YolosForObjectDetection", True, "object-detection"),
         ("SegformerForSemanticSegmentation", True, "image-segmentation"),
         ("ViTModel", True, None),
+        ("MT5ForConditionalGeneration", False, "text2text-generation"),
+        ("Gemma3ForConditionalGeneration", False, None),
         ("Dinov2Model", True, "image-feature-extraction"),
         ("CLIPModel", True, "zero-shot-image-classification"),
         ("CLIPModel", False, "feature-extraction"),
-        ("T5ForConditionalGeneration", False, None),
         ("BertForNextSentencePrediction", False, None),
     ],
 )

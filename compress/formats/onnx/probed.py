@@ -34,18 +34,24 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 
 def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
-    """Logits [recordings, vocabulary] of what follows the prompt in the first window of a few recordings."""
+    """Logits [examples, vocabulary] of a few texts' first word: after the prompt in a recording's first window."""
     from compress.checkpoints.processor import load_processor
-    from compress.formats.onnx.speech.parity import teacher_forced
+    from compress.formats.onnx.decoder import teacher_forced
     from compress.runtimes.transcriber import read_rules
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)
         processor, rules = load_processor(Path(name)), read_rules(Path(name))
+    if not hasattr(processor, "feature_extractor"):
+        start = np.array([rules.prompt[0]])
+        names = ("input_ids", "attention_mask")
+        texts = [{name: example[name] for name in names} for example in encode(processor).inputs]
+        return np.stack([teacher_forced(model, text, start)[-1] for text in texts[:_RECORDINGS]])
     frames = processor.feature_extractor.nb_max_frames
     prompt = np.array(rules.prompt, dtype=np.int64)
     inputs = encode(processor).inputs[:_RECORDINGS]
-    return np.stack([teacher_forced(model, example["input_features"][:, :frames], prompt)[-1] for example in inputs])
+    windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
+    return np.stack([teacher_forced(model, window, prompt)[-1] for window in windows])
 
 
 PROBED = Probing(stored, logits)

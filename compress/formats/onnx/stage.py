@@ -13,7 +13,7 @@ from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, TAKES_TEXT, Capabilities
+from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, TAKES_TEXT, TRANSCRIBES, Capabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ _TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
 _SPEECH, _SPOKEN_TOKENS = 2, 32
 """Recordings that a speech model is proven on, and tokens of their texts."""
+_TEXTS, _MORE = 4, 10
+"""Texts that a model of text from text is proven on, in one batch, and tokens that it writes."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
 
 
@@ -30,11 +32,11 @@ class Export(Stage[TorchModel, OnnxModel]):
     """ONNX with dynamic batch and length, proven equal to torch on real examples.
 
     Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
-    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So is Whisper,
-    as an encoder and a decoder under the names of transformers.js and optimum.
+    the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So are
+    Whisper, T5, BART and their like, as an encoder and a decoder under the names of transformers.js and optimum.
     """
 
-    version = 4
+    version = 5
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["export"] = "export"
     opset: int | None = Field(
@@ -95,11 +97,9 @@ class Export(Stage[TorchModel, OnnxModel]):
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
         if not isinstance(model, Checkpoint):
             return self._trace(model, context)
-        return (
-            self._write(model, context)
-            if GENERATES in context.task.capabilities
-            else self._write_speech(model, context)
-        )
+        if GENERATES in context.task.capabilities:
+            return self._write(model, context)
+        return self._write_pair(model, context)
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
         from compress.formats.onnx.export import export_onnx
@@ -128,17 +128,20 @@ class Export(Stage[TorchModel, OnnxModel]):
         context.remark(f"export: {written.equality}; {written.attention}")
         return written.model
 
-    def _write_speech(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.speech import export_whisper, prove_whisper
+    def _write_pair(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.formats.onnx.decoder import export_encoder_decoder, prove_encoder_decoder
 
-        model = export_whisper(checkpoint)
-        difference = prove_whisper(model, checkpoint, *_spoken(checkpoint, context), self.tolerance)
-        context.remark(f"export: encoder and decoder; logits differ by at most {difference:.1e} from torch")
+        model = export_encoder_decoder(checkpoint)
+        speech = TRANSCRIBES in context.task.capabilities
+        inputs, texts = (_spoken if speech else _read)(checkpoint, context)
+        limits, more = (self.tolerance, self.rounding_limit), 0 if speech else _MORE
+        equality = prove_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
+        context.remark(f"export: encoder and decoder; {equality}")
         return model
 
 
-def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The first windows of some recordings, [features, frames], and the beginnings of their texts in token ids."""
+def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+    """The first windows of some recordings, [1, features, frames], and the beginnings of their texts in token ids."""
     import numpy as np
 
     from compress.checkpoints.processor import load_processor
@@ -148,9 +151,25 @@ def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[np.ndarray],
     processor, prompt = load_processor(checkpoint.folder), read_rules(checkpoint.folder).prompt
     examples = context.task.encode(rows, processor, None, context.max_length)
     frames = processor.feature_extractor.nb_max_frames
-    features = [np.ascontiguousarray(example["input_features"][:, :frames]) for example in examples.inputs]
+    windows = [np.ascontiguousarray(example["input_features"][np.newaxis, :, :frames]) for example in examples.inputs]
     texts = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows["text"].to_pylist()]
-    return features, [np.array([*prompt, *ids[:_SPOKEN_TOKENS]], dtype=np.int64) for ids in texts]
+    spoken = [np.array([[*prompt, *ids[:_SPOKEN_TOKENS]]], dtype=np.int64) for ids in texts]
+    return [{"input_features": window} for window in windows], spoken
+
+
+def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+    """Some texts in one padded batch, and the token that each answer begins with, [rows, 1]."""
+    import numpy as np
+
+    from compress.checkpoints.processor import load_tokenizer
+    from compress.runtimes.pair_decoder import IDS
+    from compress.runtimes.text_writer import MASK, read_rules
+
+    rows = context.data.split("train").slice(0, _TEXTS)
+    examples = context.task.encode(rows, load_tokenizer(checkpoint.folder), None, context.max_length)
+    batch = examples.batch(range(len(examples)))
+    start = np.full((len(examples), 1), read_rules(checkpoint.folder).start, np.int64)
+    return [{name: batch[name] for name in (IDS, MASK)}], [start]
 
 
 def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:

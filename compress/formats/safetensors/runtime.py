@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compress.runtimes.runtime import Session, check_target
 from compress.targets import Target
-from compress.tasks.capability import ANSWERS_AT_ONCE, TRANSCRIBES
+from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TRANSCRIBES
 
 
 class TorchRuntime:
@@ -43,6 +43,10 @@ class TorchRuntime:
             from compress.formats.safetensors.speech import open_transcriber
 
             return open_transcriber(session, folder)
+        if REWRITES in task.capabilities:
+            from compress.formats.safetensors.texts import GeneratedText
+
+            return GeneratedText(session, model.processor)
         return session
 
     def unavailable(self, target: Target) -> str | None:

@@ -19,7 +19,7 @@ _CACHES = ("cache", "past_key_values", "cache_params", "state")
 """What transformers' classes call keys and values, or states of recurrences, as argument and as output; the older
 names are on their way out, and a class may have one for each."""
 _IDS, _MASK, _LAST = "input_ids", "attention_mask", "logits_to_keep"
-_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class TorchSession:
@@ -49,7 +49,7 @@ class TorchSession:
         try:
             with torch.inference_mode():
                 return self.module(**{name: as_tensor(array) for name, array in batch.items()}, **options)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise StageError(f"The model failed on a batch: {first_line(error)}", where=self.where) from error
 
     def decoder(self) -> TorchDecoder:

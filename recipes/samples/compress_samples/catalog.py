@@ -201,6 +201,14 @@ SAMPLES: tuple[Sample, ...] = (
         preparation="compress_samples.verses:write_pairs",
     ),
     Sample(
+        name="verse-writer",
+        kind="model",
+        description="a T5 of two layers a side with random weights, and pieces of words of the two translations",
+        licence=_PUBLIC,
+        packages=(_KJV, _WEB),
+        preparation="compress_samples.verse_writer:write_model",
+    ),
+    Sample(
         name="bible-names",
         kind="data",
         description="5,000 Bible verses whose persons, places and peoples are labeled by Strong's numbers, weakly",

@@ -13,10 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.speech import export_whisper
-from compress.formats.onnx.speech.parity import teacher_forced
 
 ROWS, WIDTH = 80, 64
 
@@ -138,19 +137,19 @@ def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not
 
 
 def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
-    model = export_whisper(Checkpoint(write_tiny_whisper(tmp_path)))
+    model = export_encoder_decoder(Checkpoint(write_tiny_whisper(tmp_path)))
     features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
     tokens = np.array([256, 5, 99, 17])
-    expected = teacher_forced(model, features, tokens)
+    expected = teacher_forced(model, {"input_features": features}, tokens)
     for bits, bound in ((8, 0.05), (4, 0.5)):
         graphs = {name: quantize_matrices(graph, FewBits(bits, 32))[0] for name, graph in model.graphs.items()}
-        found = teacher_forced(model.with_graphs(graphs), features, tokens)
+        found = teacher_forced(model.with_graphs(graphs), {"input_features": features}, tokens)
         error = np.abs(found - expected).std() / expected.std()
         assert error < bound, (bits, error)
         same, how = [], FewBits(bits, 32, accuracy_level=1)
         for one in (how, replace(how, expand_on_load=True)):
             graphs = {name: quantize_matrices(graph, one)[0] for name, graph in model.graphs.items()}
-            same.append(teacher_forced(model.with_graphs(graphs), features, tokens))
+            same.append(teacher_forced(model.with_graphs(graphs), {"input_features": features}, tokens))
         np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
 
 

@@ -1,9 +1,12 @@
-"""transformers' caches during a trace: filled with a graph's inputs, or recording what a model puts in."""
+"""transformers' caches during a trace: filled with a graph's inputs, or recording what a model puts in.
+
+A tensor of a cache is called `past_KIND_LAYER`, `past_KIND_LAYER_NUMBER` for states: `key`, `value`, `conv`,
+`recurrent`, and `crosskey`, `crossvalue` for those that a decoder makes of what its encoder gave.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any
 
@@ -16,8 +19,7 @@ PAST = 5
 """Tokens of a trace's past."""
 KINDS = ("conv", "recurrent")
 """States of convolutions and recurrences, as transformers calls them."""
-_CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""What models call the argument that holds their cache."""
+CROSS = "cross"
 
 
 def new_cache(model: Any) -> Any:
@@ -33,22 +35,63 @@ def new_cache(model: Any) -> Any:
     return cache
 
 
+def new_pair_of_caches(layers: int) -> Any:
+    """An empty cache of a decoder behind an encoder."""
+    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.cache_utils import DynamicLayer
+
+    caches = DynamicCache(), DynamicCache()
+    for cache in caches:
+        cache.layers = [DynamicLayer() for _ in range(layers)]
+    return EncoderDecoderCache(*caches)
+
+
+def layers_of(cache: Any) -> Iterator[tuple[str, int, Any]]:
+    """Every layer of a cache with its side, which is nothing or `cross`, and its number."""
+    own, cross = getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)
+    for index, layer in enumerate(() if cache is None else own.layers):
+        yield "", index, layer
+        if cross is not None:
+            yield CROSS, index, cross.layers[index]
+
+
+def layer_of(name: str) -> int:
+    """The number of the layer that a tensor of a cache belongs to."""
+    return int(name.split("_")[2])
+
+
 def holds_keys(layer: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return isinstance(layer, DynamicLayer)
 
 
-def noting(plug: Plug, index: int, update: Any) -> Any:
+def note_updates(cache: Any, plug: Plug) -> None:
+    """Have ``plug`` be told of what a cache is given, in place."""
+    for side, index, layer in layers_of(cache):
+        if holds_keys(layer):
+            layer.update = MethodType(_noting(plug, f"{side}{index}", layer.update), layer)
+
+
+def _noting(plug: Plug, name: str, update: Any) -> Any:
     def noted(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         found = update(key, value, *rest, **named)
-        plug.note_update(index, key, *found)
+        plug.note_update(name, (key, value), found)
         return found
 
     return noted
 
 
-def put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
+def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], plug: Plug, length: Any) -> None:
+    """Put a graph's inputs into a new cache, in place; ``length`` of the past, where a mask says it."""
+    for side, index, layer in layers_of(cache):
+        _put_states(layer, index, past)
+        if f"past_{side}key_{index}" in past:
+            pair = past[f"past_{side}key_{index}"], past[f"past_{side}value_{index}"]
+            _put_keys(layer, pair, plug, f"{side}{index}", length)
+
+
+def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
     for number in range(getattr(layer, "number_of_states", 0)):
         for kind in KINDS:
             state = past.get(f"past_{kind}_{index}_{number}")
@@ -62,29 +105,38 @@ def put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None
                 layer.conv_kernel_size[number] = state.shape[-1]
 
 
-def put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, index: int, length: Any) -> None:
-    """``length`` of the past as the mask has it, lest the blocks depend on each other's keys."""
+def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, name: str, length: Any) -> None:
+    """Where a mask says the ``length``, blocks don't depend on each other's keys."""
     layer.keys, layer.values = pair
     layer.is_initialized = True
     layer.device, layer.dtype = pair[0].device, pair[0].dtype
     if not plug.fused:
         layer.get_seq_length = MethodType(lambda self: self.keys.shape[-2], layer)
         return
-    plug.slots[index] = Slot(pair)
-    layer.get_seq_length = MethodType(lambda self: length, layer)
-    layer.get_mask_sizes = MethodType(lambda self, queries: (length + queries, 0), layer)
-    layer.update = MethodType(noting(plug, index, lambda key, value, *rest, **named: (key, value)), layer)
+    plug.slots[name] = Slot(pair)
+    given = name.startswith(CROSS) or length is not None
+
+    def update(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+        if given:
+            return key, value
+        # Relative positions want the length of all keys; nothing but their shape is read.
+        return tuple(torch.cat(both, dim=-2) for both in zip(pair, (key, value), strict=True))
+
+    seen = pair[0].shape[-2] if length is None else length
+    layer.get_seq_length = MethodType(lambda self: seen, layer)
+    layer.get_mask_sizes = MethodType(lambda self, queries: (seen + queries, 0), layer)
+    layer.update = MethodType(_noting(plug, name, MethodType(update, layer)), layer)
 
 
 def sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
     """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
     flat: dict[str, torch.Tensor] = {}
-    for index, layer in enumerate(cache.layers):
+    for side, index, layer in layers_of(cache):
         if holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
             keys, values = (one[:, :, :PAST].clone() for one in (layer.keys, layer.values))
             if plug.fused and values.shape[-1] < keys.shape[-1]:
                 values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
-            flat[f"past_key_{index}"], flat[f"past_value_{index}"] = keys, values
+            flat[f"past_{side}key_{index}"], flat[f"past_{side}value_{index}"] = keys, values
         for number in range(getattr(layer, "number_of_states", 0)):
             for kind in KINDS:
                 state = getattr(layer, f"{kind}_states")[number]
@@ -93,19 +145,15 @@ def sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
     return flat
 
 
-def run_model(model: Any, cache: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
-    total = start + ids.shape[1]
-    positions = torch.arange(start, total).expand(len(ids), -1)
-    return call_model(model, cache, ids, torch.ones(len(ids), total, dtype=torch.long), positions)
-
-
-def call_model(model: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    taken = inspect.signature(type(model).forward).parameters
-    word = next((name for name in _CACHES if name in taken), None)
-    named = {} if word is None else {word: cache}
-    if not any(map(holds_keys, cache.layers)):  # states alone: the mask is of the new tokens
-        mask = mask[:, mask.shape[1] - ids.shape[1] :]
-    if "position_ids" in taken:
-        named["position_ids"] = positions
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=True, **named).logits
-    return logits
+def present(name: str, cache: Any, plug: Plug) -> torch.Tensor:
+    """What takes the place of a tensor of the cache, by its name, after a forward pass."""
+    kind, index, *number = name.removeprefix("past_").split("_")
+    if kind in KINDS:
+        state: torch.Tensor = getattr(cache.layers[int(index)], f"{kind}_states")[int(number[0])]
+        return state
+    slot = plug.slots.get(f"{CROSS if kind.startswith(CROSS) else ''}{index}")
+    layer: Any = None if slot is not None else cache.layers[int(index)]
+    pair = (layer.keys, layer.values) if slot is None else slot.present
+    assert pair is not None, "the attention of every slot was computed"
+    found: torch.Tensor = pair[kind.endswith("value")]
+    return found

@@ -1,10 +1,11 @@
-"""From a trace without weights to the graph of a decoder: every block written, every name replaced by what it names.
+"""From a trace without weights to a graph: every block written, every name replaced by what it names.
 
-Inputs `input_ids` and `attention_mask` [batch, length and total length], `past_key_values.N.key` and `.value`
-[batch, heads, past, size], `past_conv.N` and `past_recurrent.N`; outputs `logits` [batch, length, vocabulary] and a
-`present` for each past, as transformers.js and onnxruntime-genai expect them. Positions follow from the mask. Rows of a
-batch may be padded on the right; padding on the left, which the attention kernel would read as text, fails at the node
-`padding_on_the_left_is_refused`.
+Of a decoder by itself: inputs `input_ids` and `attention_mask` [batch, length and total length],
+`past_key_values.N.key` and `.value` [batch, heads, past, size], `past_conv.N` and `past_recurrent.N`; outputs `logits`
+[batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai expect them.
+Positions follow from the mask. Rows of a batch may be padded on the right; padding on the left, which the attention
+kernel would read as text, fails at the node `padding_on_the_left_is_refused`. For a decoder behind an encoder see
+`compress.formats.onnx.decoder.cross`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import onnx_ir as ir
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder.caches import CROSS, layer_of
+from compress.formats.onnx.decoder.cross import write_cross_attention
 from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.parts import BATCH, CACHED, Axes
 from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
 from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
 from compress.formats.onnx.decoder.rewrites import tidy
-from compress.formats.onnx.decoder.sections import Sections, find_sections
+from compress.formats.onnx.decoder.sections import Sections, find_sections, given_to, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.weights import Weights
 from compress.formats.onnx.model import SHARED_CACHE
@@ -35,7 +39,6 @@ from compress.runtimes.decoder import present_of
 
 _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_BATCH, _LENGTH, _TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ class _Writer:
         self._trace, self._settings = trace, settings
         self._nodes = Nodes()
         exact = _EXACT if settings.exact_attention else ()
-        self._weights = Weights(checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load)
+        self._checkpoint = checkpoint
+        self._weights = Weights(
+            checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load, trace.made
+        )
         self._values: dict[ir.Value, ir.Value] = {}
         self._rename: Callable[[str], str] = str
         self._stream: ir.Value | None = None
@@ -80,36 +86,59 @@ class _Writer:
         model = trace.model
         names = {id(module): name for name, module in model.named_modules()}
         self._head = names[id(model.get_output_embeddings())]
-        self._embedding = names[id(model.get_input_embeddings())]
-        self._tied = bool(checkpoint.config.get("tie_word_embeddings", model.config.tie_word_embeddings))
+        self._head_table = self._table_of(self._head)
 
     def write(self) -> ir.Model:
-        graph, sections = self._trace.program.graph, find_sections(self._trace)
+        graph, sections, part = self._trace.program.graph, find_sections(self._trace), self._trace.part
         inputs = {value.name: value for value in graph.inputs}
-        for name, axis in (("input_ids", _LENGTH), ("attention_mask", _TOTAL)):
-            self._values[inputs[name]] = self._nodes.input(name, ir.DataType.INT64, [_BATCH, axis])
+        for name, (dtype, axes) in part.inputs.items():
+            self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
             self._values[inputs[name]].shape = inputs[name].shape
         for name, value in graph.initializers.items():
             assert value.const_value is not None
-            self._values[value] = self._nodes.constant(f"constants.{name}", value.const_value.numpy())
+            self._values[value] = self._stored(name, value.const_value)
             self._values[value].shape = ir.Shape(value.const_value.shape)
         presents = self._blocks(sections, inputs)
         self._replay(sections.after)
-        logits = next(value for value in graph.outputs if value.name == "logits")
-        last: int | str = 1 if self._settings.last_token_only else _LENGTH
-        made: dict[str, tuple[ir.Value, list[int | str]]] = {}
-        made["logits"] = self._values[logits], [_BATCH, last, _size(logits)]
+        cached = None if part.alone or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
+        answer = next(value for value in graph.outputs if value.name == part.output)
+        axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
+        made: dict[str, tuple[ir.Value, Axes]] = {}
+        made[part.output] = self._values[answer], [*axes, _size(answer)]
         for name, value in presents.items():
-            made[present_of(_client_name(name))] = value, _axes(name, self._trace.states[name], _TOTAL)
+            made[present_of(self._client_name(name))] = value, part.axes_of(name, self._trace.states[name], "present")
         for name, (value, axes) in made.items():
             self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
-        shared = not self._trace.unfused and not self._trace.keeps_states
+        shared = part.alone and not self._trace.unfused and not self._trace.keeps_states
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
-        tidy(model)
-        for value, axis in zip(model.graph.inputs, (_LENGTH, _TOTAL), strict=False):
-            value.shape = ir.Shape((_BATCH, axis))
+        tidy(model, part.cached)
+        if cached is not None:
+            write_cross_attention(model, cached)
+        for value in model.graph.inputs:
+            if value.name in part.inputs:
+                value.shape = ir.Shape(part.inputs[value.name][1])
         return model
+
+    def _stored(self, name: str, value: ir.TensorProtocol) -> ir.Value:
+        """A constant of the trace, or what the checkpoint has in the place of one that belongs to the model."""
+        own = name.removeprefix("model.")
+        if own in self._checkpoint.files and value.dtype == ir.DataType.FLOAT:
+            return self._weights.vector(own)
+        return self._nodes.constant(f"constants.{name}", value.numpy())
+
+    def _table_of(self, module: str) -> str:
+        """The module whose table is stored for ``module``: one that it is tied to, unless the two differ."""
+        own = f"{module}.weight"
+        source = self._trace.model.all_tied_weights_keys.get(own)
+        if source is None:
+            return module
+        held = [name for name in (own, source) if name in self._checkpoint.files]
+        if held == [own] or (
+            len(held) == 2 and not self._checkpoint.stored(own).equal(self._checkpoint.stored(source))
+        ):
+            return module
+        return str(source).removesuffix(".weight")
 
     def _own(self, value: ir.Value) -> ir.Value:
         """A value that may be called as an output is: one that is no input and no output already."""
@@ -126,7 +155,7 @@ class _Writer:
             self._values[inputs[name]] = self._past(name)
         self._replay(sections.before)
         for index, block in enumerate(self._trace.blocks):
-            own = [name for name in states if int(name.split("_")[2]) == index]
+            own = [name for name in states if layer_of(name) == index]
             kind = sections.kind(index)
             pairs = [(name, _of_layer(name, kind)) for name in own]
             for name, traced in pairs if sections.repeats else ():
@@ -143,13 +172,24 @@ class _Writer:
         return presents
 
     def _past(self, name: str) -> ir.Value:
-        axes = _axes(name, self._trace.states[name], "past_sequence_length")
-        return self._nodes.input(_client_name(name), ir.DataType.FLOAT, axes)
+        axes = self._trace.part.axes_of(name, self._trace.states[name], "past")
+        return self._nodes.input(self._client_name(name), ir.DataType.FLOAT, axes)
+
+    def _client_name(self, name: str) -> str:
+        """`past_key_values.N.key` for keys and values; `past_conv.N` and `past_recurrent.N` for states.
+
+        Behind an encoder `past_key_values.N.decoder.key`, and `.encoder.key` of what the encoder gave.
+        """
+        _, kind, layer, *number = name.split("_")
+        if not kind.endswith(("key", "value")):
+            return ".".join([f"past_{kind}", layer, *(one for one in number if one != "0")])
+        side = "encoder." if kind.startswith(CROSS) else "decoder."
+        return f"past_key_values.{layer}.{'' if self._trace.part.alone else side}{kind.removeprefix(CROSS)}"
 
     def _replay(self, nodes: Iterable[ir.Node]) -> None:
         nodes = list(nodes)
-        joined = _joined(nodes)
-        experts = _experts(nodes)
+        joined = joined_layers(nodes) if self._trace.part.alone else {node: [node] for node in nodes}
+        experts = mixtures(nodes)
         inside = {id(node) for _, parts, _ in experts for node in parts}
         starts = {id(take): (take, parts, give) for take, parts, give in experts}
         gives = {id(give) for _, _, give in experts}
@@ -165,16 +205,21 @@ class _Writer:
         if node.outputs[0] in self._values and node in joined and joined[node][0] is not node:
             return
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
-            plug.PARAMETER: lambda: [self._weights.vector(self._rename(_text(node, "name")))],
+            plug.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[_given(node, 0)]),
+            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[given_to(node, 0)]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
             DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
-            plug.ENTER: lambda: [self._stream or self._values[_given(node, 0)]],
-            plug.LEAVE: lambda: [self._values[_given(node, 0)]],
+            plug.ENTER: lambda: [self._stream or self._values[given_to(node, 0)]],
+            plug.LEAVE: lambda: [self._values[given_to(node, 0)]],
+            plug.SHARE: lambda: [self._values[given_to(node, 0)]],
         }
-        if node.domain != plug.DOMAIN:
+        copied = node.domain != plug.DOMAIN or node.op_type == plug.CROSS_ATTENTION
+        if node.op_type == "Identity":
+            self._values[node.outputs[0]] = self._values[given_to(node, 0)]
+            return
+        if copied:
             found: Sequence[ir.Value] = self._copy(node)
         else:
             found = writers[node.op_type]()
@@ -182,7 +227,7 @@ class _Writer:
             return
         for old, new in zip(node.outputs, found, strict=True):
             self._values[old] = new
-            if node.domain != plug.DOMAIN or node.op_type in (plug.TABLE, DELTA_RULE):
+            if copied or node.op_type in (plug.TABLE, DELTA_RULE):
                 new.shape, new.type = old.shape, old.type
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
@@ -194,8 +239,8 @@ class _Writer:
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
-        modules = [self._rename(_text(layer, "module")) for layer in layers]
-        value = self._values[_given(layers[0], 0)]
+        modules = [self._rename(text_of(layer, "module")) for layer in layers]
+        value = self._values[given_to(layers[0], 0)]
         sizes = [_size(layer.outputs[0]) for layer in layers]
         if modules == [self._head]:
             products: Sequence[ir.Value] = [self._logits(value)]
@@ -219,55 +264,30 @@ class _Writer:
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
-        return self._weights.head(self._embedding if self._tied else self._head, value, self._head)
+        return self._weights.head(self._head_table, value, self._head)
 
     def _rows(self, node: ir.Node) -> ir.Value:
-        module = self._rename(_text(node, "module"))
-        return self._weights.look_up(module, self._values[_given(node, 0)], self._tied and module == self._embedding)
+        module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[given_to(node, 0)]
+        table: Any = self._trace.model.get_submodule(text_of(node, "module"))
+        if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
+            return self._weights.vector(f"{module}.weight")  # every row in its place
+        return self._weights.look_up(module, ids, module == self._head_table != self._head)
 
     def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
         """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
-        hidden, chosen, shares = (self._values[_given(give, index)] for index in (1, 2, 3))
-        module, outer = self._rename(_text(give, "module")), self._rename
+        hidden, chosen, shares = (self._values[given_to(give, index)] for index in (1, 2, 3))
+        module, outer = self._rename(text_of(give, "module")), self._rename
         found = []
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
             sent = send(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
-            self._rename = partial(_moved, f"{_text(give, 'module')}.0", name)
+            self._rename = partial(_moved, f"{text_of(give, 'module')}.0", name)
             self._replay(parts)
-            found.append((sent, self._values[_given(give, 0)]))
+            found.append((sent, self._values[given_to(give, 0)]))
         self._rename = outer
         self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
-
-
-def _joined(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
-    """Each linear layer with all those beside it, itself included, that are given the same value."""
-    groups: dict[tuple[ir.Value, str, int], list[ir.Node]] = {}
-    for node in nodes:
-        if node.domain == plug.DOMAIN and node.op_type == plug.LINEAR:
-            parent = _text(node, "module").rpartition(".")[0]
-            groups.setdefault((_given(node, 0), parent, node.attributes["transposed"].as_int()), []).append(node)
-    return {node: group for group in groups.values() for node in group}
-
-
-def _experts(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
-    """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
-    found = []
-    for take in nodes:
-        if take.domain != plug.DOMAIN or take.op_type != plug.TAKE:
-            continue
-        reached, parts = set(take.outputs), list[ir.Node]()
-        for node in nodes:
-            if node.domain == plug.DOMAIN and node.op_type == plug.GIVE:
-                if _text(node, "module") == _text(take, "module"):
-                    found.append((take, parts, node))
-                    break
-            elif any(value in reached for value in node.inputs):
-                parts.append(node)
-                reached.update(node.outputs)
-    return found
 
 
 def _module(node: ir.Node) -> str:
@@ -287,31 +307,6 @@ def _size(value: ir.Value) -> int:
     return int(value.shape[-1])
 
 
-def _text(node: ir.Node, name: str) -> str:
-    return str(node.attributes[name].as_string())
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
 def _of_layer(name: str, layer: int) -> str:
     past, kind, _, *number = name.split("_")
     return "_".join([past, kind, str(layer), *number])
-
-
-def _client_name(name: str) -> str:
-    """`past_key_values.N.key` for keys and values; `past_conv.N` and `past_recurrent.N` for states."""
-    _, kind, layer, *number = name.split("_")
-    if kind in ("key", "value"):
-        return f"past_key_values.{layer}.{kind}"
-    return ".".join([f"past_{kind}", layer, *(one for one in number if one != "0")])
-
-
-def _axes(name: str, shape: Sequence[int], length: str) -> list[int | str]:
-    axes: list[int | str] = [_BATCH, *shape[1:]]
-    if name.split("_")[1] in ("key", "value"):
-        axes[2] = length
-    return axes

@@ -1,4 +1,4 @@
-"""The small files that lie beside a decoder's graph, for whoever opens the folder.
+"""From a checkpoint's folder to graphs and the small files that lie beside them, for whoever opens the folder.
 
 transformers.js reads `config.json`, `generation_config.json` and the tokenizer's files; onnxruntime-genai reads
 `genai_config.json`, which names the graph, and the tokenizer's files.
@@ -7,12 +7,13 @@ transformers.js reads `config.json`, `generation_config.json` and the tokenizer'
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import INDEX
@@ -21,32 +22,40 @@ from compress.checkpoints.torch_model import compact
 from compress.errors import IntegrityError
 from compress.formats.onnx.decoder.fill import GraphSettings, write_graph
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
+from compress.formats.onnx.decoder.parts import Part, alone, decoder_part, encoder_part
 from compress.formats.onnx.decoder.sections import NotRepeatableError
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
-from compress.formats.onnx.decoder.trace import Trace, trace_decoder
-from compress.formats.onnx.model import EXTERNAL_DATA_FROM_BYTES, FLOAT_GRAPH, GENAI_CONFIG, GRAPH_FOLDER, OnnxModel
+from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.model import (
+    DECODER,
+    ENCODER,
+    EXTERNAL_DATA_FROM_BYTES,
+    FLOAT_GRAPH,
+    GENAI_CONFIG,
+    GRAPH_FOLDER,
+    OnnxModel,
+    few_bits_name,
+)
 
-_KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
+_KEPT = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
 _LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
 _GENERATION = "generation_config.json"
 
 
-def companions(checkpoint: Checkpoint, trace: Trace, file_name: str, external_data: bool) -> dict[str, bytes]:
-    """Name -> content of every file but the graph. ``external_data``: whether its weights lie beside it."""
+def companions(checkpoint: Checkpoint, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
+    """Name -> content of every file that any client reads beside ``graphs``, which are given by their files' names."""
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
     files = {path.name: compact(path) for path in names}
-    files["config.json"] = _json(_config(checkpoint, file_name, external_data))
-    sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
-    if len(sizes) == 1 and not trace.keeps_states:
-        files[GENAI_CONFIG] = _json(_genai_config(checkpoint, trace, file_name))
+    files["config.json"] = _json(_config(checkpoint, graphs))
     return files
 
 
-def _config(checkpoint: Checkpoint, file_name: str, external_data: bool) -> Mapping[str, Any]:
+def _config(checkpoint: Checkpoint, graphs: Mapping[str, onnx.ModelProto]) -> Mapping[str, Any]:
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
-    if external_data:
-        config["transformers.js_config"] = {"use_external_data_format": {file_name: True}}
+    outside = {name: True for name, graph in graphs.items() if graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES}
+    if outside:
+        config["transformers.js_config"] = {"use_external_data_format": outside}
     return config
 
 
@@ -108,10 +117,6 @@ def _json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-FEW_BITS_GRAPH = "model_q4.onnx"
-"""What transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
-
-
 @dataclass(frozen=True)
 class Proven:
     """A decoder with its proof; ``unfused``: why its attention is not one operator, or nothing."""
@@ -153,14 +158,40 @@ def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None
     return _export(checkpoint, settings or GraphSettings())[0]
 
 
+def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
+    """Encoder and decoder of a checkpoint, proven by nothing yet: `prove_encoder_decoder` does that.
+
+    Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
+    """
+    graphs = {}
+    for name, part in ((ENCODER, encoder_part), (DECODER, decoder_part)):
+        _, graph = _written(checkpoint, part, settings or GraphSettings())
+        graphs[_file_name(f"{name}.onnx", graph)] = graph
+    (name, encoder), decoder = graphs.items()
+    return OnnxModel(encoder, name, companions(checkpoint, graphs), dict([decoder]))
+
+
 def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
-    trace = trace_decoder(checkpoint, fused)
+    trace, graph = _written(checkpoint, alone, settings, fused)
+    name = _file_name(FLOAT_GRAPH, graph)
+    files = companions(checkpoint, {name: graph})
+    sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
+    if len(sizes) == 1 and not trace.keeps_states:
+        files[GENAI_CONFIG] = _json(_genai_config(checkpoint, trace, name))
+    return OnnxModel(graph, name, files), trace.unfused
+
+
+def _written(
+    checkpoint: Checkpoint, part: Callable[[Any], Part], settings: GraphSettings, fused: bool | None = None
+) -> tuple[Trace, onnx.ModelProto]:
+    trace = trace_part(checkpoint, part, fused)
     try:
-        graph = write_graph(checkpoint, trace, settings)
+        return trace, write_graph(checkpoint, trace, settings)
     except NotRepeatableError:
-        trace = trace_decoder(checkpoint, fused, whole=True)
-        graph = write_graph(checkpoint, trace, settings)
-    quantized = any(INTEGERS in one.name for one in graph.graph.initializer)
-    file_name = FEW_BITS_GRAPH if quantized else FLOAT_GRAPH
-    external = graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES
-    return OnnxModel(graph, file_name, companions(checkpoint, trace, file_name, external)), trace.unfused
+        trace = trace_part(checkpoint, part, fused, whole=True)
+        return trace, write_graph(checkpoint, trace, settings)
+
+
+def _file_name(name: str, graph: onnx.ModelProto) -> str:
+    """That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
+    return few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name

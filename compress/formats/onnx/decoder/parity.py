@@ -1,9 +1,9 @@
-"""Proof that a decoder's graph computes what the torch model with the same weights computes."""
+"""Proof that a model's graphs compute what the torch model with the same weights computes."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from compress.checkpoints.adapter import load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import IntegrityError, first_line
-from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.prove import distance
 from compress.runtimes.decoder import present_of
@@ -60,8 +60,17 @@ def prove_decoder(
     with torch.inference_mode():
         expected = module(torch.from_numpy(windows)).logits.numpy()
     del module
-    exact = _with_level(model, _FP32)
-    worst = distance(_answers(_Session(exact), windows, expected)).worst
+    exact = with_level(model)
+    difference = held_to(tolerance, _answers(_Session(exact), windows, expected))
+    if exact is model:
+        return Equality(difference, 0.0, 1.0)
+    shipped = _Session(model).logits(windows)
+    return Equality(difference, *rounding_of(shipped, expected[:, -shipped.shape[1] :], rounding_limit))
+
+
+def held_to(tolerance: float, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The largest difference of pairs of expected and found logits. Raises `IntegrityError` above ``tolerance``."""
+    worst = distance(pairs).worst
     difference = worst if np.isfinite(worst) else float("inf")
     if not difference <= tolerance:
         raise IntegrityError(
@@ -69,13 +78,10 @@ def prove_decoder(
             expected=f"at most {tolerance:g}",
             mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
-    if exact is model:
-        return Equality(difference, 0.0, 1.0)
-    shipped = _Session(model).logits(windows)
-    return Equality(difference, *_rounding(shipped, expected[:, -shipped.shape[1] :], rounding_limit))
+    return difference
 
 
-def _rounding(shipped: np.ndarray, expected: np.ndarray, limit: float) -> tuple[float, float]:
+def rounding_of(shipped: np.ndarray, expected: np.ndarray, limit: float) -> tuple[float, float]:
     """How far logits are off in the root mean square, and how often both have the same likeliest token."""
     spread = expected - expected.mean(-1, keepdims=True)
     rounding = float(np.sqrt(np.square(shipped - expected).mean() / np.square(spread).mean()))
@@ -108,34 +114,43 @@ def _answers(session: _Session, windows: np.ndarray, expected: np.ndarray) -> It
         yield expected[1, :half], padded[1, :half]
 
 
-def _with_level(model: OnnxModel, level: int) -> OnnxModel:
+def with_level(model: OnnxModel, level: int = _FP32) -> OnnxModel:
     """The model itself where nothing is rounded, else a copy whose few-bit products have that accuracy level."""
-    levels = [attribute.i for attribute in _levels(model.graph)]
-    if all(found == level for found in levels):
+    if all(found.i == level for graph in model.graphs.values() for found in _levels(graph.graph)):
         return model
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model.graph)
-    for attribute in _levels(graph):
-        attribute.i = level
-    return OnnxModel(graph, model.file_name, {})
+    graphs = {}
+    for name, graph in model.graphs.items():
+        graphs[name] = onnx.ModelProto()
+        graphs[name].CopyFrom(graph)
+        for attribute in _levels(graphs[name].graph):
+            attribute.i = level
+    return model.with_graphs(graphs)
 
 
-def _levels(graph: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    for node in graph.graph.node:
-        if node.op_type == _FEW_BITS:
-            yield from (attribute for attribute in node.attribute if attribute.name == _LEVEL)
+def _levels(graph: onnx.GraphProto) -> Iterator[onnx.AttributeProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _levels(attribute.g)
+            elif node.op_type == _FEW_BITS and attribute.name == _LEVEL:
+                yield attribute
+
+
+def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A graph opened from its own file, as whoever gets it will."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        OnnxModel(graph, FLOAT_GRAPH, {}).save(Path(folder))
+        path = next(Path(folder).rglob("*.onnx"))
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class _Session:
-    """A graph opened from its own file, as whoever gets it will, with the cache of what it has read."""
+    """An opened graph with the cache of what it has read."""
 
     def __init__(self, model: OnnxModel) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        with tempfile.TemporaryDirectory() as folder:
-            OnnxModel(model.graph, model.file_name, {}).save(Path(folder))
-            path = next(Path(folder).rglob("*.onnx"))
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = opened(model.graph)
         self._cache: dict[str, Any] = {}
         self._mask = np.ones((0, 0), np.int64)
 

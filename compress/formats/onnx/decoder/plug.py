@@ -8,7 +8,7 @@ one node that carries the name of a module or tensor, and no weight is needed or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,47 +17,24 @@ from torch.onnx import ops
 
 from compress.checkpoints.experts import DOWN, GATE, UP
 from compress.checkpoints.transposed_linear import TransposedLinear
+from compress.formats.onnx.decoder.calls import BIAS, CAUSAL, EVERYTHING, EXTRA, Call, mask_of
 from compress.formats.onnx.decoder.rotary import Rotation, rotation_of
 
 DOMAIN = "compress"
-PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY, TAKE, GIVE, ENTER, LEAVE = (
+PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY, CROSS_ATTENTION = (
     "Parameter",
     "Linear",
     "Table",
     "Lengths",
     "Rotary",
-    "Take",
-    "Give",
-    "Enter",
-    "Leave",
+    "CrossAttention",
 )
+TAKE, GIVE, ENTER, LEAVE, SHARE = "Take", "Give", "Enter", "Leave", "Share"
 """The nodes that stand in a trace for what the checkpoint, or the finished graph, puts there."""
 
-_HEAD_UNIT, _ROTARY_UNIT, _PAIRS_UNIT = 8, 16, 8
-"""ONNX Runtime's attention takes heads of a multiple of 8, and rotates those of a multiple of 16, by 8 pairs each."""
+_ROTARY_UNIT, _PAIRS_UNIT = 16, 8
+"""ONNX Runtime's attention rotates heads of a multiple of 16, by 8 pairs each."""
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
-_FAR = (300_000, 997, 40, 3)
-"""Positions at which a mask is asked what it lets through."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What an attention call of the model is. ``window``: how many tokens it looks back, -1 for all, None for neither.
-
-    ``problem``: why ONNX Runtime's `GroupQueryAttention` does not compute it; empty where it does.
-    """
-
-    module: str
-    layer: int
-    heads: int
-    key_value_heads: int
-    size: int
-    value_size: int
-    scale: float
-    softcap: float
-    window: int | None
-    rotation: Rotation | None
-    problem: str
 
 
 @dataclass
@@ -67,10 +44,10 @@ class _Rotated:
 
 
 class Slot:
-    """Stands in a layer of the cache: hands new keys and values on as they are; the attention appends them."""
+    """Stands in a layer of the cache: takes new keys and values as they are; the attention appends them."""
 
     def __init__(self, past: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.past = past
+        self.past = self.given = past
         self.present: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
@@ -78,17 +55,22 @@ class Slot:
 class Plug:
     """What the functions that transformers calls from deep inside a model read and write.
 
-    ``calls`` of the rehearsal by module. ``fused``: whether attention becomes one operator in a trace.
+    ``calls`` of the rehearsal by module. ``fused``: whether attention becomes one operator in a trace. ``grouped``:
+    `GroupQueryAttention` for a decoder by itself; else `MultiHeadAttention`, whose ``padding`` [batch, positions] hides
+    from those who look at everything, and ``cached`` where keys go from token to token.
     """
 
+    grouped: bool = True
+    cached: bool = True
     tracing: bool = False
     fused: bool = False
     calls: dict[str, Call] = field(default_factory=dict)
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    slots: dict[int, Slot] = field(default_factory=dict)
-    updated: dict[int, int] = field(default_factory=dict)
+    slots: dict[str, Slot] = field(default_factory=dict)
+    updated: dict[int, str] = field(default_factory=dict)
     lengths: tuple[torch.Tensor, torch.Tensor] | None = None
-    missed: list[int] = field(default_factory=list)
+    padding: torch.Tensor | None = None
+    missed: list[str] = field(default_factory=list)
     """Layers of the cache whose attention went past the interface."""
     _windows: dict[int, int | None] = field(default_factory=dict)
     _rotations: dict[int, Rotation | None] = field(default_factory=dict)
@@ -99,14 +81,16 @@ class Plug:
         """Forget the tensors of the last run."""
         for one in (self.slots, self.updated, self._windows, self._rotated, self._kept, self._rotations):
             one.clear()
-        self.lengths = None
+        self.lengths = self.padding = None
 
-    def note_update(self, layer: int, given: Any, key: Any, value: Any) -> None:
-        """That a layer of the cache was given a key and gave back ``key`` and ``value``."""
-        self.updated[id(key)] = self.updated[id(value)] = layer
-        if id(given) in self._rotated:
-            self._rotated[id(key)] = self._rotated[id(given)]
-        self._kept += [given, key, value]  # lest another tensor gets the identity of one of them
+    def note_update(self, layer: str, given: tuple[Any, Any], found: tuple[Any, Any]) -> None:
+        """That a layer of the cache was ``given`` a key and a value, and gave back those that it ``found``."""
+        self.updated |= dict.fromkeys(map(id, found), layer)
+        if id(given[0]) in self._rotated:
+            self._rotated[id(found[0])] = self._rotated[id(given[0])]
+        if layer in self.slots:
+            self.slots[layer].given = given
+        self._kept += [*given, *found]  # lest another tensor gets the identity of one of them
 
     # ------------------------------------------------------------------ weights
 
@@ -172,8 +156,9 @@ class Plug:
         """The mask of a rehearsal, and what it is."""
         from transformers.masking_utils import sdpa_mask
 
-        made: torch.Tensor = sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
-        self._windows[id(made)] = _window(arguments.get("mask_function"))
+        never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        made: torch.Tensor = sdpa_mask(**{**arguments, **never})
+        self._windows[id(made)] = mask_of(arguments.get("mask_function"))
         self._kept.append(made)
         return made
 
@@ -216,27 +201,21 @@ class Plug:
     ) -> torch.Tensor:
         """[batch, length, heads, size]: in a rehearsal computed and recorded, in a trace one node."""
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        bias = others.get(BIAS)
+        if self.tracing and not self.grouped:
+            return self._many_heads(self.calls[module.compress_name], query, key, value, bias)
         if self.tracing:
             return self._operator(module, query, key, value, scale, sinks)
-        layer = self.updated.get(id(key))
-        window = self._windows.get(id(mask))
+        layer = self.updated.get(id(key), "")
+        window = EVERYTHING if mask is None else self._windows.get(id(mask))
         sizes = query.shape[-1], value.shape[-1]
         rotation = self._rotated.get(id(query))
         both = rotation if isinstance(rotation, Rotation) and self._rotated.get(id(key)) is rotation else None
         if both is not None and (sizes[0] % _ROTARY_UNIT or len(both.frequencies) % _PAIRS_UNIT):
             both = None
-        extra = [name for name in ("position_bias", "indices", "block_indices") if others.get(name) is not None]
-        problems = {
-            "its keys are changed after the cache": layer is None or id(value) not in self.updated,
-            "its mask is neither causal nor a window": window is None,
-            f"it takes {', '.join(extra)}": bool(extra),
-            f"its heads of {sizes[0]} are no multiple of {_HEAD_UNIT}": bool(sizes[0] % _HEAD_UNIT),
-            "its values are wider than its keys": sizes[1] > sizes[0],
-        }
-        name = module.compress_name
-        self.calls[name] = Call(
-            name,
-            -1 if layer is None else layer,
+        call = Call(
+            module.compress_name,
+            layer,
             query.shape[1],
             key.shape[1],
             *sizes,
@@ -244,9 +223,44 @@ class Plug:
             float(softcap or 0.0),
             window,
             both,
-            next((problem for problem, so in problems.items() if so), ""),
+            bias is not None and bool(bias.any()),
         )
+        lost = self.cached and (not layer or id(value) not in self.updated)
+        extra = [name for name in EXTRA if others.get(name) is not None]
+        problem = "its keys are changed after the cache" if lost else ""
+        problem = problem or (
+            call.against_groups(extra) if self.grouped else call.against_many(extra, sinks is not None)
+        )
+        self.calls[call.module] = replace(call, problem=problem)
         return torch.randn(query.shape[0], query.shape[2], query.shape[1], sizes[1])
+
+    def _many_heads(self, call: Call, query: Any, key: Any, value: Any, bias: Any) -> torch.Tensor:
+        """Attention with as many heads of keys: within an encoder, of a decoder, or of a decoder to its encoder."""
+        batch, heads, length, _ = query.shape
+        slot = self.slots.get(call.layer)
+        key, value = (key, value) if slot is None else slot.given
+        past: Sequence[Any] = () if slot is None else slot.past
+        crossing = slot is not None and not call.layer.isdecimal()
+        bias = bias if call.biased else None
+        padding = self.padding if call.window == EVERYTHING else None
+        flat = [one.transpose(1, 2).reshape(batch, one.shape[2], -1) for one in (query, key, value)]
+        about: Attributes = {"num_heads": heads, "scale": call.scale}
+        if crossing:
+            kind, inputs = f"{DOMAIN}::{CROSS_ATTENTION}", [flat[0], key, value, padding, bias, *past]
+            presents = [key.shape, value.shape]
+        else:
+            kind, inputs = "com.microsoft::MultiHeadAttention", [*flat, None, padding, bias, *past]
+            presents = [[*old.shape[:2], old.shape[2] + length, old.shape[3]] for old in past]
+            about["unidirectional"] = int(call.window == CAUSAL)
+        while inputs[-1] is None:
+            inputs.pop()
+        shapes = [[batch, length, heads * call.value_size], *map(list, presents)]
+        found = ops.symbolic_multi_out(
+            kind, inputs, about, dtypes=[query.dtype] * len(shapes), shapes=shapes, version=1
+        )
+        if slot is not None and slot.present is None:
+            slot.present = (found[1], found[2])
+        return found[0].reshape(batch, length, heads, call.value_size)
 
     def _operator(self, module: Any, query: Any, key: Any, value: Any, scale: float, sinks: Any) -> torch.Tensor:
         call = self.calls[module.compress_name]
@@ -314,21 +328,3 @@ def _tables(rotation: Rotation) -> list[torch.Tensor]:
     return list(
         ops.symbolic_multi_out(f"{DOMAIN}::{ROTARY}", [], about, dtypes=kinds, shapes=[shape, shape], version=1)
     )
-
-
-def _window(mask_function: Any) -> int | None:
-    """-1 where a mask is causal, a window's size, or None: by the mask's own function, far from any beginning."""
-    counts = {}
-    for query in _FAR:
-        keys, zero = torch.arange(query + 4), torch.zeros((), dtype=torch.long)
-        try:
-            seen = mask_function(zero, zero, torch.tensor(query), keys).expand(keys.shape).nonzero().flatten()
-        except (IndexError, RuntimeError, TypeError):
-            return None
-        if len(seen) == 0 or int(seen[-1]) != query or query - int(seen[0]) + 1 != len(seen):
-            return None
-        counts[query] = len(seen)
-    size = counts[_FAR[0]]
-    if any(count != min(query + 1, size) for query, count in counts.items()):
-        return None
-    return -1 if size == _FAR[0] + 1 else size

@@ -1,4 +1,4 @@
-"""Which nodes of a trace belong to which block, so that one block's can be written for others like it."""
+"""Which nodes of a trace belong together: to a block, so that others like it are written as it is, or to a mixture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder.caches import layer_of
 from compress.formats.onnx.decoder.trace import Trace
 
 
@@ -73,9 +74,8 @@ def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
     """The blocks in whose part of the trace each node lies; marks of leaving belong to what they leave."""
     owner_of: dict[ir.Value, set[int]] = {}
     for value in trace.program.graph.inputs:
-        parts = (value.name or "").split("_")
-        if parts[0] == "past":
-            owner_of[value] = {int(parts[2])}
+        if (value.name or "").startswith("past_"):
+            owner_of[value] = {layer_of(value.name or "")}
     prefixes = {f"{block.prefix}.": index for index, block in enumerate(trace.blocks[: trace.traced])}
     owners: dict[ir.Node, set[int]] = {}
     for node in nodes:
@@ -86,13 +86,51 @@ def _owners(trace: Trace, nodes: Sequence[ir.Node]) -> dict[ir.Node, set[int]]:
             if node.domain == plug.DOMAIN and attribute in node.attributes:
                 text = node.attributes[attribute].as_string()
                 own |= {index for prefix, index in prefixes.items() if text.startswith(prefix)}
-        if _is(node, plug.ENTER):
+        if _is(node, plug.ENTER) or _is(node, plug.SHARE):
             own = {node.attributes["index"].as_int()}
         owners[node] = own
         for output in node.outputs:
-            owner_of[output] = set() if _is(node, plug.LEAVE) else own
+            owner_of[output] = set() if _is(node, plug.LEAVE) or _is(node, plug.SHARE) else own
     return owners
 
 
 def _is(node: ir.Node, kind: str) -> bool:
     return bool(node.domain == plug.DOMAIN and node.op_type == kind)
+
+
+def joined_layers(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
+    """Each linear layer with all those beside it, itself included, that are given the same value."""
+    groups: dict[tuple[ir.Value, str, int], list[ir.Node]] = {}
+    for node in nodes:
+        if node.domain == plug.DOMAIN and node.op_type == plug.LINEAR:
+            parent = text_of(node, "module").rpartition(".")[0]
+            groups.setdefault((given_to(node, 0), parent, node.attributes["transposed"].as_int()), []).append(node)
+    return {node: group for group in groups.values() for node in group}
+
+
+def mixtures(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.Node], ir.Node]]:
+    """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
+    found = []
+    for take in nodes:
+        if take.domain != plug.DOMAIN or take.op_type != plug.TAKE:
+            continue
+        reached, parts = set(take.outputs), list[ir.Node]()
+        for node in nodes:
+            if node.domain == plug.DOMAIN and node.op_type == plug.GIVE:
+                if text_of(node, "module") == text_of(take, "module"):
+                    found.append((take, parts, node))
+                    break
+            elif any(value in reached for value in node.inputs):
+                parts.append(node)
+                reached.update(node.outputs)
+    return found
+
+
+def text_of(node: ir.Node, name: str) -> str:
+    return str(node.attributes[name].as_string())
+
+
+def given_to(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value

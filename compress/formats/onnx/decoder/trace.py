@@ -1,4 +1,4 @@
-"""The graph of a decoder without its weights, traced through transformers' own modules.
+"""The graph of a decoder or an encoder without its weights, traced through transformers' own modules.
 
 Prompt and single tokens in one graph: keys and values of earlier tokens, and the states of convolutions and
 recurrences, come in and go out. A trace takes seconds for each block, so that only as many are traced as differ from
@@ -8,11 +8,10 @@ each other; the others are written as these are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -20,31 +19,23 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.hollow import hollow_model
 from compress.checkpoints.quantized_module import empty_module
 from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import plug as plugs
-from compress.formats.onnx.decoder.caches import (
-    KINDS,
-    PAST,
-    call_model,
-    holds_keys,
-    new_cache,
-    noting,
-    put_keys,
-    put_states,
-    run_model,
-    sample_states,
-)
-from compress.formats.onnx.decoder.plug import Call, Plug
+from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
+from compress.formats.onnx.decoder.calls import Call
+from compress.formats.onnx.decoder.parts import IDS, MASK, Part, alone
+from compress.formats.onnx.decoder.plug import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_NEW, _ROWS = 3, 2
-"""New tokens of a trace, and its rows: no two axes alike, and none of 1, which would be frozen."""
+_NEW = 3
+"""New tokens of a trace: no two axes alike, and none of 1, which would be frozen."""
 _REHEARSED = 24
 _OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
 """What a config says of the weights in its folder, and not of the model."""
@@ -74,15 +65,18 @@ class Trace:
     """``program``: a graph whose weights are names (`plug`), of the first blocks; ``blocks``: all of the model's.
 
     ``states``: each tensor of the cache with its shape, of which rows and, for keys and values, length are arbitrary.
-    ``unfused``: why attention is not one operator, or nothing.
+    ``made``: tables that the model makes by itself, of which a checkpoint may hold none. ``unfused``: why attention is
+    not one operator, or nothing.
     """
 
+    part: Part
     program: ir.Model
     model: PreTrainedModel
     blocks: Sequence[Block]
     traced: int
     states: Mapping[str, tuple[int, ...]]
     calls: Sequence[Call]
+    made: Mapping[str, torch.Tensor]
     unfused: str = ""
 
     @property
@@ -104,33 +98,42 @@ def check_writable(folder: Path) -> None:
 
 
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
-    """Trace the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
+    """Trace the language model of ``checkpoint``, as `trace_part` does."""
+    return trace_part(checkpoint, alone, fused, whole)
+
+
+def trace_part(
+    checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None = None, whole: bool = False
+) -> Trace:
+    """Trace a part of the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
     ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
     Raises `ModelError` for a model that cannot be traced.
     """
-    key = json.dumps([_of_model(checkpoint), fused, whole])
+    key = json.dumps([_of_model(checkpoint), part.__name__, fused, whole])
     if key not in _KEPT:
         while len(_KEPT) >= _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = _traced(checkpoint, fused, whole)
+        _KEPT[key] = _traced(checkpoint, part, fused, whole)
     return _KEPT[key]
 
 
-def _traced(checkpoint: Checkpoint, fused: bool | None, whole: bool) -> Trace:
+def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None, whole: bool) -> Trace:
     with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
-        found = _Rehearsal(checkpoint)
+        found = _Rehearsal(checkpoint, part)
         described = _describe(found.prefix, found.blocks, found.plug)
         traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
         while len(found.blocks) > traced:
             del found.blocks[-1]
         unfused = _unfused(found.plug) if fused is not False else "it is traced as it is"
+        if unfused and not found.part.alone:
+            raise ValueError(f"attention cannot be one operator: {unfused}")
         found.plug.fused = not unfused
         states = sample_states(found.cache, found.plug)
-        program = _trace(found, {name: state for name, state in states.items() if int(name.split("_")[2]) < traced})
+        program = _trace(found, {name: state for name, state in states.items() if layer_of(name) < traced})
     shapes = {name: tuple(state.shape) for name, state in states.items()}
     calls = list(found.plug.calls.values())
-    return Trace(program, found.model, described, traced, shapes, calls, unfused)
+    return Trace(found.part, program, found.model, described, traced, shapes, calls, found.made, unfused)
 
 
 _KEPT: dict[str, Trace] = {}
@@ -154,7 +157,7 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
         raise ModelError(
             f"{name} cannot be written as an ONNX decoder: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
-            expected="a decoder whose forward pass torch.export can follow",
+            expected="a model whose forward pass torch.export can follow",
             mend="ship it as a GPTQ checkpoint or GGUF instead",
         ) from error
 
@@ -162,29 +165,39 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
 class _Rehearsal:
     """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], Part] = alone) -> None:
         interfaces.register()
-        self.model = empty_module(checkpoint).eval()
+        self.model = empty_module(checkpoint, hollow_model).eval()
         # What routers answer is for their training alone.
         self.model.config.output_router_logits = False
+        self.part = part(self.model)
+        self.made = {
+            f"{name}.weight": module.create_weight()
+            for name, module in self.model.named_modules()
+            if hasattr(module, "create_weight")
+        }
         interfaces.prepare(self.model)
-        self.prefix, self.blocks = _blocks(self.model)
-        self.plug = Plug()
+        self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
+        self.plug = Plug(self.part.alone, self.part.cached)
         interfaces.set_attention(self.model, interfaces.REHEARSED)
-        self.cache = new_cache(self.model)
-        for index, layer in enumerate(self.cache.layers):
-            if holds_keys(layer):
-                layer.update = MethodType(noting(self.plug, index, layer.update), layer)
+        self.cache = self.part.cache(self.model, len(self.blocks))
+        note_updates(self.cache, self.plug)
         with interfaces.plugged(self.model, self.plug):
-            run_model(self.model, self.cache, torch.zeros(_ROWS, _REHEARSED, dtype=torch.long), 0)
+            self.part.call(self.model, self.cache, self.part.sample(_REHEARSED, 0))
             self.plug.norms = interfaces.plain_norms(self.model)
         reached = {call.layer for call in self.plug.calls.values()}
         self.plug.missed = sorted(set(self.plug.updated.values()) - reached)
 
 
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of a decoder's blocks, the longest of the outermost, and its name."""
-    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of the blocks below ``root``, the longest of the outermost, and its name."""
+    (place,) = (name for name, part in model.named_modules() if part is root)
+    inside = f"{place}." if place else ""
+    lists = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and name.startswith(inside)
+    }
     outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
     name = max(outermost, key=lambda one: len(outermost[one]), default=None)
     if name is None:
@@ -228,44 +241,29 @@ def _likeness(block: nn.Module, name: str) -> Iterator[Any]:
 
 
 def _likeness_of_call(call: Call, name: str) -> Any:
-    return replace(call, module=call.module.removeprefix(name), layer=0)
+    return replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
 
 
 class _OneGraph(nn.Module):
-    """What is traced: ids, mask and cache in, logits and cache out, all flat."""
+    """What is traced: inputs and cache in, output and cache out, all flat."""
 
-    def __init__(self, model: Any, plug: Plug) -> None:
+    def __init__(self, found: _Rehearsal, blocks: int) -> None:
         super().__init__()
-        self.model, self._plug = model, plug
+        self.model, self._plug, self._part, self._blocks = found.model, found.plug, found.part, blocks
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **past: torch.Tensor) -> dict[str, Any]:
-        plug = self._plug
+    def forward(self, **given: torch.Tensor) -> dict[str, Any]:
+        plug, part = self._plug, self._part
         plug.clear()
-        cache = new_cache(self.model)
-        new = input_ids.shape[1]
-        if plug.fused:
-            plug.lengths = plugs.lengths_of(attention_mask)
-        for index, layer in enumerate(cache.layers):
-            put_states(layer, index, past)
-            if f"past_key_{index}" in past:
-                pair = past[f"past_key_{index}"], past[f"past_value_{index}"]
-                put_keys(layer, pair, plug, index, attention_mask.shape[1] - new)
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, attention_mask.shape[1] - new :]
-        logits = call_model(self.model, cache, input_ids, attention_mask, positions)
-        outputs = {"logits": logits}
-        for name in past:
-            outputs["present" + name.removeprefix("past")] = self._present(name, cache)
-        return outputs
-
-    def _present(self, name: str, cache: Any) -> torch.Tensor:
-        kind, index, *number = name.removeprefix("past_").split("_")
-        layer, slot = cache.layers[int(index)], self._plug.slots.get(int(index))
-        if kind in KINDS:
-            state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
-            return state
-        pair: Any = (layer.keys, layer.values) if slot is None else slot.present
-        found: torch.Tensor = pair[kind == "value"]
-        return found
+        past = {name: given.pop(name) for name in list(given) if name.startswith("past_")}
+        cache = part.cache(self.model, self._blocks)
+        plug.padding = part.padding(given)
+        mask = given[MASK] if part.alone else None
+        if mask is not None and plug.fused:
+            plug.lengths = plugs.lengths_of(mask)
+        if cache is not None:
+            fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[IDS].shape[1])
+        outputs = {part.output: part.call(self.model, cache, given)}
+        return outputs | {"present" + name.removeprefix("past"): present(name, cache, plug) for name in past}
 
 
 def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
@@ -275,17 +273,13 @@ def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
     # Recurrences go by chunks; with more than one of them their number is no constant.
     new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in model.modules())
-    total = PAST + new
-    inputs = {
-        "input_ids": torch.ones(_ROWS, new, dtype=torch.long),
-        "attention_mask": torch.ones(_ROWS, total, dtype=torch.long),
-        **states,
-    }
+    inputs = {**found.part.sample(new, PAST), **states}
     plug.tracing = True
     for index, block in enumerate(found.blocks):
         block.forward = _marked(plug, block.forward, index)
     with interfaces.plugged(model, plug):
-        program, _ = OnnxExporter().export_program(_OneGraph(model, plug).eval(), inputs, OnnxConfig(dynamic=True))
+        graph = _OneGraph(found, len(found.blocks)).eval()
+        program, _ = OnnxExporter().export_program(graph, inputs, OnnxConfig(dynamic=True))
     return program
 
 
@@ -296,8 +290,10 @@ def _marked(plug: Plug, forward: Any, index: int) -> Any:
         else:
             named["hidden_states"] = plug.mark(plugs.ENTER, named["hidden_states"], index)
         found = forward(*given, **named)
-        if isinstance(found, tuple):
-            return (plug.mark(plugs.LEAVE, found[0], index), *found[1:])
-        return plug.mark(plugs.LEAVE, found, index)
+        if not isinstance(found, tuple):
+            return plug.mark(plugs.LEAVE, found, index)
+        # What else a block gives, such as T5's bias of positions, later ones are given as it is.
+        others = [plug.mark(plugs.SHARE, one, index) if isinstance(one, torch.Tensor) else one for one in found[1:]]
+        return (plug.mark(plugs.LEAVE, found[0], index), *others)
 
     return marked

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from compress.checkpoints.adapter import LowRank, low_rank
 from compress.checkpoints.checkpoint import Checkpoint
@@ -27,16 +28,19 @@ class Weights:
         accuracy_level: int,
         exact: Collection[str] = (),
         expand_on_load: bool = False,
+        made: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """``exact`` names layers whose few-bit products are in fp32 whatever ``accuracy_level`` is.
 
-        ``expand_on_load``: all are, by weights that become float when the graph is opened.
+        ``expand_on_load``: all are, by weights that become float when the graph is opened. ``made``: tensors that
+        stand for those that the checkpoint hasn't got.
         """
         self._checkpoint = checkpoint
         self._nodes = nodes
         self._accuracy_level = accuracy_level
         self._exact = frozenset(exact)
         self._expand_on_load = expand_on_load
+        self._made = made or {}
         self._operands: dict[str, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
         self._whole: dict[str, ir.Value] = {}
         self._low_rank = low_rank(checkpoint)
@@ -50,7 +54,9 @@ class Weights:
         module = name.removesuffix(".weight")
         if module != name and not self.has(name) and self._checkpoint.quantized(module) is not None:
             return self._nodes.constant(name, self._checkpoint.weight(module).numpy())
-        return self._nodes.constant(name, self._checkpoint.stored(name).float().numpy())
+        made = None if name in self._checkpoint.files else self._made.get(name)
+        tensor = self._checkpoint.stored(name) if made is None else made
+        return self._nodes.constant(name, tensor.float().numpy())
 
     def project(
         self, scope: str, leaves: Sequence[str], value: ir.Value, transposed: bool = False
@@ -133,7 +139,7 @@ class Weights:
         return None if quantized is None else store(quantized, module)
 
     def _table(self, module: str) -> ir.Value:
-        return self._nodes.constant(f"{module}.weight", self._checkpoint.weight(module).numpy())
+        return self.vector(f"{module}.weight")
 
     def _bias(self, name: str, modules: Sequence[str]) -> ir.Value | None:
         if not any(self.has(f"{module}.bias") for module in modules):

@@ -16,7 +16,7 @@ from compress.formats.model_file import model_files
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.formats.onnx.runtimes.failures import cannot_open, reason
 from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
-from compress.runtimes.transcriber import Transcriber
+from compress.runtimes.text_writer import open_pair
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -162,14 +162,14 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one graph of ``artifact``, a folder or the file, in either format, or the two of a transcriber.
+        """Open the one graph of ``artifact``, a folder or the file, in either format, or an encoder and its decoder.
 
         ``threads`` work within an operator.
         """
         check_target(self, target, threads)
         graphs = model_files(artifact, self.name)
         sessions = [self._open(graph, target, threads) for graph in graphs]
-        return sessions[0] if len(sessions) == 1 else Transcriber(sessions[0], sessions[1], artifact)
+        return sessions[0] if len(sessions) == 1 else open_pair(sessions[0], sessions[1], artifact)
 
     def _open(self, graph: Path, target: Target, threads: int) -> OnnxSession:
         try:

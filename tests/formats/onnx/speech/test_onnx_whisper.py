@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -10,9 +12,8 @@ from tiny_whisper import FRAMES, write_tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.formats.onnx.speech.architecture import read_architecture
-from compress.formats.onnx.speech.decoder import write_decoder
-from compress.formats.onnx.speech.encoder import write_encoder
+from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.formats.onnx.model import OnnxModel
 
 TOKENS = np.array([[256, 3, 17, 200, 91, 5, 66], [256, 8, 9, 10, 250, 0, 1]])
 
@@ -20,6 +21,11 @@ TOKENS = np.array([[256, 3, 17, 200, 91, 5, 66], [256, 8, 9, 10, 250, 0, 1]])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> OnnxModel:
+    return export_encoder_decoder(Checkpoint(folder))
 
 
 def _session(graph) -> onnxruntime.InferenceSession:
@@ -30,16 +36,14 @@ def _features() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 8, FRAMES)).astype(np.float32)
 
 
-def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path) -> None:
-    checkpoint = Checkpoint(folder)
-    of = read_architecture(checkpoint)
+def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path, model: OnnxModel) -> None:
     module = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = module(torch.from_numpy(_features()), decoder_input_ids=torch.from_numpy(TOKENS))
-    (hidden,) = _session(write_encoder(checkpoint, of, 4)).run(None, {"input_features": _features()})
+    encoder, decoder = map(_session, model.graphs.values())
+    (hidden,) = encoder.run(None, {"input_features": _features()})
     assert np.abs(hidden - expected.encoder_last_hidden_state.numpy()).max() < 1e-4
 
-    decoder = _session(write_decoder(checkpoint, of, 4))
     past = {
         entry.name: np.zeros((2, 2, 0, 32), np.float32)
         for entry in decoder.get_inputs()
@@ -54,6 +58,36 @@ def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path) -> None:
         for name in past:
             if step == 0 or ".decoder." in name:
                 past[name] = found[name.replace("past_key_values", "present")]
+            else:
+                assert found[name.replace("past_key_values", "present")].size == 0
     difference = np.abs(np.concatenate(logits, axis=1) - expected.logits.numpy()).max()
     assert difference < 1e-4, difference
     assert expected.logits.std() > 0.1, "the model tells tokens apart"
+
+
+def test_graphs_have_the_names_axes_and_operators_that_clients_know(model: OnnxModel) -> None:
+    encoder, decoder = model.graphs.values()
+    assert list(model.graphs) == ["encoder_model.onnx", "decoder_model_merged.onnx"]
+    assert _axes(encoder.graph.input) == {"input_features": ["batch_size", 8, FRAMES]}
+    assert _axes(encoder.graph.output) == {"last_hidden_state": ["batch_size", FRAMES // 2, 64]}
+    inputs = _axes(decoder.graph.input)
+    assert list(inputs)[:4] == [
+        "input_ids",
+        "encoder_hidden_states",
+        "past_key_values.0.decoder.key",
+        "past_key_values.0.decoder.value",
+    ]
+    assert inputs["past_key_values.1.encoder.value"] == ["batch_size", 2, "past_encoder_sequence_length", 32]
+    assert inputs["use_cache_branch"] == [1] and len(inputs) == 2 + 8 + 1
+    assert _axes(decoder.graph.output)["logits"] == ["batch_size", "decoder_sequence_length", 258]
+    # A step reads 21 matrices, and what only the first reads lies in the branches.
+    kinds = Counter(node.op_type for node in decoder.graph.node)
+    assert (kinds["MatMul"], kinds["If"], kinds["MultiHeadAttention"]) == (8 * 2 + 1, 2, 2)
+    whole = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(ir.from_proto(decoder).graph))
+    assert (whole["MatMul"], whole["MultiHeadAttention"]) == (10 * 2 + 1, 2 + 2 * 2)
+
+
+def _axes(entries) -> dict[str, list[int | str]]:
+    return {
+        entry.name: [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim] for entry in entries
+    }

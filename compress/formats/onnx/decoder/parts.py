@@ -1,0 +1,154 @@
+"""What is traced of a model, and under which names: a decoder by itself, an encoder, or the decoder behind one.
+
+Names and axes are those of transformers.js and optimum.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from compress.errors import ModelError
+from compress.formats.onnx.decoder.caches import CROSS, holds_keys, layers_of, new_cache, new_pair_of_caches
+
+BATCH = "batch_size"
+IDS, MASK, HIDDEN, AUDIO = "input_ids", "attention_mask", "encoder_hidden_states", "input_features"
+CACHED, ENCODER_MASK = "use_cache_branch", "encoder_attention_mask"
+_READ, _WRITTEN = "encoder_sequence_length", "decoder_sequence_length"
+_ROWS, _SEEN = 2, 7
+"""Rows of a trace, and positions of its encoder: no two axes alike, and none of 1, which would be frozen."""
+_CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call the argument that holds their cache."""
+Axes = Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """``inputs`` but for the cache: type and axes of each by its name; ``output`` and its ``axes`` but the last.
+
+    ``alone``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
+    """
+
+    inputs: Mapping[str, tuple[ir.DataType, Axes]]
+    output: str
+    axes: Axes
+    alone: bool = False
+    cached: bool = True
+
+    def root(self, model: Any) -> nn.Module:
+        """The module that holds the blocks."""
+        found: nn.Module = model if self.alone else model.get_decoder() if self.cached else model.get_encoder()
+        return found
+
+    def cache(self, model: Any, blocks: int) -> Any:
+        """An empty cache, or None where nothing is kept."""
+        if not self.cached:
+            return None
+        return new_cache(model) if self.alone else new_pair_of_caches(blocks)
+
+    def axes_of(self, name: str, shape: Sequence[int], time: str) -> Axes:
+        """Axes of a tensor of the cache with a sample's ``shape``, `past` or `present`."""
+        kind = name.split("_")[1]
+        if not kind.endswith(("key", "value")):
+            return [BATCH, *shape[1:]]
+        side = "encoder_" if kind.startswith(CROSS) else "decoder_"
+        if self.alone:
+            side, time = "", "past" if time == "past" else "total"
+        return [BATCH, shape[1], f"{time}_{side}sequence_length", shape[3]]
+
+    def sample(self, new: int, past: int) -> dict[str, torch.Tensor]:
+        """Inputs of a trace but for the cache: ``new`` tokens after ``past``."""
+        sizes = {BATCH: _ROWS, "sequence_length": new, "total_sequence_length": past + new, _WRITTEN: new, _READ: _SEEN}
+        shapes = {
+            name: [axis if isinstance(axis, int) else sizes[axis] for axis in axes]
+            for name, (_, axes) in self.inputs.items()
+        }
+        return {
+            name: torch.randn(shapes[name])
+            if dtype == ir.DataType.FLOAT
+            else torch.ones(shapes[name], dtype=torch.int64)
+            for name, (dtype, _) in self.inputs.items()
+        }
+
+    def padding(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """What is hidden from those who look at all of it, [batch, positions] int32."""
+        mask = None if self.alone else inputs.get(MASK if not self.cached else ENCODER_MASK)
+        return None if mask is None else mask.to(torch.int32)
+
+    def call(self, model: Any, cache: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output."""
+        if not self.cached:
+            hidden: torch.Tensor = model.get_encoder()(**inputs).last_hidden_state
+            return hidden
+        taken = inspect.signature(type(model).forward).parameters
+        word = next((name for name in _CACHES if name in taken), None)
+        named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
+        if self.alone:
+            named |= _positions(cache, inputs, "position_ids" in taken)
+        else:
+            from transformers.modeling_outputs import BaseModelOutput
+
+            named["encoder_outputs"] = BaseModelOutput(last_hidden_state=inputs[HIDDEN])
+            named["decoder_input_ids"] = inputs[IDS]
+            if "decoder_position_ids" in taken:
+                seen = cache.get_seq_length()
+                named["decoder_position_ids"] = torch.arange(seen, seen + inputs[IDS].shape[1])[None]
+            if ENCODER_MASK in inputs:
+                named["attention_mask"] = inputs[ENCODER_MASK]
+        logits: torch.Tensor = model(**named).logits
+        return logits
+
+
+def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], wanted: bool) -> dict[str, torch.Tensor]:
+    ids, mask = inputs[IDS], inputs[MASK]
+    past = mask.shape[1] - ids.shape[1]
+    found = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, past:]} if wanted else {}
+    if not any(holds_keys(layer) for _, _, layer in layers_of(cache)):  # states alone: the mask is of the new tokens
+        mask = mask[:, past:]
+    return {IDS: ids, MASK: mask, **found}
+
+
+_INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
+
+
+def alone(model: Any) -> Part:
+    """A language model: prompt and single tokens."""
+    new, total = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
+    return Part({IDS: (_INTEGERS, new), MASK: (_INTEGERS, total)}, "logits", new, alone=True)
+
+
+def encoder_part(model: Any) -> Part:
+    """The encoder of a model of text or speech."""
+    if _hears(model):
+        config = model.config
+        frames = 2 * config.max_source_positions  # its second convolution goes by steps of two
+        audio = {AUDIO: (_FLOATS, [BATCH, config.num_mel_bins, frames])}
+        return Part(audio, "last_hidden_state", [BATCH, config.max_source_positions], cached=False)
+    texts = {name: (_INTEGERS, [BATCH, _READ]) for name in (IDS, MASK)}
+    return Part(texts, "last_hidden_state", [BATCH, _READ], cached=False)
+
+
+def decoder_part(model: Any) -> Part:
+    """The decoder behind the encoder of a model, with its head."""
+    masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
+    inputs = {IDS: (_INTEGERS, [BATCH, _WRITTEN]), HIDDEN: (_FLOATS, [BATCH, _READ, model.config.d_model])}
+    return Part({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
+
+
+def _hears(model: Any) -> bool:
+    """Raises `ModelError` for a model whose encoder takes neither text nor features of speech in one window."""
+    taken = getattr(model, "main_input_name", IDS)
+    if taken == AUDIO and hasattr(model.config, "max_source_positions"):
+        return True
+    if taken == IDS and hasattr(model.config, "d_model"):
+        return False
+    raise ModelError(
+        f"{type(model).__name__} takes {taken}.",
+        expected=f"an encoder of {IDS} or, in windows of one length, {AUDIO}",
+    )

@@ -1,0 +1,43 @@
+"""Text from text by transformers' own `generate`, as the folder's generation_config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compress.errors import StageError, first_line
+from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
+from compress.runtimes.pair_decoder import IDS
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.runtimes.text_writer import MASK, SEQUENCES, TEXTS
+
+
+class GeneratedText:
+    """What `runtimes.text_writer` does with two graphs, done with the module of ``whole``."""
+
+    inputs = (IDS, MASK)
+    input_types: Mapping[str, TensorType] = dict.fromkeys(inputs, TensorType("int64", (None, None)))
+    output_types: Mapping[str, TensorType] = {
+        SEQUENCES: TensorType("int64", (None, None)),
+        TEXTS: TensorType("str", (None,)),
+    }
+
+    def __init__(self, whole: TorchSession, tokenizer: Any) -> None:
+        self._whole, self._tokenizer = whole, tokenizer
+        self.provider, self.settings = whole.provider, whole.settings
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """`texts` [n] and `sequences` [n, longest]. Raises `StageError` where transformers fails."""
+        import torch
+
+        check_inputs(self.inputs, batch, self._whole.where)
+        given = {name: as_tensor(np.asarray(batch[name])) for name in self.inputs}
+        try:
+            with torch.inference_mode():
+                found = self._whole.module.generate(**given)
+        except FAILURES as error:
+            raise StageError(f"The model failed on a batch: {first_line(error)}", where=self._whole.where) from error
+        texts = self._tokenizer.batch_decode(found, skip_special_tokens=True)
+        return {SEQUENCES: as_array(found[:, 1:]), TEXTS: np.array(texts)}

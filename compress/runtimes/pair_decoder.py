@@ -1,0 +1,74 @@
+"""The opened graph of a decoder behind an encoder, token by token, with its cache (`decoder_model_merged`).
+
+The names are those that transformers.js and optimum agree on, with the prompt and every later token in one graph. Keys
+and values of what the encoder gave are made with the prompt and kept; those of the tokens grow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compress.errors import ModelError, StageError
+from compress.runtimes.decoder import PAST, present_of
+from compress.runtimes.runtime import Session, TensorType
+
+IDS, LOGITS = "input_ids", "logits"
+_HIDDEN, _MASK, _CACHED = "encoder_hidden_states", "encoder_attention_mask", "use_cache_branch"
+
+
+class PairDecoder:
+    """Texts that are written at once, one a row. ``where`` names the model in messages."""
+
+    def __init__(self, session: Session, where: str) -> None:
+        """Raises `ModelError` for a graph of another kind."""
+        self._session, self._where = session, where
+        inputs, outputs = session.input_types, session.output_types
+        self._pasts = {name: _heads(kind) for name, kind in inputs.items() if name.startswith(PAST)}
+        unknown = inputs.keys() - self._pasts.keys() - {_MASK} ^ {IDS, _HIDDEN, _CACHED}
+        missing = [name for name in self._pasts if present_of(name) not in outputs]
+        if unknown or missing or not self._pasts or LOGITS not in outputs:
+            wrong = ", ".join([*sorted(unknown), *missing]) or "no cache or no logits"
+            raise ModelError(
+                f"The decoder lacks or adds {wrong}.",
+                where=where,
+                expected="a decoder of input_ids, encoder_hidden_states, use_cache_branch and "
+                "past_key_values.N.decoder.key and so on",
+                mend="write the model with the stage export",
+            )
+        self._feed: dict[str, np.ndarray] = {}
+        self._past: dict[str, np.ndarray] = {}
+        self._begun = False
+
+    def begin(self, hidden: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Begin anew behind ``hidden`` [rows, positions, hidden], of which ``mask`` [rows, positions] hides some."""
+        self._feed = {_HIDDEN: hidden} if mask is None else {_HIDDEN: hidden, _MASK: mask}
+        self._past = {name: np.zeros([len(hidden), *shape], np.float32) for name, shape in self._pasts.items()}
+        self._begun = False
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """The logits [rows, vocabulary] of what follows ``ids`` [rows, length]. Raises as `Session.predict` does."""
+        outputs = self._session.predict({IDS: ids, _CACHED: np.array([self._begun]), **self._feed, **self._past})
+        # What is of the encoder stays as it was made.
+        grown = [name for name in self._past if not self._begun or ".decoder." in name]
+        self._past |= {name: outputs[present_of(name)] for name in grown}
+        self._begun = True
+        logits: np.ndarray = outputs[LOGITS][:, -1]
+        return logits
+
+    def follow(self, rows: np.ndarray) -> None:
+        """Go on with the texts ``rows``, in that order; one may be there several times."""
+        self._feed, self._past = (
+            {name: array[rows] for name, array in arrays.items()} for arrays in (self._feed, self._past)
+        )
+
+    def finite(self, best: np.floating) -> None:
+        """Raise `StageError` where the largest logit is no number: a NaN anywhere is what argmax finds."""
+        if not np.isfinite(best):
+            raise StageError("The decoder's logits are not finite.", where=self._where, mend="write the model again")
+
+
+def _heads(kind: TensorType) -> tuple[int, int, int]:
+    """[heads, 0, size] of an input [batch, heads, past, size]."""
+    _, heads, _, size = kind.shape
+    assert isinstance(heads, int) and isinstance(size, int), "the writer fixes both"
+    return heads, 0, size

@@ -1,0 +1,237 @@
+"""Text from text with two opened graphs, encoder and decoder: the likeliest token each time, or beam search.
+
+What is written equals what transformers' `generate` writes by the same generation_config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.json_file import read_json
+from compress.checkpoints.processor import load_tokenizer
+from compress.errors import InputError, ModelError
+from compress.runtimes.pair_decoder import IDS, PairDecoder
+from compress.runtimes.runtime import Batch, Session, TensorType
+
+MASK, HIDDEN = "attention_mask", "last_hidden_state"
+SEQUENCES, TEXTS = "sequences", "texts"
+_GENERATION = "generation_config.json"
+_LONGEST = 20
+"""Tokens after the start where nothing says how many: transformers' own default."""
+_LOW = np.float32(-1e9)
+_PLAIN: dict[str, float | None] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+    "constraints": None,
+    "force_words_ids": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+}
+"""What changes a text and is not followed, at the values that change nothing."""
+
+
+@dataclass(frozen=True)
+class WritingRules:
+    """How a text is written. ``start`` begins it, ``ends`` end it; ``longest`` and ``shortest`` count the start.
+
+    ``first`` and ``last`` are tokens that must stand after the start and at the longest length. Tokens ``never`` are
+    not written, nor any ``no_repeat`` tokens twice in the same order. ``beams`` above 1: beam search, with scores
+    divided by the length to the power of ``length_penalty``, and ``early_stopping`` as transformers has it.
+    """
+
+    start: int
+    ends: tuple[int, ...]
+    longest: int
+    shortest: int = 0
+    first: int | None = None
+    last: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+    no_repeat: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+
+def read_rules(folder: Path) -> WritingRules:
+    """The rules of a folder's generation_config.json and config.json. Raises `ModelError` for those not followed."""
+    said = read_json(folder / "config.json")
+    if (folder / _GENERATION).is_file():
+        said = said | {key: value for key, value in read_json(folder / _GENERATION).items() if value is not None}
+    start, ends = said.get("decoder_start_token_id", said.get("bos_token_id")), _ids(said.get("eos_token_id"))
+    odd = [name for name, plain in _PLAIN.items() if said.get(name) not in (None, plain)]
+    banned = said.get("bad_words_ids") or []
+    odd += ["bad_words_ids of several tokens"] if any(len(words) != 1 for words in banned) else []
+    if start is None or not ends or odd:
+        raise ModelError(
+            f"The model cannot be asked for text by {', '.join(odd) or 'tokens that nothing names'}.",
+            where=str(folder / _GENERATION),
+            expected="decoder_start_token_id and eos_token_id; greedy or beam search without further penalties",
+        )
+    more, fewest = said.get("max_new_tokens"), said.get("min_new_tokens")
+    return WritingRules(
+        start=start,
+        ends=ends,
+        longest=1 + more if more else said.get("max_length") or 1 + _LONGEST,
+        shortest=1 + fewest if fewest else said.get("min_length") or 0,
+        first=said.get("forced_bos_token_id"),
+        last=_ids(said.get("forced_eos_token_id")),
+        never=(*(words[0] for words in banned), *(said.get("suppress_tokens") or ())),
+        no_repeat=said.get("no_repeat_ngram_size") or 0,
+        beams=said.get("num_beams") or 1,
+        length_penalty=float(said.get("length_penalty") or 0.0) if "length_penalty" in said else 1.0,
+        early_stopping=said.get("early_stopping") or False,
+    )
+
+
+def _ids(said: int | list[int] | None) -> tuple[int, ...]:
+    return () if said is None else tuple(said) if isinstance(said, list) else (said,)
+
+
+class TextWriter:
+    """Token ids in, tokens and text out; each row of a batch by itself, without its padding."""
+
+    def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
+        """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
+        self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
+        self._decoder = PairDecoder(decoder, self._where)
+        self._tokenizer: Any = load_tokenizer(folder)
+        self.inputs = (IDS, MASK)
+        self.input_types = {name: TensorType("int64", (None, None)) for name in self.inputs}
+        self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TEXTS: TensorType("str", (None,))}
+        self.provider = encoder.provider
+        way = "greedy" if self.rules.beams == 1 else f"{self.rules.beams} beams"
+        self.settings: dict[str, Any] = {**encoder.settings, "decoding": way}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """`texts` [n] for `input_ids` [n, length] of which `attention_mask` hides the ends, and `sequences` of tokens.
+
+        `sequences` [n, longest] are filled up with -1. Raises `InputError` for a batch without these, and what the
+        graphs raise.
+        """
+        if any(name not in batch for name in self.inputs):
+            raise InputError(f"The batch lacks one of {', '.join(self.inputs)}.", where=self._where)
+        lengths = np.asarray(batch[MASK]).sum(axis=1)
+        rows = [self.tokens(row[:length]) for row, length in zip(np.asarray(batch[IDS]), lengths, strict=True)]
+        longest = max(map(len, rows))
+        sequences = np.array([[*row, *[-1] * (longest - len(row))] for row in rows], dtype=np.int64)
+        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return {SEQUENCES: sequences.reshape(len(rows), -1), TEXTS: np.array(texts)}
+
+    def tokens(self, ids: np.ndarray) -> list[int]:
+        """What is written for one text [length], the start left out."""
+        ids = np.asarray(ids, np.int64)[np.newaxis]
+        mask = np.ones_like(ids)
+        hidden = self.encoder.predict({IDS: ids, MASK: mask})[HIDDEN]
+        self._decoder.begin(hidden, mask)
+        written = self._likeliest() if self.rules.beams == 1 else self._best_of_beams()
+        return [int(token) for token in written[1:]]
+
+    def _likeliest(self) -> np.ndarray:
+        rules, text = self.rules, np.array([self.rules.start], np.int64)
+        while len(text) < rules.longest and (len(text) == 1 or text[-1] not in rules.ends):
+            allowed = self._allowed(text, self._decoder.read(text[np.newaxis, -1:])[0])
+            token = int(allowed.argmax())
+            self._decoder.finite(allowed[token])
+            text = np.append(text, token)
+        return text
+
+    def _best_of_beams(self) -> np.ndarray:
+        """Beam search as transformers has it since 4.50, of one text."""
+        rules, beams = self.rules, self.rules.beams
+        kept = max(2, 1 + len(rules.ends)) * beams
+        texts = np.full((beams, 1), rules.start, np.int64)
+        scores = np.full(beams, _LOW, np.float32)
+        scores[0] = 0
+        self._decoder.follow(np.zeros(beams, np.int64))
+        done: list[tuple[np.float32, bool, np.ndarray]] = [(_LOW, False, texts[0])] * beams
+        hopeful = True
+        while True:
+            logits = self._decoder.read(texts[:, -1:])
+            self._decoder.finite(logits.max())
+            chances = [self._allowed(*pair) for pair in zip(texts, _log_softmax(logits), strict=True)]
+            whole = (np.stack(chances) + scores[:, None]).ravel()
+            best = np.argsort(-whole, kind="stable")[:kept]
+            values, rows, tokens = whole[best], best // logits.shape[1], best % logits.shape[1]
+            longer = np.concatenate([texts[rows], tokens[:, None]], axis=1)
+            ended = np.isin(tokens, rules.ends) | (longer.shape[1] >= rules.longest)
+            done = _finished(done, longer, values, ended, rules, hopeful)
+            running = values + ended * _LOW
+            chosen = np.argsort(-running, kind="stable")[:beams]
+            texts, scores = longer[chosen], running[chosen]
+            self._decoder.follow(rows[chosen])
+            hopeful = hopeful and _can_improve(scores[0], done, texts.shape[1], rules)
+            full = rules.early_stopping is True and all(finished for _, finished, _ in done)
+            if not hopeful or full or ended.all():
+                return done[0][2]
+
+    def _allowed(self, text: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Scores [vocabulary] of the next token, -inf for what the rules forbid."""
+        rules, found = self.rules, scores.copy()
+        found[list(_repeats(text, rules.no_repeat))] = -np.inf
+        found[list(rules.never)] = -np.inf
+        if len(text) < rules.shortest:
+            found[list(rules.ends)] = -np.inf
+        forced: tuple[int, ...] = (rules.first,) if len(text) == 1 and rules.first is not None else ()
+        forced = rules.last if rules.last and len(text) == rules.longest - 1 else forced
+        if forced:
+            found[:] = -np.inf
+            found[list(forced)] = 0
+        return found
+
+
+def _finished(
+    done: list[tuple[np.float32, bool, np.ndarray]],
+    texts: np.ndarray,
+    values: np.ndarray,
+    ended: np.ndarray,
+    rules: WritingRules,
+    hopeful: bool,
+) -> list[tuple[np.float32, bool, np.ndarray]]:
+    """The best texts so far with their scores, those that ``ended`` among the first beams of ``texts`` included."""
+    scores = values / np.float32((texts.shape[1] - 1) ** rules.length_penalty)
+    full = rules.early_stopping is True and all(finished for _, finished, _ in done)
+    ended = ended & (np.arange(len(ended)) < rules.beams)
+    scores = scores + np.float32(full + (not hopeful)) * _LOW + ~ended * _LOW
+    merged = [*done, *zip(scores, ended.tolist(), texts, strict=True)]
+    return sorted(merged, key=lambda one: -one[0])[: rules.beams]
+
+
+def _can_improve(
+    best: np.floating, done: list[tuple[np.float32, bool, np.ndarray]], length: int, rules: WritingRules
+) -> bool:
+    """Whether a running text may still be better than the worst that is done."""
+    longest = rules.early_stopping == "never" and rules.length_penalty > 0
+    possible = best / ((rules.longest if longest else length) - 1) ** rules.length_penalty
+    worst = min(score for score, _, _ in done)
+    return any(possible > (worst if finished else _LOW) for _, finished, _ in done)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def _repeats(text: np.ndarray, size: int) -> set[int]:
+    """Tokens that would make the last ``size`` tokens stand in ``text`` a second time."""
+    if size == 0 or len(text) + 1 < size:
+        return set()
+    tail = text[len(text) + 1 - size :].tolist()
+    return {int(text[at + size - 1]) for at in range(len(text) - size + 1) if text[at : at + size - 1].tolist() == tail}
+
+
+def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:
+    """What runs an encoder and its decoder: a transcriber of recordings, or a writer of text."""
+    from compress.runtimes.transcriber import FEATURES, Transcriber
+
+    if FEATURES in encoder.input_types:
+        return Transcriber(encoder, decoder, folder)
+    return TextWriter(encoder, decoder, folder)

@@ -1,0 +1,229 @@
+"""Text from text: translation, summaries, rewriting, by an encoder and a decoder. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.columns import Column
+from compress.data.slices import Slice
+from compress.errors import DataError, MissingExtraError, ModelError
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
+from compress.tasks.task import LOGITS, Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+DECODER_IDS = "decoder_input_ids"
+START = -1
+"""Stands in ``decoder_input_ids`` for the token that a model begins its texts with; its tokenizer doesn't know it."""
+_TEXTS, _LOSS, _RIGHT = "texts", "loss", "right"
+_RESAMPLES = 1000
+
+_STARTER: dict[str, Any] = {
+    "name": "my-rewriter",
+    "description": "a small model that writes text from text, taught on my own pairs",
+    "model": "google-t5/t5-small",
+    "data": {
+        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        "columns": {"text": "source", "target": "target"},
+    },
+    "stages": [{"finetune": {"epochs": 3}}, {"export": {}}, {"quantize": {}}],
+    "baseline": "export",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "chrf", "at_least": 0.97, "of": "baseline"}],
+}
+
+
+class TextToText(Task):
+    """Hugging Face `text2text-generation`: T5, BART, Marian and their like, judged by what they write.
+
+    A model writes as its generation_config.json says, greedily or by beam search.
+    """
+
+    name = "text2text-generation"
+    columns = (Column("text"), Column("target"))
+    capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_LABELS, NAMES_TOKENS, IS_WRITTEN, REWRITES})
+    architectures = (
+        "T5ForConditionalGeneration",
+        "BartForConditionalGeneration",
+        "PegasusForConditionalGeneration",
+        "MarianMTModel",
+        "EncoderDecoderModel",
+    )
+    starter = _STARTER
+    slices = (Slice(length="quartiles"),)
+    batch_size = 8
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        from compress.checkpoints.checks import refuse_quantized
+
+        refuse_quantized(directory)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+            module = AutoModelForSeq2SeqLM.from_pretrained(
+                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"The model cannot be loaded for {self.name}: {error}",
+                where=str(directory),
+                expected="an encoder with a decoder and a tokenizer, in Hugging Face layout",
+            ) from error
+        module.register_forward_pre_hook(_begin, with_kwargs=True)
+        return TorchModel(module.eval(), tokenizer)
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Tokenize; ``labels`` [n, longest] are the target's tokens, -100 at their ends, if there are targets.
+
+        ``decoder_input_ids`` are what stands before each of them, `START` before the first.
+        """
+        import numpy as np
+
+        from compress.tasks.tokens import IGNORED, ragged, text_inputs
+
+        inputs, padding = text_inputs(_tokens(processor, max_length, text=rows["text"].to_pylist()), processor)
+        if "target" not in rows.column_names:
+            return Examples(inputs, padding)
+        wanted = _tokens(processor, max_length, text_target=rows["target"].to_pylist())["input_ids"]
+        for example, ids in zip(inputs, wanted, strict=True):
+            example[DECODER_IDS] = np.array([START, *ids[:-1]], dtype=np.int64)
+        return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(wanted, IGNORED))
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row, with its target as text."""
+        import numpy as np
+
+        from compress.tasks.tokens import text_inputs
+
+        inputs, padding = text_inputs(_tokens(processor, max_length, text=rows["text"].to_pylist()), processor)
+        targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
+        return Examples(inputs, padding, targets)
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the target's tokens."""
+        from compress.tasks.classes import cross_entropy
+
+        logits = outputs.logits.float()
+        wanted = labels[:, : logits.shape[1]].long()
+        return cross_entropy(logits.flatten(0, 1), wanted.flatten())
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """The texts, [batch] strings; or, of logits beside the target, each row's loss and share of right tokens.
+
+        Raises `DataError` for rows without a target, `ModelError` for logits that are not finite.
+        """
+        import numpy as np
+
+        if examples.labels is None:
+            raise DataError("The split has no targets, so nothing can be evaluated on it.", expected="a column target")
+        if _TEXTS in outputs:
+            return {_TEXTS: outputs[_TEXTS]}
+        pairs = [_judged(outputs[LOGITS][row], examples.labels[index]) for row, index in enumerate(indices)]
+        return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """chrF and BLEU of all texts, ROUGE-L's F of each, and how many are the target to the letter.
+
+        Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
+        """
+        from compress.tasks.classes import mean_row, outcome_row
+
+        if _TEXTS not in kept:
+            return [mean_row("next_token_accuracy", kept[_RIGHT], model, target)]
+        import numpy as np
+
+        assert labels is not None, "keep asks for targets"
+        written, wanted = ([str(text).strip() for text in texts] for texts in (kept[_TEXTS], labels))
+        scorer = _rouge()
+        overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
+        same = np.array([text == other for text, other in zip(written, wanted, strict=True)])
+        return [
+            *_corpus_rows(written, wanted, model, target),
+            mean_row("rouge_l", np.array(overlap), model, target),
+            outcome_row("exact_match", same, model, target),
+        ]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """How many texts are the baseline's to the letter."""
+        from compress.tasks.agreement import agreement_row
+
+        return [agreement_row(kept[_TEXTS] == reference[_TEXTS], model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: texts are no classes."""
+        return None
+
+
+def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model's own first token in the place of `START`."""
+    ids = named.get(DECODER_IDS)
+    start = module.config.decoder_start_token_id
+    return given, named if ids is None else named | {DECODER_IDS: ids.masked_fill(ids == START, start)}
+
+
+def _tokens(processor: Any, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
+    encoded: Mapping[str, Any] = processor(**texts, truncation=True, max_length=max_length)
+    return encoded
+
+
+def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    import numpy as np
+
+    from compress.numerics.next_token import negative_log_likelihood
+    from compress.tasks.tokens import IGNORED
+
+    wanted = labels[labels != IGNORED].astype(np.int64)
+    own = logits[: len(wanted)]
+    if not np.isfinite(own).all():
+        raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+    loss = negative_log_likelihood(own, wanted)
+    return float(loss.mean()), float((own.argmax(axis=-1) == wanted).mean())
+
+
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("rouge-score", "metrics", "ROUGE") from error
+    return RougeScorer(["rougeL"], use_stemmer=False)
+
+
+def _corpus_rows(written: list[str], wanted: list[str], model: str, target: str) -> list[Measurement]:
+    from compress.measurement import Measurement
+
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("sacrebleu", "metrics", "BLEU") from error
+    rows = []
+    for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
+        found = metric.corpus_score(written, [wanted], n_bootstrap=_RESAMPLES if len(written) > 1 else 1)
+        known = {}
+        if len(written) > 1:
+            known = {
+                "low": min(found.score, found._mean - found._ci) / 100,
+                "high": max(found.score, found._mean + found._ci) / 100,
+            }
+        value = found.score / 100
+        rows.append(
+            Measurement(model=model, metric=name, target=target, value=value, unit="ratio", n=len(written), **known)
+        )
+    return rows
+
+
+TASK = TextToText()

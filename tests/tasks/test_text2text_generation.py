@@ -1,0 +1,83 @@
+"""Text from text: what is learned and judged, with the libraries' own figures beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu, corpus_chrf
+from tiny_text_to_text import pairs, save_tiny_bart
+from transformers import AutoModelForSeq2SeqLM
+
+from compress.errors import DataError
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.forward import forward as forwarded
+from compress.tasks.forward import merit, tensors
+from compress.tasks.text2text_generation import TASK
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bart(tmp_path_factory.mktemp("bart"))
+
+
+def test_the_loss_is_transformers_own(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.encode(pairs(8), model.processor, None, 32)
+    batch = tensors(examples, list(range(8)))
+    with torch.inference_mode():
+        found = TASK.loss(forwarded(model.module, batch), batch["labels"])
+        plain = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        wanted = plain(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"].long()
+        ).loss
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.encode(pairs(12), model.processor, None, 32)
+    right = []
+    for row in range(12):
+        batch = tensors(examples, [row])
+        with torch.inference_mode():
+            tokens = forwarded(model.module, batch).logits[0].argmax(-1)
+        wanted = batch["labels"][0][batch["labels"][0] != -100]
+        right.append(float((tokens[: len(wanted)] == wanted).float().mean()))
+    assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
+
+
+def test_figures_are_the_libraries_own() -> None:
+    wanted = ["and the king went up to his house", "lo, he spake unto them", "the end"]
+    written = ["and the king went to his house", "lo he spake to them all", "the end"]
+    rows = {row.metric: row for row in TASK.measure({"texts": np.array(written)}, np.array(wanted), "m", "t")}
+    assert rows["bleu"].value == pytest.approx(corpus_bleu(written, [wanted]).score / 100)
+    assert rows["chrf"].value == pytest.approx(corpus_chrf(written, [wanted]).score / 100)
+    assert rows["chrf"].low <= rows["chrf"].value <= rows["chrf"].high
+    scorer = RougeScorer(["rougeL"])
+    overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
+    assert rows["rouge_l"].value == pytest.approx(np.mean(overlap))
+    assert rows["exact_match"].raw == (0.0, 0.0, 1.0)
+
+
+def test_rows_without_a_target_are_named(folder: Path) -> None:
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.held_out(pairs(2).select(["text"]), model.processor, None, 32, Evaluation())
+    with pytest.raises(DataError, match="no targets"):
+        TASK.keep({"texts": np.array(["a", "b"])}, examples, [0, 1])
+
+
+def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
+    session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.held_out(pairs(4), model.processor, None, 32, Evaluation())
+    found = session.predict(examples.batch([0]))
+    with torch.inference_mode():
+        wanted = model.module.generate(torch.from_numpy(examples.inputs[0]["input_ids"][None]))
+    assert found["texts"].tolist() == model.processor.batch_decode(wanted, skip_special_tokens=True)
+    assert TASK.keep(found, examples, [0])["texts"].tolist() == found["texts"].tolist()
